@@ -1,0 +1,57 @@
+# Every chore is one command. Each sets up what it needs: Python 3.11 or newer and make are enough.
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Loopback Ray clusters made by tests need no token; stating it keeps Ray from writing one.
+export RAY_AUTH_MODE ?= disabled
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fmt check test drill test-gpu demo bench lock clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## Make .venv with every pinned dependency
+
+$(READY): pyproject.toml requirements.txt
+	@test -n "$(PYTHON)" || { echo "streamssl needs Python 3.11 or newer on the PATH; none was found. Install one, or name it: make setup PYTHON=/path/to/python3"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+fmt: $(READY) ## Format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: $(READY) ## Lint, format check and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(READY) ## Run the tests (no GPU, no network)
+	$(BIN)/python -m pytest
+
+drill: $(READY) ## Run the slow tests: kill things, whole runs
+	$(BIN)/python -m pytest -m slow --timeout 900
+
+test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
+
+demo: $(READY) ## Pictures by formula -> shards -> Ray readers -> SwAV -> k-NN, in under five minutes
+	$(BIN)/streamssl demo
+
+bench: $(READY) ## Measure the input path on made pictures; BENCHMARKS.md has the other commands
+	$(BIN)/python -m tests.bench.input --readers 2 --pictures 1024
+
+lock: ## Pin the newest versions of every dependency into requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header \
+		--no-annotate --extra s3 --extra dev --upgrade pyproject.toml --output-file requirements.txt
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,62 @@
+"""What can go wrong, on one page.
+
+    StreamSSLError
+      UserError                 the user can mend it: found, allowed, remedy; the command line exits with 2
+        ConfigError             a setting that cannot work
+        ManifestError           no shard matches, a listing fails, credentials are refused
+        CursorMismatch          a saved place that belongs to other data or another order
+      ShardUnreadable           a shard could not be read after every retry
+        ShardChanged            a shard is not the object that the manifest names
+        NotATar                 the bytes are not a tar
+      BudgetExceeded            too many samples were rejected; carries the table of reasons
+      StreamEnded               the stream stopped before the trainer had its steps
+
+A bad *sample* is no exception: it is a `records.Reject`, counted and paid from a budget.
+"""
+
+from collections.abc import Mapping
+
+
+class StreamSSLError(Exception):
+    """The root; nothing else is raised from one plane into another."""
+
+
+class UserError(StreamSSLError):
+    """The user's to mend. The message says what was found, what is allowed, and the remedy."""
+
+
+class ConfigError(UserError):
+    """A setting, or a combination of settings, that cannot work."""
+
+
+class ManifestError(UserError):
+    """The list of shards cannot be made."""
+
+
+class CursorMismatch(UserError):
+    """A saved cursor does not belong to this manifest or this order."""
+
+
+class ShardUnreadable(StreamSSLError):
+    """A shard could not be read after every retry."""
+
+
+class ShardChanged(ShardUnreadable):
+    """A shard's size or version is not what the manifest says."""
+
+
+class NotATar(ShardUnreadable):
+    """The bytes of a shard are not a tar archive."""
+
+
+class BudgetExceeded(StreamSSLError):
+    """More samples were rejected than the budget allows. `reasons` maps each reason to its count."""
+
+    def __init__(self, message: str, reasons: Mapping[str, int]) -> None:
+        table = "".join(f"\n  {reason:<16} {count}" for reason, count in sorted(reasons.items()))
+        super().__init__(message + table)
+        self.reasons = dict(reasons)
+
+
+class StreamEnded(StreamSSLError):
+    """The stream stopped before the trainer had all its steps."""

@@ -1,0 +1,139 @@
+"""What flows: the few frozen types that carry everything from a shard's name to a batch of crops.
+
+A sample's identity is (shard row in the manifest, byte offset of its first tar header). It does not
+depend on keys being unique, on the chunk size, or on who reads it.
+
+Shape letters: N samples, V views of one size, S pixels, G global batch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Reason = Literal[
+    "no_picture",  # the sample has no member that could be a picture
+    "empty",  # the picture member has no bytes
+    "not_a_picture",  # the bytes are of no format that is read here
+    "broken_header",  # the format is known, the header cannot be read
+    "too_small",  # a side is shorter than `AdmissionConfig.min_side`
+    "too_large",  # more pixels than `AdmissionConfig.max_pixels`: a decompression bomb
+    "truncated",  # the end of the picture is missing
+    "undecodable",  # the decoder gave up
+    "truncated_tar",  # the tar ends in the middle of the sample
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """One tar: where it is, how long it is, and which version of it was listed."""
+
+    uri: str
+    num_bytes: int
+    version: str  # an etag, or "<mtime>-<size>" where the store has none
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes [start, stop) of shard number `shard`; the samples whose first header starts there."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Members of a tar that share a key. `fields` maps a lower-case extension to its bytes."""
+
+    shard: int
+    offset: int
+    key: str
+    fields: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A sample that will not be trained on, and why."""
+
+    shard: int
+    offset: int
+    key: str
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkCrops:
+    """All that one chunk gives in one epoch: what a reader hands over.
+
+    `offsets` (num_samples,) int64 lists every sample of the chunk in file order, rejects included;
+    `kept` (num_samples,) bool says which have a row in `crops`; `crops` holds, for every view
+    group, a uint8 array (kept.sum(), V, S, S, 3) in RGB.
+    """
+
+    chunk: Chunk
+    epoch: int
+    offsets: NDArray[np.int64]
+    kept: NDArray[np.bool_]
+    crops: tuple[NDArray[np.uint8], ...]
+    rejects: tuple[Reject, ...]
+    read_seconds: float = 0.0
+    crop_seconds: float = 0.0
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(array.nbytes for array in self.crops)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """The place in the stream after a batch: all that a loader must save. Under 2 kB as JSON.
+
+    `slot` counts raw samples of the block, rejects included, so a reject moves nobody else.
+    `num_samples` and `num_rejects` count what was decided since the start of the run.
+    """
+
+    manifest: str
+    order: str
+    epoch: int = 0
+    block: int = 0
+    slot: int = 0
+    num_samples: int = 0
+    num_rejects: int = 0
+    reject_reasons: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class CropBatch:
+    """One global batch, with the place in the stream that follows it.
+
+    `crops`: for every view group a uint8 array (G, V, S, S, 3) in RGB. `ids`: int64 (G, 2), shard
+    row and header offset. `epochs`: int64 (G,), a batch may cross into the next epoch. `rejects`:
+    what was decided against while this batch was formed.
+    """
+
+    crops: tuple[NDArray[np.uint8], ...]
+    ids: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+    cursor: Cursor
+    rejects: tuple[Reject, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def digest(self) -> str:
+        """128-bit digest of which samples, of which epoch, in which order: 32 hex digits."""
+        rows = np.concatenate([self.epochs[:, None], self.ids], axis=1).astype("<i8")
+        return blake2b(rows.tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,1 @@
+"""The learning plane: methods, trainer, evaluation, the one command line."""

@@ -1,0 +1,1 @@
+"""What was learned: k-NN on labelled shards."""

@@ -1,0 +1,1 @@
+"""Learning methods, one file each, read top to bottom like the paper."""

@@ -24,6 +24,7 @@ Reason = Literal[
     "truncated",  # the end of the picture is missing
     "undecodable",  # the decoder gave up
     "truncated_tar",  # the tar ends in the middle of the sample
+    "broken_tar",  # there is no tar header where one must be
 ]
 
 

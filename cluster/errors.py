@@ -1,0 +1,11 @@
+"""What can go wrong in the control plane; the tree goes on from `shards.errors`.
+
+    StreamSSLError
+      ReadersLost     readers died again and again: on one chunk, or before they did anything
+"""
+
+from shards.errors import StreamSSLError
+
+
+class ReadersLost(StreamSSLError):
+    """Readers died so often that going on would be a restart loop."""

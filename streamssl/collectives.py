@@ -1,0 +1,54 @@
+"""What ranks tell each other; a group that is None is one process, and every call an identity.
+
+Shape letters: N rows of this rank, W ranks, D anything that follows.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+
+def world_size(group: ProcessGroup | None) -> int:
+    """How many ranks share a global batch."""
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def rank(group: ProcessGroup | None) -> int:
+    """This rank's place in the group, from 0."""
+    return 0 if group is None else dist.get_rank(group)
+
+
+@torch.no_grad()
+def all_reduce_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The sum of `x` over all ranks, the same on each. `x` itself is left alone; no gradient."""
+    return _reduced(x, dist.ReduceOp.SUM, group)
+
+
+@torch.no_grad()
+def all_reduce_max(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The element-wise maximum of `x` over all ranks. `x` itself is left alone; no gradient."""
+    return _reduced(x, dist.ReduceOp.MAX, group)
+
+
+@torch.no_grad()
+def all_gather_rows(x_ND: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Rows of all ranks, (W * N, D): rank 0's first. N is the same on every rank; no gradient.
+
+    Rank r holds rows r * N ... of the global batch, so this is global sample order.
+    """
+    if group is None:
+        return x_ND
+    # Plain memory order: pictures come channels-last, and a collective copies bytes as they lie.
+    rows_ND = x_ND.contiguous()
+    parts = [torch.empty_like(rows_ND) for _ in range(world_size(group))]
+    dist.all_gather(parts, rows_ND, group=group)
+    return torch.cat(parts)
+
+
+def _reduced(x: Tensor, op: dist.ReduceOp.RedOpType, group: ProcessGroup | None) -> Tensor:
+    if group is None:
+        return x
+    result = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(result, op=op, group=group)
+    return result

@@ -1,0 +1,48 @@
+"""Losses as pure functions of tensors: no state, no process group, at least float32 inside.
+
+Shape letters: V crops of a sample, B samples of this rank, K prototypes or queued keys, D feature.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is when it is more exact."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def swav_loss(scores: Tensor, codes: Mapping[int, Tensor], temperature: float) -> Tensor:
+    """Swapped prediction: every other crop of a sample predicts the code of an assigned crop.
+
+    `scores` (V * B, K), crop-major: rows [v * B, (v + 1) * B) are crop v. `codes` maps the number
+    of an assigned crop to its codes (B, K), without gradient. SwAV, arXiv:2006.09882, eq. 2 with
+    multi-crop (eq. 6): the mean over the assigned crops, the other V - 1 crops and the samples of
+    the cross entropy - sum_k q log softmax(score / temperature). Equals ln K when all is uniform.
+    """
+    num_samples = next(iter(codes.values())).shape[0]
+    num_crops = scores.shape[0] // num_samples
+    assert num_crops * num_samples == scores.shape[0] and num_crops > 1
+    log_p_VBK = F.log_softmax(at_least_float32(scores) / temperature, dim=1)
+    log_p_VBK = log_p_VBK.view(num_crops, num_samples, -1)
+    sum_BK = log_p_VBK.sum(dim=0)
+    losses = [-(q_BK * (sum_BK - log_p_VBK[crop])).sum(1).mean() for crop, q_BK in codes.items()]
+    return torch.stack(losses).mean() / (num_crops - 1)
+
+
+def info_nce(
+    q_BD: Tensor, k_BD: Tensor, queue_KD: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Each query finds its key among the queue: (loss, logits (B, 1 + K), the key in column 0).
+
+    MoCo, arXiv:1911.05722, eq. 1. All rows have unit norm; keys and queue carry no gradient.
+    Equals ln(1 + K) when all similarities are the same.
+    """
+    positive_B1 = (q_BD * k_BD.detach()).sum(dim=1, keepdim=True)
+    negative_BK = q_BD @ queue_KD.detach().T
+    logits = at_least_float32(torch.cat([positive_B1, negative_BK], dim=1)) / temperature
+    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    return F.cross_entropy(logits, labels), logits

@@ -284,7 +284,7 @@ def _uniform(
         key = int.from_bytes(hasher.digest(), "little")
         numbers[:] = np.random.Philox(key=key).random_raw(len(numbers))
     # 53 bits, the mantissa of a double: the upper ones, which are the better ones.
-    uniform = (raw >> np.uint64(11)) * 2.0**-53
+    uniform = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return uniform.reshape(len(rows), num_views, _NUMBERS_PER_VIEW)
 
 

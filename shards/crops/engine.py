@@ -1,0 +1,42 @@
+"""What an engine is: pictures and parameters in, crops and failures out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.crops.recipe import CropRecipe
+from shards.picture import Picture
+from shards.records import Reason
+
+
+class Failure(NamedTuple):
+    """The picture in row `row` of the batch gave no crops."""
+
+    row: int
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cropped:
+    """The crops of a batch of N pictures.
+
+    `ok` (N,) bool; `crops` holds for every view group uint8 (ok.sum(), V, S, S, 3) in RGB, a row
+    for every picture that is ok, in order; `failures` names all the others.
+    """
+
+    crops: tuple[NDArray[np.uint8], ...]
+    ok: NDArray[np.bool_]
+    failures: list[Failure] = field(default_factory=list)
+
+
+class Engine(Protocol):
+    """Executes parameters (N, V, P) of `recipe` on N pictures; never raises for a bad picture."""
+
+    @property
+    def recipe(self) -> CropRecipe: ...
+
+    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped: ...

@@ -1,0 +1,111 @@
+"""What a row of parameters means, executed plainly in float64: the referee of both engines.
+
+Slow and without any library's kernels on purpose. `shards.crops.recipe` says the same in words.
+Values are kept as float64 on the scale 0..255; where the definition asks for whole grey levels
+they are whole.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.crops.recipe import ORDERS, Parameter, pixel_boxes
+
+Pixels = NDArray[np.float64]
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def reference_crop(picture: NDArray[np.uint8], row: NDArray[np.float32], size: int) -> Pixels:
+    """One crop (size, size, 3) of a picture (H, W, 3) from one row of parameters (P,)."""
+    y0, x0, y1, x1 = pixel_boxes(row[None, None], [picture.shape[:2]])[0, 0]
+    crop = resize(picture[y0:y1, x0:x1].astype(np.float64), size)
+    if row[Parameter.FLIP]:
+        crop = crop[:, ::-1]
+    crop = jitter(crop, row)
+    if row[Parameter.GREY]:
+        crop = np.repeat(grey(crop)[..., None], 3, axis=-1)
+    crop = blur(crop, float(row[Parameter.BLUR]))
+    if row[Parameter.SOLARISE]:
+        crop = np.where(crop >= 128, 255 - crop, crop)
+    return crop
+
+
+def resize(pixels: Pixels, size: int) -> Pixels:
+    """Antialiased bilinear resize to (size, size, 3)."""
+    rows = triangle_weights(pixels.shape[0], size)
+    columns = triangle_weights(pixels.shape[1], size)
+    return np.floor(np.einsum("yh,hwc,xw->yxc", rows, pixels, columns, optimize=True) + 0.5)
+
+
+def triangle_weights(num_in: int, num_out: int) -> Pixels:
+    """Weights (num_out, num_in) of a triangle filter, as wide as the reduction, rows sum to 1."""
+    step = num_in / num_out
+    support = max(step, 1.0)
+    centres = (np.arange(num_out) + 0.5) * step
+    distances = np.abs(np.arange(num_in) + 0.5 - centres[:, None]) / support
+    weights = np.maximum(0.0, 1.0 - distances)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def jitter(crop: Pixels, row: NDArray[np.float32]) -> Pixels:
+    """The four colour operations in the drawn order."""
+    for operation in ORDERS[int(row[Parameter.ORDER])]:
+        amount = float(row[operation])
+        if operation == Parameter.BRIGHTNESS:
+            crop = truncate(crop * amount)
+        elif operation == Parameter.CONTRAST:
+            mean = math.floor(grey(crop).mean() + 0.5)
+            crop = truncate(mean + amount * (crop - mean))
+        elif operation == Parameter.SATURATION:
+            base = grey(crop)[..., None]
+            crop = truncate(base + amount * (crop - base))
+        else:
+            crop = np.floor(turn_hue(crop, amount) + 0.5)
+    return crop
+
+
+def truncate(crop: Pixels) -> Pixels:
+    """Clamp, then drop the fraction; a hair is added so that f = 1 changes nothing."""
+    return np.floor(np.clip(crop, 0.0, 255.0) + 1e-6)
+
+
+def grey(crop: Pixels) -> Pixels:
+    """Rounded ITU-R 601 grey (H, W)."""
+    return np.floor(crop @ LUMA + 0.5)
+
+
+def turn_hue(crop: Pixels, turns: float) -> Pixels:
+    """Turn the hue of the HSV hexcone; value and saturation stay."""
+    red, green, blue = np.moveaxis(crop, -1, 0)
+    value = crop.max(axis=-1)
+    chroma = value - crop.min(axis=-1)
+    safe = np.where(chroma > 0, chroma, 1.0)
+    sector = np.where(
+        value == red,
+        (green - blue) / safe,
+        np.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    sector = sector + 6 * turns
+    channels = []
+    for offset in (5, 3, 1):
+        place = (offset + sector) % 6
+        channels.append(value - chroma * np.clip(np.minimum(place, 4 - place), 0, 1))
+    return np.stack(channels, axis=-1)
+
+
+def blur(crop: Pixels, sigma: float) -> Pixels:
+    """Separable Gaussian over 2 ceil(3 sigma) + 1 pixels, mirrored without repeating the border."""
+    if sigma <= 0:
+        return crop
+    radius = math.ceil(3 * sigma)
+    distance = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (distance / sigma) ** 2)
+    weights /= weights.sum()
+    size = len(crop)
+    # A mirror index that is right even where the window is wider than the crop.
+    period = max(2 * (size - 1), 1)
+    places = np.abs((np.arange(size)[:, None] + distance + period // 2) % period - period // 2)
+    matrix = np.zeros((size, size))
+    np.add.at(matrix, (np.arange(size)[:, None], places), np.broadcast_to(weights, places.shape))
+    return np.floor(np.einsum("yh,hwc,xw->yxc", matrix, crop, matrix, optimize=True) + 0.5)

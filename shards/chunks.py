@@ -5,37 +5,20 @@ it gives the same arrays. That is what lets a stream compute out of order and de
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.admission import AdmissionConfig, admit, reject
+from shards.crops.engine import Engine
 from shards.crops.recipe import CropRecipe, draw
 from shards.errors import NotATar
 from shards.picture import Picture
-from shards.records import Chunk, ChunkCrops, Reason, Reject, Sample, ShardInfo
+from shards.records import Chunk, ChunkCrops, Reject, Sample, ShardInfo
 from shards.sources import RangeReader
 from shards.tar import cut
-
-
-class Cropped(Protocol):
-    """What an engine returns: one uint8 array (ok.sum(), V, S, S, 3) for every view group."""
-
-    @property
-    def crops(self) -> tuple[NDArray[np.uint8], ...]: ...
-    @property
-    def ok(self) -> NDArray[np.bool_]: ...
-    @property
-    def failures(self) -> Sequence[tuple[int, Reason, str]]: ...
-
-
-class Engine(Protocol):
-    """Executes drawn parameters (N, V, P) float32 on N pictures."""
-
-    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +79,8 @@ class ChunkCropper:
         epochs = np.full(len(admitted), epoch, dtype=np.int64)
         parameters = draw(self._job.recipe, self._job.seed, epochs, ids, sizes)
         cropped = self._engine.crop([picture for _, picture in admitted], parameters)
-        for index, reason, detail in cropped.failures:
-            sample = admitted[index][0]
+        for row, reason, detail in cropped.failures:
+            sample = admitted[row][0]
             rejects[sample.offset] = reject(sample, reason, detail)
         return cropped.crops
 

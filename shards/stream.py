@@ -279,8 +279,14 @@ def check_cursor(order: Order, cursor: Cursor) -> None:
 class ThreadReaders:
     """Readers as threads of this process. Use as a context; `submit` is what a stream needs."""
 
-    def __init__(self, manifest: Manifest, job: CropJob, num_readers: int = 2) -> None:
-        self._manifest, self._job = manifest, job
+    def __init__(
+        self,
+        manifest: Manifest,
+        job: CropJob,
+        num_readers: int = 2,
+        on_crops: Callable[[ChunkCrops], None] = lambda _: None,
+    ) -> None:
+        self._manifest, self._job, self._on_crops = manifest, job, on_crops
         self._source = RangeReader()
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(num_readers, thread_name_prefix="reader")
@@ -293,7 +299,9 @@ class ThreadReaders:
         cropper: ChunkCropper | None = getattr(self._local, "cropper", None)
         if cropper is None:
             cropper = self._local.cropper = ChunkCropper(self._job, self._source)
-        return cropper.crop(self._manifest.shards[chunk.shard], chunk, epoch)
+        result = cropper.crop(self._manifest.shards[chunk.shard], chunk, epoch)
+        self._on_crops(result)
+        return result
 
     def __enter__(self) -> "ThreadReaders":
         return self

@@ -1,0 +1,187 @@
+"""A place to come back to: everything that a run must remember, written at once or not at all.
+
+A checkpoint is a folder `checkpoints/step-00001000` with `state.safetensors` (every tensor of the
+method and of the optimizer) and `state.json` (step, cursor, numbers). It is written under another
+name, flushed to disk and then renamed: a folder with the right name is whole. No pickle.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shards.errors import ConfigError
+from shards.records import Cursor
+
+_NAME = re.compile(r"step-(\d{8})")
+_FORMAT = 1
+
+
+@dataclass(slots=True)
+class TrainState:
+    """What training changes. `step` counts finished steps; `cursor` is the place after them."""
+
+    method: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    cursor: Cursor | None = None
+
+
+def save(out: Path, state: TrainState, method_name: str, keep: int) -> Path:
+    """Write the checkpoint of `state.step` and leave the last `keep` of them. Atomic."""
+    assert state.cursor is not None, "nothing was trained yet"
+    folder = out / "checkpoints"
+    target = folder / f"step-{state.step:08d}"
+    draft = folder / f".draft-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    tensors, numbers = _flatten(state)
+    save_file(tensors, draft / "state.safetensors")
+    fields = {
+        "format": _FORMAT,
+        "step": state.step,
+        "method": method_name,
+        "cursor": state.cursor.to_json(),
+        "numbers": numbers,
+    }
+    (draft / "state.json").write_text(json.dumps(fields, indent=1))
+    for path in (*draft.iterdir(), draft):
+        _flush(path)
+    if target.exists():  # the same step again, after a resume from an older one
+        shutil.rmtree(target)
+    draft.rename(target)
+    _flush(folder)
+    for old in list_checkpoints(out)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(out: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    folder = out / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def read_fields(checkpoint: Path) -> dict[str, Any]:
+    """The fields of `state.json`. Raises ConfigError when they cannot be read."""
+    try:
+        fields: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{checkpoint} holds no readable state.json ({error}); a checkpoint is a folder such "
+            "as runs/a/checkpoints/step-00001000: name one, or remove the damaged one"
+        ) from error
+    if fields.get("format") != _FORMAT:
+        raise ConfigError(
+            f"{checkpoint} has format {fields.get('format')}; this version reads {_FORMAT}: "
+            "resume with the version that wrote it"
+        )
+    return fields
+
+
+def restore(checkpoint: Path, state: TrainState, method_name: str) -> None:
+    """Fill `state`, which must be built from the same configuration, from a checkpoint.
+
+    Raises ConfigError when it belongs to another method or to other shapes.
+    """
+    fields = read_fields(checkpoint)
+    if fields["method"] != method_name:
+        raise ConfigError(
+            f"{checkpoint} is of method {fields['method']!r}, this run trains {method_name!r}; "
+            "resume with the recipe it was started with, or give a new --out"
+        )
+    tensors = load_tensors(checkpoint)
+    _load_module(checkpoint, state.method, _under(tensors, "method."))
+    _load_optimizer(state.optimizer, _under(tensors, "optimizer."), fields["numbers"])
+    state.step = fields["step"]
+    state.cursor = Cursor.from_json(fields["cursor"])
+
+
+def load_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint by name, on the CPU. Raises ConfigError."""
+    try:
+        return load_file(checkpoint / "state.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{checkpoint}/state.safetensors cannot be read ({error}); remove this checkpoint "
+            "to go on from the one before it"
+        ) from error
+
+
+def load_backbone(checkpoint: Path, backbone: nn.Module) -> None:
+    """Fill an encoder, as a method holds it under `backbone`, from a checkpoint."""
+    _load_module(checkpoint, backbone, _under(load_tensors(checkpoint), "method.backbone."))
+
+
+def _flatten(state: TrainState) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Tensors and numbers of method and optimizer, under names such as `optimizer.7.exp_avg`."""
+    tensors = {f"method.{name}": value for name, value in state.method.state_dict().items()}
+    numbers: dict[str, float] = {}
+    for index, entries in state.optimizer.state_dict()["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{name}"] = value
+            elif value is not None:
+                numbers[f"{index}.{name}"] = value
+    # Safetensors knows neither strides nor shared memory: every tensor gets memory of its own.
+    plain = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+    return plain, numbers
+
+
+def _load_module(checkpoint: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    if wrong:
+        name = wrong[0]
+        raise ConfigError(
+            f"{checkpoint} does not fit this model: {name} is {found.get(name, 'absent')} there "
+            f"and {expected.get(name, 'absent')} here ({len(wrong)} such); resume with the "
+            "settings it was started with, or give a new --out"
+        )
+    module.load_state_dict(tensors)
+
+
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, float]
+) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for full_name, value in tensors.items():
+        index, name = full_name.split(".", 1)
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            # The strides of the parameter: sums over it then run in the same order as before.
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        optimizer.state[parameter][name] = value
+    for full_name, number in numbers.items():
+        index, name = full_name.split(".", 1)
+        optimizer.state[parameters[int(index)]][name] = number
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

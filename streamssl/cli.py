@@ -1,0 +1,350 @@
+"""The front door: argv in, exit code out. 0 done, 2 the user can mend it, 130 interrupted.
+
+    streamssl pretrain RECIPE --data SHARDS --out FOLDER [overrides]
+    streamssl evaluate knn --run FOLDER --train SHARDS --test SHARDS
+    streamssl shards pack|verify|stats …
+    streamssl demo
+"""
+
+import contextlib
+import difflib
+import io
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from shards.admission import AdmissionConfig
+from shards.entries import entries_from_folder, entries_from_list
+from shards.errors import ConfigError, StreamSSLError, UserError
+from shards.manifest import open_manifest
+from shards.pack import PackConfig, pack
+from shards.sources import RangeReader, redact
+from shards.survey import Survey, survey
+from streamssl.config import RunConfig, read_toml
+from streamssl.demo import DemoConfig, demo
+from streamssl.evaluation.evaluate import Encoder, knn_of_run
+from streamssl.evaluation.knn import KnnConfig
+from streamssl.recipes import RECIPES
+from streamssl.run import Placement, pretrain
+
+T = TypeVar("T")
+_OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretrain:
+    """Train a recipe on shards. Starting again with the same --out goes on where it stopped.
+
+    `data`: a folder, a glob, a brace pattern such as 's3://bucket/{0000..0999}.tar', a single tar,
+    or a folder of pictures (which is packed first). `cluster`: none reads in threads, local starts
+    a Ray here, auto or ray://HOST:10001 joins one.
+    """
+
+    data: str
+    out: Path
+    cluster: str = "none"
+    readers: int = 2
+    metrics_port: int = 0
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateKnn:
+    """Score the encoder of a run by k-NN: neighbours from --train, accuracy on --test.
+
+    `run`: a run folder, or one of its checkpoints. `baselines` adds raw pixels and the encoder
+    before its first step. `size`: side of the pictures, by default that of the run's largest crop.
+    """
+
+    run: Path
+    train: str
+    test: str
+    ks: tuple[int, ...] = (20, 200)
+    temperature: float = 0.1
+    size: int | None = None
+    baselines: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pack:
+    """Make shards from a folder of pictures (sub-folders are labels) or a text file of paths."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    out: Annotated[Path, tyro.conf.Positional]
+    labels: Literal["auto", "none"] = "auto"
+    pack: Annotated[PackConfig, tyro.conf.arg(name="")] = PackConfig()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """Read every shard once. `depth` pixels decodes every picture, headers is quicker."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    depth: Literal["headers", "pixels"] = "pixels"
+    threads: int = 2
+    json: bool = False
+    admission: AdmissionConfig = AdmissionConfig()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console = Console(stderr=False, highlight=False)
+    try:
+        return _dispatch(arguments, console)
+    except UserError as error:
+        print(f"streamssl: {error}", file=sys.stderr)
+        return _USER_ERROR
+    except StreamSSLError as error:
+        print(f"streamssl: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("streamssl: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _dispatch(arguments: list[str], console: Console) -> int:
+    tree: dict[str, Any] = {
+        "pretrain": _pretrain,
+        "evaluate": {"knn": _evaluate_knn},
+        "shards": {"pack": _pack, "verify": _verify, "stats": _stats},
+        "demo": _demo,
+    }
+    path = "streamssl"
+    while isinstance(tree, dict):
+        word = arguments.pop(0) if arguments else "--help"
+        if word in ("-h", "--help"):
+            console.print(_usage(path, tree))
+            return _OK
+        if word not in tree:
+            raise ConfigError(_unknown(f"command `{path} {word}`", word, tree))
+        path, tree = f"{path} {word}", tree[word]
+    command: Callable[[list[str], Console], int] = tree
+    return command(arguments, console)
+
+
+def _pretrain(arguments: list[str], console: Console) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        console.print(_usage("streamssl pretrain", RECIPES))
+        return _OK
+    name = arguments[0]
+    default = _recipe(name)
+    given = Pretrain(data=tyro.MISSING, out=tyro.MISSING, run=default)
+    parsed = _parse(Pretrain, f"streamssl pretrain {name}", arguments[1:], given)
+    placement = Placement(
+        cluster=parsed.cluster, readers=parsed.readers, metrics_port=parsed.metrics_port
+    )
+    _prepare_ray(parsed.cluster)
+    with _stop_on_signals(console) as stop:
+        summary = pretrain(parsed.run, parsed.data, parsed.out, placement, console, stop)
+    if not summary.finished:
+        console.print(f"stopped at step {summary.step}; the same command goes on from there")
+        return _INTERRUPTED
+    console.print(
+        f"done: {summary.num_samples:,} pictures at {summary.pictures_per_second:,.0f}/s, data "
+        f"wait {summary.data_wait_share:.1%}; {summary.checkpoint}"
+    )
+    return _OK
+
+
+def _recipe(name: str) -> RunConfig:
+    """A recipe by name, or the config.toml of an earlier run."""
+    if name in RECIPES:
+        return RECIPES[name]()
+    if name.endswith(".toml"):
+        return read_toml(Path(name))
+    raise ConfigError(_unknown(f"recipe {name!r}", name, RECIPES) + ", or the config.toml of a run")
+
+
+def _evaluate_knn(arguments: list[str], console: Console) -> int:
+    parsed = _parse(EvaluateKnn, "streamssl evaluate knn", arguments)
+    encoders: tuple[Encoder, ...] = ("trained",)
+    if parsed.baselines:
+        encoders = ("raw pixels", "untrained", "trained")
+    config = KnnConfig(ks=parsed.ks, temperature=parsed.temperature)
+    scores = knn_of_run(parsed.run, parsed.train, parsed.test, encoders, config, parsed.size)
+    table = Table(
+        title=f"k-NN accuracy in % at step {scores.step}, {scores.num_train:,} training and "
+        f"{scores.num_test:,} test pictures",
+        title_justify="left",
+    )
+    table.add_column("encoder")
+    for k in parsed.ks:
+        table.add_column(f"k={k}", justify="right")
+    for encoder, accuracy in scores.accuracy.items():
+        table.add_row(encoder, *(f"{accuracy[k]:.1f}" for k in parsed.ks))
+    console.print(table)
+    return _OK
+
+
+def _pack(arguments: list[str], console: Console) -> int:
+    parsed = _parse(Pack, "streamssl shards pack", arguments)
+    if parsed.source.is_file():
+        source = entries_from_list(parsed.source)
+    else:
+        source = entries_from_folder(parsed.source, parsed.labels)
+    report = pack(source, parsed.out, parsed.pack)
+    done = "are there already, made from the same files" if report.reused else "written"
+    console.print(
+        f"{report.num_samples:,} samples in {report.num_shards} shards ({report.num_bytes:,} "
+        f"bytes) in {report.out}: {done}"
+    )
+    for reason, count in sorted(report.skipped.items()):
+        console.print(f"skipped {count:,}: {reason}")
+    return _OK
+
+
+def _verify(arguments: list[str], console: Console) -> int:
+    """Exit code 1 when anything is wrong with the shards."""
+    parsed = _parse(Look, "streamssl shards verify", arguments)
+    found = _survey(parsed, console)
+    if parsed.json:
+        print(json.dumps(_survey_fields(found)))
+        return 1 if found.rejects else _OK
+    total = sum(found.rejects.values())
+    console.print(f"{found.num_samples:,} samples in {found.num_shards} shards, {total:,} rejected")
+    for reason, count in found.rejects.most_common():
+        first = found.examples[reason]
+        where = f"shard {first.shard}, byte {first.offset}, key {first.key!r}"
+        console.print(f"  {reason:<14} {count:>8,}   first: {where}: {first.detail}")
+    return 1 if found.rejects else _OK
+
+
+def _stats(arguments: list[str], console: Console) -> int:
+    parsed = _parse(Look, "streamssl shards stats", arguments)
+    found = _survey(parsed, console)
+    if parsed.json:
+        print(json.dumps(_survey_fields(found)))
+        return _OK
+    table = Table(title=redact(parsed.data), title_justify="left", show_header=False)
+    for name, value in _survey_fields(found).items():
+        shown = json.dumps(value) if isinstance(value, dict) else f"{value:,}"
+        table.add_row(name.replace("_", " "), shown)
+    console.print(table)
+    return _OK
+
+
+def _survey(parsed: Look, console: Console) -> Survey:
+    reader = RangeReader()
+    manifest = open_manifest(parsed.data, reader)
+    columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    shown = console.is_terminal and not parsed.json
+    with Bar(*columns, console=console, transient=True, disable=not shown) as bar:
+        task = bar.add_task("reading", total=manifest.num_bytes)
+        return survey(
+            manifest,
+            reader,
+            parsed.admission,
+            depth=parsed.depth,
+            num_threads=parsed.threads,
+            progress=lambda num_bytes: bar.advance(task, num_bytes),
+        )
+
+
+def _survey_fields(found: Survey) -> dict[str, Any]:
+    sides = sorted(found.sides)
+    num = len(sides)
+    return {
+        "shards": found.num_shards,
+        "bytes": found.num_bytes,
+        "samples": found.num_samples,
+        "pictures": num,
+        "rejected": sum(found.rejects.values()),
+        "reject_reasons": dict(found.rejects),
+        "formats": dict(found.formats),
+        "members": dict(found.extensions),
+        "megapixels": round(found.num_pixels / 1e6, 1),
+        "mean_picture_bytes": round(found.picture_bytes / num) if num else 0,
+        "shorter_side_p5": sides[num // 20] if num else 0,
+        "shorter_side_p50": sides[num // 2] if num else 0,
+        "shorter_side_p95": sides[num * 19 // 20] if num else 0,
+    }
+
+
+def _demo(arguments: list[str], console: Console) -> int:
+    parsed = _parse(DemoConfig, "streamssl demo", arguments)
+    _prepare_ray("local")
+    with _stop_on_signals(console) as stop:
+        demo(parsed, console, stop)
+    return _OK
+
+
+def _prepare_ray(cluster: str) -> None:
+    """Settle Ray's authentication before it starts: left open, it would write a token file.
+
+    A Ray that is started here listens on the loopback address only. For any other cluster the
+    environment of the user decides.
+    """
+    if cluster == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@contextlib.contextmanager
+def _stop_on_signals(console: Console) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C or SIGTERM asks the trainer to save and leave; the second one interrupts."""
+    asked: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        console.print("stopping after this step; once more to leave at once")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _parse(kind: type[T], program: str, arguments: list[str], default: T | None = None) -> T:
+    """`kind` from `arguments`; one sentence as ConfigError for what cannot be understood."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options: dict[str, Any] = {} if default is None else {"default": default}
+            return tyro.cli(kind, prog=program, args=arguments, **options)
+    except SystemExit as left:
+        if not left.code:
+            raise
+        raise ConfigError(f"{_plain(said.getvalue())}; `{program} --help` lists them all") from None
+
+
+def _plain(text: str) -> str:
+    """A boxed, wrapped and coloured message as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    text = re.sub(r"[│╭╮╰╯─┌┐└┘├┤]+", " ", text)
+    return " ".join(text.split())
+
+
+def _unknown(what: str, word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return f"unknown {what}{hint} there are {', '.join(known)}"
+
+
+def _usage(path: str, tree: dict[str, Any]) -> str:
+    lines = [f"usage: {path} {'RECIPE --data … --out …' if tree is RECIPES else 'COMMAND …'}", ""]
+    for name, entry in tree.items():
+        text = (entry.__doc__ or "").strip().partition("\n")[0] if tree is RECIPES else ""
+        lines.append(f"  {name:<18} {text}".rstrip())
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

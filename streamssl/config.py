@@ -1,0 +1,145 @@
+"""A run, as one frozen value: what `recipes` make, the command line overrides and TOML keeps."""
+
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+
+from shards.admission import AdmissionConfig
+from shards.crops.recipe import CropRecipe
+from shards.errors import ConfigError
+from shards.stream import StreamConfig
+from streamssl.backbones import BackboneConfig
+from streamssl.methods.moco import MoCoConfig
+from streamssl.methods.swav import SwAVConfig
+from streamssl.optim import OptimConfig
+from streamssl.schedules import ScheduleConfig
+
+METHODS: dict[str, type[SwAVConfig] | type[MoCoConfig]] = {"swav": SwAVConfig, "moco": MoCoConfig}
+
+# What may change between a run and its continuation without changing what was learned so far.
+_FREE_ON_RESUME = {
+    *("num_steps", "save_every", "keep"),
+    *("stream.max_bytes", "stream.num_lookahead_blocks"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything that decides what is learned, besides the data.
+
+    `num_steps` are optimizer steps of one global batch (`stream.batch_size` pictures); a checkpoint
+    is written every `save_every` steps and the last `keep` stay. `engine` executes the crops:
+    `opencv` anywhere, `dali-gpu` on the trainer's GPU, `dali-cpu` to compare. `precision` bf16
+    is autocast; Sinkhorn and normalisation stay in float32.
+    """
+
+    method: SwAVConfig | MoCoConfig
+    backbone: BackboneConfig
+    crops: CropRecipe
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    stream: StreamConfig
+    admission: AdmissionConfig = AdmissionConfig()
+    num_steps: int = 100_000
+    save_every: int = 1000
+    keep: int = 3
+    seed: int = 0
+    engine: Literal["opencv", "dali-cpu", "dali-gpu"] = "opencv"
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.seed < 1 << 31:
+            raise ConfigError(f"seed={self.seed}; it must be from 0 to {(1 << 31) - 1}")
+
+    @property
+    def method_name(self) -> str:
+        """The method's key in `METHODS`."""
+        return next(name for name, kind in METHODS.items() if isinstance(self.method, kind))
+
+    @property
+    def largest_crop(self) -> int:
+        """Side of the largest view in pixels."""
+        return max(group.size for group in self.crops.groups)
+
+
+def to_fields(config: RunConfig) -> dict[str, Any]:
+    """Plain tables, as TOML has them; what is None is left out."""
+    tables = _without_none(asdict(config))
+    tables["method"] = {"name": config.method_name, **tables["method"]}
+    result: dict[str, Any] = tables
+    return result
+
+
+def from_fields(tables: dict[str, Any]) -> RunConfig:
+    """The run that `to_fields` wrote down. Raises ConfigError naming the field that is wrong."""
+    tables = dict(tables)
+    method = dict(tables.get("method", {}))
+    name = method.pop("name", None)
+    if name not in METHODS:
+        raise ConfigError(f"method.name={name!r}; it must be one of {', '.join(METHODS)}")
+    try:
+        tables["method"] = TypeAdapter(METHODS[name]).validate_python(method)
+        return TypeAdapter(RunConfig).validate_python(tables)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"{place or 'the configuration'}: {first['msg']} (found {first['input']!r}); "
+            "compare with the config.toml of a run"
+        ) from error
+
+
+def write_toml(config: RunConfig, path: Path) -> None:
+    """Save a run so that `read_toml` gives the same one."""
+    path.write_text(tomli_w.dumps(to_fields(config)))
+
+
+def read_toml(path: Path) -> RunConfig:
+    """Load a run. Raises ConfigError."""
+    try:
+        return from_fields(tomllib.loads(path.read_text()))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as a configuration ({error}); give the config.toml of a run"
+        ) from error
+
+
+def check_same(old: RunConfig, new: RunConfig) -> None:
+    """Raise ConfigError if `new` cannot continue a run that was started as `old`."""
+    before, now = _flatten(to_fields(old)), _flatten(to_fields(new))
+    names = [name for name in before | now if before.get(name) != now.get(name)]
+    changed = [name for name in names if name not in _FREE_ON_RESUME]
+    if changed:
+        name = changed[0]
+        raise ConfigError(
+            f"this run was started with {name}={before.get(name)}, now it is {now.get(name)}; "
+            "a run goes on with its own settings: take the change back, or give a new --out"
+        )
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(entry) for entry in value]
+    return value
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        pairs = ((str(place), entry) for place, entry in enumerate(value))  # type: ignore[assignment]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, entry in pairs:
+        flat |= _flatten(entry, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,0 +1,102 @@
+"""The whole path in a few minutes on a laptop's CPU, on pictures that are made on the spot."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from shards.entries import entries_from_synthetic
+from shards.errors import ConfigError
+from shards.pack import PackConfig, pack
+from streamssl.evaluation.evaluate import knn_of_run
+from streamssl.evaluation.knn import KnnConfig
+from streamssl.recipes import swav_demo
+from streamssl.run import Placement, pretrain
+
+_TRAIN_SEED, _TEST_SEED = 1, 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoConfig:
+    """Pictures by formula -> shards -> Ray readers -> SwAV -> k-NN accuracy.
+
+    `steps` None takes the recipe's own number. `out` gets everything and may be deleted after.
+    """
+
+    out: Path = Path("runs/demo")
+    num_train: int = 6000
+    num_test: int = 1500
+    steps: int | None = None
+    readers: int = 2
+    cluster: str = "local"
+
+    def __post_init__(self) -> None:
+        if self.num_train < 512 or self.num_test < 100:
+            raise ConfigError(
+                f"num_train={self.num_train} and num_test={self.num_test}; the demo needs at "
+                "least 512 and 100 pictures to say anything"
+            )
+
+
+def demo(config: DemoConfig, console: Console, stop: Callable[[], bool]) -> None:
+    """Run the demo and print its table. An interrupted one goes on where it was."""
+    began = time.monotonic()
+    train, test = _make_shards(config, console)
+    run = config.out / "swav"
+    recipe = swav_demo()
+    if config.steps is not None:
+        recipe = replace(recipe, num_steps=config.steps)
+    if (run / "checkpoints" / f"step-{recipe.num_steps:08d}").exists():
+        shutil.rmtree(run)  # a finished demo: show it again from the start
+    placement = Placement(cluster=config.cluster, readers=config.readers)
+    summary = pretrain(recipe, str(train), run, placement, console, stop)
+    if not summary.finished:
+        console.print(f"stopped at step {summary.step}; `streamssl demo` goes on from there")
+        return
+    scores = knn_of_run(
+        run, str(train), str(test), ("raw pixels", "untrained", "trained"), KnnConfig()
+    )
+    table = Table(title="k-NN accuracy on pictures that were never trained on", title_justify="left")
+    for column in ("encoder", "k=20", "k=200"):
+        table.add_column(column, justify="left" if column == "encoder" else "right")
+    for encoder, accuracy in scores.accuracy.items():
+        table.add_row(encoder, *(f"{accuracy[k]:.1f} %" for k in (20, 200)))
+    console.print(table)
+    console.print(
+        f"{summary.num_samples:,} pictures trained on, {summary.pictures_per_second:,.0f} "
+        f"pictures/s, data wait {summary.data_wait_share:.1%}, metrics were at "
+        f"{summary.metrics_url}, {time.monotonic() - began:.0f} s in all"
+    )
+    _print_next(config, console)
+
+
+def _make_shards(config: DemoConfig, console: Console) -> tuple[Path, Path]:
+    train, test = config.out / "train", config.out / "test"
+    for folder, num, seed in ((train, config.num_train, _TRAIN_SEED), (test, config.num_test, _TEST_SEED)):
+        began = time.monotonic()
+        source = entries_from_synthetic(num, seed=seed)
+        report = pack(source, folder, PackConfig(samples_per_shard=1000))
+        done = "found" if report.reused else "made and packed"
+        console.print(
+            f"{report.num_samples:,} pictures of {len(source.class_names)} classes {done}: "
+            f"{report.num_shards} shards in {folder} ({time.monotonic() - began:.1f} s)"
+        )
+    return train, test
+
+
+def _print_next(config: DemoConfig, console: Console) -> None:
+    console.print(
+        "\nYour own pictures (a folder is packed into shards first):\n"
+        "  streamssl pretrain swav --data ~/Pictures --out runs/mine\n"
+        "Your own bucket of tars (pip install 'streamssl[s3]'):\n"
+        "  streamssl pretrain swav --data 's3://bucket/shards/{00000..00099}.tar' --out runs/bucket "
+        "--cluster local\n"
+        "Score any run on labelled shards:\n"
+        f"  streamssl evaluate knn --run {config.out / 'swav'} --train {config.out / 'train'} "
+        f"--test {config.out / 'test'} --baselines",
+        soft_wrap=True,
+    )

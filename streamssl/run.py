@@ -1,0 +1,249 @@
+"""A run from data to checkpoints: the place where the three planes are put together."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from cluster.feed import RayReaders, ray_session
+from cluster.metrics import Metrics, MetricsServer
+from shards.chunks import CropJob
+from shards.crops.dali import DaliEngine
+from shards.crops.engine import Engine
+from shards.crops.opencv import OpenCVEngine
+from shards.entries import entries_from_folder
+from shards.errors import ConfigError
+from shards.manifest import Manifest, open_manifest
+from shards.order import Order
+from shards.pack import pack
+from shards.sources import RangeReader
+from shards.stream import BatchStream, Submit, ThreadReaders, build_order, check_bytes, check_cursor
+from streamssl import checkpoint
+from streamssl.backbones import build_backbone
+from streamssl.checkpoint import TrainState
+from streamssl.config import RunConfig, check_same, read_toml, write_toml
+from streamssl.progress import Progress
+from streamssl.runlog import RunLog
+from streamssl.trainer import StepReport, train
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """Where a run runs. None of it changes what is learned.
+
+    `cluster`: "none" reads in threads of this process, "local" starts a Ray here, "auto" or
+    "ray://HOST:10001" joins one. `metrics_port` 0 takes any free port of the loopback address.
+    """
+
+    cluster: str = "none"
+    readers: int = 2
+    metrics_port: int = 0
+
+    def __post_init__(self) -> None:
+        if self.readers < 1:
+            raise ConfigError(f"readers={self.readers}; it must be at least 1")
+        if self.cluster not in ("none", "local", "auto") and "://" not in self.cluster:
+            raise ConfigError(
+                f"cluster={self.cluster!r}; it must be none, local, auto or an address such as "
+                "ray://head:10001"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a run went. `finished` is false when it was stopped before its last step."""
+
+    finished: bool
+    step: int
+    num_samples: int
+    pictures_per_second: float
+    data_wait_share: float
+    metrics_url: str
+    checkpoint: Path
+
+
+def pretrain(
+    config: RunConfig,
+    data: str,
+    out: Path,
+    placement: Placement,
+    console: Console,
+    stop: Callable[[], bool] = lambda: False,
+) -> Summary:
+    """Train `config` on the shards of `data` into the run folder `out`; resumes what is there.
+
+    Everything a user can get wrong is checked before anything is written. Raises UserError.
+    """
+    data = prepare_data(data, out, console)
+    manifest = open_manifest(data, RangeReader())
+    order = build_order(manifest, config.stream, config.seed)
+    config = _resolve(config, order)
+    check_bytes(manifest, order, config.stream, config.crops.num_bytes)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    state = build_state(config, device)
+    resumed = _resume(config, order, state, out)
+    if state.step >= config.num_steps:
+        raise ConfigError(
+            f"{out} has all its {config.num_steps} steps; raise --num-steps to train on, or give "
+            "a new --out"
+        )
+    _begin_folder(config, manifest, out)
+    shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
+    where = f"resuming at step {state.step}" if resumed else f"{config.num_steps} steps"
+    console.print(f"{config.method_name} on {shards}, {where}, into {out}", highlight=False)
+    with ExitStack() as stack:
+        metrics = Metrics()
+        server = stack.enter_context(MetricsServer(metrics, placement.metrics_port))
+        console.print(f"metrics at {server.url}", highlight=False)
+        log = stack.enter_context(RunLog(out, state.step))
+        submit = stack.enter_context(_readers(config, manifest, placement, metrics))
+        stream = BatchStream(order, config.stream, config.admission, submit, state.cursor)
+        progress = stack.enter_context(Progress(config.num_steps, state.step, console))
+        train(
+            config,
+            state,
+            stream,
+            device=device,
+            report=functools.partial(_report, log, metrics, progress),
+            save=lambda: _save(out, state, config),
+            stop=stop,
+        )
+        return Summary(
+            finished=state.step == config.num_steps,
+            step=state.step,
+            num_samples=progress.num_samples,
+            pictures_per_second=progress.num_samples / progress.seconds,
+            data_wait_share=progress.data_wait_seconds / progress.seconds,
+            metrics_url=server.url,
+            checkpoint=checkpoint.list_checkpoints(out)[-1],
+        )
+
+
+def prepare_data(data: str, out: Path, console: Console) -> str:
+    """`data` itself; a local folder of pictures without a tar is packed into `out`/shards first."""
+    folder = Path(data).expanduser()
+    if "://" in data or not folder.is_dir() or next(folder.rglob("*.tar"), None) is not None:
+        return data if "://" in data else str(folder)
+    target = out / "shards"
+    report = pack(entries_from_folder(folder), target)
+    done = "already packed into" if report.reused else "packed into"
+    skipped = f", {sum(report.skipped.values())} files skipped" if report.skipped else ""
+    console.print(
+        f"{data} holds pictures and no tar: {report.num_samples} pictures {done} {target} "
+        f"({report.num_shards} shards{skipped})",
+        highlight=False,
+    )
+    return str(target)
+
+
+def build_state(config: RunConfig, device: torch.device) -> TrainState:
+    """Method and optimizer with fresh weights that depend on `config.seed` alone."""
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config.backbone, config.largest_crop)
+    num_views = [group.num_views for group in config.crops.groups]
+    method = config.method.build(backbone, num_views=num_views, seed=config.seed)
+    method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TrainState(method, config.optim.build(method.parameters_to_optimise()))
+
+
+def _resolve(config: RunConfig, order: Order) -> RunConfig:
+    """The configuration with everything in it that was worked out from the data."""
+    stream = replace(
+        config.stream,
+        chunk_bytes=order.config.chunk_bytes,
+        chunks_per_block=order.config.chunks_per_block,
+    )
+    return replace(config, stream=stream)
+
+
+def _resume(config: RunConfig, order: Order, state: TrainState, out: Path) -> bool:
+    """Fill `state` from the newest checkpoint of `out`, if there is one that belongs there."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; --out is the folder of a run: give another one")
+    known = {"config.toml", "shards"}
+    foreign = out.is_dir() and any(out.iterdir()) and not (out / "config.toml").exists()
+    if foreign and {path.name for path in out.iterdir()} - known:
+        raise ConfigError(
+            f"{out} is not empty and no run (it has no config.toml); give a new --out, or the "
+            "folder of a run to resume"
+        )
+    checkpoints = checkpoint.list_checkpoints(out)
+    if not checkpoints:
+        return False
+    newest = checkpoints[-1]
+    fields = checkpoint.read_fields(newest)
+    check_cursor(order, checkpoint.Cursor.from_json(fields["cursor"]))
+    if fields["method"] == config.method_name:
+        check_same(read_toml(out / "config.toml"), config)
+    checkpoint.restore(newest, state, config.method_name)
+    return True
+
+
+def _begin_folder(config: RunConfig, manifest: Manifest, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    manifest.write(out / "manifest.parquet")
+    write_toml(config, out / "config.toml")
+
+
+def _save(out: Path, state: TrainState, config: RunConfig) -> None:
+    checkpoint.save(out, state, config.method_name, config.keep)
+
+
+def _report(log: RunLog, metrics: Metrics, progress: Progress, report: StepReport) -> None:
+    fields = log.write(report)
+    metrics.step_trained(
+        step=report.step,
+        loss=fields["loss"],
+        lr=report.lr,
+        num_samples=report.num_samples,
+        step_seconds=report.step_seconds,
+        data_wait_seconds=report.data_wait_seconds,
+        rejects=report.rejects,
+    )
+    progress.step(
+        report.step,
+        fields["loss"],
+        report.num_samples,
+        len(report.rejects),
+        report.step_seconds,
+        report.data_wait_seconds,
+    )
+
+
+def build_engine(config: RunConfig) -> Callable[[], Engine]:
+    """What makes the crops of a run; called once by every reader."""
+    if config.engine == "opencv":
+        return functools.partial(OpenCVEngine, config.crops)
+    device = "gpu" if config.engine == "dali-gpu" else "cpu"
+    return functools.partial(DaliEngine, config.crops, device=device)
+
+
+@contextmanager
+def _readers(
+    config: RunConfig, manifest: Manifest, placement: Placement, metrics: Metrics
+) -> Iterator[Submit]:
+    job = CropJob(
+        recipe=config.crops,
+        seed=config.seed,
+        admission=config.admission,
+        build_engine=build_engine(config),
+    )
+    if placement.cluster == "none":
+        with ThreadReaders(manifest, job, placement.readers, metrics.chunk_cropped) as threads:
+            yield threads.submit
+        return
+    with (
+        ray_session(placement.cluster, placement.readers, config.stream.max_bytes),
+        RayReaders(
+            manifest,
+            job,
+            placement.readers,
+            on_crops=metrics.chunk_cropped,
+            on_lost=metrics.lost_readers.inc,
+        ) as readers,
+    ):
+        yield readers.submit

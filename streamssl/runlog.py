@@ -1,0 +1,81 @@
+"""What a run writes down as it goes: metrics.jsonl, one line a step, and the proof of its order.
+
+After a crash the steps behind the newest checkpoint are trained again. Their digests are compared
+with those in the log: a replay that differs is an error, not a footnote.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, TextIO
+
+from shards.errors import StreamSSLError
+from streamssl.trainer import StepReport
+
+
+class TrainingDiverged(StreamSSLError):
+    """The loss is not a number any more."""
+
+
+class RunLog:
+    """Appends steps to `out`/metrics.jsonl, whole lines only. Use as a context."""
+
+    def __init__(self, out: Path, start_step: int) -> None:
+        self._path = out / "metrics.jsonl"
+        self._expected: dict[int, str] = {}
+        kept: list[str] = []
+        for line in self._read_lines():
+            fields = _parse(line)
+            if fields is not None and fields["step"] <= start_step:
+                kept.append(line)
+            elif fields is not None:
+                self._expected[fields["step"]] = fields["digest"]
+        self._path.write_text("".join(f"{line}\n" for line in kept))
+        self._file: TextIO = self._path.open("a")
+
+    def _read_lines(self) -> list[str]:
+        return self._path.read_text().splitlines() if self._path.exists() else []
+
+    def write(self, report: StepReport) -> dict[str, Any]:
+        """Append one step and return its fields. Raises when a replayed step differs."""
+        expected = self._expected.pop(report.step, report.digest)
+        if expected != report.digest:
+            raise StreamSSLError(
+                f"step {report.step} was trained on batch {expected} before the restart and on "
+                f"{report.digest} now; the order must never change: keep this folder and report it"
+            )
+        loss = float(report.loss)
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"the loss is {loss} at step {report.step}; lower --optim.base-lr, or set "
+                "--precision fp32, and go on from the newest checkpoint"
+            )
+        fields: dict[str, Any] = {
+            "step": report.step,
+            "loss": loss,
+            "lr": report.lr,
+            "digest": report.digest,
+            "num_samples": report.num_samples,
+            "num_rejects": len(report.rejects),
+            "step_seconds": round(report.step_seconds, 4),
+            "data_wait_seconds": round(report.data_wait_seconds, 4),
+            "readings": {name: float(value) for name, value in report.readings.items()},
+        }
+        self._file.write(json.dumps(fields) + "\n")
+        self._file.flush()
+        return fields
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    """The fields of a line; None for the torn last line of a killed process."""
+    try:
+        fields: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return None
+    return fields

@@ -1,0 +1,110 @@
+"""The loop: batches of crops in, steps out. It cannot tell a laptop from a cluster.
+
+It is handed an iterable of batches, a state and a reporter; it opens nothing and scales nothing.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shards.crops.tensors import to_tensors
+from shards.errors import StreamEnded
+from shards.records import CropBatch, Reject
+from streamssl.checkpoint import TrainState
+from streamssl.config import RunConfig
+from streamssl.methods.base import Method, StepOutput
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One finished step. `loss` and `readings` may still be on the device: reading them waits."""
+
+    step: int
+    loss: Tensor
+    readings: dict[str, Tensor | float]
+    lr: float
+    digest: str
+    num_samples: int
+    rejects: tuple[Reject, ...]
+    step_seconds: float
+    data_wait_seconds: float
+
+
+def train(
+    config: RunConfig,
+    state: TrainState,
+    batches: Iterable[CropBatch],
+    *,
+    device: torch.device,
+    report: Callable[[StepReport], None],
+    save: Callable[[], None],
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train `state` on `batches` until `config.num_steps`, or until `stop()` after a step.
+
+    `save()` is called every `config.save_every` steps and at the end; `batches` must begin where
+    `state.cursor` says. Raises StreamEnded when they do not last.
+    """
+    iterator = iter(batches)
+    while state.step < config.num_steps:
+        asked = time.monotonic()
+        batch = next(iterator, None)
+        if batch is None:
+            raise StreamEnded(
+                f"the stream ended at step {state.step} of {config.num_steps}; "
+                "ask for fewer steps, or give more data"
+            )
+        began = time.monotonic()
+        lr = config.schedule.lr(state.step, config.num_steps, config.optim.base_lr)
+        output = _step(config, state, batch, lr, device)
+        state.step += 1
+        state.cursor = batch.cursor
+        report(
+            StepReport(
+                state.step,
+                output.loss.detach(),
+                dict(output.readings),
+                lr,
+                batch.digest,
+                len(batch),
+                batch.rejects,
+                step_seconds=time.monotonic() - began,
+                data_wait_seconds=began - asked,
+            )
+        )
+        stopping = stop()
+        if stopping or state.step % config.save_every == 0 or state.step == config.num_steps:
+            save()
+        if stopping:
+            return
+
+
+def _step(
+    config: RunConfig, state: TrainState, batch: CropBatch, lr: float, device: torch.device
+) -> StepOutput:
+    """One optimizer step on one global batch; steps are counted from 0 here."""
+    method: Method = state.method  # type: ignore[assignment]
+    step = state.step
+    # What a network draws for itself (drop path) depends on the step alone: no state to save.
+    torch.manual_seed((config.seed << 32) + step)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.zero_grad(set_to_none=True)
+    views = to_tensors(batch.crops, device)
+    with _precision(config, device):
+        output = method.loss(views, step=step)
+    output.loss.backward()
+    method.after_backward(step)
+    state.optimizer.step()
+    method.after_step(step)
+    return output
+
+
+def _precision(config: RunConfig, device: torch.device) -> AbstractContextManager[object]:
+    if config.precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

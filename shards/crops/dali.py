@@ -1,0 +1,330 @@
+"""The same crops by NVIDIA DALI: on a GPU for speed, on a CPU as the referee of the same graph.
+
+One graph decodes a picture once and makes every view from it. All randomness comes in with the
+parameters, as arrays; no operator here draws anything, so a crop does not depend on its batch, on
+the number of threads, or on what ran before.
+
+DALI knows neither "this picture is bad" nor GIF, AVIF and oddly turned PNGs. What it refuses, and
+what it would silently paint grey, is decoded by `opencv.decode` and fed as pixels, so that both
+engines keep and reject the same pictures for the same reasons.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.crops.engine import Cropped, Failure
+from shards.crops.opencv import decode
+from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, pixel_boxes
+from shards.errors import ConfigError
+from shards.picture import Picture, PictureError
+
+try:
+    from nvidia.dali import Pipeline, fn, types
+    from nvidia.dali import math as dali_math
+except ImportError:  # DALI exists for Linux on x86-64 only
+    Pipeline = None
+
+# Columns of the whole numbers of a view.
+_TOP, _LEFT, _HEIGHT, _WIDTH, _FLIP, _WINDOW = range(6)
+_NUM_WHOLE = 6
+
+# Columns of the fractions of a view. The colour operations are at most three linear ones before the
+# hue and three after it; each is a matrix and a weight of the crop's mean grey.
+_NUM_LINEAR_BEFORE_HUE = 3
+_NUM_LINEAR = 2 * _NUM_LINEAR_BEFORE_HUE
+_HUE, _SIGMA, _SOLARISE = range(3)
+_MATRICES = 3
+_MEAN_WEIGHTS = _MATRICES + 9 * (_NUM_LINEAR + 1)
+_NUM_FRACTIONS = _MEAN_WEIGHTS + _NUM_LINEAR
+_GREY_SLOT = _NUM_LINEAR
+
+_LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
+# float32 may land just below a whole level; without a hair, dropping the fraction would lose one.
+_HAIR = 1e-3
+
+Node = Any  # DALI publishes no type for an edge of its graph
+
+
+class DaliEngine:
+    """Executes a recipe's parameters with DALI, with the meaning that `recipe` gives them."""
+
+    def __init__(
+        self,
+        recipe: CropRecipe,
+        max_batch_size: int,
+        device: Literal["cpu", "gpu"],
+        num_threads: int,
+    ) -> None:
+        if Pipeline is None:
+            raise ConfigError(
+                "the dali engine was asked for, and DALI is not installed; it exists for Linux on "
+                "x86-64; use the opencv engine or install nvidia-dali-cuda130"
+            )
+        self.recipe = recipe
+        self.max_batch_size = max_batch_size
+        self._encoded = _build(recipe, max_batch_size, device, num_threads, source="encoded")
+        self._pixels = _build(recipe, max_batch_size, device, num_threads, source="pixels")
+
+    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:
+        """Crops of N pictures from parameters (N, V, P); a bad picture is a failure, no more."""
+        ok = np.zeros(len(pictures), np.bool_)
+        crops = tuple(
+            np.empty((len(pictures), group.num_views, group.size, group.size, 3), np.uint8)
+            for group in self.recipe.groups
+        )
+        by_dali = [index for index, picture in enumerate(pictures) if _is_for_dali(picture)]
+        for indices in self._batches(by_dali):
+            self._crop_encoded(pictures, parameters, indices, ok, crops)
+        failures: list[Failure] = []
+        by_opencv = np.flatnonzero(~ok).tolist()
+        for indices in self._batches(by_opencv):
+            failures += self._crop_pixels(pictures, parameters, indices, ok, crops)
+        return Cropped(tuple(array[ok] for array in crops), ok, failures)
+
+    def _batches(self, indices: list[int]) -> list[list[int]]:
+        step = self.max_batch_size
+        return [indices[start : start + step] for start in range(0, len(indices), step)]
+
+    def _crop_encoded(
+        self,
+        pictures: Sequence[Picture],
+        parameters: NDArray[np.float32],
+        indices: list[int],
+        ok: NDArray[np.bool_],
+        crops: tuple[NDArray[np.uint8], ...],
+    ) -> None:
+        """Let DALI decode these; what it cannot is left not `ok`.
+
+        One bad picture fails its whole batch and often without a name, so the batch is halved until
+        the picture is alone.
+        """
+        encoded = [np.frombuffer(pictures[index].data, np.uint8) for index in indices]
+        sizes = np.array([(pictures[index].height, pictures[index].width) for index in indices])
+        try:
+            outputs = _run(self._encoded, encoded, parameters[indices], sizes)
+        except RuntimeError:
+            if len(indices) > 1:
+                middle = len(indices) // 2
+                for half in (indices[:middle], indices[middle:]):
+                    self._crop_encoded(pictures, parameters, half, ok, crops)
+            return
+        *groups, shapes, foot_low, foot_high = outputs
+        # A picture that ends in grey, or whose header DALI reads otherwise, is judged again.
+        good = (shapes[:, :2] == sizes).all(axis=1) & ~((foot_low == 128) & (foot_high == 128))
+        kept = np.array(indices)[good]
+        ok[kept] = True
+        for array, output in zip(crops, groups, strict=True):
+            array[kept] = output[good]
+
+    def _crop_pixels(
+        self,
+        pictures: Sequence[Picture],
+        parameters: NDArray[np.float32],
+        indices: list[int],
+        ok: NDArray[np.bool_],
+        crops: tuple[NDArray[np.uint8], ...],
+    ) -> list[Failure]:
+        """Decode these with OpenCV and let DALI crop them; give those that cannot be decoded."""
+        failures: list[Failure] = []
+        decoded: list[NDArray[np.uint8]] = []
+        kept: list[int] = []
+        for index in indices:
+            try:
+                decoded.append(np.ascontiguousarray(decode(pictures[index])))
+                kept.append(index)
+            except PictureError as error:
+                failures.append(Failure(index, error.reason, error.detail))
+        if kept:
+            sizes = np.array([array.shape[:2] for array in decoded])
+            groups = _run(self._pixels, decoded, parameters[kept], sizes)
+            ok[kept] = True
+            for array, output in zip(crops, groups, strict=True):
+                array[kept] = output
+        return failures
+
+
+def _is_for_dali(picture: Picture) -> bool:
+    """Formats that DALI decodes as OpenCV does; it turns JPEGs upright, but not every format."""
+    upright = picture.orientation == 1
+    return picture.format == "jpeg" or (picture.format in ("png", "webp") and upright)
+
+
+def _run(
+    pipeline: Any,
+    sources: list[NDArray[np.uint8]],
+    parameters: NDArray[np.float32],
+    sizes: NDArray[np.int64],
+) -> list[NDArray[Any]]:
+    whole, fractions = _translate(parameters, sizes)
+    pipeline.feed_input("source", sources)
+    pipeline.feed_input("whole", list(whole))
+    pipeline.feed_input("fractions", list(fractions))
+    return [np.array(output.as_cpu().as_array()) for output in pipeline.run()]
+
+
+def _translate(
+    parameters: NDArray[np.float32], sizes: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Parameters (N, V, P) as the graph wants them: int32 and float32 columns (N, V, ...)."""
+    rows = parameters.reshape(-1, parameters.shape[-1])
+    boxes = pixel_boxes(parameters, sizes).reshape(-1, 4)
+    whole = np.zeros((len(rows), _NUM_WHOLE), np.int32)
+    whole[:, _TOP : _LEFT + 1] = boxes[:, :2]
+    whole[:, _HEIGHT : _WIDTH + 1] = boxes[:, 2:] - boxes[:, :2]
+    whole[:, _FLIP] = rows[:, Parameter.FLIP]
+    sigma = rows[:, Parameter.BLUR]
+    # A window of one pixel is no blur; the deviation must be positive all the same.
+    whole[:, _WINDOW] = 2 * np.ceil(3 * sigma) + 1
+    fractions = np.zeros((len(rows), _NUM_FRACTIONS), np.float32)
+    fractions[:, _HUE] = rows[:, Parameter.HUE]
+    fractions[:, _SIGMA] = np.where(sigma > 0, sigma, 1.0)
+    fractions[:, _SOLARISE] = rows[:, Parameter.SOLARISE]
+    matrices = fractions[:, _MATRICES:_MEAN_WEIGHTS].reshape(len(rows), _NUM_LINEAR + 1, 3, 3)
+    matrices[:] = np.eye(3)
+    for row, slots, weights in zip(rows, matrices, fractions[:, _MEAN_WEIGHTS:], strict=True):
+        _fill_slots(row, slots, weights)
+    matrices[rows[:, Parameter.GREY] > 0, _GREY_SLOT] = _LUMA
+    shape = parameters.shape[:2]
+    return whole.reshape(*shape, -1), fractions.reshape(*shape, -1)
+
+
+def _fill_slots(
+    row: NDArray[np.float32], matrices: NDArray[np.float32], weights: NDArray[np.float32]
+) -> None:
+    """Put one view's linear colour operations, in their order, before and after its hue."""
+    slot = 0
+    for operation in ORDERS[int(row[Parameter.ORDER])]:
+        factor = row[operation]
+        if operation == Parameter.HUE:
+            slot = _NUM_LINEAR_BEFORE_HUE
+            continue
+        matrices[slot] = factor * np.eye(3)
+        if operation == Parameter.CONTRAST:
+            weights[slot] = 1 - factor
+        elif operation == Parameter.SATURATION:
+            matrices[slot] += (1 - factor) * _LUMA
+        slot += 1
+
+
+def _build(
+    recipe: CropRecipe,
+    max_batch_size: int,
+    device: Literal["cpu", "gpu"],
+    num_threads: int,
+    source: Literal["encoded", "pixels"],
+) -> Any:
+    """A built pipeline that takes `source`, `whole` and `fractions` and gives every group.
+
+    From an encoded source it also gives the decoded shape and the least and greatest value of the
+    picture's last row.
+    """
+    pipeline = Pipeline(
+        batch_size=max_batch_size,
+        num_threads=num_threads,
+        device_id=0 if device == "gpu" else None,
+        prefetch_queue_depth=1,
+    )
+    with pipeline:
+        whole = fn.external_source(name="whole", dtype=types.INT32, ndim=2)
+        fractions = fn.external_source(name="fractions", dtype=types.FLOAT, ndim=2)
+        checks: list[Node] = []
+        if source == "encoded":
+            picture = _decode(fn.external_source(name="source", dtype=types.UINT8, ndim=1), device)
+            foot = picture[-1:, :, :]
+            checks = [picture.shape(), fn.reductions.min(foot), fn.reductions.max(foot)]
+        else:
+            picture = fn.external_source(name="source", dtype=types.UINT8, ndim=3, layout="HWC")
+            picture = picture.gpu() if device == "gpu" else picture
+        outputs: list[Node] = []
+        view = 0
+        for group in recipe.groups:
+            crops = []
+            for _ in range(group.num_views):
+                crops.append(_view(picture, group, whole[view], fractions[view], device))
+                view += 1
+            outputs.append(fn.stack(*crops, axis=0))
+        pipeline.set_outputs(*outputs, *checks)
+    pipeline.build()
+    return pipeline
+
+
+def _decode(encoded: Node, device: Literal["cpu", "gpu"]) -> Node:
+    # The hardware decoder takes some pictures of a batch and not others, with slightly different
+    # pixels, and chroma may be upsampled in two ways: both are pinned.
+    return fn.decoders.image(
+        encoded,
+        device="mixed" if device == "gpu" else "cpu",
+        output_type=types.RGB,
+        hw_decoder_load=0.0,
+        jpeg_fancy_upsampling=True,
+    )
+
+
+def _view(
+    picture: Node, group: ViewGroup, whole: Node, fractions: Node, device: Literal["cpu", "gpu"]
+) -> Node:
+    """One view (S, S, 3) uint8; the steps are those of the definition in `recipe`."""
+    # Arguments of operators live on the CPU, operands of expressions where the pixels are.
+    operands = fractions.gpu() if device == "gpu" else fractions
+    crop = fn.slice(
+        picture, start=whole[_TOP : _LEFT + 1], shape=whole[_HEIGHT : _WIDTH + 1], axes=(0, 1)
+    )
+    crop = fn.resize(
+        crop, size=(group.size, group.size), interp_type=types.INTERP_LINEAR, antialias=True
+    )
+    crop = fn.flip(crop, horizontal=whole[_FLIP])
+    if group.jitter is not None:
+        for slot in range(_NUM_LINEAR_BEFORE_HUE):
+            crop = _linear(crop, fractions, operands, slot)
+        crop = _turn_hue(crop, operands[_HUE])
+        for slot in range(_NUM_LINEAR_BEFORE_HUE, _NUM_LINEAR):
+            crop = _linear(crop, fractions, operands, slot)
+    if group.grey_probability > 0:
+        grey = fn.coord_transform(crop, M=_matrix(fractions, _GREY_SLOT), dtype=types.FLOAT)
+        crop = dali_math.floor(grey + 0.5)
+    crop = fn.cast(crop, dtype=types.UINT8)
+    if group.blur_probability > 0:
+        crop = fn.gaussian_blur(crop, sigma=fractions[_SIGMA], window_size=whole[_WINDOW])
+    if group.solarise_probability > 0:
+        bright = fn.cast(crop >= 128, dtype=types.FLOAT) * operands[_SOLARISE]
+        crop = fn.cast(crop + bright * (255.0 - 2.0 * crop), dtype=types.UINT8)
+    return crop
+
+
+def _matrix(fractions: Node, slot: int) -> Node:
+    start = _MATRICES + 9 * slot
+    return fn.reshape(fractions[start : start + 9], shape=(3, 3))
+
+
+def _linear(crop: Node, fractions: Node, operands: Node, slot: int) -> Node:
+    """A matrix, plus the crop's mean grey times a weight; clamped, the fraction dropped."""
+    mean = fn.reductions.mean(crop, axes=(0, 1))
+    mean_grey = dali_math.floor(fn.reductions.sum(mean * types.Constant(_LUMA)) + 0.5)
+    mapped = fn.coord_transform(crop, M=_matrix(fractions, slot), dtype=types.FLOAT)
+    mapped = mapped + mean_grey * operands[_MEAN_WEIGHTS + slot]
+    return dali_math.floor(dali_math.clamp(mapped, 0.0, 255.0) + _HAIR)
+
+
+def _turn_hue(crop: Node, turns: Node) -> Node:
+    """Turn the hue of the HSV hexcone by arithmetic; the result is rounded. Zero turns is exact."""
+    red, green, blue = (crop[:, :, channel : channel + 1] for channel in range(3))
+    value = dali_math.max(dali_math.max(red, green), blue)
+    chroma = value - dali_math.min(dali_math.min(red, green), blue)
+    # Chroma is whole, so 1 stands in for 0 only where every difference is 0 as well.
+    safe = dali_math.max(chroma, 1.0)
+    is_red = fn.cast(red == value, dtype=types.FLOAT)
+    is_green = fn.cast(green == value, dtype=types.FLOAT)
+    from_green = is_green * ((blue - red) / safe + 2.0)
+    from_blue = (1.0 - is_green) * ((red - green) / safe + 4.0)
+    sector = is_red * (green - blue) / safe + (1.0 - is_red) * (from_green + from_blue)
+    sector = sector + turns * 6.0
+    channels = []
+    for offset in (5.0, 3.0, 1.0):
+        place = sector + offset
+        place = place - dali_math.floor(place / 6.0) * 6.0
+        ramp = dali_math.clamp(dali_math.min(place, 4.0 - place), 0.0, 1.0)
+        channels.append(dali_math.floor(value - chroma * ramp + 0.5))
+    return fn.cat(*channels, axis=2)

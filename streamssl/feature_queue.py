@@ -21,7 +21,10 @@ from streamssl.collectives import rank, world_size
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueueConfig:
-    """How many features of all ranks together are kept, and from which step they are used."""
+    """How many features of all ranks together are kept, and from which step they are used.
+
+    The queue fills from the first step on, so it is full, and fresh, when `start_step` comes.
+    """
 
     capacity: int
     start_step: int = 0

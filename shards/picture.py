@@ -47,9 +47,9 @@ class PictureError(Exception):
 class Picture:
     """An encoded picture and what its header says.
 
-    `format` is "jpeg", "jpeg_cmyk", "png", "webp", "gif", or Pillow's name in lower case.
-    `height` and `width` hold after `orientation`, the EXIF number 1..8, has been applied; only its
-    first frame is ever used.
+    `format` is "jpeg", "jpeg_cmyk", "png", "apng", "webp", "gif", or Pillow's name in lower case.
+    `height` and `width` hold after `orientation`, the EXIF number 1..8, has been applied. Only the
+    first of the `num_frames` is ever used.
     """
 
     data: bytes
@@ -254,17 +254,18 @@ def _inspect_png(data: bytes) -> Picture:
         or zlib.crc32(data[12:29]) != crc
     ):
         raise PictureError("broken_header", f"PNG header {data[8:33]!r}")
-    orientation, num_frames, place = 1, 1, 33
+    format_, orientation, num_frames, place = "png", 1, 1, 33
     while name != b"IEND":
         if place + 12 > len(data):
             raise PictureError("truncated", "no IEND chunk")
         length, name = struct.unpack_from(">I4s", data, place)
         if name == b"acTL":
+            format_ = "apng"
             (num_frames,) = struct.unpack_from(">I", data, place + 8)
         elif name == b"eXIf":
             orientation = _exif_orientation(data[place + 8 : place + 8 + length])
         place += 12 + length
-    return _oriented(data, "png", (height, width), orientation, max(num_frames, 1))
+    return _oriented(data, format_, (height, width), orientation, max(num_frames, 1))
 
 
 def _inspect_webp(data: bytes) -> Picture:

@@ -1,0 +1,38 @@
+"""A row of parameters executed by torchvision on Pillow pictures: what everybody trains with."""
+
+import numpy as np
+import torchvision.transforms.functional as transforms
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from shards.crops.recipe import ORDERS, Parameter, pixel_boxes
+
+_ADJUST = {
+    Parameter.BRIGHTNESS: transforms.adjust_brightness,
+    Parameter.CONTRAST: transforms.adjust_contrast,
+    Parameter.SATURATION: transforms.adjust_saturation,
+    Parameter.HUE: transforms.adjust_hue,
+}
+_NEUTRAL = {Parameter.HUE: 0.0}
+
+
+def pillow_crop(picture: NDArray[np.uint8], row: NDArray[np.float32], size: int) -> Image.Image:
+    """One crop of a picture (H, W, 3) from one row of parameters (P,)."""
+    y0, x0, y1, x1 = pixel_boxes(row[None, None], [picture.shape[:2]])[0, 0].tolist()
+    crop = transforms.resized_crop(
+        Image.fromarray(picture), y0, x0, y1 - y0, x1 - x0, [size, size], antialias=True
+    )
+    if row[Parameter.FLIP]:
+        crop = transforms.hflip(crop)
+    for operation in ORDERS[int(row[Parameter.ORDER])]:
+        amount = float(row[operation])
+        # torchvision leaves an operation out where it is not drawn; its hue would still round.
+        if amount != _NEUTRAL.get(operation, 1.0):
+            crop = _ADJUST[operation](crop, amount)
+    if row[Parameter.GREY]:
+        crop = transforms.to_grayscale(crop, num_output_channels=3)
+    if row[Parameter.BLUR]:
+        crop = crop.filter(ImageFilter.GaussianBlur(radius=float(row[Parameter.BLUR])))
+    if row[Parameter.SOLARISE]:
+        crop = transforms.solarize(crop, 128)
+    return crop

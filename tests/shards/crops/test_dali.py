@@ -1,0 +1,170 @@
+"""The DALI engine: the reference's meaning, the same bits in any batch, unhurt by bad files."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from shards.crops import dali
+from shards.crops.dali import DaliEngine
+from shards.crops.opencv import OpenCVEngine, decode
+from shards.crops.recipe import CropRecipe, byol, swav
+from shards.errors import ConfigError
+from shards.picture import inspect
+from tests.reference_crops import reference_crop
+from tests.shards.crops.made import drawn, encoded, made_pixels, shared_files
+
+# Every kind of step is in these four views: blur, solarise, small crops.
+RECIPE = CropRecipe(
+    (*byol(size=64).groups, *swav(counts=(2,), sizes=(32,), scales=((0.05, 0.3),)).groups)
+)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    sizes = [(150, 200), (200, 150), (97, 131), (64, 64), (120, 400), (50, 9)]
+    return [inspect(encoded(made_pixels(i, *size), "PNG")) for i, size in enumerate(sizes)]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return DaliEngine(RECIPE, 8, "cpu", 1)
+
+
+def assert_same(one, other):
+    for ours, theirs in zip(one.crops, other.crops, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_crops_are_those_of_the_reference(engine, pictures):
+    """The referee of the fast engine would itself be wrong."""
+    parameters = drawn(RECIPE, pictures)
+    cropped = engine.crop(pictures, parameters)
+    assert cropped.ok.all()
+    found = []
+    for index, picture in enumerate(pictures):
+        views = [view for group in cropped.crops for view in group[index]]
+        for view, row in zip(views, parameters[index], strict=True):
+            found.append(np.abs(view - reference_crop(decode(picture), row, len(view))).ravel())
+    found = np.concatenate(found)
+    assert found.mean() < 0.3
+    assert np.percentile(found, 99) <= 3
+
+
+def test_both_engines_agree(engine, pictures):
+    """A run could not move from CPUs to a GPU."""
+    pictures = [*pictures, inspect(encoded(made_pixels(9, 180, 120), quality=95))]
+    parameters = drawn(RECIPE, pictures)
+    ours, theirs = (
+        OpenCVEngine(RECIPE).crop(pictures, parameters),
+        engine.crop(pictures, parameters),
+    )
+    for one, other in zip(ours.crops, theirs.crops, strict=True):
+        found = np.abs(one.astype(int) - other)
+        assert found.mean() < 0.8
+        assert np.percentile(found, 99) <= 8
+
+
+def test_crops_do_not_depend_on_order_batch_size_or_threads(engine, pictures):
+    """A crop could not be made again from its id."""
+    parameters = drawn(RECIPE, pictures)
+    whole = engine.crop(pictures, parameters)
+    reverse = engine.crop(pictures[::-1], parameters[::-1])
+    for group, other in zip(whole.crops, reverse.crops, strict=True):
+        np.testing.assert_array_equal(group, other[::-1])
+    assert_same(whole, DaliEngine(RECIPE, 3, "cpu", 1).crop(pictures, parameters))
+    assert_same(whole, DaliEngine(RECIPE, 64, "cpu", 2).crop(pictures, parameters))
+
+
+def test_bad_pictures_cost_only_themselves(engine, pictures):
+    """One bad picture would kill the batch, or the engine for good."""
+    parameters = drawn(RECIPE, pictures)
+    broken = bytearray(pictures[1].data)
+    broken[60:-20] = bytes(len(broken) - 80)
+    batch = list(pictures)
+    batch[1] = dataclasses.replace(batch[1], data=bytes(broken))
+    batch[4] = dataclasses.replace(batch[4], data=b"no picture at all")
+    cropped = engine.crop(batch, parameters)
+    assert [(failure.row, failure.reason) for failure in cropped.failures] == [
+        (1, "undecodable"),
+        (4, "undecodable"),
+    ]
+    assert cropped.ok.tolist() == [True, False, True, True, False, True]
+    whole = engine.crop(pictures, parameters)
+    for group, other in zip(whole.crops, cropped.crops, strict=True):
+        np.testing.assert_array_equal(group[cropped.ok], other)
+
+
+def test_what_dali_cannot_read_is_decoded_for_it(engine):
+    """GIF and AVIF would be lost, and a turned PNG would lie on its side."""
+    smooth = np.repeat(np.repeat(made_pixels(3, 12, 16), 8, axis=0), 8, axis=1)
+    pictures = [inspect(encoded(smooth, format_)) for format_ in ("GIF", "AVIF", "TIFF")]
+    parameters = drawn(RECIPE, pictures)
+    cropped = engine.crop(pictures, parameters)
+    assert cropped.ok.all()
+    ours = OpenCVEngine(RECIPE).crop(pictures, parameters)
+    assert np.abs(ours.crops[0].astype(int) - cropped.crops[0]).mean() < 0.8
+
+
+def test_a_grey_foot_is_refused_by_this_engine_too(engine):
+    """What the decoder paints grey would be trained on."""
+    whole = encoded(made_pixels(4, 200, 160), quality=90)
+    pictures = [inspect(whole[: len(whole) // 2] + b"\xff\xd9"), inspect(whole)]
+    cropped = engine.crop(pictures, drawn(RECIPE, pictures))
+    assert cropped.ok.tolist() == [False, True]
+    assert cropped.failures[0].reason == "truncated"
+
+
+def test_an_empty_batch_gives_empty_crops(engine):
+    """A chunk of nothing but rejects would crash."""
+    cropped = engine.crop([], drawn(RECIPE, []))
+    assert [len(group) for group in cropped.crops] == [0, 0, 0]
+
+
+def test_without_dali_the_remedy_is_named(monkeypatch):
+    """A user without DALI would see an import error."""
+    monkeypatch.setattr(dali, "Pipeline", None)
+    with pytest.raises(ConfigError, match="use the opencv engine or install"):
+        DaliEngine(RECIPE, 8, "cpu", 1)
+
+
+def test_real_pictures_agree_between_the_engines(engine):
+    """JPEGs would be decoded differently, chroma first of all."""
+    files = shared_files("web-a.tar", 8)
+    pictures = [inspect(data) for name, data in files.items() if name.endswith(".jpg")]
+    parameters = drawn(RECIPE, pictures)
+    ours, theirs = (
+        OpenCVEngine(RECIPE).crop(pictures, parameters),
+        engine.crop(pictures, parameters),
+    )
+    found = np.abs(ours.crops[0].astype(int) - theirs.crops[0])
+    assert found.mean() < 0.8
+    assert np.percentile(found, 99) <= 8
+
+
+@pytest.mark.gpu
+def test_the_gpu_gives_what_the_cpu_gives(engine, pictures):
+    """The graph would mean something else on the device it is made for."""
+    pictures = [*pictures, inspect(encoded(made_pixels(9, 180, 120), quality=95))]
+    parameters = drawn(RECIPE, pictures)
+    here, there = (
+        one.crop(pictures, parameters) for one in (engine, DaliEngine(RECIPE, 8, "gpu", 2))
+    )
+    np.testing.assert_array_equal(here.ok, there.ok)
+    for one, other in zip(here.crops, there.crops, strict=True):
+        found = np.abs(one.astype(int) - other)
+        assert found.mean() < 0.5
+        assert np.percentile(found, 99) <= 4
+
+
+@pytest.mark.gpu
+def test_the_gpu_does_not_care_about_the_batch_either(pictures):
+    """A crop could not be made again from its id."""
+    parameters = drawn(RECIPE, pictures)
+    engine = DaliEngine(RECIPE, 8, "gpu", 2)
+    whole, reverse = (
+        engine.crop(pictures, parameters),
+        engine.crop(pictures[::-1], parameters[::-1]),
+    )
+    for group, other in zip(whole.crops, reverse.crops, strict=True):
+        np.testing.assert_array_equal(group, other[::-1])

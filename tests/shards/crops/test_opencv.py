@@ -1,0 +1,285 @@
+"""The OpenCV engine against the float64 reference, against Pillow, and on bad pictures."""
+
+import dataclasses
+import io
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from shards.crops.opencv import OpenCVEngine, decode
+from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, byol, swav
+from shards.picture import PictureError, inspect
+from tests.pillow_crops import pillow_crop
+from tests.reference_crops import reference_crop
+from tests.shards.crops.made import drawn, encoded, made_pixels, shared_files
+
+RECIPE = swav(sizes=(96, 48))
+NEUTRAL = {Parameter.BRIGHTNESS: 1, Parameter.CONTRAST: 1, Parameter.SATURATION: 1}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As a caller of the engine does."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Eight made pictures without loss, so that only the crops are compared."""
+    sizes = [
+        (150, 200),
+        (200, 150),
+        (97, 131),
+        (64, 64),
+        (240, 240),
+        (120, 400),
+        (300, 90),
+        (50, 60),
+    ]
+    return [inspect(encoded(made_pixels(i, *size), "PNG")) for i, size in enumerate(sizes)]
+
+
+def smooth_pixels(seed, height, width):
+    """Pixels that survive lossy formats."""
+    return cv2.GaussianBlur(made_pixels(seed, height, width), (0, 0), 3)
+
+
+def views(cropped, row):
+    """All views of one picture, flat, with their sizes."""
+    return [view for group in cropped.crops for view in group[row]]
+
+
+def differences(recipe, pictures, parameters, other):
+    """Absolute differences in grey levels between the engine and `other(pixels, row, size)`."""
+    cropped = OpenCVEngine(recipe).crop(pictures, parameters)
+    assert cropped.ok.all()
+    return np.concatenate(
+        [
+            np.abs(view.astype(float) - np.asarray(other(decode(picture), row, len(view)))).ravel()
+            for index, picture in enumerate(pictures)
+            for view, row in zip(views(cropped, index), parameters[index], strict=True)
+        ]
+    )
+
+
+def only(parameters, columns):
+    """The same parameters with nothing but `columns` switched on."""
+    parameters = parameters.copy()
+    for column in set(range(Parameter.FLIP, len(Parameter))) - set(columns):
+        parameters[..., column] = NEUTRAL.get(column, 0)
+    return parameters
+
+
+# Mean and 99th percentile, in grey levels of 255. OpenCV's hue has 256 steps a turn.
+@pytest.mark.parametrize(
+    ("columns", "mean", "p99"),
+    [
+        ((), 0.25, 1),
+        ((Parameter.FLIP,), 0.25, 1),
+        ((Parameter.BRIGHTNESS,), 0.25, 2),
+        ((Parameter.CONTRAST,), 0.25, 2),
+        ((Parameter.SATURATION,), 0.25, 2),
+        ((Parameter.HUE,), 0.7, 6),
+        ((Parameter.GREY,), 0.25, 1),
+        ((Parameter.BLUR,), 0.25, 1),
+        ((Parameter.SOLARISE,), 0.25, 1),
+        (tuple(range(Parameter.FLIP, len(Parameter))), 0.6, 7),
+    ],
+)
+def test_every_step_means_what_the_reference_says(pictures, columns, mean, p99):
+    """The crops would not be what the parameters say, and engines would disagree."""
+    recipe = byol(size=64) if Parameter.SOLARISE in columns else RECIPE
+    parameters = only(drawn(recipe, pictures), columns)
+    found = differences(recipe, pictures, parameters, reference_crop)
+    assert found.mean() < mean
+    assert np.percentile(found, 99) <= p99
+
+
+# Pillow blurs with boxes instead of a Gaussian and repeats the border, and has 255 steps of hue.
+@pytest.mark.parametrize(
+    ("columns", "mean", "p99"),
+    [
+        ((), 0.1, 1),
+        ((Parameter.BRIGHTNESS, Parameter.CONTRAST, Parameter.SATURATION), 0.3, 3),
+        ((Parameter.HUE,), 1.2, 10),
+        ((Parameter.BLUR,), 0.7, 6),
+        (tuple(range(Parameter.FLIP, len(Parameter))), 1.3, 10),
+    ],
+)
+def test_crops_are_those_of_torchvision_on_pillow(pictures, columns, mean, p99):
+    """Augmentation would differ from what the published numbers were trained with."""
+    parameters = only(drawn(RECIPE, pictures), columns)
+    found = differences(RECIPE, pictures, parameters, pillow_crop)
+    assert found.mean() < mean
+    assert np.percentile(found, 99) <= p99
+
+
+@pytest.mark.parametrize("order", range(len(ORDERS)))
+def test_colour_operations_run_in_the_drawn_order(pictures, order):
+    """The order would be ignored, though clamping makes it matter."""
+    parameters = only(drawn(RECIPE, pictures[:1]), ())
+    parameters[..., Parameter.ORDER] = order
+    parameters[..., Parameter.BRIGHTNESS] = 1.7
+    parameters[..., Parameter.CONTRAST] = 1.6
+    parameters[..., Parameter.SATURATION] = 0.4
+    parameters[..., Parameter.HUE] = 0.15
+    found = differences(RECIPE, pictures[:1], parameters, reference_crop)
+    assert found.mean() < 1.0
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.24, 0.26, 0.5, 1.0, 1.9, 5.0])
+def test_blur_has_the_true_deviation(pictures, sigma):
+    """A blur kernel of the wrong width is known to cost six points of accuracy."""
+    parameters = only(drawn(RECIPE, pictures[:2]), ())
+    parameters[..., Parameter.BLUR] = sigma
+    found = differences(RECIPE, pictures[:2], parameters, reference_crop)
+    assert found.mean() < 0.25
+    assert found.max() <= 2
+
+
+def test_a_sample_does_not_depend_on_its_batch(pictures):
+    """A crop could not be made again alone."""
+    engine = OpenCVEngine(RECIPE)
+    parameters = drawn(RECIPE, pictures)
+    whole = engine.crop(pictures, parameters)
+    mixed = engine.crop(pictures[::-1], parameters[::-1])
+    for group, other in zip(whole.crops, mixed.crops, strict=True):
+        np.testing.assert_array_equal(group, other[::-1])
+    alone = engine.crop(pictures[3:4], parameters[3:4])
+    np.testing.assert_array_equal(alone.crops[0][0], whole.crops[0][3])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format_", ["PNG", "JPEG"])
+def test_exif_orientation_is_applied(orientation, format_):
+    """Phone pictures would be trained on lying on their side, with boxes that do not fit."""
+    upright = smooth_pixels(1, 90, 140)
+    # Store the picture turned so that its orientation turns it back.
+    exif = Image.Exif()
+    undo = {6: 8, 8: 6}.get(orientation, orientation)
+    exif[0x0112] = undo
+    turning = Image.fromarray(upright)
+    turning.getexif()[0x0112] = undo
+    stored = np.asarray(ImageOps.exif_transpose(turning))
+    exif[0x0112] = orientation
+    options = {"quality": 95, "subsampling": 0} if format_ == "JPEG" else {}
+    turned = inspect(encoded(stored, format_, exif=exif, **options))
+    plain = inspect(encoded(upright, format_, **options))
+    assert (turned.height, turned.width) == (90, 140)
+    near = 0 if format_ == "PNG" else 1.5
+    assert np.abs(decode(turned).astype(int) - decode(plain)).mean() <= near
+    parameters = drawn(RECIPE, [plain])
+    crops = [OpenCVEngine(RECIPE).crop([picture], parameters) for picture in (turned, plain)]
+    for one, other in zip(crops[0].crops, crops[1].crops, strict=True):
+        assert np.abs(one.astype(int) - other).mean() < near + 0.5
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
+    """Camera pictures would take twice as long, or crops of a reduced decode would be shifted."""
+    recipe = CropRecipe((ViewGroup(num_views=4, size=32, scale=(0.3, 1.0)),))
+    smooth = smooth_pixels(3, 603, 805)
+    exif = Image.Exif()
+    for orientation in (1, 3, 6):
+        exif[0x0112] = orientation
+        picture = inspect(encoded(smooth, quality=95, exif=exif))
+        parameters = only(drawn(recipe, [picture]), ())
+        small = OpenCVEngine(recipe).crop([picture], parameters).crops[0]
+        whole = inspect(encoded(decode(picture), "PNG"))
+        full = OpenCVEngine(recipe).crop([whole], parameters).crops[0]
+        found = np.abs(small.astype(int) - full)
+        assert 0 < found.mean() < 0.7
+        assert np.percentile(found, 99) <= 5
+    assert decode(picture, 4).shape == (202, 151, 3)
+
+
+def test_a_bad_picture_is_a_failure_and_nothing_else(pictures):
+    """One bad picture would kill its batch or become a grey crop."""
+    broken = bytearray(pictures[1].data)
+    broken[60:-20] = bytes(len(broken) - 80)
+    batch = [pictures[0], dataclasses.replace(pictures[1], data=bytes(broken)), pictures[2]]
+    parameters = drawn(RECIPE, batch)
+    cropped = OpenCVEngine(RECIPE).crop(batch, parameters)
+    assert cropped.ok.tolist() == [True, False, True]
+    assert [(failure.row, failure.reason) for failure in cropped.failures] == [(1, "undecodable")]
+    alone = OpenCVEngine(RECIPE).crop([pictures[2]], parameters[2:])
+    np.testing.assert_array_equal(cropped.crops[1][1], alone.crops[1][0])
+
+
+def test_a_batch_of_bad_pictures_gives_empty_crops(pictures):
+    """A chunk of nothing but rejects would crash."""
+    batch = [dataclasses.replace(pictures[0], width=pictures[0].width + 1)]
+    cropped = OpenCVEngine(RECIPE).crop(batch, drawn(RECIPE, batch))
+    assert cropped.crops[0].shape == (0, 2, 96, 96, 3)
+    assert "expected" in cropped.failures[0].detail
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_cut_jpeg_with_a_forged_end_does_not_become_grey(share, subsampling):
+    """The decoder paints the missing foot grey without a word."""
+    whole = encoded(made_pixels(4, 200, 160), quality=90, subsampling=subsampling)
+    forged = inspect(whole[: int(share * len(whole))] + b"\xff\xd9")
+    with pytest.raises(PictureError, match="foot is plain grey"):
+        decode(forged)
+
+
+def test_a_picture_that_is_grey_by_itself_is_kept():
+    """Plain grey pictures, and pictures with a grey border, would be refused."""
+    grey = np.full((100, 100, 3), 128, np.uint8)
+    assert (decode(inspect(encoded(grey))) == 128).all()
+    framed = made_pixels(5, 100, 100)
+    framed[85:] = 128
+    assert decode(inspect(encoded(framed, quality=95))).shape == (100, 100, 3)
+
+
+def test_alpha_is_dropped_and_sixteen_bits_become_eight():
+    """Transparent pixels would turn black, 16-bit pictures white."""
+    pixels = made_pixels(6, 40, 50)
+    alpha = np.dstack([pixels, np.zeros((40, 50), np.uint8)])
+    assert (decode(inspect(encoded(alpha, "PNG"))) == pixels).all()
+    deep = np.arange(2000, dtype=np.uint16).reshape(40, 50) * 32
+    for format_ in ("PNG", "TIFF"):
+        found = decode(inspect(encoded(deep, format_)))
+        assert np.abs(found[..., 1].astype(int) - (deep >> 8)).max() <= 1
+
+
+@pytest.mark.parametrize("format_", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "ICO"])
+def test_formats_agree_with_pillow(format_):
+    """Colours would be swapped, or a format refused without need."""
+    pixels = smooth_pixels(7, 64, 64)
+    data = encoded(pixels, format_, **({"lossless": True} if format_ == "WEBP" else {}))
+    found = decode(inspect(data)).astype(int)
+    assert np.abs(found - pixels).mean() < (12 if format_ in ("GIF", "AVIF") else 0.01)
+
+
+def test_cmyk_agrees_with_pillow():
+    """CMYK pictures would come out as negatives."""
+    pixels = smooth_pixels(8, 64, 80)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert("CMYK").save(file, "JPEG", quality=95)
+    found = decode(inspect(file.getvalue()))
+    assert np.abs(found.astype(int) - pixels).mean() < 3
+
+
+def test_the_first_frame_of_an_animation_is_taken():
+    """An animation would be refused, or shown as a mixture of its frames."""
+    frames = [Image.fromarray(smooth_pixels(seed, 48, 64)) for seed in (10, 11, 12)]
+    for format_ in ("GIF", "PNG", "WEBP"):
+        data = encoded(np.asarray(frames[0]), format_, save_all=True, append_images=frames[1:])
+        picture = inspect(data)
+        assert picture.num_frames == 3
+        assert np.abs(decode(picture).astype(int) - np.asarray(frames[0])).mean() < 16
+
+
+def test_real_pictures_agree_with_the_reference():
+    """Made pictures would hide a difference that real ones show."""
+    files = shared_files("web-a.tar", 10)
+    pictures = [inspect(data) for name, data in files.items() if name.endswith(".jpg")]
+    found = differences(RECIPE, pictures, drawn(RECIPE, pictures), reference_crop)
+    assert len(pictures) >= 5
+    assert found.mean() < 0.5
+    assert np.percentile(found, 99) <= 6

@@ -1,7 +1,7 @@
 """What can go wrong in the control plane; the tree goes on from `shards.errors`.
 
-    StreamSSLError
-      ReadersLost     readers died again and again: on one chunk, or before they did anything
+StreamSSLError
+  ReadersLost     readers died again and again: on one chunk, or before they did anything
 """
 
 from shards.errors import StreamSSLError

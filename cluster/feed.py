@@ -118,7 +118,7 @@ class RayReaders:
         return list(ray.get([reader.pid.remote() for reader in self._readers]))
 
     def _new_reader(self) -> Any:
-        return Reader.remote(self._job)
+        return Reader.remote(self._job)  # type: ignore[attr-defined]
 
     def _loop(self) -> None:
         while True:

@@ -41,7 +41,9 @@ class Metrics:
             registry=self.registry,
         )
         self.crop_bytes = Counter(
-            "streamssl_crop_bytes", "Bytes of crops that readers handed over.", registry=self.registry
+            "streamssl_crop_bytes",
+            "Bytes of crops that readers handed over.",
+            registry=self.registry,
         )
         self.lost_readers = Counter(
             "streamssl_readers_lost",

@@ -1,24 +1,21 @@
 """The front door: argv in, exit code out. 0 done, 2 the user can mend it, 130 interrupted.
 
-    streamssl pretrain RECIPE --data SHARDS --out FOLDER [overrides]
-    streamssl evaluate knn --run FOLDER --train SHARDS --test SHARDS
-    streamssl shards pack|verify|stats …
-    streamssl demo
+streamssl pretrain RECIPE --data SHARDS --out FOLDER [overrides]
+streamssl evaluate knn --run FOLDER --train SHARDS --test SHARDS
+streamssl shards pack|verify|stats …
+streamssl demo
 """
 
 import contextlib
-import difflib
-import io
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -37,10 +34,10 @@ from streamssl.config import RunConfig, read_toml
 from streamssl.demo import DemoConfig, demo
 from streamssl.evaluation.evaluate import Encoder, knn_of_run
 from streamssl.evaluation.knn import KnnConfig
+from streamssl.parsing import parse, unknown
 from streamssl.recipes import RECIPES
 from streamssl.run import Placement, pretrain
 
-T = TypeVar("T")
 _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
 
 
@@ -85,7 +82,7 @@ class Pack:
     source: Annotated[Path, tyro.conf.Positional]
     out: Annotated[Path, tyro.conf.Positional]
     labels: Literal["auto", "none"] = "auto"
-    pack: Annotated[PackConfig, tyro.conf.arg(name="")] = PackConfig()
+    pack: Annotated[PackConfig, tyro.conf.arg(name="")] = field(default_factory=PackConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +93,7 @@ class Look:
     depth: Literal["headers", "pixels"] = "pixels"
     threads: int = 2
     json: bool = False
-    admission: AdmissionConfig = AdmissionConfig()
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str], console: Console) -> int:
-    tree: dict[str, Any] = {
+    tree: Any = {
         "pretrain": _pretrain,
         "evaluate": {"knn": _evaluate_knn},
         "shards": {"pack": _pack, "verify": _verify, "stats": _stats},
@@ -130,7 +127,7 @@ def _dispatch(arguments: list[str], console: Console) -> int:
             console.print(_usage(path, tree))
             return _OK
         if word not in tree:
-            raise ConfigError(_unknown(f"command `{path} {word}`", word, tree))
+            raise ConfigError(unknown(f"command `{path} {word}`", word, tree))
         path, tree = f"{path} {word}", tree[word]
     command: Callable[[list[str], Console], int] = tree
     return command(arguments, console)
@@ -143,7 +140,7 @@ def _pretrain(arguments: list[str], console: Console) -> int:
     name = arguments[0]
     default = _recipe(name)
     given = Pretrain(data=tyro.MISSING, out=tyro.MISSING, run=default)
-    parsed = _parse(Pretrain, f"streamssl pretrain {name}", arguments[1:], given)
+    parsed = parse(Pretrain, f"streamssl pretrain {name}", arguments[1:], given)
     placement = Placement(
         cluster=parsed.cluster, readers=parsed.readers, metrics_port=parsed.metrics_port
     )
@@ -166,21 +163,21 @@ def _recipe(name: str) -> RunConfig:
         return RECIPES[name]()
     if name.endswith(".toml"):
         return read_toml(Path(name))
-    raise ConfigError(_unknown(f"recipe {name!r}", name, RECIPES) + ", or the config.toml of a run")
+    raise ConfigError(unknown(f"recipe {name!r}", name, RECIPES) + ", or the config.toml of a run")
 
 
 def _evaluate_knn(arguments: list[str], console: Console) -> int:
-    parsed = _parse(EvaluateKnn, "streamssl evaluate knn", arguments)
+    parsed = parse(EvaluateKnn, "streamssl evaluate knn", arguments)
     encoders: tuple[Encoder, ...] = ("trained",)
     if parsed.baselines:
         encoders = ("raw pixels", "untrained", "trained")
     config = KnnConfig(ks=parsed.ks, temperature=parsed.temperature)
     scores = knn_of_run(parsed.run, parsed.train, parsed.test, encoders, config, parsed.size)
-    table = Table(
-        title=f"k-NN accuracy in % at step {scores.step}, {scores.num_train:,} training and "
-        f"{scores.num_test:,} test pictures",
-        title_justify="left",
+    console.print(
+        f"k-NN accuracy in % at step {scores.step}: {scores.num_train:,} training and "
+        f"{scores.num_test:,} test pictures"
     )
+    table = Table()
     table.add_column("encoder")
     for k in parsed.ks:
         table.add_column(f"k={k}", justify="right")
@@ -191,7 +188,7 @@ def _evaluate_knn(arguments: list[str], console: Console) -> int:
 
 
 def _pack(arguments: list[str], console: Console) -> int:
-    parsed = _parse(Pack, "streamssl shards pack", arguments)
+    parsed = parse(Pack, "streamssl shards pack", arguments)
     if parsed.source.is_file():
         source = entries_from_list(parsed.source)
     else:
@@ -209,7 +206,7 @@ def _pack(arguments: list[str], console: Console) -> int:
 
 def _verify(arguments: list[str], console: Console) -> int:
     """Exit code 1 when anything is wrong with the shards."""
-    parsed = _parse(Look, "streamssl shards verify", arguments)
+    parsed = parse(Look, "streamssl shards verify", arguments)
     found = _survey(parsed, console)
     if parsed.json:
         print(json.dumps(_survey_fields(found)))
@@ -224,7 +221,7 @@ def _verify(arguments: list[str], console: Console) -> int:
 
 
 def _stats(arguments: list[str], console: Console) -> int:
-    parsed = _parse(Look, "streamssl shards stats", arguments)
+    parsed = parse(Look, "streamssl shards stats", arguments)
     found = _survey(parsed, console)
     if parsed.json:
         print(json.dumps(_survey_fields(found)))
@@ -275,7 +272,7 @@ def _survey_fields(found: Survey) -> dict[str, Any]:
 
 
 def _demo(arguments: list[str], console: Console) -> int:
-    parsed = _parse(DemoConfig, "streamssl demo", arguments)
+    parsed = parse(DemoConfig, "streamssl demo", arguments)
     _prepare_ray("local")
     with _stop_on_signals(console) as stop:
         demo(parsed, console, stop)
@@ -310,32 +307,6 @@ def _stop_on_signals(console: Console) -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _parse(kind: type[T], program: str, arguments: list[str], default: T | None = None) -> T:
-    """`kind` from `arguments`; one sentence as ConfigError for what cannot be understood."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            options: dict[str, Any] = {} if default is None else {"default": default}
-            return tyro.cli(kind, prog=program, args=arguments, **options)
-    except SystemExit as left:
-        if not left.code:
-            raise
-        raise ConfigError(f"{_plain(said.getvalue())}; `{program} --help` lists them all") from None
-
-
-def _plain(text: str) -> str:
-    """A boxed, wrapped and coloured message as one line."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    text = re.sub(r"[│╭╮╰╯─┌┐└┘├┤]+", " ", text)
-    return " ".join(text.split())
-
-
-def _unknown(what: str, word: str, known: Sequence[str] | dict[str, Any]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"unknown {what}{hint} there are {', '.join(known)}"
 
 
 def _usage(path: str, tree: dict[str, Any]) -> str:

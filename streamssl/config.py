@@ -1,7 +1,7 @@
 """A run, as one frozen value: what `recipes` make, the command line overrides and TOML keeps."""
 
 import tomllib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ class RunConfig:
     optim: OptimConfig
     schedule: ScheduleConfig
     stream: StreamConfig
-    admission: AdmissionConfig = AdmissionConfig()
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     num_steps: int = 100_000
     save_every: int = 1000
     keep: int = 3

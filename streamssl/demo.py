@@ -60,7 +60,8 @@ def demo(config: DemoConfig, console: Console, stop: Callable[[], bool]) -> None
     scores = knn_of_run(
         run, str(train), str(test), ("raw pixels", "untrained", "trained"), KnnConfig()
     )
-    table = Table(title="k-NN accuracy on pictures that were never trained on", title_justify="left")
+    console.print(f"k-NN accuracy on {scores.num_test:,} pictures that were never trained on:")
+    table = Table()
     for column in ("encoder", "k=20", "k=200"):
         table.add_column(column, justify="left" if column == "encoder" else "right")
     for encoder, accuracy in scores.accuracy.items():
@@ -76,7 +77,10 @@ def demo(config: DemoConfig, console: Console, stop: Callable[[], bool]) -> None
 
 def _make_shards(config: DemoConfig, console: Console) -> tuple[Path, Path]:
     train, test = config.out / "train", config.out / "test"
-    for folder, num, seed in ((train, config.num_train, _TRAIN_SEED), (test, config.num_test, _TEST_SEED)):
+    for folder, num, seed in (
+        (train, config.num_train, _TRAIN_SEED),
+        (test, config.num_test, _TEST_SEED),
+    ):
         began = time.monotonic()
         source = entries_from_synthetic(num, seed=seed)
         report = pack(source, folder, PackConfig(samples_per_shard=1000))
@@ -93,8 +97,8 @@ def _print_next(config: DemoConfig, console: Console) -> None:
         "\nYour own pictures (a folder is packed into shards first):\n"
         "  streamssl pretrain swav --data ~/Pictures --out runs/mine\n"
         "Your own bucket of tars (pip install 'streamssl[s3]'):\n"
-        "  streamssl pretrain swav --data 's3://bucket/shards/{00000..00099}.tar' --out runs/bucket "
-        "--cluster local\n"
+        "  streamssl pretrain swav --data 's3://bucket/shards/{00000..00099}.tar' "
+        "--out runs/bucket --cluster local\n"
         "Score any run on labelled shards:\n"
         f"  streamssl evaluate knn --run {config.out / 'swav'} --train {config.out / 'train'} "
         f"--test {config.out / 'test'} --baselines",

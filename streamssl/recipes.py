@@ -67,7 +67,8 @@ def moco_v2() -> RunConfig:
     """MoCo v2: batch 256, queue of 65,536 keys, ResNet-50, two views of 224 pixels.
 
     Paper: arXiv:2003.04297; 200 epochs of ImageNet give 67.5 % linear accuracy. SGD at 0.03 with a
-    cosine. Command: `streamssl pretrain moco-v2 --data 's3://bucket/{0000..0999}.tar' --out runs/b`.
+    cosine. Command: `streamssl pretrain moco-v2 --data 's3://bucket/{0000..0999}.tar' --out
+    runs/b`.
     """
     return RunConfig(
         method=MoCoConfig(),
@@ -103,9 +104,7 @@ def swav_small() -> RunConfig:
 def moco_v2_small() -> RunConfig:
     """MoCo v2 on pictures of about 32 pixels, on a CPU: CIFAR-10 in minutes."""
     return RunConfig(
-        method=MoCoConfig(
-            queue=QueueConfig(capacity=4096), momentum=0.99, temperature=0.1
-        ),
+        method=MoCoConfig(queue=QueueConfig(capacity=4096), momentum=0.99, temperature=0.1),
         backbone=_SMALL_NET,
         crops=crops.cifar(),
         optim=OptimConfig(name="adamw", base_lr=1e-3, weight_decay=1e-4),

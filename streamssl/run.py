@@ -1,10 +1,12 @@
 """A run from data to checkpoints: the place where the three planes are put together."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -20,6 +22,7 @@ from shards.errors import ConfigError
 from shards.manifest import Manifest, open_manifest
 from shards.order import Order
 from shards.pack import pack
+from shards.records import Cursor
 from shards.sources import RangeReader
 from shards.stream import BatchStream, Submit, ThreadReaders, build_order, check_bytes, check_cursor
 from streamssl import checkpoint
@@ -91,7 +94,6 @@ def pretrain(
             f"{out} has all its {config.num_steps} steps; raise --num-steps to train on, or give "
             "a new --out"
         )
-    _begin_folder(config, manifest, out)
     shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
     where = f"resuming at step {state.step}" if resumed else f"{config.num_steps} steps"
     console.print(f"{config.method_name} on {shards}, {where}, into {out}", highlight=False)
@@ -99,14 +101,18 @@ def pretrain(
         metrics = Metrics()
         server = stack.enter_context(MetricsServer(metrics, placement.metrics_port))
         console.print(f"metrics at {server.url}", highlight=False)
-        log = stack.enter_context(RunLog(out, state.step))
         submit = stack.enter_context(_readers(config, manifest, placement, metrics))
         stream = BatchStream(order, config.stream, config.admission, submit, state.cursor)
+        batches = iter(stream)
+        # Nothing is written before the data has shown that it can fill a batch.
+        first = next(batches)
+        _begin_folder(config, manifest, out)
+        log = stack.enter_context(RunLog(out, state.step))
         progress = stack.enter_context(Progress(config.num_steps, state.step, console))
         train(
             config,
             state,
-            stream,
+            itertools.chain([first], batches),
             device=device,
             report=functools.partial(_report, log, metrics, progress),
             save=lambda: _save(out, state, config),
@@ -176,7 +182,7 @@ def _resume(config: RunConfig, order: Order, state: TrainState, out: Path) -> bo
         return False
     newest = checkpoints[-1]
     fields = checkpoint.read_fields(newest)
-    check_cursor(order, checkpoint.Cursor.from_json(fields["cursor"]))
+    check_cursor(order, Cursor.from_json(fields["cursor"]))
     if fields["method"] == config.method_name:
         check_same(read_toml(out / "config.toml"), config)
     checkpoint.restore(newest, state, config.method_name)
@@ -218,7 +224,7 @@ def build_engine(config: RunConfig) -> Callable[[], Engine]:
     """What makes the crops of a run; called once by every reader."""
     if config.engine == "opencv":
         return functools.partial(OpenCVEngine, config.crops)
-    device = "gpu" if config.engine == "dali-gpu" else "cpu"
+    device: Literal["cpu", "gpu"] = "gpu" if config.engine == "dali-gpu" else "cpu"
     return functools.partial(DaliEngine, config.crops, device=device)
 
 

@@ -22,8 +22,9 @@ class BackboneConfig:
     """A timm model and its options, such as `{"drop_path_rate": 0.1}`.
 
     `stem`: "imagenet" leaves the network as it is; "small" lets it look at every pixel of small
-    pictures (see `build_backbone`); "auto" is "small" for crops of at most 64 pixels; "half" is
-    "small" with stride 2, for ResNets: a quarter of the work, which suits CPUs. A small ResNet: `name="resnet18", options={"channels": (32, 64, 128, 256), "layers": (1, 1, 1, 1)}`.
+    pictures (see `build_backbone`); "half" is "small" with stride 2, for ResNets: a quarter of the
+    work, which suits CPUs; "auto" is "small" for crops of at most 64 pixels. A small ResNet:
+    `name="resnet18", options={"channels": (32, 64, 128, 256), "layers": (1, 1, 1, 1)}`.
     """
 
     name: str = "resnet50"

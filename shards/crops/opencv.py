@@ -29,8 +29,8 @@ from shards.records import Reason
 
 Pixels = NDArray[np.uint8]
 
-# CMYK and animations too are formats of their own: OpenCV takes the first for inverted and draws the
-# first frame of the second on whatever lies beneath.
+# CMYK and animated PNG are formats of their own and not among these: OpenCV takes the first for
+# inverted, and draws the first frame of the second on whatever lies beneath.
 _DECODED_BY_OPENCV = frozenset({"jpeg", "png", "webp"})
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 # The bit that asks for a reduced picture; colour is asked for by `_FLAGS`.

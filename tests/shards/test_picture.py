@@ -213,7 +213,7 @@ def judged(files):
                 raise PictureError("too_large", "")
             pixels = decode(picture)
             assert pixels.shape == (picture.height, picture.width, 3)
-            if min(pixels.shape[:2]) >= 8:
+            if min(pixels.shape[:2]) >= 8 and "gray" not in name:
                 assert (pixels == 128).all(axis=-1).mean() < 0.5, f"{name} became grey"
             results[name] = picture
         except PictureError as error:

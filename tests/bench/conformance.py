@@ -1,0 +1,184 @@
+"""How far the engines are from the definition, from torchvision on Pillow, and from each other.
+
+    python -m tests.bench.conformance --pictures 64 --shards ../shared/data/web-a.tar --json
+
+Every step of the definition in `shards.crops.recipe` is switched on alone, then all together; a
+difference is in grey levels of 255, over every pixel of every view of SwAV's recipe. Pictures are
+decoded before and handed on without loss, so that decoders play no part; the row "decode" compares
+these. Without --shards the pictures are made by formula.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shards.crops.dali import DaliEngine
+from shards.crops.engine import Engine
+from shards.crops.opencv import OpenCVEngine, decode
+from shards.crops.recipe import Parameter, draw, swav
+from shards.picture import Picture, PictureError, inspect
+from tests.pillow_crops import pillow_crop
+from tests.reference_crops import reference_crop
+from tests.shards.crops.made import encoded, made_pixels
+
+RECIPE = swav()
+SIZES = [group.size for group in RECIPE.groups for _ in range(group.num_views)]
+NEUTRAL = {Parameter.BRIGHTNESS: 1, Parameter.CONTRAST: 1, Parameter.SATURATION: 1}
+EVERYTHING = tuple(range(Parameter.FLIP, Parameter.SOLARISE))
+STAGES: dict[str, tuple[int, ...]] = {
+    "resize": (),
+    "brightness": (Parameter.BRIGHTNESS,),
+    "contrast": (Parameter.CONTRAST,),
+    "saturation": (Parameter.SATURATION,),
+    "hue": (Parameter.HUE,),
+    "grey": (Parameter.GREY,),
+    "blur": (Parameter.BLUR,),
+    "whole recipe": EVERYTHING,
+}
+Crops = list[NDArray[np.float32]]  # every view of every picture, picture by picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=16)
+    parser.add_argument("--shards", help="a tar of pictures; default: made ones")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    source = read_tar(arguments.shards) if arguments.shards else make()
+    pictures = list(itertools.islice(source, arguments.pictures))
+    rows = [{"stage": "decode", **compare_decoders(pictures)}]
+    rows += compare_stages(pictures)
+    if arguments.json:
+        json.dump(rows, sys.stdout, indent=1)
+        print()
+    else:
+        print_table(rows, len(pictures))
+
+
+def read_tar(path: str) -> Iterator[Picture]:
+    """Every 16th picture of a tar, so that a few come from all over it, under 4 megapixels."""
+    with tarfile.open(path) as archive:
+        names = (member for member in archive if member.isfile() and member.size > 4096)
+        for member in itertools.islice(names, 0, None, 16):
+            try:
+                file = archive.extractfile(member)
+                assert file is not None
+                picture = inspect(file.read())
+            except PictureError:
+                continue
+            if picture.height * picture.width < 4_000_000:
+                yield picture
+
+
+def make() -> Iterator[Picture]:
+    for seed in itertools.count():
+        yield inspect(encoded(made_pixels(seed, 180 + 37 * (seed % 5), 300), quality=92))
+
+
+def compare_decoders(pictures: list[Picture]) -> dict[str, dict[str, float]]:
+    """OpenCV's decoder and DALI's on the JPEGs, seen through crops of neutral parameters."""
+    parameters = only(draw_for(pictures), ())
+    engines: list[Engine] = [OpenCVEngine(RECIPE), dali()]
+    ours, theirs = (crops(engine, pictures, parameters) for engine in engines)
+    return {"opencv - dali": measure(ours, theirs)}
+
+
+def compare_stages(pictures: list[Picture]) -> list[dict[str, object]]:
+    pixels = [decode(picture) for picture in pictures]
+    lossless = [inspect(encoded(array, "PNG", compress_level=1)) for array in pixels]
+    engines: dict[str, Engine] = {"opencv": OpenCVEngine(RECIPE), "dali": dali()}
+    drawn = draw_for(pictures)
+    table: list[dict[str, object]] = []
+    for stage, columns in STAGES.items():
+        parameters = only(drawn, columns)
+        results = {name: crops(engine, lossless, parameters) for name, engine in engines.items()}
+        results["reference"] = executed(reference_crop, pixels, parameters)
+        results["pillow"] = executed(pillow_crop, pixels, parameters)
+        pairs = ("opencv reference", "dali reference", "opencv dali", "opencv pillow")
+        pairs += ("dali pillow", "pillow reference")
+        row: dict[str, object] = {"stage": stage}
+        for pair in pairs:
+            one, other = pair.split()
+            row[f"{one} - {other}"] = measure(results[one], results[other])
+        table.append(row)
+    return table
+
+
+def dali() -> Engine:
+    return DaliEngine(RECIPE, 16, "cpu", 1)
+
+
+def draw_for(pictures: list[Picture]) -> NDArray[np.float32]:
+    ids = np.stack([np.zeros(len(pictures), int), 512 * np.arange(len(pictures))], axis=1)
+    sizes = [(picture.height, picture.width) for picture in pictures]
+    return draw(RECIPE, 0, np.zeros(len(pictures)), ids, sizes)
+
+
+def only(parameters: NDArray[np.float32], columns: tuple[int, ...]) -> NDArray[np.float32]:
+    """The same parameters with nothing but `columns` switched on."""
+    parameters = parameters.copy()
+    for column in set(range(Parameter.FLIP, len(Parameter))) - set(columns):
+        parameters[..., column] = NEUTRAL.get(Parameter(column), 0)
+    return parameters
+
+
+def crops(engine: Engine, pictures: list[Picture], parameters: NDArray[np.float32]) -> Crops:
+    cropped = engine.crop(pictures, parameters)
+    assert cropped.ok.all(), cropped.failures
+    return [
+        view.astype(np.float32)
+        for row in range(len(pictures))
+        for group in cropped.crops
+        for view in group[row]
+    ]
+
+
+def executed(
+    crop: Callable[..., object], pixels: list[NDArray[np.uint8]], parameters: NDArray[np.float32]
+) -> Crops:
+    return [
+        np.asarray(crop(array, row, size), np.float32)
+        for array, rows in zip(pixels, parameters, strict=True)
+        for row, size in zip(rows, SIZES, strict=True)
+    ]
+
+
+def measure(ours: Crops, theirs: Crops) -> dict[str, float]:
+    """Mean, 99th percentile and greatest absolute difference, from a histogram of whole levels."""
+    counts = np.zeros(256, np.int64)
+    for one, other in zip(ours, theirs, strict=True):
+        levels = np.abs(one - other).astype(np.int64).ravel()
+        counts += np.bincount(levels, minlength=256)
+    share = np.cumsum(counts) / counts.sum()
+    return {
+        "mean": round(float(counts @ np.arange(256) / counts.sum()), 3),
+        "p99": int(np.searchsorted(share, 0.99)),
+        "max": int(np.flatnonzero(counts)[-1]),
+    }
+
+
+def print_table(rows: list[dict[str, object]], num_pictures: int) -> None:
+    print(f"{num_pictures} pictures; mean / p99 / max difference in grey levels of 255")
+    pairs = [name for name in rows[-1] if name != "stage"]
+    print(f"{'':14}" + "".join(f"{pair:>20}" for pair in pairs))
+    for row in rows:
+        cells = []
+        for pair in pairs:
+            found = row.get(pair)
+            text = "{mean:.2f} / {p99} / {max}".format(**found) if isinstance(found, dict) else ""
+            cells.append(f"{text:>20}")
+        print(f"{row['stage']:14}" + "".join(cells))
+
+
+if __name__ == "__main__":
+    main()

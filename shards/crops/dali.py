@@ -302,7 +302,8 @@ def _matrix(fractions: Node, slot: int) -> Node:
 def _linear(crop: Node, fractions: Node, operands: Node, slot: int) -> Node:
     """A matrix, plus the crop's mean grey times a weight; clamped, the fraction dropped."""
     mean = fn.reductions.mean(crop, axes=(0, 1))
-    mean_grey = dali_math.floor(fn.reductions.sum(mean * types.Constant(_LUMA)) + 0.5)
+    grey = sum(float(_LUMA[channel]) * mean[channel] for channel in range(3))
+    mean_grey = dali_math.floor(grey + 0.5)
     mapped = fn.coord_transform(crop, M=_matrix(fractions, slot), dtype=types.FLOAT)
     mapped = mapped + mean_grey * operands[_MEAN_WEIGHTS + slot]
     return dali_math.floor(dali_math.clamp(mapped, 0.0, 255.0) + _HAIR)

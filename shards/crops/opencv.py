@@ -33,6 +33,7 @@ Pixels = NDArray[np.uint8]
 # inverted, and draws the first frame of the second on whatever lies beneath.
 _DECODED_BY_OPENCV = frozenset({"jpeg", "png", "webp"})
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_PILLOW_FORMATS = {"apng": "PNG", "jpeg_cmyk": "JPEG"}  # others have the same name in capitals
 # The bit that asks for a reduced picture; colour is asked for by `_FLAGS`.
 _REDUCED: Final = {
     1: 0,
@@ -128,12 +129,12 @@ def decode(picture: Picture, reduction: int = 1) -> Pixels:
 
 def _decode_stored(picture: Picture, reduction: int) -> Pixels:
     """The picture as it is stored, before its orientation is applied."""
+    flags = _FLAGS | _REDUCED[reduction]
     try:
         if picture.format in _DECODED_BY_OPENCV:
-            encoded = np.frombuffer(picture.data, np.uint8)
-            pixels = cv2.imdecode(encoded, _FLAGS | _REDUCED[reduction])
+            pixels = cv2.imdecode(np.frombuffer(picture.data, np.uint8), flags)
         else:
-            pixels = _decode_with_pillow(picture.data)
+            pixels = _decode_with_pillow(picture)
     except Exception as error:
         # Broken files make the decoders raise nearly anything; whatever it is, it costs one sample.
         detail = f"{type(error).__name__}: {error}"
@@ -152,8 +153,9 @@ def _decode_stored(picture: Picture, reduction: int) -> Pixels:
     return pixels
 
 
-def _decode_with_pillow(data: bytes) -> Pixels:
-    with Image.open(io.BytesIO(data)) as image:
+def _decode_with_pillow(picture: Picture) -> Pixels:
+    format_ = _PILLOW_FORMATS.get(picture.format, picture.format.upper())
+    with Image.open(io.BytesIO(picture.data), formats=(format_,)) as image:
         image.load()
         if image.mode.startswith("I"):
             # 16 bits, which Pillow's own conversion would clip to white instead of scaling.

@@ -20,7 +20,7 @@ Reason = Literal[
     "not_a_picture",  # the bytes are of no format that is read here
     "broken_header",  # the format is known, the header cannot be read
     "too_small",  # a side is shorter than `AdmissionConfig.min_side`
-    "too_large",  # more pixels than `AdmissionConfig.max_pixels`: a decompression bomb
+    "too_large",  # more pixels than `AdmissionConfig.max_pixels`, or a sample of over 512 MiB
     "truncated",  # the end of the picture is missing
     "undecodable",  # the decoder gave up
     "truncated_tar",  # the tar ends in the middle of the sample

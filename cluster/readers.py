@@ -6,9 +6,7 @@ readers (`feed`) notices a death and decides what to do about it.
 
 import os
 
-import cv2
 import ray
-import torch
 
 from shards.chunks import ChunkCropper, CropJob
 from shards.records import Chunk, ChunkCrops, ShardInfo
@@ -20,8 +18,6 @@ class Reader:
     """One process that crops chunks, one at a time, on one core."""
 
     def __init__(self, job: CropJob) -> None:
-        cv2.setNumThreads(1)
-        torch.set_num_threads(1)
         self._cropper = ChunkCropper(job, RangeReader())
 
     def crop(self, shard: ShardInfo, chunk: Chunk, epoch: int) -> ChunkCrops:

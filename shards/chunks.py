@@ -4,6 +4,7 @@ It is a pure function of (shard bytes, chunk, epoch, settings): done twice, anyw
 it gives the same arrays. That is what lets a stream compute out of order and decide in order.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.admission import AdmissionConfig, admit, reject
-from shards.crops.engine import Engine
+from shards.crops.engine import Engine, use_one_core
 from shards.crops.recipe import CropRecipe, draw
 from shards.errors import NotATar
 from shards.picture import Picture
 from shards.records import Chunk, ChunkCrops, Reject, Sample, ShardInfo
 from shards.sources import RangeReader
 from shards.tar import cut
+
+_NICENESS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,9 +38,15 @@ class CropJob:
 
 
 class ChunkCropper:
-    """Reads, cuts, admits, decodes and crops chunks. One for each thread or process."""
+    """Reads, cuts, admits, decodes and crops chunks. Made in the thread or process that uses it.
+
+    It uses one core, and steps back for whatever else wants that core: a trainer on the same
+    machine comes first, and readers get what it leaves while it waits.
+    """
 
     def __init__(self, job: CropJob, reader: RangeReader) -> None:
+        use_one_core()
+        os.nice(_NICENESS)  # of this thread alone
         self._job = job
         self._reader = reader
         self._engine = job.build_engine()
@@ -47,7 +56,9 @@ class ChunkCropper:
         began = time.monotonic()
         found = read_chunk(self._reader, shard, chunk)
         cut_at = time.monotonic()
-        rejects: dict[int, Reject] = {item.offset: item for item in found if isinstance(item, Reject)}
+        rejects: dict[int, Reject] = {
+            item.offset: item for item in found if isinstance(item, Reject)
+        }
         admitted: list[tuple[Sample, Picture]] = []
         for item in found:
             if isinstance(item, Sample):

@@ -1,14 +1,14 @@
 """What can go wrong, on one page.
 
     StreamSSLError
-      UserError                 the user can mend it: found, allowed, remedy; the command line exits with 2
+      UserError                 the user's to mend: found, allowed, remedy; exit status 2
         ConfigError             a setting that cannot work
         ManifestError           no shard matches, a listing fails, credentials are refused
         CursorMismatch          a saved place that belongs to other data or another order
+        BudgetExceeded          too many samples were rejected; carries the table of reasons
       ShardUnreadable           a shard could not be read after every retry
         ShardChanged            a shard is not the object that the manifest names
         NotATar                 the bytes are not a tar
-      BudgetExceeded            too many samples were rejected; carries the table of reasons
       StreamEnded               the stream stopped before the trainer had its steps
 
 A bad *sample* is no exception: it is a `records.Reject`, counted and paid from a budget.
@@ -49,8 +49,8 @@ class NotATar(ShardUnreadable):
     """The bytes of a shard are not a tar archive."""
 
 
-class BudgetExceeded(StreamSSLError):
-    """More samples were rejected than the budget allows. `reasons` maps each reason to its count."""
+class BudgetExceeded(UserError):
+    """More samples were rejected than the budget allows; `reasons` maps a reason to its count."""
 
     def __init__(self, message: str, reasons: Mapping[str, int]) -> None:
         table = "".join(f"\n  {reason:<16} {count}" for reason, count in sorted(reasons.items()))

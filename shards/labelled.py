@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from shards.admission import AdmissionConfig, admit
 from shards.chunks import read_chunk
+from shards.crops.engine import use_one_core
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, Parameter, ViewGroup, draw
 from shards.errors import BudgetExceeded, UserError
@@ -23,7 +24,8 @@ from shards.manifest import Manifest
 from shards.order import Order, OrderConfig
 from shards.picture import Picture
 from shards.records import Chunk, Reject, Sample
-from shards.sources import RangeReader, redact
+from shards.redaction import redact
+from shards.sources import RangeReader
 
 # The share of the central square that is kept: 224 of 256 for large pictures, all of small ones.
 _LARGE_SHARE, _SMALL_SIDE = 0.875, 64
@@ -51,7 +53,7 @@ def iter_labelled(
     num_pictures = 0
     under_way: deque[Future[Labelled]] = deque()
     waiting = iter(range(order.num_chunks))
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(num_threads, initializer=use_one_core) as pool:
         while True:
             for index in itertools.islice(waiting, 2 * num_threads - len(under_way)):
                 under_way.append(pool.submit(_read, manifest, reader, order.chunk(index), size))

@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 
 from shards.errors import ManifestError, NotATar
 from shards.records import Chunk, Reject, ShardInfo
-from shards.sources import RangeReader, list_shards, redact
+from shards.redaction import redact
+from shards.sources import RangeReader, list_shards
 from shards.tar import cut
+from shards.tar_headers import BLOCK, is_header
 
-# Samples in a chunk: enough that a hand-over is worth its cost, few enough that a lost one is cheap.
+# Samples in a chunk: enough that handing it over is worth its cost, few enough to lose cheaply.
 _SAMPLES_PER_CHUNK = 48
 _LEAST_CHUNK_BYTES = 1 << 18
 _MOST_CHUNK_BYTES = 1 << 24
@@ -72,7 +74,8 @@ class Manifest:
 def open_manifest(pattern: str, reader: RangeReader) -> Manifest:
     """List the shards of `pattern` and look into a few of them.
 
-    Raises ManifestError when nothing matches, a shard is not a tar, or none can be read.
+    Raises ManifestError when nothing matches, or when a shard that was looked into is not a tar of
+    samples; ShardUnreadable when it cannot be read.
     """
     shards = tuple(list_shards(pattern))
     places = sorted({0, len(shards) // 2, len(shards) - 1})[:_NUM_PROBES]
@@ -94,4 +97,11 @@ def _probe(shard: ShardInfo, reader: RangeReader) -> float | None:
     except NotATar as error:
         raise ManifestError(f"{redact(shard.uri)} is not a tar: {error}") from error
     samples = [sample for sample in found if not isinstance(sample, Reject)]
+    for sample in samples:
+        for extension, data in sample.fields.items():
+            if data[257:262] == b"ustar" and is_header(data[:BLOCK]):
+                raise ManifestError(
+                    f"{redact(shard.uri)} holds a tar inside the tar ({sample.key}.{extension}); a "
+                    "shard holds the pictures themselves: extract it and give the inner tars"
+                )
     return chunk.stop / len(samples) if samples else None

@@ -10,9 +10,10 @@ import numpy as np
 
 from shards.admission import AdmissionConfig, admit, reject
 from shards.chunks import read_chunk
+from shards.crops.engine import use_one_core
 from shards.crops.opencv import OpenCVEngine
-from shards.labelled import central_square
 from shards.crops.recipe import draw
+from shards.labelled import central_square
 from shards.manifest import Manifest
 from shards.order import Order, OrderConfig
 from shards.picture import Picture
@@ -77,7 +78,7 @@ def survey(
         found = read_chunk(reader, manifest.shards[chunk.shard], chunk)
         return chunk, _look(found, admission, depth)
 
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(num_threads, initializer=use_one_core) as pool:
         for chunk, part in pool.map(look, range(order.num_chunks)):
             total.merge(part)
             progress(chunk.stop - chunk.start)

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from shards.crops.recipe import CropRecipe
@@ -40,3 +42,14 @@ class Engine(Protocol):
     def recipe(self) -> CropRecipe: ...
 
     def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped: ...
+
+
+def use_one_core() -> None:
+    """Keep the libraries that execute crops to one core; call it in the thread that will crop.
+
+    Work is spread over pictures by whoever calls, so threads inside the libraries would only wait
+    for one another. OpenCV's setting is that of the process, torch's of the calling thread: a
+    trainer's thread in the same process keeps all its cores.
+    """
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)

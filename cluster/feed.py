@@ -6,6 +6,7 @@ bounded by the stream, which never asks for more than its `max_bytes`.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -22,11 +23,15 @@ from shards.chunks import CropJob
 from shards.errors import ConfigError, StreamSSLError
 from shards.manifest import Manifest
 from shards.records import Chunk, ChunkCrops
+from shards.redaction import redact
 
 # Two chunks a reader: one in its hands, one waiting, so that it never waits for the driver.
 _PENDING_PER_READER = 2
-_ATTEMPTS_PER_CHUNK = 4
+_DEATHS_PER_CHUNK = 4
+_DEATHS_AT_START = 4
 _POLL_SECONDS = 0.1
+# A cluster may have to start a machine before the first reader has a core.
+_START_SECONDS = 900.0
 
 
 @contextmanager
@@ -61,20 +66,22 @@ def ray_session(address: str, num_readers: int, max_bytes: int) -> Iterator[None
 
 @dataclass(slots=True)
 class _Task:
-    """One chunk asked for, and how often it was tried."""
+    """One chunk asked for, and how many readers died while it was in their hands."""
 
     chunk: Chunk
     epoch: int
     future: "Future[ChunkCrops]" = field(default_factory=Future)
-    attempts: int = 0
+    num_deaths: int = 0
 
 
 class RayReaders:
     """`num_readers` reader actors and the thread that keeps them busy. Use as a context.
 
     `on_crops` is told of every finished chunk, `on_lost` of every reader that died; both are
-    called from the feed's thread. A chunk of a dead reader goes to another one; a chunk on which
-    four readers died ends the stream with ReadersLost.
+    called from the feed's thread. Only readers that answered get chunks, so those for which the
+    cluster has no core yet hold nothing up. A chunk of a dead reader goes to another one; a chunk
+    in whose hands four readers died ends the stream with ReadersLost, and so do readers that
+    cannot start.
     """
 
     def __init__(
@@ -90,97 +97,159 @@ class RayReaders:
         self._on_crops, self._on_lost = on_crops, on_lost
         self._queue: deque[_Task] = deque()
         self._running: dict[Any, tuple[_Task, Any]] = {}
-        self._readers: list[Any] = [self._new_reader() for _ in range(num_readers)]
+        self._readers: list[Any] = []
+        self._starting: dict[Any, Any] = {}  # the first answer of a reader, and the reader
+        self._num_deaths_at_start = 0
+        self._last_with_reader = time.monotonic()
+        self._error: BaseException | None = None
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="feed", daemon=True)
-
-    @staticmethod
-    def check_room(num_readers: int, address: str) -> None:
-        """Raise ConfigError when the cluster has no node with a core for a reader."""
-        cores = ray.cluster_resources().get("CPU", 0)
-        if cores < 1:
-            raise ConfigError(
-                f"the Ray cluster at {address!r} has {cores:g} cores, {num_readers} readers need "
-                "one each; add nodes, or run with --cluster none"
-            )
+        for _ in range(num_readers):
+            self._start_reader()
 
     def submit(self, chunk: Chunk, epoch: int) -> "Future[ChunkCrops]":
         """A future of this chunk's crops."""
         task = _Task(chunk, epoch)
         with self._changed:
+            if self._error is not None:
+                task.future.set_exception(self._error)
+                return task.future
             self._queue.append(task)
             self._changed.notify()
         return task.future
 
     def pids(self) -> list[int]:
-        """Process numbers of the readers, for those who want to look at them."""
-        return list(ray.get([reader.pid.remote() for reader in self._readers]))
+        """Process numbers of the readers that are up, for those who want to look at them."""
+        return list(ray.get([reader.pid.remote() for reader in tuple(self._readers)]))
 
-    def _new_reader(self) -> Any:
-        return Reader.remote(self._job)  # type: ignore[attr-defined]
+    def _start_reader(self) -> None:
+        reader = Reader.remote(self._job)  # type: ignore[attr-defined]
+        self._starting[reader.pid.remote()] = reader
 
     def _loop(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._queue or self._running or self._closed):
-                    self._changed.wait()
-                if self._closed:
-                    return
-                self._hand_out()
-            finished, _ = ray.wait(list(self._running), num_returns=1, timeout=_POLL_SECONDS)
-            for ref in finished:
+        try:
+            while self._work():
+                pass
+        except Exception as error:  # nobody else would hear of it, and the stream would wait on
+            self._fail(error)
+
+    def _work(self) -> bool:
+        """One round: hand out what can be, collect what is there. False after the end."""
+        with self._changed:
+            while not (self._queue or self._running or self._closed):
+                self._changed.wait()
+            if self._closed or self._error is not None:
+                return False
+            self._hand_out()
+        refs = [*self._running, *self._starting]
+        finished, _ = ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
+        for ref in finished:
+            if ref in self._starting:
+                self._started(ref)
+            else:
                 self._collect(ref)
+        self._check_start()
+        return True
 
     def _hand_out(self) -> None:
         load = {id(reader): 0 for reader in self._readers}
         for _, reader in self._running.values():
-            load[id(reader)] += 1
-        while self._queue:
+            load[id(reader)] = load.get(id(reader), 0) + 1
+        while self._queue and self._readers:
             reader = min(self._readers, key=lambda reader: load[id(reader)])
             if load[id(reader)] >= _PENDING_PER_READER:
                 return
             task = self._queue.popleft()
-            task.attempts += 1
             load[id(reader)] += 1
             shard = self._manifest.shards[task.chunk.shard]
             ref = reader.crop.remote(shard, task.chunk, task.epoch)
             self._running[ref] = (task, reader)
+
+    def _started(self, ref: Any) -> None:
+        reader = self._starting.pop(ref)
+        try:
+            ray.get(ref)
+        except RayActorError as error:
+            self._on_lost()
+            self._num_deaths_at_start += 1
+            if self._num_deaths_at_start < _DEATHS_AT_START:
+                self._start_reader()
+            elif not (self._readers or self._starting):
+                self._fail(
+                    ReadersLost(
+                        f"{self._num_deaths_at_start} readers died before they did anything "
+                        f"({_cause(error)}); mend that, then start the same command again"
+                    )
+                )
+        else:
+            self._num_deaths_at_start = 0
+            self._readers.append(reader)
+
+    def _check_start(self) -> None:
+        """End the wait for a first reader that the cluster seems unable to start."""
+        if self._readers:
+            self._last_with_reader = time.monotonic()
+        elif time.monotonic() - self._last_with_reader > _START_SECONDS:
+            cores = ray.cluster_resources().get("CPU", 0)
+            self._fail(
+                ReadersLost(
+                    f"no reader started in {_START_SECONDS:.0f} s; each needs a free core, and "
+                    f"the Ray cluster has {cores:g} in all; add nodes, or run with --cluster none"
+                )
+            )
 
     def _collect(self, ref: Any) -> None:
         task, reader = self._running.pop(ref)
         try:
             result: ChunkCrops = ray.get(ref)
         except RayActorError:
-            self._replace(reader)
-            self._retry(task)
+            # The oldest chunk of a dead reader was the one in its hands: others are not to blame.
+            self._retry(task, blame=self._replace(reader))
         except RayTaskError as error:
             cause = error.cause
             task.future.set_exception(cause if isinstance(cause, StreamSSLError) else error)
         except RayError:  # the object was lost with its node: make it again
-            self._retry(task)
+            self._retry(task, blame=True)
         else:
             self._on_crops(result)
             task.future.set_result(result)
 
-    def _retry(self, task: _Task) -> None:
-        if task.attempts >= _ATTEMPTS_PER_CHUNK:
-            place = f"bytes {task.chunk.start}-{task.chunk.stop} of shard {task.chunk.shard}"
+    def _retry(self, task: _Task, *, blame: bool) -> None:
+        task.num_deaths += blame
+        if task.num_deaths >= _DEATHS_PER_CHUNK:
+            shard = redact(self._manifest.shards[task.chunk.shard].uri)
             task.future.set_exception(
                 ReadersLost(
-                    f"{task.attempts} readers died one after the other on {place}; "
-                    "look at the shard with `streamssl shards verify`, and at the nodes' memory"
+                    f"{task.num_deaths} readers died one after the other on bytes "
+                    f"{task.chunk.start}-{task.chunk.stop} of {shard}; look at the shard with "
+                    "`streamssl shards verify`, and at the memory of the nodes"
                 )
             )
             return
         with self._changed:
             self._queue.appendleft(task)
 
-    def _replace(self, reader: Any) -> None:
-        """Put a new reader in the place of a dead one, once for each death."""
-        if reader in self._readers:
-            self._on_lost()
-            self._readers[self._readers.index(reader)] = self._new_reader()
+    def _replace(self, reader: Any) -> bool:
+        """Start a reader in the place of a dead one; False when that was done already."""
+        if reader not in self._readers:
+            return False
+        self._readers.remove(reader)
+        self._last_with_reader = time.monotonic()
+        self._on_lost()
+        self._start_reader()
+        return True
+
+    def _fail(self, error: BaseException) -> None:
+        """Let everyone who waits for crops, now or later, know that there will be none."""
+        with self._changed:
+            self._error = error
+            waiting = [*self._queue, *(task for task, _ in self._running.values())]
+            self._queue.clear()
+            self._running.clear()
+        for task in waiting:
+            if not task.future.done():
+                task.future.set_exception(error)
 
     def __enter__(self) -> "RayReaders":
         self._thread.start()
@@ -191,5 +260,13 @@ class RayReaders:
             self._closed = True
             self._changed.notify()
         self._thread.join()
-        for reader in self._readers:
+        for reader in (*self._readers, *self._starting.values()):
             ray.kill(reader)
+        for task in (*self._queue, *(task for task, _ in self._running.values())):
+            task.future.cancel()
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of what a reader's constructor said: Ray puts a whole traceback before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -6,15 +6,12 @@ with those in the log: a replay that differs is an error, not a footnote.
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, TextIO
 
-from shards.errors import StreamSSLError
+from streamssl.errors import ReplayDiffers, TrainingDiverged
 from streamssl.trainer import StepReport
-
-
-class TrainingDiverged(StreamSSLError):
-    """The loss is not a number any more."""
 
 
 class RunLog:
@@ -30,17 +27,20 @@ class RunLog:
                 kept.append(line)
             elif fields is not None:
                 self._expected[fields["step"]] = fields["digest"]
-        self._path.write_text("".join(f"{line}\n" for line in kept))
+        # A kill at this very moment must not cost the lines of the whole run.
+        draft = self._path.with_name(f".{self._path.name}.draft")
+        draft.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(draft, self._path)
         self._file: TextIO = self._path.open("a")
 
     def _read_lines(self) -> list[str]:
         return self._path.read_text().splitlines() if self._path.exists() else []
 
     def write(self, report: StepReport) -> dict[str, Any]:
-        """Append one step and return its fields. Raises when a replayed step differs."""
+        """Append one step and return its fields. Raises ReplayDiffers, TrainingDiverged."""
         expected = self._expected.pop(report.step, report.digest)
         if expected != report.digest:
-            raise StreamSSLError(
+            raise ReplayDiffers(
                 f"step {report.step} was trained on batch {expected} before the restart and on "
                 f"{report.digest} now; the order must never change: keep this folder and report it"
             )
@@ -78,4 +78,4 @@ def _parse(line: str) -> dict[str, Any] | None:
         fields: dict[str, Any] = json.loads(line)
     except ValueError:
         return None
-    return fields
+    return fields if isinstance(fields, dict) and {"step", "digest"} <= fields.keys() else None

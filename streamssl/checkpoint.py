@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from shards.errors import ConfigError
 from shards.records import Cursor
 
 _NAME = re.compile(r"step-(\d{8})")
+_DRAFT = ".draft-"
 _FORMAT = 1
+_FIELDS = {"format", "step", "method", "cursor", "numbers"}
 
 
 @dataclass(slots=True)
@@ -40,8 +43,8 @@ def save(out: Path, state: TrainState, method_name: str, keep: int) -> Path:
     assert state.cursor is not None, "nothing was trained yet"
     folder = out / "checkpoints"
     target = folder / f"step-{state.step:08d}"
-    draft = folder / f".draft-{os.getpid()}"
-    shutil.rmtree(draft, ignore_errors=True)
+    _remove_drafts(folder)
+    draft = folder / f"{_DRAFT}{os.getpid()}"
     draft.mkdir(parents=True)
     tensors, numbers = _flatten(state)
     save_file(tensors, draft / "state.safetensors")
@@ -56,11 +59,11 @@ def save(out: Path, state: TrainState, method_name: str, keep: int) -> Path:
     for path in (*draft.iterdir(), draft):
         _flush(path)
     if target.exists():  # the same step again, after a resume from an older one
-        shutil.rmtree(target)
+        _remove(target)
     draft.rename(target)
     _flush(folder)
     for old in list_checkpoints(out)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     return target
 
 
@@ -76,17 +79,28 @@ def read_fields(checkpoint: Path) -> dict[str, Any]:
     """The fields of `state.json`. Raises ConfigError when they cannot be read."""
     try:
         fields: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+        if not isinstance(fields, dict) or not fields.keys() >= _FIELDS:
+            raise ValueError(f"it lacks one of {', '.join(sorted(_FIELDS))}")
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{checkpoint} holds no readable state.json ({error}); a checkpoint is a folder such "
             "as runs/a/checkpoints/step-00001000: name one, or remove the damaged one"
         ) from error
-    if fields.get("format") != _FORMAT:
+    if fields["format"] != _FORMAT:
         raise ConfigError(
-            f"{checkpoint} has format {fields.get('format')}; this version reads {_FORMAT}: "
+            f"{checkpoint} has format {fields['format']}; this version reads {_FORMAT}: "
             "resume with the version that wrote it"
         )
     return fields
+
+
+def check_method(checkpoint: Path, fields: Mapping[str, Any], method_name: str) -> None:
+    """Raise ConfigError unless a checkpoint with these `fields` is of this method."""
+    if fields["method"] != method_name:
+        raise ConfigError(
+            f"{checkpoint} is of method {fields['method']!r}, this run trains {method_name!r}; "
+            "resume with the recipe it was started with, or give a new --out"
+        )
 
 
 def restore(checkpoint: Path, state: TrainState, method_name: str) -> None:
@@ -95,14 +109,12 @@ def restore(checkpoint: Path, state: TrainState, method_name: str) -> None:
     Raises ConfigError when it belongs to another method or to other shapes.
     """
     fields = read_fields(checkpoint)
-    if fields["method"] != method_name:
-        raise ConfigError(
-            f"{checkpoint} is of method {fields['method']!r}, this run trains {method_name!r}; "
-            "resume with the recipe it was started with, or give a new --out"
-        )
+    check_method(checkpoint, fields, method_name)
     tensors = load_tensors(checkpoint)
     _load_module(checkpoint, state.method, _under(tensors, "method."))
-    _load_optimizer(state.optimizer, _under(tensors, "optimizer."), fields["numbers"])
+    saved = _under(tensors, "optimizer.")
+    _check_optimizer(checkpoint, state.optimizer, saved)
+    _load_optimizer(state.optimizer, saved, fields["numbers"])
     state.step = fields["step"]
     state.cursor = Cursor.from_json(fields["cursor"])
 
@@ -155,6 +167,21 @@ def _load_module(checkpoint: Path, module: nn.Module, tensors: dict[str, Tensor]
     module.load_state_dict(tensors)
 
 
+def _check_optimizer(
+    checkpoint: Path, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for full_name, value in tensors.items():
+        index = int(full_name.split(".", 1)[0])
+        fits = index < len(parameters) and value.shape in (parameters[index].shape, ())
+        if not fits:
+            raise ConfigError(
+                f"{checkpoint} does not fit this optimizer: {full_name} is {tuple(value.shape)} "
+                f"there, and there are {len(parameters)} parameters here; resume with the "
+                "settings it was started with, or give a new --out"
+            )
+
+
 def _load_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, float]
 ) -> None:
@@ -177,6 +204,19 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def _remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; killed half-way it leaves a draft, never half a checkpoint."""
+    draft = checkpoint.with_name(f"{_DRAFT}{checkpoint.name}")
+    checkpoint.rename(draft)
+    shutil.rmtree(draft)
+
+
+def _remove_drafts(folder: Path) -> None:
+    """Clear away what a killed process left behind."""
+    for draft in folder.glob(f"{_DRAFT}*"):
+        shutil.rmtree(draft)
 
 
 def _flush(path: Path) -> None:

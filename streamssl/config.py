@@ -1,5 +1,6 @@
 """A run, as one frozen value: what `recipes` make, the command line overrides and TOML keeps."""
 
+import os
 import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -79,33 +80,58 @@ def to_fields(config: RunConfig) -> dict[str, Any]:
 
 def from_fields(tables: dict[str, Any]) -> RunConfig:
     """The run that `to_fields` wrote down. Raises ConfigError naming the field that is wrong."""
-    tables = dict(tables)
-    method = dict(tables.get("method", {}))
-    name = method.pop("name", None)
+    parts = dict(tables)
+    name = dict(_table(parts, "method")).pop("name", None)
     if name not in METHODS:
         raise ConfigError(f"method.name={name!r}; it must be one of {', '.join(METHODS)}")
+    method = {key: value for key, value in parts["method"].items() if key != "name"}
+    backbone = _table(parts, "backbone")
+    parts["backbone"] = backbone | {"options": _with_tuples(_table(backbone, "options"))}
     try:
-        tables["method"] = TypeAdapter(METHODS[name]).validate_python(method)
-        return TypeAdapter(RunConfig).validate_python(tables)
+        parts["method"] = TypeAdapter(METHODS[name]).validate_python(method)
+        config = TypeAdapter(RunConfig).validate_python(parts)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(_explain(error.errors()[0])) from error
+    known, given = _flatten(to_fields(config)), _flatten(tables)
+    for field_name in sorted(given.keys() - known.keys()):
+        parent = field_name.rpartition(".")[0]
+        allowed = [name for name in known if name.rpartition(".")[0] == parent]
         raise ConfigError(
-            f"{place or 'the configuration'}: {first['msg']} (found {first['input']!r}); "
-            "compare with the config.toml of a run"
-        ) from error
+            f"{field_name} is no field of a configuration; there are {', '.join(allowed)}; mend "
+            "the name, or remove the line"
+        )
+    return config
+
+
+def _table(tables: dict[str, Any], name: str) -> dict[str, Any]:
+    found = tables.get(name, {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name}={found!r}; it must be a table: compare with a run's config.toml")
+    return found
+
+
+def _explain(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"]) or "the configuration"
+    if error["type"] == "missing":
+        return f"{place} is missing; add it: compare with the config.toml of a run"
+    return (
+        f"{place}={error['input']!r}: {error['msg'].lower()}; mend it: compare with the "
+        "config.toml of a run"
+    )
 
 
 def write_toml(config: RunConfig, path: Path) -> None:
-    """Save a run so that `read_toml` gives the same one."""
-    path.write_text(tomli_w.dumps(to_fields(config)))
+    """Save a run so that `read_toml` gives the same one. A kill leaves the file as it was."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(tomli_w.dumps(to_fields(config)))
+    os.replace(draft, path)
 
 
 def read_toml(path: Path) -> RunConfig:
     """Load a run. Raises ConfigError."""
     try:
         return from_fields(tomllib.loads(path.read_text()))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # TOML and UTF-8 that are none are both ValueErrors
         raise ConfigError(
             f"{path} cannot be read as a configuration ({error}); give the config.toml of a run"
         ) from error
@@ -130,6 +156,13 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_none(entry) for entry in value]
     return value
+
+
+def _with_tuples(value: Any) -> Any:
+    """Lists, which are all that TOML has, as the tuples that recipes are written with."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(entry) for key, entry in value.items()}
+    return tuple(_with_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run from data to checkpoints: the place where the three planes are put together."""
 
+import fcntl
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -49,6 +50,10 @@ class Placement:
     def __post_init__(self) -> None:
         if self.readers < 1:
             raise ConfigError(f"readers={self.readers}; it must be at least 1")
+        if not 0 <= self.metrics_port <= 65_535:
+            raise ConfigError(
+                f"metrics_port={self.metrics_port}; it must be from 0 (any free port) to 65535"
+            )
         if self.cluster not in ("none", "local", "auto") and "://" not in self.cluster:
             raise ConfigError(
                 f"cluster={self.cluster!r}; it must be none, local, auto or an address such as "
@@ -81,6 +86,7 @@ def pretrain(
 
     Everything a user can get wrong is checked before anything is written. Raises UserError.
     """
+    _check_out(out)
     data = prepare_data(data, out, console)
     manifest = open_manifest(data, RangeReader())
     order = build_order(manifest, config.stream, config.seed)
@@ -106,7 +112,7 @@ def pretrain(
         batches = iter(stream)
         # Nothing is written before the data has shown that it can fill a batch.
         first = next(batches)
-        _begin_folder(config, manifest, out)
+        stack.enter_context(_folder(config, manifest, out))
         log = stack.enter_context(RunLog(out, state.step))
         progress = stack.enter_context(Progress(config.num_steps, state.step, console))
         train(
@@ -166,33 +172,59 @@ def _resolve(config: RunConfig, order: Order) -> RunConfig:
     return replace(config, stream=stream)
 
 
-def _resume(config: RunConfig, order: Order, state: TrainState, out: Path) -> bool:
-    """Fill `state` from the newest checkpoint of `out`, if there is one that belongs there."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; --out is the folder of a run: give another one")
-    known = {"config.toml", "shards"}
-    foreign = out.is_dir() and any(out.iterdir()) and not (out / "config.toml").exists()
-    if foreign and {path.name for path in out.iterdir()} - known:
+def _check_out(out: Path) -> None:
+    """Raise ConfigError unless `out` is a run, or can become one."""
+    taken = next((path for path in (out, *out.parents) if path.exists()), out)
+    if not taken.is_dir():
+        raise ConfigError(f"{taken} is a file; --out is the folder of a run: give another one")
+    if taken != out or (out / "config.toml").exists():
+        return
+    # What a start that was interrupted may have left, packed shards first of all, is no stranger.
+    strangers = [path for path in out.iterdir() if not path.name.startswith((".", "shards"))]
+    if strangers:
         raise ConfigError(
             f"{out} is not empty and no run (it has no config.toml); give a new --out, or the "
             "folder of a run to resume"
         )
+
+
+def _resume(config: RunConfig, order: Order, state: TrainState, out: Path) -> bool:
+    """Fill `state` from the newest checkpoint of `out`, if there is one that belongs there."""
     checkpoints = checkpoint.list_checkpoints(out)
     if not checkpoints:
         return False
     newest = checkpoints[-1]
     fields = checkpoint.read_fields(newest)
-    check_cursor(order, Cursor.from_json(fields["cursor"]))
-    if fields["method"] == config.method_name:
+    checkpoint.check_method(newest, fields, config.method_name)
+    cursor = Cursor.from_json(fields["cursor"])
+    # Other settings often give another order too; then the setting is what must be named.
+    if cursor.manifest == order.manifest:
         check_same(read_toml(out / "config.toml"), config)
+    check_cursor(order, cursor)
     checkpoint.restore(newest, state, config.method_name)
     return True
 
 
-def _begin_folder(config: RunConfig, manifest: Manifest, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    manifest.write(out / "manifest.parquet")
-    write_toml(config, out / "config.toml")
+@contextmanager
+def _folder(config: RunConfig, manifest: Manifest, out: Path) -> Iterator[None]:
+    """The run folder, written to by nobody else meanwhile. Raises ConfigError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written to ({error}); give another --out") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process trains into {out} at this moment; wait for it, or give another "
+                "--out"
+            ) from error
+        # The configuration comes first: it is what makes the folder a run.
+        write_toml(config, out / "config.toml")
+        manifest.write(out / "manifest.parquet")
+        yield
 
 
 def _save(out: Path, state: TrainState, config: RunConfig) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import CursorMismatch
+
 Reason = Literal[
     "no_picture",  # the sample has no member that could be a picture
     "empty",  # the picture member has no bytes
@@ -111,8 +113,16 @@ class Cursor:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        return cls(**fields)
+    def from_json(cls, saved: Mapping[str, Any]) -> Self:
+        """The cursor that `to_json` gave. Raises CursorMismatch for anything else."""
+        try:
+            return cls(**saved)
+        except TypeError as error:
+            names = ", ".join(sorted(saved))
+            raise CursorMismatch(
+                f"the checkpoint's place in the data has the fields {names}, not those of this "
+                "version; resume with the version that wrote it, or give a new --out"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,15 @@
 
     order ──chunks──> readers (threads here, actors in `cluster`) ──ChunkCrops──> blocks ──> batches
 
-Readers work out of order; what comes next is decided here, in order. A block can be mixed once all
-its chunks are there. While the next batch cannot be formed, further blocks are asked for, so that
-small blocks or many rejects cannot stop the stream; the bytes held and under way are bounded.
+Readers work out of order; what comes next is decided here, in order. How far ahead they work is
+decided by `lookahead`.
 """
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +18,16 @@ from numpy.typing import NDArray
 from shards.admission import AdmissionConfig, check_budget
 from shards.chunks import ChunkCropper, CropJob
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch
+from shards.lookahead import Block, Bounds, Lookahead
+from shards.lookahead import Submit as Submit
 from shards.manifest import Manifest
 from shards.order import Order, OrderConfig
 from shards.records import Chunk, ChunkCrops, CropBatch, Cursor, Reject
 from shards.sources import RangeReader
 
-Submit = Callable[[Chunk, int], "Future[ChunkCrops]"]
+# More ready than this helps no trainer: small crops would fill `max_bytes` with later epochs, and
+# rejects, which take no bytes, would never fill it.
+_MOST_BATCHES_AHEAD = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,20 +80,6 @@ def check_bytes(manifest: Manifest, order: Order, config: StreamConfig, sample_b
         )
 
 
-@dataclass(slots=True)
-class _Block:
-    """A block under way: its chunks in canonical order, and what became of each."""
-
-    epoch: int
-    block: int
-    futures: list["Future[ChunkCrops]"] = field(default_factory=list)
-    num_chunks: int = 0
-
-    @property
-    def complete(self) -> bool:
-        return len(self.futures) == self.num_chunks and all(f.done() for f in self.futures)
-
-
 class BatchStream:
     """Global batches in canonical order from a cursor on, without end.
 
@@ -110,38 +99,37 @@ class BatchStream:
         start = cursor or Cursor(manifest=order.manifest, order=order.digest)
         check_cursor(order, start)
         self._order, self._config, self._admission = order, config, admission
-        self._submit = submit
-        self._epoch, self._block, self._slot = start.epoch, start.block, start.slot
+        bounds = Bounds(
+            max_bytes=config.max_bytes,
+            max_slots=_MOST_BATCHES_AHEAD * config.batch_size,
+            num_blocks=config.num_lookahead_blocks,
+        )
+        self._lookahead = Lookahead(order, submit, bounds, start.epoch, start.block)
+        self._slot = start.slot
         self._num_samples = start.num_samples
         self._reasons = Counter(start.reject_reasons)
-        self._blocks: deque[_Block] = deque()
-        self._next_chunks: deque[Chunk] = deque()
-        self._next_block = (self._epoch, self._block)
-        self._chunk_bytes = 0.0  # the largest chunk of crops seen: what one under way may bring
         self._samples_this_epoch: int | None = None if start.block or start.slot else 0
 
     def __iter__(self) -> Iterator[CropBatch]:
-        batch = _Forming(self._config.batch_size)
+        forming = _Forming(self._config.batch_size)
         while True:
-            block = self._wait_for_block()
+            block = self._lookahead.wait()
             for slot, entry in self._mixed(block):
                 if isinstance(entry, Reject):
                     self._reasons[entry.reason] += 1
-                    batch.rejects.append(entry)
+                    forming.rejects.append(entry)
                     check_budget(self._admission, self._num_samples, self._reasons)
                     continue
                 chunk, row, offset = entry
-                batch.add(chunk, row, offset)
+                forming.add(chunk, row, offset)
                 self._num_samples += 1
-                if batch.full:
-                    yield batch.gather(self._cursor(block.epoch, block.block, slot + 1))
-                    batch = _Forming(self._config.batch_size)
-                    self._extend()
+                if forming.full:
+                    yield forming.batch(self._cursor(block.epoch, block.block, slot + 1))
+                    forming = _Forming(self._config.batch_size)
+                    self._lookahead.extend()
             self._leave(block)
 
-    def _mixed(
-        self, block: _Block
-    ) -> Iterator[tuple[int, "Reject | tuple[ChunkCrops, int, int]"]]:
+    def _mixed(self, block: Block) -> Iterator[tuple[int, "Reject | tuple[ChunkCrops, int, int]"]]:
         """The block's samples in their slots, from the cursor's slot on."""
         entries: list[Reject | tuple[ChunkCrops, int, int]] = []
         for future in block.futures:
@@ -160,52 +148,9 @@ class BatchStream:
             yield slot, entries[places[slot]]
         self._slot = 0
 
-    def _wait_for_block(self) -> _Block:
-        self._extend()
-        block = self._blocks[0]
-        while not block.complete:
-            self._extend()
-            for future in list(block.futures):
-                if not future.done():
-                    future.exception()  # waits; what it raises is raised by `_mixed`
-                    break
-        for future in block.futures:
-            self._chunk_bytes = max(self._chunk_bytes, future.result().num_bytes)
-        return block
-
-    def _extend(self) -> None:
-        """Ask for chunks ahead, in canonical order, as far as blocks and bytes allow."""
-        while self._may_ask():
-            if not self._next_chunks:
-                self._start_block()
-            block = self._blocks[-1]
-            block.futures.append(self._submit(self._next_chunks.popleft(), block.epoch))
-
-    def _start_block(self) -> None:
-        epoch, number = self._next_block
-        chunks = self._order.block(epoch, number)
-        self._blocks.append(_Block(epoch, number, num_chunks=len(chunks)))
-        self._next_chunks.extend(chunks)
-        last = number + 1 == self._order.num_blocks
-        self._next_block = (epoch + 1, 0) if last else (epoch, number + 1)
-
-    def _may_ask(self) -> bool:
-        """Whether one more chunk fits. The block that the next batch needs always does."""
-        if not self._blocks or (len(self._blocks) == 1 and self._next_chunks):
-            return True
-        incomplete = sum(not block.complete for block in self._blocks)
-        if not self._next_chunks and incomplete >= self._config.num_lookahead_blocks:
-            return False
-        held = 0.0
-        for block in self._blocks:
-            for future in block.futures:
-                done = future.done() and future.exception() is None
-                held += future.result().num_bytes if done else self._chunk_bytes
-        return held + self._chunk_bytes <= self._config.max_bytes
-
-    def _leave(self, block: _Block) -> None:
+    def _leave(self, block: Block) -> None:
         """Forget a block that was used up, and look at the epoch that it may have ended."""
-        self._blocks.popleft()
+        self._lookahead.leave()
         if block.block + 1 < self._order.num_blocks:
             return
         found, self._samples_this_epoch = self._samples_this_epoch, 0
@@ -233,32 +178,29 @@ class BatchStream:
 
 
 class _Forming:
-    """A batch being filled with (chunk, row) places; crops are copied once, when it is full."""
+    """A batch being filled. Crops are copied once, at once, so that no chunk is kept for a few."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._rows: list[tuple[ChunkCrops, int]] = []
+        self._crops: tuple[NDArray[np.uint8], ...] = ()
         self._ids: list[tuple[int, int, int]] = []
         self.rejects: list[Reject] = []
 
     @property
     def full(self) -> bool:
-        return len(self._rows) == self._size
+        return len(self._ids) == self._size
 
     def add(self, chunk: ChunkCrops, row: int, offset: int) -> None:
-        self._rows.append((chunk, row))
+        if not self._ids:
+            shapes = [(self._size, *group.shape[1:]) for group in chunk.crops]
+            self._crops = tuple(np.empty(shape, dtype=np.uint8) for shape in shapes)
+        for out, group in zip(self._crops, chunk.crops, strict=True):
+            out[len(self._ids)] = group[row]
         self._ids.append((chunk.epoch, chunk.chunk.shard, offset))
 
-    def gather(self, cursor: Cursor) -> CropBatch:
+    def batch(self, cursor: Cursor) -> CropBatch:
         places = np.array(self._ids, dtype=np.int64)
-        groups: list[NDArray[np.uint8]] = []
-        for group in range(len(self._rows[0][0].crops)):
-            sample_shape = self._rows[0][0].crops[group].shape[1:]
-            out = np.empty((self._size, *sample_shape), dtype=np.uint8)
-            for place, (chunk, row) in enumerate(self._rows):
-                out[place] = chunk.crops[group][row]
-            groups.append(out)
-        return CropBatch(tuple(groups), places[:, 1:], places[:, 0], cursor, tuple(self.rejects))
+        return CropBatch(self._crops, places[:, 1:], places[:, 0], cursor, tuple(self.rejects))
 
 
 def check_cursor(order: Order, cursor: Cursor) -> None:
@@ -273,6 +215,12 @@ def check_cursor(order: Order, cursor: Cursor) -> None:
             f"the checkpoint belongs to another order (digest {cursor.order}, now "
             f"{order.digest}); keep seed, chunk_bytes and chunks_per_block as they were, "
             "or give a new --out"
+        )
+    if not (0 <= cursor.block < order.num_blocks and cursor.epoch >= 0 and cursor.slot >= 0):
+        raise CursorMismatch(
+            f"the checkpoint's place is epoch {cursor.epoch}, block {cursor.block}, slot "
+            f"{cursor.slot}, but an epoch has {order.num_blocks} blocks: the file is damaged; "
+            "remove this checkpoint to go on from the one before it"
         )
 
 

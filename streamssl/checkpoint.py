@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from shards.errors import ConfigError
+from shards.errors import ConfigError, UserError
 from shards.records import Cursor
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -39,15 +39,14 @@ class TrainState:
 
 
 def save(out: Path, state: TrainState, method_name: str, keep: int) -> Path:
-    """Write the checkpoint of `state.step` and leave the last `keep` of them. Atomic."""
+    """Write the checkpoint of `state.step` and leave the last `keep` of them. Atomic.
+
+    Raises UserError when it cannot be written; the ones before it are whole then.
+    """
     assert state.cursor is not None, "nothing was trained yet"
     folder = out / "checkpoints"
     target = folder / f"step-{state.step:08d}"
-    _remove_drafts(folder)
-    draft = folder / f"{_DRAFT}{os.getpid()}"
-    draft.mkdir(parents=True)
     tensors, numbers = _flatten(state)
-    save_file(tensors, draft / "state.safetensors")
     fields = {
         "format": _FORMAT,
         "step": state.step,
@@ -55,15 +54,19 @@ def save(out: Path, state: TrainState, method_name: str, keep: int) -> Path:
         "cursor": state.cursor.to_json(),
         "numbers": numbers,
     }
-    (draft / "state.json").write_text(json.dumps(fields, indent=1))
-    for path in (*draft.iterdir(), draft):
-        _flush(path)
-    if target.exists():  # the same step again, after a resume from an older one
-        _remove(target)
-    draft.rename(target)
-    _flush(folder)
-    for old in list_checkpoints(out)[:-keep]:
-        _remove(old)
+    try:
+        draft = _write_draft(folder, tensors, fields)
+        if target.exists():  # the same step again, after a resume from an older one
+            _remove(target)
+        draft.rename(target)
+        _flush(folder)
+        for old in list_checkpoints(out)[:-keep]:
+            _remove(old)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the checkpoint of step {state.step} cannot be written to {folder} ({error}); make "
+            "room there, then start the same command again: it goes on from the one before it"
+        ) from error
     return target
 
 
@@ -206,17 +209,24 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
+def _write_draft(folder: Path, tensors: dict[str, Tensor], fields: dict[str, Any]) -> Path:
+    """A whole checkpoint on disk, under a name that is none yet."""
+    for left_behind in folder.glob(f"{_DRAFT}*"):  # by a process that was killed
+        shutil.rmtree(left_behind)
+    draft = folder / f"{_DRAFT}{os.getpid()}"
+    draft.mkdir(parents=True)
+    save_file(tensors, draft / "state.safetensors")
+    (draft / "state.json").write_text(json.dumps(fields, indent=1))
+    for path in (*draft.iterdir(), draft):
+        _flush(path)
+    return draft
+
+
 def _remove(checkpoint: Path) -> None:
     """Delete a checkpoint; killed half-way it leaves a draft, never half a checkpoint."""
     draft = checkpoint.with_name(f"{_DRAFT}{checkpoint.name}")
     checkpoint.rename(draft)
     shutil.rmtree(draft)
-
-
-def _remove_drafts(folder: Path) -> None:
-    """Clear away what a killed process left behind."""
-    for draft in folder.glob(f"{_DRAFT}*"):
-        shutil.rmtree(draft)
 
 
 def _flush(path: Path) -> None:

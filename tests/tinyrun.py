@@ -1,0 +1,161 @@
+"""Whole runs that take seconds: the smallest network, on shards of made pictures."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from shards.crops import recipe as crops
+from shards.entries import entries_from_synthetic
+from shards.pack import PackConfig, pack
+from shards.records import CropBatch, Cursor
+from shards.stream import StreamConfig
+from streamssl.backbones import BackboneConfig
+from streamssl.checkpoint import TrainState
+from streamssl.config import RunConfig
+from streamssl.feature_queue import QueueConfig
+from streamssl.methods.moco import MoCoConfig
+from streamssl.methods.swav import SwAVConfig
+from streamssl.optim import OptimConfig
+from streamssl.run import Placement, Summary, pretrain
+from streamssl.schedules import ScheduleConfig
+from streamssl.trainer import StepReport, train
+
+BATCH = 16
+CPU = torch.device("cpu")
+# Drop path draws random numbers in every step, so a resume that lost their place would show; in
+# branches that begin at zero it would not.
+BACKBONE = BackboneConfig(
+    name="resnet18",
+    options={
+        "layers": (1, 1, 1, 1),
+        "channels": (8, 8, 8, 8),
+        "drop_path_rate": 0.3,
+        "zero_init_last": False,
+    },
+    stem="half",
+)
+
+
+def tiny_swav(**changes: Any) -> RunConfig:
+    """SwAV with a queue that is used after a few steps, and prototypes that thaw."""
+    queue = QueueConfig(capacity=2 * BATCH, start_step=3)
+    config = RunConfig(
+        method=SwAVConfig(num_prototypes=12, dim=8, hidden_dim=16, freeze_steps=2, queue=queue),
+        backbone=BACKBONE,
+        crops=crops.swav(counts=(2, 1), sizes=(32, 16)),
+        optim=OptimConfig(name="larc", base_lr=0.1),
+        schedule=ScheduleConfig(kind="swav", warmup_steps=2, start_lr=0.01, final_lr=0.001),
+        stream=StreamConfig(batch_size=BATCH, chunk_bytes=1 << 14, chunks_per_block=4),
+        num_steps=6,
+        save_every=2,
+        precision="fp32",
+    )
+    return replace(config, **changes)
+
+
+def tiny_moco(**changes: Any) -> RunConfig:
+    """MoCo v2 with a queue of four batches."""
+    config = replace(
+        tiny_swav(),
+        method=MoCoConfig(
+            dim=8, key_batch_norm_rows=8, queue=QueueConfig(capacity=4 * BATCH), momentum=0.9
+        ),
+        crops=crops.moco_v2(size=32),
+        optim=OptimConfig(name="sgd", base_lr=0.05),
+        schedule=ScheduleConfig(kind="warmup_cosine"),
+    )
+    return replace(config, **changes)
+
+
+def make_shards(folder: Path, num: int = 160, seed: int = 0, per_shard: int = 60) -> Path:
+    """`num` labelled pictures of 32 pixels in several shards."""
+    source = entries_from_synthetic(num, seed=seed, size=32)
+    pack(source, folder, PackConfig(samples_per_shard=per_shard))
+    return folder
+
+
+def quiet() -> Console:
+    """A console that nobody reads."""
+    return Console(quiet=True)
+
+
+def train_here(config: RunConfig, data: Path, out: Path, **options: Any) -> Summary:
+    """A run in this process, on one core."""
+    torch.set_num_threads(1)
+    placement = options.pop("placement", Placement(readers=1))
+    return pretrain(config, str(data), out, placement, quiet(), **options)
+
+
+def read_log(out: Path) -> list[dict[str, Any]]:
+    """The whole lines of metrics.jsonl."""
+    path = out / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def proof(out: Path) -> list[tuple[int, str, float]]:
+    """What must be equal, bit by bit, in two runs that are the same: steps, samples, losses."""
+    return [(fields["step"], fields["digest"], fields["loss"]) for fields in read_log(out)]
+
+
+def weights(out: Path, step: int) -> bytes:
+    """The file with every tensor of the run after `step`."""
+    return (out / "checkpoints" / f"step-{step:08d}" / "state.safetensors").read_bytes()
+
+
+def made_batches(config: RunConfig, num: int, first: int = 0) -> Iterator[CropBatch]:
+    """Batches of noise, each the same whenever it is asked for, without data or readers."""
+    size = config.stream.batch_size
+    for number in range(first, first + num):
+        rng = np.random.default_rng(number)
+        crops = tuple(
+            rng.integers(0, 256, (size, group.num_views, group.size, group.size, 3), np.uint8)
+            for group in config.crops.groups
+        )
+        offsets = np.arange(number * size, (number + 1) * size, dtype=np.int64)
+        ids = np.stack([np.zeros(size, np.int64), offsets], axis=1)
+        cursor = Cursor(manifest="m", order="o", slot=(number + 1) * size)
+        yield CropBatch(crops, ids, np.zeros(size, np.int64), cursor)
+
+
+def train_on_noise(config: RunConfig, state: TrainState, num_steps: int) -> list[StepReport]:
+    """`num_steps` more steps of `state`, and what was reported of them. Saves nothing."""
+    torch.set_num_threads(1)
+    reports: list[StepReport] = []
+    train(
+        config,
+        state,
+        made_batches(config, num_steps, state.step),
+        device=CPU,
+        report=reports.append,
+        save=lambda: None,
+        stop=lambda: len(reports) == num_steps,
+    )
+    return reports
+
+
+def assert_same(ours: TrainState, theirs: TrainState) -> None:
+    """Every tensor and number of method and optimizer is the same, bit by bit."""
+    assert (ours.step, ours.cursor) == (theirs.step, theirs.cursor)
+    assert_equal(ours.method.state_dict(), theirs.method.state_dict())
+    mine, other = ours.optimizer.state_dict()["state"], theirs.optimizer.state_dict()["state"]
+    assert mine.keys() == other.keys()
+    for index in mine:
+        assert_equal(mine[index], other[index])
+
+
+def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """The same names with the same values and types."""
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, theirs[name]), name
+            assert value.dtype == theirs[name].dtype, name
+        else:
+            assert value == theirs[name], name

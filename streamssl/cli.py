@@ -95,11 +95,16 @@ class Look:
     json: bool = False
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
 
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ConfigError(f"threads={self.threads}; it must be at least 1")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    console = Console(stderr=False, highlight=False)
+    # A line stays one line in a file or a pipe, whatever width is assumed there.
+    console = Console(highlight=False, soft_wrap=True)
     try:
         return _dispatch(arguments, console)
     except UserError as error:

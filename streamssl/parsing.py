@@ -42,7 +42,13 @@ def one_sentence(text: str, program: str) -> str:
     if missing := re.search(r"Missing from .*?: (.*?) \(required\)", text):
         name = re.match(r"--\S+", missing[1]) or re.search(r"\S+$", missing[1])
         return f"{name[0] if name else missing[1]} is missing; {remedy}"
+    if bare := re.search(r"Missing value for argument '(\S+?)'", text):
+        return f"{bare[1]} needs a value; {remedy}"
     if value := re.search(r"Error parsing (--\S+?): (.*?)(?: Argument helptext|$)", text):
+        number = re.search(r"(?:literal for (int)|to float).*?: ('.*')", value[2])
+        if number:
+            kind = "a whole number" if number[1] else "a number"
+            return f"{value[1]}={number[2]}; it must be {kind}; {remedy}"
         return f"{value[1]}: {value[2]}; {remedy}"
     choices = r"invalid choice (.*?) for argument '(\S+?)'\. Expected one of (.*?)\."
     if choice := re.search(choices, text):

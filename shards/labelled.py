@@ -81,19 +81,28 @@ def read_labelled(
 
 def read_label(sample: Sample, uri: str) -> int:
     """The class number of a sample. Raises UserError when it has none."""
-    found = sample.fields.get("cls")
     try:
-        if found is not None:
-            return int(found)
-        fields = json.loads(sample.fields.get("json", b"{}"))
-        return int(fields.get("label", fields.get("cls")))
-    except (ValueError, TypeError, AttributeError) as error:
+        return _find_label(sample)
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         members = ", ".join(sorted(sample.fields))
         raise UserError(
             f"sample {sample.key!r} of {redact(uri)} has no label (members: {members}); every "
             f"sample needs a whole number in {sample.key}.cls, or as 'label' in {sample.key}.json: "
             "`streamssl shards pack` writes them for a folder with a sub-folder for each class"
         ) from error
+
+
+def _find_label(sample: Sample) -> int:
+    found = sample.fields.get("cls")
+    if found is None:
+        fields = json.loads(sample.fields.get("json", b"{}"))
+        found = fields.get("label", fields.get("cls"))
+    label = int(found)
+    if isinstance(found, bool) or (isinstance(found, float) and label != found):
+        raise ValueError(f"{found!r} is not a whole number")
+    if not 0 <= label < 1 << 63:
+        raise ValueError(f"{found!r} is no class number")
+    return label
 
 
 def central_square(size: int) -> CropRecipe:

@@ -8,6 +8,17 @@ FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 SIZES = (0, 10, 511, 512, 513, 5000, 40000)
 
 
+def make_tar(members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> bytes:
+    """A tar of these names and contents."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
 def random_tar(seed: int, nested: bool = False) -> bytes:
     """A tar of up to 60 samples of one to three members, in one of three formats; folders, long
     and non-ASCII names, empty members, folders and links in between, and tars inside the tar."""
@@ -61,10 +72,4 @@ def _add_special(tar: tarfile.TarFile, rng: random.Random, key: str) -> None:
 
 
 def _inner_tar(rng: random.Random) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for index in range(rng.randint(1, 6)):
-            info = tarfile.TarInfo(f"inner{index}.jpg")
-            info.size = 700
-            tar.addfile(info, io.BytesIO(bytes(700)))
-    return buffer.getvalue()
+    return make_tar([(f"inner{index}.jpg", bytes(700)) for index in range(rng.randint(1, 6))])

@@ -4,7 +4,6 @@ import http.server
 import io
 import os
 import re
-import tarfile
 import threading
 import time
 import traceback
@@ -20,18 +19,13 @@ from moto.server import ThreadedMotoServer
 from shards.errors import ConfigError, ManifestError, ShardChanged, ShardUnreadable
 from shards.redaction import redact, short
 from shards.sources import RangeReader, RetryConfig, list_shards
+from tests.tars import make_tar
 
 QUICK = RetryConfig(num_attempts=3, first_wait_seconds=0.0, longest_wait_seconds=0.0)
 
 
 def tar_bytes(num=3, fill=b"x"):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for index in range(num):
-            info = tarfile.TarInfo(f"{index}.jpg")
-            info.size = 600
-            tar.addfile(info, io.BytesIO(fill * 600))
-    return buffer.getvalue()
+    return make_tar([(f"{index}.jpg", fill * 600) for index in range(num)])
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from webdataset.writer import ShardWriter, TarWriter
 from shards.errors import NotATar
 from shards.records import Chunk, Reject, Sample
 from shards.tar import cut
-from tests.tars import random_tar, samples_by_tarfile
+from tests.tars import make_tar, random_tar, samples_by_tarfile
 
 CHUNK_SIZES = (4096, 16384, 65536, 1 << 20)
 WINDOWS = (1 << 12, 1 << 18)
@@ -40,17 +40,6 @@ def contents(found):
 
 def reasons(found):
     return [item.reason for item in found if isinstance(item, Reject)]
-
-
-def make_tar(members, form=tarfile.USTAR_FORMAT):
-    """A tar of (name, bytes) pairs."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 def numbered(num, size=1000, extensions=("jpg", "cls")):

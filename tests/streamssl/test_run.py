@@ -183,7 +183,7 @@ def test_another_method_is_refused_by_name(shards_folder: Path, finished_run: Pa
 def test_other_data_is_refused(finished_run: Path, tmp_path: Path) -> None:
     """A cursor means nothing in other shards."""
     other = make_shards(tmp_path / "other", num=64, seed=5)
-    with pytest.raises(CursorMismatch, match="belongs to other data .*resume with the --data"):
+    with pytest.raises(CursorMismatch, match=r"belongs to other data .*resume with the --data"):
         train_here(tiny_swav(num_steps=9), other, finished_run)
 
 
@@ -244,7 +244,7 @@ def test_two_processes_cannot_train_into_one_folder(
     shutil.copytree(finished_run, out)
     with (out / ".lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another process trains into .* at this moment"):
+        with pytest.raises(ConfigError, match=r"another process trains into .* at this moment"):
             train_here(tiny_swav(num_steps=7), shards_folder, out)
     assert train_here(tiny_swav(num_steps=7), shards_folder, out).finished
 

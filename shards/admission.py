@@ -37,6 +37,8 @@ class AdmissionConfig:
             raise ConfigError(
                 f"max_reject_fraction={self.max_reject_fraction}; it must be from 0 to 1"
             )
+        if self.probation < 0:
+            raise ConfigError(f"probation={self.probation}; it must be at least 0")
 
 
 def admit(sample: Sample, config: AdmissionConfig) -> Picture | Reject:

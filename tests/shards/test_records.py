@@ -1,0 +1,61 @@
+"""What flows: digests that never change, cursors that survive a file."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from shards.errors import CursorMismatch
+from shards.records import Chunk, ChunkCrops, CropBatch, Cursor, Reject
+
+CURSOR = Cursor(manifest="m", order="o", epoch=1, block=2, slot=3, reject_reasons={"empty": 4})
+
+
+def make_batch(epochs=(0, 0, 1), ids=((0, 0), (1, 512), (0, 1024))):
+    crops = (np.zeros((len(ids), 2, 4, 4, 3), np.uint8),)
+    return CropBatch(crops, np.array(ids), np.array(epochs), CURSOR)
+
+
+def test_the_digest_of_a_batch_is_frozen():
+    """Logs of old runs could not be compared with a replay."""
+    assert make_batch().digest == "d82ad13016a6724f08d2f2caa97cff0e"
+
+
+def test_the_digest_tells_samples_epochs_and_order_apart():
+    """It has to prove which samples were trained on, and when."""
+    batches = [
+        make_batch(),
+        make_batch(epochs=(0, 1, 1)),
+        make_batch(ids=((0, 0), (1, 512), (0, 1536))),
+        make_batch(ids=((1, 512), (0, 0), (0, 1024))),
+    ]
+    assert len({batch.digest for batch in batches}) == 4 and len(batches[0]) == 3
+
+
+def test_a_cursor_survives_a_file():
+    """It is saved in the checkpoint as JSON."""
+    assert Cursor.from_json(json.loads(json.dumps(CURSOR.to_json()))) == CURSOR
+
+
+@pytest.mark.parametrize("saved", [{}, {"manifest": "m"}, {**CURSOR.to_json(), "shard": 3}])
+def test_a_cursor_of_another_version_is_refused_with_the_remedy(saved):
+    """An old checkpoint must end in a sentence, not in a TypeError."""
+    with pytest.raises(CursorMismatch, match="not those of this version; resume with the version"):
+        Cursor.from_json(saved)
+
+
+def test_what_a_reader_hands_over_can_be_pickled():
+    """It travels between processes."""
+    crops = (np.ones((1, 1, 4, 4, 3), np.uint8),)
+    sent = ChunkCrops(
+        Chunk(1, 0, 4096),
+        2,
+        np.array([0, 512]),
+        np.array([True, False]),
+        crops,
+        (Reject(1, 512, "k", "empty", "0 bytes"),),
+    )
+    got = pickle.loads(pickle.dumps(sent))
+    assert (got.chunk, got.epoch, got.rejects) == (sent.chunk, sent.epoch, sent.rejects)
+    assert np.array_equal(got.crops[0], crops[0]) and got.num_bytes == 48

@@ -219,12 +219,23 @@ def test_the_version_is_that_of_the_changelog():
     assert entry is not None and entry[1] == version
 
 
-def test_the_readme_names_every_chore():
-    """A command that nobody is told of is a command that nobody uses."""
-    readme = ROOT / "README.md"
-    text = readme.read_text() if readme.exists() else ""
-    if not text.strip():
-        pytest.skip("no README.md yet")
-    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert len(targets) > 5
-    assert [target for target in targets if f"make {target}" not in text] == []
+def test_the_documents_name_chores_that_exist():
+    """The first command that a newcomer types must not be `No rule to make target`."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        document.name: set(re.findall(r"(?:^|`)make ([a-z-]+)", document.read_text(), re.MULTILINE))
+        for document in ROOT.glob("*.md")
+    }
+    assert {name: found - targets for name, found in named.items() if found - targets} == {}
+    assert {"demo", "test"} <= named["README.md"]
+    everywhere = set().union(*named.values())
+    assert {"setup", "check", "fmt", "test", "test-gpu", "drill", "demo", "bench"} <= everywhere
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_the_map_of_a_plane_names_every_file(plane):
+    """A file that is on no map is found by accident."""
+    text = (ROOT / plane / "README.md").read_text()
+    files = [path.relative_to(ROOT / plane) for path in (ROOT / plane).rglob("*.py")]
+    known = {name for name in files if name.name in text or f"\n{name.parent.name}/" in text}
+    assert {str(name) for name in files if name.name != "__init__.py"} <= {*map(str, known)}

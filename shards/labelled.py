@@ -64,7 +64,11 @@ def iter_labelled(
             num_pictures += len(part.labels)
             yield part
     if not num_pictures:
-        raise BudgetExceeded("every sample of the labelled shards was rejected:", rejects)
+        raise BudgetExceeded(
+            "every sample of the labelled shards was rejected; at least one picture is needed; "
+            "look at the reasons, and at the shards with `streamssl shards verify`",
+            rejects,
+        )
 
 
 def read_labelled(

@@ -74,7 +74,8 @@ class OrderConfig:
         size = self.chunk_bytes
         if size & (size - 1) or not 4096 <= size <= 1 << 30:
             raise ConfigError(
-                f"chunk_bytes={size}; it must be a power of two from 4096 to {1 << 30}"
+                f"chunk_bytes={size}; it must be a power of two from 4096 to {1 << 30}: "
+                "leave it out to have it worked out from the data"
             )
         if self.chunks_per_block < 1:
             raise ConfigError(

@@ -156,7 +156,9 @@ class BatchStream:
         found, self._samples_this_epoch = self._samples_this_epoch, 0
         if found == 0:
             raise BudgetExceeded(
-                "every sample of the data was rejected; look at the reasons:", self._reasons
+                "every sample of the data was rejected; a pass must hold at least one picture; "
+                "look at the reasons, and at the shards with `streamssl shards verify`",
+                self._reasons,
             )
         if found is not None and found < self._config.batch_size:
             raise ConfigError(

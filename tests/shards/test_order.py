@@ -182,7 +182,10 @@ def test_ten_thousand_million_samples_take_no_more_memory_than_a_few():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"chunk": 5000}, r"chunk_bytes=5000; it must be a power of two from 4096 to"),
+        (
+            {"chunk": 5000},
+            r"chunk_bytes=5000; it must be a power of two from 4096 to \d+: leave it out",
+        ),
         ({"chunk": 2048}, r"chunk_bytes=2048; it must be"),
         ({"chunk": 2 << 30}, r"chunk_bytes=2147483648; it must be"),
         ({"chunk": 0}, r"chunk_bytes=0; it must be"),

@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import boto3
@@ -308,6 +309,17 @@ def test_ranges_of_an_object_are_exactly_the_bytes(s3):
     reader, data = RangeReader(QUICK), tar_bytes(8)
     for start, stop in [(0, 1), (0, len(data)), (511, 2000), (7, 7), (len(data) - 3, len(data))]:
         assert reader.read(shard, start, stop) == data[start:stop]
+
+
+def test_threads_read_objects_beside_each_other(s3):
+    """Readers are threads: a connection that mixes up answers gives pictures to other labels."""
+    shards = list_shards("s3://bucket/set")
+    reader = RangeReader(QUICK)
+    places = [(i % 12, 512 * (i % 7), 512 * (i % 7) + 300 + i) for i in range(100)]
+    with ThreadPoolExecutor(6) as pool:
+        found = pool.map(lambda place: reader.read(shards[place[0]], *place[1:]), places)
+        for (index, start, stop), data in zip(places, found, strict=True):
+            assert data == tar_bytes(index + 1)[start:stop]
 
 
 def test_an_object_that_was_replaced_or_deleted_is_refused(s3):

@@ -219,7 +219,7 @@ def test_the_version_is_that_of_the_changelog():
     assert entry is not None and entry[1] == version
 
 
-def test_the_documents_name_chores_that_exist():
+def test_the_documents_name_the_chores_that_exist():
     """The first command that a newcomer types must not be `No rule to make target`."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {
@@ -227,9 +227,9 @@ def test_the_documents_name_chores_that_exist():
         for document in ROOT.glob("*.md")
     }
     assert {name: found - targets for name, found in named.items() if found - targets} == {}
-    assert {"demo", "test"} <= named["README.md"]
-    everywhere = set().union(*named.values())
-    assert {"setup", "check", "fmt", "test", "test-gpu", "drill", "demo", "bench"} <= everywhere
+    chores = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    assert len(chores) > 5 and [chore for chore in chores if f"make {chore}" not in readme] == []
 
 
 @pytest.mark.parametrize("plane", PLANES)

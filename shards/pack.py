@@ -39,9 +39,13 @@ class PackConfig:
     """
 
     samples_per_shard: int = 1000
+    """A shard is closed when it holds so many."""
     max_bytes: int = 1 << 28
+    """Or when it would pass so many bytes."""
     seed: int | None = 0
+    """Decides the order; None keeps the source's."""
     pattern: str = "shard-{:06d}.tar"
+    """Name of a shard, with one number."""
 
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1 or self.max_bytes < 1:

@@ -1,4 +1,6 @@
-"""The front door: argv in, exit code out. 0 done, 2 the user can mend it, 130 interrupted.
+"""The front door: argv in, exit code out.
+
+0 done, 1 it failed, 2 the user can mend it, 130 stopped early.
 
 streamssl pretrain RECIPE --data SHARDS --out FOLDER [overrides]
 streamssl evaluate knn --run FOLDER --train SHARDS --test SHARDS
@@ -43,36 +45,41 @@ _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pretrain:
-    """Train a recipe on shards. Starting again with the same --out goes on where it stopped.
-
-    `data`: a folder, a glob, a brace pattern such as 's3://bucket/{0000..0999}.tar', a single tar,
-    or a folder of pictures (which is packed first). `cluster`: none reads in threads, local starts
-    a Ray here, auto or ray://HOST:10001 joins one.
-    """
+    """Train a recipe on shards. Starting again with the same --out goes on where it stopped."""
 
     data: str
+    """A folder, a glob, a brace pattern such as 's3://bucket/{0000..0999}.tar', a single tar, or a
+    folder of pictures (packed first)."""
     out: Path
+    """The run folder; if it holds a run, that run goes on."""
     cluster: str = "none"
+    """none: threads of this process; local: a Ray started here; auto or ray://HOST:10001: a Ray
+    that runs."""
     readers: int = 2
+    """How many readers, each on one core."""
     metrics_port: int = 0
+    """Port of /metrics on the loopback address; 0 takes any free one."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateKnn:
-    """Score the encoder of a run by k-NN: neighbours from --train, accuracy on --test.
-
-    `run`: a run folder, or one of its checkpoints. `baselines` adds raw pixels and the encoder
-    before its first step. `size`: side of the pictures, by default that of the run's largest crop.
-    """
+    """Score the encoder of a run by k-NN: neighbours from --train, accuracy on --test."""
 
     run: Path
+    """A run folder (its newest checkpoint), or one checkpoint."""
     train: str
+    """Labelled shards whose pictures are the neighbours."""
     test: str
+    """Labelled shards that are scored."""
     ks: tuple[int, ...] = (20, 200)
+    """How many neighbours vote; one accuracy for each."""
     temperature: float = 0.1
+    """How sharply votes are weighed; smaller is sharper."""
     size: int | None = None
+    """Side of the pictures in pixels; None: the run's largest crop."""
     baselines: bool = False
+    """Score raw pixels and the untrained encoder too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,19 +87,26 @@ class Pack:
     """Make shards from a folder of pictures (sub-folders are labels) or a text file of paths."""
 
     source: Annotated[Path, tyro.conf.Positional]
+    """A folder of pictures, or a text file with one path a line."""
     out: Annotated[Path, tyro.conf.Positional]
+    """A new or empty folder for the shards."""
     labels: Literal["auto", "none"] = "auto"
+    """auto: sub-folders are classes; none: no labels."""
     pack: Annotated[PackConfig, tyro.conf.arg(name="")] = field(default_factory=PackConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """Read every shard once. `depth` pixels decodes every picture, headers is quicker."""
+    """Read every shard once."""
 
     data: Annotated[str, tyro.conf.Positional]
+    """A folder, glob, brace pattern or single tar."""
     depth: Literal["headers", "pixels"] = "pixels"
+    """pixels decodes every picture; headers is quicker."""
     threads: int = 2
+    """How many threads read and decode."""
     json: bool = False
+    """Print one JSON object instead of a table."""
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
 
     def __post_init__(self) -> None:
@@ -119,12 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str], console: Console) -> int:
-    tree: Any = {
-        "pretrain": _pretrain,
-        "evaluate": {"knn": _evaluate_knn},
-        "shards": {"pack": _pack, "verify": _verify, "stats": _stats},
-        "demo": _demo,
-    }
+    tree: Any = _COMMANDS
     path = "streamssl"
     while isinstance(tree, dict):
         word = arguments.pop(0) if arguments else "--help"
@@ -139,6 +148,7 @@ def _dispatch(arguments: list[str], console: Console) -> int:
 
 
 def _pretrain(arguments: list[str], console: Console) -> int:
+    """Train a recipe on shards; goes on where it stopped."""
     if not arguments or arguments[0] in ("-h", "--help"):
         console.print(_usage("streamssl pretrain", RECIPES))
         return _OK
@@ -172,6 +182,7 @@ def _recipe(name: str) -> RunConfig:
 
 
 def _evaluate_knn(arguments: list[str], console: Console) -> int:
+    """Score the encoder of a run by k-NN on labelled shards."""
     parsed = parse(EvaluateKnn, "streamssl evaluate knn", arguments)
     encoders: tuple[Encoder, ...] = ("trained",)
     if parsed.baselines:
@@ -193,6 +204,7 @@ def _evaluate_knn(arguments: list[str], console: Console) -> int:
 
 
 def _pack(arguments: list[str], console: Console) -> int:
+    """Make shards from a folder of pictures or a list of files."""
     parsed = parse(Pack, "streamssl shards pack", arguments)
     if parsed.source.is_file():
         source = entries_from_list(parsed.source)
@@ -210,7 +222,7 @@ def _pack(arguments: list[str], console: Console) -> int:
 
 
 def _verify(arguments: list[str], console: Console) -> int:
-    """Exit code 1 when anything is wrong with the shards."""
+    """Find what is wrong with shards; exit status 1 if anything is."""
     parsed = parse(Look, "streamssl shards verify", arguments)
     found = _survey(parsed, console)
     if parsed.json:
@@ -226,6 +238,7 @@ def _verify(arguments: list[str], console: Console) -> int:
 
 
 def _stats(arguments: list[str], console: Console) -> int:
+    """Count sizes, formats and rejects of shards."""
     parsed = parse(Look, "streamssl shards stats", arguments)
     found = _survey(parsed, console)
     if parsed.json:
@@ -277,11 +290,11 @@ def _survey_fields(found: Survey) -> dict[str, Any]:
 
 
 def _demo(arguments: list[str], console: Console) -> int:
+    """The whole path on made pictures, in minutes on a CPU."""
     parsed = parse(DemoConfig, "streamssl demo", arguments)
-    _prepare_ray("local")
+    _prepare_ray(parsed.cluster)
     with _stop_on_signals(console) as stop:
-        demo(parsed, console, stop)
-    return _OK
+        return _OK if demo(parsed, console, stop) else _INTERRUPTED
 
 
 def _prepare_ray(cluster: str) -> None:
@@ -317,9 +330,18 @@ def _stop_on_signals(console: Console) -> Iterator[Callable[[], bool]]:
 def _usage(path: str, tree: dict[str, Any]) -> str:
     lines = [f"usage: {path} {'RECIPE --data … --out …' if tree is RECIPES else 'COMMAND …'}", ""]
     for name, entry in tree.items():
-        text = (entry.__doc__ or "").strip().partition("\n")[0] if tree is RECIPES else ""
+        is_group = isinstance(entry, dict)
+        text = ", ".join(entry) if is_group else (entry.__doc__ or "").partition("\n")[0]
         lines.append(f"  {name:<18} {text}".rstrip())
     return "\n".join(lines)
+
+
+_COMMANDS: dict[str, Any] = {
+    "pretrain": _pretrain,
+    "evaluate": {"knn": _evaluate_knn},
+    "shards": {"pack": _pack, "verify": _verify, "stats": _stats},
+    "demo": _demo,
+}
 
 
 if __name__ == "__main__":

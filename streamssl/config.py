@@ -32,10 +32,7 @@ _FREE_ON_RESUME = {
 class RunConfig:
     """Everything that decides what is learned, besides the data.
 
-    `num_steps` are optimizer steps of one global batch (`stream.batch_size` pictures); a checkpoint
-    is written every `save_every` steps and the last `keep` stay. `engine` executes the crops:
-    `opencv` anywhere, `dali-gpu` on the trainer's GPU, `dali-cpu` to compare. `precision` bf16
-    is autocast; Sinkhorn and normalisation stay in float32.
+    A batch is `stream.batch_size` pictures over all ranks.
     """
 
     method: SwAVConfig | MoCoConfig
@@ -46,11 +43,17 @@ class RunConfig:
     stream: StreamConfig
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     num_steps: int = 100_000
+    """Optimizer steps, each of one global batch."""
     save_every: int = 1000
+    """Steps between checkpoints."""
     keep: int = 3
+    """How many checkpoints stay."""
     seed: int = 0
+    """Decides weights, order and crops."""
     engine: Literal["opencv", "dali-cpu", "dali-gpu"] = "opencv"
+    """What makes the crops: opencv anywhere; dali-gpu on the trainer's GPU; dali-cpu to compare."""
     precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 is autocast; Sinkhorn and normalisation stay float32."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "save_every", "keep"):

@@ -22,17 +22,21 @@ _TRAIN_SEED, _TEST_SEED = 1, 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoConfig:
-    """Pictures by formula -> shards -> Ray readers -> SwAV -> k-NN accuracy.
-
-    `steps` None takes the recipe's own number. `out` gets everything and may be deleted after.
-    """
+    """Made pictures -> shards -> Ray readers -> SwAV -> k-NN accuracy."""
 
     out: Path = Path("runs/demo")
+    """Everything is written here; it may be deleted afterwards."""
     num_train: int = 6000
+    """Pictures to train on."""
     num_test: int = 1500
+    """Pictures to score."""
     steps: int | None = None
+    """Training steps; None: the recipe's own number."""
     readers: int = 2
+    """How many readers, each on one core."""
     cluster: str = "local"
+    """none: threads of this process; local: a Ray started here; auto or ray://HOST:10001: a Ray
+    that runs."""
 
     def __post_init__(self) -> None:
         if self.num_train < 512 or self.num_test < 100:
@@ -42,21 +46,21 @@ class DemoConfig:
             )
 
 
-def demo(config: DemoConfig, console: Console, stop: Callable[[], bool]) -> None:
-    """Run the demo and print its table. An interrupted one goes on where it was."""
+def demo(config: DemoConfig, console: Console, stop: Callable[[], bool]) -> bool:
+    """Run the demo and print its table; False when it was interrupted: it goes on where it was."""
     began = time.monotonic()
-    train, test = _make_shards(config, console)
-    run = config.out / "swav"
     recipe = swav_demo()
     if config.steps is not None:
         recipe = replace(recipe, num_steps=config.steps)
+    train, test = _make_shards(config, console)
+    run = config.out / "swav"
     if (run / "checkpoints" / f"step-{recipe.num_steps:08d}").exists():
         shutil.rmtree(run)  # a finished demo: show it again from the start
     placement = Placement(cluster=config.cluster, readers=config.readers)
     summary = pretrain(recipe, str(train), run, placement, console, stop)
     if not summary.finished:
         console.print(f"stopped at step {summary.step}; `streamssl demo` goes on from there")
-        return
+        return False
     scores = knn_of_run(
         run, str(train), str(test), ("raw pixels", "untrained", "trained"), KnnConfig()
     )
@@ -73,6 +77,7 @@ def demo(config: DemoConfig, console: Console, stop: Callable[[], bool]) -> None
         f"{summary.metrics_url}, {time.monotonic() - began:.0f} s in all"
     )
     _print_next(config, console)
+    return True
 
 
 def _make_shards(config: DemoConfig, console: Console) -> tuple[Path, Path]:
@@ -96,7 +101,7 @@ def _print_next(config: DemoConfig, console: Console) -> None:
     console.print(
         "\nYour own pictures (a folder is packed into shards first):\n"
         "  streamssl pretrain swav --data ~/Pictures --out runs/mine\n"
-        "Your own bucket of tars (pip install 'streamssl[s3]'):\n"
+        "Your own bucket of tars:\n"
         "  streamssl pretrain swav --data 's3://bucket/shards/{00000..00099}.tar' "
         "--out runs/bucket --cluster local\n"
         "Score any run on labelled shards:\n"

@@ -61,4 +61,4 @@ def unknown(what: str, word: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return f"unknown {what}{hint} there are {', '.join(names)}"
+    return f"unknown {what}{hint} known are {', '.join(names)}"

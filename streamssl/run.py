@@ -34,6 +34,9 @@ from streamssl.progress import Progress
 from streamssl.runlog import RunLog
 from streamssl.trainer import StepReport, train
 
+# Pictures that DALI's graph takes at once: what bounds its memory.
+_DALI_BATCH = 32
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
@@ -87,6 +90,7 @@ def pretrain(
     Everything a user can get wrong is checked before anything is written. Raises UserError.
     """
     _check_out(out)
+    _check_engine(config, placement)
     data = prepare_data(data, out, console)
     manifest = open_manifest(data, RangeReader())
     order = build_order(manifest, config.stream, config.seed)
@@ -252,12 +256,29 @@ def _report(log: RunLog, metrics: Metrics, progress: Progress, report: StepRepor
     )
 
 
+def _check_engine(config: RunConfig, placement: Placement) -> None:
+    """DALI on a GPU crops in the trainer's process, so that must have one."""
+    if config.engine != "dali-gpu":
+        return
+    if placement.cluster != "none":
+        raise ConfigError(
+            f"engine='dali-gpu' with cluster={placement.cluster!r}; it crops on the trainer's own "
+            "GPU: use --cluster none, or --engine opencv for readers on CPUs"
+        )
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "engine='dali-gpu', but torch sees no NVIDIA GPU; use --engine opencv on CPUs"
+        )
+
+
 def build_engine(config: RunConfig) -> Callable[[], Engine]:
     """What makes the crops of a run; called once by every reader."""
     if config.engine == "opencv":
         return functools.partial(OpenCVEngine, config.crops)
     device: Literal["cpu", "gpu"] = "gpu" if config.engine == "dali-gpu" else "cpu"
-    return functools.partial(DaliEngine, config.crops, device=device)
+    return functools.partial(
+        DaliEngine, config.crops, max_batch_size=_DALI_BATCH, device=device, num_threads=1
+    )
 
 
 @contextmanager

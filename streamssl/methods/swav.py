@@ -29,8 +29,9 @@ from streamssl.sinkhorn import sinkhorn
 class SwAVConfig:
     """The settings of the paper for a batch of 4096 (section 4.1 and appendix A.2).
 
-    `crops_for_assign` are numbers of crops over all view groups, in order. `freeze_steps` is one
-    epoch of ImageNet. A small batch wants a `queue` of about `num_prototypes` rows.
+    `crops_for_assign` names the crops whose codes are computed, counted from 0 over all groups.
+    `freeze_steps` is one epoch of ImageNet. A small batch wants a `queue` of about
+    `num_prototypes` rows.
     """
 
     num_prototypes: int = 3000

@@ -81,4 +81,4 @@ def test_a_wrong_name_is_answered_with_the_right_ones() -> None:
     assert unknown("recipe 'swab'", "swab", ["swav", "moco"]) == (
         "unknown recipe 'swab'; did you mean 'swav'? there are swav, moco"
     )
-    assert unknown("recipe 'x'", "x", ["swav"]) == "unknown recipe 'x'; there are swav"
+    assert unknown("recipe 'x'", "x", ["swav"]) == "unknown recipe 'x'; known are swav"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.errors import ReadersLost
@@ -38,11 +39,14 @@ _START_SECONDS = 900.0
 def ray_session(address: str, num_readers: int, max_bytes: int) -> Iterator[None]:
     """A connection to Ray: 'local' starts one for this run, 'auto' or 'ray://…' joins one.
 
-    `max_bytes` is what the stream may hold; a Ray that is started here gets room for it. Raises
-    ConfigError when there is no such cluster.
+    `max_bytes` is what the stream may hold; a Ray that is started here gets room for it, and can
+    be reached from this machine alone. Raises ConfigError when there is no such cluster.
     """
     options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
+    several_machines = ray_constants.ENABLE_RAY_CLUSTER
     if address == "local":
+        # Otherwise Ray takes the machine's own address for 127.0.0.1 and listens to everybody.
+        ray_constants.ENABLE_RAY_CLUSTER = False
         room = int(1.25 * max_bytes) + (256 << 20)
         options |= {
             "num_cpus": num_readers,
@@ -54,10 +58,17 @@ def ray_session(address: str, num_readers: int, max_bytes: int) -> Iterator[None
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
+        if address == "local":
+            raise ConfigError(
+                f"Ray could not be started here ({reason}); run with --cluster none, which reads "
+                "in threads of this process"
+            ) from error
         raise ConfigError(
             f"no Ray cluster answers at {address!r} ({reason}); give --cluster local to start one "
             "here, auto to find one that runs, or ray://HOST:10001"
         ) from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = several_machines
     try:
         yield
     finally:
@@ -137,7 +148,7 @@ class RayReaders:
     def _work(self) -> bool:
         """One round: hand out what can be, collect what is there. False after the end."""
         with self._changed:
-            while not (self._queue or self._running or self._closed):
+            while not (self._queue or self._running or self._starting or self._closed):
                 self._changed.wait()
             if self._closed or self._error is not None:
                 return False
@@ -200,12 +211,24 @@ class RayReaders:
             )
 
     def _collect(self, ref: Any) -> None:
-        task, reader = self._running.pop(ref)
+        task, reader = self._running[ref]
+        if self._deliver(task, ref):
+            del self._running[ref]
+            return
+        self._replace(reader)
+        blame = True  # the oldest chunk was in its hands; those behind it are innocent
+        for other in [ref for ref, (_, holder) in self._running.items() if holder is reader]:
+            task, _ = self._running.pop(other)
+            if not self._deliver(task, other):
+                self._retry(task, blame=blame)
+                blame = False
+
+    def _deliver(self, task: _Task, ref: Any) -> bool:
+        """Give a chunk to who waits for it, as crops or as an error; False if its reader died."""
         try:
             result: ChunkCrops = ray.get(ref)
         except RayActorError:
-            # The oldest chunk of a dead reader was the one in its hands: others are not to blame.
-            self._retry(task, blame=self._replace(reader))
+            return False
         except RayTaskError as error:
             cause = error.cause
             task.future.set_exception(cause if isinstance(cause, StreamSSLError) else error)
@@ -214,6 +237,7 @@ class RayReaders:
         else:
             self._on_crops(result)
             task.future.set_result(result)
+        return True
 
     def _retry(self, task: _Task, *, blame: bool) -> None:
         task.num_deaths += blame
@@ -230,15 +254,12 @@ class RayReaders:
         with self._changed:
             self._queue.appendleft(task)
 
-    def _replace(self, reader: Any) -> bool:
-        """Start a reader in the place of a dead one; False when that was done already."""
-        if reader not in self._readers:
-            return False
+    def _replace(self, reader: Any) -> None:
+        """Start a reader in the place of a dead one."""
         self._readers.remove(reader)
         self._last_with_reader = time.monotonic()
         self._on_lost()
         self._start_reader()
-        return True
 
     def _fail(self, error: BaseException) -> None:
         """Let everyone who waits for crops, now or later, know that there will be none."""

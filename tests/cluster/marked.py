@@ -1,0 +1,101 @@
+"""An engine that obeys marked pictures, and shards that hold one of each.
+
+It runs in the reader processes, so what it does there is what really happens to a reader: nothing
+of the feed is replaced.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.admission import AdmissionConfig
+from shards.chunks import CropJob
+from shards.crops.engine import Cropped, Engine
+from shards.crops.opencv import OpenCVEngine
+from shards.crops.recipe import CropRecipe, ViewGroup
+from shards.entries import Entry, PackSource
+from shards.manifest import Manifest, open_manifest
+from shards.order import Order, OrderConfig
+from shards.pack import pack
+from shards.picture import Picture
+from shards.records import Chunk
+from shards.sources import RangeReader
+from shards.synthetic import encode_jpeg, make_picture
+
+RECIPE = CropRecipe((ViewGroup(num_views=2, size=8, scale=(0.5, 1.0)),))
+# The side of a picture in pixels is its mark.
+PLAIN, DIES, DIES_ONCE, FAILS, SLEEPS = 32, 41, 42, 43, 44
+_CHUNK_BYTES = 1 << 20
+
+
+class MarkedEngine:
+    """Crops as the fast engine does, unless it meets a mark."""
+
+    def __init__(self, recipe: CropRecipe, once: Path) -> None:
+        self.recipe, self._once = recipe, once
+        self._engine = OpenCVEngine(recipe)
+
+    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:
+        sides = {picture.height for picture in pictures}
+        if DIES in sides:
+            os._exit(1)
+        if DIES_ONCE in sides and not self._once.exists():
+            self._once.touch()
+            os._exit(1)
+        if FAILS in sides:
+            raise ValueError("a bug of ours")
+        if SLEEPS in sides:
+            time.sleep(60)
+        return self._engine.crop(pictures, parameters)
+
+
+def build_marked(recipe: CropRecipe, once: Path) -> Engine:
+    return MarkedEngine(recipe, once)
+
+
+def build_none(recipe: CropRecipe) -> Engine:
+    raise RuntimeError("this machine has no such engine")
+
+
+class MarkedShards:
+    """Shards of one chunk each: plain ones, and one for every mark that is asked for."""
+
+    def __init__(self, folder: Path, num_plain: int, marks: dict[str, int]) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for number in range(num_plain):
+            self._write(f"plain{number}", [PLAIN] * (5 + number))
+        for name, mark in marks.items():
+            self._write(name, [PLAIN, mark, PLAIN])
+        self.manifest: Manifest = open_manifest(str(folder), RangeReader())
+        order = OrderConfig(seed=0, chunk_bytes=_CHUNK_BYTES, chunks_per_block=1)
+        self._order = Order(self.manifest.shards, self.manifest.digest, order)
+
+    def _write(self, name: str, sides: list[int]) -> None:
+        entries = [
+            Entry(f"{place}.jpg", "jpg", partial(_draw, place, side), "1")
+            for place, side in enumerate(sides)
+        ]
+        draft = self.folder.with_name("draft") / name
+        pack(PackSource(name=name, entries=entries), draft)
+        (draft / "shard-000000.tar").rename(self.path(name))
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.tar"
+
+    def chunk(self, name: str) -> Chunk:
+        uris = [Path(shard.uri).stem for shard in self.manifest.shards]
+        return self._order.chunk(uris.index(name))
+
+    def job(self) -> CropJob:
+        build = partial(build_marked, RECIPE, self.folder.with_name("once"))
+        return CropJob(recipe=RECIPE, seed=0, admission=AdmissionConfig(), build_engine=build)
+
+
+def _draw(index: int, side: int) -> bytes:
+    return encode_jpeg(make_picture(0, index, 0, side))

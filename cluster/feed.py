@@ -5,6 +5,7 @@ of the batches cannot differ from those of a single process. What crops take in 
 bounded by the stream, which never asks for more than its `max_bytes`.
 """
 
+import socket
 import threading
 import time
 from collections import deque
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.errors import ReadersLost
@@ -31,6 +32,7 @@ _PENDING_PER_READER = 2
 _DEATHS_PER_CHUNK = 4
 _DEATHS_AT_START = 4
 _POLL_SECONDS = 0.1
+_KNOCK_SECONDS = 10.0
 # A cluster may have to start a machine before the first reader has a core.
 _START_SECONDS = 900.0
 
@@ -55,8 +57,10 @@ def ray_session(address: str, num_readers: int, max_bytes: int) -> Iterator[None
             "_node_ip_address": "127.0.0.1",
         }
     try:
+        if address == "auto":
+            _knock(address)
         ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         if address == "local":
             raise ConfigError(
@@ -73,6 +77,12 @@ def ray_session(address: str, num_readers: int, max_bytes: int) -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError unless something listens there: Ray itself would try for a quarter hour."""
+    host, _, port = services.canonicalize_bootstrap_address_or_die(address).rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
 
 
 @dataclass(slots=True)

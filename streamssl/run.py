@@ -145,7 +145,8 @@ def prepare_data(data: str, out: Path, console: Console) -> str:
     if "://" in data or not folder.is_dir() or next(folder.rglob("*.tar"), None) is not None:
         return data if "://" in data else str(folder)
     target = out / "shards"
-    report = pack(entries_from_folder(folder), target)
+    with _new_folder(out):
+        report = pack(entries_from_folder(folder), target)
     done = "already packed into" if report.reused else "packed into"
     skipped = f", {sum(report.skipped.values())} files skipped" if report.skipped else ""
     console.print(
@@ -154,6 +155,17 @@ def prepare_data(data: str, out: Path, console: Console) -> str:
         highlight=False,
     )
     return str(target)
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[None]:
+    """Leave no empty `out` behind when what was to be put there could not be made."""
+    existed = out.exists()
+    try:
+        yield
+    finally:
+        if not existed and out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
 
 
 def build_state(config: RunConfig, device: torch.device) -> TrainState:

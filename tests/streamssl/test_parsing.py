@@ -79,6 +79,6 @@ def test_help_is_shown_and_leaves_with_success(capsys: pytest.CaptureFixture[str
 def test_a_wrong_name_is_answered_with_the_right_ones() -> None:
     """The nearest one first."""
     assert unknown("recipe 'swab'", "swab", ["swav", "moco"]) == (
-        "unknown recipe 'swab'; did you mean 'swav'? there are swav, moco"
+        "unknown recipe 'swab'; did you mean 'swav'? known are swav, moco"
     )
     assert unknown("recipe 'x'", "x", ["swav"]) == "unknown recipe 'x'; known are swav"

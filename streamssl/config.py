@@ -62,6 +62,18 @@ class RunConfig:
         if not 0 <= self.seed < 1 << 31:
             raise ConfigError(f"seed={self.seed}; it must be from 0 to {(1 << 31) - 1}")
 
+        queue, batch_size = self.method.queue, self.stream.batch_size
+        if queue is not None:
+            fitting = max(1, round(queue.capacity / batch_size)) * batch_size
+            whole = isinstance(self.method, MoCoConfig)  # a batch replaces the oldest batch
+            if queue.capacity < batch_size or (whole and queue.capacity % batch_size):
+                needed = "a multiple of" if whole else "at least"
+                raise ConfigError(
+                    f"queue capacity={queue.capacity} with batch_size={batch_size}; it must be "
+                    f"{needed} the batch: give --method.queue.capacity {fitting}, or another "
+                    "--stream.batch-size"
+                )
+
     @property
     def method_name(self) -> str:
         """The method's key in `METHODS`."""

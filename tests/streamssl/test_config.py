@@ -57,6 +57,10 @@ WRONG: dict[str, tuple[Callable[[Tables], Any], str]] = {
     "a part is missing": (lambda t: t.pop("stream"), "^stream is missing; add it"),
     "zero steps": (lambda t: t.update(num_steps=0), "num_steps=0; it must be at least 1"),
     "seed": (lambda t: t.update(seed=-1), "seed=-1; it must be from 0"),
+    "queue below a batch": (
+        lambda t: t["stream"].update(batch_size=64),
+        r"capacity=32 with batch_size=64; it must be at least .*--method\.queue\.capacity 64",
+    ),
     "unknown field": (lambda t: t.update(num_stepz=3), r"^num_stepz is no field .*num_steps, "),
     "unknown in a part": (
         lambda t: t["method"].update(prototypes=3),
@@ -77,6 +81,13 @@ def test_a_wrong_field_is_named(name: str) -> None:
     spoil(tables)
     with pytest.raises(ConfigError, match=expected):
         from_fields(tables)
+
+
+def test_a_queue_of_moco_must_hold_whole_batches() -> None:
+    """Refused before anything is read or written, with the nearest capacity that fits."""
+    stream = replace(tiny_moco().stream, batch_size=24)
+    with pytest.raises(ConfigError, match=r"must be a multiple of .*--method\.queue\.capacity 72"):
+        tiny_moco(stream=stream)
 
 
 @pytest.mark.parametrize("data", [b"a = = 1", b"\xff\xfe", None])

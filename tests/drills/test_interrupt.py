@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM: the step is finished, saved, and the same command goes on from there."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from streamssl import checkpoint
+from tests.drills.processes import started
+from tests.tinyrun import proof, read_log, tiny_moco, tiny_swav, train_here, weights
+
+pytestmark = pytest.mark.slow
+
+
+def test_an_interrupted_run_goes_on_from_the_very_step(shards_folder: Path, tmp_path: Path) -> None:
+    """Ctrl-C, then SIGTERM, as a scheduler sends it: no step is done twice, none is lost."""
+    config = tiny_moco(num_steps=120, save_every=1000)
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    train_here(config, shards_folder, unbroken)
+    for number, after in ((signal.SIGINT, 5), (signal.SIGTERM, 9)):
+        before = read_log(broken)[-1]["step"] if broken.exists() else 0
+        with started(config, shards_folder, broken) as run:
+            run.wait_for_step(before + after)
+            run.process.send_signal(number)
+            assert run.end() == 130, run.text
+        step = run.last_step
+        assert before + after <= step < 120
+        assert checkpoint.list_checkpoints(broken)[-1].name == f"step-{step:08d}"
+        assert f"stopped at step {step}; the same command goes on from there" in run.text
+        assert "Traceback" not in run.text
+    with started(config, shards_folder, broken) as run:
+        assert run.end() == 0, run.text
+    assert [fields["step"] for fields in read_log(broken)] == list(range(1, 121))
+    assert proof(broken) == proof(unbroken)
+    assert weights(broken, 120) == weights(unbroken, 120)
+
+
+@pytest.mark.ray
+def test_ctrl_c_in_a_terminal_does_not_take_the_readers_first(
+    shards_folder: Path, tmp_path: Path
+) -> None:
+    """A terminal sends it to every process of the run; then everything must be gone."""
+    config = tiny_swav(num_steps=5000, save_every=5000)
+    out = tmp_path / "run"
+    with started(config, shards_folder, out, "--cluster", "local") as run:
+        run.wait_for_step(10)
+        children = psutil.Process(run.process.pid).children(recursive=True)
+        os.killpg(run.process.pid, signal.SIGINT)
+        assert run.end() == 130, run.text
+    assert checkpoint.list_checkpoints(out)[-1].name == f"step-{run.last_step:08d}"
+    assert "Traceback" not in run.text
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+
+def test_a_second_ctrl_c_leaves_at_once(shards_folder: Path, tmp_path: Path) -> None:
+    """Whoever presses it twice does not want to wait for a checkpoint."""
+    config = tiny_swav(num_steps=5000, save_every=5000)
+    with started(config, shards_folder, tmp_path / "run") as run:
+        run.wait_for_step(3)
+        run.process.send_signal(signal.SIGSTOP)  # both arrive before it can go on
+        run.process.send_signal(signal.SIGINT)
+        run.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        run.process.send_signal(signal.SIGCONT)
+        assert run.end() == 130, run.text
+    assert time.monotonic() - began < 15
+    assert "streamssl: interrupted" in run.text and "Traceback" not in run.text
+    assert checkpoint.list_checkpoints(tmp_path / "run") == []

@@ -1,0 +1,62 @@
+"""Threads or Ray, one reader or three: the same samples, the same losses, the same weights."""
+
+from pathlib import Path
+
+import pytest
+
+from streamssl.run import Placement
+from tests.tinyrun import proof, tiny_swav, train_here, weights
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+CONFIG = tiny_swav(num_steps=24, save_every=24)  # into the second epoch
+
+
+@pytest.fixture(scope="module")
+def alone(shards_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one thread."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    train_here(CONFIG, shards_folder, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        Placement(readers=3),
+        Placement(cluster="local", readers=1),
+        Placement(cluster="local", readers=2),
+        Placement(cluster="local", readers=3),
+    ],
+    ids=["3 threads", "1 actor", "2 actors", "3 actors"],
+)
+def test_where_it_runs_does_not_show_in_what_is_learned(
+    placement: Placement, alone: Path, shards_folder: Path, tmp_path: Path
+) -> None:
+    """Digests of every batch, every loss, and the last checkpoint are equal bit by bit."""
+    train_here(CONFIG, shards_folder, tmp_path / "run", placement=placement)
+    assert proof(tmp_path / "run") == proof(alone)
+    assert weights(tmp_path / "run", 24) == weights(alone, 24)
+
+
+def test_a_run_may_move_to_a_cluster_and_back(
+    alone: Path, shards_folder: Path, tmp_path: Path
+) -> None:
+    """Started on a laptop, continued on Ray: where is no part of a run."""
+    out = tmp_path / "run"
+    for num_steps, placement in (
+        (9, Placement(readers=2)),
+        (17, Placement(cluster="local", readers=2)),
+        (24, Placement(readers=1)),
+    ):
+        steps = iter(range(num_steps))
+        reached = {9: 9, 17: 8, 24: 7}[num_steps]
+        train_here(
+            CONFIG,
+            shards_folder,
+            out,
+            placement=placement,
+            stop=lambda steps=steps, reached=reached: next(steps) + 1 == reached,
+        )
+    assert proof(out) == proof(alone)
+    assert weights(out, 24) == weights(alone, 24)

@@ -1,13 +1,18 @@
-"""One Ray for all tests of a module: it takes seconds to start."""
+"""One Ray for all tests of the control plane: it takes seconds to start."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
-from cluster.feed import ray_session
+# Settled before Ray is imported: left open, it would write a token into the home directory.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from cluster.feed import ray_session  # noqa: E402
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def one_ray() -> Iterator[None]:
     """A Ray of three cores: two for the readers of the module, one for those of a test."""
     with ray_session("local", 3, 64 << 20):

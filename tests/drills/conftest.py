@@ -9,7 +9,7 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-from tests.tinyrun import make_shards  # noqa: E402
+from tests.tinyrun import make_shards
 
 
 @pytest.fixture(scope="session")

@@ -174,7 +174,7 @@ def test_readers_for_which_there_is_no_core_hold_nothing_up(one_ray: None, tmp_p
             feed.submit(shards.chunk(f"plain{n}"), epoch) for n in range(4) for epoch in (0, 1)
         ]
         assert not wait(futures, 120).not_done
-        assert len(feed.pids()) == 1
+        assert 1 <= len(feed.pids()) <= 3
 
 
 @pytest.mark.slow

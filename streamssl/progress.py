@@ -57,7 +57,7 @@ class Progress:
         left = seconds / len(self._recent) * (self._num_steps - step)
         rejected = f" · {self.num_rejects} rejected" if self.num_rejects else ""
         return (
-            f"step {step}/{self._num_steps} · loss {loss:.4f} · {pictures / seconds:,.0f} "
+            f"step {step}/{self._num_steps} · loss {loss:.4f} · {_rate(pictures / seconds)} "
             f"pictures/s · data wait {waited / seconds:.1%}{rejected} · {_duration(left)} left"
         )
 
@@ -74,6 +74,10 @@ class Progress:
     ) -> None:
         if self._console.is_terminal:
             self._live.stop()
+
+
+def _rate(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
 
 
 def _duration(seconds: float) -> str:

@@ -79,7 +79,7 @@ def test_a_wrong_option_or_stem_is_refused() -> None:
         ConfigError, match=r"'depht': 3.*unexpected keyword.*arguments of the model"
     ):
         build_backbone(BackboneConfig(name="resnet18", options={"depht": 3}), 32)
-    with pytest.raises(ConfigError, match="auto, imagenet and small"):
+    with pytest.raises(ConfigError, match="auto, imagenet, small and half"):
         BackboneConfig(stem="tiny")  # type: ignore[arg-type]
 
 
@@ -89,3 +89,13 @@ def test_a_small_stem_that_cannot_be_made_is_refused_only_when_asked_for() -> No
     config = BackboneConfig(name="swin_tiny_patch4_window7_224", options=options, stem="small")
     with pytest.raises(ConfigError, match=r"whose stem is not known.*use stem='auto'"):
         build_backbone(config, 56)
+
+
+def test_a_half_stem_sees_every_other_pixel_and_only_resnets_have_it() -> None:
+    """3x3, stride 2, no pooling: a quarter of the work of the small stem."""
+    model = build_backbone(BackboneConfig(name="resnet18", options=TINY_RESNET, stem="half"), 32)
+    assert model.conv1.kernel_size == (3, 3)
+    assert model.conv1.stride == (2, 2)
+    assert isinstance(model.maxpool, nn.Identity)
+    with pytest.raises(ConfigError, match=r"only ResNets.*use stem='small' or 'auto'"):
+        build_backbone(BackboneConfig(name="vgg11", stem="half"), 32)

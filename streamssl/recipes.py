@@ -142,8 +142,8 @@ def swav_demo() -> RunConfig:
         method=SwAVConfig(num_prototypes=100, hidden_dim=512, epsilon=0.03, freeze_steps=0),
         crops=crops.CropRecipe((view,)),
         optim=OptimConfig(name="adamw", base_lr=3e-3, weight_decay=1e-4),
-        num_steps=200,
-        save_every=100,
+        num_steps=240,
+        save_every=120,
     )
 
 

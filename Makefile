@@ -50,7 +50,7 @@ bench: $(READY) ## Measure the input path on made pictures; BENCHMARKS.md has th
 	$(BIN)/python -m tests.bench.input --readers 2 --pictures 1024
 
 lock: ## Pin the newest versions of every dependency into requirements.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --no-header \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header \
 		--no-annotate --extra s3 --extra dev --upgrade pyproject.toml --output-file requirements.txt
 
 clean: ## Remove the virtual environment and caches

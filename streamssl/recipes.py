@@ -81,7 +81,7 @@ def moco_v2() -> RunConfig:
     )
 
 
-# A residual net with one block a stage that begins at half size: 600 pictures/s on one CPU core.
+# A residual net with one block a stage that begins at half size: 600 pictures/s a core in bf16.
 # Blocks count from the first step: where each began as the identity, four would be no net at all.
 _SMALL_NET = BackboneConfig(
     name="resnet18",
@@ -91,7 +91,7 @@ _SMALL_NET = BackboneConfig(
 
 
 def swav_small() -> RunConfig:
-    """SwAV on pictures of about 32 pixels, on a CPU: CIFAR-10 in ten minutes.
+    """SwAV on pictures of about 32 pixels, on a CPU: CIFAR-10 in a quarter of an hour.
 
     What matters on such a budget, found by short runs on CIFAR-10: an epsilon of 0.03 (sharper
     codes), prototypes that learn from the start, a high rate, and a net that is cheap enough to
@@ -112,7 +112,7 @@ def swav_small() -> RunConfig:
 
 
 def moco_v2_small() -> RunConfig:
-    """MoCo v2 on pictures of about 32 pixels, on a CPU: CIFAR-10 in ten minutes.
+    """MoCo v2 on pictures of about 32 pixels, on a CPU.
 
     Queue, momentum and temperature are those of the authors' own CIFAR-10 demonstration; results
     are in BENCHMARKS.md.

@@ -23,6 +23,18 @@ Reason = Literal[
     "broken_header",  # the format is known, the header cannot be read
     "too_small",  # a side is shorter than `AdmissionConfig.min_side`
     "too_large",  # more pixels than `AdmissionConfig.max_pixels`, or a sample of over 512 MiB
+    "too_many_bytes",  # the encoded picture is over `AdmissionConfig.max_bytes`
+    "format",  # a format that `AdmissionConfig.formats` leaves out
+    "aspect_ratio",  # one side is over `AdmissionConfig.max_aspect_ratio` times the other
+    "animated",  # more than one frame, where `AdmissionConfig.animated` refuses that
+    "alpha",  # transparency, where `AdmissionConfig.alpha` refuses that
+    "cmyk",  # printing colours, where `AdmissionConfig.cmyk` refuses them
+    "bit_depth",  # over eight bits a channel, where `AdmissionConfig.sixteen_bit` refuses that
+    "icc_profile",  # a colour profile, where `AdmissionConfig.icc_profile` refuses one
+    "blank",  # less entropy than `AdmissionConfig.min_entropy`
+    "predicate",  # the user's predicate said no
+    "predicate_failed",  # the user's predicate raised
+    "kills_decoder",  # a process died while it decoded this picture
     "truncated",  # the end of the picture is missing
     "undecodable",  # the decoder gave up
     "truncated_tar",  # the tar ends in the middle of the sample
@@ -37,15 +49,34 @@ class ShardInfo:
     uri: str
     num_bytes: int
     version: str  # an etag, or "<mtime>-<size>" where the store has none
+    source: int = 0  # which of the patterns of a mixture it belongs to
+    whole: bool = False  # compressed, or on a server without ranges: all of it is one chunk
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Bytes [start, stop) of shard number `shard`; the samples whose first header starts there."""
+    """Bytes [start, stop) of shard number `shard`; the samples whose first header starts there.
+
+    `walked` asks for the tar to be walked from byte 0, where nothing is ambiguous.
+    """
 
     shard: int
     start: int
     stop: int
+    walked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A chunk and the epoch of its source in which its turn comes.
+
+    `quarantine` holds digests of pictures that are known to kill decoders; knowing them only saves
+    finding them again, so two turns that differ in it alone are equal.
+    """
+
+    chunk: Chunk
+    epoch: int
+    quarantine: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +106,10 @@ class ChunkCrops:
 
     `offsets` (num_samples,) int64 lists every sample of the chunk in file order, rejects included;
     `kept` (num_samples,) bool says which have a row in `crops`; `crops` holds, for every view
-    group, a uint8 array (kept.sum(), V, S, S, 3) in RGB.
+    group, a uint8 array (kept.sum(), V, S, S, 3) in RGB. `num_unselected` samples are no part of
+    the data, because a subset list leaves them out. `leaps`: a member of the chunk reaches over
+    the whole next chunk, so what was found there may be its inside (see `tar`). `killers`: digests
+    of pictures that killed a decoder.
     """
 
     chunk: Chunk
@@ -86,6 +120,9 @@ class ChunkCrops:
     rejects: tuple[Reject, ...]
     read_seconds: float = 0.0
     crop_seconds: float = 0.0
+    num_unselected: int = 0
+    leaps: bool = False
+    killers: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:

@@ -24,7 +24,7 @@ from cluster.readers import Reader
 from shards.chunks import CropJob
 from shards.errors import ConfigError, StreamSSLError
 from shards.manifest import Manifest
-from shards.records import Chunk, ChunkCrops
+from shards.records import ChunkCrops, Turn
 from shards.redaction import redact
 
 # Two chunks a reader: one in its hands, one waiting, so that it never waits for the driver.
@@ -89,8 +89,7 @@ def _knock(address: str) -> None:
 class _Task:
     """One chunk asked for, and how many readers died while it was in their hands."""
 
-    chunk: Chunk
-    epoch: int
+    turn: Turn
     future: "Future[ChunkCrops]" = field(default_factory=Future)
     num_deaths: int = 0
 
@@ -129,9 +128,9 @@ class RayReaders:
         for _ in range(num_readers):
             self._start_reader()
 
-    def submit(self, chunk: Chunk, epoch: int) -> "Future[ChunkCrops]":
-        """A future of this chunk's crops."""
-        task = _Task(chunk, epoch)
+    def submit(self, turn: Turn) -> "Future[ChunkCrops]":
+        """A future of the crops of this chunk in this epoch."""
+        task = _Task(turn)
         with self._changed:
             if self._error is not None:
                 task.future.set_exception(self._error)
@@ -183,8 +182,8 @@ class RayReaders:
                 return
             task = self._queue.popleft()
             load[id(reader)] += 1
-            shard = self._manifest.shards[task.chunk.shard]
-            ref = reader.crop.remote(shard, task.chunk, task.epoch)
+            shard = self._manifest.shards[task.turn.chunk.shard]
+            ref = reader.crop.remote(shard, task.turn)
             self._running[ref] = (task, reader)
 
     def _started(self, ref: Any) -> None:
@@ -252,11 +251,12 @@ class RayReaders:
     def _retry(self, task: _Task, *, blame: bool) -> None:
         task.num_deaths += blame
         if task.num_deaths >= _DEATHS_PER_CHUNK:
-            shard = redact(self._manifest.shards[task.chunk.shard].uri)
+            chunk = task.turn.chunk
+            shard = redact(self._manifest.shards[chunk.shard].uri)
             task.future.set_exception(
                 ReadersLost(
                     f"{task.num_deaths} readers died one after the other on bytes "
-                    f"{task.chunk.start}-{task.chunk.stop} of {shard}; look at the shard with "
+                    f"{chunk.start}-{chunk.stop} of {shard}; look at the shard with "
                     "`streamssl shards verify`, and at the memory of the nodes"
                 )
             )

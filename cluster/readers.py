@@ -9,7 +9,7 @@ import os
 import ray
 
 from shards.chunks import ChunkCropper, CropJob
-from shards.records import Chunk, ChunkCrops, ShardInfo
+from shards.records import ChunkCrops, ShardInfo, Turn
 from shards.sources import RangeReader
 
 
@@ -20,9 +20,9 @@ class Reader:
     def __init__(self, job: CropJob) -> None:
         self._cropper = ChunkCropper(job, RangeReader())
 
-    def crop(self, shard: ShardInfo, chunk: Chunk, epoch: int) -> ChunkCrops:
+    def crop(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
         """See `ChunkCropper.crop`."""
-        return self._cropper.crop(shard, chunk, epoch)
+        return self._cropper.crop(shard, turn)
 
     def pid(self) -> int:
         """The process number of this reader."""

@@ -1,6 +1,6 @@
 """One chunk becomes crops: the unit of work of a reader, on a thread or on another machine.
 
-It is a pure function of (shard bytes, chunk, epoch, settings): done twice, anywhere, in any order,
+It is a pure function of (shard bytes, turn, settings): done twice, anywhere, in any order,
 it gives the same arrays. That is what lets a stream compute out of order and decide in order.
 """
 
@@ -17,7 +17,7 @@ from shards.crops.engine import Engine, use_one_core
 from shards.crops.recipe import CropRecipe, draw
 from shards.errors import NotATar
 from shards.picture import Picture
-from shards.records import Chunk, ChunkCrops, Reject, Sample, ShardInfo
+from shards.records import Chunk, ChunkCrops, Reject, Sample, ShardInfo, Turn
 from shards.sources import RangeReader
 from shards.tar import cut
 
@@ -51,10 +51,10 @@ class ChunkCropper:
         self._reader = reader
         self._engine = job.build_engine()
 
-    def crop(self, shard: ShardInfo, chunk: Chunk, epoch: int) -> ChunkCrops:
-        """All samples of `chunk`, as crops or as rejects. Raises ShardUnreadable."""
+    def crop(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
+        """All samples of a chunk, as crops or as rejects. Raises ShardUnreadable."""
         began = time.monotonic()
-        found = read_chunk(self._reader, shard, chunk)
+        found = read_chunk(self._reader, shard, turn.chunk)
         cut_at = time.monotonic()
         rejects: dict[int, Reject] = {
             item.offset: item for item in found if isinstance(item, Reject)
@@ -67,12 +67,12 @@ class ChunkCropper:
                     rejects[item.offset] = picture
                 else:
                     admitted.append((item, picture))
-        crops = self._execute(admitted, epoch, rejects)
+        crops = self._execute(admitted, turn.epoch, rejects)
         offsets = np.array([item.offset for item in found], dtype=np.int64)
         kept = np.array([int(offset) not in rejects for offset in offsets], dtype=bool)
         return ChunkCrops(
-            chunk,
-            epoch,
+            turn.chunk,
+            turn.epoch,
             offsets,
             kept,
             crops,

@@ -12,9 +12,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from shards.order import Order
-from shards.records import Chunk, ChunkCrops
+from shards.records import ChunkCrops, Turn
 
-Submit = Callable[[Chunk, int], "Future[ChunkCrops]"]
+Submit = Callable[[Turn], "Future[ChunkCrops]"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,8 +31,7 @@ class Bounds:
 class Block:
     """A block under way: its chunks in canonical order, and what became of each."""
 
-    epoch: int
-    block: int
+    number: int
     futures: list["Future[ChunkCrops]"] = field(default_factory=list)
     num_chunks: int = 0
     num_bytes: int = 0  # these two are counted when the block is complete
@@ -44,20 +43,18 @@ class Block:
 
 
 class Lookahead:
-    """Blocks from (epoch, block) on, in canonical order. Holds what was asked for and not used up.
+    """Blocks from `block` on, in canonical order. Holds what was asked for and not used up.
 
-    `submit(chunk, epoch)` must return a future of that chunk's crops; it is called from the thread
-    that uses this, and must not block long.
+    `submit(turn)` must return a future of that chunk's crops; it is called from the thread that
+    uses this, and must not block long.
     """
 
-    def __init__(
-        self, order: Order, submit: Submit, bounds: Bounds, epoch: int, block: int
-    ) -> None:
+    def __init__(self, order: Order, submit: Submit, bounds: Bounds, block: int) -> None:
         self._order, self._submit, self._bounds = order, submit, bounds
         self._blocks: deque[Block] = deque()
         self._incomplete: list[Block] = []
-        self._next_chunks: deque[Chunk] = deque()
-        self._next_block = (epoch, block)
+        self._next_turns: deque[Turn] = deque()
+        self._next_block = block
         self._bytes_ahead = self._slots_ahead = 0  # in the blocks that are complete
         # The largest chunk of crops seen: what one under way may bring.
         self._chunk_bytes: int | None = None
@@ -77,26 +74,24 @@ class Lookahead:
     def extend(self) -> None:
         """Ask for chunks ahead, in canonical order, as far as blocks and bytes allow."""
         while self._may_ask():
-            if not self._next_chunks:
+            if not self._next_turns:
                 self._start_block()
             block = self._blocks[-1]
-            block.futures.append(self._submit(self._next_chunks.popleft(), block.epoch))
+            block.futures.append(self._submit(self._next_turns.popleft()))
 
     def _start_block(self) -> None:
-        epoch, number = self._next_block
-        chunks = self._order.block(epoch, number)
-        self._blocks.append(Block(epoch, number, num_chunks=len(chunks)))
+        turns = self._order.block(self._next_block)
+        self._blocks.append(Block(self._next_block, num_chunks=len(turns)))
         self._incomplete.append(self._blocks[-1])
-        self._next_chunks.extend(chunks)
-        last = number + 1 == self._order.num_blocks
-        self._next_block = (epoch + 1, 0) if last else (epoch, number + 1)
+        self._next_turns.extend(turns)
+        self._next_block += 1
 
     def _may_ask(self) -> bool:
         """Whether one more chunk fits. The block that the next batch needs always does."""
-        if not self._blocks or (len(self._blocks) == 1 and self._next_chunks):
+        if not self._blocks or (len(self._blocks) == 1 and self._next_turns):
             return True
         self._count_complete()
-        if not self._next_chunks and len(self._incomplete) >= self._bounds.num_blocks:
+        if not self._next_turns and len(self._incomplete) >= self._bounds.num_blocks:
             return False
         if self._slots_ahead >= self._bounds.max_slots:
             return False

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ConfigError
-from shards.records import Chunk, ShardInfo
+from shards.records import Chunk, ShardInfo, Turn
 
 # An order written down with another version is another order.
 ALGORITHM = "feistel6-1"
@@ -94,7 +94,7 @@ class Order:
         counts = -(-self._sizes // config.chunk_bytes)
         self._first_chunk = np.concatenate([[0], np.cumsum(counts)])
         self.num_chunks = int(self._first_chunk[-1])
-        self.num_blocks = -(-self.num_chunks // config.chunks_per_block)
+        self.blocks_per_epoch = -(-self.num_chunks // config.chunks_per_block)
 
     @property
     def digest(self) -> str:
@@ -109,17 +109,21 @@ class Order:
         stop = min(start + self.config.chunk_bytes, int(self._sizes[shard]))
         return Chunk(shard, start, stop)
 
-    def block(self, epoch: int, block: int) -> list[Chunk]:
-        """The chunks of a block in canonical order; the last block of an epoch may be short."""
-        first = block * self.config.chunks_per_block
+    def block(self, block: int) -> list[Turn]:
+        """The chunks of block 0, 1, 2, … without end, in canonical order.
+
+        An epoch is a whole number of blocks, of which the last one may be short.
+        """
+        epoch, within = divmod(block, self.blocks_per_epoch)
+        first = within * self.config.chunks_per_block
         last = min(first + self.config.chunks_per_block, self.num_chunks)
         places = np.arange(first, last, dtype=np.int64)
         keys = key(self.config.seed, self.manifest, "chunks", epoch)
-        return [self.chunk(int(i)) for i in permute(places, self.num_chunks, keys)]
+        return [Turn(self.chunk(int(i)), epoch) for i in permute(places, self.num_chunks, keys)]
 
-    def mix(self, epoch: int, block: int, num_samples: int) -> NDArray[np.int64]:
+    def mix(self, block: int, num_samples: int) -> NDArray[np.int64]:
         """For every slot of the block, which of its samples (counted in canonical order) it is."""
         if num_samples == 0:
             return np.zeros(0, dtype=np.int64)
-        keys = key(self.config.seed, self.manifest, "mix", epoch, block)
+        keys = key(self.config.seed, self.manifest, "mix", *divmod(block, self.blocks_per_epoch))
         return permute(np.arange(num_samples, dtype=np.int64), num_samples, keys)

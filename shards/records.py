@@ -133,17 +133,19 @@ class ChunkCrops:
 class Cursor:
     """The place in the stream after a batch: all that a loader must save. Under 2 kB as JSON.
 
-    `slot` counts raw samples of the block, rejects included, so a reject moves nobody else.
-    `num_samples` and `num_rejects` count what was decided since the start of the run.
+    `block` counts on through all epochs; `slot` counts raw samples of the block, rejects included,
+    so a reject moves nobody else. `journal` is how many entries the journal had. `num_samples` and
+    the others count what was decided since the start of the run.
     """
 
     manifest: str
     order: str
-    epoch: int = 0
     block: int = 0
     slot: int = 0
+    journal: int = 0
     num_samples: int = 0
     num_rejects: int = 0
+    num_unselected: int = 0
     reject_reasons: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from shards.lookahead import Block, Bounds, Lookahead
 from shards.lookahead import Submit as Submit
 from shards.manifest import Manifest
 from shards.order import Order, OrderConfig
-from shards.records import Chunk, ChunkCrops, CropBatch, Cursor, Reject
+from shards.records import ChunkCrops, CropBatch, Cursor, Reject, Turn
 from shards.sources import RangeReader
 
 # More ready than this helps no trainer: small crops would fill `max_bytes` with later epochs, and
@@ -83,9 +83,9 @@ def check_bytes(manifest: Manifest, order: Order, config: StreamConfig, sample_b
 class BatchStream:
     """Global batches in canonical order from a cursor on, without end.
 
-    Iterate it; every batch carries the cursor that follows it. `submit(chunk, epoch)` must return
-    a future of that chunk's crops; it may be called from one thread only and must not block long.
-    Raises BudgetExceeded, ShardUnreadable, ConfigError (an epoch smaller than a batch).
+    Iterate it; every batch carries the cursor that follows it. `submit(turn)` must return a future
+    of that chunk's crops; it may be called from one thread only and must not block long. Raises
+    BudgetExceeded, ShardUnreadable, ConfigError (an epoch smaller than a batch).
     """
 
     def __init__(
@@ -104,11 +104,12 @@ class BatchStream:
             max_slots=_MOST_BATCHES_AHEAD * config.batch_size,
             num_blocks=config.num_lookahead_blocks,
         )
-        self._lookahead = Lookahead(order, submit, bounds, start.epoch, start.block)
+        self._lookahead = Lookahead(order, submit, bounds, start.block)
         self._slot = start.slot
         self._num_samples = start.num_samples
         self._reasons = Counter(start.reject_reasons)
-        self._samples_this_epoch: int | None = None if start.block or start.slot else 0
+        begins = start.slot == 0 and start.block % order.blocks_per_epoch == 0
+        self._samples_this_epoch: int | None = 0 if begins else None
 
     def __iter__(self) -> Iterator[CropBatch]:
         forming = _Forming(self._config.batch_size)
@@ -124,7 +125,7 @@ class BatchStream:
                 forming.add(chunk, row, offset)
                 self._num_samples += 1
                 if forming.full:
-                    yield forming.batch(self._cursor(block.epoch, block.block, slot + 1))
+                    yield forming.batch(self._cursor(block.number, slot + 1))
                     forming = _Forming(self._config.batch_size)
                     self._lookahead.extend()
             self._leave(block)
@@ -143,7 +144,7 @@ class BatchStream:
                     entries.append(reasons[offset])
         if self._samples_this_epoch is not None:
             self._samples_this_epoch += sum(not isinstance(entry, Reject) for entry in entries)
-        places = self._order.mix(block.epoch, block.block, len(entries))
+        places = self._order.mix(block.number, len(entries))
         for slot in range(self._slot, len(entries)):
             yield slot, entries[places[slot]]
         self._slot = 0
@@ -151,7 +152,7 @@ class BatchStream:
     def _leave(self, block: Block) -> None:
         """Forget a block that was used up, and look at the epoch that it may have ended."""
         self._lookahead.leave()
-        if block.block + 1 < self._order.num_blocks:
+        if (block.number + 1) % self._order.blocks_per_epoch:
             return
         found, self._samples_this_epoch = self._samples_this_epoch, 0
         if found == 0:
@@ -166,11 +167,10 @@ class BatchStream:
                 f"{found} pictures; give more data, or --stream.batch-size of at most {found}"
             )
 
-    def _cursor(self, epoch: int, block: int, slot: int) -> Cursor:
+    def _cursor(self, block: int, slot: int) -> Cursor:
         return Cursor(
             manifest=self._order.manifest,
             order=self._order.digest,
-            epoch=epoch,
             block=block,
             slot=slot,
             num_samples=self._num_samples,
@@ -218,11 +218,10 @@ def check_cursor(order: Order, cursor: Cursor) -> None:
             f"{order.digest}); keep seed, chunk_bytes and chunks_per_block as they were, "
             "or give a new --out"
         )
-    if not (0 <= cursor.block < order.num_blocks and cursor.epoch >= 0 and cursor.slot >= 0):
+    if cursor.block < 0 or cursor.slot < 0:
         raise CursorMismatch(
-            f"the checkpoint's place is epoch {cursor.epoch}, block {cursor.block}, slot "
-            f"{cursor.slot}, but an epoch has {order.num_blocks} blocks: the file is damaged; "
-            "remove this checkpoint to go on from the one before it"
+            f"the checkpoint's place is block {cursor.block}, slot {cursor.slot}; both are at "
+            "least 0, so the file is damaged: remove this checkpoint to go on from the one before"
         )
 
 
@@ -241,15 +240,15 @@ class ThreadReaders:
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(num_readers, thread_name_prefix="reader")
 
-    def submit(self, chunk: Chunk, epoch: int) -> "Future[ChunkCrops]":
-        """A future of this chunk's crops."""
-        return self._pool.submit(self._crop, chunk, epoch)
+    def submit(self, turn: Turn) -> "Future[ChunkCrops]":
+        """A future of the crops of this chunk in this epoch."""
+        return self._pool.submit(self._crop, turn)
 
-    def _crop(self, chunk: Chunk, epoch: int) -> ChunkCrops:
+    def _crop(self, turn: Turn) -> ChunkCrops:
         cropper: ChunkCropper | None = getattr(self._local, "cropper", None)
         if cropper is None:
             cropper = self._local.cropper = ChunkCropper(self._job, self._source)
-        result = cropper.crop(self._manifest.shards[chunk.shard], chunk, epoch)
+        result = cropper.crop(self._manifest.shards[turn.chunk.shard], turn)
         self._on_crops(result)
         return result
 

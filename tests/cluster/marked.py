@@ -23,7 +23,7 @@ from shards.manifest import Manifest, open_manifest
 from shards.order import Order, OrderConfig
 from shards.pack import pack
 from shards.picture import Picture
-from shards.records import Chunk
+from shards.records import Turn
 from shards.sources import RangeReader
 from shards.synthetic import encode_jpeg, make_picture
 
@@ -88,9 +88,9 @@ class MarkedShards:
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.tar"
 
-    def chunk(self, name: str) -> Chunk:
+    def turn(self, name: str, epoch: int = 0) -> Turn:
         uris = [Path(shard.uri).stem for shard in self.manifest.shards]
-        return self._order.chunk(uris.index(name))
+        return Turn(self._order.chunk(uris.index(name)), epoch)
 
     def job(self) -> CropJob:
         build = partial(build_marked, RECIPE, self.folder.with_name("once"))

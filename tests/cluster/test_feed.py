@@ -37,7 +37,7 @@ class Pool:
         self.num_lost += 1
 
     def crop(self, name: str, epoch: int = 0) -> ChunkCrops:
-        return self.feed.submit(self.shards.chunk(name), epoch).result(WAIT)
+        return self.feed.submit(self.shards.turn(name, epoch)).result(WAIT)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def test_crops_are_those_of_one_process_whatever_the_order(pool: Pool) -> None:
     wanted = [(f"plain{number}", epoch) for number in range(4) for epoch in (0, 1)]
     shards = pool.shards
     with ThreadReaders(shards.manifest, shards.job(), 1) as threads:
-        expected = [threads.submit(shards.chunk(name), epoch).result() for name, epoch in wanted]
-    futures = [pool.feed.submit(shards.chunk(name), epoch) for name, epoch in reversed(wanted)]
+        expected = [threads.submit(shards.turn(name, epoch)).result() for name, epoch in wanted]
+    futures = [pool.feed.submit(shards.turn(name, epoch)) for name, epoch in reversed(wanted)]
     assert not wait(futures, WAIT).not_done
     for future, crops in zip(reversed(futures), expected, strict=True):
         assert_same(future.result(), crops)
@@ -73,7 +73,7 @@ def test_crops_are_those_of_one_process_whatever_the_order(pool: Pool) -> None:
 def test_every_chunk_is_told_of_once_with_its_bytes(pool: Pool) -> None:
     """Metrics count what readers hand over."""
     pool.finished.clear()
-    futures = [pool.feed.submit(pool.shards.chunk(f"plain{n}"), 5) for n in range(4)]
+    futures = [pool.feed.submit(pool.shards.turn(f"plain{n}", 5)) for n in range(4)]
     wait(futures, WAIT)
     assert len(pool.finished) == 4
     num_pictures = sum(5 + number for number in range(4))
@@ -125,7 +125,7 @@ def test_a_bug_in_a_reader_arrives_as_what_it_is(pool: Pool) -> None:
 def test_a_chunk_of_a_dead_reader_goes_to_another_one(pool: Pool) -> None:
     """A lost reader costs time, never a sample."""
     before = pool.num_lost
-    futures = [pool.feed.submit(pool.shards.chunk(n), 0) for n in ("dies_once", "plain2", "plain3")]
+    futures = [pool.feed.submit(pool.shards.turn(n)) for n in ("dies_once", "plain2", "plain3")]
     assert not wait(futures, WAIT).not_done
     assert [len(future.result().offsets) for future in futures] == [3, 7, 8]
     assert pool.num_lost == before + 1
@@ -140,7 +140,7 @@ def test_a_chunk_that_kills_its_readers_ends_the_stream_with_its_place(
     lost: list[None] = []
     with RayReaders(shards.manifest, shards.job(), 1, on_lost=lambda: lost.append(None)) as feed:
         names = ("dies", "plain0", "plain1", "plain2")
-        poison, *others = [feed.submit(shards.chunk(name), 0) for name in names]
+        poison, *others = [feed.submit(shards.turn(name)) for name in names]
         with pytest.raises(
             ReadersLost, match=r"4 readers died .* on bytes 0-\d+ of \S+dies\.tar; look at the"
         ):
@@ -160,9 +160,9 @@ def test_readers_that_cannot_start_end_the_stream_with_the_reason(
     job = replace(shards.job(), build_engine=partial(build_none, RECIPE))
     with RayReaders(shards.manifest, job, 1) as feed:
         with pytest.raises(ReadersLost, match=r"before they did anything .*no such engine"):
-            feed.submit(shards.chunk("plain0"), 0).result(300)
+            feed.submit(shards.turn("plain0")).result(300)
         with pytest.raises(ReadersLost):
-            feed.submit(shards.chunk("plain0"), 1).result(1)
+            feed.submit(shards.turn("plain0", 1)).result(1)
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ def test_readers_for_which_there_is_no_core_hold_nothing_up(one_ray: None, tmp_p
     shards = MarkedShards(tmp_path / "shards", 4, {})
     with RayReaders(shards.manifest, shards.job(), 5) as feed:
         futures = [
-            feed.submit(shards.chunk(f"plain{n}"), epoch) for n in range(4) for epoch in (0, 1)
+            feed.submit(shards.turn(f"plain{n}", epoch)) for n in range(4) for epoch in (0, 1)
         ]
         assert not wait(futures, 120).not_done
         assert 1 <= len(feed.pids()) <= 3
@@ -182,8 +182,8 @@ def test_closing_does_not_wait_for_work_under_way(one_ray: None, tmp_path: Path)
     """Ctrl-C must not wait for a picture that takes a minute."""
     shards = MarkedShards(tmp_path / "shards", 1, {"sleeps": SLEEPS})
     with RayReaders(shards.manifest, shards.job(), 1) as feed:
-        feed.submit(shards.chunk("plain0"), 0).result(120)
-        slow, behind = [feed.submit(shards.chunk(name), 0) for name in ("sleeps", "plain0")]
+        feed.submit(shards.turn("plain0")).result(120)
+        slow, behind = [feed.submit(shards.turn(name)) for name in ("sleeps", "plain0")]
         time.sleep(1)
         began = time.monotonic()
     assert time.monotonic() - began < 5

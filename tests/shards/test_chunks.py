@@ -13,7 +13,7 @@ from shards.chunks import ChunkCropper, CropJob, read_chunk
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
 from shards.errors import ShardUnreadable
-from shards.records import Chunk, Reject, ShardInfo
+from shards.records import Chunk, Reject, ShardInfo, Turn
 from shards.sources import RangeReader, list_shards
 from tests.tars import make_tar
 
@@ -44,7 +44,7 @@ def whole(shard):
 
 def test_every_sample_is_a_row_or_a_reject(shard):
     """A sample that is neither has disappeared."""
-    found = ChunkCropper(JOB, RangeReader()).crop(shard, whole(shard), 0)
+    found = ChunkCropper(JOB, RangeReader()).crop(shard, Turn(whole(shard), 0))
     assert found.kept.tolist() == [i not in (2, 5, 7) for i in range(12)]
     assert [group.shape for group in found.crops] == [(9, 2, 16, 16, 3), (9, 1, 8, 8, 3)]
     assert [(reject.key, reject.reason) for reject in found.rejects] == [
@@ -59,24 +59,24 @@ def test_every_sample_is_a_row_or_a_reject(shard):
 
 def test_crops_depend_on_sample_and_epoch_alone(shard):
     """Read by another reader, in other chunks, a sample has to give the same crops."""
-    together = ChunkCropper(JOB, RangeReader()).crop(shard, whole(shard), 4)
+    together = ChunkCropper(JOB, RangeReader()).crop(shard, Turn(whole(shard), 4))
     other = ChunkCropper(pickle.loads(pickle.dumps(JOB)), RangeReader())
     parts = [
-        other.crop(shard, Chunk(0, start, min(start + 4096, shard.num_bytes)), 4)
+        other.crop(shard, Turn(Chunk(0, start, min(start + 4096, shard.num_bytes)), 4))
         for start in reversed(range(0, shard.num_bytes, 4096))
     ][::-1]
     for group in range(2):
         joined = np.concatenate([part.crops[group] for part in parts])
         assert np.array_equal(joined, together.crops[group])
     assert np.array_equal(np.concatenate([part.offsets for part in parts]), together.offsets)
-    later = other.crop(shard, whole(shard), 5)
+    later = other.crop(shard, Turn(whole(shard), 5))
     assert np.array_equal(later.offsets, together.offsets)
     assert not np.array_equal(later.crops[0], together.crops[0])
 
 
 def test_a_chunk_without_samples_has_empty_arrays_of_the_right_shape(shard):
     """The inside of a large picture is a chunk, too."""
-    found = ChunkCropper(JOB, RangeReader()).crop(shard, Chunk(0, 512, 1024), 0)
+    found = ChunkCropper(JOB, RangeReader()).crop(shard, Turn(Chunk(0, 512, 1024), 0))
     assert found.offsets.shape == found.kept.shape == (0,) and found.rejects == ()
     assert [group.shape for group in found.crops] == [(0, 2, 16, 16, 3), (0, 1, 8, 8, 3)]
 
@@ -89,7 +89,7 @@ def test_rejects_only_are_no_error(shard):
         admission=AdmissionConfig(min_side=999),
         build_engine=JOB.build_engine,
     )
-    found = ChunkCropper(job, RangeReader()).crop(shard, whole(shard), 0)
+    found = ChunkCropper(job, RangeReader()).crop(shard, Turn(whole(shard), 0))
     assert not found.kept.any() and len(found.rejects) == 12 and found.num_bytes == 0
 
 
@@ -113,4 +113,4 @@ def test_a_shard_that_is_gone_is_an_error_not_a_reject():
     """What cannot be read says nothing about the sample: skipping it would change the data."""
     gone = ShardInfo("/nowhere/0.tar", 10_000, "v")
     with pytest.raises(ShardUnreadable, match=r"/nowhere/0\.tar is gone"):
-        ChunkCropper(JOB, RangeReader()).crop(gone, Chunk(0, 0, 10_000), 0)
+        ChunkCropper(JOB, RangeReader()).crop(gone, Turn(Chunk(0, 0, 10_000), 0))

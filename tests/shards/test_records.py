@@ -9,7 +9,7 @@ import pytest
 from shards.errors import CursorMismatch
 from shards.records import Chunk, ChunkCrops, CropBatch, Cursor, Reject
 
-CURSOR = Cursor(manifest="m", order="o", epoch=1, block=2, slot=3, reject_reasons={"empty": 4})
+CURSOR = Cursor(manifest="m", order="o", block=2, slot=3, reject_reasons={"empty": 4})
 
 
 def make_batch(epochs=(0, 0, 1), ids=((0, 0), (1, 512), (0, 1024))):

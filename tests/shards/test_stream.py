@@ -45,15 +45,14 @@ class Data:
         self.cropper = ChunkCropper(JOB, RangeReader())
         self.crops = {}
 
-    def crop(self, chunk, epoch):
-        if (chunk, epoch) not in self.crops:
-            shard = self.manifest.shards[chunk.shard]
-            self.crops[chunk, epoch] = self.cropper.crop(shard, chunk, epoch)
-        return self.crops[chunk, epoch]
+    def crop(self, turn):
+        if turn not in self.crops:
+            self.crops[turn] = self.cropper.crop(self.manifest.shards[turn.chunk.shard], turn)
+        return self.crops[turn]
 
-    def submit(self, chunk, epoch):
+    def submit(self, turn):
         future = Future()
-        future.set_result(self.crop(chunk, epoch))
+        future.set_result(self.crop(turn))
         return future
 
     def order(self, config=SMALL, seed=5):
@@ -165,16 +164,16 @@ def shuffled(crop, seed):
                 if closed.is_set():
                     return
                 task = waiting.pop(rng.randrange(len(waiting)))
-            future, *arguments = task
+            future, turn = task
             try:
-                future.set_result(crop(*arguments))
+                future.set_result(crop(turn))
             except Exception as error:
                 future.set_exception(error)
 
-    def submit(chunk, epoch):
+    def submit(turn):
         future = Future()
         with changed:
-            waiting.append((future, chunk, epoch))
+            waiting.append((future, turn))
             changed.notify()
         return future
 
@@ -257,11 +256,7 @@ def test_a_reject_moves_nobody_else(own):
         assert one.digest == other.digest
         assert np.array_equal(one.crops[0], other.crops[0])
         place, expected = one.cursor, other.cursor
-        assert (place.epoch, place.block, place.slot) == (
-            expected.epoch,
-            expected.block,
-            expected.slot,
-        )
+        assert (place.block, place.slot) == (expected.block, expected.slot)
 
 
 def test_rejects_are_handed_over_and_counted_once(own):
@@ -292,7 +287,8 @@ class Made:
         self.alive = 0
         self.lock = threading.Lock()
 
-    def crop(self, chunk, epoch):
+    def crop(self, turn):
+        chunk, epoch = turn.chunk, turn.epoch
         index = chunk.start // 4096
         num = self.samples(index) if callable(self.samples) else self.samples
         offsets = chunk.start + 512 * np.arange(num, dtype=np.int64)
@@ -308,9 +304,9 @@ class Made:
         with self.lock:
             self.alive -= num_bytes
 
-    def submit(self, chunk, epoch):
+    def submit(self, turn):
         future = Future()
-        future.set_result(self.crop(chunk, epoch))
+        future.set_result(self.crop(turn))
         return future
 
     def stream(self, config, admission=LENIENT, submit=None):
@@ -329,20 +325,20 @@ def test_bytes_held_and_under_way_stay_below_the_bound(max_bytes, per_block, bat
     under_way, highest = [], 0
     lock = threading.Lock()
 
-    def crop(chunk, epoch):
+    def crop(turn):
         nonlocal highest
-        result = made.crop(chunk, epoch)
+        result = made.crop(turn)
         with lock:
-            under_way.remove((chunk, epoch))
+            under_way.remove(turn)
             highest = max(highest, made.alive + len(under_way) * chunk_bytes)
         return result
 
     with shuffled(crop, seed=per_block) as finish:
 
-        def submit(chunk, epoch):
+        def submit(turn):
             with lock:
-                under_way.append((chunk, epoch))
-            return finish(chunk, epoch)
+                under_way.append(turn)
+            return finish(turn)
 
         config = StreamConfig(
             batch_size=batch_size,
@@ -373,9 +369,9 @@ def test_readers_are_kept_busy_while_nothing_is_taken():
     asked = []
     made = Made(64)
 
-    def submit(chunk, epoch):
-        asked.append(chunk)
-        return made.submit(chunk, epoch)
+    def submit(turn):
+        asked.append(turn)
+        return made.submit(turn)
 
     config = StreamConfig(batch_size=1, chunk_bytes=4096, chunks_per_block=4, max_bytes=60_000)
     next(iter(made.stream(config, submit=submit)))
@@ -444,12 +440,12 @@ def test_a_shard_that_cannot_be_read_ends_the_stream_when_its_turn_comes(own):
 def test_an_error_ahead_waits_for_its_turn(data):
     """What was read too early must not decide which batch is the last."""
 
-    def submit(chunk, epoch):
-        if epoch == 1:
+    def submit(turn):
+        if turn.epoch == 1:
             future = Future()
             future.set_exception(ShardUnreadable("later"))
             return future
-        return data.submit(chunk, epoch)
+        return data.submit(turn)
 
     batches = []
     stream = data.stream(replace(SMALL, num_lookahead_blocks=50), submit=submit)
@@ -464,8 +460,8 @@ def test_an_error_ahead_waits_for_its_turn(data):
     [
         ({"manifest": "other"}, r"other data \(manifest other, now .*\); resume with the --data"),
         ({"order": "other"}, r"another order \(digest other, now .*\); keep seed, chunk_bytes"),
-        ({"block": 10**6}, r"block 1000000, slot 0, but an epoch has \d+ blocks: .* damaged; rem"),
-        ({"slot": -1}, r"slot -1, .* damaged; remove this checkpoint to go on from the one"),
+        ({"block": -1}, r"block -1, slot 0; both are at least 0, so the file is damaged: rem"),
+        ({"slot": -1}, r"slot -1; .* damaged: remove this checkpoint to go on from the one"),
     ],
 )
 def test_a_cursor_of_something_else_is_refused(data, change, message):
@@ -482,7 +478,6 @@ def test_a_cursor_stays_below_two_kilobytes(data):
     cursor = Cursor(
         manifest=order.manifest,
         order=order.digest,
-        epoch=10**9,
         block=10**12,
         slot=10**9,
         num_samples=10**15,
@@ -526,14 +521,14 @@ def test_threads_that_were_closed_leave_no_work_behind(data):
     """A run that ends must not read on."""
     before = threading.active_count()
     with ThreadReaders(data.manifest, JOB, 2) as readers:
-        futures = [readers.submit(chunk, 0) for chunk in data.order().block(0, 0)]
+        futures = [readers.submit(turn) for turn in data.order().block(0)]
     assert all(future.done() for future in futures) and threading.active_count() == before
 
 
 def test_places_in_the_stream_only_go_forward(data):
     """The newest cursor is the furthest one."""
     places = [
-        (batch.cursor.epoch, batch.cursor.block, batch.cursor.slot)
+        (batch.cursor.block, batch.cursor.slot)
         for batch in take(data.stream(replace(SMALL, batch_size=5)), 40)
     ]
     assert all(one < other for one, other in pairwise(places))
@@ -544,8 +539,8 @@ def test_pools_and_streams_may_be_shared_by_two_runs(data):
     config = replace(SMALL, batch_size=16)
     with ThreadPoolExecutor(2) as pool:
 
-        def submit(chunk, epoch):
-            return pool.submit(data.crop, chunk, epoch)
+        def submit(turn):
+            return pool.submit(data.crop, turn)
 
         one, other = (iter(data.stream(config, submit=submit)) for _ in range(2))
         assert all(same(next(one), next(other)) for _ in range(8))

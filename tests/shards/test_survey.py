@@ -12,7 +12,7 @@ from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
 from shards.errors import ShardUnreadable
 from shards.manifest import open_manifest
-from shards.records import Chunk
+from shards.records import Chunk, Turn
 from shards.sources import RangeReader
 from shards.survey import survey
 from tests.tars import make_tar
@@ -97,7 +97,7 @@ def test_a_survey_rejects_exactly_what_a_run_rejects(mixed):
     cropper = ChunkCropper(job, RangeReader())
     reasons = []
     for index, shard in enumerate(manifest.shards):
-        crops = cropper.crop(shard, Chunk(index, 0, shard.num_bytes), 0)
+        crops = cropper.crop(shard, Turn(Chunk(index, 0, shard.num_bytes), 0))
         reasons += [reject.reason for reject in crops.rejects]
     found = survey(manifest, RangeReader(), AdmissionConfig(), depth="pixels")
     assert sorted(reasons) == sorted(found.rejects.elements())

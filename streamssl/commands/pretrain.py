@@ -1,0 +1,66 @@
+"""`streamssl pretrain`: a recipe is trained on shards."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from shards.errors import ConfigError
+from streamssl.config import RunConfig, read_toml
+from streamssl.parsing import parse, unknown
+from streamssl.recipes import RECIPES
+from streamssl.run import Placement, pretrain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretrain:
+    """Train a recipe on shards. Starting again with the same --out goes on where it stopped."""
+
+    data: str
+    """A folder, a glob, a brace pattern such as 's3://bucket/{0000..0999}.tar', a single tar, or a
+    folder of pictures (packed first)."""
+    out: Path
+    """The run folder; if it holds a run, that run goes on."""
+    cluster: str = "none"
+    """none: threads of this process; local: a Ray started here; auto or ray://HOST:10001: a Ray
+    that runs."""
+    readers: int = 2
+    """How many readers, each on one core."""
+    metrics_port: int = 0
+    """Port of /metrics on the loopback address; 0 takes any free one."""
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+
+
+def parse_pretrain(arguments: list[str]) -> Pretrain:
+    """A recipe's name and the options after it. Raises ConfigError."""
+    name = arguments[0]
+    given = Pretrain(data=tyro.MISSING, out=tyro.MISSING, run=_recipe(name))
+    return parse(Pretrain, f"streamssl pretrain {name}", arguments[1:], given)
+
+
+def _recipe(name: str) -> RunConfig:
+    """A recipe by name, or the config.toml of an earlier run."""
+    if name in RECIPES:
+        return RECIPES[name]()
+    if name.endswith(".toml"):
+        return read_toml(Path(name))
+    raise ConfigError(unknown(f"recipe {name!r}", name, RECIPES) + ", or the config.toml of a run")
+
+
+def run_pretrain(parsed: Pretrain, console: Console, stop: Callable[[], bool]) -> bool:
+    """Train, and say how it went; False when it was stopped before its last step."""
+    placement = Placement(
+        cluster=parsed.cluster, readers=parsed.readers, metrics_port=parsed.metrics_port
+    )
+    summary = pretrain(parsed.run, parsed.data, parsed.out, placement, console, stop)
+    if not summary.finished:
+        console.print(f"stopped at step {summary.step}; the same command goes on from there")
+        return False
+    console.print(
+        f"done: {summary.num_samples:,} pictures at {summary.pictures_per_second:,.0f}/s, data "
+        f"wait {summary.data_wait_share:.1%}; {summary.checkpoint}"
+    )
+    return True

@@ -19,7 +19,7 @@ from shards.errors import NotATar
 from shards.picture import Picture
 from shards.records import Chunk, ChunkCrops, Reject, Sample, ShardInfo, Turn
 from shards.sources import RangeReader
-from shards.tar import cut
+from shards.tar import Cut, cut
 
 _NICENESS = 10
 
@@ -54,7 +54,8 @@ class ChunkCropper:
     def crop(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
         """All samples of a chunk, as crops or as rejects. Raises ShardUnreadable."""
         began = time.monotonic()
-        found = read_chunk(self._reader, shard, turn.chunk)
+        cut_out = read_chunk(self._reader, shard, turn.chunk)
+        found = cut_out.found
         cut_at = time.monotonic()
         rejects: dict[int, Reject] = {
             item.offset: item for item in found if isinstance(item, Reject)
@@ -79,6 +80,7 @@ class ChunkCropper:
             tuple(rejects[offset] for offset in sorted(rejects)),
             read_seconds=cut_at - began,
             crop_seconds=time.monotonic() - cut_at,
+            leaps=cut_out.leaps,
         )
 
     def _execute(
@@ -96,7 +98,7 @@ class ChunkCropper:
         return cropped.crops
 
 
-def read_chunk(reader: RangeReader, shard: ShardInfo, chunk: Chunk) -> list[Sample | Reject]:
+def read_chunk(reader: RangeReader, shard: ShardInfo, chunk: Chunk) -> Cut:
     """The samples of a chunk, still encoded. A shard that is no tar is one Reject at byte 0."""
 
     def read(start: int, stop: int) -> bytes:
@@ -105,4 +107,4 @@ def read_chunk(reader: RangeReader, shard: ShardInfo, chunk: Chunk) -> list[Samp
     try:
         return cut(read, shard.num_bytes, chunk)
     except NotATar as error:
-        return [Reject(chunk.shard, 0, "", "broken_tar", str(error))]
+        return Cut([Reject(chunk.shard, 0, "", "broken_tar", str(error))])

@@ -122,7 +122,7 @@ def _read(manifest: Manifest, reader: RangeReader, chunk: Chunk, size: int) -> L
     rejects: Counter[str] = Counter()
     admitted: list[Picture] = []
     labels: list[int] = []
-    for item in read_chunk(reader, shard, chunk):
+    for item in read_chunk(reader, shard, chunk).found:
         picture = item if isinstance(item, Reject) else admit(item, AdmissionConfig())
         if isinstance(picture, Reject):
             rejects[picture.reason] += 1

@@ -93,7 +93,7 @@ def _probe(shard: ShardInfo, reader: RangeReader) -> float | None:
     """The mean bytes of a sample at the start of a shard; None where there is none."""
     chunk = Chunk(0, 0, min(shard.num_bytes, _PROBE_BYTES))
     try:
-        found = cut(lambda a, b: reader.read(shard, a, b), shard.num_bytes, chunk)
+        found = cut(lambda a, b: reader.read(shard, a, b), shard.num_bytes, chunk).found
     except NotATar as error:
         raise ManifestError(f"{redact(shard.uri)} is not a tar: {error}") from error
     samples = [sample for sample in found if not isinstance(sample, Reject)]

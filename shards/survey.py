@@ -75,7 +75,7 @@ def survey(
 
     def look(index: int) -> tuple[Chunk, Survey]:
         chunk = order.chunk(index)
-        found = read_chunk(reader, manifest.shards[chunk.shard], chunk)
+        found = read_chunk(reader, manifest.shards[chunk.shard], chunk).found
         return chunk, _look(found, admission, depth)
 
     with ThreadPoolExecutor(num_threads, initializer=use_one_core) as pool:

@@ -16,7 +16,7 @@ refuses shards that begin with such a thing.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from shards.errors import NotATar
 from shards.records import Chunk, Reject, Sample
@@ -35,6 +35,18 @@ _MOST_BACK = 1 << 26
 _MOST_PADDING = 1 << 20
 # A sample is held in memory as a whole, so it must not be larger than any picture could need.
 _MAX_SAMPLE_BYTES = 1 << 29
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What a chunk holds, in file order.
+
+    `leaps`: a member that begins in the chunk reaches over the whole next one, so that whatever
+    was found there may be its inside.
+    """
+
+    found: list[Sample | Reject]
+    leaps: bool = False
 
 
 class Window:
@@ -82,7 +94,7 @@ class Window:
             at = self._data.find(b"ustar", at + 1)
 
 
-def cut(read: Read, size: int, chunk: Chunk, window_bytes: int = 1 << 18) -> list[Sample | Reject]:
+def cut(read: Read, size: int, chunk: Chunk, window_bytes: int = 1 << 18) -> Cut:
     """The samples of `chunk`, in file order, cut out of a tar of `size` bytes.
 
     `read(start, stop)` returns exactly those bytes. A tar that ends in the middle of a sample, or
@@ -90,21 +102,25 @@ def cut(read: Read, size: int, chunk: Chunk, window_bytes: int = 1 << 18) -> lis
     found at the start of the file; of such a file the later chunks hold nothing.
     """
     step = max(_LEAST_STEP, min(window_bytes, (chunk.stop - chunk.start) // 4))
-    first = chunk.start - step if chunk.start else 0
-    window = Window(read, size, first, chunk.stop + step, step)
-    begin = _synchronise(window, chunk)
+    begin = None
+    if not chunk.walked:
+        first = chunk.start - step if chunk.start else 0
+        window = Window(read, size, first, chunk.stop + step, step)
+        begin = _synchronise(window, chunk)
     if begin is None:
         window, begin = Window(read, size, 0, step, step), 0
     if window.start == 0 and not _begins_with_tar(window):
         if chunk.start > 0:
-            return []  # the first chunk speaks for the shard
+            return Cut([])  # the first chunk speaks for the shard
         head = window.get(0, BLOCK)
         kind = "a gzip file" if head[:2] == b"\x1f\x8b" else f"{head[:8]!r}"
         raise NotATar(
             f"it begins with {kind}; a shard must be an uncompressed tar: "
             "repack it with `streamssl shards pack`"
         )
-    return list(_group(window, chunk, begin))
+    leaps: list[int] = []
+    found = list(_group(window, chunk, begin, leaps))
+    return Cut(found, bool(leaps))
 
 
 def _begins_with_tar(window: Window) -> bool:
@@ -175,10 +191,16 @@ def _chain(window: Window, offset: int) -> Iterator[Member]:
         offset = member.end
 
 
-def _group(window: Window, chunk: Chunk, begin: int) -> Iterator[Sample | Reject]:
-    """Neighbouring members with the same key make a sample; yield those that start in the chunk."""
+def _group(window: Window, chunk: Chunk, begin: int, leaps: list[int]) -> Iterator[Sample | Reject]:
+    """Neighbouring members with the same key make a sample; yield those that start in the chunk.
+
+    `leaps` gets the offset of every member of the chunk that reaches over the whole next one.
+    """
+    next_stop = min(2 * chunk.stop - chunk.start, window.size)
     current: _Forming | None = None
     for member in _walk(window, begin, chunk.stop):
+        if isinstance(member, Member) and chunk.start <= member.start < chunk.stop < window.size:
+            leaps += [member.start] if member.end >= next_stop else []
         if isinstance(member, Reject):
             if current is not None:
                 yield from current.finish()

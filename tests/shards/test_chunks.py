@@ -100,7 +100,7 @@ def test_what_is_no_tar_is_one_reject_for_the_whole_shard(tmp_path):
     (shard,) = list_shards(str(tmp_path / "0.tar"))
     reader = RangeReader()
     parts = [
-        read_chunk(reader, shard, Chunk(4, start, min(start + 65536, shard.num_bytes)))
+        read_chunk(reader, shard, Chunk(4, start, min(start + 65536, shard.num_bytes))).found
         for start in range(0, shard.num_bytes, 65536)
     ]
     (reject,) = parts[0]

@@ -63,7 +63,7 @@ class Data:
         return [
             (shard, item.offset)
             for shard, info in enumerate(self.manifest.shards)
-            for item in read_chunk(RangeReader(), info, Chunk(shard, 0, info.num_bytes))
+            for item in read_chunk(RangeReader(), info, Chunk(shard, 0, info.num_bytes)).found
             if isinstance(item, Sample)
         ]
 

@@ -10,16 +10,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from shards.order import Order
-from shards.records import ChunkCrops, Turn
+from shards.records import ChunkResult, Turn
 
-Submit = Callable[[Turn], "Future[ChunkCrops]"]
+R = TypeVar("R", bound=ChunkResult)
+Submit = Callable[[Turn], Future[R]]
+Plan = Callable[[int], list[Turn]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bounds:
-    """`max_bytes` of crops held or under way, `max_slots` samples in complete blocks, and
+    """`max_bytes` of results held or under way, `max_slots` samples in complete blocks, and
     `num_blocks` that are not complete yet."""
 
     max_bytes: int
@@ -27,39 +29,39 @@ class Bounds:
     num_blocks: int
 
 
-@dataclass(slots=True)
-class Block:
-    """A block under way: its chunks in canonical order, and what became of each."""
+@dataclass(slots=True, eq=False)
+class Block(Generic[R]):
+    """A block under way: its turns in canonical order, and what became of those asked for."""
 
     number: int
-    futures: list["Future[ChunkCrops]"] = field(default_factory=list)
-    num_chunks: int = 0
+    turns: list[Turn]
+    futures: list[Future[R]] = field(default_factory=list)
     num_bytes: int = 0  # these two are counted when the block is complete
     num_slots: int = 0
 
     @property
     def complete(self) -> bool:
-        return len(self.futures) == self.num_chunks and all(f.done() for f in self.futures)
+        return len(self.futures) == len(self.turns) and all(f.done() for f in self.futures)
 
 
-class Lookahead:
+class Lookahead(Generic[R]):
     """Blocks from `block` on, in canonical order. Holds what was asked for and not used up.
 
-    `submit(turn)` must return a future of that chunk's crops; it is called from the thread that
-    uses this, and must not block long.
+    `plan(number)` gives the turns of a block; `submit(turn)` must return a future of what its chunk
+    gives; both are called from the thread that uses this, and must not block long.
     """
 
-    def __init__(self, order: Order, submit: Submit, bounds: Bounds, block: int) -> None:
-        self._order, self._submit, self._bounds = order, submit, bounds
-        self._blocks: deque[Block] = deque()
-        self._incomplete: list[Block] = []
-        self._next_turns: deque[Turn] = deque()
+    def __init__(self, plan: Plan, submit: Submit[R], bounds: Bounds, block: int) -> None:
+        self._plan, self._submit, self._bounds = plan, submit, bounds
+        self._blocks: deque[Block[R]] = deque()
+        self._incomplete: list[Block[R]] = []  # of these, those that are not counted yet
         self._next_block = block
         self._bytes_ahead = self._slots_ahead = 0  # in the blocks that are complete
-        # The largest chunk of crops seen: what one under way may bring.
+        self._dropped: list[Future[R]] = []  # still under way, and of no use any more
+        # The largest result seen: what one under way may bring.
         self._chunk_bytes: int | None = None
 
-    def wait(self) -> Block:
+    def wait(self) -> Block[R]:
         """The block that comes next, complete. One of its futures may hold an error."""
         self.extend()
         block = self._blocks[0]
@@ -72,36 +74,58 @@ class Lookahead:
         return block
 
     def extend(self) -> None:
-        """Ask for chunks ahead, in canonical order, as far as blocks and bytes allow."""
+        """Ask for chunks ahead, in canonical order, as far as the bounds allow."""
         while self._may_ask():
-            if not self._next_turns:
+            if not self._begun():
                 self._start_block()
             block = self._blocks[-1]
-            block.futures.append(self._submit(self._next_turns.popleft()))
+            block.futures.append(self._submit(block.turns[len(block.futures)]))
 
     def _start_block(self) -> None:
-        turns = self._order.block(self._next_block)
-        self._blocks.append(Block(self._next_block, num_chunks=len(turns)))
-        self._incomplete.append(self._blocks[-1])
-        self._next_turns.extend(turns)
+        block: Block[R] = Block(self._next_block, self._plan(self._next_block))
+        self._blocks.append(block)
+        self._incomplete.append(block)
         self._next_block += 1
+
+    def leave(self) -> None:
+        """Forget the block that came first: it is used up."""
+        self._count_complete()
+        block = self._blocks.popleft()
+        self._uncount(block)
+        block.futures.clear()  # whoever still holds the block holds no crops
+
+    def revise(self) -> None:
+        """Plan the blocks behind the first one anew, and ask again for what is another turn now."""
+        for block in list(self._blocks)[1:]:
+            before, block.turns = block.turns, self._plan(block.number)
+            for place in range(len(block.futures)):
+                if block.turns[place] != before[place]:
+                    self._reopen(block)
+                    self._dropped.append(block.futures[place])
+                    block.futures[place] = self._submit(block.turns[place])
+
+    def _begun(self) -> bool:
+        """Whether the last block has chunks that were not asked for yet."""
+        return bool(self._blocks) and len(self._blocks[-1].futures) < len(self._blocks[-1].turns)
 
     def _may_ask(self) -> bool:
         """Whether one more chunk fits. The block that the next batch needs always does."""
-        if not self._blocks or (len(self._blocks) == 1 and self._next_turns):
+        begun = self._begun()
+        if not self._blocks or (len(self._blocks) == 1 and begun):
             return True
         self._count_complete()
-        if not self._next_turns and len(self._incomplete) >= self._bounds.num_blocks:
+        if not begun and len(self._incomplete) >= self._bounds.num_blocks:
             return False
         if self._slots_ahead >= self._bounds.max_slots:
             return False
+        self._dropped = [future for future in self._dropped if not future.done()]
         futures = [future for block in self._incomplete for future in block.futures]
         done = [result.num_bytes for result in _results(futures)]
         if done:
             self._chunk_bytes = max(self._chunk_bytes or 0, *done)
         if self._chunk_bytes is None:
             return False  # how much a chunk brings is seen when the first one is there
-        under_way = (len(futures) - len(done)) * self._chunk_bytes
+        under_way = (len(futures) - len(done) + len(self._dropped)) * self._chunk_bytes
         held = self._bytes_ahead + sum(done) + under_way
         return held + self._chunk_bytes <= self._bounds.max_bytes
 
@@ -115,16 +139,18 @@ class Lookahead:
             self._bytes_ahead += block.num_bytes
             self._slots_ahead += block.num_slots
 
-    def leave(self) -> None:
-        """Forget the block that came first: it is used up."""
-        self._count_complete()
-        block = self._blocks.popleft()
+    def _reopen(self, block: Block[R]) -> None:
+        if block not in self._incomplete:
+            self._uncount(block)
+            self._incomplete.append(block)
+
+    def _uncount(self, block: Block[R]) -> None:
         self._bytes_ahead -= block.num_bytes
         self._slots_ahead -= block.num_slots
-        block.futures.clear()  # whoever still holds the block holds no crops
+        block.num_bytes = block.num_slots = 0
 
 
-def _results(futures: Iterable["Future[ChunkCrops]"]) -> Iterator[ChunkCrops]:
+def _results(futures: Iterable[Future[R]]) -> Iterator[R]:
     """What is there already; an error is none of it until its turn comes."""
     for future in futures:
         if future.done() and future.exception() is None:

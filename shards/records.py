@@ -9,7 +9,7 @@ Shape letters: N samples, V views of one size, S pixels, G global batch.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +100,29 @@ class Reject:
     detail: str = ""
 
 
+class ChunkResult(Protocol):
+    """What the order must know of what a chunk gives, whatever that is; see `ChunkCrops`."""
+
+    @property
+    def chunk(self) -> Chunk: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def offsets(self) -> NDArray[np.int64]: ...
+    @property
+    def kept(self) -> NDArray[np.bool_]: ...
+    @property
+    def rejects(self) -> tuple[Reject, ...]: ...
+    @property
+    def num_unselected(self) -> int: ...
+    @property
+    def leaps(self) -> bool: ...
+    @property
+    def killers(self) -> tuple[str, ...]: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkCrops:
     """All that one chunk gives in one epoch: what a reader hands over.
@@ -169,8 +192,8 @@ class CropBatch:
     """One global batch, with the place in the stream that follows it.
 
     `crops`: for every view group a uint8 array (G, V, S, S, 3) in RGB. `ids`: int64 (G, 2), shard
-    row and header offset. `epochs`: int64 (G,), a batch may cross into the next epoch. `rejects`:
-    what was decided against while this batch was formed.
+    row and header offset. `epochs`: int64 (G,), a batch may cross into the next epoch. `rejects`
+    and `num_unselected`: what was decided against, or left out, while this batch was formed.
     """
 
     crops: tuple[NDArray[np.uint8], ...]
@@ -178,6 +201,7 @@ class CropBatch:
     epochs: NDArray[np.int64]
     cursor: Cursor
     rejects: tuple[Reject, ...] = ()
+    num_unselected: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

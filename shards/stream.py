@@ -1,29 +1,27 @@
 """Chunks of crops become batches, in the one order that they have, resumably.
 
-    order ──chunks──> readers (threads here, actors in `cluster`) ──ChunkCrops──> blocks ──> batches
+    order ──turns──> readers (threads here, actors in `cluster`) ──ChunkCrops──> slots ──> batches
 
-Readers work out of order; what comes next is decided here, in order. How far ahead they work is
-decided by `lookahead`.
+Readers work out of order; what comes next is decided in `slots`, in order. How far ahead they work
+is decided by `lookahead`.
 """
 
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.admission import AdmissionConfig, check_budget
-from shards.chunks import ChunkCropper, CropJob
-from shards.errors import BudgetExceeded, ConfigError, CursorMismatch
-from shards.lookahead import Block, Bounds, Lookahead
+from shards.admission import AdmissionConfig
+from shards.errors import ConfigError
+from shards.lookahead import Bounds
 from shards.lookahead import Submit as Submit
 from shards.manifest import Manifest
 from shards.order import Order, OrderConfig
-from shards.records import ChunkCrops, CropBatch, Cursor, Reject, Turn
-from shards.sources import RangeReader
+from shards.records import ChunkCrops, CropBatch, Cursor
+from shards.slots import Decided, OrderedSlots, Taken
+from shards.slots import check_cursor as check_cursor
+from shards.thread_readers import ThreadReaders as ThreadReaders
 
 # More ready than this helps no trainer: small crops would fill `max_bytes` with later epochs, and
 # rejects, which take no bytes, would never fill it.
@@ -93,90 +91,36 @@ class BatchStream:
         order: Order,
         config: StreamConfig,
         admission: AdmissionConfig,
-        submit: Submit,
+        submit: Submit[ChunkCrops],
         cursor: Cursor | None = None,
     ) -> None:
-        start = cursor or Cursor(manifest=order.manifest, order=order.digest)
-        check_cursor(order, start)
-        self._order, self._config, self._admission = order, config, admission
-        bounds = Bounds(
-            max_bytes=config.max_bytes,
-            max_slots=_MOST_BATCHES_AHEAD * config.batch_size,
-            num_blocks=config.num_lookahead_blocks,
+        self._batch_size = config.batch_size
+        self._slots: OrderedSlots[ChunkCrops] = OrderedSlots(
+            order,
+            submit,
+            bounds_of(config),
+            admission,
+            batch_size=config.batch_size,
+            cursor=cursor,
         )
-        self._lookahead = Lookahead(order, submit, bounds, start.block)
-        self._slot = start.slot
-        self._num_samples = start.num_samples
-        self._reasons = Counter(start.reject_reasons)
-        begins = start.slot == 0 and start.block % order.blocks_per_epoch == 0
-        self._samples_this_epoch: int | None = 0 if begins else None
 
     def __iter__(self) -> Iterator[CropBatch]:
-        forming = _Forming(self._config.batch_size)
-        while True:
-            block = self._lookahead.wait()
-            for slot, entry in self._mixed(block):
-                if isinstance(entry, Reject):
-                    self._reasons[entry.reason] += 1
-                    forming.rejects.append(entry)
-                    check_budget(self._admission, self._num_samples, self._reasons)
-                    continue
-                chunk, row, offset = entry
-                forming.add(chunk, row, offset)
-                self._num_samples += 1
-                if forming.full:
-                    yield forming.batch(self._cursor(block.number, slot + 1))
-                    forming = _Forming(self._config.batch_size)
-                    self._lookahead.extend()
-            self._leave(block)
+        forming = _Forming(self._batch_size)
+        for taken in self._slots:
+            forming.add(taken)
+            if forming.full:
+                yield forming.batch(self._slots.cursor(), self._slots.decided())
+                forming = _Forming(self._batch_size)
+                self._slots.extend()
 
-    def _mixed(self, block: Block) -> Iterator[tuple[int, "Reject | tuple[ChunkCrops, int, int]"]]:
-        """The block's samples in their slots, from the cursor's slot on."""
-        entries: list[Reject | tuple[ChunkCrops, int, int]] = []
-        for future in block.futures:
-            result = future.result()
-            reasons = {reject.offset: reject for reject in result.rejects}
-            rows = np.cumsum(result.kept) - 1
-            for place, offset in enumerate(result.offsets.tolist()):
-                if result.kept[place]:
-                    entries.append((result, int(rows[place]), offset))
-                else:
-                    entries.append(reasons[offset])
-        if self._samples_this_epoch is not None:
-            self._samples_this_epoch += sum(not isinstance(entry, Reject) for entry in entries)
-        places = self._order.mix(block.number, len(entries))
-        for slot in range(self._slot, len(entries)):
-            yield slot, entries[places[slot]]
-        self._slot = 0
 
-    def _leave(self, block: Block) -> None:
-        """Forget a block that was used up, and look at the epoch that it may have ended."""
-        self._lookahead.leave()
-        if (block.number + 1) % self._order.blocks_per_epoch:
-            return
-        found, self._samples_this_epoch = self._samples_this_epoch, 0
-        if found == 0:
-            raise BudgetExceeded(
-                "every sample of the data was rejected; a pass must hold at least one picture; "
-                "look at the reasons, and at the shards with `streamssl shards verify`",
-                self._reasons,
-            )
-        if found is not None and found < self._config.batch_size:
-            raise ConfigError(
-                f"batch_size={self._config.batch_size}, but a pass over the data holds only "
-                f"{found} pictures; give more data, or --stream.batch-size of at most {found}"
-            )
-
-    def _cursor(self, block: int, slot: int) -> Cursor:
-        return Cursor(
-            manifest=self._order.manifest,
-            order=self._order.digest,
-            block=block,
-            slot=slot,
-            num_samples=self._num_samples,
-            num_rejects=sum(self._reasons.values()),
-            reject_reasons=dict(self._reasons),
-        )
+def bounds_of(config: StreamConfig) -> Bounds:
+    """How far ahead a stream with these settings may read."""
+    return Bounds(
+        max_bytes=config.max_bytes,
+        max_slots=_MOST_BATCHES_AHEAD * config.batch_size,
+        num_blocks=config.num_lookahead_blocks,
+    )
 
 
 class _Forming:
@@ -186,74 +130,20 @@ class _Forming:
         self._size = size
         self._crops: tuple[NDArray[np.uint8], ...] = ()
         self._ids: list[tuple[int, int, int]] = []
-        self.rejects: list[Reject] = []
 
     @property
     def full(self) -> bool:
         return len(self._ids) == self._size
 
-    def add(self, chunk: ChunkCrops, row: int, offset: int) -> None:
+    def add(self, taken: Taken[ChunkCrops]) -> None:
+        chunk = taken.result
         if not self._ids:
             shapes = [(self._size, *group.shape[1:]) for group in chunk.crops]
             self._crops = tuple(np.empty(shape, dtype=np.uint8) for shape in shapes)
         for out, group in zip(self._crops, chunk.crops, strict=True):
-            out[len(self._ids)] = group[row]
-        self._ids.append((chunk.epoch, chunk.chunk.shard, offset))
+            out[len(self._ids)] = group[taken.row]
+        self._ids.append((chunk.epoch, chunk.chunk.shard, taken.offset))
 
-    def batch(self, cursor: Cursor) -> CropBatch:
+    def batch(self, cursor: Cursor, decided: Decided) -> CropBatch:
         places = np.array(self._ids, dtype=np.int64)
-        return CropBatch(self._crops, places[:, 1:], places[:, 0], cursor, tuple(self.rejects))
-
-
-def check_cursor(order: Order, cursor: Cursor) -> None:
-    """Raise CursorMismatch unless `cursor` is a place in `order`."""
-    if cursor.manifest != order.manifest:
-        raise CursorMismatch(
-            f"the checkpoint belongs to other data (manifest {cursor.manifest}, now "
-            f"{order.manifest}); resume with the --data it was started with, or give a new --out"
-        )
-    if cursor.order != order.digest:
-        raise CursorMismatch(
-            f"the checkpoint belongs to another order (digest {cursor.order}, now "
-            f"{order.digest}); keep seed, chunk_bytes and chunks_per_block as they were, "
-            "or give a new --out"
-        )
-    if cursor.block < 0 or cursor.slot < 0:
-        raise CursorMismatch(
-            f"the checkpoint's place is block {cursor.block}, slot {cursor.slot}; both are at "
-            "least 0, so the file is damaged: remove this checkpoint to go on from the one before"
-        )
-
-
-class ThreadReaders:
-    """Readers as threads of this process. Use as a context; `submit` is what a stream needs."""
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        job: CropJob,
-        num_readers: int = 2,
-        on_crops: Callable[[ChunkCrops], None] = lambda _: None,
-    ) -> None:
-        self._manifest, self._job, self._on_crops = manifest, job, on_crops
-        self._source = RangeReader()
-        self._local = threading.local()
-        self._pool = ThreadPoolExecutor(num_readers, thread_name_prefix="reader")
-
-    def submit(self, turn: Turn) -> "Future[ChunkCrops]":
-        """A future of the crops of this chunk in this epoch."""
-        return self._pool.submit(self._crop, turn)
-
-    def _crop(self, turn: Turn) -> ChunkCrops:
-        cropper: ChunkCropper | None = getattr(self._local, "cropper", None)
-        if cropper is None:
-            cropper = self._local.cropper = ChunkCropper(self._job, self._source)
-        result = cropper.crop(self._manifest.shards[turn.chunk.shard], turn)
-        self._on_crops(result)
-        return result
-
-    def __enter__(self) -> "ThreadReaders":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        return CropBatch(self._crops, places[:, 1:], places[:, 0], cursor, *decided)

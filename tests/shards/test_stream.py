@@ -381,10 +381,10 @@ def test_readers_are_kept_busy_while_nothing_is_taken():
 def test_a_pass_smaller_than_a_batch_is_refused_with_the_largest_that_fits():
     """The same pictures would be in one batch twice."""
     made = Made(5)
-    stream = made.stream(StreamConfig(batch_size=21, chunk_bytes=4096, chunks_per_block=2))
+    config = StreamConfig(batch_size=21, chunk_bytes=4096, chunks_per_block=2)
     with pytest.raises(ConfigError, match=r"batch_size=21, .* holds only 20 .* of at most 20"):
-        next(iter(stream))
-    assert len(take(made.stream(replace(stream._config, batch_size=20)), 3)) == 3
+        next(iter(made.stream(config)))
+    assert len(take(made.stream(replace(config, batch_size=20)), 3)) == 3
 
 
 def test_data_of_rejects_only_ends_with_the_table_of_reasons():

@@ -1,0 +1,206 @@
+"""The one order: chunks that come in any order become samples in theirs, with the place of each.
+
+What the chunks hold is not looked at: crops for a trainer (`stream`), or samples as they lie in the
+tar. Here rejects are counted and paid for, passes over the data are judged, and the cursor moves.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Generic, NamedTuple
+
+import numpy as np
+
+from shards.admission import AdmissionConfig, check_budget
+from shards.errors import BudgetExceeded, ConfigError, CursorMismatch
+from shards.lookahead import Block, Bounds, Lookahead, R, Submit
+from shards.order import Order
+from shards.records import Cursor, Reject
+
+
+class Taken(NamedTuple, Generic[R]):
+    """A sample whose turn it is: row `row` of what was kept of the chunk that `result` is."""
+
+    result: R
+    row: int
+    offset: int
+
+
+class Decided(NamedTuple):
+    """What was decided against since it was asked for last."""
+
+    rejects: tuple[Reject, ...]
+    num_unselected: int
+
+
+class OrderedSlots(Generic[R]):
+    """Every sample that is kept, in canonical order from a cursor on, without end.
+
+    Iterate it; `cursor()` is the place behind the sample that came last. `submit(turn)` must return
+    a future of what the chunk gives; it may be called from one thread only and must not block long.
+    Raises BudgetExceeded, ShardUnreadable, ConfigError (a pass smaller than `batch_size`).
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        submit: Submit[R],
+        bounds: Bounds,
+        admission: AdmissionConfig,
+        *,
+        batch_size: int = 1,
+        cursor: Cursor | None = None,
+    ) -> None:
+        start = cursor or Cursor(manifest=order.manifest, order=order.digest)
+        check_cursor(order, start)
+        self._order, self._admission = order, admission
+        self._lookahead = Lookahead(order.block, submit, bounds, start.block)
+        self._passes = _Passes(order, batch_size)
+        self._block, self._slot = start.block, start.slot
+        self._num_samples = start.num_samples
+        self._num_unselected = start.num_unselected
+        self._reasons = Counter(start.reject_reasons)
+        self._rejects: list[Reject] = []
+        self._told_unselected = start.num_unselected
+
+    def __iter__(self) -> Iterator[Taken[R]]:
+        while True:
+            block = self._lookahead.wait()
+            entries, num_unselected = self._enter(block)
+            places = self._order.mix(block.number, len(entries))
+            for slot in range(self._slot, len(entries)):
+                self._slot = slot + 1
+                if self._slot == len(entries):
+                    self._go_on(num_unselected)
+                entry = entries[places[slot]]
+                if isinstance(entry, Reject):
+                    self._reasons[entry.reason] += 1
+                    self._rejects.append(entry)
+                    check_budget(self._admission, self._num_samples, self._reasons)
+                else:
+                    self._num_samples += 1
+                    yield entry
+            if self._block == block.number:  # there was no slot, or none behind the cursor
+                self._go_on(num_unselected)
+            self._lookahead.leave()
+            self._passes.judge(self._reasons)
+
+    def cursor(self) -> Cursor:
+        """The place behind the sample that came last."""
+        return Cursor(
+            manifest=self._order.manifest,
+            order=self._order.digest,
+            block=self._block,
+            slot=self._slot,
+            num_samples=self._num_samples,
+            num_rejects=self._reasons.total(),
+            num_unselected=self._num_unselected,
+            reject_reasons=dict(self._reasons),
+        )
+
+    def decided(self) -> Decided:
+        """What was decided against since the last call."""
+        found = Decided(tuple(self._rejects), self._num_unselected - self._told_unselected)
+        self._rejects, self._told_unselected = [], self._num_unselected
+        return found
+
+    def extend(self) -> None:
+        """Ask for more chunks, if there is room by now."""
+        self._lookahead.extend()
+
+    def _enter(self, block: Block[R]) -> tuple[list[Reject | Taken[R]], int]:
+        """The samples of a block before they are mixed, and how many a subset left out."""
+        entries: list[Reject | Taken[R]] = []
+        num_unselected = 0
+        for future in block.futures:
+            result = future.result()
+            self._passes.add(result)
+            num_unselected += result.num_unselected
+            reasons = {reject.offset: reject for reject in result.rejects}
+            rows = np.cumsum(result.kept) - 1
+            for place, offset in enumerate(result.offsets.tolist()):
+                if result.kept[place]:
+                    entries.append(Taken(result, int(rows[place]), offset))
+                else:
+                    entries.append(reasons[offset])
+        if self._slot > len(entries):
+            raise CursorMismatch(
+                f"the checkpoint's place is slot {self._slot} of block {block.number}, which has "
+                f"{len(entries)}; remove this checkpoint to go on from the one before it"
+            )
+        return entries, num_unselected
+
+    def _go_on(self, num_unselected: int) -> None:
+        """The place behind the last slot of a block is the start of the next one."""
+        self._block, self._slot = self._block + 1, 0
+        self._num_unselected += num_unselected
+
+
+class _Pass:
+    """What one pass over the data holds, as far as its chunks were seen."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.num_chunks = self.num_kept = self.num_rejects = self.num_unselected = 0
+
+
+class _Passes:
+    """Judges every pass that was seen as a whole: is there anything in it to train on?"""
+
+    def __init__(self, order: Order, batch_size: int) -> None:
+        self._order, self._batch_size = order, batch_size
+        self._current = _Pass(-1)
+        self._whole: list[_Pass] = []
+
+    def add(self, result: R) -> None:
+        """Count the chunk that comes next."""
+        if result.epoch != self._current.epoch:
+            self._current = _Pass(result.epoch)
+        self._current.num_chunks += 1
+        self._current.num_kept += int(result.kept.sum())
+        self._current.num_rejects += len(result.rejects)
+        self._current.num_unselected += result.num_unselected
+        if self._current.num_chunks == self._order.num_chunks:
+            self._whole.append(self._current)
+
+    def judge(self, reasons: Counter[str]) -> None:
+        """Raise BudgetExceeded or ConfigError for a pass that ended and was no good."""
+        for found in self._whole:
+            if found.num_kept == 0 and found.num_rejects == 0:
+                raise ConfigError(
+                    f"a pass over the data holds no sample, and {found.num_unselected} that the "
+                    "subset list leaves out; at least one must be in both: check the list's keys "
+                    "against the shards', or leave --subset out"
+                )
+            if found.num_kept == 0:
+                raise BudgetExceeded(
+                    "every sample of the data was rejected; a pass must hold at least one picture; "
+                    "look at the reasons, and at the shards with `streamssl shards verify`",
+                    reasons,
+                )
+            if found.num_kept < self._batch_size:
+                raise ConfigError(
+                    f"batch_size={self._batch_size}, but a pass over the data holds only "
+                    f"{found.num_kept} pictures; give more data, or --stream.batch-size of at most "
+                    f"{found.num_kept}"
+                )
+        self._whole.clear()
+
+
+def check_cursor(order: Order, cursor: Cursor) -> None:
+    """Raise CursorMismatch unless `cursor` is a place in `order`."""
+    if cursor.manifest != order.manifest:
+        raise CursorMismatch(
+            f"the checkpoint belongs to other data (manifest {cursor.manifest}, now "
+            f"{order.manifest}); resume with the --data it was started with, or give a new --out"
+        )
+    if cursor.order != order.digest:
+        raise CursorMismatch(
+            f"the checkpoint belongs to another order (digest {cursor.order}, now "
+            f"{order.digest}); keep seed, chunk_bytes and chunks_per_block as they were, "
+            "or give a new --out"
+        )
+    if cursor.block < 0 or cursor.slot < 0:
+        raise CursorMismatch(
+            f"the checkpoint's place is block {cursor.block}, slot {cursor.slot}; both are at "
+            "least 0, so the file is damaged: remove this checkpoint to go on from the one before"
+        )

@@ -64,25 +64,28 @@ class OrderedSlots(Generic[R]):
 
     def __iter__(self) -> Iterator[Taken[R]]:
         while True:
-            block = self._lookahead.wait()
-            entries, num_unselected = self._enter(block)
-            places = self._order.mix(block.number, len(entries))
-            for slot in range(self._slot, len(entries)):
-                self._slot = slot + 1
-                if self._slot == len(entries):
-                    self._go_on(num_unselected)
-                entry = entries[places[slot]]
-                if isinstance(entry, Reject):
-                    self._reasons[entry.reason] += 1
-                    self._rejects.append(entry)
-                    check_budget(self._admission, self._num_samples, self._reasons)
-                else:
-                    self._num_samples += 1
-                    yield entry
-            if self._block == block.number:  # there was no slot, or none behind the cursor
-                self._go_on(num_unselected)
+            yield from self._kept(self._lookahead.wait())
             self._lookahead.leave()
             self._passes.judge(self._reasons)
+
+    def _kept(self, block: Block[R]) -> Iterator[Taken[R]]:
+        """Decide slot by slot; what is held for that goes with this generator."""
+        entries, num_unselected = self._enter(block)
+        places = self._order.mix(block.number, len(entries))
+        for slot in range(self._slot, len(entries)):
+            self._slot = slot + 1
+            if self._slot == len(entries):
+                self._go_on(num_unselected)
+            entry = entries[places[slot]]
+            if isinstance(entry, Reject):
+                self._reasons[entry.reason] += 1
+                self._rejects.append(entry)
+                check_budget(self._admission, self._num_samples, self._reasons)
+            else:
+                self._num_samples += 1
+                yield entry
+        if self._block == block.number:  # there was no slot, or none behind the cursor
+            self._go_on(num_unselected)
 
     def cursor(self) -> Cursor:
         """The place behind the sample that came last."""

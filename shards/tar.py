@@ -10,126 +10,104 @@ header may lie before it. Then a sample has to begin, and only a change of key s
 bytes alone cannot tell (archives put end to end, damage, a short tar inside the tar), the search
 goes further back, and in the end the file is walked from byte 0, where nothing is ambiguous.
 
-One thing cannot be told: a tar of eight members or more inside the tar, where a range begins in it
-and does not reach behind it. Its members become samples of their own. `manifest.open_manifest`
-refuses shards that begin with such a thing.
+One thing cannot be told from a range alone: that all of it lies inside a tar inside the tar. Its
+members would become samples of their own. But the range in which the member that holds them begins
+can tell, and says so: it `leaps`. Ranges of such a shard have to be `walked`, from byte 0.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from shards.errors import NotATar
-from shards.records import Chunk, Reject, Sample
-from shards.tar_headers import BLOCK, ZEROS, Damage, Member, is_header, read_member
+from shards.records import Chunk, Reason, Reject, Sample
+from shards.tar_headers import (
+    BLOCK,
+    CHECKSUM,
+    ZEROS,
+    Damage,
+    Member,
+    header_offsets,
+    is_header,
+    read_member,
+)
+from shards.tar_sparse import BrokenMap
+from shards.tar_window import LEAST_STEP, Read, Window
+from shards.walks import Starts
 
-Read = Callable[[int, int], bytes]
-
-_LEAST_STEP = 1 << 16
-_MOST_STEP = 1 << 23
 # A chain of headers is believed from this length on; a nested tar that is shorter ends before.
 _TRUSTED_HEADERS = 8
 # How far before a range a header is looked for before the walk from byte 0, which holds no more
 # than a few steps at a time, is taken.
-_MOST_BACK = 1 << 26
+_MOST_BACK = 1 << 25
 # More zeros than this at the end are no padding.
 _MOST_PADDING = 1 << 20
 # A sample is held in memory as a whole, so it must not be larger than any picture could need.
 _MAX_SAMPLE_BYTES = 1 << 29
+# Whatever else is in a tar is looked into as far as this.
+_MAX_OTHER_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
     """What a chunk holds, in file order.
 
-    `leaps`: a member that begins in the chunk reaches over the whole next one, so that whatever
-    was found there may be its inside.
+    `leaps`: the inside of a member of this chunk could be taken, from a later chunk, for members of
+    the shard itself.
     """
 
     found: list[Sample | Reject]
     leaps: bool = False
 
 
-class Window:
-    """A contiguous view of a file that grows in doubling steps, and can forget what was passed."""
-
-    def __init__(self, read: Read, size: int, start: int, stop: int, step: int) -> None:
-        self._read, self.size, self._step = read, size, step
-        self.start = max(0, start)
-        self._data = read(self.start, min(stop, size))
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self._data)
-
-    def get(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop), fewer at the end of the file."""
-        assert start >= self.start, "a walk never goes back"
-        stop = min(stop, self.size)
-        if stop > self.stop:
-            self._step = min(2 * self._step, _MOST_STEP)
-            self._data += self._read(self.stop, min(max(stop, self.stop + self._step), self.size))
-        return self._data[start - self.start : max(0, stop - self.start)]
-
-    def reach_back(self, start: int) -> None:
-        """Make `start` the first byte of the window."""
-        start = max(0, start)
-        self._data = self._read(start, self.start) + self._data
-        self.start = start
-
-    def forget(self, offset: int) -> None:
-        """Nothing before `offset` will be asked for again; what was not read yet is skipped."""
-        if offset >= self.stop:
-            self.start, self._data = min(offset, self.size), b""
-        elif 2 * (offset - self.start) > len(self._data):
-            self._data = self._data[offset - self.start :]
-            self.start = offset
-
-    def candidates(self, stop: int) -> Iterator[int]:
-        """Offsets below `stop`, in order, at which a header with the `ustar` mark may start."""
-        at = self._data.find(b"ustar")
-        while at >= 0 and self.start + at - 257 < stop:
-            offset = self.start + at - 257
-            if offset >= self.start and offset % BLOCK == 0:
-                yield offset
-            at = self._data.find(b"ustar", at + 1)
-
-
-def cut(read: Read, size: int, chunk: Chunk, window_bytes: int = 1 << 18) -> Cut:
+def cut(
+    read: Read, size: int, chunk: Chunk, window_bytes: int = 1 << 18, starts: Starts | None = None
+) -> Cut:
     """The samples of `chunk`, in file order, cut out of a tar of `size` bytes.
 
     `read(start, stop)` returns exactly those bytes. A tar that ends in the middle of a sample, or
-    that is damaged, gives a Reject there and goes on behind it. Raises NotATar when no header is
-    found at the start of the file; of such a file the later chunks hold nothing.
+    that is damaged, gives a Reject there and goes on behind it. `starts` remembers earlier walks of
+    the same tar. Raises NotATar when no header is found at the start of the file; of such a file
+    the later chunks hold nothing, or what of a tar begins further on.
     """
-    step = max(_LEAST_STEP, min(window_bytes, (chunk.stop - chunk.start) // 4))
-    begin = None
+    step = max(LEAST_STEP, min(window_bytes, (chunk.stop - chunk.start) // 4))
+    begin, walked = None, None
     if not chunk.walked:
         first = chunk.start - step if chunk.start else 0
         window = Window(read, size, first, chunk.stop + step, step)
         begin = _synchronise(window, chunk)
     if begin is None:
-        window, begin = Window(read, size, 0, step, step), 0
+        walked = starts or Starts()
+        begin = walked.before(chunk.start)
+        stop = chunk.stop if chunk.start - begin <= step else begin
+        window = Window(read, size, begin, stop + step, step)
     if window.start == 0 and not _begins_with_tar(window):
         if chunk.start > 0:
             return Cut([])  # the first chunk speaks for the shard
-        head = window.get(0, BLOCK)
-        kind = "a gzip file" if head[:2] == b"\x1f\x8b" else f"{head[:8]!r}"
-        raise NotATar(
-            f"it begins with {kind}; a shard must be an uncompressed tar: "
-            "repack it with `streamssl shards pack`"
-        )
-    leaps: list[int] = []
-    found = list(_group(window, chunk, begin, leaps))
-    return Cut(found, bool(leaps))
+        raise NotATar(_what_it_is(window.get(0, BLOCK)))
+    insides = _Insides(window, chunk)
+    return Cut(list(_group(window, chunk, begin, insides, walked)), insides.leap)
 
 
 def _begins_with_tar(window: Window) -> bool:
     """Whether there is a header at byte 0, or soon: its first block may be what is damaged."""
-    head = window.get(0, BLOCK)
+    head = window.get(0, LEAST_STEP)
+    return head[:BLOCK] == ZEROS or next(header_offsets(head), None) is not None
+
+
+def _what_it_is(head: bytes) -> str:
+    """A message for the user whose shard is no tar."""
+    for magic, name, extension in (
+        (b"\x1f\x8b", "a gzip file", ".tar.gz"),
+        (b"\x28\xb5\x2f\xfd", "a zstd file", ".tar.zst"),
+    ):
+        if head.startswith(magic):
+            return (
+                f"it begins with {name}; a shard must be a tar, and a compressed one be named so: "
+                f"rename it to end in {extension}, or repack it with `streamssl shards pack`"
+            )
     return (
-        is_header(head)
-        or head == ZEROS
-        or any(is_header(window.get(at, at + BLOCK)) for at in window.candidates(_LEAST_STEP))
+        f"it begins with {head[:8]!r}; a shard must be a tar, or one that is compressed as .tar.gz "
+        "or .tar.zst: repack it with `streamssl shards pack`"
     )
 
 
@@ -137,7 +115,7 @@ def _synchronise(window: Window, chunk: Chunk) -> int | None:
     """Where a sample begins before `chunk.start`: from there on the walk is certain."""
     while window.start > 0:
         seen: set[int] = set()
-        for candidate in window.candidates(chunk.start):
+        for candidate in window.headers(chunk.start):
             begin = None
             if candidate not in seen:
                 begin = _sample_start(window, candidate, chunk, seen)
@@ -181,74 +159,149 @@ def _chain(window: Window, offset: int) -> Iterator[Member]:
     Raises Damage for anything else, zeros included: where a nested tar ends it looks just so.
     """
     while offset + BLOCK <= window.size:
-        if window.get(offset, offset + BLOCK) == ZEROS:
+        if window.peek(offset, offset + BLOCK) == ZEROS:
             padding = window.size - offset
-            if padding > _MOST_PADDING or window.get(offset, window.size).strip(b"\0"):
+            if padding > _MOST_PADDING or window.peek(offset, window.size).strip(b"\0"):
                 raise Damage(offset, offset + BLOCK)
             return
-        member = read_member(window.get, offset)
+        member = read_member(window.peek, offset)
         yield member
         offset = member.end
 
 
-def _group(window: Window, chunk: Chunk, begin: int, leaps: list[int]) -> Iterator[Sample | Reject]:
-    """Neighbouring members with the same key make a sample; yield those that start in the chunk.
+class _Insides:
+    """Could what is inside the members of this chunk deceive a later chunk? Then it `leap`s.
 
-    `leaps` gets the offset of every member of the chunk that reaches over the whole next one.
+    A later chunk takes a header for one of the shard's own if the chain from there holds over all
+    of that chunk. So it has to be inside a member that covers the next chunk, or its chain must
+    lead out of the member and on, or the member be the last one, with nothing behind it but zeros.
     """
-    next_stop = min(2 * chunk.stop - chunk.start, window.size)
+
+    def __init__(self, window: Window, chunk: Chunk) -> None:
+        self._window, self._chunk = window, chunk
+        self._next_stop = min(2 * chunk.stop - chunk.start, window.size)
+        # With no chunk behind this one there is nobody to deceive.
+        self._asked = chunk.stop < window.size
+        self._last: Member | None = None
+        self._last_hides = False
+        self.leap = False
+
+    def passed(self, member: Member) -> None:
+        """A member of the walk; what it holds is not known yet."""
+        self._last, self._last_hides = member, member.hides
+        if self._asked and self._chunk.start <= member.start < self._chunk.stop:
+            if member.end >= self._next_stop or member.hides:
+                self.leap = True
+            elif not member.regular and member.num_bytes > _MAX_OTHER_BYTES:
+                self.unread(member)
+            elif not member.regular and member.num_bytes:
+                self.read(member, self._window.get(member.data_start, member.data_stop))
+
+    def read(self, member: Member, data: bytes) -> None:
+        """The bytes of the member that was passed last."""
+        if not self._asked or self.leap:
+            return
+        inner = [member.data_start + at for at in header_offsets(data)]
+        if self._ends_with_header(member):
+            inner.append(member.end - BLOCK)
+        self._last_hides = bool(inner)
+        self.leap = any(self._leads_out(offset, member) for offset in inner)
+
+    def unread(self, member: Member) -> None:
+        """A member whose bytes nobody looked at."""
+        self.leap |= self._asked and member.end > self._chunk.stop
+
+    def ended(self) -> None:
+        """There was nothing more in the file than the members that were passed."""
+        if self._last is not None and self._last_hides:
+            self.unread(self._last)
+
+    def _ends_with_header(self, member: Member) -> bool:
+        """Whether the data ends within a block that is a header together with its padding."""
+        if member.num_bytes % BLOCK <= CHECKSUM:
+            return False
+        return is_header(self._window.get(member.end - BLOCK, member.end))
+
+    def _leads_out(self, offset: int, member: Member) -> bool:
+        try:
+            return read_member(self._window.get, offset).end >= member.end
+        except Damage:
+            return False
+
+
+def _group(
+    window: Window, chunk: Chunk, begin: int, insides: _Insides, starts: Starts | None
+) -> Iterator[Sample | Reject]:
+    """Neighbouring members with the same key make a sample; yield those that start in the chunk."""
     current: _Forming | None = None
     for member in _walk(window, begin, chunk.stop):
-        if isinstance(member, Member) and chunk.start <= member.start < chunk.stop < window.size:
-            leaps += [member.start] if member.end >= next_stop else []
         if isinstance(member, Reject):
             if current is not None:
                 yield from current.finish()
             current = None
             if chunk.start <= member.offset < chunk.stop:
                 yield replace(member, shard=chunk.shard)
-        elif member.regular:
-            if current is None or not current.takes(member):
+            continue
+        insides.passed(member)
+        if member.regular:
+            key, extension = member.key, member.extension
+            if current is None or not current.takes(key, extension):
                 if current is not None:
                     yield from current.finish()
                 if member.start >= chunk.stop:
                     return
-                current = _Forming(chunk, member)
-            current.add(window, member)
+                if starts is not None:
+                    starts.add(member.start)
+                current = _Forming(chunk, member.start, key, insides)
+            current.add(window, member, extension)
         elif current is None and member.start >= chunk.stop:
             return
     if current is not None:
         yield from current.finish()
+    insides.ended()
 
 
 class _Forming:
     """A sample whose members come one by one. Of one that starts before the chunk only the names
     are kept."""
 
-    def __init__(self, chunk: Chunk, first: Member) -> None:
-        self._shard, self._start, self._key = chunk.shard, first.start, first.key
-        self._wanted = first.start >= chunk.start
+    def __init__(self, chunk: Chunk, start: int, key: str, insides: _Insides) -> None:
+        self._shard, self._start, self._key = chunk.shard, start, key
+        self._wanted = start >= chunk.start
+        self._insides = insides
         self._fields: dict[str, bytes] = {}
         self._num_bytes = 0
         self._reject: Reject | None = None
 
-    def takes(self, member: Member) -> bool:
-        return member.key == self._key and member.extension not in self._fields
+    def takes(self, key: str, extension: str) -> bool:
+        return key == self._key and extension not in self._fields
 
-    def add(self, window: Window, member: Member) -> None:
-        self._fields[member.extension] = b""
-        self._num_bytes += member.num_bytes
-        if not self._wanted or self._reject is not None:
+    def add(self, window: Window, member: Member, extension: str) -> None:
+        self._fields[extension] = b""
+        if not self._wanted:
             return
+        whole = member.num_bytes if member.holes is None else member.holes.num_bytes
+        self._num_bytes += max(whole, member.num_bytes)
         if member.data_stop > window.size:
             there = max(0, window.size - member.data_start)
-            detail = f"{member.name}: {there} of {member.num_bytes} bytes"
-            self._reject = Reject(self._shard, self._start, self._key, "truncated_tar", detail)
+            self._refuse("truncated_tar", f"{member.name}: {there} of {member.num_bytes} bytes")
         elif self._num_bytes > _MAX_SAMPLE_BYTES:
             detail = f"{member.name}: the sample is over {_MAX_SAMPLE_BYTES} bytes"
-            self._reject = Reject(self._shard, self._start, self._key, "too_large", detail)
-        else:
-            self._fields[member.extension] = window.get(member.data_start, member.data_stop)
+            self._refuse("too_large", detail)
+        if self._reject is not None:
+            self._insides.unread(member)
+            return
+        data = window.get(member.data_start, member.data_stop)
+        self._insides.read(member, data)
+        try:
+            data = data if member.holes is None else member.holes.fill(data)
+        except BrokenMap:
+            self._refuse("broken_tar", f"{member.name}: less is stored than its map of holes says")
+        self._fields[extension] = data
+
+    def _refuse(self, reason: Reason, detail: str) -> None:
+        if self._reject is None:
+            self._reject = Reject(self._shard, self._start, self._key, reason, detail)
 
     def finish(self) -> Iterator[Sample | Reject]:
         if self._reject is not None:
@@ -257,51 +310,29 @@ class _Forming:
             yield Sample(self._shard, self._start, self._key, self._fields)
 
 
-def _walk(window: Window, offset: int, stop: int) -> Iterator[Member | Reject]:
-    """The members from `offset` on, forgetting what was passed.
+def _walk(window: Window, begin: int, stop: int) -> Iterator[Member | Reject]:
+    """The members from `begin` on, forgetting what was passed.
 
     A stretch without headers is one Reject at its first block. It is searched for the next header
     as far as `stop`, and so is what a member claims that is longer than the file.
     """
-    while True:
-        offset = _skip_zeros(window, offset)
-        if offset >= window.size:
-            return
+    offset: int | None = begin
+    while offset is not None and (offset := window.skip_zeros(offset)) < window.size:
         try:
             member = read_member(window.get, offset)
         except Damage as damage:
             yield _damaged(window, damage)
-            offset = _find_header(window, damage.resume, stop)
+            offset = window.find_header(damage.resume, stop)
         else:
             yield member
             if member.data_stop <= window.size:
                 offset = member.end
             else:
-                offset = _find_header(window, member.start + BLOCK, stop)
+                offset = window.find_header(member.data_start, stop)
 
 
 def _damaged(window: Window, damage: Damage) -> Reject:
     if damage.resume > window.size:
         detail = f"the file ends within the header at byte {damage.start}"
         return Reject(-1, damage.start, "", "truncated_tar", detail)
-    return Reject(-1, damage.start, "", "broken_tar", f"no header at byte {damage.start}")
-
-
-def _find_header(window: Window, offset: int, stop: int) -> int:
-    """The next block that is a header; the end of the file where there is none before `stop`."""
-    while offset < min(stop, window.size):
-        window.forget(offset)
-        if is_header(window.get(offset, offset + BLOCK)):
-            return offset
-        offset += BLOCK
-    return window.size
-
-
-def _skip_zeros(window: Window, offset: int) -> int:
-    """The next block that is not all zeros; the end of the file where only zeros follow."""
-    while offset < window.size:
-        window.forget(offset)
-        if window.get(offset, offset + BLOCK).strip(b"\0"):
-            return offset
-        offset += BLOCK
-    return window.size
+    return Reject(-1, damage.start, "", "broken_tar", f"{damage.found} at byte {damage.start}")

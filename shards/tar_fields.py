@@ -1,0 +1,40 @@
+"""What stands in the headers of a tar: numbers, and the records of PAX."""
+
+import re
+from collections.abc import Callable, Iterator
+
+BLOCK = 512
+
+_PAX_RECORD = re.compile(rb"(\d{1,9}) ([^=\n]+)=")
+
+# Bytes [start, stop) of the file, fewer at its end.
+Get = Callable[[int, int], bytes]
+
+
+def padded(num_bytes: int) -> int:
+    """The bytes that so much data takes in a tar: whole blocks."""
+    return -(-num_bytes // BLOCK) * BLOCK
+
+
+def number(field: bytes) -> int:
+    """Octal digits, or base 256 for what does not fit. Nonsense counts as 0.
+
+    Never negative: a member that ended before it began would be read for ever.
+    """
+    if field[0] & 0x80:
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+    try:
+        return max(0, int(field.split(b"\0", 1)[0].strip() or b"0", 8))
+    except ValueError:
+        return 0
+
+
+def pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The records '<length> <key>=<value>\\n' of a PAX header; the rest of a broken one is left."""
+    at = 0
+    while match := _PAX_RECORD.match(data, at):
+        end = at + int(match[1])
+        if not match.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+            break
+        yield match[2], data[match.end() : end - 1]
+        at = end

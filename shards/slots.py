@@ -11,10 +11,12 @@ from typing import Generic, NamedTuple
 import numpy as np
 
 from shards.admission import AdmissionConfig, check_budget
-from shards.errors import BudgetExceeded, ConfigError, CursorMismatch
+from shards.errors import CursorMismatch
+from shards.journal import Journal
 from shards.lookahead import Block, Bounds, Lookahead, R, Submit
 from shards.order import Order
-from shards.records import Cursor, Reject
+from shards.passes import Passes
+from shards.records import Cursor, Reject, Turn
 
 
 class Taken(NamedTuple, Generic[R]):
@@ -49,12 +51,15 @@ class OrderedSlots(Generic[R]):
         *,
         batch_size: int = 1,
         cursor: Cursor | None = None,
+        journal: Journal | None = None,
     ) -> None:
         start = cursor or Cursor(manifest=order.manifest, order=order.digest)
         check_cursor(order, start)
         self._order, self._admission = order, admission
-        self._lookahead = Lookahead(order.block, submit, bounds, start.block)
-        self._passes = _Passes(order, batch_size)
+        self._journal = journal or Journal(order.manifest, order.digest)
+        self._journal.check(start)
+        self._lookahead = Lookahead(self._plan, submit, bounds, start.block)
+        self._passes = Passes(order, batch_size)
         self._block, self._slot = start.block, start.slot
         self._num_samples = start.num_samples
         self._num_unselected = start.num_unselected
@@ -94,6 +99,7 @@ class OrderedSlots(Generic[R]):
             order=self._order.digest,
             block=self._block,
             slot=self._slot,
+            journal=self._journal.count(self._block, self._slot),
             num_samples=self._num_samples,
             num_rejects=self._reasons.total(),
             num_unselected=self._num_unselected,
@@ -110,12 +116,27 @@ class OrderedSlots(Generic[R]):
         """Ask for more chunks, if there is room by now."""
         self._lookahead.extend()
 
+    def _plan(self, block: int) -> list[Turn]:
+        return self._journal.amend(block, self._order.block(block))
+
+    def _learn(self, block: Block[R], results: list[R]) -> None:
+        """Write down what this block taught about the blocks behind it."""
+        news = False
+        for turn, result in zip(block.turns, results, strict=True):
+            if result.leaps and not turn.chunk.walked:
+                news |= self._journal.add_irregular(turn.chunk.shard, block.number + 1)
+            for picture in result.killers:
+                news |= self._journal.add_quarantine(picture, block.number)
+        if news:
+            self._lookahead.revise()
+
     def _enter(self, block: Block[R]) -> tuple[list[Reject | Taken[R]], int]:
         """The samples of a block before they are mixed, and how many a subset left out."""
+        results = [future.result() for future in block.futures]
+        self._learn(block, results)
         entries: list[Reject | Taken[R]] = []
         num_unselected = 0
-        for future in block.futures:
-            result = future.result()
+        for result in results:
             self._passes.add(result)
             num_unselected += result.num_unselected
             reasons = {reject.offset: reject for reject in result.rejects}
@@ -136,57 +157,6 @@ class OrderedSlots(Generic[R]):
         """The place behind the last slot of a block is the start of the next one."""
         self._block, self._slot = self._block + 1, 0
         self._num_unselected += num_unselected
-
-
-class _Pass:
-    """What one pass over the data holds, as far as its chunks were seen."""
-
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.num_chunks = self.num_kept = self.num_rejects = self.num_unselected = 0
-
-
-class _Passes:
-    """Judges every pass that was seen as a whole: is there anything in it to train on?"""
-
-    def __init__(self, order: Order, batch_size: int) -> None:
-        self._order, self._batch_size = order, batch_size
-        self._current = _Pass(-1)
-        self._whole: list[_Pass] = []
-
-    def add(self, result: R) -> None:
-        """Count the chunk that comes next."""
-        if result.epoch != self._current.epoch:
-            self._current = _Pass(result.epoch)
-        self._current.num_chunks += 1
-        self._current.num_kept += int(result.kept.sum())
-        self._current.num_rejects += len(result.rejects)
-        self._current.num_unselected += result.num_unselected
-        if self._current.num_chunks == self._order.num_chunks:
-            self._whole.append(self._current)
-
-    def judge(self, reasons: Counter[str]) -> None:
-        """Raise BudgetExceeded or ConfigError for a pass that ended and was no good."""
-        for found in self._whole:
-            if found.num_kept == 0 and found.num_rejects == 0:
-                raise ConfigError(
-                    f"a pass over the data holds no sample, and {found.num_unselected} that the "
-                    "subset list leaves out; at least one must be in both: check the list's keys "
-                    "against the shards', or leave --subset out"
-                )
-            if found.num_kept == 0:
-                raise BudgetExceeded(
-                    "every sample of the data was rejected; a pass must hold at least one picture; "
-                    "look at the reasons, and at the shards with `streamssl shards verify`",
-                    reasons,
-                )
-            if found.num_kept < self._batch_size:
-                raise ConfigError(
-                    f"batch_size={self._batch_size}, but a pass over the data holds only "
-                    f"{found.num_kept} pictures; give more data, or --stream.batch-size of at most "
-                    f"{found.num_kept}"
-                )
-        self._whole.clear()
 
 
 def check_cursor(order: Order, cursor: Cursor) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shards.admission import AdmissionConfig
 from shards.errors import ConfigError
+from shards.journal import Journal
 from shards.lookahead import Bounds
 from shards.lookahead import Submit as Submit
 from shards.manifest import Manifest
@@ -82,8 +83,9 @@ class BatchStream:
     """Global batches in canonical order from a cursor on, without end.
 
     Iterate it; every batch carries the cursor that follows it. `submit(turn)` must return a future
-    of that chunk's crops; it may be called from one thread only and must not block long. Raises
-    BudgetExceeded, ShardUnreadable, ConfigError (an epoch smaller than a batch).
+    of that chunk's crops; it may be called from one thread only and must not block long. What the
+    shards teach on the way is written into `journal`, and found there when they are read again.
+    Raises BudgetExceeded, ShardUnreadable, ConfigError (an epoch smaller than a batch).
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class BatchStream:
         admission: AdmissionConfig,
         submit: Submit[ChunkCrops],
         cursor: Cursor | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._batch_size = config.batch_size
         self._slots: OrderedSlots[ChunkCrops] = OrderedSlots(
@@ -102,6 +105,7 @@ class BatchStream:
             admission,
             batch_size=config.batch_size,
             cursor=cursor,
+            journal=journal,
         )
 
     def __iter__(self) -> Iterator[CropBatch]:

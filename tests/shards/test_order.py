@@ -8,13 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import ConfigError
-from shards.order import Order, OrderConfig, key, permute
-from shards.records import ShardInfo
+from shards.mixture import parse_weights
+from shards.order import Order, OrderConfig, deal, key, permute
+from shards.records import Chunk, ShardInfo
+
+SIZES = (100_000, 4096, 1, 70_001)
 
 
-def make_order(sizes=(100_000, 4096, 1, 70_001), *, manifest="m", seed=0, chunk=4096, per_block=3):
+def make_order(sizes=SIZES, *, manifest="m", seed=0, chunk=4096, per_block=3, subset=""):
     shards = tuple(ShardInfo(f"{i:06d}.tar", size, "v") for i, size in enumerate(sizes))
-    config = OrderConfig(seed=seed, chunk_bytes=chunk, chunks_per_block=per_block)
+    config = OrderConfig(seed=seed, chunk_bytes=chunk, chunks_per_block=per_block, subset=subset)
     return Order(shards, manifest, config)
 
 
@@ -137,8 +140,9 @@ def digest(*arrays):
 KEYS = ["0xd2815fb2991cecf8", "0xf6318fd8f7be1c4d"]
 TEN = [4, 3, 6, 5, 1, 9, 2, 7, 0, 8]
 MANY = "cf8124d5367cb545"
-EPOCH = "2ac9e51a7da33d76"
-ORDER = "8831da0ccc251936172c5a3e31aae71b"
+EPOCH = "ccaa88fb8df782b3"
+MIXED = "8d12cd71fd77f5aa"
+ORDER = "8071d05576421894bf8199335d7e866a"
 
 
 def test_the_order_is_frozen():
@@ -150,6 +154,39 @@ def test_the_order_is_frozen():
     chunks = [[c.shard, c.start, c.stop] for block in epoch_of(order, 3) for c in block]
     assert digest(chunks, order.mix(3 * order.blocks_per_epoch + 1, 500)) == EPOCH
     assert order.digest == ORDER
+    shards = tuple(ShardInfo(f"{i}.tar", size, "v", i // 2) for i, size in enumerate(SIZES))
+    mixed = Order(
+        shards, "m", order.config, [(0, parse_weights([7, 3])), (4, parse_weights([1, 2]))]
+    )
+    turns = [turn for block in range(20) for turn in mixed.block(block)]
+    assert digest([[t.epoch, t.chunk.shard, t.chunk.start, t.chunk.stop] for t in turns]) == MIXED
+
+
+def test_a_shard_that_must_be_read_as_a_whole_is_one_chunk():
+    """The middle of a gzip file cannot be read without its beginning."""
+    shards = [ShardInfo(f"{i}.tar", 50_000 + i, "v", whole=i % 2 == 1) for i in range(6)]
+    config = OrderConfig(seed=0, chunk_bytes=4096, chunks_per_block=5)
+    order = Order(tuple(shards), "m", config)
+    assert order.num_chunks == 3 * 13 + 3
+    chunks = sorted((c.shard, c.start, c.stop) for block in epoch_of(order, 1) for c in block)
+    assert [chunk for chunk in chunks if chunk[0] % 2] == [(i, 0, 50_000 + i) for i in (1, 3, 5)]
+    assert [chunk[2] - chunk[1] for chunk in chunks if chunk[0] == 0] == [4096] * 12 + [848]
+    assert order.chunk(13) == Chunk(1, 0, 50_001)
+
+
+def test_ranks_share_a_batch_in_rows_that_follow_each_other():
+    """A row that no rank has, or two have, is a lost or a doubled sample."""
+    for world in (1, 2, 4, 8):
+        rows = [row for rank in range(world) for row in range(64)[deal(64, rank, world)]]
+        assert rows == list(range(64))
+
+
+def test_ranks_that_would_get_unequal_shares_are_refused_with_those_that_fit():
+    """The mean over ranks would weigh some samples more than others."""
+    with pytest.raises(
+        ConfigError, match=r"batch_size=96 over 7 ranks; .* start 2, 3, 4, 6, 8, 12 ranks, or give"
+    ):
+        deal(96, 0, 7)
 
 
 def test_the_digest_tells_settings_and_data_apart():
@@ -160,8 +197,9 @@ def test_the_digest_tells_settings_and_data_apart():
         make_order(manifest="n"),
         make_order(chunk=8192),
         make_order(per_block=4),
+        make_order(subset="d"),
     ]
-    assert len({order.digest for order in orders}) == 5
+    assert len({order.digest for order in orders}) == 6
 
 
 def test_ten_thousand_million_samples_take_no_more_memory_than_a_few():

@@ -6,9 +6,11 @@
         ManifestError           no shard matches, a listing fails, credentials are refused
         CursorMismatch          a saved place that belongs to other data or another order
         BudgetExceeded          too many samples were rejected; carries the table of reasons
+      DecoderLost               a process that crops in isolation cannot run at all
       ShardUnreadable           a shard could not be read after every retry
         ShardChanged            a shard is not the object that the manifest names
         NotATar                 the bytes are not a tar
+      PackFailed                shards could not be packed to the end
       StreamEnded               the stream stopped before the trainer had its steps
 
 A bad *sample* is no exception: it is a `records.Reject`, counted and paid from a budget.
@@ -37,6 +39,10 @@ class CursorMismatch(UserError):
     """A saved cursor does not belong to this manifest or this order."""
 
 
+class DecoderLost(StreamSSLError):
+    """A process that crops in isolation cannot run, whatever the picture."""
+
+
 class ShardUnreadable(StreamSSLError):
     """A shard could not be read after every retry."""
 
@@ -56,6 +62,10 @@ class BudgetExceeded(UserError):
         table = "".join(f"\n  {reason:<16} {count}" for reason, count in sorted(reasons.items()))
         super().__init__(message + table)
         self.reasons = dict(reasons)
+
+
+class PackFailed(StreamSSLError):
+    """Shards could not be packed to the end; what is finished stays, and is gone on with."""
 
 
 class StreamEnded(StreamSSLError):

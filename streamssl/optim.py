@@ -81,8 +81,17 @@ def spare_vectors(
     return [group for group in groups if group["params"]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """Tensors of one group that are updated together: what has a gradient, and its momentum."""
+
+    parameters: list[Tensor]
+    gradients: list[Tensor]
+    momenta: list[Tensor]
+
+
 class _TrustOptimizer(Optimizer):
-    """The frame of LARC and LARS: for each group, parameters with a gradient, and momentum."""
+    """The frame of LARC and LARS: walks over the groups and keeps the momenta."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -94,7 +103,7 @@ class _TrustOptimizer(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
                 gradients = [p.grad for p in parameters]
-                self._update(group, parameters, gradients, self._momenta(parameters))
+                self._update(group, _Layers(parameters, gradients, self._momenta(parameters)))
         return loss
 
     def _momenta(self, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -103,13 +112,7 @@ class _TrustOptimizer(Optimizer):
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
 
-    def _update(
-        self,
-        group: dict[str, Any],
-        parameters: list[Tensor],
-        gradients: list[Tensor],
-        momenta: list[Tensor],
-    ) -> None:
+    def _update(self, group: dict[str, Any], layers: _Layers) -> None:
         raise NotImplementedError
 
 
@@ -140,24 +143,19 @@ class LARC(_TrustOptimizer):
         }
         super().__init__(params, defaults)
 
-    def _update(
-        self,
-        group: dict[str, Any],
-        parameters: list[Tensor],
-        gradients: list[Tensor],
-        momenta: list[Tensor],
-    ) -> None:
-        p, g = _norms(parameters), _norms(gradients)
+    def _update(self, group: dict[str, Any], layers: _Layers) -> None:
+        p, g = _norms(layers.parameters), _norms(layers.gradients)
         rate = group["trust_coefficient"] * p / (g + group["weight_decay"] * p + 1e-8)
         if group["clip"]:
             rate = (rate / group["lr"]).clamp(max=1.0)
         is_scaled = (p > 0) & (g > 0)
         decay = torch.where(is_scaled, rate * group["weight_decay"], 0.0)
-        scaled = torch._foreach_mul(gradients, list(torch.where(is_scaled, rate, 1.0).unbind()))
-        torch._foreach_add_(scaled, torch._foreach_mul(parameters, list(decay.unbind())))
-        torch._foreach_mul_(momenta, group["momentum"])
-        torch._foreach_add_(momenta, scaled)
-        torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
+        factors = list(torch.where(is_scaled, rate, 1.0).unbind())
+        scaled = torch._foreach_mul(layers.gradients, factors)
+        torch._foreach_add_(scaled, torch._foreach_mul(layers.parameters, list(decay.unbind())))
+        torch._foreach_mul_(layers.momenta, group["momentum"])
+        torch._foreach_add_(layers.momenta, scaled)
+        torch._foreach_add_(layers.parameters, layers.momenta, alpha=-group["lr"])
 
 
 class LARS(_TrustOptimizer):
@@ -198,15 +196,10 @@ class LARS(_TrustOptimizer):
         }
         super().__init__(params, defaults)
 
-    def _update(
-        self,
-        group: dict[str, Any],
-        parameters: list[Tensor],
-        gradients: list[Tensor],
-        momenta: list[Tensor],
-    ) -> None:
+    def _update(self, group: dict[str, Any], layers: _Layers) -> None:
         lr, momentum, form = group["lr"], group["momentum"], group["momentum_form"]
-        added = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+        parameters, momenta = layers.parameters, layers.momenta
+        added = list(torch._foreach_add(layers.gradients, parameters, alpha=group["weight_decay"]))
         if form != "popular":
             _scale_by_trust_(added, parameters, group)
         if form == "classic":

@@ -1,7 +1,9 @@
 """Which shards, how long, which version. The digest of that list is the data's name."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -22,31 +24,34 @@ _LEAST_CHUNK_BYTES = 1 << 18
 _MOST_CHUNK_BYTES = 1 << 24
 _NUM_PROBES = 3
 _PROBE_BYTES = 1 << 20
+_METADATA = b"streamssl"
+_COLUMNS = ("uri", "num_bytes", "version", "source", "whole")  # as ShardInfo takes them
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Manifest:
-    """The shards of a run, sorted by URI.
+    """The shards of a run, sorted by source and URI.
 
-    `sample_bytes` is how much of a tar one sample takes, headers included, as probed in a few
-    shards: it only sizes chunks and is no part of the digest.
+    `sample_bytes` is how much of a shard one sample takes, headers included, as probed in a few: it
+    only sizes chunks and is no part of the digest. `patterns` is what was asked for.
     """
 
     shards: tuple[ShardInfo, ...]
     sample_bytes: float
+    patterns: tuple[str, ...] = field(default=(), compare=False)
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         return sum(shard.num_bytes for shard in self.shards)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """32 hex digits over name, length and version of every shard."""
-        digest = blake2b(digest_size=16)
-        for shard in self.shards:
-            row = [redact(shard.uri), shard.num_bytes, shard.version]
-            digest.update(json.dumps(row).encode())
-        return digest.hexdigest()
+        """32 hex digits over source, name, length, version and kind of every shard."""
+        rows = [
+            [shard.source, redact(shard.uri), shard.num_bytes, shard.version, shard.whole]
+            for shard in self.shards
+        ]
+        return blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
 
     def suggest_chunk_bytes(self) -> int:
         """A power of two that holds about 48 samples: 256 KiB to 16 MiB."""
@@ -54,30 +59,88 @@ class Manifest:
         power = 1 << max(0, round(np.log2(max(wanted, 1.0))))
         return int(min(max(power, _LEAST_CHUNK_BYTES), _MOST_CHUNK_BYTES))
 
+    def samples_per_chunk(self, chunk_bytes: int) -> float:
+        """About how many samples a chunk holds; shards that are read whole are one chunk each."""
+        num = sum(1 if s.whole else -(-s.num_bytes // chunk_bytes) for s in self.shards)
+        return self.num_bytes / num / self.sample_bytes
+
     def suggest_chunks_per_block(self, chunk_bytes: int, batch_size: int) -> int:
         """So many chunks that their samples fill about four batches, and at least eight chunks."""
-        samples_per_chunk = max(1.0, chunk_bytes / self.sample_bytes)
+        samples_per_chunk = max(1.0, self.samples_per_chunk(chunk_bytes))
         return max(8, int(np.ceil(4 * batch_size / samples_per_chunk)))
 
     def write(self, path: Path) -> None:
-        """Save as Parquet: columns uri (redacted), num_bytes, version."""
+        """Save as Parquet: columns source, uri (redacted), num_bytes, version, whole."""
+        uris = [redact(shard.uri) for shard in self.shards]
         table = pa.table(
             {
-                "uri": [redact(shard.uri) for shard in self.shards],
+                "source": pa.array([shard.source for shard in self.shards], pa.int32()),
+                "uri": uris,
                 "num_bytes": pa.array([shard.num_bytes for shard in self.shards], pa.int64()),
                 "version": [shard.version for shard in self.shards],
+                "whole": pa.array([shard.whole for shard in self.shards], pa.bool_()),
             }
         )
-        pq.write_table(table, path)
+        fields = {
+            "digest": self.digest,
+            "sample_bytes": self.sample_bytes,
+            "patterns": [redact(pattern) for pattern in self.patterns],
+            "redacted": any(uri != s.uri for uri, s in zip(uris, self.shards, strict=True)),
+        }
+        pq.write_table(table.replace_schema_metadata({_METADATA: json.dumps(fields)}), path)
 
 
-def open_manifest(pattern: str, reader: RangeReader) -> Manifest:
-    """List the shards of `pattern` and look into a few of them.
+def read_manifest(path: Path) -> Manifest:
+    """The manifest that `write` saved. Raises ManifestError.
 
-    Raises ManifestError when nothing matches, or when a shard that was looked into is not a tar of
+    Where addresses were signed, what was saved of them opens nothing: list the shards again.
+    """
+    try:
+        table = pq.read_table(path)
+        fields = json.loads((table.schema.metadata or {})[_METADATA])
+        rows = zip(*(table[name].to_pylist() for name in _COLUMNS), strict=True)
+        shards = tuple(ShardInfo(*row) for row in rows)
+        manifest = Manifest(shards, fields["sample_bytes"], tuple(fields["patterns"]))
+        redacted, digest = fields["redacted"], fields["digest"]
+    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+        raise ManifestError(
+            f"{path} cannot be read as a manifest ({error}); give the folder of a run of this "
+            "version, or name the shards with --data"
+        ) from error
+    if redacted or manifest.digest != digest:
+        raise ManifestError(
+            f"{path} lists shards without the signatures of their addresses, which are never "
+            f"saved; name them again: --data {' '.join(manifest.patterns) or 'PATTERN'}"
+        )
+    return manifest
+
+
+def open_manifest(
+    patterns: str | Sequence[str], reader: RangeReader, *, separate: bool = False
+) -> Manifest:
+    """List the shards of all `patterns` and look into a few of them.
+
+    The patterns are one source together, or with `separate` each is a source of its own. Raises
+    ManifestError when one matches nothing, or when a shard that was looked into is not a tar of
     samples; ShardUnreadable when it cannot be read.
     """
-    shards = tuple(list_shards(pattern))
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    listed = [list_shards(pattern) for pattern in patterns]
+    if separate:
+        sources = [
+            [replace(shard, source=number) for shard in found]
+            for number, found in enumerate(listed)
+        ]
+    else:
+        by_uri = {shard.uri: shard for found in listed for shard in found}
+        sources = [[by_uri[uri] for uri in sorted(by_uri)]]
+    shards = tuple(shard for found in sources for shard in found)
+    sizes = [size for found in sources for size in _sample_bytes(found, reader)]
+    return Manifest(shards, float(np.mean(sizes)), patterns)
+
+
+def _sample_bytes(shards: Sequence[ShardInfo], reader: RangeReader) -> list[float]:
+    """The mean bytes of a sample in a few shards of a source."""
     places = sorted({0, len(shards) // 2, len(shards) - 1})[:_NUM_PROBES]
     sizes = [_probe(shards[place], reader) for place in places]
     known = [size for size in sizes if size is not None]
@@ -86,7 +149,7 @@ def open_manifest(pattern: str, reader: RangeReader) -> Manifest:
             f"no sample was found at the start of {redact(shards[0].uri)}; a shard holds members "
             "such as 000017.jpg and 000017.cls: check it with `streamssl shards verify`"
         )
-    return Manifest(shards, float(np.mean(known)))
+    return known
 
 
 def _probe(shard: ShardInfo, reader: RangeReader) -> float | None:

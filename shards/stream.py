@@ -6,7 +6,7 @@ Readers work out of order; what comes next is decided in `slots`, in order. How 
 is decided by `lookahead`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from shards.journal import Journal
 from shards.lookahead import Bounds
 from shards.lookahead import Submit as Submit
 from shards.manifest import Manifest
+from shards.mixture import Weights
 from shards.order import Order, OrderConfig
 from shards.records import ChunkCrops, CropBatch, Cursor
 from shards.slots import Decided, OrderedSlots, Taken
@@ -53,14 +54,26 @@ class StreamConfig:
             )
 
 
-def build_order(manifest: Manifest, config: StreamConfig, seed: int) -> Order:
-    """The order of `manifest`, with what `config` leaves open worked out from the data."""
+def build_order(
+    manifest: Manifest,
+    config: StreamConfig,
+    seed: int,
+    *,
+    subset: str = "",
+    weights: Sequence[tuple[int, Weights]] = (),
+) -> Order:
+    """The order of `manifest`, with what `config` leaves open worked out from the data.
+
+    `subset` is the digest of a list of samples, `weights` those of several sources (see `Order`).
+    """
     chunk_bytes = config.chunk_bytes or manifest.suggest_chunk_bytes()
     chunks_per_block = config.chunks_per_block or manifest.suggest_chunks_per_block(
         chunk_bytes, config.batch_size
     )
-    order = OrderConfig(seed=seed, chunk_bytes=chunk_bytes, chunks_per_block=chunks_per_block)
-    return Order(manifest.shards, manifest.digest, order)
+    order = OrderConfig(
+        seed=seed, chunk_bytes=chunk_bytes, chunks_per_block=chunks_per_block, subset=subset
+    )
+    return Order(manifest.shards, manifest.digest, order, weights)
 
 
 def check_bytes(manifest: Manifest, order: Order, config: StreamConfig, sample_bytes: int) -> None:
@@ -69,8 +82,7 @@ def check_bytes(manifest: Manifest, order: Order, config: StreamConfig, sample_b
     `sample_bytes` is what the crops of one sample take.
     """
     chunks = min(order.config.chunks_per_block, order.num_chunks)
-    samples = chunks * order.config.chunk_bytes / manifest.sample_bytes
-    needed = int(min(samples, manifest.num_bytes / manifest.sample_bytes) * sample_bytes)
+    needed = int(chunks * manifest.samples_per_chunk(order.config.chunk_bytes) * sample_bytes)
     if needed > config.max_bytes:
         raise ConfigError(
             f"max_bytes={config.max_bytes}, but one block of {chunks} chunks holds about "

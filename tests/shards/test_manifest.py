@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.errors import ManifestError
-from shards.manifest import Manifest, open_manifest
+from shards.manifest import Manifest, open_manifest, read_manifest
 from shards.records import ShardInfo
 from shards.sources import RangeReader
 from tests.tars import make_tar
@@ -21,15 +21,21 @@ SHARDS = tuple(ShardInfo(f"s3://b/{i}.tar", 1000 + i, f"etag{i}") for i in range
 def test_the_digest_changes_with_everything_that_is_the_data():
     """A cursor of other data would be taken for one of this."""
     digests = {Manifest(SHARDS, 100.0).digest}
-    for change in ({"uri": "s3://b/x.tar"}, {"num_bytes": 7}, {"version": "new"}):
+    for change in (
+        {"uri": "s3://b/x.tar"},
+        {"num_bytes": 7},
+        {"version": "new"},
+        {"source": 1},
+        {"whole": True},
+    ):
         digests.add(Manifest((replace(SHARDS[0], **change), *SHARDS[1:]), 100.0).digest)
     digests.add(Manifest(SHARDS[:4], 100.0).digest)
-    assert len(digests) == 5 and all(len(digest) == 32 for digest in digests)
+    assert len(digests) == 7 and all(len(digest) == 32 for digest in digests)
 
 
 def test_the_digest_is_frozen():
     """Runs that were saved with another digest could not be resumed."""
-    assert Manifest(SHARDS, 100.0).digest == "3c80b91f372137d3782d9fb6bbdf71c5"
+    assert Manifest(SHARDS, 100.0).digest == "5001e127a431bf758e113639d11a7187"
 
 
 def test_a_signature_or_a_guess_is_no_part_of_the_name():
@@ -66,9 +72,11 @@ def test_a_chunk_holds_about_48_samples_within_bounds(sample_bytes, chunk_bytes)
 
 def test_a_block_holds_about_four_batches():
     """A block smaller than a batch mixes badly, one of a hundred batches holds too much."""
-    manifest = Manifest(SHARDS, 10_000.0)
+    manifest = Manifest(tuple(replace(shard, num_bytes=1 << 30) for shard in SHARDS), 10_000.0)
     assert manifest.suggest_chunks_per_block(1 << 19, 4096) == int(np.ceil(4 * 4096 / 52.4288))
     assert manifest.suggest_chunks_per_block(1 << 19, 1) == 8
+    whole = Manifest(tuple(replace(shard, whole=True) for shard in manifest.shards), 10_000.0)
+    assert whole.suggest_chunks_per_block(1 << 19, 1 << 20) == 40
 
 
 def test_the_written_manifest_tells_what_was_read(tmp_path):
@@ -76,8 +84,62 @@ def test_the_written_manifest_tells_what_was_read(tmp_path):
     shards = (ShardInfo("https://u:pw@h/0.tar?sig=SECRET", 12, "v"), *SHARDS)
     Manifest(shards, 1.0).write(tmp_path / "manifest.parquet")
     rows = pq.read_table(tmp_path / "manifest.parquet").to_pylist()
-    assert rows[0] == {"uri": "https://h/0.tar", "num_bytes": 12, "version": "v"}
+    assert rows[0] == {
+        "source": 0,
+        "uri": "https://h/0.tar",
+        "num_bytes": 12,
+        "version": "v",
+        "whole": False,
+    }
     assert [row["num_bytes"] for row in rows[1:]] == [1000 + i for i in range(5)]
+
+
+def test_a_written_manifest_can_be_opened_without_a_listing(synthetic_shards, tmp_path):
+    """A batch of a finished run is made again from it; the bucket may hold more by then."""
+    one = open_manifest(
+        [str(synthetic_shards), str(synthetic_shards)], RangeReader(), separate=True
+    )
+    one.write(tmp_path / "m.parquet")
+    again = read_manifest(tmp_path / "m.parquet")
+    assert again == one and again.digest == one.digest and again.patterns == one.patterns
+
+
+def test_a_written_manifest_of_signed_addresses_asks_for_them_again(tmp_path):
+    """The signatures are not in it, and nobody should have to guess why nothing opens."""
+    shards = (ShardInfo("https://h/0.tar?sig=SECRET", 12, "v"),)
+    Manifest(shards, 1.0, ("https://h/0.tar?sig=SECRET",)).write(tmp_path / "m")
+    with pytest.raises(ManifestError, match=r"name them again: --data https://h/0\.tar$"):
+        read_manifest(tmp_path / "m")
+    for damaged in (b"junk", b""):
+        (tmp_path / "m").write_bytes(damaged)
+        with pytest.raises(
+            ManifestError, match=r"cannot be read as a manifest .*; give the folder"
+        ):
+            read_manifest(tmp_path / "m")
+
+
+def test_patterns_are_one_source_together_unless_they_are_to_be_mixed(synthetic_shards):
+    """A shard that two patterns name is one shard, or one in each source."""
+    names = sorted(str(path) for path in synthetic_shards.glob("*.tar"))
+    patterns = [f"{synthetic_shards}/*.tar", names[1], names[0]]
+    together = open_manifest(patterns, RangeReader())
+    assert together == open_manifest(str(synthetic_shards), RangeReader())
+    apart = open_manifest(patterns, RangeReader(), separate=True)
+    assert [(shard.source, shard.uri) for shard in apart.shards] == [
+        *((0, name) for name in names),
+        (1, names[1]),
+        (2, names[0]),
+    ]
+    assert apart.digest != together.digest
+
+
+def test_the_order_of_patterns_to_be_mixed_is_the_order_of_their_weights(synthetic_shards):
+    """Swapped patterns with the same weights are another mixture."""
+    names = sorted(str(path) for path in synthetic_shards.glob("*.tar"))
+    digests = {
+        open_manifest(order, RangeReader(), separate=True).digest for order in (names, names[::-1])
+    }
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.errors import ManifestError, NotATar
-from shards.records import Chunk, Reject, ShardInfo
+from shards.reading import look_into
+from shards.records import Reject, ShardInfo
 from shards.redaction import redact
 from shards.sources import RangeReader, list_shards
-from shards.tar import cut
 from shards.tar_headers import BLOCK, is_header
 
 # Samples in a chunk: enough that handing it over is worth its cost, few enough to lose cheaply.
@@ -154,17 +154,16 @@ def _sample_bytes(shards: Sequence[ShardInfo], reader: RangeReader) -> list[floa
 
 def _probe(shard: ShardInfo, reader: RangeReader) -> float | None:
     """The mean bytes of a sample at the start of a shard; None where there is none."""
-    chunk = Chunk(0, 0, min(shard.num_bytes, _PROBE_BYTES))
     try:
-        found = cut(lambda a, b: reader.read(shard, a, b), shard.num_bytes, chunk).found
+        found = look_into(reader, shard, _PROBE_BYTES).found
     except NotATar as error:
         raise ManifestError(f"{redact(shard.uri)} is not a tar: {error}") from error
     samples = [sample for sample in found if not isinstance(sample, Reject)]
-    for sample in samples:
+    for sample in (sample for sample in samples if len(sample.fields) == 1):
         for extension, data in sample.fields.items():
             if data[257:262] == b"ustar" and is_header(data[:BLOCK]):
                 raise ManifestError(
                     f"{redact(shard.uri)} holds a tar inside the tar ({sample.key}.{extension}); a "
                     "shard holds the pictures themselves: extract it and give the inner tars"
                 )
-    return chunk.stop / len(samples) if samples else None
+    return min(shard.num_bytes, _PROBE_BYTES) / len(samples) if samples else None

@@ -43,6 +43,8 @@ _MOST_BACK = 1 << 25
 _MOST_PADDING = 1 << 20
 # A sample is held in memory as a whole, so it must not be larger than any picture could need.
 _MAX_SAMPLE_BYTES = 1 << 29
+# A file with holes may be so many times as long as it is stored, or a chunk of them is a bomb.
+_MAX_EXPANSION = 16
 # Whatever else is in a tar is looked into as far as this.
 _MAX_OTHER_BYTES = 1 << 24
 
@@ -69,7 +71,7 @@ def cut(
     the same tar. Raises NotATar when no header is found at the start of the file; of such a file
     the later chunks hold nothing, or what of a tar begins further on.
     """
-    step = max(LEAST_STEP, min(window_bytes, (chunk.stop - chunk.start) // 4))
+    step = min(window_bytes, max(LEAST_STEP, (chunk.stop - chunk.start) // 4))
     begin, walked = None, None
     if not chunk.walked:
         first = chunk.start - step if chunk.start else 0
@@ -288,6 +290,8 @@ class _Forming:
         elif self._num_bytes > _MAX_SAMPLE_BYTES:
             detail = f"{member.name}: the sample is over {_MAX_SAMPLE_BYTES} bytes"
             self._refuse("too_large", detail)
+        elif whole > _MAX_EXPANSION * (member.end - member.start):
+            self._refuse("too_large", f"{member.name}: {whole} bytes, nearly all of them holes")
         if self._reject is not None:
             self._insides.unread(member)
             return

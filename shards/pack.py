@@ -1,277 +1,293 @@
-"""A folder of pictures, a list of files, or pictures made by formula become tar shards.
+"""Pictures, or other shards, become tar shards: in a folder or in any store, all or resumably.
 
 The shards are what the `webdataset` library reads and writes: a sample is `<key>.<ext>` with the
 picture's own bytes, never encoded anew, and `<key>.cls` with its class number where it has one.
-The same input gives the same bytes. The output folder appears when it is complete, or not at all.
+The same input gives the same bytes, whoever writes them, wherever, after whatever interruption.
+
+Beside every shard lies a side-car, which is written behind it and says what became of it. While
+shards are missing `pack.unfinished.json` lies there, and whoever lists shards refuses the place;
+`pack.json` comes last.
 """
 
 import json
 import os
-import re
-import shutil
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Final
 
-import numpy as np
-from webdataset.writer import TarWriter
+from shards.admission import AdmissionConfig
+from shards.errors import UserError
+from shards.pack_entries import PackSource as PackSource
+from shards.pack_plan import PackConfig as PackConfig
+from shards.pack_plan import Plan, ShardStats, Source, describe
+from shards.pack_shard import PackJob, shard_name, sidecar_name
+from shards.pack_target import Target, open_target
+from shards.pack_workers import make_shards
+from shards.redaction import redact
+from shards.stores.uploads import UNFINISHED
+from shards.web import WebConfig
 
-from shards.entries import Entry, PackSource
-from shards.errors import ConfigError, UserError
-from shards.picture import PictureError, inspect
-
-CLASSES_FILE = "classes.txt"
-REPORT_FILE = "pack.json"
-# The layout of what is written; raised when the same input would give other bytes.
-_LAYOUT = 1
-_MAX_STEM = 40
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PackConfig:
-    """How samples are dealt to shards. A shard is closed by whichever limit it would pass first.
-
-    `seed` decides the order, so that shards are not sorted by class; None keeps the source's order.
-    """
-
-    samples_per_shard: int = 1000
-    """A shard is closed when it holds so many."""
-    max_bytes: int = 1 << 28
-    """Or when it would pass so many bytes."""
-    seed: int | None = 0
-    """Decides the order; None keeps the source's."""
-    pattern: str = "shard-{:06d}.tar"
-    """Name of a shard, with one number."""
-
-    def __post_init__(self) -> None:
-        if self.samples_per_shard < 1 or self.max_bytes < 1:
-            raise ConfigError(
-                f"samples_per_shard={self.samples_per_shard} and max_bytes={self.max_bytes}; "
-                f"a shard holds at least 1 sample and 1 byte; raise them"
-            )
-        if not _is_pattern(self.pattern):
-            raise ConfigError(
-                f"the shard pattern {self.pattern!r} does not number the shards; allowed is a "
-                f"file name with one number that ends in .tar, such as 'shard-{{:06d}}.tar'"
-            )
+CLASSES_FILE: Final = "classes.txt"
+REPORT_FILE: Final = "pack.json"
+# Side-cars are small, and a store takes its time over each.
+_NUM_READS: Final = 16
+# A process takes a second to start; in less time than that it would have nothing to do.
+_WORTH_A_WORKER: Final = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackReport:
-    """What lies in `out`. `skipped` maps a reason to how many files were left out for it.
+    """What lies in `out`. `skipped` maps a reason to how many pictures were left out for it.
 
-    `digest` is of all shards' bytes, in order; `num_bytes` their length. `reused` says that the
-    folder was there already, made from the same input, and nothing was written.
+    `digest` is of all shards' digests, in order; `num_bytes` their length. `num_renamed` samples
+    have another key because it was taken, `num_unselected` were not in the subset list. `reused`
+    says that everything was there already; `num_found` how many shards were.
     """
 
-    out: Path
+    out: str
     num_samples: int
     num_shards: int
     num_bytes: int
     digest: str
+    num_renamed: int = 0
+    num_unselected: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
     reused: bool = False
+    num_found: int = 0
 
 
-def pack(source: PackSource, out: Path, config: PackConfig | None = None) -> PackReport:
-    """Write `source` as shards into the folder `out`, with classes.txt and pack.json beside them.
+class Watch:
+    """What a caller may want to see of a pack; does nothing. To be derived from."""
 
-    An `out` that an earlier call made from the same input is left as it is. Raises UserError when
-    `out` holds anything else, or when the source has no picture.
+    def begin(self, num_units: int, unit: str) -> None:
+        """So much work lies ahead, in pictures or in bytes of the input."""
+
+    def advance(self, num_units: int) -> None:
+        """So much of it was done."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line."""
+
+
+def pack(
+    source: Source,
+    out: Path | str,
+    config: PackConfig | None = None,
+    *,
+    web: WebConfig | None = None,
+    admission: AdmissionConfig | None = None,
+    num_workers: int | None = 1,
+    watch: Watch | None = None,
+) -> PackReport:
+    """Write `source` as shards to `out`, with classes.txt and pack.json beside them.
+
+    What an earlier call finished of the same input is left as it is, all of it or some shards.
+    With `admission` is left out what it rejects, without it what cannot be read. `num_workers`
+    processes work side by side; None: a core each, where there is enough work. Raises UserError
+    when `out` holds anything else, or when the source has no picture; PackFailed and
+    ShardUnreadable for what may go better another time.
     """
-    config = config or PackConfig()
-    inputs = _describe(source, config)
-    final = out.resolve()
-    if _is_taken(final):
-        return _reuse(out, inputs)
-    # A sibling, so that the last step is one rename on one file system.
-    building = final.with_name(f"{final.name}.tmp-{os.getpid()}")
-    shutil.rmtree(building, ignore_errors=True)
-    try:
-        building.mkdir(parents=True)
-        report = _write(source, building, out, config)
-        _write_beside(building, source, report, inputs)
-        os.replace(building, final)
-    except OSError:
-        if _is_taken(final):  # somebody else was faster
-            return _reuse(out, inputs)
-        raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return report
+    config, web = config or PackConfig(), web or WebConfig()
+    target = open_target(str(out))
+    rules = {} if admission is None else {"admission": asdict(admission)}
+    # What was bounded otherwise is another content.
+    inputs = describe(source, config, max_picture_bytes=web.max_bytes, **rules)
+    work = _Pack(source, str(out), config, target, inputs, watch or Watch())
+    with target.hold(work.watch.say) as scratch:
+        if work.begin():
+            return work.reuse()
+        job = PackJob(
+            target=str(out),
+            scratch=scratch,
+            made_from=work.made_from,
+            config=config,
+            web=web,
+            admission=admission,
+            subset=source.subset,
+        )
+        return work.finish(work.make_all(job, num_workers))
 
 
-def _write(source: PackSource, folder: Path, out: Path, config: PackConfig) -> PackReport:
-    writer, skipped = _ShardWriter(folder, config), Counter(source.skipped)
-    try:
-        for key, entry in _in_order(source, config):
-            fields = _read_fields(entry, skipped)
-            if fields is not None:
-                writer.write(key, fields)
-    finally:
-        writer.close()
-    if writer.num_samples == 0:
-        raise UserError(_no_picture_message(source, skipped))
-    return writer.report(out, skipped)
+class _Pack:
+    """One call of `pack`: what is there, what is missing, and the last steps."""
 
+    def __init__(
+        self,
+        source: Source,
+        out: str,
+        config: PackConfig,
+        target: Target,
+        inputs: dict[str, Any],
+        watch: Watch,
+    ) -> None:
+        self._source, self._out, self._config, self._target = source, redact(out), config, target
+        self._inputs, self.watch = inputs, watch
+        self.made_from = blake2b(json.dumps(inputs).encode(), digest_size=16).hexdigest()
+        self._num_found = 0
 
-class _ShardWriter:
-    """Deals samples to numbered shards and keeps count. Every header field is fixed: no clock."""
+    def begin(self) -> bool:
+        """Look at what is there, and mark the place as unfinished. Whether all is there already.
 
-    def __init__(self, folder: Path, config: PackConfig) -> None:
-        self.folder = folder
-        self.config = config
-        self.num_samples = self.num_shards = self.num_bytes = 0
-        self._digest = blake2b(digest_size=16)
-        self._tar: TarWriter | None = None
-        self._file: BinaryIO
-        self._samples_in_shard = self._bytes_in_shard = 0
+        Raises UserError when it is something else.
+        """
+        self._files = self._target.list()
+        if UNFINISHED in self._files:
+            self._check_inputs(self._target.read(UNFINISHED))
+            return False
+        if REPORT_FILE in self._files:
+            return True
+        if self._files:
+            raise self._refusal()
+        self._target.write(UNFINISHED, _to_json({"inputs": self._inputs}))
+        return False
 
-    def write(self, key: str, fields: Mapping[str, bytes]) -> None:
-        length = sum(_tar_length(len(data)) for data in fields.values())
-        full = self._samples_in_shard >= self.config.samples_per_shard
-        if full or self._bytes_in_shard + length > self.config.max_bytes:
-            self.close()
-        if self._tar is None:
-            # An open file, not a path: the library would take "pipe:..." for a command.
-            self._file = open(self._path(self.num_shards), "wb")  # noqa: SIM115
-            self._tar = TarWriter(self._file, user="", group="", encoder=False, mtime=0)
-        self._tar.write({"__key__": key, **fields})
-        self._samples_in_shard += 1
-        self._bytes_in_shard += length
-        self.num_samples += 1
+    def reuse(self) -> PackReport:
+        """The report of the complete pack that is there."""
+        saved = self._check_inputs(self._target.read(REPORT_FILE))
+        try:
+            whole = all(
+                self._files[shard["name"]] == shard["num_bytes"] for shard in saved["shards"]
+            )
+            if whole:
+                return PackReport(
+                    out=self._out,
+                    reused=True,
+                    num_found=len(saved["shards"]),
+                    **saved["report"],
+                )
+        except (KeyError, TypeError):
+            pass
+        raise self._refusal()
 
-    def close(self) -> None:
-        """Finish the open shard, if there is one."""
-        if self._tar is None:
-            return
-        self._tar.close()
-        self._file.close()
-        self._tar = None
-        with open(self._path(self.num_shards), "rb") as shard:
-            while block := shard.read(1 << 20):
-                self._digest.update(block)
-                self.num_bytes += len(block)
-        self.num_shards += 1
-        self._samples_in_shard = self._bytes_in_shard = 0
+    def make_all(self, job: PackJob, num_workers: int | None) -> list[ShardStats]:
+        """Make the shards that are missing; all of them, in order."""
+        plan = self._source.plan(self._config)
+        made = self._find(plan)
+        self._num_found = len(made)
+        if num_workers is None:
+            worth = 1 + plan.cost() // _WORTH_A_WORKER
+            num_workers = min(len(os.sched_getaffinity(0)), worth)
+        try:
+            while wanted := self._missing(plan, made):
+                self.watch.begin(sum(map(plan.units, wanted)), self._source.unit)
+                job = replace(job, num_workers=min(num_workers, len(wanted)))
+                irregular = _irregular(made)
+                tasks = (plan.task(number, irregular) for number in wanted)
+                for stats in make_shards(job, tasks, self.watch.advance):
+                    made[stats.number] = stats
+        except KeyboardInterrupt:
+            self.watch.say(
+                f"{len(made)} of {plan.num_shards} shards are finished; the same command goes on"
+            )
+            raise
+        return [made[number] for number in range(plan.num_shards)]
 
-    def report(self, out: Path, skipped: Mapping[str, int]) -> PackReport:
+    def finish(self, made: list[ShardStats]) -> PackReport:
+        """The last files; with them the pack is complete."""
+        report = self._report(made)
+        if not report.num_samples:
+            for name in (*self._names(len(made)), UNFINISHED):
+                self._target.remove(name)
+            raise UserError(_no_picture_message(self._source, report.skipped))
+        if self._source.class_names:
+            lines = (" ".join(name.splitlines()) + "\n" for name in self._source.class_names)
+            text = "".join(lines).encode("utf-8", "backslashreplace")
+            self._target.write(CLASSES_FILE, text)
+        counts = asdict(report)
+        for name in ("out", "reused", "num_found"):
+            del counts[name]
+        shards = [
+            {"name": shard_name(self._config, shard.number), "num_samples": shard.num_samples,
+             "num_bytes": shard.num_bytes, "digest": shard.digest}
+            for shard in made
+        ]  # fmt: skip
+        fields = {"report": counts, "inputs": self._inputs, "shards": shards}
+        self._target.write(REPORT_FILE, _to_json(fields))
+        self._target.remove(UNFINISHED)
+        return report
+
+    def _find(self, plan: Plan) -> dict[int, ShardStats]:
+        """The shards whose side-cars say that they are complete, and of this pack."""
+
+        def look(number: int) -> ShardStats | None:
+            stats = ShardStats.from_json(
+                self._target.read(sidecar_name(self._config, number)) or b""
+            )
+            name = shard_name(self._config, number)
+            if stats is None or stats.number != number or stats.num_bytes != self._files.get(name):
+                return None
+            return stats if stats.made_from.startswith(self.made_from) else None
+
+        there = [n for n in range(plan.num_shards) if sidecar_name(self._config, n) in self._files]
+        with ThreadPoolExecutor(_NUM_READS) as pool:
+            return {stats.number: stats for stats in pool.map(look, there) if stats is not None}
+
+    def _missing(self, plan: Plan, made: Mapping[int, ShardStats]) -> list[int]:
+        """Shards that are not there, or were cut before an input was known to be irregular."""
+        irregular = _irregular(made)
+        return [
+            number
+            for number in range(plan.num_shards)
+            if number not in made
+            or made[number].made_from != self.made_from + plan.variant(number, irregular)
+        ]
+
+    def _report(self, made: list[ShardStats]) -> PackReport:
+        skipped = Counter(self._source.skipped)
+        digest = blake2b(digest_size=16)
+        for shard in made:
+            skipped.update({reason: len(names) for reason, names in shard.left_out.items()})
+            digest.update(bytes.fromhex(shard.digest))
         return PackReport(
-            out=out,
-            num_samples=self.num_samples,
-            num_shards=self.num_shards,
-            num_bytes=self.num_bytes,
-            digest=self._digest.hexdigest(),
+            out=self._out,
+            num_samples=sum(shard.num_samples for shard in made),
+            num_shards=len(made),
+            num_bytes=sum(shard.num_bytes for shard in made),
+            digest=digest.hexdigest(),
+            num_renamed=sum(shard.num_renamed for shard in made),
+            num_unselected=sum(shard.num_unselected for shard in made),
             skipped=dict(sorted(skipped.items())),
+            num_found=self._num_found,
         )
 
-    def _path(self, number: int) -> Path:
-        return self.folder / self.config.pattern.format(number)
+    def _names(self, num_shards: int) -> list[str]:
+        numbers = range(num_shards)
+        names = [shard_name(self._config, number) for number in numbers]
+        return names + [sidecar_name(self._config, number) for number in numbers]
 
+    def _check_inputs(self, data: bytes | None) -> dict[str, Any]:
+        try:
+            saved: dict[str, Any] = json.loads(data or b"")
+            if saved["inputs"] == self._inputs:
+                return saved
+        except (ValueError, TypeError, KeyError):
+            pass
+        raise self._refusal()
 
-def _in_order(source: PackSource, config: PackConfig) -> Iterator[tuple[str, Entry]]:
-    """Every entry with its key, shuffled. A key tells the place in the source, in any order."""
-    num = len(source.entries)
-    order = np.arange(num)
-    if config.seed is not None:
-        key = blake2b(f"pack/{config.seed}/{num}".encode(), digest_size=16).digest()
-        order = np.random.Generator(np.random.Philox(key=np.frombuffer(key, "<u8"))).permutation(
-            num
+    def _refusal(self) -> UserError:
+        return UserError(
+            f"{self._out} exists and is not a complete pack of these pictures with these settings, "
+            "nor the beginning of one; shards go into a new or empty folder; name another, or "
+            "remove this one"
         )
-    for number in order.tolist():
-        entry = source.entries[number]
-        yield f"{number:08d}{_safe_stem(entry.name)}", entry
 
 
-def _safe_stem(name: str) -> str:
-    """'cats/My cát.v2.jpg' -> '-My_cat_v2': no dot, slash, space or accent may be in a key."""
-    stem = Path(name).stem
-    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
-    safe = re.sub(r"[^A-Za-z0-9-]+", "_", plain).strip("_-")[:_MAX_STEM]
-    return f"-{safe}" if safe else ""
+def _irregular(made: Mapping[int, ShardStats]) -> frozenset[int]:
+    """Input shards that must be walked through: a chunk of theirs cannot be told from the next."""
+    return frozenset(row for stats in made.values() for row in stats.leaps)
 
 
-def _read_fields(entry: Entry, skipped: Counter[str]) -> dict[str, bytes] | None:
-    """The members of one sample by extension; None where `skipped` counts why there is none."""
-    try:
-        data = entry.read()
-        inspect(data)
-    except OSError:
-        skipped["unreadable"] += 1
-        return None
-    except PictureError as error:
-        skipped[error.reason] += 1
-        return None
-    fields = {entry.extension: data}
-    if entry.label is not None:
-        fields["cls"] = str(entry.label).encode()
-    return fields
+def _to_json(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, indent=2).encode() + b"\n"
 
 
-def _describe(source: PackSource, config: PackConfig) -> dict[str, Any]:
-    """What decides the bytes that are written: two packs that agree in it are the same."""
-    digest = blake2b(digest_size=16)
-    for entry in source.entries:
-        row = [entry.name, entry.version, entry.extension, entry.label]
-        digest.update(json.dumps(row).encode() + b"\n")
-    digest.update(json.dumps(source.class_names).encode())
-    return {"layout": _LAYOUT, **asdict(config), "source": digest.hexdigest()}
-
-
-def _reuse(out: Path, inputs: dict[str, Any]) -> PackReport:
-    """The report of the complete pack in `out`, if it was made from these inputs."""
-    try:
-        saved = json.loads((out / REPORT_FILE).read_text())
-        counts = saved["report"]
-        shards = [out / inputs["pattern"].format(n) for n in range(counts["num_shards"])]
-        same = saved["inputs"] == inputs
-        same = same and sum(path.stat().st_size for path in shards) == counts["num_bytes"]
-    except (OSError, ValueError, TypeError, KeyError):
-        same = False
-    if not same:
-        raise UserError(
-            f"{out} exists and is not a complete pack of these pictures with these settings; "
-            f"shards go into a new or empty folder; name another, or remove this one"
-        )
-    return PackReport(out=out, reused=True, **counts)
-
-
-def _is_taken(out: Path) -> bool:
-    return any(out.iterdir()) if out.is_dir() else out.exists()
-
-
-def _write_beside(
-    folder: Path, source: PackSource, report: PackReport, inputs: dict[str, Any]
-) -> None:
-    if source.class_names:
-        lines = (" ".join(name.splitlines()) + "\n" for name in source.class_names)
-        with open(folder / CLASSES_FILE, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(lines)
-    counts = {k: v for k, v in asdict(report).items() if k not in ("out", "reused")}
-    text = json.dumps({"report": counts, "inputs": inputs}, indent=2)
-    (folder / REPORT_FILE).write_text(text + "\n")
-
-
-def _no_picture_message(source: PackSource, skipped: Mapping[str, int]) -> str:
+def _no_picture_message(source: Source, skipped: Mapping[str, int]) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     return (
         f"no picture found in {source.name} ({reasons or 'it is empty'}); at least one file must "
         f"be a picture that can be read; check the path"
     )
-
-
-def _tar_length(num_bytes: int) -> int:
-    """What a member takes in a tar: a header block and whole blocks of data, in bytes."""
-    return 512 + -(-num_bytes // 512) * 512
-
-
-def _is_pattern(pattern: str) -> bool:
-    try:
-        names = {pattern.format(number) for number in (0, 1)}
-    except (IndexError, KeyError, ValueError):
-        return False
-    return len(names) == 2 and all("/" not in n and n.endswith(".tar") for n in names)

@@ -1,4 +1,4 @@
-"""Packing: other people's readers, the same bytes every time, nothing lost or half-written."""
+"""Packing pictures of this machine: other people's readers, the same bytes, nothing lost."""
 
 import gc
 import io
@@ -11,16 +11,14 @@ from collections import Counter
 import pytest
 import webdataset
 
-from shards.entries import (
-    Entry,
-    PackSource,
-    entries_from_folder,
-    entries_from_list,
-    entries_from_synthetic,
-)
+from shards.admission import AdmissionConfig
+from shards.entries import entries_from_folder, entries_from_list, entries_from_synthetic
 from shards.errors import ConfigError, UserError
+from shards.fetch import Fetcher
 from shards.pack import PackConfig, pack
+from shards.sources import list_shards
 from shards.synthetic import CLASS_NAMES, encode_jpeg, iter_pictures, make_picture
+from shards.web import WebConfig
 
 
 def jpeg(index, label=0):
@@ -107,7 +105,8 @@ def test_the_seed_decides_the_order_and_none_keeps_it(tmp_path):
 def test_a_shard_stays_below_its_bytes(tmp_path):
     """Members would be cut in two, or the limit ignored, by a sum that forgot the headers."""
     limit = 40_000
-    report = pack(entries_from_synthetic(100), tmp_path / "out", PackConfig(max_bytes=limit))
+    folder = make_folder(tmp_path / "in", {f"{i % 3}/{i}.jpg": jpeg(i) for i in range(100)})
+    report = pack(entries_from_folder(folder), tmp_path / "out", PackConfig(max_bytes=limit))
     sizes = [len(data) for data in shard_bytes(tmp_path / "out").values()]
     padding = tarfile.RECORDSIZE  # a tar ends in empty blocks up to a whole record
     assert report.num_shards == len(sizes) > 3
@@ -189,7 +188,8 @@ def test_a_list_of_files_is_relative_to_its_folder(tmp_path, text, labels, names
     make_folder(tmp_path, {"a b.jpg": jpeg(1), "sub/c.png": jpeg(2), "list.txt": text.encode()})
     source = entries_from_list(tmp_path / "list.txt")
     assert [e.label for e in source.entries] == labels and source.class_names == names
-    assert [e.read() for e in source.entries] == [jpeg(1), jpeg(2)]
+    with Fetcher(WebConfig()) as fetcher:
+        assert [e.read(fetcher) for e in source.entries] == [jpeg(1), jpeg(2)]
 
 
 def test_a_list_with_labels_here_and_there_is_refused(tmp_path):
@@ -243,7 +243,7 @@ def test_an_output_that_holds_something_else_is_refused(pets, tmp_path, change):
         (out / "shard-000000.tar").unlink()
     with pytest.raises(UserError, match=r"out exists and is not a complete pack.*name another"):
         pack(entries_from_folder(pets), out, config)
-    assert not list(tmp_path.glob("*.tmp-*"))
+    assert not list(tmp_path.rglob("*.part-*"))
 
 
 def test_an_empty_folder_may_be_filled(pets, tmp_path):
@@ -252,36 +252,36 @@ def test_an_empty_folder_may_be_filled(pets, tmp_path):
     assert pack(entries_from_folder(pets), tmp_path / "out").num_samples == 8
 
 
-def test_an_interrupted_pack_leaves_nothing_under_the_final_name(tmp_path):
-    """Half of the shards under the final name would be taken for all of them."""
-
-    def interrupt():
-        assert list(tmp_path.glob("out.tmp-*/*.tar")), "the interruption should come midway"
-        raise KeyboardInterrupt
-
-    drawn = entries_from_synthetic(20, size=16).entries
-    source = PackSource(name="test", entries=[*drawn, Entry("x.jpg", "jpg", interrupt, "")])
-    with pytest.raises(KeyboardInterrupt):
-        pack(source, tmp_path / "out", PackConfig(seed=None, samples_per_shard=5))
-    assert list(tmp_path.iterdir()) == []
+def test_a_file_that_changes_while_it_waits_is_left_out(pets, tmp_path):
+    """The digest of the input would name bytes that are not in the shards."""
+    source = entries_from_folder(pets)
+    (pets / "cats" / "1.jpg").write_bytes(jpeg(99) + b" ")
+    (pets / "cats" / "2.jpg").unlink()
+    report = pack(source, tmp_path / "out")
+    assert report.num_samples == 6 and report.skipped == {"changed": 1, "unreadable": 1}
+    sidecar = json.loads((tmp_path / "out" / "shard-000000.json").read_text())
+    assert sidecar["left_out"] == {"changed": ["cats/1.jpg"], "unreadable": ["cats/2.jpg"]}
 
 
-def test_the_slower_of_two_packs_of_the_same_input_reuses_the_faster(tmp_path):
-    """Two jobs that start together must not fail, nor write into one another."""
-    drawn = entries_from_synthetic(5, size=16).entries
-    out, config = tmp_path / "out", PackConfig(seed=None)
-    quick = PackSource(name="test", entries=drawn)
+def test_a_shard_that_lost_all_its_pictures_keeps_its_number(tmp_path):
+    """A gap in the numbers would look like a shard that somebody deleted."""
+    folder = make_folder(tmp_path / "in", {"a.jpg": jpeg(1), "b.jpg": b"<html>", "c.jpg": jpeg(2)})
+    config = PackConfig(samples_per_shard=1, seed=None)
+    report = pack(entries_from_folder(folder), tmp_path / "out", config)
+    assert (report.num_samples, report.num_shards) == (2, 3)
+    assert sorted(shard_bytes(tmp_path / "out")) == [f"shard-00000{i}.tar" for i in range(3)]
+    assert [s["jpg"] for s in read_with_webdataset(tmp_path / "out")] == [jpeg(1), jpeg(2)]
+    assert len(list_shards(str(tmp_path / "out"))) == 3
 
-    def finish_the_other():
-        if not out.exists():
-            (tmp_path / "elsewhere").mkdir()
-            pack(quick, tmp_path / "elsewhere" / "out", config)
-            os.replace(tmp_path / "elsewhere" / "out", out)
-        return drawn[0].read()
 
-    slow = Entry(drawn[0].name, "jpg", finish_the_other, drawn[0].version, drawn[0].label)
-    report = pack(PackSource(name="test", entries=[slow, *drawn[1:]]), out, config)
-    assert report.reused and not list(tmp_path.glob("*.tmp-*"))
+def test_admission_can_be_asked_while_packing(tmp_path):
+    """What a run would reject every epoch need not be stored."""
+    pictures = {f"{i}.jpg": encode_jpeg(make_picture(0, i, 0, 16 + 16 * (i % 2))) for i in range(6)}
+    source = entries_from_folder(make_folder(tmp_path / "in", pictures))
+    report = pack(source, tmp_path / "out", admission=AdmissionConfig(min_side=20))
+    assert report.num_samples == 3 and report.skipped == {"too_small": 3}
+    with pytest.raises(UserError, match="is not a complete pack"):
+        pack(source, tmp_path / "out")
 
 
 def test_members_are_plain_ustar_files_without_a_clock(pets, tmp_path):

@@ -1,0 +1,243 @@
+"""A proxy on loopback that breaks answers on purpose: what networks and stores do on their own.
+
+Every GET of a shard asks the plan for a fault; everything else passes through. Faults that stay,
+such as a shard that is gone, stay for every later request of that shard.
+"""
+
+import http.client
+import re
+import socket
+import struct
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from urllib.parse import urlsplit
+
+Fault = Literal[
+    "refuse",  # the connection is reset before an answer
+    "reset",  # ... in the middle of the body
+    "cut",  # ... is closed in the middle of the body
+    "short",  # half of the body, with a Content-Length that says that this is all
+    "short_200",  # half of the body, with status 200
+    "whole_200",  # the whole shard, with status 200
+    "other_range",  # another part of the shard, which the answer admits
+    "no_range",  # a part that does not say which
+    "stall",  # half of the body, then nothing for longer than anybody waits
+    "stall_before",  # nothing at all for longer than anybody waits
+    "drip",  # the body in small pieces, each of them in time
+    "status_408",
+    "status_429",
+    "status_500",
+    "status_502",
+    "status_503",
+    "status_504",
+    "retry_after",  # 503, and when to come again
+    "slow_down",  # 503 as S3 says it
+    "new_version",  # stays: another object under the same name
+    "gone",  # stays: 404
+    "forbidden",  # stays: 403
+]
+PASSING: tuple[Fault, ...] = (
+    "refuse", "reset", "cut", "short", "short_200", "whole_200", "other_range", "no_range",
+    "stall", "stall_before", "drip", "status_408", "status_429", "status_500", "status_502",
+    "status_503", "status_504", "retry_after", "slow_down",
+)  # fmt: skip
+LASTING: tuple[Fault, ...] = ("new_version", "gone", "forbidden")
+RETRY_AFTER_SECONDS = 0.05
+_CODES = {"gone": (404, "NoSuchKey"), "forbidden": (403, "AccessDenied")}
+_HOP = ("connection", "transfer-encoding", "keep-alive", "date", "server")
+
+Plan = Callable[[str], Fault | None]
+
+
+class FaultProxy(ThreadingHTTPServer):
+    """Forwards to `upstream`; `plan(path)` says what becomes of the next GET of a shard."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, upstream: str, plan: Plan, stall_seconds: float) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream = urlsplit(upstream).netloc
+        self.plan, self.stall_seconds = plan, stall_seconds
+        self.counts: Counter[str] = Counter()
+        self.lasting: dict[str, Fault] = {}
+        self.ranges: list[tuple[int, int]] = []  # first and last byte, as they were asked for
+        self.stopping = threading.Event()
+        self._lock = threading.Lock()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def next_fault(self, path: str) -> Fault | None:
+        """The fault of this request, counted."""
+        with self._lock:
+            fault = self.lasting.get(path) or self.plan(path)
+            if fault in LASTING:
+                self.lasting[path] = fault
+            self.counts[fault or "none"] += 1
+            return fault
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that give up are part of the plan."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FaultProxy
+    wbufsize = 0
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if "Range" in self.headers:
+            first, last = re.findall(r"\d+", self.headers["Range"])
+            self.server.ranges.append((int(first), int(last)))
+        fault = self.server.next_fault(path) if path.endswith(".tar") else None
+        if fault in (None, "drip"):
+            status, headers, body = self._ask_upstream()
+            self._answer(status, headers, body, num_pieces=8 if fault else 1)
+        elif fault == "refuse":
+            self._reset()
+        elif fault == "stall_before":
+            self._stall()
+        elif fault in ("retry_after", "slow_down") or fault.startswith("status_"):
+            self._fail(fault)
+        elif fault in LASTING:
+            self._last(fault)
+        else:
+            self._break(fault)
+
+    def do_HEAD(self) -> None:
+        status, headers, _ = self._ask_upstream()
+        self._send_head(status, headers)
+
+    def do_PUT(self) -> None:
+        length = int(self.headers.get("Content-Length", 0))
+        self._answer(*self._ask_upstream(body=self.rfile.read(length)))
+
+    do_POST = do_DELETE = do_PUT
+
+    def _ask_upstream(
+        self, changed: dict[str, str] | None = None, body: bytes | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
+        headers = dict(self.headers.items()) | (changed or {})
+        headers = {name: value for name, value in headers.items() if value}
+        connection = http.client.HTTPConnection(self.server.upstream, timeout=30)
+        try:
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            kept = {name: v for name, v in answer.getheaders() if name.lower() not in _HOP}
+            return answer.status, kept, answer.read()
+        finally:
+            connection.close()
+
+    def _send_head(self, status: int, headers: dict[str, str]) -> None:
+        lines = [f"HTTP/1.1 {status} {http.client.responses.get(status, 'Unknown')}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self.wfile.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+
+    def _answer(
+        self, status: int, headers: dict[str, str], body: bytes, num_pieces: int = 1
+    ) -> None:
+        self._send_head(status, _with_length(headers, len(body)))
+        size = max(1, -(-len(body) // num_pieces))
+        for start in range(0, len(body), size):
+            if start:
+                time.sleep(self.server.stall_seconds / 50)
+            self.wfile.write(body[start : start + size])
+
+    def _break(self, fault: Fault) -> None:
+        """An answer that is wrong, or ends too early."""
+        changed: dict[str, str] = {}
+        if fault == "whole_200":
+            changed = {"Range": ""}
+        elif fault == "other_range":
+            first, last = re.findall(r"\d+", self.headers["Range"])
+            changed = {"Range": f"bytes={int(first) + 512}-{int(last) + 512}"}
+        status, headers, body = self._ask_upstream(changed)
+        half = body[: len(body) // 2]
+        if fault in ("whole_200", "other_range"):
+            self._answer(status, headers, body)
+        elif fault == "no_range":
+            self._answer(206, _without(headers, "Content-Range"), body)
+        elif fault == "short":
+            self._answer(status, headers, half)
+        elif fault == "short_200":
+            self._answer(200, _without(headers, "Content-Range"), half)
+        else:
+            self._send_head(status, _with_length(headers, len(body)))
+            self.wfile.write(half)
+            if fault == "stall":
+                self._stall()
+            elif fault == "reset":
+                time.sleep(0.01)  # what was sent before a reset may be thrown away with it
+                self._reset()
+            else:
+                self.close_connection = True
+
+    def _fail(self, fault: Fault) -> None:
+        status = 503 if fault in ("retry_after", "slow_down") else int(fault[-3:])
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if fault == "retry_after" else {}
+        code = "SlowDown" if fault == "slow_down" else f"Status{status}"
+        self._answer(status, headers | {"Content-Type": "application/xml"}, _xml(code))
+
+    def _last(self, fault: Fault) -> None:
+        if fault != "new_version":
+            status, code = _CODES[fault]
+            self._answer(status, {"Content-Type": "application/xml"}, _xml(code))
+        elif "If-Match" in self.headers:
+            self._answer(412, {"Content-Type": "application/xml"}, _xml("PreconditionFailed"))
+        else:
+            status, headers, body = self._ask_upstream()
+            changed = headers | {"ETag": '"of-another-object"', "Last-Modified": "yesterday"}
+            self._answer(status, changed, bytes(len(body)))
+
+    def _stall(self) -> None:
+        self.server.stopping.wait(self.server.stall_seconds)
+        self.close_connection = True
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        with suppress(OSError):
+            self.connection.close()
+
+    def log_message(self, *args: object) -> None:
+        """Nothing: the counts say it."""
+
+
+@contextmanager
+def fault_proxy(
+    upstream: str, plan: Plan = lambda _: None, stall_seconds: float = 5.0
+) -> Iterator[FaultProxy]:
+    """A proxy in front of `upstream` while the context lasts."""
+    proxy = FaultProxy(upstream, plan, stall_seconds)
+    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        proxy.stopping.set()
+        proxy.shutdown()
+        thread.join()
+        proxy.server_close()
+
+
+def _with_length(headers: dict[str, str], length: int) -> dict[str, str]:
+    return _without(headers, "Content-Length") | {"Content-Length": str(length)}
+
+
+def _without(headers: dict[str, str], name: str) -> dict[str, str]:
+    return {key: value for key, value in headers.items() if key.lower() != name.lower()}
+
+
+def _xml(code: str) -> bytes:
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>'
+        f"<Error><Code>{code}</Code><Message>{code} was planned</Message></Error>"
+    ).encode()

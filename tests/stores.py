@@ -1,0 +1,152 @@
+"""Real stores on loopback: an S3 server, and a plain web server of files."""
+
+import http.server
+import io
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.s3.models import s3_backends
+from moto.server import ThreadedMotoServer
+
+from tests.tars import make_tar
+
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "none",
+    "AWS_SECRET_ACCESS_KEY": "none",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+def tar_bytes(num: int = 3, fill: bytes = b"x") -> bytes:
+    """A small tar of `num` samples."""
+    return make_tar([(f"{index}.jpg", fill * 600) for index in range(num)])
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server that holds nothing."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+def use_s3(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the environment name that server, with keys that mean nothing."""
+    for name, value in (KEYS | {"AWS_ENDPOINT_URL": address}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+
+
+def connect(address: str) -> Any:
+    """A client of that server for tests."""
+    return boto3.client(
+        "s3",
+        endpoint_url=address,
+        aws_access_key_id="none",
+        aws_secret_access_key="none",
+        region_name="us-east-1",
+    )
+
+
+def put_many(bucket: str, keys: Iterable[str], body: bytes) -> None:
+    """Objects in the S3 server of this process, without a request each."""
+    shelf = s3_backends["123456789012"]["aws"]
+    for key in keys:
+        shelf.put_object(bucket, key, body)
+
+
+class FileHandler(http.server.SimpleHTTPRequestHandler):
+    """Files with ranges and etags. What lies in /secret needs a query; /flat knows no ranges;
+    /dated has dates in place of etags; /bare has neither; /closed refuses HEAD; /endless tells no
+    length."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        if self.path.startswith("/closed"):
+            self._refuse(403)
+        else:
+            super().do_HEAD()
+
+    def send_head(self) -> Any:
+        path, _, query = self.path.partition("?")
+        place, _, rest = path[1:].partition("/")
+        known = place in ("secret", "flat", "dated", "bare", "closed", "endless")
+        if place == "secret" and "SIGNATURE" not in query:
+            return self._refuse(403)
+        file = Path(self.directory, rest if known else path[1:])
+        if not file.is_file():
+            return super().send_head() if file.is_dir() else self._refuse(404)
+        tag = f'"{blake2b(file.read_bytes(), digest_size=8).hexdigest()}"'
+        has_tag = place not in ("dated", "bare")
+        if has_tag and self.headers.get("If-Match", tag) != tag:
+            return self._refuse(412)
+        return self._send(file, tag if has_tag else "", place)
+
+    def _send(self, file: Path, tag: str, place: str) -> Any:
+        total = file.stat().st_size
+        wanted = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = 0, total - 1
+        if wanted is not None and place not in ("flat", "endless"):
+            first, last = int(wanted[1]), min(int(wanted[2]), total - 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
+        else:
+            self.send_response(200)
+        if place == "endless":
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(last - first + 1))
+        if tag:
+            self.send_header("ETag", tag)
+        elif place == "dated":
+            self.send_header("Last-Modified", self.date_time_string(int(file.stat().st_mtime)))
+        self.end_headers()
+        return io.BytesIO(file.read_bytes()[first : last + 1])
+
+    def _refuse(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        outputfile.write(source.read())
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+class _QuietServer(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that hang up early do so on purpose."""
+
+
+@contextmanager
+def web_server(folder: Path) -> Iterator[str]:
+    """The address of a web server of that folder."""
+
+    def handle(*args: Any) -> FileHandler:
+        return FileHandler(*args, directory=str(folder))
+
+    server = _QuietServer(("127.0.0.1", 0), handle)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

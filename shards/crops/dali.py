@@ -4,20 +4,21 @@ One graph decodes a picture once and makes every view from it. All randomness co
 parameters, as arrays; no operator here draws anything, so a crop does not depend on its batch, on
 the number of threads, or on what ran before.
 
-DALI knows neither "this picture is bad" nor GIF, AVIF and oddly turned PNGs. What it refuses, and
-what it would silently paint grey, is decoded by `opencv.decode` and fed as pixels, so that both
-engines keep and reject the same pictures for the same reasons.
+DALI decodes JPEGs in which nothing is unusual. All else, what it refuses, and what it would
+silently paint grey, is decoded by `decoding.decode_stored` and fed as pixels, so that both engines
+keep and reject the same pictures for the same reasons.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.crops.engine import Cropped, Failure
-from shards.crops.opencv import decode
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, pixel_boxes
+from shards.decoding import TURNS, Pixels, decode_stored, stored_box
 from shards.errors import ConfigError
 from shards.picture import Picture, PictureError
 
@@ -28,15 +29,15 @@ except ImportError:  # DALI exists for Linux on x86-64 only
     Pipeline = None
 
 # Columns of the whole numbers of a view.
-_TOP, _LEFT, _HEIGHT, _WIDTH, _FLIP, _WINDOW = range(6)
-_NUM_WHOLE = 6
+_TOP, _LEFT, _HEIGHT, _WIDTH, _FLIP_ROWS, _FLIP_COLUMNS, _WINDOW = range(7)
+_NUM_WHOLE = 7
 
 # Columns of the fractions of a view. The colour operations are at most three linear ones before the
 # hue and three after it; each is a matrix and a weight of the crop's mean grey.
 _NUM_LINEAR_BEFORE_HUE = 3
 _NUM_LINEAR = 2 * _NUM_LINEAR_BEFORE_HUE
-_HUE, _SIGMA, _SOLARISE = range(3)
-_MATRICES = 3
+_HUE, _SIGMA, _SOLARISE, _TRANSPOSE = range(4)
+_MATRICES = 4
 _MEAN_WEIGHTS = _MATRICES + 9 * (_NUM_LINEAR + 1)
 _NUM_FRACTIONS = _MEAN_WEIGHTS + _NUM_LINEAR
 _GREY_SLOT = _NUM_LINEAR
@@ -44,6 +45,9 @@ _GREY_SLOT = _NUM_LINEAR
 _LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
 # float32 may land just below a whole level; without a hair, dropping the fraction would lose one.
 _HAIR = 1e-3
+# Pictures that are decoded at once may have so many pixels: a batch of the largest ones would take
+# tens of gigabytes.
+_MOST_PIXELS: Final = 1 << 26
 
 Node = Any  # DALI publishes no type for an edge of its graph
 
@@ -65,6 +69,7 @@ class DaliEngine:
             )
         self.recipe = recipe
         self.max_batch_size = max_batch_size
+        self._pool = ThreadPoolExecutor(num_threads)
         self._encoded = _build(recipe, max_batch_size, device, num_threads, source="encoded")
         self._pixels = _build(recipe, max_batch_size, device, num_threads, source="pixels")
 
@@ -76,17 +81,27 @@ class DaliEngine:
             for group in self.recipe.groups
         )
         by_dali = [index for index, picture in enumerate(pictures) if _is_for_dali(picture)]
-        for indices in self._batches(by_dali):
+        for indices in self._batches(by_dali, pictures):
             self._crop_encoded(pictures, parameters, indices, ok, crops)
         failures: list[Failure] = []
-        by_opencv = np.flatnonzero(~ok).tolist()
-        for indices in self._batches(by_opencv):
+        others = np.flatnonzero(~ok).tolist()
+        for indices in self._batches(others, pictures):
             failures += self._crop_pixels(pictures, parameters, indices, ok, crops)
         return Cropped(tuple(array[ok] for array in crops), ok, failures)
 
-    def _batches(self, indices: list[int]) -> list[list[int]]:
-        step = self.max_batch_size
-        return [indices[start : start + step] for start in range(0, len(indices), step)]
+    def _batches(self, indices: list[int], pictures: Sequence[Picture]) -> Iterator[list[int]]:
+        """These indices in order, as many at a time as the graph and the memory take."""
+        batch: list[int] = []
+        num_pixels = 0
+        for index in indices:
+            added = pictures[index].height * pictures[index].width
+            if batch and (len(batch) == self.max_batch_size or num_pixels + added > _MOST_PIXELS):
+                yield batch
+                batch, num_pixels = [], 0
+            batch.append(index)
+            num_pixels += added
+        if batch:
+            yield batch
 
     def _crop_encoded(
         self,
@@ -101,10 +116,10 @@ class DaliEngine:
         One bad picture fails its whole batch and often without a name, so the batch is halved until
         the picture is alone.
         """
-        encoded = [np.frombuffer(pictures[index].data, np.uint8) for index in indices]
-        sizes = np.array([(pictures[index].height, pictures[index].width) for index in indices])
+        chosen = [pictures[index] for index in indices]
+        encoded = [np.frombuffer(picture.data, np.uint8) for picture in chosen]
         try:
-            outputs = _run(self._encoded, encoded, parameters[indices], sizes)
+            outputs = _run(self._encoded, encoded, parameters[indices], chosen)
         except RuntimeError:
             if len(indices) > 1:
                 middle = len(indices) // 2
@@ -113,6 +128,7 @@ class DaliEngine:
             return
         *groups, shapes, foot_low, foot_high = outputs
         # A picture that ends in grey, or whose header DALI reads otherwise, is judged again.
+        sizes = np.array([picture.stored_size for picture in chosen])
         good = (shapes[:, :2] == sizes).all(axis=1) & ~((foot_low == 128) & (foot_high == 128))
         kept = np.array(indices)[good]
         ok[kept] = True
@@ -127,19 +143,21 @@ class DaliEngine:
         ok: NDArray[np.bool_],
         crops: tuple[NDArray[np.uint8], ...],
     ) -> list[Failure]:
-        """Decode these with OpenCV and let DALI crop them; give those that cannot be decoded."""
+        """Decode these here and let DALI crop them; give those that cannot be decoded."""
         failures: list[Failure] = []
-        decoded: list[NDArray[np.uint8]] = []
+        decoded: list[Pixels] = []
         kept: list[int] = []
-        for index in indices:
-            try:
-                decoded.append(np.ascontiguousarray(decode(pictures[index])))
+        for index, pixels in zip(
+            indices, self._pool.map(_try, [pictures[index] for index in indices]), strict=True
+        ):
+            if isinstance(pixels, PictureError):
+                failures.append(Failure(index, pixels.reason, pixels.detail))
+            else:
+                decoded.append(pixels)
                 kept.append(index)
-            except PictureError as error:
-                failures.append(Failure(index, error.reason, error.detail))
         if kept:
-            sizes = np.array([array.shape[:2] for array in decoded])
-            groups = _run(self._pixels, decoded, parameters[kept], sizes)
+            chosen = [pictures[index] for index in kept]
+            groups = _run(self._pixels, decoded, parameters[kept], chosen)
             ok[kept] = True
             for array, output in zip(crops, groups, strict=True):
                 array[kept] = output
@@ -147,34 +165,53 @@ class DaliEngine:
 
 
 def _is_for_dali(picture: Picture) -> bool:
-    """Formats that DALI decodes as OpenCV does; it turns JPEGs upright, but not every format."""
-    upright = picture.orientation == 1
-    return picture.format == "jpeg" or (picture.format in ("png", "webp") and upright)
+    return picture.format == "jpeg" and picture.plain
+
+
+def _try(picture: Picture) -> Pixels | PictureError:
+    try:
+        return np.ascontiguousarray(decode_stored(picture))
+    except PictureError as error:
+        return error
 
 
 def _run(
     pipeline: Any,
-    sources: list[NDArray[np.uint8]],
+    sources: Sequence[NDArray[np.uint8]],
     parameters: NDArray[np.float32],
-    sizes: NDArray[np.int64],
+    pictures: Sequence[Picture],
 ) -> list[NDArray[Any]]:
-    whole, fractions = _translate(parameters, sizes)
-    pipeline.feed_input("source", sources)
+    whole, fractions = _translate(parameters, pictures)
+    pipeline.feed_input("source", list(sources))
     pipeline.feed_input("whole", list(whole))
     pipeline.feed_input("fractions", list(fractions))
     return [np.array(output.as_cpu().as_array()) for output in pipeline.run()]
 
 
 def _translate(
-    parameters: NDArray[np.float32], sizes: NDArray[np.int64]
+    parameters: NDArray[np.float32], pictures: Sequence[Picture]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Parameters (N, V, P) as the graph wants them: int32 and float32 columns (N, V, ...)."""
+    """Parameters (N, V, P) as the graph wants them: int32 and float32 columns (N, V, ...).
+
+    The graph crops the picture as it is stored and turns the crop, which is cheaper than turning
+    the picture.
+    """
     rows = parameters.reshape(-1, parameters.shape[-1])
-    boxes = pixel_boxes(parameters, sizes).reshape(-1, 4)
+    sizes = [(picture.height, picture.width) for picture in pictures]
+    upright = pixel_boxes(parameters, sizes).tolist()
+    stored = [
+        stored_box(box, picture)
+        for picture, boxes in zip(pictures, upright, strict=True)
+        for box in boxes
+    ]
+    boxes = np.array(stored, np.int32).reshape(-1, 4)
+    turns = np.array([TURNS[picture.orientation] for picture in pictures])
+    turns = np.repeat(turns, parameters.shape[1], axis=0)
     whole = np.zeros((len(rows), _NUM_WHOLE), np.int32)
     whole[:, _TOP : _LEFT + 1] = boxes[:, :2]
     whole[:, _HEIGHT : _WIDTH + 1] = boxes[:, 2:] - boxes[:, :2]
-    whole[:, _FLIP] = rows[:, Parameter.FLIP]
+    whole[:, _FLIP_ROWS] = turns[:, 1]
+    whole[:, _FLIP_COLUMNS] = turns[:, 2] != (rows[:, Parameter.FLIP] > 0)
     sigma = rows[:, Parameter.BLUR]
     # A window of one pixel is no blur; the deviation must be positive all the same.
     whole[:, _WINDOW] = 2 * np.ceil(3 * sigma) + 1
@@ -182,6 +219,7 @@ def _translate(
     fractions[:, _HUE] = rows[:, Parameter.HUE]
     fractions[:, _SIGMA] = np.where(sigma > 0, sigma, 1.0)
     fractions[:, _SOLARISE] = rows[:, Parameter.SOLARISE]
+    fractions[:, _TRANSPOSE] = turns[:, 0]
     matrices = fractions[:, _MATRICES:_MEAN_WEIGHTS].reshape(len(rows), _NUM_LINEAR + 1, 3, 3)
     matrices[:] = np.eye(3)
     for row, slots, weights in zip(rows, matrices, fractions[:, _MEAN_WEIGHTS:], strict=True):
@@ -253,13 +291,14 @@ def _build(
 
 def _decode(encoded: Node, device: Literal["cpu", "gpu"]) -> Node:
     # The hardware decoder takes some pictures of a batch and not others, with slightly different
-    # pixels, and chroma may be upsampled in two ways: both are pinned.
+    # pixels, and chroma may be upsampled in two ways: both are pinned. EXIF was read long before.
     return fn.decoders.image(
         encoded,
         device="mixed" if device == "gpu" else "cpu",
         output_type=types.RGB,
         hw_decoder_load=0.0,
         jpeg_fancy_upsampling=True,
+        adjust_orientation=False,
     )
 
 
@@ -275,7 +314,11 @@ def _view(
     crop = fn.resize(
         crop, size=(group.size, group.size), interp_type=types.INTERP_LINEAR, antialias=True
     )
-    crop = fn.flip(crop, horizontal=whole[_FLIP])
+    transpose = fn.cast(operands[_TRANSPOSE], dtype=types.UINT8)
+    transposed = fn.transpose(crop, perm=(1, 0, 2), transpose_layout=False)
+    crop = fn.cast(crop * (1 - transpose) + transposed * transpose, dtype=types.UINT8)
+    crop = fn.reinterpret(crop, layout="HWC")
+    crop = fn.flip(crop, vertical=whole[_FLIP_ROWS], horizontal=whole[_FLIP_COLUMNS])
     if group.jitter is not None:
         for slot in range(_NUM_LINEAR_BEFORE_HUE):
             crop = _linear(crop, fractions, operands, slot)

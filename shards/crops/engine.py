@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import AvifImagePlugin
 
 from shards.crops.recipe import CropRecipe
 from shards.picture import Picture
@@ -48,8 +49,9 @@ def use_one_core() -> None:
     """Keep the libraries that execute crops to one core; call it in the thread that will crop.
 
     Work is spread over pictures by whoever calls, so threads inside the libraries would only wait
-    for one another. OpenCV's setting is that of the process, torch's of the calling thread: a
-    trainer's thread in the same process keeps all its cores.
+    for one another. The settings of OpenCV and Pillow are those of the process, torch's of the
+    calling thread: a trainer's thread in the same process keeps all its cores.
     """
     cv2.setNumThreads(1)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     torch.set_num_threads(1)

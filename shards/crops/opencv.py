@@ -10,7 +10,6 @@ Pillow's antialiased one at a third of the time; `sepFilter2D` blurs exactly and
 `GaussianBlur`; saturation by a 3 x 4 `transform` would be faster but is off by one level.
 """
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -24,40 +23,16 @@ from torch.nn.functional import interpolate
 
 from shards.crops.engine import Cropped, Failure
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, pixel_boxes
+from shards.decoding import REDUCED, Pixels, can_reduce, decode, decode_stored, stored_box, turn
 from shards.picture import Picture, PictureError
-from shards.records import Reason
 
-Pixels = NDArray[np.uint8]
+__all__ = ["OpenCVEngine", "decode"]
 
-# CMYK and animated PNG are formats of their own and not among these: OpenCV takes the first for
-# inverted, and draws the first frame of the second on whatever lies beneath.
-_DECODED_BY_OPENCV = frozenset({"jpeg", "png", "webp"})
-_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_PILLOW_FORMATS = {"apng": "PNG", "jpeg_cmyk": "JPEG"}  # others have the same name in capitals
-# The bit that asks for a reduced picture; colour is asked for by `_FLAGS`.
-_REDUCED: Final = {
-    1: 0,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}
 # A JPEG is decoded at 1/r of its size where every box keeps at least this many pixels for each
 # pixel of its crop. On web pictures 3 leaves a mean difference of 0.6 grey levels from the full
 # decode and a 99th percentile of 4, which is what Pillow's rounding of hue costs; 2 leaves 0.9 and
 # 6 or more. A large camera picture then takes less than half the time.
 _PIXELS_TO_SPARE = 3.0
-
-# How a stored picture becomes an upright one: transpose, then flip rows, then flip columns.
-_TURNS: Final = {
-    1: (False, False, False),
-    2: (False, False, True),
-    3: (False, True, True),
-    4: (False, True, False),
-    5: (True, False, False),
-    6: (True, False, True),
-    7: (True, True, True),
-    8: (True, True, False),
-}
 
 
 class OpenCVEngine:
@@ -91,21 +66,21 @@ class OpenCVEngine:
         """Write every view of one picture, from rows (V, P), into arrays (V, S, S, 3)."""
         boxes = pixel_boxes(rows[None], [[picture.height, picture.width]])[0]
         reduction = self._reduction(picture, boxes)
-        stored = _decode_stored(picture, reduction)
+        stored = decode_stored(picture, reduction)
         views = iter(zip(boxes.tolist(), rows.tolist(), strict=True))
         for group, output in zip(self.recipe.groups, outputs, strict=True):
             for crop, (box, row) in zip(output, views, strict=False):
-                box = _stored_box(box, picture)
+                box = stored_box(box, picture)
                 if reduction == 1:
                     pixels = _resize(stored, box, group.size)
                 else:
                     pixels = _resize_reduced(stored, box, group.size, reduction)
-                pixels = _turn(pixels, picture.orientation, mirror=row[Parameter.FLIP] > 0)
+                pixels = turn(pixels, picture.orientation, mirror=row[Parameter.FLIP] > 0)
                 crop[:] = _colour(pixels, row)
 
     def _reduction(self, picture: Picture, boxes: NDArray[np.int64]) -> int:
         """The largest reduction of a JPEG that every one of its boxes (V, 4) allows."""
-        if picture.format != "jpeg":
+        if not can_reduce(picture):
             return 1
         sizes = np.repeat(
             [group.size for group in self.recipe.groups],
@@ -113,93 +88,7 @@ class OpenCVEngine:
         )
         shortest = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
         spare = float((shortest / sizes).min()) / _PIXELS_TO_SPARE
-        return max((factor for factor in _REDUCED if factor <= spare), default=1)
-
-
-def decode(picture: Picture, reduction: int = 1) -> Pixels:
-    """The upright picture as uint8 RGB (H, W, 3); raises `PictureError`.
-
-    `reduction` 2, 4 or 8 gives a JPEG at that fraction of its size, rounded up; other formats
-    ignore it. Alpha is dropped, 16 bits become 8, of an animation the first frame is taken.
-    """
-    if picture.format != "jpeg":
-        reduction = 1
-    return _turn(_decode_stored(picture, reduction), picture.orientation, mirror=False)
-
-
-def _decode_stored(picture: Picture, reduction: int) -> Pixels:
-    """The picture as it is stored, before its orientation is applied."""
-    flags = _FLAGS | _REDUCED[reduction]
-    try:
-        if picture.format in _DECODED_BY_OPENCV:
-            pixels = cv2.imdecode(np.frombuffer(picture.data, np.uint8), flags)
-        else:
-            pixels = _decode_with_pillow(picture)
-    except Exception as error:
-        # Broken files make the decoders raise nearly anything; whatever it is, it costs one sample.
-        detail = f"{type(error).__name__}: {error}"
-        reason: Reason = "truncated" if "truncated" in detail else "undecodable"
-        raise PictureError(reason, detail) from error
-    if pixels is None:
-        raise PictureError("undecodable", f"OpenCV cannot decode this {picture.format}")
-    height, width = picture.height, picture.width
-    if _TURNS[picture.orientation][0]:
-        height, width = width, height
-    expected = (-(-height // reduction), -(-width // reduction), 3)
-    if pixels.shape != expected:
-        raise PictureError("undecodable", f"decoded to {pixels.shape}, expected {expected}")
-    if picture.format == "jpeg" and _ends_in_grey(pixels, max(8 // reduction, 2)):
-        raise PictureError("truncated", "the data ends before the picture: its foot is plain grey")
-    return pixels
-
-
-def _decode_with_pillow(picture: Picture) -> Pixels:
-    format_ = _PILLOW_FORMATS.get(picture.format, picture.format.upper())
-    with Image.open(io.BytesIO(picture.data), formats=(format_,)) as image:
-        image.load()
-        if image.mode.startswith("I"):
-            # 16 bits, which Pillow's own conversion would clip to white instead of scaling.
-            grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=-1)
-        # By way of RGBA, because Pillow warns where a palette's transparency is just dropped.
-        transparent = image.mode == "P" and "transparency" in image.info
-        opaque = image.convert("RGBA") if transparent else image
-        return np.array(opaque.convert("RGB"))
-
-
-def _ends_in_grey(pixels: Pixels, block: int) -> bool:
-    """Whether a JPEG's last rows are what decoders paint where the data has run out.
-
-    That is exactly (128, 128, 128), from the edge of a block on; smooth chroma upsampling may
-    spoil the first such row.
-    """
-    if not (pixels[-1] == 128).all():
-        return False
-    is_grey = (pixels == 128).all(axis=(1, 2))
-    start = 0 if is_grey.all() else len(is_grey) - int(is_grey[::-1].argmin())
-    return 0 < start <= len(is_grey) - block and start % block in (0, 1)
-
-
-def _stored_box(box: Sequence[int], picture: Picture) -> tuple[int, int, int, int]:
-    """An upright box in the coordinates of the stored picture."""
-    transpose, flip_rows, flip_columns = _TURNS[picture.orientation]
-    y0, x0, y1, x1 = box
-    if flip_rows:
-        y0, y1 = picture.height - y1, picture.height - y0
-    if flip_columns:
-        x0, x1 = picture.width - x1, picture.width - x0
-    return (x0, y0, x1, y1) if transpose else (y0, x0, y1, x1)
-
-
-def _turn(pixels: Pixels, orientation: int, *, mirror: bool) -> Pixels:
-    """Make stored pixels upright, then mirror them left to right if asked."""
-    transpose, flip_rows, flip_columns = _TURNS[orientation]
-    flip_columns ^= mirror
-    if transpose:
-        pixels = cv2.transpose(pixels)
-    if flip_rows or flip_columns:
-        pixels = cv2.flip(pixels, -1 if flip_rows and flip_columns else int(flip_columns))
-    return pixels
+        return max((factor for factor in REDUCED if factor <= spare), default=1)
 
 
 def _resize(pixels: Pixels, box: tuple[int, int, int, int], size: int) -> Pixels:

@@ -1,0 +1,101 @@
+"""Both engines on the same pictures: the same ones kept, for the same reasons, with the same crops.
+
+The pictures are of every kind, under every policy, and of every orientation.
+"""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.admission import AdmissionConfig, admit
+from shards.crops.dali import DaliEngine
+from shards.crops.opencv import OpenCVEngine
+from shards.crops.recipe import CropRecipe, byol, swav
+from shards.picture import Picture
+from shards.records import Sample
+from tests.hostile import valid
+from tests.shards.crops.made import drawn, encoded, made_pixels
+from tests.shards.test_decoding import turned_back
+
+# Every kind of step is in these three views.
+RECIPE = CropRecipe(
+    (*byol(size=32).groups, *swav(counts=(1,), sizes=(24,), scales=((0.1, 0.5),)).groups)
+)
+
+
+@pytest.fixture(scope="module")
+def engines():
+    return OpenCVEngine(RECIPE), DaliEngine(RECIPE, 16, "cpu", 2)
+
+
+def crops_of(engines, data, **policy):
+    """What both engines make of these files."""
+    config = AdmissionConfig(**policy)
+    admitted = [
+        admit(Sample(0, 512 * row, "a", {"img": file}), config) for row, file in enumerate(data)
+    ]
+    pictures = [picture for picture in admitted if isinstance(picture, Picture)]
+    parameters = drawn(RECIPE, pictures)
+    return pictures, [engine.crop(pictures, parameters) for engine in engines]
+
+
+def assert_agree(ours, theirs):
+    """The same rows and reasons, and crops within the tolerance of the engines."""
+    np.testing.assert_array_equal(ours.ok, theirs.ok)
+    assert sorted(ours.failures) == sorted(theirs.failures)
+    for one, other in zip(ours.crops, theirs.crops, strict=True):
+        found = np.abs(one.astype(int) - other)
+        assert found.mean() < 0.8
+        assert np.percentile(found, 99) <= 8
+        # No picture may hide behind the others: another turn, frame or background is far off.
+        assert found.mean(axis=(1, 2, 3, 4)).max() < 4
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [{}, {"alpha": "black"}, {"alpha": "drop"}, {"animated": "reject", "sixteen_bit": "reject"}],
+    ids=["defaults", "black", "drop", "reject"],
+)
+def test_every_kind_under_every_policy(engines, policy):
+    """What is trained on would depend on the engine."""
+    pictures, (ours, theirs) = crops_of(engines, list(valid().values()), **policy)
+    assert ours.ok.all() and len(pictures) > 40
+    assert_agree(ours, theirs)
+
+
+@pytest.mark.parametrize("orientation", ["apply", "ignore"])
+def test_every_orientation(engines, orientation):
+    """The engine that decodes JPEGs itself would turn them by itself, or not at all."""
+    pixels = made_pixels(3, 60, 84)
+    files = []
+    for format_ in ("JPEG", "PNG", "WEBP", "TIFF"):
+        for number in (*range(1, 9), 42):
+            exif = Image.Exif()
+            exif[0x0112] = number
+            stored = pixels if number == 42 else turned_back(pixels, number)
+            files.append(encoded(stored, format_, exif=exif))
+    pictures, (ours, theirs) = crops_of(engines, files, orientation=orientation)
+    turned = sum((picture.height, picture.width) == (84, 60) for picture in pictures)
+    assert turned == (0 if orientation == "apply" else 16)
+    assert_agree(ours, theirs)
+
+
+def test_cut_and_spoilt_files(engines):
+    """A broken picture would be trained on by one engine and refused by the other."""
+    whole = valid()
+    jpeg = encoded(made_pixels(4, 200, 160), quality=90)
+    files = [data[: len(data) * 2 // 3] for data in whole.values()]
+    files += [data[:-40] + bytes(20) + data[-20:] for data in whole.values()]
+    files += [jpeg[: len(jpeg) * share // 10] + b"\xff\xd9" for share in range(2, 10)]
+    _, (ours, theirs) = crops_of(engines, files)
+    assert 10 < len(ours.failures) < len(ours.ok)
+    np.testing.assert_array_equal(ours.ok, theirs.ok)
+    assert sorted(ours.failures) == sorted(theirs.failures)
+
+
+def test_a_batch_of_large_pictures_is_taken_in_parts(engines, monkeypatch):
+    """A batch of the largest pictures that may come in would take tens of gigabytes."""
+    monkeypatch.setattr("shards.crops.dali._MOST_PIXELS", 5000)
+    files = [encoded(made_pixels(seed, 40 + 9 * seed, 50)) for seed in range(9)]
+    _, (ours, theirs) = crops_of(engines, files)
+    assert_agree(ours, theirs)

@@ -19,9 +19,9 @@ _MOST_SHARDS = 64
 class Starts:
     """Offsets of one tar at which a sample begins: some of them, never more than about 16,000."""
 
-    def __init__(self) -> None:
+    def __init__(self, distance: int = _LEAST_DISTANCE) -> None:
         self._offsets = [0]
-        self._distance = _LEAST_DISTANCE
+        self._distance = distance
         self._lock = threading.Lock()
 
     def before(self, offset: int) -> int:

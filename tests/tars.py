@@ -1,11 +1,7 @@
-"""Random tars of every kind, and what Python's own `tarfile` says is in them."""
+"""Small tars, and what Python's own `tarfile` says is in them; `wild_tars` makes odd ones."""
 
 import io
-import random
 import tarfile
-
-FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
-SIZES = (0, 10, 511, 512, 513, 5000, 40000)
 
 
 def make_tar(members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> bytes:
@@ -16,27 +12,6 @@ def make_tar(members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT)
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def random_tar(seed: int, nested: bool = False) -> bytes:
-    """A tar of up to 60 samples of one to three members, in one of three formats; folders, long
-    and non-ASCII names, empty members, folders and links in between, and tars inside the tar."""
-    rng = random.Random(seed)
-    form = FORMATS[seed % 3]
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
-        for index in range(rng.randint(1, 60)):
-            key = f"{'d/' * (index % 3)}{index:06d}" + _long_part(rng, form)
-            if rng.random() < 0.05:
-                _add_special(tar, rng, key)
-            for extension in rng.sample(["jpg", "json", "txt", "seg.png"], rng.randint(1, 3)):
-                data = rng.randbytes(rng.choice(SIZES))
-                if nested and rng.random() < 0.2:
-                    data = _inner_tar(rng) + rng.randbytes(rng.randint(0, 3000))
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
 
 
@@ -56,20 +31,3 @@ def samples_by_tarfile(data: bytes) -> list[tuple[str, dict[str, bytes]]]:
                 found.append((key, {}))
             found[-1][1][extension.lower()] = file.read()
     return found
-
-
-def _long_part(rng: random.Random, form: int) -> str:
-    if rng.random() > 0.1 or form == tarfile.USTAR_FORMAT:
-        return ""
-    return rng.choice(["x" * 120, "é" * 60, "長" * 40])
-
-
-def _add_special(tar: tarfile.TarFile, rng: random.Random, key: str) -> None:
-    info = tarfile.TarInfo(f"{key}-special")
-    info.type = rng.choice([tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
-    info.linkname = "" if info.isdir() else "elsewhere.jpg"
-    tar.addfile(info)
-
-
-def _inner_tar(rng: random.Random) -> bytes:
-    return make_tar([(f"inner{index}.jpg", bytes(700)) for index in range(rng.randint(1, 6))])

@@ -1,0 +1,151 @@
+"""Tars are cut in every way and held against what Python's own reader says, whole and damaged."""
+
+import random
+import time
+
+from shards.errors import NotATar
+from shards.records import Chunk, Reject, Sample
+from shards.tar import Cut, cut
+from shards.walks import Starts
+from tests.wild_tars import BLOCK, Expected, expected_samples, wild_tar, with_checksum
+
+CHUNK_SIZES = (1024, 4096, 7680, 16384, 65536, 1 << 20)
+WINDOWS = (1 << 12, 1 << 16, 1 << 18)
+
+
+def cut_chunk(data, chunk, window_bytes=1 << 18, starts=None):
+    """One chunk of a tar in memory."""
+    found = cut(lambda a, b: data[a:b], len(data), chunk, window_bytes, starts)
+    assert all(chunk.start <= item.offset < chunk.stop for item in found.found)
+    return found
+
+
+def chunks_of(data, chunk_bytes, walked=False):
+    size = len(data)
+    return [
+        Chunk(3, start, min(start + chunk_bytes, size), walked)
+        for start in range(0, size, chunk_bytes)
+    ]
+
+
+def cut_all(data, chunk_bytes=4096, window_bytes=1 << 18, walked=False):
+    """What all chunks of a tar hold together, and whether one of them leaps."""
+    found, leaps = [], False
+    for chunk in chunks_of(data, chunk_bytes, walked):
+        part = cut_chunk(data, chunk, window_bytes)
+        found += part.found
+        leaps |= part.leaps
+    return Cut(found, leaps)
+
+
+def samples_in(found):
+    """(offset, key, members) of the samples among what was found."""
+    return [(s.offset, s.key, dict(s.fields)) for s in found if isinstance(s, Sample)]
+
+
+def rejects_in(found):
+    return [item for item in found if isinstance(item, Reject)]
+
+
+def shape(expected: list[Expected]):
+    return [(sample.offset, sample.key, sample.fields) for sample in expected]
+
+
+def random_sizes(data, rng):
+    """A chunk size that makes at most some 60 chunks, and a window size."""
+    fitting = [size for size in CHUNK_SIZES if len(data) <= 60 * size]
+    return rng.choice(fitting[:4]), rng.choice(WINDOWS)
+
+
+def check_wild(seed, nested):
+    """A random tar, cut in chunks of a random size: exact when walked, in any order and with a
+    memory of earlier walks or without; and when not walked, exact, or a chunk of it leaps. Returns
+    whether it was exact without a walk."""
+    wild = wild_tar(seed, nested)
+    rng = random.Random(seed)
+    sizes = random_sizes(wild.data, rng)
+    expected = shape(expected_samples(wild.data))
+    chunks = chunks_of(wild.data, sizes[0], walked=True)
+    starts, walked = rng.choice([None, Starts(4096), Starts()]), []
+    for chunk in rng.sample(chunks, len(chunks)):
+        walked += cut_chunk(wild.data, chunk, sizes[1], starts).found
+    walked.sort(key=lambda item: item.offset)
+    assert samples_in(walked) == expected, (seed, sizes)
+    assert len(rejects_in(walked)) == wild.num_damaged, (seed, sizes)
+    free = cut_all(wild.data, *sizes)
+    assert free.found == walked or (nested and free.leaps), (seed, sizes)
+    return free.found == walked
+
+
+def check_damaged(seed):
+    """A random tar in which something was changed: no chunk of it raises or takes long, no sample
+    is found twice, and whatever ends before the damage is as it was. Returns how many those are."""
+    rng = random.Random(seed)
+    nested = rng.random() < 0.3
+    data = wild_tar(rng.randrange(1000), nested).data
+    broken, at = damage(data, rng)
+    before = shape([sample for sample in expected_samples(data) if sample.end <= at])
+    sizes = random_sizes(broken, rng)
+    for walked in (True, False):
+        started = time.process_time()
+        try:
+            found = cut_all(broken, *sizes, walked=walked)
+        except NotATar:
+            assert at < 1 << 16 or not before, seed
+            continue
+        assert time.process_time() - started < 20, seed
+        offsets = [item.offset for item in found.found]
+        assert offsets == sorted(set(offsets)), seed
+        samples = samples_in(found.found)
+        # A nested tar may deceive chunks that are not walked; then one says so.
+        assert samples[: len(before)] == before or (nested and not walked and found.leaps), seed
+        assert sum(len(d) for s in samples for d in s[2].values()) <= 17 * len(broken), seed
+    return len(before)
+
+
+def damage(data, rng):
+    """`data` with something wrong in it, and the first byte that may differ."""
+    at = rng.randrange(len(data))
+    length = rng.choice([1, 8, 100, BLOCK, 5000])
+    aligned = at // BLOCK * BLOCK
+    kind = rng.randrange(8)
+    if kind == 0:
+        places = sorted(rng.choices(range(len(data)), k=rng.choice([1, 1, 2, 5, 50])))
+        out = bytearray(data)
+        for place in places:
+            out[place] ^= 1 << rng.randrange(8)
+        return bytes(out), places[0]
+    if kind == 1:
+        return data[:at], at
+    if kind == 2:
+        length = BLOCK * rng.choice([1, 2, 8, 100])
+        return data[:aligned] + bytes(length) + data[aligned + length :], aligned
+    if kind == 3:
+        return data[:at] + rng.randbytes(length) + data[at + length :], at
+    if kind == 4:
+        return data[:at] + rng.randbytes(length) + data[at:], at
+    if kind == 5:
+        start = rng.choice([at, aligned])
+        return data[:start] + data[start + length :], start
+    if kind == 6:
+        other = rng.randrange(len(data)) // BLOCK * BLOCK
+        piece = data[other : other + BLOCK * rng.choice([1, 4, 40])]
+        return data[:aligned] + piece + data[aligned + len(piece) :], aligned
+    return _lie(data, rng)
+
+
+def _lie(data, rng):
+    """A header that is right by its checksum and says something else."""
+    headers = [sample.offset for sample in expected_samples(data)]
+    if not headers:
+        return data[:100], 100
+    at = rng.choice(headers)
+    block = bytearray(data[at : at + BLOCK])
+    if rng.random() < 0.6:
+        size = rng.choice([b"77777777777\0", b"00000000000\0", b"%011o\0" % rng.randrange(1 << 20),
+                           b"\x80" + rng.randbytes(11), b"\xff" * 12, b"garbage size"])  # fmt: skip
+        block[124:136] = size
+    else:
+        block[156] = rng.choice(b"LKxgXS1257VMZ\0")
+        block[386:500] = rng.choice([bytes(114), rng.randbytes(114), bytes(block[386:500])])
+    return data[:at] + with_checksum(bytes(block)) + data[at + BLOCK :], at

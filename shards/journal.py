@@ -107,7 +107,10 @@ class Journal:
 
     def add_irregular(self, shard: int, block: int) -> bool:
         """From `block` on the tar of row `shard` is walked. False if that was known."""
-        return shard not in self._irregular and self._add(Entry("irregular", block, shard))
+        since = self._irregular.get(shard)
+        if since is not None and since <= block:
+            return False
+        return self._add(Entry("irregular", block, shard))
 
     def add_quarantine(self, picture: str, block: int) -> bool:
         """From `block` on the picture with this digest is not decoded. False if that was known."""
@@ -129,7 +132,8 @@ class Journal:
     def _know(self, entry: Entry) -> None:
         self._entries.append(entry)
         if entry.kind == "irregular":
-            self._irregular.setdefault(int(entry.value), entry.block)
+            since = self._irregular.get(int(entry.value), entry.block)
+            self._irregular[int(entry.value)] = min(since, entry.block)
         elif entry.kind == "quarantine":
             self._quarantine.setdefault(str(entry.value), entry.block)
 

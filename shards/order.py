@@ -10,6 +10,7 @@ of seed 0 the same as epoch 0 of seed 1.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
@@ -119,7 +120,7 @@ class Order:
         slots = [(block * config.chunks_per_block, shares) for block, shares in weights]
         self._mixture = Mixture(slots) if self.num_sources > 1 and slots else None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Names this order: 32 hex digits over the algorithm, the settings and the manifest."""
         fields = [ALGORITHM, self.manifest, asdict(self.config)]

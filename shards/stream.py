@@ -124,6 +124,7 @@ class BatchStream:
         forming = _Forming(self._batch_size)
         for taken in self._slots:
             forming.add(taken)
+            del taken  # or its chunk would be held while the next block is waited for
             if forming.full:
                 yield forming.batch(self._slots.cursor(), self._slots.decided())
                 forming = _Forming(self._batch_size)

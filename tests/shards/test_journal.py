@@ -51,7 +51,7 @@ def test_adding_what_is_known_does_nothing(path):
     """Steps that are trained again after a crash would write everything twice."""
     journal, before = read(path), path.read_bytes()
     with journal.keep_in(path):
-        assert not journal.add_irregular(3, 11) and not journal.add_irregular(3, 2)
+        assert not journal.add_irregular(3, 11) and not journal.add_irregular(3, 19)
         assert not journal.add_quarantine("d1", 40) and not journal.add_weights(HALVES, 7)
     assert path.read_bytes() == before
 
@@ -78,6 +78,16 @@ def test_a_journal_cut_anywhere_loses_its_last_entries_only(path):
         found = read(path).entries
         assert found == entries[: len(found)]
         assert len(found) == max(0, whole[:length].count(b"\n") - 1)
+
+
+def test_what_is_learned_earlier_holds_earlier(path):
+    """After a change of weights a shard may come sooner than it did on the way that was left."""
+    journal = read(path)
+    assert journal.add_irregular(3, 5)
+    assert (
+        journal.amend(5, turns(3))[0].chunk.walked
+        and not journal.amend(4, turns(3))[0].chunk.walked
+    )
 
 
 def turns(*shards):

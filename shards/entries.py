@@ -212,10 +212,11 @@ def _iter_files(folder: Path, skipped: Counter[str]) -> Iterator[str]:
     def count(_: OSError) -> None:
         skipped["unreadable"] += 1
 
+    root = len(os.path.join(folder, ""))
     for parent, folders, files in os.walk(folder, onerror=count):
         folders.sort()
         for name in sorted(files):
-            yield os.path.relpath(os.path.join(parent, name), folder)
+            yield os.path.join(parent, name)[root:]
 
 
 def _list_store(folder: str) -> Iterator[_Row]:

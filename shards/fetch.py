@@ -19,8 +19,9 @@ from shards.errors import ManifestError, ShardChanged, ShardUnreadable
 from shards.lookups import Lookups
 from shards.records import ShardInfo
 from shards.sources import RangeReader
-from shards.web import FetchError as FetchError
-from shards.web import Web, WebConfig
+from shards.stores.web import FetchError as FetchError
+from shards.stores.web import Web, WebConfig
+from shards.walks import Walks
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -37,7 +38,7 @@ class Fetcher:
     def __init__(self, config: WebConfig, num_workers: int = 1) -> None:
         # What one host may be asked at once is shared by all workers.
         self._config = replace(config, per_host=max(1, config.per_host // num_workers))
-        self.reader = RangeReader()
+        self.reader, self.walks = RangeReader(), Walks()
         self._lookups = Lookups(self.reader)
         self._web: Web | None = None
         self._pool: ThreadPoolExecutor | None = None

@@ -29,7 +29,7 @@ from shards.pack_target import Target, open_target
 from shards.pack_workers import make_shards
 from shards.redaction import redact
 from shards.stores.uploads import UNFINISHED
-from shards.web import WebConfig
+from shards.stores.web import WebConfig
 
 CLASSES_FILE: Final = "classes.txt"
 REPORT_FILE: Final = "pack.json"

@@ -16,9 +16,9 @@ from shards.fetch import Fetcher
 from shards.pack_plan import PackConfig, ShardStats, ShardTask, Skipped
 from shards.pack_target import open_target
 from shards.records import Reject, Sample
+from shards.stores.web import WebConfig
 from shards.subset import Subset
 from shards.tar_headers import BLOCK
-from shards.web import WebConfig
 
 Advance = Callable[[int], None]
 _BUFFER: Final = 1 << 20

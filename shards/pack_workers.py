@@ -11,7 +11,7 @@ import threading
 import time
 import types
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Final
@@ -144,21 +144,20 @@ def _without_main() -> Iterator[None]:
 def _serve(pipe: Connection, job: PackJob) -> None:
     """The worker's side: one shard after the other, until the parent is gone."""
     threading.Thread(target=_die_with_the_parent, daemon=True).start()
-    with Fetcher(job.web, job.num_workers) as fetcher:
+    with Fetcher(job.web, job.num_workers) as fetcher, suppress(EOFError, BrokenPipeError):
         while True:
+            task = pipe.recv()
+            reports = _Reports(pipe)
             try:
-                task = pipe.recv()
-            except EOFError:
-                return
-            try:
-                reports = _Reports(pipe)
-                stats = make_shard(job, task, fetcher, reports.advance)
-                reports.send()
-                pipe.send(stats)
+                answer: ShardStats | StreamSSLError = make_shard(
+                    job, task, fetcher, reports.advance
+                )
             except UserError as error:
-                pipe.send(UserError(str(error)))
+                answer = UserError(str(error))
             except StreamSSLError as error:
-                pipe.send(PackFailed(str(error)))
+                answer = PackFailed(str(error))
+            reports.send()
+            pipe.send(answer)
 
 
 class _Reports:

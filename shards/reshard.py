@@ -12,18 +12,17 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.chunks import read_chunk
 from shards.fetch import Fetcher
 from shards.manifest import Manifest
 from shards.pack_plan import PackConfig, ShardTask, Skipped, Step, deal, shuffled
+from shards.reading import read_chunk
 from shards.records import Chunk, Reject, Sample, ShardInfo
 from shards.redaction import redact
-from shards.sources import RangeReader
 from shards.subset import Subset
 
 # A shard is put together from this many ranges: so many places it is mixed from.
 _CHUNKS_PER_SHARD: Final = 64
-_LEAST_CHUNK_BYTES, _MOST_CHUNK_BYTES = 1 << 16, 1 << 23
+_LEAST_CHUNK_BYTES, _MOST_CHUNK_BYTES = 1 << 14, 1 << 23
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,7 +116,7 @@ class ShardsTask:
         """See `ShardTask.read`."""
         held: list[Sample] = []
         for chunk in self.chunks:
-            step = _read(fetcher.reader, self.shards[chunk.shard], chunk, subset)
+            step = _read(fetcher, self.shards[chunk.shard], chunk, subset)
             if self.seed is not None:
                 held += step.samples
                 step = replace(step, samples=())
@@ -127,8 +126,8 @@ class ShardsTask:
             yield Step(0, samples=[held[number] for number in order])
 
 
-def _read(reader: RangeReader, shard: ShardInfo, chunk: Chunk, subset: Subset | None) -> Step:
-    cut = read_chunk(reader, shard, chunk)
+def _read(fetcher: Fetcher, shard: ShardInfo, chunk: Chunk, subset: Subset | None) -> Step:
+    cut = read_chunk(fetcher.reader, shard, chunk, fetcher.walks)
     samples = [item for item in cut.found if isinstance(item, Sample)]
     name = redact(shard.uri)
     skipped = [

@@ -1,7 +1,31 @@
-"""What worker processes of packs have to be able to import: nothing that takes seconds to load."""
+"""What ends packs in tests. Workers import it too, so nothing here takes seconds to load."""
 
 import os
 import signal
+
+from shards.pack import Watch
+
+
+class Stop(BaseException):
+    """What ends a pack."""
+
+
+class StopAfter(Watch):
+    """Stops a pack after so many units."""
+
+    def __init__(self, num: int) -> None:
+        self._left = num
+        self.said: list[str] = []
+
+    def advance(self, num_units: int) -> None:
+        """Count them."""
+        self._left -= num_units
+        if self._left < 0:
+            raise Stop
+
+    def say(self, text: str) -> None:
+        """Remember it."""
+        self.said.append(text)
 
 
 def kill_yourself(parent: int, *_: object) -> bytes:

@@ -17,8 +17,8 @@ from shards.errors import ConfigError, UserError
 from shards.fetch import Fetcher
 from shards.pack import PackConfig, pack
 from shards.sources import list_shards
+from shards.stores.web import WebConfig
 from shards.synthetic import CLASS_NAMES, encode_jpeg, iter_pictures, make_picture
-from shards.web import WebConfig
 
 
 def jpeg(index, label=0):

@@ -13,29 +13,10 @@ from shards.errors import ManifestError, PackFailed, UserError
 from shards.pack import PackConfig, PackSource, Watch, pack
 from shards.pack_entries import Entry
 from shards.sources import list_shards
-from tests.shards.pack_helpers import kill_yourself
+from tests.shards.pack_helpers import Stop, StopAfter, kill_yourself
 from tests.shards.test_pack import jpeg, make_folder, shard_bytes
 
 CONFIG = PackConfig(samples_per_shard=5)
-
-
-class Stop(BaseException):
-    """What ends a pack in these tests."""
-
-
-class StopAfter(Watch):
-    """Stops a pack after so many pictures."""
-
-    def __init__(self, num: int) -> None:
-        self._left, self.said = num, []
-
-    def advance(self, num_units: int) -> None:
-        self._left -= num_units
-        if self._left < 0:
-            raise Stop
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +140,7 @@ def test_whoever_waits_is_told_for_what(pictures, tmp_path):
     other = threading.Thread(target=pack, args=(source, out, CONFIG), kwargs={"watch": inner})
 
     class StartTheOther(Watch):
-        def advance(self, num_units):
+        def advance(self, num_units):  # noqa: ARG002
             if not other.ident:
                 other.start()
                 while not inner.said:
@@ -211,7 +192,7 @@ def test_what_a_worker_cannot_do_is_the_same_sentence(tmp_path, pictures):
     out = tmp_path / "out"
 
     class RemoveTheFolder(Watch):
-        def begin(self, num_units, unit):
+        def begin(self, num_units, unit):  # noqa: ARG002
             os.rename(out, tmp_path / "elsewhere")
 
     message = r"shard-\d+\.tar of \S+out cannot be written \(No such file.*make room there, or"

@@ -15,30 +15,15 @@ from fsspec.implementations.memory import MemoryFileSystem
 from shards.entries import entries_from_folder, entries_from_list
 from shards.entries_table import entries_from_parquet
 from shards.errors import ManifestError, PackFailed, UserError
-from shards.pack import PackConfig, Watch, pack
+from shards.pack import PackConfig, pack
 from shards.retrying import RetryConfig
 from shards.sources import list_shards
 from shards.stores import uploads
+from tests.shards.pack_helpers import Stop, StopAfter
 from tests.shards.test_pack import jpeg, make_folder, shard_bytes
 
 CONFIG = PackConfig(samples_per_shard=4)
 QUICK = RetryConfig(num_attempts=3, first_wait_seconds=0.0, longest_wait_seconds=0.0)
-
-
-class Stop(BaseException):
-    """What ends a pack in these tests."""
-
-
-class StopAfter(Watch):
-    """Stops a pack after so many pictures."""
-
-    def __init__(self, num):
-        self._left = num
-
-    def advance(self, num_units):
-        self._left -= num_units
-        if self._left < 0:
-            raise Stop
 
 
 @pytest.fixture

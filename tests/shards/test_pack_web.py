@@ -17,7 +17,7 @@ from shards.entries_table import entries_from_parquet
 from shards.errors import ConfigError, PackFailed, UserError
 from shards.fetch import Fetcher, FetchError
 from shards.pack import PackConfig, pack
-from shards.web import Web, WebConfig
+from shards.stores.web import Web, WebConfig
 from tests.shards.test_pack import jpeg, read_with_webdataset, shard_bytes
 
 QUICK = WebConfig(timeout_seconds=0.4, total_seconds=1.0, num_attempts=2, max_bytes=20_000)

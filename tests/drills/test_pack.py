@@ -1,0 +1,190 @@
+"""A pack is killed at any moment, again and again: the shards are the same, byte by byte."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shards.entries import entries_from_folder, entries_from_synthetic
+from shards.errors import ManifestError
+from shards.fetch import Fetcher
+from shards.pack import pack
+from shards.sources import list_shards
+from shards.stores.web import WebConfig
+from tests.drills.pack_process import CONFIG
+from tests.stores import KEYS, connect, s3_server
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+PATIENCE = 120.0
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,200 pictures in three folders: thirty shards."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    with Fetcher(WebConfig()) as fetcher:
+        for number, entry in enumerate(entries_from_synthetic(1200, size=32).entries):
+            path = folder / "abc"[number % 3] / f"{number:04d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(entry.read(fetcher))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What an undisturbed pack writes, by name."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    pack(entries_from_folder(pictures), out, CONFIG)
+    return contents(out)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@contextmanager
+def packing(source: Path, out: object, num_workers: int) -> Iterator[subprocess.Popen[str]]:
+    """A pack as a process, of which nothing is left behind."""
+    module = "tests.drills.pack_process"
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, str(source), str(out), str(num_workers)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> bool:
+    """Whether it came true before the process ended."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, "nothing happens"
+    return True
+
+
+def num_shards(out: Path) -> int:
+    return len(list(out.glob("*.tar")))
+
+
+def moments(out: Path, rng: random.Random) -> Iterator[Callable[[], bool]]:
+    """Something that can be seen from outside, and a little later."""
+    yield lambda: out.exists()
+    yield lambda: (out / "pack.unfinished.json").exists()
+    yield lambda: any(out.glob(".*.tar.part-*"))
+    for more in (1, 4, 9):
+        wanted = num_shards(out) + more
+        yield lambda wanted=wanted: num_shards(out) >= wanted  # type: ignore[misc]
+    yield lambda: any(out.glob(".*.json.part-*"))
+    yield lambda: time.sleep(rng.uniform(0, 0.02)) is None and num_shards(out) > 20
+    yield lambda: (out / "pack.json").exists()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_killed_pack_goes_on_as_if_nothing_had_happened(
+    num_workers: int, pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Killed while it starts, writes, names, reports: nothing half, nothing twice, no orphan."""
+    out, num_kills = tmp_path / "out", 0
+    for moment in moments(out, random.Random(num_workers)):
+        with packing(pictures, out, num_workers) as process:
+            was_killed = wait_for(process, moment)
+            children = psutil.Process(process.pid).children() if was_killed else []
+            process.kill()
+            process.wait(PATIENCE)
+        num_kills += was_killed
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert alive == [], "workers must die with their parent"
+        finished = {n: data for n, data in contents(out).items() if not n.startswith(".")}
+        mark = finished.pop("pack.unfinished.json", None)
+        assert finished.items() <= whole.items()
+        if mark is not None and num_shards(out):
+            with pytest.raises(ManifestError, match="unfinished pack"):
+                list_shards(str(out))
+    with packing(pictures, out, num_workers) as process:
+        text, error = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, error
+    assert num_kills >= 6, "it was killed too late to show anything"
+    assert contents(out) == whole
+    assert int(text.split()[1]) > 20
+
+
+def test_packs_killed_on_the_way_to_a_bucket_come_to_the_same_bytes(
+    pictures: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Objects are whole or not there; drafts of killed packs do not stay on this machine."""
+    with s3_server() as address:
+        for name, value in (KEYS | {"AWS_ENDPOINT_URL": address}).items():
+            monkeypatch.setenv(name, value)
+        client = connect(address)
+        client.create_bucket(Bucket="drill")
+
+        def names() -> set[str]:
+            listed = client.list_objects_v2(Bucket="drill", Prefix="out/").get("Contents", [])
+            return {entry["Key"].rpartition("/")[2] for entry in listed}
+
+        for wanted in (1, 12, 40):
+            with packing(pictures, "s3://drill/out", 2) as process:
+                assert wait_for(process, lambda wanted=wanted: len(names()) >= wanted)
+                process.kill()
+                process.wait(PATIENCE)
+            assert "pack.json" not in names()
+        with packing(pictures, "s3://drill/out", 2) as process:
+            _, error = process.communicate(timeout=PATIENCE)
+            assert process.returncode == 0, error
+        found = {
+            name: client.get_object(Bucket="drill", Key=f"out/{name}")["Body"].read()
+            for name in names()
+        }
+        client.close()
+    assert found == whole
+
+
+def test_ctrl_c_in_a_terminal_leaves_one_line_and_what_is_finished(
+    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A terminal sends it to every process of the group; none may print a traceback."""
+    out = tmp_path / "out"
+    options = ["--samples-per-shard", "40", "--workers", "2"]
+    command = [sys.executable, "-m", "streamssl.cli", "shards", "pack", str(pictures), str(out)]
+    process = subprocess.Popen(
+        [*command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert wait_for(process, lambda: num_shards(out) >= 2)
+        os.killpg(process.pid, signal.SIGINT)
+        text, error = process.communicate(timeout=PATIENCE)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 130 and error == "streamssl: interrupted\n"
+    assert "of 30 shards are finished; the same command goes on" in text
+    assert not list(out.glob(".*")) and (out / "pack.unfinished.json").exists()
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "by an earlier start" in done.stdout
+    assert contents(out) == whole
+    assert multiprocessing.active_children() == []

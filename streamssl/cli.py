@@ -4,7 +4,7 @@
 
 streamssl pretrain RECIPE --data SHARDS --out FOLDER [overrides]
 streamssl evaluate knn --run FOLDER --train SHARDS --test SHARDS
-streamssl shards pack|verify|stats …
+streamssl shards pack|verify|stats|view …
 streamssl demo
 """
 
@@ -23,6 +23,7 @@ from streamssl.commands.evaluate import evaluate_knn
 from streamssl.commands.look import stats, verify
 from streamssl.commands.pack import pack_shards
 from streamssl.commands.pretrain import parse_pretrain, run_pretrain
+from streamssl.commands.view import view
 from streamssl.demo import DemoConfig, demo
 from streamssl.parsing import parse, unknown
 from streamssl.recipes import RECIPES
@@ -124,7 +125,7 @@ def _usage(path: str, tree: dict[str, Any]) -> str:
 _COMMANDS: dict[str, Any] = {
     "pretrain": _pretrain,
     "evaluate": {"knn": evaluate_knn},
-    "shards": {"pack": pack_shards, "verify": verify, "stats": stats},
+    "shards": {"pack": pack_shards, "verify": verify, "stats": stats, "view": view},
     "demo": _demo,
 }
 

@@ -5,12 +5,14 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-peers
+SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
 # Loopback Ray clusters made by tests need no token; stating it keeps Ray from writing one.
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt check test drill test-gpu demo bench lock clean
+.PHONY: help setup fmt check test drill test-gpu demo bench bench-peers lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,9 +51,21 @@ demo: $(READY) ## Pictures by formula -> shards -> Ray readers -> SwAV -> k-NN, 
 bench: $(READY) ## Measure the input path on made pictures; BENCHMARKS.md has the other commands
 	$(BIN)/python -m tests.bench.input --readers 2 --pictures 1024
 
+bench-peers: $(PEERS)/.ready ## Measure other loaders beside ours on made pictures; installs them into .venv-peers first
+	$(BIN)/python -m tests.bench.peers
+
+$(PEERS)/.ready: tests/bench/peers-requirements.txt $(READY)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(PEERS)
+	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --no-deps --requirement tests/bench/peers-requirements.txt
+	$(BIN)/python -c $(SITE) > $$($(PEERS)/bin/python -c $(SITE))/environment-of-make-setup.pth
+	@touch $@
+
 lock: ## Pin the newest versions of every dependency into requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header \
 		--no-annotate --extra s3 --extra dev --upgrade pyproject.toml --output-file requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+		--extra s3 --extra gcs --extra cluster --constraint requirements.txt \
+		pyproject.toml --output-file cluster/deploy/requirements.txt
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,35 @@
+"""The samples of plain tars: for the peers that need another format, and to count what came."""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def iter_samples(folder: str) -> Iterator[tuple[str, bytes]]:
+    """(name, JPEG bytes) of every picture of every tar of a folder."""
+    for shard in sorted(Path(folder).glob("*.tar")):
+        yield from iter_shard(shard)
+
+
+def iter_shard(shard: Path) -> Iterator[tuple[str, bytes]]:
+    """(name, JPEG bytes) of every picture of a tar."""
+    with tarfile.open(shard) as tar:
+        for member in tar:
+            name, _, extension = member.name.partition(".")
+            file = tar.extractfile(member)
+            if file is not None and extension == "jpg":
+                yield name, file.read()
+
+
+def sample_places(folder: Path) -> dict[str, str]:
+    """The names of all samples by place, "<shard row>:<offset of the first header>"."""
+    places: dict[str, str] = {}
+    for row, shard in enumerate(sorted(folder.glob("*.tar"))):
+        seen: set[str] = set()
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                name = member.name.partition(".")[0]
+                if name not in seen:
+                    seen.add(name)
+                    places[f"{row}:{member.offset}"] = name
+    return places

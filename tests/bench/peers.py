@@ -1,0 +1,312 @@
+"""Other loaders and ours on the same shards: `make bench-peers`, or `python -m tests.bench.peers`.
+
+Every loader does the same work (`peering.work`) with the same number of workers, in a process of
+its own, one after the other, several times; medians are shown. Then each is killed with SIGKILL
+after some batches, goes on by its own documented means, and the names of what it delivered are
+compared with the data; and its order is compared between 1, 2 and 3 workers.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tyro
+
+from shards.entries import entries_from_synthetic
+from shards.pack import PackConfig, pack
+from tests.bench.peering.convert import sample_places
+from tests.bench.peering.work import Job
+
+LOADERS = ("threads", "readers", "dataset", "wds", "stateful", "mosaic", "lit", "raydata")
+CONVERTED = ("mosaic", "lit")
+_MOST_SECONDS = 240
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """`shards`: a folder of plain tars with .jpg members; None makes 1,200 pictures of 384 pixels.
+
+    `python` is an interpreter that has the peers. A killed loader has committed `kill_after`
+    batches by then, and takes `step_seconds` for each, as a trainer would.
+    """
+
+    shards: Path | None = None
+    python: Path = Path(".venv-peers/bin/python")
+    loaders: tuple[str, ...] = LOADERS
+    workers: int = 2
+    times: int = 3
+    warm_up: int = 512
+    pictures: int = 2048
+    kill_after: int = 10
+    step_seconds: float = 0.05
+    json: bool = False
+
+
+class Run:
+    """A loader's process: its result, the most memory that its tree of processes held."""
+
+    def __init__(self, options: Options, task: str, name: str, fields: dict[str, Any]) -> None:
+        command = [str(options.python.absolute()), "-m", "tests.bench.peering.child"]
+        # Files, not pipes: a worker that outlives its parent would keep a pipe open.
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            [*command, task, name, json.dumps(fields)],
+            stdout=self._output,
+            stderr=self._errors,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        self.peak_bytes = 0
+        self._seen: set[psutil.Process] = set()
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+
+    def result(self) -> dict[str, Any]:
+        """The last line that the process printed. Raises RuntimeError with what it said."""
+        try:
+            self.process.wait(_MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise RuntimeError(f"nothing after {_MOST_SECONDS} s; {self._said()}") from None
+        self._end()
+        if self.process.returncode:
+            raise RuntimeError(f"exit status {self.process.returncode}; {self._said()}")
+        self._output.seek(0)
+        return dict(json.loads(self._output.read().strip().rpartition("\n")[2]))
+
+    def kill(self) -> None:
+        """SIGKILL to the process and its workers, all at once, as a lost machine would."""
+        self._seen.update(_tree(self.process.pid))
+        self.process.kill()
+        self.process.wait()
+        self._end()
+
+    def _end(self) -> None:
+        """Nobody stays behind to disturb the next one: some workers outlive their parents."""
+        self._done.set()
+        self._watcher.join()
+        for process in self._seen:
+            try:
+                process.kill()  # does nothing to another process that has the number by now
+            except psutil.Error:
+                continue
+
+    def _said(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        return " | ".join(lines[-3:])
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.5):
+            self._seen.update(_tree(self.process.pid))
+            self.peak_bytes = max(self.peak_bytes, _tree_bytes(self.process.pid))
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _tree_bytes(pid: int) -> int:
+    """Memory of a process and all below it; pages that they share count once."""
+    total = 0
+    try:
+        processes = [psutil.Process(pid), *_tree(pid)]
+    except psutil.Error:
+        return 0
+    for process in processes:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total
+
+
+class Bench:
+    """All figures of all loaders on one folder of shards."""
+
+    def __init__(self, options: Options, folder: Path, scratch: Path) -> None:
+        self.options, self.folder, self.scratch = options, folder, scratch
+        self.places = sample_places(folder)
+        self.names = list(self.places.values())
+        assert len(set(self.names)) == len(self.names), "names must tell samples apart"
+        self.results: dict[str, dict[str, Any]] = {name: {} for name in options.loaders}
+
+    def run(self) -> None:
+        """Measure; a loader that fails is a row that says how, and the others go on."""
+        for step in (self._convert, self._speeds, self._kills, self._orders):
+            step()
+
+    def _job(self, name: str, **changes: Any) -> dict[str, Any]:
+        job = Job(
+            folder=str(self.folder),
+            converted=str(self.scratch / name),
+            mode=changes.get("mode", "crop"),
+            workers=changes.get("workers", self.options.workers),
+        )
+        return asdict(job)
+
+    def _try(self, name: str, task: str, fields: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        run = Run(self.options, task, name, fields)
+        try:
+            return run.result(), run.peak_bytes
+        except RuntimeError as error:
+            self.results[name].setdefault("errors", []).append(f"{task}: {error}")
+            return {}, 0
+
+    def _convert(self) -> None:
+        for name in set(CONVERTED) & set(self.options.loaders):
+            found, _ = self._try(name, "convert", {"job": self._job(name)})
+            self.results[name]["convert_seconds"] = found.get("seconds")
+
+    def _speeds(self) -> None:
+        fields = {"warm_up": self.options.warm_up, "pictures": self.options.pictures}
+        readings: dict[str, list[float]] = {}
+        for _ in range(self.options.times):  # in turn, so that a busy minute hits everybody
+            for name in self.options.loaders:
+                for mode in ("crop", "bytes"):
+                    found, peak = self._try(
+                        name, "speed", {"job": self._job(name, mode=mode), **fields}
+                    )
+                    if not found:
+                        continue
+                    self.results[name] |= {k: found[k] for k in ("version", "resume")}
+                    for key in ("pictures_per_second", "first_batch_seconds"):
+                        readings.setdefault(f"{name} {mode} {key}", []).append(found[key])
+                    readings.setdefault(f"{name} {mode} peak_bytes", []).append(peak)
+        for key, values in readings.items():
+            name, mode, reading = key.split()
+            self.results[name][f"{mode}_{reading}"] = statistics.median(values)
+            self.results[name][f"{mode}_{reading}_all"] = values
+
+    def _kills(self) -> None:
+        for name in self.options.loaders:
+            log, state = self.scratch / f"{name}.log", self.scratch / f"{name}.state"
+            fields = {
+                "job": self._job(name),
+                "log": str(log),
+                "state": str(state),
+                "step_seconds": self.options.step_seconds,
+            }
+            run = Run(self.options, "deliver", name, {**fields, "resume": False})
+            deadline = time.monotonic() + _MOST_SECONDS
+            while len(_read(log)) < self.options.kill_after and time.monotonic() < deadline:
+                if run.process.poll() is not None:
+                    break
+                time.sleep(0.02)
+            run.kill()
+            committed = self._committed(log, state)
+            log.rename(log.with_suffix(".before"))
+            self._try(name, "deliver", {**fields, "resume": True, "step_seconds": 0})
+            self.results[name] |= self._account(committed, _read(log))
+
+    def _committed(self, log: Path, state: Path) -> list[list[str]]:
+        """The batches that the saved state knows of; one more may be in the log."""
+        saved = json.loads(state.read_text())["batches"] if state.exists() else 0
+        return _read(log)[:saved]
+
+    def _account(self, committed: list[list[str]], after: list[list[str]]) -> dict[str, Any]:
+        """What of one epoch never came, and what came twice, in both lives together."""
+        counts = Counter(
+            self.places.get(name, name) for batch in [*committed, *after] for name in batch
+        )
+        return {
+            "committed": sum(map(len, committed)),
+            "delivered_after": sum(map(len, after)),
+            "lost": sum(counts[name] == 0 for name in self.names),
+            "repeated": sum(count - 1 for count in counts.values() if count > 1),
+        }
+
+    def _orders(self) -> None:
+        for name in self.options.loaders:
+            orders = []
+            for index, workers in enumerate((1, 2, 3, self.options.workers)):
+                log = self.scratch / f"{name}-{index}.order"
+                fields = {"log": str(log), "state": str(log.with_suffix(".state"))}
+                job = self._job(name, workers=workers, mode="bytes")
+                self._try(
+                    name, "deliver", {"job": job, **fields, "resume": False, "step_seconds": 0}
+                )
+                orders.append([self.places.get(n, n) for batch in _read(log) for n in batch])
+            whole = [sorted(order) == sorted(self.names) for order in orders]
+            self.results[name] |= {
+                "same_order": all(order == orders[0] for order in orders[:3]) and all(whole),
+                "same_again": orders[1] == orders[3] and bool(orders[1]),
+                "epoch_complete": all(whole),
+            }
+
+
+def _read(log: Path) -> list[list[str]]:
+    """The whole lines of a log: what was committed."""
+    lines = log.read_text().split("\n")[:-1] if log.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results as the rows of a Markdown table."""
+    head = (
+        *("loader", "version", "conversion", "crops/s", "bytes/s", "first batch", "memory"),
+        *("after SIGKILL: lost / repeated", "same order, 1/2/3 workers", "same order again"),
+    )
+    rows = [head, ("---",) * len(head)]
+    for name, found in results.items():
+        rows.append(
+            (
+                name,
+                str(found.get("version", "-")),
+                _number(found.get("convert_seconds"), "{:.1f} s", "none needed"),
+                _number(found.get("crop_pictures_per_second"), "{:.0f}"),
+                _number(found.get("bytes_pictures_per_second"), "{:.0f}"),
+                _number(found.get("crop_first_batch_seconds"), "{:.2f} s"),
+                _number(found.get("crop_peak_bytes"), "{:,.0f} MB", scale=1e-6),
+                f"{found.get('lost', '-')} / {found.get('repeated', '-')}",
+                "yes" if found.get("same_order") else "no",
+                "yes" if found.get("same_again") else "no",
+            )
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _number(value: float | None, form: str, none: str = "-", scale: float = 1.0) -> str:
+    return none if value is None else form.format(value * scale)
+
+
+def main() -> None:
+    """Measure once and print the table; problems of single loaders below it."""
+    options = tyro.cli(Options)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.shards
+        if folder is None:
+            folder = Path(scratch) / "made"
+            pack(entries_from_synthetic(1200, size=384), folder, PackConfig(samples_per_shard=100))
+        bench = Bench(options, folder.absolute(), Path(scratch))
+        bench.run()
+    if options.json:
+        print(json.dumps(bench.results, indent=1))
+    print(table(bench.results))
+    for name, found in bench.results.items():
+        print(
+            f"{name}: resume: {found.get('resume')}; committed {found.get('committed')}, "
+            f"after {found.get('delivered_after')}; epoch complete: {found.get('epoch_complete')}"
+        )
+        for error in found.get("errors", []):
+            print(f"{name}: {error}")
+
+
+if __name__ == "__main__":
+    main()

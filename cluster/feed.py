@@ -5,6 +5,8 @@ of the batches cannot differ from those of a single process. What crops take in 
 bounded by the stream, which never asks for more than its `max_bytes`.
 """
 
+import logging
+import signal
 import socket
 import threading
 import time
@@ -17,6 +19,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants, services
+from ray._private import worker as ray_worker
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.errors import ReadersLost
@@ -27,8 +30,10 @@ from shards.manifest import Manifest
 from shards.records import ChunkCrops, Turn
 from shards.redaction import redact
 
-# Two chunks a reader: one in its hands, one waiting, so that it never waits for the driver.
+# Two chunks a reader: one in its hands, one of which the bytes are read meanwhile.
 _PENDING_PER_READER = 2
+# A chunk in whose hands this many readers died is cropped in isolation, which costs it time alone.
+_DEATHS_TO_ISOLATE = 2
 _DEATHS_PER_CHUNK = 4
 _DEATHS_AT_START = 4
 _POLL_SECONDS = 0.1
@@ -44,8 +49,18 @@ def ray_session(address: str, num_readers: int, max_bytes: int) -> Iterator[None
     `max_bytes` is what the stream may hold; a Ray that is started here gets room for it, and can
     be reached from this machine alone. Raises ConfigError when there is no such cluster.
     """
+    with _quiet():
+        _connect(address, num_readers, max_bytes)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str, num_readers: int, max_bytes: int) -> None:
     options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
     several_machines = ray_constants.ENABLE_RAY_CLUSTER
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if address == "local":
         # Otherwise Ray takes the machine's own address for 127.0.0.1 and listens to everybody.
         ray_constants.ENABLE_RAY_CLUSTER = False
@@ -73,10 +88,25 @@ def ray_session(address: str, num_readers: int, max_bytes: int) -> Iterator[None
         ) from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = several_machines
+        # Ray takes SIGTERM for itself, and would end the trainer before it has saved.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Whatever `log_to_driver` says, Ray prints ten lines of its own for every reader that dies."""
+    prints = ray_worker.print_to_stdstream
+    ray_worker.print_to_stdstream = _log
     try:
         yield
     finally:
-        ray.shutdown()
+        ray_worker.print_to_stdstream = prints
+
+
+def _log(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - called by Ray
+    """A message of Ray, for those who ask their log for it."""
+    logging.getLogger("ray").info("%s", "\n".join(data["lines"]))
 
 
 def _knock(address: str) -> None:
@@ -93,6 +123,10 @@ class _Task:
     future: "Future[ChunkCrops]" = field(default_factory=Future)
     num_deaths: int = 0
 
+    @property
+    def isolated(self) -> bool:
+        return self.num_deaths >= _DEATHS_TO_ISOLATE
+
 
 class RayReaders:
     """`num_readers` reader actors and the thread that keeps them busy. Use as a context.
@@ -100,8 +134,8 @@ class RayReaders:
     `on_crops` is told of every finished chunk, `on_lost` of every reader that died; both are
     called from the feed's thread. Only readers that answered get chunks, so those for which the
     cluster has no core yet hold nothing up. A chunk of a dead reader goes to another one; a chunk
-    in whose hands four readers died ends the stream with ReadersLost, and so do readers that
-    cannot start.
+    in whose hands two readers died is cropped in isolation, and if that was the end of another two
+    readers, too, the stream ends with ReadersLost. So do readers that cannot start.
     """
 
     def __init__(
@@ -120,6 +154,7 @@ class RayReaders:
         self._readers: list[Any] = []
         self._starting: dict[Any, Any] = {}  # the first answer of a reader, and the reader
         self._num_deaths_at_start = 0
+        self._last_ticket = 0
         self._last_with_reader = time.monotonic()
         self._error: BaseException | None = None
         self._changed = threading.Condition()
@@ -145,7 +180,7 @@ class RayReaders:
 
     def _start_reader(self) -> None:
         reader = Reader.remote(self._job)  # type: ignore[attr-defined]
-        self._starting[reader.pid.remote()] = reader
+        self._starting[reader.start.remote()] = reader
 
     def _loop(self) -> None:
         try:
@@ -181,30 +216,47 @@ class RayReaders:
             if load[id(reader)] >= _PENDING_PER_READER:
                 return
             task = self._queue.popleft()
+            self._running[self._send(task, reader, waits=load[id(reader)] > 0)] = (task, reader)
             load[id(reader)] += 1
-            shard = self._manifest.shards[task.turn.chunk.shard]
-            ref = reader.crop.remote(shard, task.turn)
-            self._running[ref] = (task, reader)
+
+    def _send(self, task: _Task, reader: Any, *, waits: bool) -> Any:
+        """Give a chunk to a reader; it `waits` there while another one is cropped."""
+        shard = self._manifest.shards[task.turn.chunk.shard]
+        if task.isolated:
+            return reader.crop_isolated.remote(shard, task.turn)
+        self._last_ticket += 1
+        if waits:
+            reader.fetch.remote(self._last_ticket, shard, task.turn.chunk)
+        return reader.crop.remote(shard, task.turn, self._last_ticket)
 
     def _started(self, ref: Any) -> None:
         reader = self._starting.pop(ref)
         try:
             ray.get(ref)
+        except RayTaskError as error:
+            ray.kill(reader)
+            if isinstance(error.cause, StreamSSLError):
+                self._fail(error.cause)  # it would be no better on another node
+            else:
+                self._lost_at_start(error)
         except RayActorError as error:
-            self._on_lost()
-            self._num_deaths_at_start += 1
-            if self._num_deaths_at_start < _DEATHS_AT_START:
-                self._start_reader()
-            elif not (self._readers or self._starting):
-                self._fail(
-                    ReadersLost(
-                        f"{self._num_deaths_at_start} readers died before they did anything "
-                        f"({_cause(error)}); mend that, then start the same command again"
-                    )
-                )
+            self._lost_at_start(error)
         else:
             self._num_deaths_at_start = 0
             self._readers.append(reader)
+
+    def _lost_at_start(self, error: RayError) -> None:
+        self._on_lost()
+        self._num_deaths_at_start += 1
+        if self._num_deaths_at_start < _DEATHS_AT_START:
+            self._start_reader()
+        elif not (self._readers or self._starting):
+            self._fail(
+                ReadersLost(
+                    f"{self._num_deaths_at_start} readers died before they did anything "
+                    f"({_cause(error)}); mend that, then start the same command again"
+                )
+            )
 
     def _check_start(self) -> None:
         """End the wait for a first reader that the cluster seems unable to start."""
@@ -255,9 +307,10 @@ class RayReaders:
             shard = redact(self._manifest.shards[chunk.shard].uri)
             task.future.set_exception(
                 ReadersLost(
-                    f"{task.num_deaths} readers died one after the other on bytes "
-                    f"{chunk.start}-{chunk.stop} of {shard}; look at the shard with "
-                    "`streamssl shards verify`, and at the memory of the nodes"
+                    f"{task.num_deaths} readers died one after the other, the last two while they "
+                    f"cropped in isolation, on bytes {chunk.start}-{chunk.stop} of {shard}; "
+                    "look at the shard with `streamssl shards verify`, and at the memory of the "
+                    "nodes"
                 )
             )
             return

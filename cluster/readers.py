@@ -5,25 +5,65 @@ readers (`feed`) notices a death and decides what to do about it.
 """
 
 import os
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
 
 import ray
 
 from shards.chunks import ChunkCropper, CropJob
-from shards.records import ChunkCrops, ShardInfo, Turn
+from shards.records import Chunk, ChunkCrops, ShardInfo, Turn
 from shards.sources import RangeReader
+from shards.tar import Cut
+
+# A chunk of more bytes than this is read when its turn comes: it would lie beside the one in hand.
+_MOST_BYTES_AHEAD: Final = 64 << 20
 
 
-@ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)
+@ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, concurrency_groups={"fetch": 1})
 class Reader:
-    """One process that crops chunks, one at a time, on one core."""
+    """One process that crops chunks, one at a time and in the order of the calls, on one core.
+
+    While it crops one, the bytes of the next are read on another thread: `fetch` announces that
+    `crop` will be called with the same ticket. Tickets grow; 0 stands for none.
+    """
 
     def __init__(self, job: CropJob) -> None:
-        self._cropper = ChunkCropper(job, RangeReader())
+        self._job = job
+        self._lock = threading.Lock()
+        self._newest = 0  # the ticket of the chunk in hand
+        self._ahead: dict[int, Future[tuple[Cut, float]]] = {}
+        self._fetcher = ThreadPoolExecutor(1, "fetch")
 
-    def crop(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
+    def start(self) -> int:
+        """Get ready, on the thread that will crop; the process number. Raises ConfigError."""
+        self._cropper = ChunkCropper(self._job, RangeReader())
+        return os.getpid()
+
+    @ray.method(concurrency_group="fetch")
+    def fetch(self, ticket: int, shard: ShardInfo, chunk: Chunk) -> None:
+        """Begin to read a chunk, unless its turn has come by now or it is large."""
+        with self._lock:
+            if ticket > self._newest and chunk.stop - chunk.start <= _MOST_BYTES_AHEAD:
+                self._ahead[ticket] = self._fetcher.submit(self._read, shard, chunk)
+
+    def crop(self, shard: ShardInfo, turn: Turn, ticket: int = 0) -> ChunkCrops:
         """See `ChunkCropper.crop`."""
-        return self._cropper.crop(shard, turn)
+        with self._lock:
+            self._newest = max(self._newest, ticket)
+            ahead = self._ahead.pop(ticket, None)
+        found, seconds = ahead.result() if ahead else self._read(shard, turn.chunk)
+        return self._cropper.crop_cut(turn, found, seconds)
+
+    def crop_isolated(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
+        """See `ChunkCropper.crop_isolated`."""
+        return self._cropper.crop_isolated(shard, turn)
 
     def pid(self) -> int:
         """The process number of this reader."""
         return os.getpid()
+
+    def _read(self, shard: ShardInfo, chunk: Chunk) -> tuple[Cut, float]:
+        began = time.monotonic()
+        return self._cropper.read(shard, chunk), time.monotonic() - began

@@ -6,35 +6,27 @@ it gives the same arrays. That is what lets a stream compute out of order and de
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from shards.admission import AdmissionConfig, admit, reject
-from shards.crops.engine import Engine, use_one_core
-from shards.crops.recipe import CropRecipe, draw
-from shards.errors import NotATar
-from shards.picture import Picture
+from shards.admission import reject
+from shards.cropper import CropJob as CropJob
+from shards.cropper import Outcome, SampleCropper, picture_digest
+from shards.crops.engine import use_one_core
+from shards.errors import ConfigError, NotATar
+from shards.isolation import Isolation
+from shards.reading import look_into
+from shards.reading import read_chunk as read_chunk
 from shards.records import Chunk, ChunkCrops, Reject, Sample, ShardInfo, Turn
 from shards.sources import RangeReader
-from shards.tar import Cut, cut
+from shards.subset import Subset
+from shards.tar import Cut
+from shards.walks import Walks
 
 _NICENESS = 10
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CropJob:
-    """Everything a reader must know besides the chunk. Small, and travels by pickle to readers.
-
-    `build_engine` is called once by every reader.
-    """
-
-    recipe: CropRecipe
-    seed: int
-    admission: AdmissionConfig
-    build_engine: Callable[[], Engine]
+# How much of a source is looked at for uids before a run.
+_PROBE_BYTES = 1 << 20
 
 
 class ChunkCropper:
@@ -49,62 +41,103 @@ class ChunkCropper:
         os.nice(_NICENESS)  # of this thread alone
         self._job = job
         self._reader = reader
-        self._engine = job.build_engine()
+        self._cropper = SampleCropper(job)
+        self._walks = Walks()
 
     def crop(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
         """All samples of a chunk, as crops or as rejects. Raises ShardUnreadable."""
         began = time.monotonic()
-        cut_out = read_chunk(self._reader, shard, turn.chunk)
-        found = cut_out.found
-        cut_at = time.monotonic()
-        rejects: dict[int, Reject] = {
-            item.offset: item for item in found if isinstance(item, Reject)
-        }
-        admitted: list[tuple[Sample, Picture]] = []
-        for item in found:
+        found = self.read(shard, turn.chunk)
+        return self.crop_cut(turn, found, time.monotonic() - began)
+
+    def read(self, shard: ShardInfo, chunk: Chunk) -> Cut:
+        """What `crop` begins with; may be called on another thread than the one that crops."""
+        return read_chunk(self._reader, shard, chunk, self._walks)
+
+    def crop_cut(self, turn: Turn, found: Cut, read_seconds: float) -> ChunkCrops:
+        """What `crop` ends with, where `read` was called before, and took so long."""
+        return self._finish(turn, found, read_seconds, self._cropper.crop)
+
+    def crop_isolated(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
+        """As `crop`, in a process that may die: slower, for chunks in which others died.
+
+        Raises DecoderLost when that process cannot run at all.
+        """
+        began = time.monotonic()
+        found = self.read(shard, turn.chunk)
+        read_seconds = time.monotonic() - began
+        with Isolation(self._job) as isolation:
+            return self._finish(turn, found, read_seconds, isolation.crop)
+
+    def _finish(
+        self,
+        turn: Turn,
+        found: Cut,
+        read_seconds: float,
+        crop: Callable[[Sequence[Sample], int], Outcome],
+    ) -> ChunkCrops:
+        began = time.monotonic()
+        items, num_unselected = _select(found.found, self._job.subset)
+        rejects = {item.offset: item for item in items if isinstance(item, Reject)}
+        samples: list[Sample] = []
+        for item in items:
             if isinstance(item, Sample):
-                picture = admit(item, self._job.admission)
-                if isinstance(picture, Reject):
-                    rejects[item.offset] = picture
+                if turn.quarantine and picture_digest(item) in turn.quarantine:
+                    detail = "a process died while it decoded this picture"
+                    rejects[item.offset] = reject(item, "kills_decoder", detail)
                 else:
-                    admitted.append((item, picture))
-        crops = self._execute(admitted, turn.epoch, rejects)
-        offsets = np.array([item.offset for item in found], dtype=np.int64)
+                    samples.append(item)
+        outcome = crop(samples, turn.epoch)
+        rejects |= {item.offset: item for item in outcome.rejects}
+        offsets = np.array([item.offset for item in items], dtype=np.int64)
         kept = np.array([int(offset) not in rejects for offset in offsets], dtype=bool)
         return ChunkCrops(
             turn.chunk,
             turn.epoch,
             offsets,
             kept,
-            crops,
+            outcome.crops,
             tuple(rejects[offset] for offset in sorted(rejects)),
-            read_seconds=cut_at - began,
-            crop_seconds=time.monotonic() - cut_at,
-            leaps=cut_out.leaps,
+            read_seconds=read_seconds,
+            crop_seconds=time.monotonic() - began,
+            num_unselected=num_unselected,
+            leaps=found.leaps,
+            killers=outcome.killers,
         )
 
-    def _execute(
-        self, admitted: list[tuple[Sample, Picture]], epoch: int, rejects: dict[int, Reject]
-    ) -> tuple[NDArray[np.uint8], ...]:
-        """Crop what was admitted; what cannot be decoded joins `rejects`."""
-        ids = np.array([(s.shard, s.offset) for s, _ in admitted], dtype=np.int64).reshape(-1, 2)
-        sizes = np.array([(p.height, p.width) for _, p in admitted], dtype=np.int64).reshape(-1, 2)
-        epochs = np.full(len(admitted), epoch, dtype=np.int64)
-        parameters = draw(self._job.recipe, self._job.seed, epochs, ids, sizes)
-        cropped = self._engine.crop([picture for _, picture in admitted], parameters)
-        for row, reason, detail in cropped.failures:
-            sample = admitted[row][0]
-            rejects[sample.offset] = reject(sample, reason, detail)
-        return cropped.crops
+
+def _select(
+    items: list[Sample | Reject], subset: Subset | None
+) -> tuple[list[Sample | Reject], int]:
+    """What is part of the data, and how many samples are none.
+
+    What the tar itself rejects stays: nobody can tell which sample it was.
+    """
+    samples = [item for item in items if isinstance(item, Sample)]
+    if subset is None or not samples:
+        return items, 0
+    wanted = subset.select(samples)
+    left = {sample.offset for sample, is_wanted in zip(samples, wanted, strict=True) if is_wanted}
+    chosen = [item for item in items if isinstance(item, Reject) or item.offset in left]
+    return chosen, len(items) - len(chosen)
 
 
-def read_chunk(reader: RangeReader, shard: ShardInfo, chunk: Chunk) -> Cut:
-    """The samples of a chunk, still encoded. A shard that is no tar is one Reject at byte 0."""
+def check_subset(subset: Subset, shards: Sequence[ShardInfo], reader: RangeReader) -> None:
+    """Refuse a list of uids for samples that have none: it would select nothing, for ever.
 
-    def read(start: int, stop: int) -> bytes:
-        return reader.read(shard, start, stop)
-
-    try:
-        return cut(read, shard.num_bytes, chunk)
-    except NotATar as error:
-        return Cut([Reject(chunk.shard, 0, "", "broken_tar", str(error))])
+    Looks into the first shard of every source. Raises ConfigError, ShardUnreadable.
+    """
+    firsts = {shard.source: shard for shard in reversed(shards)}
+    for shard in firsts.values():
+        try:
+            found = look_into(reader, shard, _PROBE_BYTES).found
+        except NotATar:
+            continue  # it is rejected where it is read
+        samples = [item for item in found if isinstance(item, Sample)]
+        if samples and not any(subset.identify(sample) for sample in samples):
+            members = ", ".join(sorted(samples[0].fields))
+            raise ConfigError(
+                f"the subset lists uids, but sample {samples[0].key!r} (members: {members}) and "
+                f"the {len(samples) - 1} after it have none; each needs 32 hex digits as 'uid' in "
+                "its json member: list keys instead, in a column named 'key' if they look like uids"
+            )

@@ -116,9 +116,9 @@ def _plain_uid(data: bytes) -> str | None:
     """The uid of a JSON object where it can be told without parsing, in a tenth of the time.
 
     In valid JSON a quote within a string is escaped, so this finds a name and its value; it is the
-    object's own if only one brace was opened before. What comes behind may be broken.
+    object's own if no other brace was opened before. What comes behind may be broken.
     """
-    found = _UID_FIELD.search(data)
+    found = _UID_FIELD.search(data) if data.startswith(b"{") else None
     if found is None or data.count(b"{", 0, found.start()) != 1 or data.count(b'"uid"') != 1:
         return None
     return found[1].decode()

@@ -3,15 +3,24 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 
 from shards.chunks import ChunkCropper, CropJob
+from shards.crashes import CrashMarks
 from shards.manifest import Manifest
 from shards.records import ChunkCrops, Turn
 from shards.sources import RangeReader
 
+# A chunk that was in hand when so many processes died is cropped in isolation.
+_DEATHS_TO_ISOLATE = 2
+
 
 class ThreadReaders:
-    """Readers as threads of this process. Use as a context; `submit` is what a stream needs."""
+    """Readers as threads of this process. Use as a context; `submit` is what a stream needs.
+
+    A picture that kills a decoder kills this process, at every new start. With `marks` that is
+    known at the second, and there the picture costs itself alone.
+    """
 
     def __init__(
         self,
@@ -19,8 +28,10 @@ class ThreadReaders:
         job: CropJob,
         num_readers: int = 2,
         on_crops: Callable[[ChunkCrops], None] = lambda _: None,
+        marks: CrashMarks | None = None,
     ) -> None:
         self._manifest, self._job, self._on_crops = manifest, job, on_crops
+        self._marks = marks
         self._source = RangeReader()
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(num_readers, thread_name_prefix="reader")
@@ -33,7 +44,10 @@ class ThreadReaders:
         cropper: ChunkCropper | None = getattr(self._local, "cropper", None)
         if cropper is None:
             cropper = self._local.cropper = ChunkCropper(self._job, self._source)
-        result = cropper.crop(self._manifest.shards[turn.chunk.shard], turn)
+        shard = self._manifest.shards[turn.chunk.shard]
+        with self._marks.in_hand(turn.chunk) if self._marks else nullcontext(0) as deaths:
+            isolated = deaths >= _DEATHS_TO_ISOLATE
+            result = (cropper.crop_isolated if isolated else cropper.crop)(shard, turn)
         self._on_crops(result)
         return result
 

@@ -4,11 +4,15 @@ It runs in the reader processes, so what it does there is what really happens to
 of the feed is replaced.
 """
 
+import ctypes
+import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,18 +22,17 @@ from shards.chunks import CropJob
 from shards.crops.engine import Cropped, Engine
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
-from shards.entries import Entry, PackSource
 from shards.manifest import Manifest, open_manifest
 from shards.order import Order, OrderConfig
-from shards.pack import pack
 from shards.picture import Picture
 from shards.records import Turn
 from shards.sources import RangeReader
 from shards.synthetic import encode_jpeg, make_picture
+from tests.tars import make_tar
 
 RECIPE = CropRecipe((ViewGroup(num_views=2, size=8, scale=(0.5, 1.0)),))
 # The side of a picture in pixels is its mark.
-PLAIN, DIES, DIES_ONCE, FAILS, SLEEPS = 32, 41, 42, 43, 44
+PLAIN, DIES, DIES_ONCE, FAILS, SLEEPS, KILLS_READER = 32, 41, 42, 43, 44, 45
 _CHUNK_BYTES = 1 << 20
 
 
@@ -43,7 +46,10 @@ class MarkedEngine:
     def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:
         sides = {picture.height for picture in pictures}
         if DIES in sides:
-            os._exit(1)
+            ctypes.string_at(0)
+        if KILLS_READER in sides:  # in isolation, too, where the reader is the parent
+            parent = multiprocessing.parent_process()
+            os.kill(os.getpid() if parent is None else int(parent.pid or 0), signal.SIGKILL)
         if DIES_ONCE in sides and not self._once.exists():
             self._once.touch()
             os._exit(1)
@@ -77,13 +83,8 @@ class MarkedShards:
         self._order = Order(self.manifest.shards, self.manifest.digest, order)
 
     def _write(self, name: str, sides: list[int]) -> None:
-        entries = [
-            Entry(f"{place}.jpg", "jpg", partial(_draw, place, side), "1")
-            for place, side in enumerate(sides)
-        ]
-        draft = self.folder.with_name("draft") / name
-        pack(PackSource(name=name, entries=entries), draft)
-        (draft / "shard-000000.tar").rename(self.path(name))
+        members = [(f"{place}.jpg", _draw(place, side)) for place, side in enumerate(sides)]
+        self.path(name).write_bytes(make_tar(members))
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.tar"
@@ -92,9 +93,10 @@ class MarkedShards:
         uris = [Path(shard.uri).stem for shard in self.manifest.shards]
         return Turn(self._order.chunk(uris.index(name)), epoch)
 
-    def job(self) -> CropJob:
+    def job(self, **changes: Any) -> CropJob:
         build = partial(build_marked, RECIPE, self.folder.with_name("once"))
-        return CropJob(recipe=RECIPE, seed=0, admission=AdmissionConfig(), build_engine=build)
+        fields = {"admission": AdmissionConfig(), "build_engine": build} | changes
+        return CropJob(recipe=RECIPE, seed=0, **fields)
 
 
 def _draw(index: int, side: int) -> bytes:

@@ -17,7 +17,16 @@ from cluster.feed import RayReaders, ray_session
 from shards.errors import ConfigError, ShardUnreadable
 from shards.records import ChunkCrops
 from shards.stream import ThreadReaders
-from tests.cluster.marked import DIES, DIES_ONCE, FAILS, RECIPE, SLEEPS, MarkedShards, build_none
+from tests.cluster.marked import (
+    DIES,
+    DIES_ONCE,
+    FAILS,
+    KILLS_READER,
+    RECIPE,
+    SLEEPS,
+    MarkedShards,
+    build_none,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -43,7 +52,7 @@ class Pool:
 @pytest.fixture(scope="module")
 def pool(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """Readers that many tests use, since they take seconds to start."""
-    marks = {"fails": FAILS, "dies_once": DIES_ONCE, "gone": 32}
+    marks = {"fails": FAILS, "dies_once": DIES_ONCE, "dies": DIES, "gone": 32}
     shards = MarkedShards(tmp_path_factory.mktemp("feed") / "shards", 4, marks)
     made = Pool(shards, None)  # type: ignore[arg-type]
     made.feed = RayReaders(shards.manifest, shards.job(), 2, made.finished.append, made.lost)
@@ -51,8 +60,13 @@ def pool(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Po
         yield made
 
 
-def assert_same(ours: ChunkCrops, theirs: ChunkCrops) -> None:
-    assert (ours.chunk, ours.epoch, ours.rejects) == (theirs.chunk, theirs.epoch, theirs.rejects)
+def assert_same(ours: ChunkCrops, theirs: ChunkCrops, *, details: bool = True) -> None:
+    assert (ours.chunk, ours.epoch) == (theirs.chunk, theirs.epoch)
+    if details:
+        assert ours.rejects == theirs.rejects
+    assert [(r.offset, r.reason) for r in ours.rejects] == [
+        (r.offset, r.reason) for r in theirs.rejects
+    ]
     assert np.array_equal(ours.offsets, theirs.offsets) and np.array_equal(ours.kept, theirs.kept)
     for group, other in zip(ours.crops, theirs.crops, strict=True):
         assert np.array_equal(group, other)
@@ -131,18 +145,36 @@ def test_a_chunk_of_a_dead_reader_goes_to_another_one(pool: Pool) -> None:
     assert pool.num_lost == before + 1
 
 
+@pytest.mark.timeout(120)  # two readers start anew, and a process for isolation
+def test_a_picture_that_kills_readers_is_found_in_isolation_and_costs_itself_alone(
+    pool: Pool,
+) -> None:
+    """After two readers it is alone with its decoder; its neighbours in the chunk are kept."""
+    before = pool.num_lost
+    poison, behind = [pool.feed.submit(pool.shards.turn(name)) for name in ("dies", "plain1")]
+    found = poison.result(2 * WAIT)
+    assert found.kept.tolist() == [True, False, True]
+    assert [(r.reason, r.detail) for r in found.rejects] == [("kills_decoder", "died of SIGSEGV")]
+    assert behind.result(WAIT).kept.all()
+    assert pool.num_lost == before + 2
+    known = replace(pool.shards.turn("dies"), quarantine=frozenset(found.killers))
+    assert_same(pool.feed.submit(known).result(WAIT), found, details=False)
+    assert pool.num_lost == before + 2
+
+
 @pytest.mark.slow
-def test_a_chunk_that_kills_its_readers_ends_the_stream_with_its_place(
+def test_a_chunk_that_kills_its_readers_in_isolation_ends_the_stream_with_its_place(
     one_ray: None, tmp_path: Path
 ) -> None:
     """Not a restart loop; and the chunks that waited behind it are not blamed."""
-    shards = MarkedShards(tmp_path / "shards", 3, {"dies": DIES})
+    shards = MarkedShards(tmp_path / "shards", 3, {"dies": KILLS_READER})
     lost: list[None] = []
     with RayReaders(shards.manifest, shards.job(), 1, on_lost=lambda: lost.append(None)) as feed:
         names = ("dies", "plain0", "plain1", "plain2")
         poison, *others = [feed.submit(shards.turn(name)) for name in names]
         with pytest.raises(
-            ReadersLost, match=r"4 readers died .* on bytes 0-\d+ of \S+dies\.tar; look at the"
+            ReadersLost,
+            match=r"4 readers died .* in isolation, on bytes 0-\d+ of \S+dies\.tar; look",
         ):
             poison.result(300)
         for future in others:

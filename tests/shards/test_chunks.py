@@ -2,7 +2,9 @@
 
 import gzip
 import pickle
+from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 
 import cv2
 import numpy as np
@@ -114,3 +116,35 @@ def test_a_shard_that_is_gone_is_an_error_not_a_reject():
     gone = ShardInfo("/nowhere/0.tar", 10_000, "v")
     with pytest.raises(ShardUnreadable, match=r"/nowhere/0\.tar is gone"):
         ChunkCropper(JOB, RangeReader()).crop(gone, Turn(Chunk(0, 0, 10_000), 0))
+
+
+def test_blank_pictures_are_rejects_where_entropy_is_asked_for(tmp_path):
+    """Placeholders of dead links fill the web; they teach a network nothing."""
+    blank = cv2.imencode(".png", np.full((24, 24, 3), 200, np.uint8))[1].tobytes()
+    pictures = [png(0), blank, png(2), png(3)[:-40]]
+    (tmp_path / "0.tar").write_bytes(make_tar([(f"{i}.png", p) for i, p in enumerate(pictures)]))
+    (shard,) = list_shards(str(tmp_path / "0.tar"))
+    found = ChunkCropper(
+        replace(JOB, admission=AdmissionConfig(min_entropy=2.0)), RangeReader()
+    ).crop(shard, Turn(whole(shard), 0))
+    assert [(reject.key, reject.reason) for reject in found.rejects] == [
+        ("1", "blank"),
+        ("3", "truncated"),
+    ]
+    plain = ChunkCropper(JOB, RangeReader()).crop(shard, Turn(whole(shard), 0))
+    assert np.array_equal(found.crops[0], plain.crops[0][[0, 2]])
+
+
+def test_a_picture_in_quarantine_is_not_even_inspected(shard):
+    """It killed a process once; wherever its bytes lie, nobody may touch them again."""
+    turn = Turn(whole(shard), 4)
+    plain = ChunkCropper(JOB, RangeReader()).crop(shard, turn)
+    known = frozenset(blake2b(png(i), digest_size=16).hexdigest() for i in (0, 3, 99))
+    found = ChunkCropper(JOB, RangeReader()).crop(shard, replace(turn, quarantine=known))
+    assert found.offsets.tolist() == plain.offsets.tolist() and found.killers == ()
+    assert [(r.key, r.reason) for r in found.rejects if r not in plain.rejects] == [
+        ("000", "kills_decoder"),
+        ("003", "kills_decoder"),
+    ]
+    rows = [row for row in range(9) if row not in (0, 2)]
+    assert np.array_equal(found.crops[1], plain.crops[1][rows])

@@ -1,0 +1,114 @@
+"""Samples become crops or rejects: admission, the user's predicate, the engine.
+
+What a sample becomes depends on the sample, the epoch and the settings alone, not on the samples
+beside it. So a chunk may be cropped at once, or one sample after the other in `isolation`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.admission import AdmissionConfig, admit, check_pixels, picture_bytes, reject
+from shards.crops.engine import Engine
+from shards.crops.recipe import CropRecipe, draw
+from shards.picture import Picture, inspect
+from shards.predicate import ask, resolve_predicate
+from shards.records import Reject, Sample
+from shards.subset import Subset
+from shards.synthetic import encode_jpeg, make_picture
+
+_PLAIN_SIDE = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropJob:
+    """Everything a reader must know besides the turn. Travels by pickle to readers, once.
+
+    `build_engine` is called once by every reader. `subset` None means all samples. Raises
+    ConfigError when the predicate of `admission` cannot be found here.
+    """
+
+    recipe: CropRecipe
+    seed: int
+    admission: AdmissionConfig
+    build_engine: Callable[[], Engine]
+    subset: Subset | None = None
+
+    def __post_init__(self) -> None:
+        if self.admission.predicate:
+            resolve_predicate(self.admission.predicate)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of some samples: `crops` as in `ChunkCrops`, a row for each that is not among
+    `rejects`, in order. `killers`: digests of pictures that killed a decoder."""
+
+    crops: tuple[NDArray[np.uint8], ...]
+    rejects: tuple[Reject, ...]
+    killers: tuple[str, ...] = ()
+
+
+class SampleCropper:
+    """Admits, decodes and crops samples. Made in the thread or process that uses it."""
+
+    def __init__(self, job: CropJob) -> None:
+        self._job = job
+        name = job.admission.predicate
+        self._predicate = resolve_predicate(name) if name else None
+        self._engine = job.build_engine()
+
+    def crop(self, samples: Sequence[Sample], epoch: int) -> Outcome:
+        """Every sample as a row of crops or as a reject. Decodes what was admitted, no more."""
+        admitted: list[tuple[Sample, Picture]] = []
+        rejects: list[Reject] = []
+        for sample in samples:
+            picture = self._admit(sample)
+            if isinstance(picture, Reject):
+                rejects.append(picture)
+            else:
+                admitted.append((sample, picture))
+        ids = np.array([(s.shard, s.offset) for s, _ in admitted], dtype=np.int64).reshape(-1, 2)
+        pictures = [picture for _, picture in admitted]
+        cropped = self._engine.crop(pictures, self._draw(pictures, ids, epoch))
+        rejects += [
+            reject(admitted[row][0], reason, detail) for row, reason, detail in cropped.failures
+        ]
+        return Outcome(cropped.crops, tuple(rejects))
+
+    def try_out(self) -> bool:
+        """Whether the engine crops a picture that nothing is wrong with."""
+        picture = inspect(encode_jpeg(make_picture(0, 0, 0, _PLAIN_SIDE)))
+        parameters = self._draw([picture], np.zeros((1, 2), np.int64), 0)
+        return bool(self._engine.crop([picture], parameters).ok.all())
+
+    def _admit(self, sample: Sample) -> Picture | Reject:
+        picture = admit(sample, self._job.admission)
+        if isinstance(picture, Reject):
+            return picture
+        refused = ask(self._predicate, sample, picture) if self._predicate else None
+        refused = refused or check_pixels(picture, self._job.admission)
+        return picture if refused is None else reject(sample, *refused)
+
+    def _draw(
+        self, pictures: Sequence[Picture], ids: NDArray[np.int64], epoch: int
+    ) -> NDArray[np.float32]:
+        sizes = np.array([(p.height, p.width) for p in pictures], dtype=np.int64).reshape(-1, 2)
+        epochs = np.full(len(pictures), epoch, dtype=np.int64)
+        return draw(self._job.recipe, self._job.seed, epochs, ids, sizes)
+
+
+def no_crops(recipe: CropRecipe) -> tuple[NDArray[np.uint8], ...]:
+    """The crops of no sample: arrays without rows, of the right shape."""
+    return tuple(
+        np.empty((0, group.num_views, group.size, group.size, 3), np.uint8)
+        for group in recipe.groups
+    )
+
+
+def picture_digest(sample: Sample) -> str:
+    """Names the sample's picture by its bytes: 32 hex digits, whatever it is called."""
+    return blake2b(picture_bytes(sample) or b"", digest_size=16).hexdigest()

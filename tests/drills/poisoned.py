@@ -1,0 +1,75 @@
+"""A stream of two passes over shards with pictures that kill, as a process that may die of them.
+
+`python -m tests.drills.poisoned SHARDS RUN` reads on threads and prints a line for every batch.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from shards.admission import AdmissionConfig
+from shards.chunks import CropJob
+from shards.crashes import CrashMarks
+from shards.journal import Journal
+from shards.lookahead import Submit
+from shards.manifest import Manifest, open_manifest
+from shards.order import Order
+from shards.records import ChunkCrops
+from shards.sources import RangeReader
+from shards.stream import BatchStream, StreamConfig, build_order
+from shards.thread_readers import ThreadReaders
+from tests.shards.killers import RECIPE, build_refusing, killer_job, png, tar_of
+
+NUM_BATCHES = 12
+CONFIG = StreamConfig(batch_size=16, chunk_bytes=1 << 14, chunks_per_block=4)
+
+
+def make_poisoned(folder: Path, *marks: int) -> Path:
+    """Three shards of 32 pictures; the marked ones lie in the first."""
+    folder.mkdir()
+    for shard in range(3):
+        pictures = [png(32 * shard + number) for number in range(32)]
+        for number, mark in enumerate(marks if shard == 0 else ()):
+            pictures[5 + 9 * number] = png(number, mark)
+        (folder / f"{shard}.tar").write_bytes(tar_of(pictures))
+    return folder
+
+
+def open_poisoned(folder: Path) -> tuple[Manifest, Order]:
+    manifest = open_manifest(str(folder), RangeReader())
+    return manifest, build_order(manifest, CONFIG, seed=0)
+
+
+def lines(
+    order: Order, submit: Submit[ChunkCrops], journal: Journal | None = None
+) -> Iterator[str]:
+    """What a batch is, pixels included, and how many were rejected so far."""
+    stream = BatchStream(order, CONFIG, AdmissionConfig(), submit, journal=journal)
+    for _, batch in zip(range(NUM_BATCHES), stream, strict=False):
+        pixels = hashlib.sha256(batch.crops[0].tobytes()).hexdigest()
+        yield f"{batch.digest} {pixels} {dict(batch.cursor.reject_reasons)}"
+
+
+def expected(folder: Path) -> list[str]:
+    """The lines of a run in which such pictures are refused, and nothing else happens."""
+    manifest, order = open_poisoned(folder)
+    job: CropJob = killer_job(build_engine=partial(build_refusing, RECIPE))
+    with ThreadReaders(manifest, job, 1) as threads:
+        return list(lines(order, threads.submit))
+
+
+def main() -> None:
+    shards, run = map(Path, sys.argv[1:])
+    manifest, order = open_poisoned(shards)
+    with (
+        CrashMarks(run / ".crashes") as marks,
+        ThreadReaders(manifest, killer_job(), 2, marks=marks) as threads,
+    ):
+        for line in lines(order, threads.submit):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

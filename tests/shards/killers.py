@@ -1,0 +1,110 @@
+"""An engine that obeys marked pictures, as a decoder obeys a hostile one: its process really dies.
+
+It is found by name in child processes and in readers, which import this file for themselves.
+"""
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.admission import AdmissionConfig
+from shards.cropper import CropJob
+from shards.crops.engine import Cropped, Engine, Failure
+from shards.crops.opencv import OpenCVEngine
+from shards.crops.recipe import CropRecipe, ViewGroup
+from shards.picture import Picture
+from tests.tars import make_tar
+
+RECIPE = CropRecipe((ViewGroup(num_views=2, size=8, scale=(0.5, 1.0)),))
+
+
+def _sleep_with_the_lock() -> None:
+    """As C code that never comes back: nothing else of Python runs meanwhile."""
+    ctypes.PyDLL(None).sleep(600)
+
+
+def _eat_memory() -> None:
+    kept = [np.empty(1 << 28, np.uint8) for _ in range(64)]
+    raise AssertionError(f"{len(kept)} quarters of a GiB were allowed")
+
+
+def _fail() -> None:
+    raise ValueError("a bug of ours")
+
+
+# The side of a picture in pixels is its mark. Sides that are not here are plain.
+DEEDS: dict[int, Callable[[], object]] = {
+    41: lambda: signal.raise_signal(signal.SIGSEGV),
+    42: lambda: ctypes.string_at(0),
+    43: os.abort,
+    44: lambda: os._exit(3),
+    45: _sleep_with_the_lock,
+    46: lambda: time.sleep(600),
+    47: _eat_memory,
+    48: _fail,
+}
+SEGFAULT, NULL, ABORT, EXIT, HANG, SLEEP, EAT, FAIL = DEEDS
+
+
+class KillerEngine:
+    """Crops as the fast engine does, unless it meets a mark."""
+
+    def __init__(self, recipe: CropRecipe) -> None:
+        self.recipe = recipe
+        self._engine = OpenCVEngine(recipe)
+
+    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:
+        for picture in pictures:
+            DEEDS.get(picture.height, bool)()
+        return self._engine.crop(pictures, parameters)
+
+
+def build_killer(recipe: CropRecipe) -> Engine:
+    return KillerEngine(recipe)
+
+
+class RefusingEngine:
+    """Gives no crops of marked pictures and nothing happens: what a run without killers has."""
+
+    def __init__(self, recipe: CropRecipe) -> None:
+        self.recipe = recipe
+        self._engine = OpenCVEngine(recipe)
+
+    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:
+        ok = np.array([picture.height not in DEEDS for picture in pictures], dtype=np.bool_)
+        plain = [picture for picture in pictures if picture.height not in DEEDS]
+        failures = [Failure(int(row), "kills_decoder", "refused") for row in np.flatnonzero(~ok)]
+        return Cropped(self._engine.crop(plain, parameters[ok]).crops, ok, failures)
+
+
+def build_refusing(recipe: CropRecipe) -> Engine:
+    return RefusingEngine(recipe)
+
+
+def killer_job(**changes: object) -> CropJob:
+    """A job of the engine above."""
+    fields: dict[str, object] = {
+        "recipe": RECIPE,
+        "seed": 3,
+        "admission": AdmissionConfig(),
+        "build_engine": partial(build_killer, RECIPE),
+    }
+    return CropJob(**(fields | changes))  # type: ignore[arg-type]
+
+
+def png(seed: int, side: int = 24) -> bytes:
+    """A picture of noise, as large as is asked for."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def tar_of(pictures: Sequence[bytes]) -> bytes:
+    """A shard of one picture a sample."""
+    return make_tar([(f"{number:03d}.png", data) for number, data in enumerate(pictures)])

@@ -77,7 +77,7 @@ class ChunkCropper:
         crop: Callable[[Sequence[Sample], int], Outcome],
     ) -> ChunkCrops:
         began = time.monotonic()
-        items, num_unselected = _select(found.found, self._job.subset)
+        items, num_unselected = select(found.found, self._job.subset)
         rejects = {item.offset: item for item in items if isinstance(item, Reject)}
         samples: list[Sample] = []
         for item in items:
@@ -106,7 +106,7 @@ class ChunkCropper:
         )
 
 
-def _select(
+def select(
     items: list[Sample | Reject], subset: Subset | None
 ) -> tuple[list[Sample | Reject], int]:
     """What is part of the data, and how many samples are none.

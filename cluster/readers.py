@@ -38,7 +38,7 @@ class Reader:
 
     def start(self) -> int:
         """Get ready, on the thread that will crop; the process number. Raises ConfigError."""
-        self._cropper = ChunkCropper(self._job, RangeReader())
+        self._cropper = ChunkCropper(self._job, RangeReader(self._job.sources))
         return os.getpid()
 
     @ray.method(concurrency_group="fetch")

@@ -5,7 +5,7 @@ beside it. So a chunk may be cropped at once, or one sample after the other in `
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
@@ -17,6 +17,7 @@ from shards.crops.recipe import CropRecipe, draw
 from shards.picture import Picture, inspect
 from shards.predicate import ask, resolve_predicate
 from shards.records import Reject, Sample
+from shards.sources import SourceConfig
 from shards.subset import Subset
 from shards.synthetic import encode_jpeg, make_picture
 
@@ -27,8 +28,9 @@ _PLAIN_SIDE = 64
 class CropJob:
     """Everything a reader must know besides the turn. Travels by pickle to readers, once.
 
-    `build_engine` is called once by every reader. `subset` None means all samples. Raises
-    ConfigError when the predicate of `admission` cannot be found here.
+    `build_engine` is called once by every reader. `subset` None means all samples. `sources` says
+    how shards are read, and changes nothing that is read. Raises ConfigError when the predicate of
+    `admission` cannot be found here.
     """
 
     recipe: CropRecipe
@@ -36,6 +38,7 @@ class CropJob:
     admission: AdmissionConfig
     build_engine: Callable[[], Engine]
     subset: Subset | None = None
+    sources: SourceConfig = field(default_factory=SourceConfig)
 
     def __post_init__(self) -> None:
         if self.admission.predicate:

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.errors import ManifestError, NotATar
+from shards.listing import list_shards
 from shards.reading import look_into
 from shards.records import Reject, ShardInfo
 from shards.redaction import redact
-from shards.sources import RangeReader, list_shards
+from shards.sources import RangeReader
 from shards.tar_headers import BLOCK, is_header
 
 # Samples in a chunk: enough that handing it over is worth its cost, few enough to lose cheaply.
@@ -125,7 +126,7 @@ def open_manifest(
     samples; ShardUnreadable when it cannot be read.
     """
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
-    listed = [list_shards(pattern) for pattern in patterns]
+    listed = [list_shards(pattern, reader.stores) for pattern in patterns]
     if separate:
         sources = [
             [replace(shard, source=number) for shard in found]

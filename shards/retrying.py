@@ -184,6 +184,10 @@ def _by_type(error: BaseException) -> Kind | None:
         return "gone"
     if isinstance(error, PermissionError):
         return "refused"
+    if isinstance(error, OSError) and str(error).startswith("Forbidden"):
+        return "refused"  # gcsfs has nothing but that word for it
+    if isinstance(error, FileExistsError):
+        return "changed"  # what gcsfs makes of 412
     if isinstance(error, TimeoutError):
         return "timeout"
     if isinstance(error, ConnectionError):

@@ -32,7 +32,7 @@ class ThreadReaders:
     ) -> None:
         self._manifest, self._job, self._on_crops = manifest, job, on_crops
         self._marks = marks
-        self._source = RangeReader()
+        self._source = RangeReader(job.sources)
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(num_readers, thread_name_prefix="reader")
 

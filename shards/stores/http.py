@@ -21,19 +21,23 @@ from shards.stores.ranges import check_content_range, is_same_version
 _PIECE_BYTES = 1 << 17
 
 
+def client_timeout(retry: RetryConfig) -> ClientTimeout:
+    """How long to wait for a connection, and for the next bytes; however long all of them take."""
+    return ClientTimeout(
+        total=None,
+        sock_connect=retry.connect_timeout_seconds,
+        sock_read=retry.read_timeout_seconds,
+    )
+
+
 def http_options(retry: RetryConfig) -> dict[str, Any]:
     """What fsspec's HTTP filesystem has to be made with: time-outs, and bytes as they are stored.
 
     Some servers say of a .tar.gz that it is a tar in gzip encoding; it is wanted as it is.
     """
-    timeout = ClientTimeout(
-        total=None,
-        sock_connect=retry.connect_timeout_seconds,
-        sock_read=retry.read_timeout_seconds,
-    )
     return {
         "client_kwargs": {
-            "timeout": timeout,
+            "timeout": client_timeout(retry),
             "auto_decompress": False,
             "headers": {"Accept-Encoding": "identity"},
         }
@@ -79,7 +83,7 @@ class HttpStore(OtherStore):
         try:
             yield body
         finally:
-            sync(self._fs.loop, body.close)
+            self._fs.loop.call_soon_threadsafe(body.close)
 
     async def get(self, shard: ShardInfo, byte_range: str = "") -> ClientResponse:
         """The answer to a GET, which is of the listed version as far as its headers tell."""
@@ -141,48 +145,43 @@ class Body:
     def __init__(self, store: HttpStore, shard: ShardInfo) -> None:
         self._store, self._shard = store, shard
         self._answer: ClientResponse | None = None
-        self._at = 0
+        self._at: int | None = None  # the next byte that it will give, where that is known
 
     def fetch(self, shard: ShardInfo, start: int, stop: int, sink: bytearray) -> None:
         """See `Source.fetch`."""
         assert shard is self._shard, "a pass is over one shard"
         sync(self._store.loop, self._fetch, start, stop, sink)
 
-    async def close(self) -> None:
-        """Let the connection go."""
+    def close(self) -> None:
+        """Let the connection go. To be called in the loop."""
         if self._answer is not None:
             self._answer.close()
-            self._answer = None
+        self._answer, self._at = None, None
 
     async def _fetch(self, start: int, stop: int, sink: bytearray) -> None:
         if self._answer is None or self._at != start:
-            await self.close()
-            self._answer, self._at = await self._store.get(self._shard), 0
-            self._at += await skip(self._answer, start)
-        before, wanted = len(sink), len(sink) + stop - start
-        try:
-            await take(self._answer, wanted, sink)
-        finally:
-            self._at += len(sink) - before
-            if len(sink) < wanted:
-                await self.close()
+            self.close()
+            self._answer = await self._store.get(self._shard)
+            await skip(self._answer, start)
+        self._at = None
+        await take(self._answer, len(sink) + stop - start, sink)
+        self._at = stop
 
 
 async def take(answer: ClientResponse, wanted: int, sink: bytearray) -> None:
-    """Read until `sink` holds `wanted` bytes, or the body ends."""
+    """Read until `sink` holds `wanted` bytes. Raises EOFError where the body ends before."""
     while len(sink) < wanted:
         piece = await answer.content.read(min(_PIECE_BYTES, wanted - len(sink)))
         if not piece:
-            return
+            raise EOFError(f"the body ended {wanted - len(sink)} bytes too early")
         sink += piece
 
 
-async def skip(answer: ClientResponse, num_bytes: int) -> int:
-    """Read over so many bytes; fewer where the body ends."""
+async def skip(answer: ClientResponse, num_bytes: int) -> None:
+    """Read over so many bytes."""
     skipped = 0
     while skipped < num_bytes:
         piece = await answer.content.read(min(_PIECE_BYTES, num_bytes - skipped))
         if not piece:
             raise EOFError(f"{skipped} bytes came where {num_bytes} had come before")
         skipped += len(piece)
-    return skipped

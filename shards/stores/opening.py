@@ -13,7 +13,7 @@ from shards.pacing import Gate, Pace
 from shards.redaction import redact, short
 from shards.retrying import Asker, RetryConfig
 from shards.stores.base import Store, store_name
-from shards.stores.http import HttpStore, http_options
+from shards.stores.http import HttpStore, client_timeout, http_options
 from shards.stores.local import LocalStore
 from shards.stores.other import OtherStore
 from shards.stores.s3 import S3Store, s3_options
@@ -111,13 +111,13 @@ class Stores:
 def _options(protocol: str, retry: RetryConfig) -> dict[str, Any]:
     """How a filesystem is made: with our time-outs, and without a cache of listings, for the next
     run must see what was added since."""
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in _S3:
-        options |= s3_options(retry)
+        options |= s3_options(retry) | {"skip_instance_cache": True}
     elif protocol in _HTTP:
-        options |= http_options(retry)
+        options |= http_options(retry) | {"skip_instance_cache": True}
     elif protocol in _GCS:
-        options |= {"requests_timeout": retry.read_timeout_seconds}
+        options |= {"requests_timeout": client_timeout(retry)}
     elif protocol in _AZURE:
         options |= {
             "connection_timeout": retry.connect_timeout_seconds,

@@ -72,6 +72,8 @@ def caused_by(error, cause):
         (EOFError(), "short"),
         (WrongAnswer(), "wrong_range"),
         (PermissionError(), "refused"),
+        (OSError("Forbidden: b/o/1.tar\nno rights"), "refused"),
+        (FileExistsError("b/o/1.tar"), "changed"),
         (FileNotFoundError(), "gone"),
         (NotADirectoryError(), "gone"),
         (OSError(5, "Input/output error"), "other"),

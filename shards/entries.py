@@ -157,7 +157,7 @@ def _source(
         name=name,
         entries=entries,
         class_names=class_names,
-        skipped=dict(skipped),
+        skipped=dict(+skipped),
         sizes=np.array(sizes, np.int64),
         is_far=far,
     )
@@ -215,6 +215,8 @@ def _iter_files(folder: Path, skipped: Counter[str]) -> Iterator[str]:
     root = len(os.path.join(folder, ""))
     for parent, folders, files in os.walk(folder, onerror=count):
         folders.sort()
+        # A link may lead back up, so none is followed.
+        skipped["linked_folder"] += sum(os.path.islink(os.path.join(parent, f)) for f in folders)
         for name in sorted(files):
             yield os.path.join(parent, name)[root:]
 

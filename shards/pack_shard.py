@@ -15,7 +15,9 @@ from shards.errors import PackFailed, UserError
 from shards.fetch import Fetcher
 from shards.pack_plan import PackConfig, ShardStats, ShardTask, Skipped
 from shards.pack_target import open_target
-from shards.records import Reject, Sample
+from shards.predicate import ask, resolve_predicate
+from shards.records import Reason, Reject, Sample
+from shards.redaction import redact
 from shards.stores.web import WebConfig
 from shards.subset import Subset
 from shards.tar_headers import BLOCK
@@ -43,26 +45,76 @@ class PackJob:
     num_workers: int = 1
 
 
-def make_shard(job: PackJob, task: ShardTask, fetcher: Fetcher, advance: Advance) -> ShardStats:
-    """Write one shard where it belongs, and behind it the side-car that says it is complete.
+class ShardMaker:
+    """Makes one shard after the other, with connections that it keeps. Use it as a context."""
 
-    Raises UserError, PackFailed or ShardUnreadable.
-    """
-    name = shard_name(job.config, task.number)
-    draft = job.scratch / f".{name}.part-{os.getpid()}"
-    try:
-        stats = _write(job, task, fetcher, draft, advance)
-        target = open_target(job.target)
-        target.put(name, draft)
-        target.write(sidecar_name(job.config, task.number), stats.to_json())
-    except OSError as error:
-        raise UserError(
-            f"{name} of {job.target} cannot be written ({error.strerror or error}); a pack needs a "
-            "place with room that it may write to: make room there, or give another one"
-        ) from error
-    finally:
-        draft.unlink(missing_ok=True)
-    return stats
+    def __init__(self, job: PackJob) -> None:
+        self._job = job
+        self._target = open_target(job.target)
+        self._fetcher = Fetcher(job.web, job.num_workers)
+        self._judge = _Judge(job.admission)
+
+    def make(self, task: ShardTask, advance: Advance) -> ShardStats:
+        """Write one shard where it belongs, and behind it the side-car that says it is complete.
+
+        Raises UserError, PackFailed or ShardUnreadable.
+        """
+        job = self._job
+        name = shard_name(job.config, task.number)
+        draft = job.scratch / f".{name}.part-{os.getpid()}"
+        try:
+            stats = self._write(task, draft, advance)
+            self._target.put(name, draft)
+            self._target.write(sidecar_name(job.config, task.number), stats.to_json())
+        except OSError as error:
+            raise UserError(
+                f"{name} of {redact(job.target)} cannot be written ({error.strerror or error}); a "
+                "pack needs a place with room that it may write to: make room there, or give "
+                "another one"
+            ) from error
+        finally:
+            draft.unlink(missing_ok=True)
+        return stats
+
+    def __enter__(self) -> "ShardMaker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._fetcher.close()
+
+    def _write(self, task: ShardTask, draft: Path, advance: Advance) -> ShardStats:
+        left_out: dict[str, list[str]] = {}
+        lost: Counter[str] = Counter()
+        num_read = num_unselected = 0
+        leaps: set[int] = set()
+        with ShardFile(draft) as file:
+            for step in task.read(self._fetcher, self._job.subset):
+                skipped = list(step.skipped)
+                for sample in step.samples:
+                    reason = self._judge.refuses(sample)
+                    if reason is None:
+                        file.add(sample.key, sample.fields)
+                    else:
+                        skipped.append(Skipped(sample.key, reason))
+                for entry in skipped:
+                    left_out.setdefault(entry.reason, []).append(entry.name)
+                    lost[entry.reason] += entry.lost
+                num_read += len(step.samples) + len(step.skipped)
+                num_unselected += step.num_unselected
+                leaps.update(step.leaps)
+                advance(step.units)
+        _check_lost(shard_name(self._job.config, task.number), self._job.web, num_read, +lost)
+        return ShardStats(
+            made_from=f"{self._job.made_from}{task.variant}",
+            number=task.number,
+            num_samples=file.num_samples,
+            num_bytes=file.num_bytes,
+            digest=file.digest,
+            num_renamed=file.num_renamed,
+            num_unselected=num_unselected,
+            leaps=tuple(sorted(leaps)),
+            left_out=dict(sorted(left_out.items())),
+        )
 
 
 def shard_name(config: PackConfig, number: int) -> str:
@@ -75,53 +127,23 @@ def sidecar_name(config: PackConfig, number: int) -> str:
     return shard_name(config, number).removesuffix(".tar") + ".json"
 
 
-def made_from(inputs: str, task: ShardTask) -> str:
-    """What a side-car must name for its shard to be the one of this task."""
-    return f"{inputs}{task.variant}"
+class _Judge:
+    """What a run would say of a sample before it decodes the picture."""
 
+    def __init__(self, admission: AdmissionConfig | None) -> None:
+        self._admission = admission
+        name = admission.predicate if admission else ""
+        self._predicate = resolve_predicate(name) if name else None
 
-def _write(
-    job: PackJob, task: ShardTask, fetcher: Fetcher, draft: Path, advance: Advance
-) -> ShardStats:
-    left_out: dict[str, list[str]] = {}
-    lost: Counter[str] = Counter()
-    num_read = num_unselected = 0
-    leaps: set[int] = set()
-    with ShardFile(draft) as file:
-        for step in task.read(fetcher, job.subset):
-            skipped = list(step.skipped)
-            for sample in step.samples:
-                refused = _judge(sample, job.admission)
-                if refused is None:
-                    file.add(sample.key, sample.fields)
-                else:
-                    skipped.append(refused)
-            for entry in skipped:
-                left_out.setdefault(entry.reason, []).append(entry.name)
-                lost[entry.reason] += entry.lost
-            num_read += len(step.samples) + len(step.skipped)
-            num_unselected += step.num_unselected
-            leaps.update(step.leaps)
-            advance(step.units)
-    _check_lost(shard_name(job.config, task.number), job.web, num_read, +lost)
-    return ShardStats(
-        made_from=made_from(job.made_from, task),
-        number=task.number,
-        num_samples=file.num_samples,
-        num_bytes=file.num_bytes,
-        digest=file.digest,
-        num_renamed=file.num_renamed,
-        num_unselected=num_unselected,
-        leaps=tuple(sorted(leaps)),
-        left_out=dict(sorted(left_out.items())),
-    )
-
-
-def _judge(sample: Sample, admission: AdmissionConfig | None) -> Skipped | None:
-    if admission is None:
-        return None
-    verdict = admit(sample, admission)
-    return Skipped(sample.key, verdict.reason) if isinstance(verdict, Reject) else None
+    def refuses(self, sample: Sample) -> Reason | None:
+        """Why the sample is left out; None where it is not."""
+        if self._admission is None:
+            return None
+        picture = admit(sample, self._admission)
+        if isinstance(picture, Reject):
+            return picture.reason
+        refused = ask(self._predicate, sample, picture) if self._predicate else None
+        return refused[0] if refused else None
 
 
 def _check_lost(name: str, web: WebConfig, num_read: int, lost: Counter[str]) -> None:

@@ -41,6 +41,22 @@ def open_source(
     return entries_from_list(name, labels) if kind == "list" else entries_from_folder(name, labels)
 
 
+def check_apart(source: str, out: str) -> None:
+    """Raise ConfigError when the shards would be written into what is packed."""
+    if is_far(source) != is_far(out):
+        return
+    if is_far(source):
+        inside = f"{out.rstrip('/')}/".startswith(f"{source.rstrip('/')}/")
+    else:
+        folder, place = (Path(name).expanduser().resolve() for name in (source, out))
+        inside = folder.is_dir() and place.is_relative_to(folder)
+    if inside:
+        raise ConfigError(
+            f"{redact(out)} lies in {redact(source)}; the next start would find the shards among "
+            "what is packed: give a place outside of it"
+        )
+
+
 def _open_shards(pattern: str, subset: str | None) -> ShardsSource:
     reader = RangeReader()
     manifest = open_manifest(pattern, reader)

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Protocol
@@ -146,12 +146,16 @@ class Bucket:
         for left in Path(tempfile.gettempdir()).glob(f"{self._prefix}*"):
             with suppress(OSError), _lock(left, None):
                 shutil.rmtree(left, ignore_errors=True)
-        scratch = Path(tempfile.mkdtemp(prefix=self._prefix))
-        with _lock(scratch, say):
-            try:
-                yield scratch
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+        with ExitStack() as stack:
+            scratch = None
+            while scratch is None:
+                # Until it is locked, another pack may take it for one that was left behind.
+                with suppress(FileNotFoundError):
+                    made = Path(tempfile.mkdtemp(prefix=self._prefix))
+                    is_locked = stack.enter_context(_lock(made, say))
+                    scratch = None if is_locked is None else made
+            stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+            yield scratch
 
     def list(self) -> dict[str, int]:
         """See `Target.list`."""

@@ -12,14 +12,14 @@ import time
 import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Final
 
 from shards.errors import PackFailed, StreamSSLError, UserError
-from shards.fetch import Fetcher
 from shards.pack_plan import ShardStats, ShardTask
-from shards.pack_shard import Advance, PackJob, make_shard
+from shards.pack_shard import Advance, PackJob, ShardMaker
 
 _PATIENCE_SECONDS: Final = 5.0
 _REPORT_SECONDS: Final = 0.2
@@ -28,14 +28,14 @@ _REPORT_SECONDS: Final = 0.2
 def make_shards(job: PackJob, tasks: Iterator[ShardTask], advance: Advance) -> Iterator[ShardStats]:
     """Make the shards of all tasks, on `job.num_workers` processes; on this one if that is one.
 
-    They come in any order. Raises what `make_shard` raises, and PackFailed when a worker dies.
+    They come in any order. Raises what `ShardMaker.make` raises, and PackFailed when a worker dies.
     """
     if job.num_workers > 1:
         yield from _side_by_side(job, tasks, advance)
         return
-    with Fetcher(job.web) as fetcher:
+    with ShardMaker(job) as maker:
         for task in tasks:
-            yield make_shard(job, task, fetcher, advance)
+            yield maker.make(task, advance)
 
 
 def _side_by_side(
@@ -115,7 +115,9 @@ def _started(job: PackJob) -> Iterator[_Worker]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, job), name="pack", daemon=True)
-    # A terminal's Ctrl-C is for the parent alone; the child inherits the mask.
+    # A terminal's Ctrl-C is for the parent alone; the child inherits the mask. Python's own helper
+    # process, when it is started on the way, would take the mask off.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with _without_main():
@@ -144,14 +146,12 @@ def _without_main() -> Iterator[None]:
 def _serve(pipe: Connection, job: PackJob) -> None:
     """The worker's side: one shard after the other, until the parent is gone."""
     threading.Thread(target=_die_with_the_parent, daemon=True).start()
-    with Fetcher(job.web, job.num_workers) as fetcher, suppress(EOFError, BrokenPipeError):
+    with ShardMaker(job) as maker, suppress(EOFError, ConnectionError):
         while True:
             task = pipe.recv()
             reports = _Reports(pipe)
             try:
-                answer: ShardStats | StreamSSLError = make_shard(
-                    job, task, fetcher, reports.advance
-                )
+                answer: ShardStats | StreamSSLError = maker.make(task, reports.advance)
             except UserError as error:
                 answer = UserError(str(error))
             except StreamSSLError as error:

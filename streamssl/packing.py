@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 from shards.pack import Watch
 
 _PLAIN_EVERY_SECONDS = 10.0
+_BAR_EVERY_SECONDS = 0.1
 
 
 @contextmanager
@@ -28,6 +29,7 @@ class _Bar(Watch):
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
+        self._waiting, self._shown = 0, 0.0
 
     def begin(self, num_units: int, unit: str) -> None:
         column = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
@@ -37,7 +39,10 @@ class _Bar(Watch):
         self._bar.add_task("packing", total=num_units)
 
     def advance(self, num_units: int) -> None:
-        self._bar.advance(self._bar.task_ids[-1], num_units)
+        self._waiting += num_units
+        if time.monotonic() - self._shown >= _BAR_EVERY_SECONDS:
+            self._bar.advance(self._bar.task_ids[-1], self._waiting)
+            self._waiting, self._shown = 0, time.monotonic()
 
     def say(self, text: str) -> None:
         self._bar.console.print(text)

@@ -12,7 +12,7 @@ from shards.entries import Labels
 from shards.entries_table import Columns
 from shards.errors import ConfigError
 from shards.pack import PackConfig, PackReport, pack
-from shards.pack_source import Kind, open_source
+from shards.pack_source import Kind, check_apart, open_source
 from shards.stores.web import WebConfig
 from streamssl.packing import show_packing
 from streamssl.parsing import parse
@@ -35,8 +35,8 @@ class Pack:
     subset: str | None = None
     """Of shards: a .parquet, .txt or .npy file of keys or uids; only these samples are taken."""
     admit: bool = False
-    """Leave out what a run with these --admission settings would reject by its header; otherwise
-    all is taken that can be read."""
+    """Leave out what a run with these --admission settings would reject before it decodes anything;
+    otherwise all is taken that can be read."""
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     web: WebConfig = field(default_factory=WebConfig)
     workers: int | None = None
@@ -51,6 +51,7 @@ class Pack:
 def pack_shards(arguments: list[str], console: Console) -> int:
     """Make shards from pictures, lists of addresses, or other shards."""
     parsed = parse(Pack, "streamssl shards pack", arguments)
+    check_apart(parsed.source, parsed.out)
     source = open_source(parsed.source, parsed.kind, parsed.labels, parsed.columns, parsed.subset)
     with show_packing(console) as watch:
         report = pack(

@@ -133,7 +133,7 @@ def test_synthetic_shards_hold_the_synthetic_pictures(tmp_path):
 def test_hard_file_names_become_safe_unique_keys(tmp_path):
     """A dot in a key starts the extension early; equal keys merge two pictures into one."""
     names = ["a/my cat.v2.final.jpg", "b/my cat.v2.final.jpg", "a/кот ä.jpg", "a/..x.jpg"]
-    names += ["a/" + "n" * 200 + ".jpg", "a/-.jpg", "a/quote'\"\n.jpg"]
+    names += ["a/" + "n" * 200 + ".jpg", "a/-.jpg", "a/quote'\"\n.jpg", "a/no text \udcff.jpg"]
     folder = make_folder(tmp_path / "in", {name: jpeg(i) for i, name in enumerate(names)})
     pack(entries_from_folder(folder), tmp_path / "out")
     samples = read_with_webdataset(tmp_path / "out")
@@ -167,10 +167,11 @@ def test_what_is_no_picture_is_counted_with_its_reason(tmp_path, pets):
     bad = {"cats/readme.txt": b"hello", "cats/empty.jpg": b"", "dogs/page.jpg": b"<html>" * 50}
     make_folder(pets, bad)
     (pets / "cats" / "gone.png").symlink_to(tmp_path / "nowhere")
+    (pets / "dogs" / "all").symlink_to(pets)
     os.mkfifo(pets / "dogs" / "pipe.jpg")
     report = pack(entries_from_folder(pets), tmp_path / "out")
     assert report.num_samples == 8
-    assert report.skipped == {"empty": 1, "not_a_picture": 2, "unreadable": 2}
+    assert report.skipped == {"empty": 1, "linked_folder": 1, "not_a_picture": 2, "unreadable": 2}
     saved = json.loads((tmp_path / "out" / "pack.json").read_text())["report"]
     assert saved["skipped"] == report.skipped and saved["digest"] == report.digest
 

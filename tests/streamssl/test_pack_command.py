@@ -16,7 +16,8 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Twenty pictures in two folders."""
+    """Twenty pictures in two folders; beside them a file."""
+    (tmp_path / "taken").write_text("x")
     for number in range(20):
         path = tmp_path / "pictures" / "ab"[number % 2] / f"{number:02d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,10 @@ def test_what_is_left_out_and_renamed_is_printed_by_reason(
         ("nowhere out", "nowhere is not a folder; pictures are packed from one; check the path"),
         ("nowhere.tar out", r"nowhere\.tar does not exist; give a folder"),
         ("nowhere.parquet out", r"nowhere\.parquet cannot be read \(No such file"),
-        ("pictures pictures/a/00.jpg", r"00\.jpg exists and is not a complete pack .*name another"),
+        ("pictures taken", r"taken exists and is not a complete pack .*name another"),
+        ("pictures pictures/b/x", r"pictures/b/x lies in pictures; the next start .*place outside"),
+        ("pictures pictures", "pictures lies in pictures; the next start would find"),
+        ("s3://bucket/a s3://bucket/a/b", "s3://bucket/a/b lies in s3://bucket/a; the next"),
         ("pictures out/x --workers 0", "workers=0; it must be at least 1: leave it out"),
         ("pictures out --web.timeout-seconds 0", "timeout_seconds=0.0; it must be more than 0"),
         ("pictures s4://out", "the store 's4', which is unknown; allowed are a local"),

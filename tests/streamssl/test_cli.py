@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import os
 import re
 import shutil
@@ -88,6 +87,7 @@ def shown(capsys: Capture, *arguments: object) -> str:
         ("pretrain swav --data x --out x --backbone.name resnet5", "near it are resnet50"),
         ("evaluate knn --run x", "--train is missing; `streamssl evaluate knn --help` lists"),
         ("shards verify x --threads 0", "threads=0; it must be at least 1"),
+        ("shards stats x --sample 0", "sample=0; it must be at least 1 chunk; leave it out"),
         ("shards stats no/such/folder", "no/such/folder"),
         ("shards pack no/such/folder x", "no/such/folder is not a folder"),
         ("demo --num-train 3", "num_train=3 and num_test=1500; the demo needs at least 512"),
@@ -402,38 +402,6 @@ def test_packing_says_what_it_wrote_and_finds_it_again(
     (pictures / "cats" / "1.jpg").unlink()
     text = refused(capsys, "shards", "pack", pictures, out, "--samples-per-shard", 4)
     assert "packed exists and is not a complete pack of these pictures" in text
-
-
-def test_verify_tells_good_shards_from_bad_ones(
-    shards_folder: Path, capsys: Capture, tmp_path: Path
-) -> None:
-    """Exit code 1 and the place of the first reject of each reason: a script can use it."""
-    text = shown(capsys, "shards", "verify", shards_folder)
-    assert "160 samples in 3 shards, 0 rejected" in text
-    bad = make_shards(tmp_path / "bad", num=10) / "shard-000000.tar"
-    content = bytearray(bad.read_bytes())
-    first = content.index(b"\xff\xd8\xff")
-    content[first : first + 3] = b"???"
-    bad.write_bytes(content)
-    assert main(["shards", "verify", str(bad)]) == 1
-    text = capsys.readouterr().out
-    assert "10 samples in 1 shards, 1 rejected" in text
-    assert re.search(r"not_a_picture +1 +first: shard 0, byte 0, key '\d{8}-\S*'", text)
-    assert main(["shards", "verify", str(bad), "--json"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert (found["samples"], found["rejected"]) == (10, 1)
-    assert found["reject_reasons"] == {"not_a_picture": 1}
-
-
-def test_stats_are_a_table_or_json(shards_folder: Path, capsys: Capture) -> None:
-    """The same fields for a person and for a script."""
-    found = json.loads(shown(capsys, "shards", "stats", shards_folder, "--json"))
-    assert found["shards"] == 3 and found["samples"] == found["pictures"] == 160
-    assert found["formats"] == {"jpeg": 160} and found["members"] == {"cls": 160, "jpg": 160}
-    assert found["shorter_side_p50"] == 32 and found["rejected"] == 0
-    text = shown(capsys, "shards", "stats", shards_folder, "--depth", "headers")
-    for name in found:
-        assert name.replace("_", " ") in text
 
 
 # The same as whole processes.

@@ -106,6 +106,7 @@ class Order:
     ) -> None:
         self.config = config
         self.manifest = manifest
+        self._shards = shards
         self._sizes = np.array([shard.num_bytes for shard in shards], dtype=np.int64)
         whole = np.array([shard.whole for shard in shards], dtype=bool)
         counts = np.where(whole, 1, -(-self._sizes // config.chunk_bytes))
@@ -119,6 +120,10 @@ class Order:
         self._source_starts = [int(first) for first in self._first_chunk[rows]]
         slots = [(block * config.chunks_per_block, shares) for block, shares in weights]
         self._mixture = Mixture(slots) if self.num_sources > 1 and slots else None
+
+    def reweighted(self, weights: Sequence[tuple[int, Weights]]) -> "Order":
+        """The same order with other weights."""
+        return Order(self._shards, self.manifest, self.config, weights)
 
     @cached_property
     def digest(self) -> str:

@@ -169,8 +169,8 @@ def check_cursor(order: Order, cursor: Cursor) -> None:
     if cursor.order != order.digest:
         raise CursorMismatch(
             f"the checkpoint belongs to another order (digest {cursor.order}, now "
-            f"{order.digest}); keep seed, chunk_bytes and chunks_per_block as they were, "
-            "or give a new --out"
+            f"{order.digest}); keep seed, chunk_bytes, chunks_per_block and --subset "
+            "as they were, or give a new --out"
         )
     if cursor.block < 0 or cursor.slot < 0:
         raise CursorMismatch(

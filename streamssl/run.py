@@ -1,6 +1,5 @@
 """A run from data to checkpoints: the place where the three planes are put together."""
 
-import fcntl
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -15,22 +14,31 @@ from rich.console import Console
 from cluster.feed import RayReaders, ray_session
 from cluster.metrics import Metrics, MetricsServer
 from shards.chunks import CropJob
+from shards.crashes import CrashMarks
 from shards.crops.dali import DaliEngine
 from shards.crops.engine import Engine
 from shards.crops.opencv import OpenCVEngine
-from shards.entries import entries_from_folder
 from shards.errors import ConfigError
-from shards.manifest import Manifest, open_manifest
+from shards.journal import Journal
 from shards.order import Order
-from shards.pack import pack
-from shards.records import Cursor
+from shards.records import ChunkCrops, Cursor
 from shards.sources import RangeReader
-from shards.stream import BatchStream, Submit, ThreadReaders, build_order, check_bytes, check_cursor
+from shards.stream import BatchStream, Submit, build_order, check_bytes, check_cursor
+from shards.thread_readers import ThreadReaders
 from streamssl import checkpoint
 from streamssl.backbones import build_backbone
 from streamssl.checkpoint import TrainState
-from streamssl.config import RunConfig, check_same, read_toml, write_toml
+from streamssl.config import RunConfig, check_same, read_toml
+from streamssl.data import Data, DataConfig, open_data, open_journal
 from streamssl.progress import Progress
+from streamssl.run_folder import (
+    JOURNAL,
+    check_out,
+    is_same_start,
+    locked,
+    prepare_data,
+    write_folder,
+)
 from streamssl.runlog import RunLog
 from streamssl.trainer import StepReport, train
 
@@ -79,7 +87,7 @@ class Summary:
 
 def pretrain(
     config: RunConfig,
-    data: str,
+    data: DataConfig | str,
     out: Path,
     placement: Placement,
     console: Console,
@@ -89,13 +97,34 @@ def pretrain(
 
     Everything a user can get wrong is checked before anything is written. Raises UserError.
     """
-    _check_out(out)
+    data = DataConfig(patterns=(data,)) if isinstance(data, str) else data
+    check_out(out)
     _check_engine(config, placement)
-    data = prepare_data(data, out, console)
-    manifest = open_manifest(data, RangeReader())
-    order = build_order(manifest, config.stream, config.seed)
+    with locked(out):
+        opened = open_data(prepare_data(data, out, console), RangeReader())
+        return _train(_open(config, opened, out, console), placement, console, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """All that a run is before its first batch. Its log tells what batches must be, up to the
+    block `changed_from`, from which on the user wants others."""
+
+    config: RunConfig
+    data: Data
+    out: Path
+    order: Order
+    state: TrainState
+    device: torch.device
+    journal: Journal
+    changed_from: int | None
+
+
+def _open(config: RunConfig, data: Data, out: Path, console: Console) -> _Run:
+    """A run that goes on where the newest checkpoint of `out` says, or starts."""
+    order = build_order(data.manifest, config.stream, config.seed, subset=data.subset_digest)
     config = _resolve(config, order)
-    check_bytes(manifest, order, config.stream, config.crops.num_bytes)
+    check_bytes(data.manifest, order, config.stream, config.crops.num_bytes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     state = build_state(config, device)
     resumed = _resume(config, order, state, out)
@@ -104,26 +133,43 @@ def pretrain(
             f"{out} has all its {config.num_steps} steps; raise --num-steps to train on, or give "
             "a new --out"
         )
-    shards = f"{len(manifest.shards)} shard{'s' if len(manifest.shards) > 1 else ''}"
+    num = len(data.manifest.shards)
+    shards = f"{num} shard{'s' if num > 1 else ''}"
     where = f"resuming at step {state.step}" if resumed else f"{config.num_steps} steps"
     console.print(f"{config.method_name} on {shards}, {where}, into {out}", highlight=False)
+    if data.subset is not None:
+        console.print(f"of them the samples of a list: {data.subset.summary}", highlight=False)
+    journal, changes, since = open_journal(out / JOURNAL, order, data, state.cursor)
+    for change in changes:
+        console.print(f"from block {since} on {change}", highlight=False)
+    if not resumed and not is_same_start(out, config, order):
+        since = 0
+    order = order.reweighted(journal.weights)
+    return _Run(config, data, out, order, state, device, journal, since)
+
+
+def _train(run: _Run, placement: Placement, console: Console, stop: Callable[[], bool]) -> Summary:
+    config, out, state = run.config, run.out, run.state
     with ExitStack() as stack:
         metrics = Metrics()
         server = stack.enter_context(MetricsServer(metrics, placement.metrics_port))
         console.print(f"metrics at {server.url}", highlight=False)
-        submit = stack.enter_context(_readers(config, manifest, placement, metrics))
-        stream = BatchStream(order, config.stream, config.admission, submit, state.cursor)
+        submit = stack.enter_context(_readers(run, placement, metrics))
+        stream = BatchStream(
+            run.order, config.stream, config.admission, submit, state.cursor, run.journal
+        )
         batches = iter(stream)
         # Nothing is written before the data has shown that it can fill a batch.
         first = next(batches)
-        stack.enter_context(_folder(config, manifest, out))
-        log = stack.enter_context(RunLog(out, state.step))
+        write_folder(out, config, run.data)
+        stack.enter_context(run.journal.keep_in(out / JOURNAL))
+        log = stack.enter_context(RunLog(out, state.step, run.changed_from))
         progress = stack.enter_context(Progress(config.num_steps, state.step, console))
         train(
             config,
             state,
             itertools.chain([first], batches),
-            device=device,
+            device=run.device,
             report=functools.partial(_report, log, metrics, progress),
             save=lambda: _save(out, state, config),
             stop=stop,
@@ -137,35 +183,6 @@ def pretrain(
             metrics_url=server.url,
             checkpoint=checkpoint.list_checkpoints(out)[-1],
         )
-
-
-def prepare_data(data: str, out: Path, console: Console) -> str:
-    """`data` itself; a local folder of pictures without a tar is packed into `out`/shards first."""
-    folder = Path(data).expanduser()
-    if "://" in data or not folder.is_dir() or next(folder.rglob("*.tar"), None) is not None:
-        return data if "://" in data else str(folder)
-    target = out / "shards"
-    with _new_folder(out):
-        report = pack(entries_from_folder(folder), target)
-    done = "already packed into" if report.reused else "packed into"
-    skipped = f", {sum(report.skipped.values())} files skipped" if report.skipped else ""
-    console.print(
-        f"{data} holds pictures and no tar: {report.num_samples} pictures {done} {target} "
-        f"({report.num_shards} shards{skipped})",
-        highlight=False,
-    )
-    return str(target)
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[None]:
-    """Leave no empty `out` behind when what was to be put there could not be made."""
-    existed = out.exists()
-    try:
-        yield
-    finally:
-        if not existed and out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
 
 
 def build_state(config: RunConfig, device: torch.device) -> TrainState:
@@ -188,22 +205,6 @@ def _resolve(config: RunConfig, order: Order) -> RunConfig:
     return replace(config, stream=stream)
 
 
-def _check_out(out: Path) -> None:
-    """Raise ConfigError unless `out` is a run, or can become one."""
-    taken = next((path for path in (out, *out.parents) if path.exists()), out)
-    if not taken.is_dir():
-        raise ConfigError(f"{taken} is a file; --out is the folder of a run: give another one")
-    if taken != out or (out / "config.toml").exists():
-        return
-    # What a start that was interrupted may have left, packed shards first of all, is no stranger.
-    strangers = [path for path in out.iterdir() if not path.name.startswith((".", "shards"))]
-    if strangers:
-        raise ConfigError(
-            f"{out} is not empty and no run (it has no config.toml); give a new --out, or the "
-            "folder of a run to resume"
-        )
-
-
 def _resume(config: RunConfig, order: Order, state: TrainState, out: Path) -> bool:
     """Fill `state` from the newest checkpoint of `out`, if there is one that belongs there."""
     checkpoints = checkpoint.list_checkpoints(out)
@@ -219,28 +220,6 @@ def _resume(config: RunConfig, order: Order, state: TrainState, out: Path) -> bo
     check_cursor(order, cursor)
     checkpoint.restore(newest, state, config.method_name)
     return True
-
-
-@contextmanager
-def _folder(config: RunConfig, manifest: Manifest, out: Path) -> Iterator[None]:
-    """The run folder, written to by nobody else meanwhile. Raises ConfigError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written to ({error}); give another --out") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"another process trains into {out} at this moment; wait for it, or give another "
-                "--out"
-            ) from error
-        # The configuration comes first: it is what makes the folder a run.
-        write_toml(config, out / "config.toml")
-        manifest.write(out / "manifest.parquet")
-        yield
 
 
 def _save(out: Path, state: TrainState, config: RunConfig) -> None:
@@ -293,22 +272,31 @@ def build_engine(config: RunConfig) -> Callable[[], Engine]:
     )
 
 
-@contextmanager
-def _readers(
-    config: RunConfig, manifest: Manifest, placement: Placement, metrics: Metrics
-) -> Iterator[Submit]:
-    job = CropJob(
+def crop_job(config: RunConfig, data: Data) -> CropJob:
+    """What every reader of a run must know."""
+    return CropJob(
         recipe=config.crops,
         seed=config.seed,
         admission=config.admission,
         build_engine=build_engine(config),
+        subset=data.subset,
     )
+
+
+@contextmanager
+def _readers(run: _Run, placement: Placement, metrics: Metrics) -> Iterator[Submit[ChunkCrops]]:
+    manifest, job = run.data.manifest, crop_job(run.config, run.data)
     if placement.cluster == "none":
-        with ThreadReaders(manifest, job, placement.readers, metrics.chunk_cropped) as threads:
+        with (
+            CrashMarks(run.out / ".crashes") as marks,
+            ThreadReaders(
+                manifest, job, placement.readers, metrics.chunk_cropped, marks
+            ) as threads,
+        ):
             yield threads.submit
         return
     with (
-        ray_session(placement.cluster, placement.readers, config.stream.max_bytes),
+        ray_session(placement.cluster, placement.readers, run.config.stream.max_bytes),
         RayReaders(
             manifest,
             job,

@@ -15,9 +15,12 @@ from streamssl.trainer import StepReport
 
 
 class RunLog:
-    """Appends steps to `out`/metrics.jsonl, whole lines only. Use as a context."""
+    """Appends steps to `out`/metrics.jsonl, whole lines only. Use as a context.
 
-    def __init__(self, out: Path, start_step: int) -> None:
+    From block `changed_from` on, the user wants other batches than those that were logged.
+    """
+
+    def __init__(self, out: Path, start_step: int, changed_from: int | None = None) -> None:
         self._path = out / "metrics.jsonl"
         self._expected: dict[int, str] = {}
         kept: list[str] = []
@@ -25,7 +28,7 @@ class RunLog:
             fields = _parse(line)
             if fields is not None and fields["step"] <= start_step:
                 kept.append(line)
-            elif fields is not None:
+            elif fields is not None and not _is_changed(fields, changed_from):
                 self._expected[fields["step"]] = fields["digest"]
         # A kill at this very moment must not cost the lines of the whole run.
         draft = self._path.with_name(f".{self._path.name}.draft")
@@ -55,8 +58,10 @@ class RunLog:
             "loss": loss,
             "lr": report.lr,
             "digest": report.digest,
+            "cursor": [report.cursor.block, report.cursor.slot],
             "num_samples": report.num_samples,
             "num_rejects": len(report.rejects),
+            "num_unselected": report.num_unselected,
             "step_seconds": round(report.step_seconds, 4),
             "data_wait_seconds": round(report.data_wait_seconds, 4),
             "readings": {name: float(value) for name, value in report.readings.items()},
@@ -70,6 +75,20 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def read_log(out: Path) -> dict[int, dict[str, Any]]:
+    """The whole lines of metrics.jsonl by step."""
+    path = out / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {fields["step"]: fields for line in lines if (fields := _parse(line)) is not None}
+
+
+def _is_changed(fields: dict[str, Any], changed_from: int | None) -> bool:
+    """Whether a logged batch reached into what was changed since; old logs do not tell."""
+    block, slot = fields.get("cursor", (0, 0))
+    last = block if slot else block - 1
+    return changed_from is not None and last >= changed_from
 
 
 def _parse(line: str) -> dict[str, Any] | None:

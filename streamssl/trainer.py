@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shards.crops.tensors import to_tensors
 from shards.errors import StreamEnded
-from shards.records import CropBatch, Reject
+from shards.records import CropBatch, Cursor, Reject
 from streamssl.checkpoint import TrainState
 from streamssl.config import RunConfig
 from streamssl.methods.base import Method, StepOutput
@@ -30,6 +30,8 @@ class StepReport:
     digest: str
     num_samples: int
     rejects: tuple[Reject, ...]
+    num_unselected: int
+    cursor: Cursor
     step_seconds: float
     data_wait_seconds: float
 
@@ -72,6 +74,8 @@ def train(
                 batch.digest,
                 len(batch),
                 batch.rejects,
+                batch.num_unselected,
+                batch.cursor,
                 step_seconds=time.monotonic() - began,
                 data_wait_seconds=began - asked,
             )

@@ -18,6 +18,7 @@ from shards.stream import StreamConfig
 from streamssl.backbones import BackboneConfig
 from streamssl.checkpoint import TrainState
 from streamssl.config import RunConfig
+from streamssl.data import DataConfig
 from streamssl.feature_queue import QueueConfig
 from streamssl.methods.moco import MoCoConfig
 from streamssl.methods.swav import SwAVConfig
@@ -85,11 +86,12 @@ def quiet() -> Console:
     return Console(quiet=True)
 
 
-def train_here(config: RunConfig, data: Path, out: Path, **options: Any) -> Summary:
+def train_here(config: RunConfig, data: Path | DataConfig, out: Path, **options: Any) -> Summary:
     """A run in this process, on one core."""
     torch.set_num_threads(1)
     placement = options.pop("placement", Placement(readers=1))
-    return pretrain(config, str(data), out, placement, quiet(), **options)
+    data = data if isinstance(data, DataConfig) else str(data)
+    return pretrain(config, data, out, placement, quiet(), **options)
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:

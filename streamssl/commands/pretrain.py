@@ -10,6 +10,7 @@ from rich.console import Console
 
 from shards.errors import ConfigError
 from streamssl.config import RunConfig, read_toml
+from streamssl.data import DataConfig
 from streamssl.parsing import parse, unknown
 from streamssl.recipes import RECIPES
 from streamssl.run import Placement, pretrain
@@ -19,11 +20,19 @@ from streamssl.run import Placement, pretrain
 class Pretrain:
     """Train a recipe on shards. Starting again with the same --out goes on where it stopped."""
 
-    data: str
-    """A folder, a glob, a brace pattern such as 's3://bucket/{0000..0999}.tar', a single tar, or a
-    folder of pictures (packed first)."""
+    data: tuple[str, ...]
+    """Folders, globs, brace patterns such as 's3://bucket/{0000..0999}.tar', single tars, or
+    folders of pictures (packed first)."""
     out: Path
     """The run folder; if it holds a run, that run goes on."""
+    weights: tuple[str, ...] = ()
+    """How much of each --data is read, such as 0.7 0.3, counted in chunks; none: all shards alike.
+    When a run goes on, other weights hold from the next block on."""
+    subset: str | None = None
+    """A .parquet, .txt or .npy list of keys or uids: only these samples are the data."""
+    verified: tuple[Path, ...] = ()
+    """Reports of `streamssl shards verify --json`: shards that are irregular by them are read so
+    from the start."""
     cluster: str = "none"
     """none: threads of this process; local: a Ray started here; auto or ray://HOST:10001: a Ray
     that runs."""
@@ -55,7 +64,13 @@ def run_pretrain(parsed: Pretrain, console: Console, stop: Callable[[], bool]) -
     placement = Placement(
         cluster=parsed.cluster, readers=parsed.readers, metrics_port=parsed.metrics_port
     )
-    summary = pretrain(parsed.run, parsed.data, parsed.out, placement, console, stop)
+    data = DataConfig(
+        patterns=parsed.data,
+        weights=parsed.weights,
+        subset=parsed.subset,
+        verified=parsed.verified,
+    )
+    summary = pretrain(parsed.run, data, parsed.out, placement, console, stop)
     if not summary.finished:
         console.print(f"stopped at step {summary.step}; the same command goes on from there")
         return False

@@ -19,8 +19,10 @@ from shards.admission import AdmissionConfig
 from shards.entries import entries_from_synthetic
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch, UserError
 from streamssl.config import RunConfig, read_toml
+from streamssl.data import DataConfig
 from streamssl.methods.swav import SwAVConfig
-from streamssl.run import Placement, prepare_data, pretrain
+from streamssl.run import Placement, pretrain
+from streamssl.run_folder import prepare_data
 from tests.tinyrun import (
     BATCH,
     make_shards,
@@ -57,7 +59,10 @@ def make_pictures(folder: Path, num: int = 40) -> Path:
 def test_a_run_leaves_a_folder_that_tells_all(finished_run: Path) -> None:
     """Settings, data, steps and checkpoints lie in one place, and nothing else does."""
     names = {path.name for path in finished_run.iterdir() if not path.name.startswith(".")}
-    assert names == {"config.toml", "manifest.parquet", "metrics.jsonl", "checkpoints"}
+    assert names == {
+        *("config.toml", "data.toml", "manifest.parquet"),
+        *("metrics.jsonl", "journal.jsonl", "checkpoints"),
+    }
     steps = [path.name for path in sorted((finished_run / "checkpoints").iterdir())]
     assert steps == ["step-00000002", "step-00000004", "step-00000006"]
     log = read_log(finished_run)
@@ -302,8 +307,12 @@ def test_pictures_are_packed_first_and_found_again(tmp_path: Path) -> None:
 
 def test_shards_and_addresses_are_taken_as_they_are(shards_folder: Path, tmp_path: Path) -> None:
     """Nothing is packed that is packed already."""
-    for data in (str(shards_folder), "s3://bucket/{0..9}.tar", "no/such/folder"):
-        assert prepare_data(data, tmp_path / "out", quiet()) == data
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    (packed / "0.TAR.GZ").touch()
+    patterns = (str(shards_folder), "s3://bucket/{0..9}.tar", "no/such/folder", str(packed))
+    data = DataConfig(patterns=patterns)
+    assert prepare_data(data, tmp_path / "out", quiet()) == data
     assert not (tmp_path / "out").exists()
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from shards.records import Reject
+from shards.records import Cursor, Reject
 from streamssl.errors import ReplayDiffers, TrainingDiverged
 from streamssl.runlog import RunLog
+from streamssl.runlog import read_log as read_steps
 from streamssl.trainer import StepReport
 from tests.tinyrun import read_log
 
@@ -23,6 +24,8 @@ def report(step: int, *, loss: float = 1.0, digest: str | None = None) -> StepRe
         digest or f"digest-{step}",
         16,
         (Reject(0, 0, "a", "too_small"),),
+        2,
+        Cursor(manifest="m", order="o", block=step // 2, slot=8 * (step % 2)),
         step_seconds=0.5,
         data_wait_seconds=0.25,
     )
@@ -44,8 +47,10 @@ def test_a_step_is_one_line_with_everything_in_it(tmp_path: Path) -> None:
         "loss": 1.0,
         "lr": 0.1,
         "digest": "digest-1",
+        "cursor": [0, 8],
         "num_samples": 16,
         "num_rejects": 1,
+        "num_unselected": 2,
         "step_seconds": 0.5,
         "data_wait_seconds": 0.25,
         "readings": {"queue_fill": 0.5, "plain": 2.0},
@@ -85,6 +90,28 @@ def test_a_replay_on_other_samples_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(ReplayDiffers, match=r"step 5 .*digest-5 before the restart and on x"):
             log.write(report(5, digest="x"))
     assert [fields["step"] for fields in read_log(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_what_the_user_changed_is_not_held_against_a_replay(tmp_path: Path) -> None:
+    """Other weights from block 2 on are other batches from there, and no broken promise."""
+    write_steps(tmp_path, 0, 6)
+    with RunLog(tmp_path, 2, changed_from=2) as log:
+        with pytest.raises(ReplayDiffers, match="step 3 "):
+            log.write(report(3, digest="x"))
+        for step in (4, 5, 6):  # step 4 ended before block 2, step 5 in it
+            log.write(report(step, digest="digest-4" if step == 4 else "other"))
+    with RunLog(tmp_path, 2) as log, pytest.raises(ReplayDiffers, match="step 5 was trained on"):
+        log.write(report(5))
+
+
+def test_the_log_is_read_by_step(tmp_path: Path) -> None:
+    """Whoever makes a batch again looks up its place and its digest."""
+    write_steps(tmp_path, 0, 3)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "dig')
+    log = read_steps(tmp_path)
+    assert list(log) == [1, 2, 3] and log[2]["digest"] == "digest-2" and log[3]["cursor"] == [1, 8]
+    assert read_steps(tmp_path / "nowhere") == {}
 
 
 def test_a_new_run_has_nothing_to_compare_with(tmp_path: Path) -> None:

@@ -55,8 +55,9 @@ class AdmissionConfig:
     """Printing colours: convert them, without their profile, or refuse."""
     sixteen_bit: Literal["scale", "reject"] = "scale"
     """Over eight bits a channel: keep the upper eight, or refuse."""
-    icc_profile: Literal["ignore", "reject"] = "ignore"
-    """An embedded colour profile: take the numbers as they are, or refuse."""
+    icc_profile: Literal["ignore", "srgb", "reject"] = "ignore"
+    """An embedded colour profile: take the numbers as they are; convert RGB to sRGB, on the CPU
+    whatever the engine; or refuse."""
     min_entropy: float = 0.0
     """Bits of the grey histogram of a small copy; 0 is off. Plain paper has 0, a page of text 1 to
     3, a photograph 6 to 8. Costs one more, reduced, decode of every picture."""
@@ -148,9 +149,11 @@ def _check_kind(picture: Picture, config: AdmissionConfig) -> None:
 
 
 def _as_asked(picture: Picture, config: AdmissionConfig) -> Picture:
-    """The same picture, with what the settings say about transparency and orientation."""
+    """The same picture, with what the settings say about how it is decoded."""
     if picture.alpha and config.alpha in ("white", "black"):
         picture = replace(picture, background=config.alpha)
+    if picture.icc_profile and config.icc_profile == "srgb":
+        picture = replace(picture, to_srgb=True)
     if picture.orientation != 1 and config.orientation == "ignore":
         height, width = picture.stored_size
         picture = replace(picture, height=height, width=width, orientation=1)

@@ -31,6 +31,7 @@ from PIL import (
 
 from shards.formats.bitmaps import alone, largest_icon
 from shards.formats.common import Background, Format, Picture, PictureError
+from shards.profiles import to_srgb
 from shards.records import Reason
 
 Pixels = NDArray[np.uint8]
@@ -108,7 +109,7 @@ def decode_stored(picture: Picture, reduction: int = 1) -> Pixels:
             pixels = _shrink(pixels, expected)
     if picture.format == "jpeg" and _ends_in_grey(pixels, max(8 // reduction, 2)):
         raise PictureError("truncated", "the data ends before the picture: its foot is plain grey")
-    return pixels
+    return to_srgb(pixels, _profile(picture)) if picture.to_srgb else pixels
 
 
 def turn(pixels: Pixels, orientation: int, *, mirror: bool = False) -> Pixels:
@@ -167,6 +168,17 @@ def _decode_with_pillow(picture: Picture) -> Pixels:
         raise PictureError(reason, detail) from error
     # Pillow turns TIFFs upright by itself; here that is done later, or not at all.
     return turn(pixels, _UNDONE.get(turned, turned)) if turned in TURNS else pixels
+
+
+def _profile(picture: Picture) -> bytes:
+    """The embedded colour profile; empty where it cannot be read."""
+    try:
+        with _open(picture) as image:
+            profile = image.info.get("icc_profile")
+    except Exception:
+        # Another decoder than this one may have read the picture, whatever is wrong here.
+        return b""
+    return profile if isinstance(profile, bytes) else b""
 
 
 def _open(picture: Picture) -> ImageFile.ImageFile:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tests.shards.crops.made import made_pixels
 
@@ -75,6 +75,13 @@ def deep(format_: str, channels: int = 3) -> Maker:
         return bytes(cv2.imencode(format_, stack.astype(np.uint16) * 257)[1])
 
     return make
+
+
+def swapping_profile() -> bytes:
+    """A colour profile in which red is what sRGB calls green, and the other way round."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace(b"\0s\0R\0G\0B", b"\0o\0d\0d\0!")
+    return profile.replace(b"rXYZ", b"?XYZ").replace(b"gXYZ", b"rXYZ").replace(b"?XYZ", b"gXYZ")
 
 
 def png_chunk(name: bytes, body: bytes) -> bytes:

@@ -165,7 +165,7 @@ class DaliEngine:
 
 
 def _is_for_dali(picture: Picture) -> bool:
-    return picture.format == "jpeg" and picture.plain
+    return picture.format == "jpeg" and picture.plain and not picture.to_srgb
 
 
 def _try(picture: Picture) -> Pixels | PictureError:

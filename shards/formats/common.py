@@ -33,7 +33,8 @@ class Picture:
     `height` and `width` hold after `orientation`, the EXIF number 1..8, has been applied. Only the
     first of the `num_frames` is ever used. `bits` are those of a channel. `alpha`: there may be
     transparency, which is laid on `background`; "drop" takes the colours that lie beneath.
-    `plain`: nothing in the file is unusual, so that every decoder gives the same.
+    `plain`: nothing in the file is unusual, so that every decoder gives the same. `to_srgb`: the
+    colours are to be converted from those of the profile.
     """
 
     data: bytes
@@ -48,6 +49,7 @@ class Picture:
     icc_profile: bool = False
     plain: bool = False
     background: Background = "drop"
+    to_srgb: bool = False
 
     @property
     def weight(self) -> float:

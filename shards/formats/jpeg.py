@@ -13,7 +13,7 @@ from typing import Final
 
 from shards.formats.common import Picture, PictureError, exif_orientation, oriented
 
-_START_OF_SCAN, _END, _START, _RESTART_INTERVAL = 0xDA, 0xD9, 0xD8, 0xDD
+_START_OF_SCAN, _END, _START, _RESTART_INTERVAL, _HEIGHT_FOLLOWS = 0xDA, 0xD9, 0xD8, 0xDD, 0xDC
 _HUFFMAN_TABLES, _QUANTISERS = 0xC4, 0xDB
 _JFIF, _EXIF, _ICC_OR_MPF, _ADOBE = 0xE0, 0xE1, 0xE2, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -212,7 +212,7 @@ class _Walk:
                 break
             if marker == _START:
                 raise PictureError("truncated", "another picture begins before this one has ended")
-            if marker in _BETWEEN_SCANS:
+            if marker in _BETWEEN_SCANS and self._has_segment(match.start(), marker):
                 place = self.read_segment(match.start(), marker)
             elif self.restarts:
                 # A decoder finds its way again at the next restart marker.
@@ -226,6 +226,13 @@ class _Walk:
         num_bits, num_blocks = 8 * (match.start() - start), self.frame.num_blocks
         if self.frame.kind in _HUFFMAN_FRAMES and num_bits < bits_per_block * num_blocks:
             raise PictureError("truncated", f"{num_bits} bits for {num_blocks} blocks")
+
+    def _has_segment(self, place: int, marker: int) -> bool:
+        """Whether a segment may follow, in a file that is cut off or not."""
+        length = int.from_bytes(self.data[place + 2 : place + 4])
+        if marker == _HEIGHT_FOLLOWS:
+            return length == 4
+        return place + 2 + length < len(self.data) or not self.data.endswith(b"\xff\xd9")
 
     @property
     def plain(self) -> bool:

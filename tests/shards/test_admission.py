@@ -123,11 +123,13 @@ def test_a_policy_refuses_what_it_names_and_nothing_else(policy, reason, kinds, 
     assert refused(files, **policy) == {reason: kinds}
 
 
-def test_a_colour_profile_is_ignored_or_refused():
+def test_a_colour_profile_is_ignored_converted_or_refused():
     """The policy about profiles would do nothing."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(made_pixels(0, 20, 20), "JPEG", icc_profile=profile)
-    assert isinstance(admit(sample(jpg=data), AdmissionConfig()), Picture)
+    for policy in ("ignore", "srgb"):
+        picture = admit(sample(jpg=data), AdmissionConfig(icc_profile=policy))
+        assert isinstance(picture, Picture) and picture.to_srgb == (policy == "srgb")
     found = admit(sample(jpg=data), AdmissionConfig(icc_profile="reject"))
     assert isinstance(found, Reject) and found.reason == "icc_profile"
 

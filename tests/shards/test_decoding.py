@@ -2,20 +2,31 @@
 
 import dataclasses
 import io
+import re
 import struct
 import zlib
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from shards.admission import AdmissionConfig, admit
 from shards.decoding import REDUCED, decode
 from shards.picture import Picture, PictureError, inspect
 from shards.records import Sample
-from tests.hostile import HEIGHT, KINDS, WIDTH, picture_pixels, png_chunk, png_of, steps, valid
-from tests.shards.crops.made import encoded, made_pixels
+from tests.hostile import (
+    HEIGHT,
+    KINDS,
+    WIDTH,
+    picture_pixels,
+    png_chunk,
+    png_of,
+    steps,
+    swapping_profile,
+    valid,
+)
+from tests.shards.crops.made import encoded, made_pixels, shared_files
 
 PIXELS = picture_pixels()
 # The mean difference, in grey levels, that a lossy format or a palette makes.
@@ -151,6 +162,51 @@ def turned_back(pixels, orientation):
     image = Image.fromarray(pixels)
     image.getexif()[0x0112] = {6: 8, 8: 6}.get(orientation, orientation)
     return np.asarray(ImageOps.exif_transpose(image))
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_a_colour_profile_is_followed_where_that_is_asked_for(format_):
+    """Pictures of cameras with wide colours would be pale."""
+    lossless = {"WEBP": {"lossless": True}, "AVIF": {"quality": 98}}
+    options = lossless.get(format_, {"quality": 95} if format_ == "JPEG" else {})
+    data = encoded(PIXELS, format_, icc_profile=swapping_profile(), **options)
+    near = 4 if format_ in ("JPEG", "AVIF") else 1
+    assert np.abs(decoded(data) - PIXELS).mean() < near
+    assert np.abs(decoded(data, icc_profile="srgb") - PIXELS[..., [1, 0, 2]]).mean() < near
+
+
+def test_a_profile_that_cannot_be_used_changes_nothing():
+    """A broken profile would cost its picture, or the reader."""
+    whole = swapping_profile()
+    grey = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    for profile in (b"junk", whole[:300], whole[:128] + bytes(len(whole) - 128), grey):
+        data = encoded(PIXELS, "PNG", icc_profile=profile)
+        assert (decoded(data, icc_profile="srgb") == PIXELS).all()
+
+
+def test_real_files_of_every_orientation_are_the_same_upright():
+    """Made EXIF would hide what cameras write."""
+    files = shared_files("nasty-a.tar")
+    upright = {}
+    for name, data in files.items():
+        if match := re.match(r"(.*(?:Landscape|Portrait|hopper)(?:_orientation)?)_\d\.jpg", name):
+            found = cv2.resize(
+                decoded(data).astype(np.uint8), (60, 60), interpolation=cv2.INTER_AREA
+            )
+            upright.setdefault(match[1], []).append(found.astype(int))
+    assert sorted(map(len, upright.values())) == [4, 5, 6]
+    for first, *others in upright.values():
+        assert max(np.abs(first - other).mean() for other in others) < 4
+
+
+def test_real_files_are_turned_as_pillow_turns_them():
+    """A number would stand for another turn, or an impossible one for some turn."""
+    files = shared_files("made-a.tar")
+    for number in (*range(1, 9), 42):
+        data = files[f"exif_orientation_{number}.jpg"]
+        with Image.open(io.BytesIO(data)) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        assert np.abs(decoded(data) - expected).mean() < 1
 
 
 @pytest.mark.parametrize("reduction", sorted(REDUCED))

@@ -13,7 +13,7 @@ from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, byol, swav
 from shards.picture import Picture
 from shards.records import Sample
-from tests.hostile import valid
+from tests.hostile import swapping_profile, valid
 from tests.shards.crops.made import drawn, encoded, made_pixels
 from tests.shards.test_decoding import turned_back
 
@@ -78,6 +78,18 @@ def test_every_orientation(engines, orientation):
     turned = sum((picture.height, picture.width) == (84, 60) for picture in pictures)
     assert turned == (0 if orientation == "apply" else 16)
     assert_agree(ours, theirs)
+
+
+def test_colour_profiles(engines):
+    """One engine would show the colours of the profile, the other the numbers in the file."""
+    pixels = made_pixels(2, 60, 80)
+    files = [
+        encoded(pixels, format_, icc_profile=swapping_profile()) for format_ in ("JPEG", "PNG")
+    ]
+    _, (ours, theirs) = crops_of(engines, files, icc_profile="srgb")
+    _, (ignoring, _) = crops_of(engines, files)
+    assert_agree(ours, theirs)
+    assert np.abs(ours.crops[0].astype(int) - ignoring.crops[0]).mean() > 4
 
 
 def test_cut_and_spoilt_files(engines):

@@ -1,0 +1,186 @@
+"""A child process that takes in hostile files, so that what kills it kills nobody else.
+
+It takes only so much memory, and prints what it found as one JSON line. `fuzz` judges mutations of
+good files by both engines, and writes down first what it is about to do, so that its parent can
+name what killed it. `stream` reads a folder of tars as a run does, by one engine.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.admission import AdmissionConfig, admit
+from shards.cropper import CropJob
+from shards.crops.dali import DaliEngine
+from shards.crops.engine import Cropped, Engine, use_one_core
+from shards.crops.opencv import OpenCVEngine
+from shards.crops.recipe import CropRecipe, ViewGroup
+from shards.manifest import open_manifest
+from shards.picture import Picture
+from shards.records import Chunk, ChunkCrops, Reject, Sample
+from shards.sources import RangeReader
+from shards.stream import BatchStream, StreamConfig, build_order
+from shards.thread_readers import ThreadReaders
+from tests.hostile import mutations
+from tests.shards.crops.made import drawn
+
+RECIPE = CropRecipe((ViewGroup(num_views=2, size=16, scale=(0.2, 1.0)),))
+_BATCH = 32
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "opencv": partial(OpenCVEngine, RECIPE),
+    "dali": partial(DaliEngine, RECIPE, _BATCH, "cpu", 1),
+}
+_MEMORY_BYTES = 4 << 30
+
+
+def limit_memory(num_bytes: int = _MEMORY_BYTES) -> None:
+    """Let this process take so much besides what its libraries have mapped."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + num_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+class Fuzz:
+    """Judges mutations by both engines and keeps whatever should not have happened."""
+
+    def __init__(self, marks: Path) -> None:
+        self._marks = os.open(marks, os.O_WRONLY | os.O_CREAT)
+        self._ours, self._theirs = ENGINES["opencv"](), ENGINES["dali"]()
+        self.verdicts: Counter[str] = Counter()
+        self.formats: Counter[str] = Counter()
+        self.faults: list[str] = []
+        self.slowest = (0.0, -1)
+
+    def run(self, first: int, last: int) -> None:
+        """Judge the mutations [first, last)."""
+        admitted: list[tuple[int, Picture]] = []
+        for number, name, data in mutations(first, last):
+            self._mark(f"mutation {number} of {name}: admission")
+            began = time.monotonic()
+            found = self._admit(number, data)
+            if isinstance(found, Picture):
+                admitted.append((number, found))
+                self.formats[found.format] += 1
+            elif found is not None:
+                self.verdicts[found.reason] += 1
+            self._time(began, number)
+            if len(admitted) == _BATCH:
+                self._crop(admitted)
+                admitted = []
+        self._crop(admitted)
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "verdicts": dict(self.verdicts),
+            "formats": dict(self.formats),
+            "faults": self.faults,
+            "slowest": self.slowest,
+        }
+
+    def _admit(self, number: int, data: bytes) -> Picture | Reject | None:
+        try:
+            return admit(Sample(0, 512 * number, str(number), {"img": data}), AdmissionConfig())
+        except Exception as error:
+            self.faults.append(f"{number}: admission raised {error!r}")
+            return None
+
+    def _crop(self, admitted: list[tuple[int, Picture]]) -> None:
+        ours = [self._crop_alone(number, picture) for number, picture in admitted]
+        pictures = [picture for _, picture in admitted]
+        numbers = [number for number, _ in admitted]
+        self._mark(f"mutations {numbers}: DALI")
+        began = time.monotonic()
+        try:
+            theirs = self._theirs.crop(pictures, drawn(RECIPE, pictures))
+        except Exception as error:
+            self.faults.append(f"{numbers}: DALI raised {error!r}")
+            return
+        self._time(began, numbers[0] if numbers else -1, share=max(1, len(numbers)))
+        reasons = {row: reason for row, reason, _ in theirs.failures}
+        for row, (number, verdict) in enumerate(zip(numbers, ours, strict=True)):
+            if verdict != reasons.get(row, "ok"):
+                other = reasons.get(row, "ok")
+                self.faults.append(f"{number}: OpenCV says {verdict}, DALI {other}")
+
+    def _crop_alone(self, number: int, picture: Picture) -> str:
+        """The reason, or "ok"; twice, because a decoder may give what lay in memory before."""
+        self._mark(f"mutation {number}: OpenCV")
+        began = time.monotonic()
+        parameters = drawn(RECIPE, [picture])
+        try:
+            once, again = (self._ours.crop([picture], parameters) for _ in range(2))
+        except Exception as error:
+            self.faults.append(f"{number}: OpenCV raised {error!r}")
+            return "raised"
+        self._time(began, number, share=2)
+        verdict = _verdict(once)
+        if verdict != _verdict(again) or not np.array_equal(once.crops[0], again.crops[0]):
+            self.faults.append(f"{number}: a {picture.format} decoded twice is not the same")
+        self.verdicts[verdict] += 1
+        return verdict
+
+    def _time(self, began: float, number: int, share: int = 1) -> None:
+        self.slowest = max(self.slowest, ((time.monotonic() - began) / share, number))
+
+    def _mark(self, text: str) -> None:
+        os.pwrite(self._marks, f"{text:2000}".encode(), 0)
+
+
+def _verdict(cropped: Cropped) -> str:
+    return "ok" if cropped.ok.all() else cropped.failures[0].reason
+
+
+def fuzz(first: str, last: str, marks: str) -> dict[str, Any]:
+    """Judge mutations by both engines."""
+    found = Fuzz(Path(marks))
+    limit_memory()
+    found.run(int(first), int(last))
+    return found.report()
+
+
+def stream(engine: str, folder: str) -> dict[str, Any]:
+    """Read every sample of a folder of tars once, as a run does; the rejects by key."""
+    manifest = open_manifest(folder, RangeReader())
+    config = StreamConfig(batch_size=8)
+    admission = AdmissionConfig(max_reject_fraction=1.0)
+    job = CropJob(recipe=RECIPE, seed=0, admission=admission, build_engine=ENGINES[engine])
+    order = build_order(manifest, config, 0)
+    chunks: dict[Chunk, ChunkCrops] = {}
+
+    def keep(result: ChunkCrops) -> None:
+        chunks.setdefault(result.chunk, result)
+
+    with ThreadReaders(manifest, job, 2, keep) as readers:
+        for batch in BatchStream(order, config, admission, readers.submit):
+            if batch.epochs.max() > 0:
+                break
+    rejects = [reject for result in chunks.values() for reject in result.rejects]
+    return {
+        "verdicts": {reject.key: reject.reason for reject in rejects},
+        "details": {reject.key: reject.detail for reject in rejects},
+        "num_samples": sum(len(result.offsets) for result in chunks.values()),
+        "num_rows": sum(len(result.crops[0]) for result in chunks.values()),
+    }
+
+
+def main() -> None:
+    command, *arguments = sys.argv[1:]
+    warnings.simplefilter("ignore")  # Pillow warns of much in broken files
+    use_one_core()
+    report = {"fuzz": fuzz, "stream": stream}[command](*arguments)
+    report["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

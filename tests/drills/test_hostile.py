@@ -1,0 +1,256 @@
+"""Real broken files and made ones, read as a run reads them: no process dies, nothing is lost."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.admission import AdmissionConfig
+from shards.picture import PictureError, inspect
+from tests.hostile import KINDS
+from tests.shards.crops.made import encoded, made_pixels, shared_files
+from tests.tars import make_tar
+
+ROOT = Path(__file__).parents[2]
+CORPORA = ("nasty-a.tar", "made-a.tar")
+MOST_BYTES = 2 << 30
+ADMISSION = AdmissionConfig()
+# What a file of a category may be rejected for, once it cannot be decoded whole. A category is
+# known by a part of its name.
+REASONS = {
+    "zero-byte": {"empty"},
+    "not-an-image": {"not_a_picture"},
+    "leading-junk": {"not_a_picture"},
+    "unsupported": {"not_a_picture", "broken_header"},
+    "heif": {"not_a_picture"},
+    "12bit": {"undecodable"},
+    "lossless": {"undecodable"},
+    "header-only": {"truncated"},
+    "missing-eoi": {"truncated"},
+    "truncated": {"truncated", "undecodable"},
+    "bomb": {"too_large", "truncated", "not_a_picture"},
+}
+OTHERWISE = {"broken_header", "truncated", "undecodable", "not_a_picture"}
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """A file of a corpus, with what its manifest says."""
+
+    corpus: str
+    name: str
+    categories: str
+    good: bool  # Pillow decoded all of it
+    data: bytes
+
+
+def corpus(name: str) -> list[Hostile]:
+    """All files of an archive; skips where it is absent."""
+    files = shared_files(name)
+    rows = csv.DictReader(
+        io.StringIO(files.pop("MANIFEST.tsv").decode()), delimiter="\t", quoting=csv.QUOTE_NONE
+    )
+    return [
+        Hostile(
+            name,
+            row["file"],
+            row.get("categories") or row["category"],
+            row["pillow13_result"].startswith(("ok", "warn")),
+            files[row["file"]],
+        )
+        for row in rows
+    ]
+
+
+def child(*arguments: object, timeout: float, marks: Path | None = None) -> dict[str, Any]:
+    """What a child of the drills reports; its death is a failure that names the file."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.drills.decoder_child", *map(str, arguments)],
+        capture_output=True,
+        cwd=ROOT,
+        timeout=timeout,
+        check=False,
+    )
+    about = marks.read_text().rstrip() if marks is not None and marks.exists() else ""
+    errors = done.stderr.decode(errors="replace")[-3000:]
+    assert done.returncode == 0, f"status {done.returncode} at {about}: {errors}"
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
+@pytest.fixture(scope="module")
+def hostile() -> dict[str, Hostile]:
+    """Every file of both corpora, under the key that it has in the tars."""
+    files = [file for name in CORPORA for file in corpus(name)]
+    return {f"bad{number:04}": file for number, file in enumerate(files)}
+
+
+@pytest.fixture(scope="module")
+def tars(hostile: dict[str, Hostile], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tars in which every hostile file has good pictures for neighbours."""
+    folder = tmp_path_factory.mktemp("hostile")
+    good = [encoded(made_pixels(seed, 40, 50)) for seed in range(8)]
+    for name in CORPORA:
+        members = []
+        for key, file in hostile.items():
+            if file.corpus == name:
+                members += [(f"{key}.jpg", file.data), (f"good{key}.jpg", good[len(key) % 8])]
+        (folder / name).write_bytes(make_tar(members))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def read_by(tars: Path) -> Any:
+    """A function that reads the tars by one engine, once a module."""
+    reports: dict[str, dict[str, Any]] = {}
+
+    def read(engine: str) -> dict[str, Any]:
+        if engine not in reports:
+            reports[engine] = child("stream", engine, tars, timeout=900)
+        return reports[engine]
+
+    return read
+
+
+ENGINES = ["opencv", pytest.param("dali", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_good_picture_is_lost_beside_bad_ones(engine, hostile, read_by):
+    """A broken picture would take its neighbours along, or the reader, or the machine's memory."""
+    report = read_by(engine)
+    assert report["num_samples"] == 2 * len(hostile)
+    assert report["num_rows"] == 2 * len(hostile) - len(report["verdicts"])
+    assert not [key for key in report["verdicts"] if key.startswith("good")]
+    assert report["peak_bytes"] < MOST_BYTES
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_file_is_judged_with_reason(engine, hostile, read_by):
+    """Good pictures would be lost, bad ones trained on, or rejects counted under a wrong name."""
+    verdicts = read_by(engine)["verdicts"]
+    wrong = []
+    for key, file in hostile.items():
+        verdict = verdicts.get(key, "ok")
+        allowed = sensible(file)
+        if verdict not in allowed:
+            wrong.append(f"{file.name} ({file.categories}): {verdict}, not {sorted(allowed)}")
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_both_engines_judge_alike(hostile, read_by):
+    """Which samples are trained on would depend on the engine."""
+    assert read_by("opencv")["verdicts"] == read_by("dali")["verdicts"]
+
+
+def sensible(file: Hostile) -> set[str]:
+    """Verdicts that are right for a file, by what Pillow makes of it and by its category.
+
+    What Pillow decodes whole is accepted, unless a stated policy refuses it. What it does not is
+    rejected, for a reason that suits its category.
+    """
+    size, pixels = pillows(file.data)
+    refused = policies(size)
+    if pixels is None:
+        reasons = [found for part, found in REASONS.items() if part in file.categories]
+        rejected = set.union(*reasons) if reasons else OTHERWISE
+        # Pillow gives up over what holds no pixels, such as a colour profile.
+        return rejected | refused | ({"ok"} if opencv_decodes(file.data) and not refused else set())
+    allowed = refused or {"ok"}
+    if not file.good:
+        # The first picture is sound, later frames or layers are not.
+        allowed |= {"broken_header"}
+    if file.data.startswith(b"\xff\xd8") and (is_painted(pixels) or is_interrupted(file.data)):
+        # Data is missing: decoders paint what is left, and only some complain.
+        allowed |= {"truncated", "undecodable"}
+    return allowed
+
+
+def pillows(data: bytes) -> tuple[tuple[int, int], np.ndarray | None]:
+    """Size of the first picture and its pixels, where Pillow decodes it; bombs it only measures."""
+    try:
+        picture = inspect(data)
+        size = (picture.width, picture.height)
+    except PictureError:
+        size = (100, 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                size = image.size
+                if size[0] * size[1] > ADMISSION.max_pixels:
+                    return size, None
+                image.load()
+                return size, np.asarray(image.convert("RGBA").convert("RGB"))
+        except Exception:
+            return size, None
+
+
+def policies(size: tuple[int, int]) -> set[str]:
+    """Reasons for which the default settings refuse a picture of this size."""
+    short, long = sorted(size)
+    return {
+        reason
+        for reason, refused in (
+            ("too_small", short < ADMISSION.min_side),
+            ("aspect_ratio", long > ADMISSION.max_aspect_ratio * short),
+            ("too_large", short * long > ADMISSION.max_pixels),
+        )
+        if refused
+    }
+
+
+def is_painted(pixels: np.ndarray) -> bool:
+    """Whether most of a picture is the grey that decoders paint where nothing is known."""
+    return bool((pixels == 128).all(axis=-1).mean() > 0.5)
+
+
+def is_interrupted(data: bytes) -> bool:
+    """Whether a JPEG's last scan is broken off by a marker that is not the end, or by no marker."""
+    end = re.search(rb"\xff[^\x00\xff\xd0-\xd7]", data[data.rfind(b"\xff\xda") + 2 :])
+    return end is None or end[0] != b"\xff\xd9"
+
+
+def opencv_decodes(data: bytes) -> bool:
+    if not data.startswith((b"\xff\xd8", b"\x89PNG", b"RIFF")):
+        return False
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None
+
+
+def check_fuzz(first: int, last: int, marks: Path, timeout: float) -> None:
+    """Judge the mutations [first, last) in a child; nothing may happen but verdicts."""
+    report = child("fuzz", first, last, marks, timeout=timeout, marks=marks)
+    assert report["faults"] == []
+    verdicts = report["verdicts"]
+    assert sum(verdicts.values()) == last - first
+    # Damage must be neither so heavy nor so light that nothing is learned.
+    assert 0.1 < verdicts["ok"] / (last - first) < 0.6
+    assert set(report["formats"]) == {kind.partition("_")[0] for kind in KINDS}
+    assert report["peak_bytes"] < MOST_BYTES
+    seconds, number = report["slowest"]
+    assert seconds < 10, f"mutation {number} took {seconds:.1f} s"
+
+
+def test_mutations_give_verdicts_and_nothing_else(tmp_path):
+    """Some broken file would crash a reader, hang it, or be kept by one engine alone."""
+    check_fuzz(0, 400, tmp_path / "marks", timeout=55)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", range(5))
+def test_ten_thousand_mutations_give_verdicts_and_nothing_else(part, tmp_path):
+    """The same, often enough to meet what is rare."""
+    check_fuzz(2000 * part, 2000 * (part + 1), tmp_path / "marks", timeout=600)

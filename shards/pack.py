@@ -35,8 +35,8 @@ CLASSES_FILE: Final = "classes.txt"
 REPORT_FILE: Final = "pack.json"
 # Side-cars are small, and a store takes its time over each.
 _NUM_READS: Final = 16
-# A process takes a second to start; in less time than that it would have nothing to do.
-_WORTH_A_WORKER: Final = 1 << 30
+# A process takes more than a second to start, and single pictures are packed fast without it.
+_WORTH_A_WORKER: Final = 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,7 +177,7 @@ class _Pack:
                 job = replace(job, num_workers=min(num_workers, len(wanted)))
                 irregular = _irregular(made)
                 tasks = (plan.task(number, irregular) for number in wanted)
-                for stats in make_shards(job, tasks, self.watch.advance):
+                for stats in make_shards(job, self._target, tasks, self.watch.advance):
                     made[stats.number] = stats
         except KeyboardInterrupt:
             self.watch.say(

@@ -14,7 +14,7 @@ from shards.admission import AdmissionConfig, admit
 from shards.errors import PackFailed, UserError
 from shards.fetch import Fetcher
 from shards.pack_plan import PackConfig, ShardStats, ShardTask, Skipped
-from shards.pack_target import open_target
+from shards.pack_target import Target, open_target
 from shards.predicate import ask, resolve_predicate
 from shards.records import Reason, Reject, Sample
 from shards.redaction import redact
@@ -48,9 +48,9 @@ class PackJob:
 class ShardMaker:
     """Makes one shard after the other, with connections that it keeps. Use it as a context."""
 
-    def __init__(self, job: PackJob) -> None:
+    def __init__(self, job: PackJob, target: Target | None = None) -> None:
         self._job = job
-        self._target = open_target(job.target)
+        self._target = target or open_target(job.target)
         self._fetcher = Fetcher(job.web, job.num_workers)
         self._judge = _Judge(job.admission)
 

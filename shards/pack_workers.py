@@ -20,12 +20,15 @@ from typing import Final
 from shards.errors import PackFailed, StreamSSLError, UserError
 from shards.pack_plan import ShardStats, ShardTask
 from shards.pack_shard import Advance, PackJob, ShardMaker
+from shards.pack_target import Target
 
 _PATIENCE_SECONDS: Final = 5.0
 _REPORT_SECONDS: Final = 0.2
 
 
-def make_shards(job: PackJob, tasks: Iterator[ShardTask], advance: Advance) -> Iterator[ShardStats]:
+def make_shards(
+    job: PackJob, target: Target, tasks: Iterator[ShardTask], advance: Advance
+) -> Iterator[ShardStats]:
     """Make the shards of all tasks, on `job.num_workers` processes; on this one if that is one.
 
     They come in any order. Raises what `ShardMaker.make` raises, and PackFailed when a worker dies.
@@ -33,7 +36,7 @@ def make_shards(job: PackJob, tasks: Iterator[ShardTask], advance: Advance) -> I
     if job.num_workers > 1:
         yield from _side_by_side(job, tasks, advance)
         return
-    with ShardMaker(job) as maker:
+    with ShardMaker(job, target) as maker:
         for task in tasks:
             yield maker.make(task, advance)
 

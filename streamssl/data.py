@@ -77,13 +77,15 @@ def open_data(config: DataConfig, reader: RangeReader) -> Data:
 
 
 def read_verified(path: Path, manifest: Manifest) -> set[int]:
-    """Rows of the shards that a report of `streamssl shards verify --json` calls irregular.
+    """Rows of the shards that are to be walked by a report of `streamssl shards verify --json`.
 
     The report is about all shards of the run, or about those of one of its sources.
     """
     try:
         fields = json.loads(path.read_text())
-        digest, uris = str(fields["manifest"]), {str(uri) for uri in fields["irregular"]}
+        # A run learns of itself to walk those that are only slow to read otherwise.
+        named = [*fields["irregular"], *fields.get("walked", ())]
+        digest, uris = str(fields["manifest"]), {str(uri) for uri in named}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"--verified {path} is no report ({type(error).__name__}: {error}); write one with "

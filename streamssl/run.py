@@ -18,11 +18,12 @@ from shards.crashes import CrashMarks
 from shards.crops.dali import DaliEngine
 from shards.crops.engine import Engine
 from shards.crops.opencv import OpenCVEngine
+from shards.disk_cache import CacheConfig
 from shards.errors import ConfigError
 from shards.journal import Journal
 from shards.order import Order
 from shards.records import ChunkCrops, Cursor
-from shards.sources import RangeReader
+from shards.sources import RangeReader, SourceConfig
 from shards.stream import BatchStream, Submit, build_order, check_bytes, check_cursor
 from shards.thread_readers import ThreadReaders
 from streamssl import checkpoint
@@ -52,11 +53,13 @@ class Placement:
 
     `cluster`: "none" reads in threads of this process, "local" starts a Ray here, "auto" or
     "ray://HOST:10001" joins one. `metrics_port` 0 takes any free port of the loopback address.
+    `cache` keeps what was read on a disk of every machine that reads.
     """
 
     cluster: str = "none"
     readers: int = 2
     metrics_port: int = 0
+    cache: CacheConfig | None = None
 
     def __post_init__(self) -> None:
         if self.readers < 1:
@@ -272,7 +275,7 @@ def build_engine(config: RunConfig) -> Callable[[], Engine]:
     )
 
 
-def crop_job(config: RunConfig, data: Data) -> CropJob:
+def crop_job(config: RunConfig, data: Data, sources: SourceConfig | None = None) -> CropJob:
     """What every reader of a run must know."""
     return CropJob(
         recipe=config.crops,
@@ -280,12 +283,14 @@ def crop_job(config: RunConfig, data: Data) -> CropJob:
         admission=config.admission,
         build_engine=build_engine(config),
         subset=data.subset,
+        sources=sources or SourceConfig(),
     )
 
 
 @contextmanager
 def _readers(run: _Run, placement: Placement, metrics: Metrics) -> Iterator[Submit[ChunkCrops]]:
-    manifest, job = run.data.manifest, crop_job(run.config, run.data)
+    sources = SourceConfig(cache=placement.cache)
+    manifest, job = run.data.manifest, crop_job(run.config, run.data, sources)
     if placement.cluster == "none":
         with (
             CrashMarks(run.out / ".crashes") as marks,

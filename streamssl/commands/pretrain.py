@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from shards.disk_cache import CacheConfig
 from shards.errors import ConfigError
 from streamssl.config import RunConfig, read_toml
 from streamssl.data import DataConfig
@@ -38,6 +39,10 @@ class Pretrain:
     that runs."""
     readers: int = 2
     """How many readers, each on one core."""
+    cache: Path | None = None
+    """A folder on a local disk that keeps what was read, for later epochs and runs."""
+    cache_bytes: int = 100 << 30
+    """How many bytes --cache may take."""
     metrics_port: int = 0
     """Port of /metrics on the loopback address; 0 takes any free one."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
@@ -61,8 +66,16 @@ def _recipe(name: str) -> RunConfig:
 
 def run_pretrain(parsed: Pretrain, console: Console, stop: Callable[[], bool]) -> bool:
     """Train, and say how it went; False when it was stopped before its last step."""
+    cache = None
+    if parsed.cache is not None:
+        cache = CacheConfig(
+            folder=str(parsed.cache.expanduser().resolve()), max_bytes=parsed.cache_bytes
+        )
     placement = Placement(
-        cluster=parsed.cluster, readers=parsed.readers, metrics_port=parsed.metrics_port
+        cluster=parsed.cluster,
+        readers=parsed.readers,
+        metrics_port=parsed.metrics_port,
+        cache=cache,
     )
     data = DataConfig(
         patterns=parsed.data,

@@ -159,7 +159,7 @@ def test_shards_that_are_none_are_one_sentence(
     expected = {
         "text": r"text\.tar is not a tar: .*streamssl shards pack",
         "zip": r"zip\.tar is not a tar: it begins with a gzip file; .*streamssl shards pack",
-        "nil": r"nil\.tar holds 0 bytes .*remove it",
+        "nil": r"nil\.tar holds 0 bytes; .*remove it",
         "hollow": r"no sample was found at the start of \S+hollow\.tar",
     }
     for name, content in cases.items():
@@ -246,7 +246,7 @@ def test_a_bucket_that_refuses_is_one_sentence(
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ("foo://bucket/0.tar", "names the store 'foo', which is unknown; allowed are a local path"),
+        ("foo://bucket/0.tar", "is in the store 'foo', which is unknown; allowed are a local path"),
         ("http://127.0.0.1:9/0.tar", "could not be listed .*check the address and the network"),
         ("{a,b.tar", "the braces of '{a,b.tar' do not match; write"),
     ],

@@ -30,6 +30,7 @@ class ShardReport:
     `leaps_at`: the first chunk that says so of itself; a run walks such a shard. `num_repeated`:
     samples whose key and an extension came before. `num_scattered`: samples whose key came before
     with other extensions only, so that they look like parts of one sample that do not lie together.
+    `num_links`: names without bytes, where the file of a sample may have been meant.
     """
 
     shard: int
@@ -43,6 +44,7 @@ class ShardReport:
     num_repeated: int = 0
     num_scattered: int = 0
     first_scattered: int | None = None
+    num_links: int = 0
     unreadable: str | None = None
 
     @property
@@ -76,7 +78,8 @@ def _walk(
 ) -> Iterator[tuple[int, Found]]:
     row, size = report.shard, shard.num_bytes
     if shard.whole:
-        found = read_chunk(reader, shard, Chunk(row, 0, size)).found
+        whole = read_chunk(reader, shard, Chunk(row, 0, size))
+        found, report.num_links = whole.found, whole.num_links
         for at in range(0, len(found), _SAMPLES_AT_ONCE):
             yield 0, found[at : at + _SAMPLES_AT_ONCE]
         yield size, []
@@ -91,6 +94,7 @@ def _walk(
             yield size, [Reject(row, 0, "", "broken_tar", str(error))]
             return
         alone = cut(pages.read, size, replace(chunk, walked=False), starts=starts)
+        report.num_links += walked.num_links
         if alone.found != walked.found and report.irregular_at is None:
             report.irregular_at = start
         if (alone.leaps or walked.leaps) and report.leaps_at is None:

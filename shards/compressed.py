@@ -169,15 +169,16 @@ def _cut_unpacked(
     if broken.reason == "too_large":
         return Cut([Reject(chunk.shard, 0, "", broken.reason, broken.detail)])
     try:
-        found = cut(read, size, whole).found
+        unpacked = cut(read, size, whole)
     except NotATar:
         if size >= _ENOUGH_TO_TELL:
             raise
-        found = []
+        unpacked = Cut([])
+    found = unpacked.found
     last = found[-1] if found else None
     if isinstance(last, Reject) and last.reason == "truncated_tar":
         detail = f"{last.detail}; {broken.detail}"
         found[-1] = Reject(last.shard, last.offset, last.key, broken.reason, detail)
     else:
         found.append(Reject(chunk.shard, size, "", broken.reason, broken.detail))
-    return Cut(found)
+    return unpacked

@@ -9,13 +9,13 @@ import json
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.admission import AdmissionConfig, admit
-from shards.chunks import read_chunk
 from shards.crops.engine import use_one_core
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, Parameter, ViewGroup, draw
@@ -23,9 +23,11 @@ from shards.errors import BudgetExceeded, UserError
 from shards.manifest import Manifest
 from shards.order import Order, OrderConfig
 from shards.picture import Picture
+from shards.reading import read_chunk
 from shards.records import Chunk, Reject, Sample
 from shards.redaction import redact
 from shards.sources import RangeReader
+from shards.walks import Walks
 
 # The share of the central square that is kept: 224 of 256 for large pictures, all of small ones.
 _LARGE_SHARE, _SMALL_SIDE = 0.875, 64
@@ -51,15 +53,25 @@ def iter_labelled(
     order = Order(manifest.shards, manifest.digest, config)
     rejects: Counter[str] = Counter()
     num_pictures = 0
-    under_way: deque[Future[Labelled]] = deque()
+    under_way: deque[tuple[Chunk, Future[tuple[Labelled, bool]]]] = deque()
     waiting = iter(range(order.num_chunks))
+    read = partial(_read, manifest, reader, Walks(), size)
+    irregular: set[int] = set()  # shards that must be walked from byte 0, see `tar`
     with ThreadPoolExecutor(num_threads, initializer=use_one_core) as pool:
         while True:
             for index in itertools.islice(waiting, 2 * num_threads - len(under_way)):
-                under_way.append(pool.submit(_read, manifest, reader, order.chunk(index), size))
+                chunk = order.chunk(index)
+                chunk = replace(chunk, walked=chunk.shard in irregular)
+                under_way.append((chunk, pool.submit(read, chunk)))
             if not under_way:
                 break
-            part = under_way.popleft().result()
+            chunk, future = under_way.popleft()
+            if chunk.shard in irregular and not chunk.walked:
+                part, leaps = read(replace(chunk, walked=True))
+            else:
+                part, leaps = future.result()
+            if leaps:
+                irregular.add(chunk.shard)
             rejects.update(part.rejects)
             num_pictures += len(part.labels)
             yield part
@@ -117,12 +129,16 @@ def central_square(size: int) -> CropRecipe:
     )  # fmt: skip
 
 
-def _read(manifest: Manifest, reader: RangeReader, chunk: Chunk, size: int) -> Labelled:
+def _read(
+    manifest: Manifest, reader: RangeReader, walks: Walks, size: int, chunk: Chunk
+) -> tuple[Labelled, bool]:
+    """The labelled pictures of a chunk, and whether it leaps."""
     shard = manifest.shards[chunk.shard]
+    cut = read_chunk(reader, shard, chunk, walks)
     rejects: Counter[str] = Counter()
     admitted: list[Picture] = []
     labels: list[int] = []
-    for item in read_chunk(reader, shard, chunk).found:
+    for item in cut.found:
         picture = item if isinstance(item, Reject) else admit(item, AdmissionConfig())
         if isinstance(picture, Reject):
             rejects[picture.reason] += 1
@@ -132,7 +148,7 @@ def _read(manifest: Manifest, reader: RangeReader, chunk: Chunk, size: int) -> L
     cropped = OpenCVEngine(central_square(size)).crop(admitted, _parameters(admitted, size))
     rejects.update(reason for _, reason, _ in cropped.failures)
     kept = np.array(labels, dtype=np.int64)[cropped.ok]
-    return Labelled(cropped.crops[0][:, 0], kept, dict(rejects))
+    return Labelled(cropped.crops[0][:, 0], kept, dict(rejects)), cut.leaps
 
 
 def _parameters(pictures: list[Picture], size: int) -> NDArray[np.float32]:

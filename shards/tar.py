@@ -54,11 +54,12 @@ class Cut:
     """What a chunk holds, in file order.
 
     `leaps`: the inside of a member of this chunk could be taken, from a later chunk, for members of
-    the shard itself.
+    the shard itself. `num_links`: names without bytes of their own, which are no part of a sample.
     """
 
     found: list[Sample | Reject]
     leaps: bool = False
+    num_links: int = 0
 
 
 def cut(
@@ -87,7 +88,8 @@ def cut(
             return Cut([])  # the first chunk speaks for the shard
         raise NotATar(_what_it_is(window.get(0, BLOCK)))
     insides = _Insides(window, chunk)
-    return Cut(list(_group(window, chunk, begin, insides, walked)), insides.leap)
+    found = list(_group(window, chunk, begin, insides, walked))
+    return Cut(found, insides.leap, insides.num_links)
 
 
 def _begins_with_tar(window: Window) -> bool:
@@ -187,11 +189,14 @@ class _Insides:
         self._last: Member | None = None
         self._last_hides = False
         self.leap = False
+        self.num_links = 0
 
     def passed(self, member: Member) -> None:
         """A member of the walk; what it holds is not known yet."""
         self._last, self._last_hides = member, member.hides
-        if self._asked and self._chunk.start <= member.start < self._chunk.stop:
+        mine = self._chunk.start <= member.start < self._chunk.stop
+        self.num_links += mine and member.link
+        if self._asked and mine:
             if member.end >= self._next_stop or member.hides:
                 self.leap = True
             elif not member.regular and member.num_bytes > _MAX_OTHER_BYTES:

@@ -18,6 +18,7 @@ ZEROS = bytes(BLOCK)
 
 _REGULAR, _SPARSE, _WITHOUT_DATA = b"0\0007S", b"S", b"123456"
 _EXTENSION, _LONG_NAME, _PAX, _GLOBAL = b"LKxXg", b"L", b"xX", b"g"
+_LINK = b"12"
 _PAX_SIZE = re.compile(rb"\d{1,19}")
 # Long names and PAX records are few and short; more before one member is damage or an attack.
 _MAX_EXTENSION_BYTES = 1 << 20
@@ -32,7 +33,8 @@ class Member(NamedTuple):
     """One logical member: `start` is where its first (extension) header lies.
 
     `num_bytes` are stored in the tar; of a file with `holes` that is less than its length.
-    `hides`: its extension headers hold what looks like headers of a tar.
+    `hides`: its extension headers hold what looks like headers of a tar. `link`: it has a name and
+    no bytes of its own, a hard or a symbolic link.
     """
 
     start: int
@@ -42,6 +44,7 @@ class Member(NamedTuple):
     regular: bool
     holes: Holes | None = None
     hides: bool = False
+    link: bool = False
 
     @property
     def data_stop(self) -> int:
@@ -119,7 +122,8 @@ def read_member(get: Get, start: int) -> Member:
         raise Damage(start, data_start, "a sparse file without a readable map") from None
     text = (name if name is not None else _short_name(header)).decode("utf-8", "surrogateescape")
     regular = kind in _REGULAR and not text.endswith("/")
-    return Member(start, text, data_start, payload, regular, holes, hides)
+    link = kind in _LINK
+    return Member(start, text, data_start, payload, regular, holes, hides, link)
 
 
 def is_header(block: bytes) -> bool:

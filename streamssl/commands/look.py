@@ -32,8 +32,8 @@ _PERCENTS = (1, 5, 25, 50, 75, 95, 99)
 class Look:
     """Read shards once."""
 
-    data: Annotated[str, tyro.conf.Positional]
-    """A folder, glob, brace pattern or single tar."""
+    data: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Folders, globs, brace patterns or single tars."""
     threads: int = 2
     """How many threads read, and how many decode."""
     json: bool = False
@@ -101,7 +101,9 @@ def stats(arguments: list[str], console: Console) -> int:
     fields = _counts(survey, manifest) | _sizes(survey)
     _write(fields, parsed, console)
     if not parsed.json:
-        table = Table(title=redact(parsed.data), title_justify="left", show_header=False)
+        table = Table(
+            title=" ".join(map(redact, parsed.data)), title_justify="left", show_header=False
+        )
         for name, value in fields.items():
             table.add_row(name.replace("_", " "), _shown(value))
         console.print(table)
@@ -181,6 +183,7 @@ def _troubles(survey: Survey, manifest: Manifest) -> dict[str, Any]:
         "walked": [r.uri for r in survey.shards if r.leaps_at is not None],
         "repeated_keys": sum(report.num_repeated for report in survey.shards),
         "scattered_keys": sum(report.num_scattered for report in survey.shards),
+        "links": sum(report.num_links for report in survey.shards),
         "shard_reports": [_shard_fields(report) for report in survey.shards],
     }
 
@@ -199,6 +202,7 @@ def _shard_fields(report: ShardReport) -> dict[str, Any]:
         "repeated_keys": report.num_repeated,
         "scattered_keys": report.num_scattered,
         "first_scattered_at_byte": report.first_scattered,
+        "links": report.num_links,
         "unreadable": report.unreadable,
     }
 
@@ -245,6 +249,12 @@ def _say(report: ShardReport) -> Iterator[str]:
             f"scattered: {report.uri}, byte {report.first_scattered}: {report.num_scattered:,} "
             "samples have the key of an earlier one and other members; the members of a sample "
             "must lie together: pack it again"
+        )
+    if report.num_links:
+        yield (
+            f"links: {report.uri}: {report.num_links:,} links have no bytes of their own and belong "
+            "to no sample; a shard must hold the files: pack it again with `tar --dereference "
+            "--hard-dereference`"
         )
 
 

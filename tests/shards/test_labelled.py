@@ -153,6 +153,20 @@ def test_small_sizes_keep_the_largest_square(tmp_path, height, width):
     assert difference.max() <= 1
 
 
+def test_pictures_inside_a_nested_tar_are_not_scored(tmp_path):
+    """They would count twice, or end the evaluation because they have no label."""
+    picture = png(smooth(32, 32))
+    inner = make_tar([(f"{i}.png", picture) for i in range(400)])
+    members = []
+    for index in range(200):
+        members += [(f"{index}.png", picture), (f"{index}.cls", b"%d" % index)]
+        members += [(f"{index}.tar", inner)] if index == 100 else []
+    manifest = open_shard(tmp_path / "a.tar", members)
+    assert manifest.num_bytes > 3 * manifest.suggest_chunk_bytes()
+    found = read_labelled(manifest, RangeReader(), size=8)
+    assert found.labels.tolist() == list(range(200)) and found.rejects == {}
+
+
 def test_what_is_rejected_is_counted_and_the_labels_stay_with_their_pictures(tmp_path):
     """One missing row and every label behind it is that of another picture."""
     good = [np.full((16, 16, 3), 10 * i, np.uint8) for i in range(6)]

@@ -19,7 +19,7 @@ from shards.walks import Starts
 from tests import cutting
 from tests.cutting import check_damaged, check_wild
 from tests.tars import make_tar, samples_by_tarfile
-from tests.wild_tars import wild_tar
+from tests.wild_tars import header, wild_tar
 
 CHUNK_SIZES = (4096, 16384, 65536, 1 << 20)
 
@@ -469,6 +469,15 @@ def test_a_nested_tar_at_the_very_end_is_told():
         assert found.leaps or contents(found.found) == samples_by_tarfile(data)
         walked = cutting.cut_all(data, chunk_bytes, walked=True)
         assert contents(walked.found) == samples_by_tarfile(data)
+
+
+def test_links_are_counted_where_they_lie():
+    """A picture that is stored as a link to another would disappear and nobody would know."""
+    link = header(b"1.jpg", 0, b"1") + header(b"2.jpg", 0, b"2") + header(b"folder/", 0, b"5")
+    data = (make_tar(numbered(10))[: 10 * 3072] + link) * 5 + bytes(1024)
+    parts = [cutting.cut_chunk(data, chunk) for chunk in cutting.chunks_of(data, 16384)]
+    assert sum(part.num_links for part in parts) == 10
+    assert cutting.cut_chunk(data, Chunk(0, 0, len(data))).num_links == 10
 
 
 def test_the_last_chunk_never_leaps():

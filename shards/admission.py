@@ -30,18 +30,19 @@ class AdmissionConfig:
     """Which pictures may come in, how they are decoded, and how many may be refused.
 
     All but `min_entropy` and `predicate` is decided from the header: a bomb is never decoded.
+    `min_entropy` costs one more, reduced, decode of every picture.
     """
 
     formats: tuple[Format, ...] = ()
     """Formats that may come in, by what the bytes are; empty for all that can be read."""
     min_side: int = 8
     """Pixels that the shorter side must have."""
+    # Beyond 20, no box of 5 % of the area with a usual shape fits: the central one is always taken.
     max_aspect_ratio: float = 20.0
-    """How many times longer than the other a side may be. Beyond 20, no box of 5 % of the area
-    with a usual shape fits, and all crops of a picture would show the same."""
+    """How many times longer than the other a side may be; beyond 20, all crops are alike."""
+    # Decoding takes up to 13 bytes for each.
     max_pixels: int = 100_000_000
-    """Height times width at most, and a third of that for JPEG 2000, two thirds for animated WebP.
-    Decoding takes up to 13 bytes for each."""
+    """Height times width at most; a third of it for JPEG 2000, two thirds for animated WebP."""
     max_bytes: int = 1 << 26
     """Bytes that the encoded picture may have."""
     animated: Literal["first_frame", "reject"] = "first_frame"
@@ -49,20 +50,17 @@ class AdmissionConfig:
     orientation: Literal["apply", "ignore"] = "apply"
     """What EXIF says about which side is up: turn the picture, or take it as it is stored."""
     alpha: Literal["white", "black", "drop", "reject"] = "white"
-    """Transparency: lay the picture on white, as pages do, or on black; drop it, which shows the
-    colours beneath, often plain black; or refuse what has any."""
+    """Transparency: lay on white, as pages do, or on black; drop it; or refuse what has any."""
     cmyk: Literal["convert", "reject"] = "convert"
     """Printing colours: convert them, without their profile, or refuse."""
     sixteen_bit: Literal["scale", "reject"] = "scale"
     """Over eight bits a channel: keep the upper eight, or refuse."""
     icc_profile: Literal["ignore", "srgb", "reject"] = "ignore"
-    """An embedded colour profile: take the numbers as they are; convert RGB to sRGB, on the CPU
-    whatever the engine; or refuse."""
+    """A colour profile: take the numbers as they are; convert RGB, on the CPU; or refuse."""
     min_entropy: float = 0.0
-    """Bits of the grey histogram of a small copy; 0 is off. Plain paper has 0, a page of text 1 to
-    3, a photograph 6 to 8. Costs one more, reduced, decode of every picture."""
+    """Bits of the grey histogram of a small copy: 0 of plain paper, 7 of photographs. 0: off."""
     predicate: str = ""
-    """"package.module:function": called with a sample's metadata and its picture, true to keep."""
+    """As "package.module:function"; called with metadata and picture of a sample, true keeps it."""
     max_reject_fraction: float = 0.5
     """A run ends once more than this share of the samples was rejected."""
     probation: int = 1000

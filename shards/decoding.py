@@ -62,6 +62,7 @@ _PLUGINS: Final[dict[Format, type[ImageFile.ImageFile]]] = {
 }
 _ORIENTATION_TAG = 0x0112
 _STRIP: Final = 256
+_PAINT, _PAINT_OF_CMYK = 128, 64
 
 # How a stored picture becomes an upright one: transpose, then flip rows, then flip columns.
 TURNS: Final = {
@@ -107,7 +108,8 @@ def decode_stored(picture: Picture, reduction: int = 1) -> Pixels:
             raise PictureError("undecodable", f"decoded to {pixels.shape}, expected {expected}")
         if reduction > 1:
             pixels = _shrink(pixels, expected)
-    if picture.format == "jpeg" and _ends_in_grey(pixels, max(8 // reduction, 2)):
+    grey = _PAINT_OF_CMYK if picture.cmyk else _PAINT
+    if picture.format == "jpeg" and _ends_in_grey(pixels, max(8 // reduction, 2), grey):
         raise PictureError("truncated", "the data ends before the picture: its foot is plain grey")
     return to_srgb(pixels, _profile(picture)) if picture.to_srgb else pixels
 
@@ -254,14 +256,14 @@ def _shrink(pixels: Pixels, expected: tuple[int, ...]) -> Pixels:
     return shrunk
 
 
-def _ends_in_grey(pixels: Pixels, block: int) -> bool:
+def _ends_in_grey(pixels: Pixels, block: int, grey: int) -> bool:
     """Whether a JPEG's last rows are what decoders paint where the data has run out.
 
-    That is exactly (128, 128, 128), from the edge of a block on; smooth chroma upsampling may
-    spoil the first such row.
+    That is exactly `grey` in all channels, from the edge of a block on; smooth chroma upsampling
+    may spoil the first such row.
     """
-    if not (pixels[-1] == 128).all():
+    if not (pixels[-1] == grey).all():
         return False
-    is_grey = (pixels == 128).all(axis=(1, 2))
+    is_grey = (pixels == grey).all(axis=(1, 2))
     start = 0 if is_grey.all() else len(is_grey) - int(is_grey[::-1].argmin())
     return 0 < start <= len(is_grey) - block and start % block in (0, 1)

@@ -32,7 +32,8 @@ _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _MAX_SCANS: Final = 100
 # Sampling of the first component where the other two have 1 x 1: what encoders write.
 _USUAL_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
-_ALL_COEFFICIENTS = (1 << 64) - 1
+_UNKNOWN = -1
+_COMPLETE: Final = [0] * 64
 _NUM_IMAGES_TAG = 0xB001
 
 
@@ -85,7 +86,8 @@ class _Walk:
     odd: bool = False
     huffman: set[int] = field(default_factory=set)
     quantisers: set[int] = field(default_factory=set)
-    coded: dict[int, int] = field(default_factory=dict)  # component -> bits of coefficients
+    # Of each component, how many lower bits of each coefficient are still missing.
+    levels: dict[int, list[int]] = field(default_factory=dict)
 
     def read_segment(self, place: int, marker: int) -> int:
         """Take in the segment whose marker stands at `place`; the place after it."""
@@ -177,24 +179,25 @@ class _Walk:
             self.odd |= (first, last, bits) != (0, 63, 0) or self.num_scans > 1
             for id_, table in zip(ids, tables, strict=True):
                 self.odd |= not {table >> 4, 0x10 | table & 15} <= self.huffman
-                self.coded[id_] = _ALL_COEFFICIENTS
+                self.levels[id_] = _COMPLETE
 
     def _read_progressive_scan(
         self, ids: bytes, tables: bytes, first: int, last: int, bits: int
     ) -> None:
         high, low = bits >> 4, bits & 15
-        self.odd |= last > 63 or low > 13 or (high > 0 and high != low + 1)
+        self.odd |= last > 63 or low > 13
         self.odd |= last != 0 if first == 0 else last < first or len(ids) != 1
         for id_, table in zip(ids, tables, strict=True):
+            levels = self.levels.setdefault(id_, [_UNKNOWN] * 64)
             if first == 0 and high == 0:
                 self.odd |= table >> 4 not in self.huffman
             elif first > 0:
-                # Coefficients of a component come after its means.
-                self.odd |= 0x10 | table & 15 not in self.huffman or id_ not in self.coded
-            done = self.coded.get(id_, 0)
-            if low == 0:
-                done |= (1 << last + 1) - (1 << first)
-            self.coded[id_] = done
+                # Coefficients of a component come after its mean.
+                self.odd |= 0x10 | table & 15 not in self.huffman or levels[0] == _UNKNOWN
+            before = high or _UNKNOWN
+            self.odd |= levels[first : last + 1] != [before] * (last + 1 - first)
+            self.odd |= before not in (_UNKNOWN, low + 1)
+            levels[first : last + 1] = [low] * (last + 1 - first)
 
     def follow_scans(self, start: int) -> None:
         """Follow the entropy data from `start` to the end-of-image marker, or raise.
@@ -248,7 +251,7 @@ class _Walk:
             and frame.usual
             and colours
             and set(frame.quantisers) <= self.quantisers
-            and all(self.coded.get(id_) == _ALL_COEFFICIENTS for id_ in frame.ids)
+            and all(self.levels.get(id_) == _COMPLETE for id_ in frame.ids)
         )
 
 

@@ -22,6 +22,7 @@ from tests.hostile import (
     picture_pixels,
     png_chunk,
     png_of,
+    saved,
     steps,
     swapping_profile,
     valid,
@@ -230,10 +231,10 @@ def test_what_opencv_refuses_pillow_may_read(files):
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
-@pytest.mark.parametrize("subsampling", [0, 2])
-def test_a_cut_jpeg_with_a_forged_end_does_not_become_grey(share, subsampling):
+@pytest.mark.parametrize(("mode", "subsampling"), [("RGB", 0), ("RGB", 2), ("L", 0), ("CMYK", 0)])
+def test_a_cut_jpeg_with_a_forged_end_does_not_become_grey(share, mode, subsampling):
     """The decoder paints the missing foot grey without a word."""
-    whole = encoded(made_pixels(4, 200, 160), quality=90, subsampling=subsampling)
+    whole = saved("JPEG", mode, quality=90, subsampling=subsampling)(made_pixels(4, 200, 160))
     forged = inspect(whole[: int(share * len(whole))] + b"\xff\xd9")
     with pytest.raises(PictureError, match="foot is plain grey"):
         decode(forged)

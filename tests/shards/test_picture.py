@@ -65,6 +65,10 @@ def test_only_usual_jpegs_are_plain(files):
     """Decoders would be trusted to agree on what they do not agree on."""
     usual = {kind for kind in KINDS if kind.startswith("jpeg") and "2000" not in kind}
     assert {kind for kind in usual if not inspect(files[kind]).plain} == {"jpeg_cmyk"}
+    data = files["jpeg_progressive"]
+    last = data.rindex(b"\xff\xda")
+    for odd in (data[:last] + b"\xff\xd9", data[:-2] + data[last:]):  # a scan less, a scan twice
+        assert not inspect(odd).plain
     data = files["jpeg"]
     assert not inspect(encoded(PIXELS, keep_rgb=True)).plain
     # The name of a component, the tables, the end of the band, arithmetic coding.
@@ -201,11 +205,12 @@ def test_junk_after_a_jpeg_and_fill_bytes_in_it_do_no_harm():
     assert inspect(data[:2] + b"\xff\xff\xff" + data[3:]).width == 60
 
 
-def test_a_marker_within_the_scan_is_undecodable():
+@pytest.mark.parametrize("marker", [b"\xff\x4b", b"\xff\xdc", b"\xff\xe5"])
+def test_a_marker_within_the_scan_is_undecodable(marker):
     """The decoder would stop there and paint the rest grey."""
     data = bytearray(encoded(PIXELS))
     middle = data.index(b"\xff\xda") + (len(data) - data.index(b"\xff\xda")) // 2
-    data[middle : middle + 2] = b"\xff\x4b"
+    data[middle : middle + 4] = marker + b"\xf0\x00"
     assert reason(bytes(data)) == "undecodable"
 
 

@@ -130,9 +130,9 @@ class ChunkCrops:
     `offsets` (num_samples,) int64 lists every sample of the chunk in file order, rejects included;
     `kept` (num_samples,) bool says which have a row in `crops`; `crops` holds, for every view
     group, a uint8 array (kept.sum(), V, S, S, 3) in RGB. `num_unselected` samples are no part of
-    the data, because a subset list leaves them out. `leaps`: a member of the chunk reaches over
-    the whole next chunk, so what was found there may be its inside (see `tar`). `killers`: digests
-    of pictures that killed a decoder.
+    the data, because a subset list leaves them out. `leaps`: what is inside a member of the
+    chunk could be taken for samples in a later one (see `tar`). `killers`: digests of pictures that
+    killed a decoder.
     """
 
     chunk: Chunk

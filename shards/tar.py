@@ -20,16 +20,8 @@ from dataclasses import dataclass, replace
 
 from shards.errors import NotATar
 from shards.records import Chunk, Reason, Reject, Sample
-from shards.tar_headers import (
-    BLOCK,
-    CHECKSUM,
-    ZEROS,
-    Damage,
-    Member,
-    header_offsets,
-    is_header,
-    read_member,
-)
+from shards.tar_headers import BLOCK, ZEROS, Damage, Member, header_offsets, read_member
+from shards.tar_insides import Insides
 from shards.tar_sparse import BrokenMap
 from shards.tar_window import LEAST_STEP, Read, Window
 from shards.walks import Starts
@@ -45,8 +37,6 @@ _MOST_PADDING = 1 << 20
 _MAX_SAMPLE_BYTES = 1 << 29
 # A file with holes may be so many times as long as it is stored, or a chunk of them is a bomb.
 _MAX_EXPANSION = 16
-# Whatever else is in a tar is looked into as far as this.
-_MAX_OTHER_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +77,7 @@ def cut(
         if chunk.start > 0:
             return Cut([])  # the first chunk speaks for the shard
         raise NotATar(_what_it_is(window.get(0, BLOCK)))
-    insides = _Insides(window, chunk)
+    insides = Insides(window, chunk)
     found = list(_group(window, chunk, begin, insides, walked))
     return Cut(found, insides.leap, insides.num_links)
 
@@ -173,71 +163,8 @@ def _chain(window: Window, offset: int) -> Iterator[Member]:
         offset = member.end
 
 
-class _Insides:
-    """Could what is inside the members of this chunk deceive a later chunk? Then it `leap`s.
-
-    A later chunk takes a header for one of the shard's own if the chain from there holds over all
-    of that chunk. So it has to be inside a member that covers the next chunk, or its chain must
-    lead out of the member and on, or the member be the last one, with nothing behind it but zeros.
-    """
-
-    def __init__(self, window: Window, chunk: Chunk) -> None:
-        self._window, self._chunk = window, chunk
-        self._next_stop = min(2 * chunk.stop - chunk.start, window.size)
-        # With no chunk behind this one there is nobody to deceive.
-        self._asked = chunk.stop < window.size
-        self._last: Member | None = None
-        self._last_hides = False
-        self.leap = False
-        self.num_links = 0
-
-    def passed(self, member: Member) -> None:
-        """A member of the walk; what it holds is not known yet."""
-        self._last, self._last_hides = member, member.hides
-        mine = self._chunk.start <= member.start < self._chunk.stop
-        self.num_links += mine and member.link
-        if self._asked and mine:
-            if member.end >= self._next_stop or member.hides:
-                self.leap = True
-            elif not member.regular and member.num_bytes > _MAX_OTHER_BYTES:
-                self.unread(member)
-            elif not member.regular and member.num_bytes:
-                self.read(member, self._window.get(member.data_start, member.data_stop))
-
-    def read(self, member: Member, data: bytes) -> None:
-        """The bytes of the member that was passed last."""
-        if not self._asked or self.leap:
-            return
-        inner = [member.data_start + at for at in header_offsets(data)]
-        if self._ends_with_header(member):
-            inner.append(member.end - BLOCK)
-        self._last_hides = bool(inner)
-        self.leap = any(self._leads_out(offset, member) for offset in inner)
-
-    def unread(self, member: Member) -> None:
-        """A member whose bytes nobody looked at."""
-        self.leap |= self._asked and member.end > self._chunk.stop
-
-    def ended(self) -> None:
-        """There was nothing more in the file than the members that were passed."""
-        if self._last is not None and self._last_hides:
-            self.unread(self._last)
-
-    def _ends_with_header(self, member: Member) -> bool:
-        """Whether the data ends within a block that is a header together with its padding."""
-        if member.num_bytes % BLOCK <= CHECKSUM:
-            return False
-        return is_header(self._window.get(member.end - BLOCK, member.end))
-
-    def _leads_out(self, offset: int, member: Member) -> bool:
-        try:
-            return read_member(self._window.get, offset).end >= member.end
-        except Damage:
-            return False
-
-
 def _group(
-    window: Window, chunk: Chunk, begin: int, insides: _Insides, starts: Starts | None
+    window: Window, chunk: Chunk, begin: int, insides: Insides, starts: Starts | None
 ) -> Iterator[Sample | Reject]:
     """Neighbouring members with the same key make a sample; yield those that start in the chunk."""
     current: _Forming | None = None
@@ -272,7 +199,7 @@ class _Forming:
     """A sample whose members come one by one. Of one that starts before the chunk only the names
     are kept."""
 
-    def __init__(self, chunk: Chunk, start: int, key: str, insides: _Insides) -> None:
+    def __init__(self, chunk: Chunk, start: int, key: str, insides: Insides) -> None:
         self._shard, self._start, self._key = chunk.shard, start, key
         self._wanted = start >= chunk.start
         self._insides = insides

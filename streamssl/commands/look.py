@@ -241,8 +241,8 @@ def _say(report: ShardReport) -> Iterator[str]:
         )
     elif report.leaps_at is not None:
         yield (
-            f"slow: {report.uri}, byte {report.leaps_at}: a member is longer than a chunk; a run "
-            "reads the shard from byte 0"
+            f"slow: {report.uri}, byte {report.leaps_at}: a member holds a tar, or is too large to "
+            "look into; a run reads the shard from byte 0"
         )
     if report.num_scattered:
         yield (
@@ -252,8 +252,8 @@ def _say(report: ShardReport) -> Iterator[str]:
         )
     if report.num_links:
         yield (
-            f"links: {report.uri}: {report.num_links:,} links have no bytes of their own and belong "
-            "to no sample; a shard must hold the files: pack it again with `tar --dereference "
+            f"links: {report.uri}: {report.num_links:,} links have no bytes of their own and make "
+            "no sample; a shard must hold the files: pack it again with `tar --dereference "
             "--hard-dereference`"
         )
 

@@ -63,10 +63,17 @@ def test_a_nested_tar_that_deceives_makes_a_shard_irregular(check):
     assert report.leaps_at <= 20 * 1536 < report.irregular_at + 16384
 
 
-def test_a_large_picture_makes_a_shard_slow_and_not_bad(check):
+def test_a_tar_beside_the_pictures_makes_a_shard_slow_and_not_bad(check):
     """A run walks it from byte 0: worth knowing, not worth packing again."""
-    report, _, _ = check(make_tar(members(["0.jpg", "1.jpg"]) + members(["2.jpg"], 60_000)))
+    inner = make_tar(members(f"{i:04d}.jpg" for i in range(5))) + bytes(30_000)
+    report, _, _ = check(make_tar([*members(["0.jpg", "1.jpg"]), ("1.tar", inner)]))
     assert report.leaps_at == 0 and report.irregular_at is None and report.is_good
+
+
+def test_large_pictures_are_nothing_special(check):
+    """Of a thousand pictures of the web one is as large as fifty others."""
+    report, _, _ = check(make_tar(members(["0.jpg", "1.jpg"]) + members(["2.jpg"], 90_000)))
+    assert report.leaps_at is None and report.is_good
 
 
 @pytest.mark.parametrize(

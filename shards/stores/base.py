@@ -12,7 +12,7 @@ from shards.retrying import Asker
 
 # Where the kinds of stores keep their word for the version of an object, the best one first: on
 # Google's, the etag changes with the rights to an object, the generation with its bytes alone.
-_TAGS = ("generation", "ETag", "etag", "blob_id")
+_TAGS = ("generation", "ETag", "etag")
 _DATES = ("mtime", "LastModified", "last_modified", "Last-Modified")
 
 

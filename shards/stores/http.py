@@ -4,7 +4,7 @@ Every answer is held against the listed length, etag and date. Servers that know
 read too, from the first byte to the last.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,7 +91,7 @@ class HttpStore(OtherStore):
         # A weak tag would never match, and a date is no tag at all.
         if not shard.version.startswith("W/") and not shard.version.endswith(f"-{shard.num_bytes}"):
             headers["If-Match"] = f'"{shard.version}"'
-        answer = await self._request("GET", shard.uri, headers)
+        answer = await send(self._fs, "GET", shard.uri, headers)
         if not is_same_version(answer.headers, shard):
             answer.close()
             raise changed(shard)
@@ -104,39 +104,23 @@ class HttpStore(OtherStore):
 
     async def _fetch(self, shard: ShardInfo, start: int, stop: int, sink: bytearray) -> None:
         async with await self.get(shard, f"bytes={start}-{stop - 1}") as answer:
-            said = answer.headers.get("Content-Range") if answer.status == 206 else None
-            if answer.status == 206 and said is None:
-                raise WrongAnswer("a part came that does not say which")
-            check_content_range(said, shard, start)
+            check_content_range(range_of(answer), shard, start)
             await take(answer, len(sink) + stop - start, sink)
 
     async def _look_up(self, uri: str) -> Listed:
-        async with await self._request("HEAD", uri, {}, check=False) as head:
+        async with await send(self._fs, "HEAD", uri, {}, check=False) as head:
             size = head.headers.get("Content-Length")
             if head.status == 200 and size is not None:
                 return Listed(uri, int(size), version_of(head.headers, int(size)))
-        async with await self._request("GET", uri, {"Range": "bytes=0-0"}) as answer:
+        async with await send(self._fs, "GET", uri, {"Range": "bytes=0-0"}) as answer:
             total = answer.headers.get("Content-Range", "").rpartition("/")[2]
             size = total if answer.status == 206 else answer.headers.get("Content-Length", "")
             num_bytes = int(size) if size.isdigit() else None
             return Listed(uri, num_bytes, version_of(answer.headers, num_bytes))
 
     async def _status_of_a_byte(self, uri: str) -> int:
-        async with await self._request("GET", uri, {"Range": "bytes=0-0"}) as answer:
+        async with await send(self._fs, "GET", uri, {"Range": "bytes=0-0"}) as answer:
             return answer.status
-
-    async def _request(
-        self, method: str, uri: str, headers: dict[str, str], *, check: bool = True
-    ) -> ClientResponse:
-        session = await self._fs.set_session()
-        answer: ClientResponse = await session.request(
-            method, self._fs.encode_url(uri), headers=headers, **self._fs.kwargs
-        )
-        if check and answer.status not in (200, 206):
-            answer.raise_for_status()
-            answer.close()
-            raise WrongAnswer(f"the server answered with status {answer.status}")
-        return answer
 
 
 class Body:
@@ -166,6 +150,31 @@ class Body:
         self._at = None
         await take(self._answer, len(sink) + stop - start, sink)
         self._at = stop
+
+
+async def send(
+    filesystem: Any, method: str, uri: str, headers: Mapping[str, str], *, check: bool = True
+) -> ClientResponse:
+    """The answer to a request, sent once; with `check`, one that holds bytes of a file."""
+    session = await filesystem.set_session()
+    answer: ClientResponse = await session.request(
+        method, filesystem.encode_url(uri), headers=headers, **filesystem.kwargs
+    )
+    if check and answer.status not in (200, 206):
+        answer.raise_for_status()
+        answer.close()
+        raise WrongAnswer(f"the server answered with status {answer.status}")
+    return answer
+
+
+def range_of(answer: ClientResponse) -> str | None:
+    """Which part came; None where that is everything."""
+    if answer.status != 206:
+        return None
+    said = answer.headers.get("Content-Range")
+    if said is None:
+        raise WrongAnswer("a part came that does not say which")
+    return said
 
 
 async def take(answer: ClientResponse, wanted: int, sink: bytearray) -> None:

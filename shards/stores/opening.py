@@ -14,6 +14,7 @@ from shards.redaction import redact, short
 from shards.retrying import Asker, RetryConfig
 from shards.stores.base import Store, store_name
 from shards.stores.http import HttpStore, client_timeout, http_options
+from shards.stores.hub import HubStore
 from shards.stores.local import LocalStore
 from shards.stores.other import OtherStore
 from shards.stores.s3 import S3Store, s3_options
@@ -71,6 +72,9 @@ class Stores:
         ask = Asker(self._retry, Gate(), self._counters)
         if protocol in _S3:
             return S3Store(filesystem, protocol, ask)
+        if protocol == "hf":
+            web = self._filesystem("https://huggingface.co", "https")
+            return HubStore(filesystem, web, name, self._retry, ask)
         kind = HttpStore if protocol in _HTTP else OtherStore
         return kind(filesystem, name, self._retry, ask)
 

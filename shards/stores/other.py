@@ -1,6 +1,5 @@
 """Any store that fsspec knows, without knowing what is special about it."""
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +10,6 @@ from shards.records import ShardInfo
 from shards.retrying import Asker, GivenUp, RetryConfig
 from shards.stores.base import Listed, Source, came_whole, changed, version_of
 
-# The Hub counts requests; elsewhere the version is asked for with every read.
-_CHECK_SECONDS = {"hf": 30.0}
 # A store whose bytes come slower than this is taken for one from which nothing comes.
 _LEAST_BYTES_PER_TIMEOUT = 1 << 20
 
@@ -22,9 +19,7 @@ class OtherStore:
 
     def __init__(self, filesystem: Any, root: str, retry: RetryConfig, ask: Asker) -> None:
         self._fs, self._root, self._retry = filesystem, root, retry
-        self._protocol = root.partition("://")[0]
         self.ask = ask
-        self._checked: dict[str, float] = {}
 
     def find(self, folder: str) -> list[Listed] | None:
         """See `Store.find`."""
@@ -65,13 +60,14 @@ class OtherStore:
         data = self._bounded("cat_file", shard.uri, stop - start, start=start, end=stop)
         if len(data) > stop - start:
             raise came_whole(shard)
-        now, every = time.monotonic(), _CHECK_SECONDS.get(self._protocol, 0.0)
-        if now - self._checked.get(shard.uri, float("-inf")) >= every:
-            info = self._info(shard.uri)
-            if version_of(info, info.get("size")) != shard.version:
-                raise changed(shard)
-            self._checked[shard.uri] = now
+        self.check_version(shard)
         sink += data
+
+    def check_version(self, shard: ShardInfo) -> None:
+        """Ask for the version that there is now. Raises ShardChanged."""
+        info = self._info(shard.uri)
+        if version_of(info, info.get("size")) != shard.version:
+            raise changed(shard)
 
     def _bounded(self, call: str, uri: str, num_bytes: int, **options: Any) -> Any:
         """A call that ends in time: every megabyte may take what a read may take."""
@@ -82,9 +78,7 @@ class OtherStore:
         return sync(self._fs.loop, getattr(self._fs, f"_{call}"), uri, timeout=seconds, **options)
 
     def _info(self, uri: str) -> Mapping[str, Any]:
-        # The Hub's filesystem alone would answer from what it heard before.
-        options = {"refresh": True} if self._protocol == "hf" else {}
-        info: Mapping[str, Any] = self._bounded("info", uri, 0, **options)
+        info: Mapping[str, Any] = self._bounded("info", uri, 0)
         return info
 
     def _listed(self, info: Mapping[str, Any]) -> Listed:

@@ -1,9 +1,11 @@
 """Stores on loopback that tests of this plane share."""
 
+import fsspec
 import pytest
 
 from shards.retrying import RetryConfig
 from shards.stores.opening import Stores
+from tests.hub import hub
 from tests.stores import connect, s3_server, tar_bytes, use_s3
 
 
@@ -49,3 +51,14 @@ def folder(tmp_path):
     (tmp_path / "00.parquet").write_bytes(b"no shard")
     (tmp_path / "readme.txt").write_bytes(b"no shard")
     return tmp_path
+
+
+@pytest.fixture
+def fake_hub(monkeypatch):
+    """A Hub with ten large files and a small one, and a fresh filesystem that finds it."""
+    files = {f"set/{index}.tar": tar_bytes(index + 2) for index in range(10)}
+    with hub(files | {"small.tar": tar_bytes()}) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)
+        fsspec.get_filesystem_class("hf").clear_instance_cache()
+        yield server
+    fsspec.get_filesystem_class("hf").clear_instance_cache()

@@ -172,6 +172,7 @@ def _write_many(folder, seed, seconds):
     os._exit(0 if counters.snapshot().cache_hits else 1)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_processes_that_write_and_are_killed_never_pass_the_limit(tmp_path):
     """A full disk takes the whole node with it."""
     context = multiprocessing.get_context("fork")

@@ -13,6 +13,7 @@ from shards.redaction import cause_to_show, redact, scrub, short
 from shards.retrying import RetryConfig
 from shards.sources import RangeReader, SourceConfig
 from tests.fault_proxy import LASTING, PASSING, fault_proxy
+from tests.hub import DATASET
 from tests.stores import tar_bytes, web_server
 
 SECRETS = ("SIGNATURE", "PASSWORD", "SESSIONTOKEN")
@@ -166,3 +167,17 @@ def test_no_key_of_s3_is_in_anything_that_is_shown(s3, s3_address, monkeypatch, 
     shown += [written.out, written.err, caplog.text]
     assert len(shown) > 10
     assert [text for text in shown if any(secret in text for secret in SECRETS)] == []
+
+
+def test_a_signed_address_that_a_store_sends_us_to_is_not_shown(fake_hub, caplog, capfd):
+    """It is in no address that a user gave, and is a key to the file all the same."""
+    caplog.set_level(logging.DEBUG)
+    reader = RangeReader(SourceConfig(retry=QUICK))
+    (shard,) = list_shards(f"hf://{DATASET}/set/3.tar", reader.stores)
+    reader.read(shard, 0, 100)
+    fake_hub.refuses = True
+    with pytest.raises(ShardUnreadable, match=r"access to hf://.* was refused \(403") as refused:
+        reader.read(shard, 0, 100)
+    written = capfd.readouterr()
+    shown = [*traceback.format_exception(refused.value), written.out, written.err, caplog.text]
+    assert "SIGNATURE" not in "".join(shown)

@@ -14,13 +14,16 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from shards.counters import TransportCounts
+from shards.counters import Counters, TransportCounts
 from shards.errors import ShardChanged, ShardUnreadable
 from shards.listing import list_shards
+from shards.pacing import Gate
 from shards.records import ShardInfo
-from shards.retrying import RetryConfig
+from shards.retrying import Asker, RetryConfig
 from shards.sources import RangeReader, SourceConfig
+from shards.stores.other import OtherStore
 from tests.fault_proxy import PASSING, RETRY_AFTER_SECONDS, fault_proxy
+from tests.hub import DATASET
 from tests.stores import put_many, tar_bytes, web_server
 
 # Patient enough for a machine with other things to do, and over in no time.
@@ -410,6 +413,71 @@ def test_a_connection_that_is_never_answered_times_out():
     assert time.monotonic() - started < 5
 
 
+def test_other_asynchronous_stores_are_bounded_in_time(web_proxy, data):
+    """Google's and Azure's libraries would wait for minutes, and know no other bound."""
+    counters = Counters()
+    ask = Asker(HASTY.retry, Gate(), counters)
+    filesystem = fsspec.filesystem("http", skip_instance_cache=True)
+    retry = replace(HASTY.retry, connect_timeout_seconds=0.1)
+    store = OtherStore(filesystem, web_proxy.address, retry, ask)
+    shard = ShardInfo(f"{web_proxy.address}/0.tar", len(data), f'"{HASTY}"')
+    plan = ["stall_before"]
+    web_proxy.plan = lambda _: plan.pop() if plan else None
+    sink = bytearray()
+    with pytest.raises(ShardChanged):  # the version is looked at once the bytes are there
+        ask(lambda: store.fetch(shard, 5, 1000, sink))
+    assert counters.snapshot().retries == {"timeout": 1} and plan == []
+    web_proxy.plan = lambda _: None
+
+
+def test_shards_of_the_hub_are_listed_and_read(fake_hub):
+    """A large part of all public data lies there."""
+    reader = RangeReader(QUICK)
+    shards = list_with(reader, f"hf://{DATASET}/set")
+    assert [shard.uri for shard in shards] == [f"hf://{DATASET}/set/{i}.tar" for i in range(10)]
+    for pattern in ("set/*.tar", "set/{0..9}.tar"):
+        assert list_with(reader, f"hf://{DATASET}/{pattern}") == shards
+    assert list_with(reader, f"hf://{DATASET}/set/3.tar") == [shards[3]]
+    (small,) = list_with(reader, f"hf://{DATASET}/small.tar")
+    assert reader.read(small, 700, 2000) == tar_bytes()[700:2000]
+    assert reader.read(shards[3], 700, 2000) == tar_bytes(5)[700:2000]
+    fake_hub.asked.clear()
+    assert b"".join(reader.read_whole(shards[4])) == tar_bytes(6)
+    assert len(fake_hub.asked) == 2  # the Hub, and where it sends who asks
+
+
+def test_a_shard_of_the_hub_that_was_replaced_or_deleted_is_refused(fake_hub):
+    """Data sets are mended while others train on them."""
+    reader = RangeReader(QUICK)
+    shard, small = list_with(reader, f"hf://{DATASET}/{{set/3,small}}.tar")
+    fake_hub.files["set/3.tar"] = tar_bytes(5, b"y")
+    fake_hub.files["small.tar"] = tar_bytes(3, b"y")
+    for changed in (shard, small):
+        with pytest.raises(ShardChanged, match=r"\.tar was written to"):
+            reader.read(changed, 700, 2000)
+    del fake_hub.files["set/3.tar"]
+    with pytest.raises(ShardUnreadable, match=r"set/3\.tar is gone"):
+        reader.read(shard, 700, 2000)
+
+
+@pytest.mark.parametrize("word", ["", "another word"])
+def test_where_the_hub_names_no_version_it_is_asked_for_it(fake_hub, word, monkeypatch):
+    """What it says today it may say otherwise tomorrow: that is no reason to call shards changed,
+    or to miss that they are."""
+    fake_hub.tag = lambda _: word
+    reader = RangeReader(QUICK)
+    (shard,) = list_with(reader, f"hf://{DATASET}/set/3.tar")
+    fake_hub.asked.clear()
+    for _ in range(3):
+        assert reader.read(shard, 700, 2000) == tar_bytes(5)[700:2000]
+    assert len([path for path in fake_hub.asked if "paths-info" in path]) == 1
+    monkeypatch.setattr("shards.stores.hub._CHECK_SECONDS", 0.0)
+    fake_hub.files["set/3.tar"] = tar_bytes(5, b"y")
+    with pytest.raises(ShardChanged, match=r"\.tar was written to"):
+        reader.read(shard, 700, 2000)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_reader_travels_by_pickle_and_goes_on_after_a_fork(files, data):
     """DataLoader workers are forks of a process that has read already."""
     reader = RangeReader(QUICK)

@@ -1,0 +1,119 @@
+"""A Hugging Face Hub on loopback with one data set: as much of it as a reader asks for."""
+
+import http.server
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha1, sha256
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+DATASET = "datasets/me/set"
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """The files of the data set, which a test may change; what was asked for.
+
+    Files in set/ are large: the Hub sends who asks to a signed address elsewhere. `tag` is what it
+    says of a file's version; a test may make it say something else, or nothing.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files, self.asked = files, list[str]()
+        self.refuses = False  # whether that address has run out
+        self.tag: Callable[[bytes], str] = lambda data: sha256(data).hexdigest()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.server.asked.append(path)
+        files = self.server.files
+        if path in (f"/api/{DATASET}", f"/api/{DATASET}/revision/main"):
+            self._send_json({"id": "me/set", "sha": "0" * 40, "siblings": []})
+        elif tree := re.fullmatch(rf"/api/{DATASET}/tree/main/?(.*)", path):
+            rows = self._tree(tree[1], "recursive=true" in self.path.lower())
+            self._send_json(rows, 200 if rows else 404)
+        elif (name := path.removeprefix(f"/{DATASET}/resolve/main/")) in files:
+            self._send_on(name)
+        elif path.startswith("/elsewhere/") and self.server.refuses:
+            self._send_json({}, 403)
+        elif (name := path.removeprefix("/elsewhere/")) in files:
+            self._send_file(files[name], {"ETag": '"of-somebody-else"'})
+        else:
+            self._send_json({}, 404)
+
+    def do_POST(self) -> None:
+        self.server.asked.append(self.path)
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        names = parse_qs(body)["paths"]
+        self._send_json([self._row(name) for name in names if name in self.server.files])
+
+    def _tree(self, folder: str, recursive: bool) -> list[dict[str, Any]]:
+        below = [name for name in self.server.files if name.startswith(f"{folder}/") or not folder]
+        if recursive or folder:  # no folders within folders here
+            return [self._row(name) for name in below]
+        folders = {name.partition("/")[0] for name in below}
+        return [{"type": "directory", "oid": "0", "size": 0, "path": name} for name in folders]
+
+    def _row(self, name: str) -> dict[str, Any]:
+        data = self.server.files[name]
+        row = {"type": "file", "oid": sha1(data).hexdigest(), "size": len(data), "path": name}
+        if name.startswith("set/"):
+            large = {"size": len(data), "oid": sha256(data).hexdigest(), "pointerSize": 134}
+            row |= {"lfs": large}
+        return row
+
+    def _send_on(self, name: str) -> None:
+        data = self.server.files[name]
+        if not name.startswith("set/"):
+            self._send_file(data, {"ETag": f'"{sha1(data).hexdigest()}"'})
+            return
+        headers = {"Location": f"/elsewhere/{name}?Signature=SIGNATURE"}
+        if tag := self.server.tag(data):
+            headers |= {"X-Linked-Etag": f'"{tag}"'}
+        self._send(302, b"", headers)
+
+    def _send_file(self, data: bytes, headers: dict[str, str]) -> None:
+        first, last = map(int, re.findall(r"\d+", self.headers["Range"]))
+        about = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+        self._send(206, data[first : last + 1], headers | about)
+
+    def _send_json(self, answer: object, status: int = 200) -> None:
+        self._send(status, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def hub(files: dict[str, bytes]) -> Iterator[Hub]:
+    """A Hub while the context lasts."""
+    server = Hub(files)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

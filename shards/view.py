@@ -15,7 +15,7 @@ from shards.metadata import MetadataError, read_metadata
 from shards.order import Order
 from shards.picture import Picture, PictureError
 from shards.reading import read_chunk
-from shards.records import CropBatch, Reject, Sample, Turn
+from shards.records import Chunk, CropBatch, Reject, Sample, Turn
 from shards.redaction import redact
 from shards.sheet import Tile
 from shards.sources import RangeReader
@@ -134,10 +134,27 @@ def _said(sample: Sample) -> Mapping[str, object]:
         return {}
 
 
-def batch_tiles(batch: CropBatch, manifest: Manifest, num: int) -> Iterator[Tile]:
-    """The crops of the first `num` samples of a batch, a row for every group of views."""
-    for row in range(min(num, len(batch))):
+def batch_tiles(
+    batch: CropBatch, manifest: Manifest, reader: RangeReader, num: int, num_threads: int = 4
+) -> Iterator[Tile]:
+    """The crops of the first `num` samples of a batch, a row for every group of views.
+
+    Names and captions are read again, but for shards that are only read whole.
+    """
+    rows = range(min(num, len(batch)))
+
+    def find(row: int) -> Sample | None:
         shard, offset = batch.ids[row].tolist()
-        name = redact(manifest.shards[shard].uri).rpartition("/")[2]
-        rows = tuple(tuple(group[row]) for group in batch.crops)
-        yield Tile(f"{name} @ {offset}", rows, (f"row {row}, epoch {batch.epochs[row]}",))
+        if manifest.shards[shard].whole:
+            return None
+        # The one sample whose first header stands there.
+        found = read_chunk(reader, manifest.shards[shard], Chunk(shard, offset, offset + 1)).found
+        return next((s for s in found if isinstance(s, Sample) and s.offset == offset), None)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        for row, sample in zip(rows, pool.map(find, rows), strict=True):
+            shard, offset = batch.ids[row].tolist()
+            where = f"{redact(manifest.shards[shard].uri).rpartition('/')[2]}, byte {offset}"
+            views = tuple(tuple(group[row]) for group in batch.crops)
+            lines = (f"{where}, epoch {batch.epochs[row]}", *(describe(sample) if sample else ()))
+            yield Tile(sample.key if sample else where, views, lines)

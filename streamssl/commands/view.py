@@ -1,6 +1,7 @@
 """`streamssl shards view`: a contact sheet of samples, or of the crops of one batch of a run."""
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,20 +10,23 @@ from rich.console import Console
 
 from shards.admission import AdmissionConfig
 from shards.errors import ConfigError
-from shards.manifest import open_manifest
+from shards.manifest import open_manifest, read_manifest
 from shards.redaction import redact
 from shards.sheet import Sheet, check_suffix, write_sheet
 from shards.sources import RangeReader
-from shards.view import MOST_TILES, draw_samples
+from shards.view import MOST_TILES, batch_tiles, draw_samples
+from streamssl.data import open_data, read_data
 from streamssl.parsing import parse
+from streamssl.replay import open_batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
     """Write a contact sheet: samples drawn from anywhere in the data, or a batch of a run."""
 
-    data: Annotated[str, tyro.conf.Positional]
-    """A folder, glob, brace pattern or single tar; with --run, what the run was trained on."""
+    data: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Folders, globs, brace patterns or single tars. With --run only where the run's own addresses
+    do not open any more, because they were signed."""
     out: Path
     """The sheet: a file that ends in .html or .png."""
     num: int = 64
@@ -46,15 +50,22 @@ class View:
                 f"{given} is given without {missing}; a batch is shown by both: add {missing}, or "
                 f"leave {given} out to see samples of the data"
             )
+        if not self.data and self.run is None:
+            raise ConfigError(
+                "nothing was named to look at; give shards, or a batch with --run and --batch"
+            )
         check_suffix(self.out)
 
 
 def view(arguments: list[str], console: Console) -> int:
     """Write a contact sheet of samples, or of the crops of a batch."""
     parsed = parse(View, "streamssl shards view", arguments)
-    sheet = _samples(parsed)
+    if parsed.run is None or parsed.batch is None:
+        sheet = _samples(parsed)
+    else:
+        sheet = _batch(parsed, parsed.run, parsed.batch)
     write_sheet(sheet, parsed.out)
-    console.print(f"{sheet.heading}: {len(sheet.tiles)} tiles in {parsed.out}")
+    console.print(f"{sheet.heading}: {'; '.join(sheet.facts)}; {parsed.out}")
     return 0
 
 
@@ -64,6 +75,26 @@ def _samples(parsed: View) -> Sheet:
     tiles = list(draw_samples(manifest, reader, parsed.admission, num=parsed.num, seed=parsed.seed))
     refused = sum(bool(tile.reason) for tile in tiles)
     plural = "s" if len(manifest.shards) > 1 else ""
-    shards = f"{len(manifest.shards):,} shard{plural}, {manifest.num_bytes:,} bytes"
-    facts = (shards, f"{len(tiles)} samples drawn with seed {parsed.seed}, {refused} rejected")
-    return Sheet(redact(parsed.data), tiles, facts)
+    facts = (
+        f"{len(manifest.shards):,} shard{plural}, {manifest.num_bytes:,} bytes",
+        f"{len(tiles)} samples drawn with seed {parsed.seed}, {refused} rejected",
+    )
+    return Sheet(" ".join(map(redact, parsed.data)), tiles, facts)
+
+
+def _batch(parsed: View, run: Path, step: int) -> Sheet:
+    reader = RangeReader()
+    named = replace(read_data(run / "data.toml"), patterns=parsed.data) if parsed.data else None
+    batch = open_batch(run, step, reader, named)  # refuses what is not the batch that was logged
+    manifest = (
+        open_data(named, reader).manifest if named else read_manifest(run / "manifest.parquet")
+    )
+    tiles = list(batch_tiles(batch, manifest, reader, parsed.num))
+    rejects = Counter(reject.reason for reject in batch.rejects)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.most_common())
+    facts = (
+        f"crops of {len(tiles)} of {len(batch)} samples",
+        f"digest {batch.digest}, the same as in metrics.jsonl",
+        f"rejected before and between them: {reasons or 'nothing'}",
+    )
+    return Sheet(f"{run}, batch {step}", tiles, facts, quality="exact")

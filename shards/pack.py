@@ -27,6 +27,7 @@ from shards.pack_plan import Plan, ShardStats, Source, describe
 from shards.pack_shard import PackJob, shard_name, sidecar_name
 from shards.pack_target import Target, open_target
 from shards.pack_workers import make_shards
+from shards.predicate import resolve_predicate
 from shards.redaction import redact
 from shards.stores.uploads import UNFINISHED
 from shards.stores.web import WebConfig
@@ -92,24 +93,32 @@ def pack(
     ShardUnreadable for what may go better another time.
     """
     config, web = config or PackConfig(), web or WebConfig()
+    if admission is not None and admission.predicate:
+        resolve_predicate(admission.predicate)
     target = open_target(str(out))
     rules = {} if admission is None else {"admission": asdict(admission)}
     # What was bounded otherwise is another content.
     inputs = describe(source, config, max_picture_bytes=web.max_bytes, **rules)
     work = _Pack(source, str(out), config, target, inputs, watch or Watch())
-    with target.hold(work.watch.say) as scratch:
-        if work.begin():
-            return work.reuse()
-        job = PackJob(
-            target=str(out),
-            scratch=scratch,
-            made_from=work.made_from,
-            config=config,
-            web=web,
-            admission=admission,
-            subset=source.subset,
-        )
-        return work.finish(work.make_all(job, num_workers))
+    try:
+        with target.hold(work.watch.say) as scratch:
+            if work.begin():
+                return work.reuse()
+            job = PackJob(
+                target=str(out),
+                scratch=scratch,
+                made_from=work.made_from,
+                config=config,
+                web=web,
+                admission=admission,
+                subset=source.subset,
+            )
+            return work.finish(work.make_all(job, num_workers))
+    except OSError as error:
+        raise UserError(
+            f"{redact(str(out))} cannot be written to ({error.strerror or error}); a pack needs a "
+            "place with room that it may write to: make room there, or give another one"
+        ) from error
 
 
 class _Pack:

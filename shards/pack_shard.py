@@ -11,13 +11,12 @@ from types import TracebackType
 from typing import Final
 
 from shards.admission import AdmissionConfig, admit
-from shards.errors import PackFailed, UserError
+from shards.errors import PackFailed
 from shards.fetch import Fetcher
 from shards.pack_plan import PackConfig, ShardStats, ShardTask, Skipped
 from shards.pack_target import Target, open_target
 from shards.predicate import ask, resolve_predicate
 from shards.records import Reason, Reject, Sample
-from shards.redaction import redact
 from shards.stores.web import WebConfig
 from shards.subset import Subset
 from shards.tar_headers import BLOCK
@@ -57,7 +56,7 @@ class ShardMaker:
     def make(self, task: ShardTask, advance: Advance) -> ShardStats:
         """Write one shard where it belongs, and behind it the side-car that says it is complete.
 
-        Raises UserError, PackFailed or ShardUnreadable.
+        Raises PackFailed or ShardUnreadable, and OSError where it cannot be written.
         """
         job = self._job
         name = shard_name(job.config, task.number)
@@ -65,15 +64,9 @@ class ShardMaker:
         try:
             stats = self._write(task, draft, advance)
             self._target.put(name, draft)
-            self._target.write(sidecar_name(job.config, task.number), stats.to_json())
-        except OSError as error:
-            raise UserError(
-                f"{name} of {redact(job.target)} cannot be written ({error.strerror or error}); a "
-                "pack needs a place with room that it may write to: make room there, or give "
-                "another one"
-            ) from error
         finally:
             draft.unlink(missing_ok=True)
+        self._target.write(sidecar_name(job.config, task.number), stats.to_json())
         return stats
 
     def __enter__(self) -> "ShardMaker":

@@ -171,10 +171,7 @@ class Bucket:
 
     def write(self, name: str, data: bytes) -> None:
         """See `Target.write`."""
-        with tempfile.NamedTemporaryFile(prefix=_SCRATCH) as draft:
-            draft.write(data)
-            draft.flush()
-            self._uploads.put(name, Path(draft.name))
+        self._uploads.write(name, data)
 
     def remove(self, name: str) -> None:
         """See `Target.remove`."""

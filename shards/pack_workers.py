@@ -85,7 +85,7 @@ class _Worker:
             answer = self.pipe.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
-        if isinstance(answer, StreamSSLError):
+        if isinstance(answer, StreamSSLError | OSError):
             raise answer
         assert isinstance(answer, int | ShardStats)
         return answer
@@ -154,11 +154,13 @@ def _serve(pipe: Connection, job: PackJob) -> None:
             task = pipe.recv()
             reports = _Reports(pipe)
             try:
-                answer: ShardStats | StreamSSLError = maker.make(task, reports.advance)
+                answer: ShardStats | StreamSSLError | OSError = maker.make(task, reports.advance)
             except UserError as error:
                 answer = UserError(str(error))
             except StreamSSLError as error:
                 answer = PackFailed(str(error))
+            except OSError as error:
+                answer = OSError(error.errno, error.strerror)
             reports.send()
             pipe.send(answer)
 

@@ -1,7 +1,7 @@
 """What a writer does with a store: put whole objects, list, read and remove them."""
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ UNFINISHED: Final = "pack.unfinished.json"
 
 # In these an object appears whole or not at all. Anywhere else it gets its name when it is whole.
 _OBJECTS: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory")
+_DRAFT: Final = ".part"
 
 
 class Uploads:
@@ -35,14 +36,15 @@ class Uploads:
             )
 
     def list(self) -> dict[str, int]:
-        """Names in the folder and how many bytes they have; folders end in a slash and have -1."""
+        """Names in the folder, drafts apart, and how many bytes they have; folders end in a slash
+        and have -1."""
         found: dict[str, int] = {}
         with self._explained("list"), _nothing_where_gone():
             for entry in self._store.members(self._root, ""):
                 name = posixpath.basename(entry.uri.rstrip("/"))
                 if entry.is_folder:
                     found[f"{name}/"] = -1
-                elif name:
+                elif name and not (name.startswith(".") and name.endswith(_DRAFT)):
                     found[name] = entry.num_bytes or 0
         return found
 
@@ -55,13 +57,21 @@ class Uploads:
 
     def put(self, name: str, file: Path) -> None:
         """Copy a whole file there."""
+        self._appear(name, lambda uri: self._library.put_file(str(file), uri))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put these bytes there."""
+        self._appear(name, lambda uri: self._library.pipe_file(uri, data))
+
+    def _appear(self, name: str, write: Callable[[str], object]) -> None:
+        """Let an object be there as a whole."""
         with self._explained("written to"):
             if self._protocol in _OBJECTS:
-                self._store.ask(lambda: self._library.put_file(str(file), self._uri(name)))
+                self._store.ask(lambda: write(self._uri(name)))
                 return
-            draft = self._uri(f".{name}.part")
+            draft = self._uri(f".{name}{_DRAFT}")
             self._store.ask(lambda: self._library.makedirs(self._root, exist_ok=True))
-            self._store.ask(lambda: self._library.put_file(str(file), draft))
+            self._store.ask(lambda: write(draft))
             self._store.ask(lambda: self._library.mv(draft, self._uri(name)))
 
     def remove(self, name: str) -> None:

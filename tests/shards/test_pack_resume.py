@@ -195,7 +195,7 @@ def test_what_a_worker_cannot_do_is_the_same_sentence(tmp_path, pictures):
         def begin(self, num_units, unit):  # noqa: ARG002
             os.rename(out, tmp_path / "elsewhere")
 
-    message = r"shard-\d+\.tar of \S+out cannot be written \(No such file.*make room there, or"
+    message = r"\S+out cannot be written to \(No such file.*make room there, or give another one"
     for num_workers in (1, 2):
         with pytest.raises(UserError, match=message):
             pack(
@@ -206,3 +206,13 @@ def test_what_a_worker_cannot_do_is_the_same_sentence(tmp_path, pictures):
                 watch=RemoveTheFolder(),
             )
         (tmp_path / "elsewhere").rename(tmp_path / f"done-{num_workers}")
+
+
+def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path, pictures):
+    """A disk that is full, or read-only, is found out at any moment."""
+    source = entries_from_folder(pictures)
+    with pytest.raises(UserError, match=r"/proc/out cannot be made \(.*; shards go into a folder"):
+        pack(source, "/proc/out")
+    (tmp_path / "out" / ".x.part-1").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"out cannot be written to \(.*make room there, or give"):
+        pack(source, tmp_path / "out")

@@ -160,6 +160,10 @@ class Shelf(MemoryFileSystem):
             raise self.plan.pop(0)
         return super().put_file(lpath, rpath, **options)
 
+    def pipe_file(self, path, value, **options):
+        self.calls.append(("put", path))
+        return super().pipe_file(path, value, **options)
+
     def mv(self, path1, path2, **options):
         self.calls.append(("mv", path2))
         return super().mv(path1, path2, **options)
@@ -184,6 +188,12 @@ def test_where_files_grow_under_their_name_they_get_it_last(shelf, pictures):
     left = {name.rpartition("/")[2] for name in shelf.find("shelf://data/out")}
     assert {"shard-000000.tar", "pack.json", "classes.txt"} < left
     assert not any(name.startswith(".") or "unfinished" in name for name in left)
+
+
+def test_a_draft_in_a_store_is_nobody_elses_file(shelf, pictures):
+    """A pack that was killed at its first step must not be refused as foreign."""
+    shelf.pipe_file("shelf://data/out/.pack.unfinished.json.part", b"half")
+    assert pack(entries_from_folder(pictures), "shelf://data/out", CONFIG).num_samples == 11
 
 
 def test_an_upload_that_fails_is_made_again(shelf, pictures, monkeypatch):

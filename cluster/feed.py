@@ -23,15 +23,15 @@ from ray._private import worker as ray_worker
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.errors import ReadersLost
-from cluster.readers import Reader
+from cluster.readers import NUM_AHEAD, Reader
 from shards.chunks import CropJob
 from shards.errors import ConfigError, StreamSSLError
 from shards.manifest import Manifest
 from shards.records import ChunkCrops, Turn
 from shards.redaction import redact
 
-# Two chunks a reader: one in its hands, one of which the bytes are read meanwhile.
-_PENDING_PER_READER = 2
+# In the hands of a reader: one chunk that is cropped, and those that are read meanwhile.
+_PENDING_PER_READER = 1 + NUM_AHEAD
 # A chunk in whose hands this many readers died is cropped in isolation, which costs it time alone.
 _DEATHS_TO_ISOLATE = 2
 _DEATHS_PER_CHUNK = 4

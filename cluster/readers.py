@@ -17,7 +17,10 @@ from shards.records import Chunk, ChunkCrops, ShardInfo, Turn
 from shards.sources import RangeReader
 from shards.tar import Cut
 
-# A chunk of more bytes than this is read when its turn comes: it would lie beside the one in hand.
+# Chunks that are read while another one is cropped: a request to a bucket takes about 100 ms, and
+# small crops of a chunk take less.
+NUM_AHEAD: Final = 3
+# What they may take together; a chunk that does not fit is read when its turn comes.
 _MOST_BYTES_AHEAD: Final = 64 << 20
 
 
@@ -25,7 +28,7 @@ _MOST_BYTES_AHEAD: Final = 64 << 20
 class Reader:
     """One process that crops chunks, one at a time and in the order of the calls, on one core.
 
-    While it crops one, the bytes of the next are read on another thread: `fetch` announces that
+    While it crops one, the bytes of the next are read on other threads: `fetch` announces that
     `crop` will be called with the same ticket. Tickets grow; 0 stands for none.
     """
 
@@ -33,8 +36,8 @@ class Reader:
         self._job = job
         self._lock = threading.Lock()
         self._newest = 0  # the ticket of the chunk in hand
-        self._ahead: dict[int, Future[tuple[Cut, float]]] = {}
-        self._fetcher = ThreadPoolExecutor(1, "fetch")
+        self._ahead: dict[int, tuple[int, Future[tuple[Cut, float]]]] = {}
+        self._fetchers = ThreadPoolExecutor(NUM_AHEAD, "fetch")
 
     def start(self) -> int:
         """Get ready, on the thread that will crop; the process number. Raises ConfigError."""
@@ -43,17 +46,20 @@ class Reader:
 
     @ray.method(concurrency_group="fetch")
     def fetch(self, ticket: int, shard: ShardInfo, chunk: Chunk) -> None:
-        """Begin to read a chunk, unless its turn has come by now or it is large."""
+        """Begin to read a chunk, unless its turn has come by now or there is no room for it."""
+        num_bytes = chunk.stop - chunk.start
         with self._lock:
-            if ticket > self._newest and chunk.stop - chunk.start <= _MOST_BYTES_AHEAD:
-                self._ahead[ticket] = self._fetcher.submit(self._read, shard, chunk)
+            held = sum(held for held, _ in self._ahead.values())
+            has_room = held + num_bytes <= _MOST_BYTES_AHEAD and not shard.whole
+            if ticket > self._newest and has_room:
+                self._ahead[ticket] = num_bytes, self._fetchers.submit(self._read, shard, chunk)
 
     def crop(self, shard: ShardInfo, turn: Turn, ticket: int = 0) -> ChunkCrops:
         """See `ChunkCropper.crop`."""
         with self._lock:
             self._newest = max(self._newest, ticket)
             ahead = self._ahead.pop(ticket, None)
-        found, seconds = ahead.result() if ahead else self._read(shard, turn.chunk)
+        found, seconds = ahead[1].result() if ahead else self._read(shard, turn.chunk)
         return self._cropper.crop_cut(turn, found, seconds)
 
     def crop_isolated(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:

@@ -12,6 +12,7 @@
         NotATar                 the bytes are not a tar
       PackFailed                shards could not be packed to the end
       StreamEnded               the stream stopped before the trainer had its steps
+      StreamStopped             whoever waited for the stream was asked to stop
 
 A bad *sample* is no exception: it is a `records.Reject`, counted and paid from a budget.
 """
@@ -70,3 +71,7 @@ class PackFailed(StreamSSLError):
 
 class StreamEnded(StreamSSLError):
     """The stream stopped before the trainer had all its steps."""
+
+
+class StreamStopped(StreamSSLError):
+    """Whoever waited for the stream was asked to stop; what was trained so far is whole."""

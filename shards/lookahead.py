@@ -12,11 +12,20 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from shards.errors import StreamStopped
 from shards.records import ChunkResult, Turn
+
+_POLL_SECONDS = 0.5
 
 R = TypeVar("R", bound=ChunkResult)
 Submit = Callable[[Turn], Future[R]]
 Plan = Callable[[int], list[Turn]]
+Stop = Callable[[], bool]
+
+
+def never() -> bool:
+    """Nobody wants to stop."""
+    return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,11 +57,15 @@ class Lookahead(Generic[R]):
     """Blocks from `block` on, in canonical order. Holds what was asked for and not used up.
 
     `plan(number)` gives the turns of a block; `submit(turn)` must return a future of what its chunk
-    gives; both are called from the thread that uses this, and must not block long.
+    gives; both are called from the thread that uses this, and must not block long. `stop()` is
+    asked while a result is waited for, and ends the wait with StreamStopped.
     """
 
-    def __init__(self, plan: Plan, submit: Submit[R], bounds: Bounds, block: int) -> None:
+    def __init__(
+        self, plan: Plan, submit: Submit[R], bounds: Bounds, block: int, stop: Stop = never
+    ) -> None:
         self._plan, self._submit, self._bounds = plan, submit, bounds
+        self._stop = stop
         self._blocks: deque[Block[R]] = deque()
         self._incomplete: list[Block[R]] = []  # of these, those that are not counted yet
         self._next_block = block
@@ -69,9 +82,17 @@ class Lookahead(Generic[R]):
             self.extend()
             for future in list(block.futures):
                 if not future.done():
-                    future.exception()  # waits; what it raises is raised when it is used
+                    self._await(future)  # what it raises is raised when it is used
                     break
         return block
+
+    def _await(self, future: Future[R]) -> None:
+        while not future.done():
+            try:
+                future.exception(_POLL_SECONDS)
+            except TimeoutError:
+                if self._stop():
+                    raise StreamStopped("stopped while it waited for pictures") from None
 
     def extend(self) -> None:
         """Ask for chunks ahead, in canonical order, as far as the bounds allow."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shards.admission import AdmissionConfig
 from shards.errors import ConfigError
 from shards.journal import Journal
-from shards.lookahead import Bounds
+from shards.lookahead import Bounds, Stop, never
 from shards.lookahead import Submit as Submit
 from shards.manifest import Manifest
 from shards.mixture import Weights
@@ -97,7 +97,8 @@ class BatchStream:
     Iterate it; every batch carries the cursor that follows it. `submit(turn)` must return a future
     of that chunk's crops; it may be called from one thread only and must not block long. What the
     shards teach on the way is written into `journal`, and found there when they are read again.
-    Raises BudgetExceeded, ShardUnreadable, ConfigError (an epoch smaller than a batch).
+    Raises BudgetExceeded, ShardUnreadable, ConfigError (an epoch smaller than a batch), and
+    StreamStopped if `stop()` says so while it waits.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class BatchStream:
         submit: Submit[ChunkCrops],
         cursor: Cursor | None = None,
         journal: Journal | None = None,
+        stop: Stop = never,
     ) -> None:
         self._batch_size = config.batch_size
         self._slots: OrderedSlots[ChunkCrops] = OrderedSlots(
@@ -118,6 +120,7 @@ class BatchStream:
             batch_size=config.batch_size,
             cursor=cursor,
             journal=journal,
+            stop=stop,
         )
 
     def __iter__(self) -> Iterator[CropBatch]:

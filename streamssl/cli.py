@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from shards.errors import ConfigError, StreamSSLError, UserError
+from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
 from streamssl.commands.evaluate import evaluate_knn
 from streamssl.commands.look import stats, verify
 from streamssl.commands.pack import pack_shards
@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"streamssl: {error}", file=sys.stderr)
         return _USER_ERROR
+    except StreamStopped as error:
+        print(f"streamssl: {error}", file=sys.stderr)
+        return _INTERRUPTED
     except StreamSSLError as error:
         print(f"streamssl: {error}", file=sys.stderr)
         return 1

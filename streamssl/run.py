@@ -159,7 +159,7 @@ def _train(run: _Run, placement: Placement, console: Console, stop: Callable[[],
         console.print(f"metrics at {server.url}", highlight=False)
         submit = stack.enter_context(_readers(run, placement, metrics))
         stream = BatchStream(
-            run.order, config.stream, config.admission, submit, state.cursor, run.journal
+            run.order, config.stream, config.admission, submit, state.cursor, run.journal, stop
         )
         batches = iter(stream)
         # Nothing is written before the data has shown that it can fill a batch.
@@ -287,6 +287,12 @@ def crop_job(config: RunConfig, data: Data, sources: SourceConfig | None = None)
     )
 
 
+def _room(run: _Run) -> int:
+    """Bytes that readers and trainer share: crops, and the list of samples."""
+    subset = run.data.subset
+    return run.config.stream.max_bytes + (0 if subset is None else subset.num_bytes)
+
+
 @contextmanager
 def _readers(run: _Run, placement: Placement, metrics: Metrics) -> Iterator[Submit[ChunkCrops]]:
     sources = SourceConfig(cache=placement.cache)
@@ -301,7 +307,7 @@ def _readers(run: _Run, placement: Placement, metrics: Metrics) -> Iterator[Subm
             yield threads.submit
         return
     with (
-        ray_session(placement.cluster, placement.readers, run.config.stream.max_bytes),
+        ray_session(placement.cluster, placement.readers, _room(run)),
         RayReaders(
             manifest,
             job,

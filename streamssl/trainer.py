@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shards.crops.tensors import to_tensors
-from shards.errors import StreamEnded
+from shards.errors import StreamEnded, StreamStopped
 from shards.records import CropBatch, Cursor, Reject
 from streamssl.checkpoint import TrainState
 from streamssl.config import RunConfig
@@ -48,13 +48,21 @@ def train(
 ) -> None:
     """Train `state` on `batches` until `config.num_steps`, or until `stop()` after a step.
 
+    A stream that was stopped while it waited ends the training, too, after the last whole step.
+
     `save()` is called every `config.save_every` steps and at the end; `batches` must begin where
     `state.cursor` says. Raises StreamEnded when they do not last.
     """
     iterator = iter(batches)
+    saved = state.step
     while state.step < config.num_steps:
         asked = time.monotonic()
-        batch = next(iterator, None)
+        try:
+            batch = next(iterator, None)
+        except StreamStopped:
+            if state.step > saved:
+                save()
+            return
         if batch is None:
             raise StreamEnded(
                 f"the stream ended at step {state.step} of {config.num_steps}; "
@@ -83,6 +91,7 @@ def train(
         stopping = stop()
         if stopping or state.step % config.save_every == 0 or state.step == config.num_steps:
             save()
+            saved = state.step
         if stopping:
             return
 

@@ -1,7 +1,7 @@
 """Whole runs that take seconds: the smallest network, on shards of made pictures."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,11 @@ def read_log(out: Path) -> list[dict[str, Any]]:
     path = out / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def stop_at(out: Path, step: int) -> Callable[[], bool]:
+    """Whether the run has done so many steps: true from then on, whenever it is asked."""
+    return lambda: any(fields["step"] >= step for fields in read_log(out)[-1:])
 
 
 def proof(out: Path) -> list[tuple[int, str, float]]:

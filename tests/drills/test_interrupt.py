@@ -56,6 +56,30 @@ def test_ctrl_c_in_a_terminal_does_not_take_the_readers_first(
     assert alive == []
 
 
+@pytest.mark.ray
+def test_one_ctrl_c_is_enough_when_no_data_comes(shards_folder: Path, tmp_path: Path) -> None:
+    """Where readers or a store hang, whoever waits for them may want to leave."""
+    config = tiny_swav(num_steps=5000, save_every=5000)
+    options = ("--cluster", "local", "--stream.num-lookahead-blocks", "1")
+    with started(config, shards_folder, tmp_path / "run", *options) as run:
+        run.wait_for_step(10)
+        children = psutil.Process(run.process.pid).children(recursive=True)
+        for reader in run.readers():
+            reader.suspend()
+        before = -1
+        while before != run.last_step:  # until nothing more comes
+            before = run.last_step
+            time.sleep(3)
+        began = time.monotonic()
+        run.process.send_signal(signal.SIGINT)
+        assert run.end() == 130, run.text
+        assert time.monotonic() - began < 30
+    assert checkpoint.list_checkpoints(tmp_path / "run")[-1].name == f"step-{before:08d}"
+    assert "Traceback" not in run.text
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+
 def test_a_second_ctrl_c_leaves_at_once(shards_folder: Path, tmp_path: Path) -> None:
     """Whoever presses it twice does not want to wait for a checkpoint."""
     config = tiny_swav(num_steps=5000, save_every=5000)

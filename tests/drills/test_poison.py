@@ -50,4 +50,4 @@ def test_a_trainer_that_dies_of_a_picture_is_mended_at_the_third_start(tmp_path:
     went_on = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert went_on.returncode == 0, went_on.stderr
     assert went_on.stdout.splitlines() == expected(shards)
-    assert not run.exists()
+    assert not (run / ".crashes").exists()

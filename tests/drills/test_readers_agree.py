@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from streamssl.run import Placement
-from tests.tinyrun import proof, tiny_swav, train_here, weights
+from tests.tinyrun import proof, stop_at, tiny_swav, train_here, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -44,19 +44,11 @@ def test_a_run_may_move_to_a_cluster_and_back(
 ) -> None:
     """Started on a laptop, continued on Ray: where is no part of a run."""
     out = tmp_path / "run"
-    for num_steps, placement in (
+    for step, placement in (
         (9, Placement(readers=2)),
         (17, Placement(cluster="local", readers=2)),
         (24, Placement(readers=1)),
     ):
-        steps = iter(range(num_steps))
-        reached = {9: 9, 17: 8, 24: 7}[num_steps]
-        train_here(
-            CONFIG,
-            shards_folder,
-            out,
-            placement=placement,
-            stop=lambda steps=steps, reached=reached: next(steps) + 1 == reached,
-        )
+        train_here(CONFIG, shards_folder, out, placement=placement, stop=stop_at(out, step))
     assert proof(out) == proof(alone)
     assert weights(out, 24) == weights(alone, 24)

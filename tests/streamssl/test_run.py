@@ -29,22 +29,12 @@ from tests.tinyrun import (
     proof,
     quiet,
     read_log,
+    stop_at,
     tiny_moco,
     tiny_swav,
     train_here,
     weights,
 )
-
-
-class StopAfter:
-    """Says stop after so many steps."""
-
-    def __init__(self, num_steps: int) -> None:
-        self._left = num_steps
-
-    def __call__(self) -> bool:
-        self._left -= 1
-        return self._left == 0
 
 
 def make_pictures(folder: Path, num: int = 40) -> Path:
@@ -91,9 +81,9 @@ def test_a_run_that_was_stopped_twice_is_the_same_run(
     """Samples, losses and the last checkpoint are equal bit by bit, wherever it was stopped."""
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     train_here(config, shards_folder, unbroken)
-    first = train_here(config, shards_folder, broken, stop=StopAfter(3))
+    first = train_here(config, shards_folder, broken, stop=stop_at(broken, 3))
     assert not first.finished and first.step == 3 and first.checkpoint.name == "step-00000003"
-    second = train_here(config, shards_folder, broken, stop=StopAfter(2))
+    second = train_here(config, shards_folder, broken, stop=stop_at(broken, 5))
     assert second.step == 5 and second.num_samples == 2 * BATCH
     assert train_here(config, shards_folder, broken).finished
     assert proof(broken) == proof(unbroken)
@@ -103,7 +93,7 @@ def test_a_run_that_was_stopped_twice_is_the_same_run(
 def test_steps_behind_a_crash_are_repeated_alike(shards_folder: Path, tmp_path: Path) -> None:
     """The log shows every step once, and the repeated ones had the same samples."""
     config, out = tiny_swav(save_every=2), tmp_path / "run"
-    train_here(config, shards_folder, out, stop=StopAfter(5))
+    train_here(config, shards_folder, out, stop=stop_at(out, 5))
     shutil.rmtree(out / "checkpoints" / "step-00000005")  # as if it had been killed in step 6
     train_here(config, shards_folder, out)
     assert [fields["step"] for fields in read_log(out)] == [1, 2, 3, 4, 5, 6]

@@ -127,7 +127,7 @@ class Surveyor:
 
     @contextmanager
     def _pools(self) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor]]:
-        readers = ThreadPoolExecutor(self._num_threads, "reader")
+        readers = ThreadPoolExecutor(self._num_threads, "reader", use_one_core)
         looks = ThreadPoolExecutor(self._num_threads, "look", use_one_core)
         try:
             yield readers, looks

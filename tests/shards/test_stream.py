@@ -23,7 +23,9 @@ from shards.chunks import ChunkCropper, CropJob, read_chunk
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch, ShardUnreadable
+from shards.journal import Journal
 from shards.manifest import open_manifest
+from shards.mixture import parse_weights
 from shards.order import Order, OrderConfig
 from shards.records import Chunk, ChunkCrops, Cursor, Reason, Reject, Sample, ShardInfo
 from shards.sources import RangeReader
@@ -387,6 +389,26 @@ def test_a_pass_smaller_than_a_batch_is_refused_with_the_largest_that_fits():
     assert len(take(made.stream(replace(config, batch_size=20)), 3)) == 3
 
 
+def mixed(made, config, admission=LENIENT):
+    """Two shards of `made`, mixed one to one."""
+    shards = (made.shards[0], replace(made.shards[0], uri="other.tar", source=1))
+    order = OrderConfig(seed=0, chunk_bytes=4096, chunks_per_block=config.chunks_per_block)
+    weights = [(0, parse_weights([1, 1]))]
+    return BatchStream(Order(shards, "made", order, weights), config, admission, made.submit)
+
+
+def test_a_source_of_rejects_only_ends_a_mixture():
+    """Its weight would be asked for and never given."""
+    made = Made(6)
+    crop = made.crop
+    made.crop = lambda turn: Made(6, reject=lambda _: turn.chunk.shard == 1).crop(turn)
+    config = StreamConfig(batch_size=2, chunk_bytes=4096, chunks_per_block=4)
+    with pytest.raises(BudgetExceeded, match="every sample of the data of one of the sources was"):
+        take(mixed(made, config), 100)
+    made.crop = crop
+    assert len(take(mixed(made, replace(config, batch_size=30)), 20)) == 20  # more than a pass has
+
+
 def test_data_of_rejects_only_ends_with_the_table_of_reasons():
     """A stream without a picture would read for ever."""
     made = Made(6, reject=lambda _: True)
@@ -472,6 +494,28 @@ def test_a_cursor_of_something_else_is_refused(data, change, message):
         data.stream(cursor=replace(cursor, **change))
 
 
+def test_a_slot_that_its_block_does_not_have_is_refused(data):
+    """A damaged file must not silently become the start of the next block."""
+    order = data.order()
+    cursor = Cursor(manifest=order.manifest, order=order.digest, block=3, slot=10**6)
+    with pytest.raises(
+        CursorMismatch, match=r"slot 1000000 of block 3, which has \d+; remove this"
+    ):
+        next(iter(data.stream(cursor=cursor)))
+
+
+def test_the_first_batch_needs_the_chunks_of_one_block_and_no_others(data):
+    """A fresh or resumed run must not read for an hour before it begins."""
+    order = data.order()
+    for cursor in [None, *(batch.cursor for batch in take(data.stream(), 60))]:
+        block = order.block(cursor.block if cursor else 0)
+
+        def submit(turn, block=block):
+            return data.submit(turn) if turn in block else Future()  # never done
+
+        assert len(next(iter(data.stream(cursor=cursor, submit=submit)))) == 1
+
+
 def test_a_cursor_stays_below_two_kilobytes(data):
     """All that a loader saves has to fit into the checkpoint's header."""
     order = data.order()
@@ -479,6 +523,8 @@ def test_a_cursor_stays_below_two_kilobytes(data):
         manifest=order.manifest,
         order=order.digest,
         block=10**12,
+        journal=10**6,
+        num_unselected=10**15,
         slot=10**9,
         num_samples=10**15,
         num_rejects=10**15,
@@ -523,6 +569,28 @@ def test_threads_that_were_closed_leave_no_work_behind(data):
     with ThreadReaders(data.manifest, JOB, 2) as readers:
         futures = [readers.submit(turn) for turn in data.order().block(0)]
     assert all(future.done() for future in futures) and threading.active_count() == before
+
+
+def test_a_picture_that_killed_a_decoder_is_known_to_the_chunks_behind_it():
+    """Each of its copies would cost a process again."""
+    made, turns = Made(16), []
+    crop = made.crop
+    made.crop = lambda turn: replace(crop(turn), killers=("d" * 32,) * (turn.chunk.start == 0))
+
+    def submit(turn):
+        turns.append(turn)
+        return made.submit(turn)
+
+    order = OrderConfig(seed=0, chunk_bytes=4096, chunks_per_block=2)
+    order = Order(made.shards, "made", order)
+    journal = Journal(order.manifest, order.digest)
+    config = StreamConfig(batch_size=4, max_bytes=1)
+    take(BatchStream(order, config, LENIENT, submit, journal=journal), 60)
+    (entry,) = journal.entries
+    assert (entry.kind, entry.value) == ("quarantine", "d" * 32)
+    place = next(i for i, turn in enumerate(turns) if turn.chunk.start == 0)
+    assert not any(turn.quarantine for turn in turns[: place + 1])
+    assert all(turn.quarantine == {"d" * 32} for turn in turns[place + 3 :])
 
 
 def test_places_in_the_stream_only_go_forward(data):

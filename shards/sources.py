@@ -11,12 +11,9 @@ from dataclasses import dataclass, field
 from shards.counters import TransportCounts
 from shards.disk_cache import CacheConfig, DiskCache
 from shards.errors import ShardUnreadable
-from shards.listing import list_shards as list_shards
 from shards.records import ShardInfo
-from shards.redaction import cause_to_show, short
-from shards.redaction import redact as redact
-from shards.retrying import GivenUp
-from shards.retrying import RetryConfig as RetryConfig
+from shards.redaction import cause_to_show, redact, short
+from shards.retrying import GivenUp, RetryConfig
 from shards.stores.base import Source, changed, store_name
 from shards.stores.opening import Stores
 

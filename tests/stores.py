@@ -69,7 +69,7 @@ def put_many(bucket: str, keys: Iterable[str], body: bytes) -> None:
 class FileHandler(http.server.SimpleHTTPRequestHandler):
     """Files with ranges and etags. What lies in /secret needs a query; /flat knows no ranges;
     /dated has dates in place of etags; /bare has neither; /closed refuses HEAD; /endless tells no
-    length."""
+    length; /packed says of everything that it is in gzip encoding."""
 
     protocol_version = "HTTP/1.1"
 
@@ -82,7 +82,7 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
     def send_head(self) -> Any:
         path, _, query = self.path.partition("?")
         place, _, rest = path[1:].partition("/")
-        known = place in ("secret", "flat", "dated", "bare", "closed", "endless")
+        known = place in ("secret", "flat", "dated", "bare", "closed", "endless", "packed")
         if place == "secret" and "SIGNATURE" not in query:
             return self._refuse(403)
         file = Path(self.directory, rest if known else path[1:])
@@ -104,6 +104,8 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
         else:
             self.send_response(200)
+        if place == "packed":
+            self.send_header("Content-Encoding", "gzip")
         if place == "endless":
             self.send_header("Connection", "close")
         else:

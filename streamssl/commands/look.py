@@ -19,7 +19,8 @@ from shards.check import ShardReport
 from shards.errors import ConfigError
 from shards.manifest import Manifest, open_manifest
 from shards.records import Reject
-from shards.sources import RangeReader, redact
+from shards.redaction import redact
+from shards.sources import RangeReader
 from shards.survey import Depth, Survey, Surveyor
 from streamssl.parsing import parse
 

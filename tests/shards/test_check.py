@@ -6,8 +6,9 @@ import random
 import pytest
 
 from shards.check import new_report, walk_shard
+from shards.listing import list_shards
 from shards.records import Sample, ShardInfo
-from shards.sources import RangeReader, list_shards
+from shards.sources import RangeReader
 from tests.tars import make_tar, samples_by_tarfile
 from tests.wild_tars import expected_samples, wild_tar
 

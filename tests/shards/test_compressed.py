@@ -11,10 +11,11 @@ import zstandard
 
 from shards.compressed import cut_whole
 from shards.errors import NotATar, ShardUnreadable
+from shards.listing import list_shards
 from shards.manifest import open_manifest
 from shards.reading import look_into, read_chunk
 from shards.records import Chunk, Reject, Sample
-from shards.sources import RangeReader, list_shards
+from shards.sources import RangeReader
 from tests.tars import make_tar
 from tests.wild_tars import expected_samples, wild_tar
 

@@ -15,8 +15,8 @@ from shards.admission import AdmissionConfig
 from shards.entries import entries_from_folder, entries_from_list, entries_from_synthetic
 from shards.errors import ConfigError, UserError
 from shards.fetch import Fetcher
+from shards.listing import list_shards
 from shards.pack import PackConfig, pack
-from shards.sources import list_shards
 from shards.stores.web import WebConfig
 from shards.synthetic import CLASS_NAMES, encode_jpeg, iter_pictures, make_picture
 

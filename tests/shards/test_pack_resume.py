@@ -10,9 +10,9 @@ import pytest
 
 from shards.entries import entries_from_folder, entries_from_synthetic
 from shards.errors import ManifestError, PackFailed, UserError
+from shards.listing import list_shards
 from shards.pack import PackConfig, PackSource, Watch, pack
 from shards.pack_entries import Entry
-from shards.sources import list_shards
 from tests.shards.pack_helpers import Stop, StopAfter, kill_yourself
 from tests.shards.test_pack import jpeg, make_folder, shard_bytes
 

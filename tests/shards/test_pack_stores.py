@@ -15,9 +15,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from shards.entries import entries_from_folder, entries_from_list
 from shards.entries_table import entries_from_parquet
 from shards.errors import ManifestError, PackFailed, UserError
+from shards.listing import list_shards
 from shards.pack import PackConfig, pack
 from shards.retrying import RetryConfig
-from shards.sources import list_shards
 from shards.stores import uploads
 from tests.shards.pack_helpers import Stop, StopAfter
 from tests.shards.test_pack import jpeg, make_folder, shard_bytes

@@ -216,7 +216,7 @@ def test_an_object_that_was_replaced_or_deleted_is_refused(s3, s3_reader):
         s3_reader.read(shards[1], 0, 512)
 
 
-@pytest.mark.parametrize("place", ["", "dated/", "bare/", "closed/"])
+@pytest.mark.parametrize("place", ["", "dated/", "bare/", "closed/", "packed/"])
 def test_shards_of_a_web_server_are_read_in_ranges(folder, place):
     """Servers differ in what they tell of a version."""
     reader = RangeReader(QUICK)

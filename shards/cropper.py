@@ -11,11 +11,12 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.admission import AdmissionConfig, admit, check_pixels, picture_bytes, reject
+from shards.admission import AdmissionConfig, picture_bytes, reject
 from shards.crops.engine import Engine
 from shards.crops.recipe import CropRecipe, draw
+from shards.judge import Judge
 from shards.picture import Picture, inspect
-from shards.predicate import ask, resolve_predicate
+from shards.predicate import resolve_predicate
 from shards.records import Reject, Sample
 from shards.sources import SourceConfig
 from shards.subset import Subset
@@ -60,8 +61,7 @@ class SampleCropper:
 
     def __init__(self, job: CropJob) -> None:
         self._job = job
-        name = job.admission.predicate
-        self._predicate = resolve_predicate(name) if name else None
+        self._judge = Judge(job.admission)
         self._engine = job.build_engine()
 
     def crop(self, samples: Sequence[Sample], epoch: int) -> Outcome:
@@ -69,7 +69,7 @@ class SampleCropper:
         admitted: list[tuple[Sample, Picture]] = []
         rejects: list[Reject] = []
         for sample in samples:
-            picture = self._admit(sample)
+            picture = self._judge(sample)
             if isinstance(picture, Reject):
                 rejects.append(picture)
             else:
@@ -87,14 +87,6 @@ class SampleCropper:
         picture = inspect(encode_jpeg(make_picture(0, 0, 0, _PLAIN_SIDE)))
         parameters = self._draw([picture], np.zeros((1, 2), np.int64), 0)
         return bool(self._engine.crop([picture], parameters).ok.all())
-
-    def _admit(self, sample: Sample) -> Picture | Reject:
-        picture = admit(sample, self._job.admission)
-        if isinstance(picture, Reject):
-            return picture
-        refused = ask(self._predicate, sample, picture) if self._predicate else None
-        refused = refused or check_pixels(picture, self._job.admission)
-        return picture if refused is None else reject(sample, *refused)
 
     def _draw(
         self, pictures: Sequence[Picture], ids: NDArray[np.int64], epoch: int

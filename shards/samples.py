@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from webdataset.utils import pytorch_worker_info
 
-from shards.admission import admit, check_pixels, reject
+from shards.admission import reject
 from shards.chunks import select
 from shards.cropper import picture_digest
 from shards.errors import ConfigError
-from shards.predicate import Predicate, ask, resolve_predicate
+from shards.judge import Judge
 from shards.reading import read_chunk
 from shards.records import Chunk, Reject, Sample, Turn
 from shards.redaction import redact
@@ -122,8 +122,7 @@ class _Reading:
 
     def __init__(self, data: OpenData) -> None:
         self._shards, self._config = data.manifest.shards, data.config
-        name = data.config.admission.predicate
-        self._predicate: Predicate | None = resolve_predicate(name) if name else None
+        self._admit = Judge(data.config.admission)
         self._reader, self._walks = RangeReader(data.config.sources), Walks()
 
     def __call__(self, turn: Turn) -> ChunkSamples:
@@ -146,12 +145,8 @@ class _Reading:
         if turn.quarantine and picture_digest(sample) in turn.quarantine:
             detail = "a process died while it decoded this picture"
             return reject(sample, "kills_decoder", detail)
-        picture = admit(sample, self._config.admission)
-        if isinstance(picture, Reject):
-            return picture
-        refused = ask(self._predicate, sample, picture) if self._predicate else None
-        refused = refused or check_pixels(picture, self._config.admission)
-        return sample if refused is None else reject(sample, *refused)
+        picture = self._admit(sample)
+        return picture if isinstance(picture, Reject) else sample
 
 
 def _check_alone() -> None:

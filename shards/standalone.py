@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from shards.admission import AdmissionConfig
+from shards.chunks import check_subset
 from shards.errors import ConfigError, CursorMismatch
 from shards.journal import Entry, Journal
 from shards.manifest import open_manifest
@@ -76,9 +77,10 @@ class OpenData:
                 "many numbers, or none to take all shards alike"
             )
         self.config = config
-        self.manifest = open_manifest(
-            given, RangeReader(config.sources), separate=bool(config.weights)
-        )
+        reader = RangeReader(config.sources)
+        self.manifest = open_manifest(given, reader, separate=bool(config.weights))
+        if config.subset is not None:
+            check_subset(config.subset, self.manifest.shards, reader)
 
     @property
     def _weights(self) -> list[tuple[int, Weights]]:

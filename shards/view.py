@@ -7,9 +7,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.admission import AdmissionConfig, admit
+from shards.admission import AdmissionConfig
 from shards.decoding import REDUCED, can_reduce, decode
 from shards.errors import ConfigError
+from shards.judge import Judge
 from shards.manifest import Manifest
 from shards.metadata import MetadataError, read_metadata
 from shards.order import Order
@@ -47,13 +48,14 @@ def draw_samples(
     if not 1 <= num <= MOST_TILES:
         raise ConfigError(f"num={num}; a sheet shows from 1 to {MOST_TILES} samples: change --num")
     order = build_order(manifest, _near(manifest, num), seed)
+    judge = Judge(admission)
     shown = 0
     for block in range(order.blocks_per_epoch):
         for item in _read_block(manifest, reader, order, block, num_threads):
             if shown == num:
                 return
             shown += 1
-            yield sample_tile(item, admission)
+            yield sample_tile(item, judge)
 
 
 def _near(manifest: Manifest, num: int) -> StreamConfig:
@@ -77,12 +79,12 @@ def _read_block(
         yield entries[place]
 
 
-def sample_tile(item: Sample | Reject, admission: AdmissionConfig) -> Tile:
+def sample_tile(item: Sample | Reject, judge: Judge) -> Tile:
     """A sample as it is seen: its picture made small, and what is known of it; or why it is not.
 
     What admission refuses is never decoded, so no bomb goes off in a viewer.
     """
-    picture = item if isinstance(item, Reject) else admit(item, admission)
+    picture = item if isinstance(item, Reject) else judge(item)
     words = describe(item) if isinstance(item, Sample) else ()
     if isinstance(picture, Reject):
         lines = dict.fromkeys((picture.detail, *words))

@@ -158,6 +158,26 @@ def test_what_the_header_forbids_is_counted_and_the_rest_comes(mixed):
     assert sum(later.place.cursor.reject_reasons.values()) >= 15
 
 
+def even(metadata, picture):
+    """A predicate: keys that end in an even digit."""
+    return metadata["__key__"][-1] in "02468"
+
+
+def test_predicate_and_entropy_are_asked_as_in_a_run(synthetic_shards, tmp_path):
+    """What a user forbids is forbidden here too, and counted under the same reasons."""
+    blank = cv2.imencode(".png", np.full((40, 40, 3), 200, np.uint8))[1].tobytes()
+    members = [(f"{i:03d}.png", blank if i % 3 else encode(40, 40, ".png", i)) for i in range(40)]
+    (tmp_path / "0.tar").write_bytes(make_tar(members))
+    admission = AdmissionConfig(
+        min_entropy=2.0, predicate="tests.shards.test_samples:even", max_reject_fraction=1.0
+    )
+    stream = SampleStream(str(tmp_path), replace(CONFIG, admission=admission))
+    first = list(takewhile(lambda placed: placed.epoch == 0, stream))
+    assert sorted(p.sample.key for p in first) == [f"{i:03d}" for i in range(0, 40, 6)]
+    last = next(placed for placed in stream if placed.epoch == 2).place.cursor.reject_reasons
+    assert last["predicate"] >= 40 and last["blank"] >= 26 and set(last) == {"predicate", "blank"}
+
+
 def test_a_subset_leaves_out_the_others(synthetic_shards, tmp_path):
     """The list is applied on the fly, and what it leaves out is counted apart from rejects."""
     keys = [p.sample.key for p in take(SampleStream(str(synthetic_shards), CONFIG), 96)]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from shards.admission import AdmissionConfig
 from shards.errors import ConfigError
+from shards.judge import Judge
 from shards.manifest import open_manifest
 from shards.picture import inspect
 from shards.records import Sample
@@ -117,7 +118,9 @@ def test_a_reject_is_shown_with_its_reason(tmp_path):
 def test_what_admission_refuses_is_not_decoded():
     """A bomb among the samples must not go off on the desk of who looks for it."""
     bomb = encode(3000, 3000, ".png")
-    tile = sample_tile(Sample(0, 0, "bomb", {"png": bomb}), AdmissionConfig(max_pixels=10_000))
+    tile = sample_tile(
+        Sample(0, 0, "bomb", {"png": bomb}), Judge(AdmissionConfig(max_pixels=10_000))
+    )
     assert tile.reason == "too_large" and not tile.rows
 
 

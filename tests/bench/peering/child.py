@@ -52,6 +52,8 @@ def deliver(loader: Any, options: dict[str, Any]) -> dict[str, int]:
 
 
 def _endless(loader: Any) -> Iterator[Any]:
+    if hasattr(loader, "endless"):
+        return iter(loader.endless())
     return itertools.chain.from_iterable(loader.epoch() for _ in itertools.count())
 
 

@@ -1,0 +1,72 @@
+"""What our own loaders have in common: the shared work as an engine, one epoch of names."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.crops.engine import Cropped
+from shards.crops.recipe import CropRecipe, ViewGroup
+from shards.picture import Picture
+from shards.standalone import ReadConfig
+from shards.stream import StreamConfig
+from tests.bench.peering.work import SIDE, Job, crop
+
+PACKAGE = "streamssl"
+RESUME = "the state that comes with every batch: a cursor under 2 kB"
+RECIPE = CropRecipe(
+    (ViewGroup(num_views=1, size=SIDE, scale=(0.08, 1.0), flip=0.5, grey_probability=0.0),)
+)
+
+
+class SharedWork:
+    """`work.crop` as an engine: it draws its own boxes, as it does for every other loader."""
+
+    def __init__(self, recipe: CropRecipe) -> None:
+        self.recipe = recipe
+
+    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:  # noqa: ARG002
+        crops = np.empty((len(pictures), 1, SIDE, SIDE, 3), np.uint8)
+        for row, picture in enumerate(pictures):
+            crops[row, 0] = crop(picture.data)
+        return Cropped((crops,), np.ones(len(pictures), np.bool_))
+
+
+def config_of(job: Job) -> ReadConfig:
+    """The settings of a loader: all defaults, but for what every peer is told too."""
+    stream = StreamConfig(batch_size=job.batch_size)
+    return ReadConfig(seed=job.seed, stream=stream, num_readers=job.workers)
+
+
+Batches = Iterator[tuple[list[str], list[int], Any]]
+
+
+class Ours:
+    """One epoch, or the stream without an end, of whatever `batches` gives."""
+
+    def batches(self) -> Batches:
+        """Names, epochs and content of every batch, from where the loader stands."""
+        raise NotImplementedError
+
+    def endless(self) -> Iterator[tuple[list[str], Any]]:
+        """Batches across epochs: no end is waited for, and no start."""
+        return ((names, made) for names, _, made in self.batches())
+
+    def epoch(self) -> Iterator[tuple[list[str], Any]]:
+        """Up to where the next epoch begins."""
+        first: int | None = None
+        for names, epochs, made in self.batches():
+            first = epochs[0] if first is None else first
+            kept = [name for name, epoch in zip(names, epochs, strict=True) if epoch == first]
+            if kept:
+                yield kept, made
+            if len(kept) < len(names):
+                return
+
+
+def described(batches: Iterator[Any]) -> Batches:
+    """Batches of crops with the names of their samples."""
+    for batch in batches:
+        names = [f"{int(shard)}:{int(offset)}" for shard, offset in batch.ids]
+        yield names, [int(epoch) for epoch in batch.epochs], batch

@@ -8,6 +8,7 @@ compared with the data; and its order is compared between 1, 2 and 3 workers.
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -216,6 +217,9 @@ class Bench:
                 time.sleep(0.02)
             run.kill()
             committed = self._committed(log, state)
+            if not committed:
+                self.results[name].setdefault("errors", []).append("nothing was delivered")
+                continue
             for key, workers in (("", 0), ("_one_more", 1)):
                 again, copy = self.scratch / f"{name}{key}.log", self.scratch / f"{name}{key}.copy"
                 again.unlink(missing_ok=True)

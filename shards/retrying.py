@@ -50,7 +50,7 @@ _BY_TYPE: tuple[tuple[str, Kind], ...] = (
     (r"Connection|Connect|Disconnected|Payload|IncompleteRead|Streaming|Protocol|Network", "reset"),
 )
 # A store that asks for more patience than this is asked again after this long.
-_LONGEST_RETRY_AFTER = 120.0
+_LONGEST_RETRY_AFTER = 60.0
 # A body that breaks after so many bytes was worth its attempt: the next one counts as the first.
 _PROGRESS_BYTES = 1 << 16
 

@@ -4,6 +4,7 @@ import http.server
 import io
 import re
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -136,12 +137,31 @@ class _QuietServer(http.server.ThreadingHTTPServer):
         """Clients that hang up early do so on purpose."""
 
 
+class BusyHandler(FileHandler):
+    """Files of a server that answers three requests at once, each after a while, and sends the
+    others away."""
+
+    places = threading.BoundedSemaphore(3)
+    num_refused = 0
+
+    def do_GET(self) -> None:
+        if not self.places.acquire(blocking=False):
+            type(self).num_refused += 1
+            self._refuse(503)
+            return
+        try:
+            time.sleep(0.005)
+            super().do_GET()
+        finally:
+            self.places.release()
+
+
 @contextmanager
-def web_server(folder: Path) -> Iterator[str]:
+def web_server(folder: Path, handler: type[FileHandler] = FileHandler) -> Iterator[str]:
     """The address of a web server of that folder."""
 
     def handle(*args: Any) -> FileHandler:
-        return FileHandler(*args, directory=str(folder))
+        return handler(*args, directory=str(folder))
 
     server = _QuietServer(("127.0.0.1", 0), handle)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -102,6 +102,8 @@ class Stores:
 
     def _look_for_a_fork(self) -> None:
         if self._pid != os.getpid():
+            # Let go, they would close connections through a loop that does not run here.
+            self._inherited = (self._stores, self._filesystems)
             self._start_anew()
 
     def _start_anew(self) -> None:

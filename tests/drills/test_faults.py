@@ -1,20 +1,31 @@
 """Hundreds of random schedules of faults, on an S3 server and on web servers: exact, or refused.
 
-Every schedule is a seed. What was injected and how it ended is printed at the end of each test.
+Every schedule is a seed. What was injected and how it ended is printed at the end of each test. A
+whole stream of batches runs through such faults too, and is the stream without them.
 """
 
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 
+import numpy as np
 import pytest
 
+from shards.admission import AdmissionConfig
+from shards.chunks import CropJob
+from shards.crops.opencv import OpenCVEngine
+from shards.crops.recipe import cifar
 from shards.disk_cache import CacheConfig
 from shards.errors import ShardUnreadable
 from shards.listing import list_shards
+from shards.manifest import open_manifest
 from shards.retrying import RetryConfig
 from shards.sources import RangeReader, SourceConfig
+from shards.stream import BatchStream, StreamConfig, build_order
+from shards.thread_readers import ThreadReaders
 from tests.fault_proxy import LASTING, PASSING, fault_proxy
 from tests.stores import connect, put_many, s3_server, use_s3, web_server
 
@@ -165,3 +176,82 @@ def test_web_servers_behind_faults_are_exact_or_refused(data, tmp_path, place):
         assert all(shard.whole == (place == "flat/") for shard in found)
         shards = [replace(s, uri=s.uri.replace(address, proxy.address)) for s in found]
         assert enough(drill(proxy, shards, data, config))
+
+
+RECIPE = cifar(counts=(1, 1), sizes=(8, 4), scales=((0.2, 1.0), (0.05, 0.2)))
+STREAM = StreamConfig(batch_size=16, chunk_bytes=8192, chunks_per_block=4)
+NUM_BATCHES = 40
+
+
+def batches_of(sources):
+    """Batches of the shards in the bucket, by three readers; ends when the stream does."""
+    manifest = open_manifest("s3://stream/*.tar", RangeReader(sources))
+    job = CropJob(
+        recipe=RECIPE,
+        seed=5,
+        admission=AdmissionConfig(),
+        build_engine=partial(OpenCVEngine, RECIPE),
+        sources=sources,
+    )
+    order = build_order(manifest, STREAM, 5)
+    with ThreadReaders(manifest, job, 3) as readers:
+        yield from islice(BatchStream(order, STREAM, job.admission, readers.submit), NUM_BATCHES)
+
+
+def is_same(one, other):
+    crops = all(np.array_equal(a, b) for a, b in zip(one.crops, other.crops, strict=True))
+    return crops and one.digest == other.digest and one.cursor == other.cursor
+
+
+@pytest.fixture
+def stream_bucket(shards_folder, monkeypatch):
+    """The address of an S3 server with the shards of the drills."""
+    with s3_server() as address:
+        use_s3(address, monkeypatch)
+        client = connect(address)
+        client.create_bucket(Bucket="stream")
+        for path in sorted(shards_folder.glob("*.tar")):
+            client.put_object(Bucket="stream", Key=path.name, Body=path.read_bytes())
+        client.close()
+        yield address
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_stream_through_faults_is_the_stream_without_them(stream_bucket, monkeypatch, tmp_path):
+    """Order is decided by nobody who waits for a network."""
+    expected = list(batches_of(SourceConfig(retry=RETRY)))
+    assert len(expected) == NUM_BATCHES
+    patient = replace(RETRY, num_attempts=30)
+    for seed in range(6):
+        rng = random.Random(seed)
+        cache = CacheConfig(folder=str(tmp_path / str(seed)), max_bytes=10**6)
+        with fault_proxy(stream_bucket, stall_seconds=2.0) as proxy:
+            proxy.plan = lambda _, rng=rng: rng.choice(PASSING) if rng.random() < 0.5 else None
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+            found = list(batches_of(SourceConfig(retry=patient, cache=cache if seed % 2 else None)))
+            print(f"\nseed {seed}: {dict(sorted(proxy.counts.items()))}")
+            assert sum(proxy.counts.values()) > proxy.counts["none"] > 0
+        assert len(found) == NUM_BATCHES and all(map(is_same, expected, found))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fault", LASTING)
+def test_a_stream_that_has_to_end_is_exact_until_then(stream_bucket, monkeypatch, fault):
+    """The checkpoint before the end must be of the same run."""
+    expected = list(batches_of(SourceConfig(retry=RETRY)))
+    most = 0
+    for num_requests in (10, 60, 120):
+        seen = []
+        with fault_proxy(stream_bucket, stall_seconds=2.0) as proxy:
+            plan = ["cut", None] * (num_requests // 2)
+            proxy.plan = lambda _, plan=plan: plan.pop() if plan else fault
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+            with pytest.raises(ShardUnreadable) as ended:
+                seen += batches_of(SourceConfig(retry=replace(RETRY, num_attempts=30)))
+        said = f"{type(ended.value).__name__}: {ended.value}"
+        assert NAMES[fault] in said, said
+        assert all(map(is_same, expected, seen))
+        most = max(most, len(seen))
+    assert 0 < most < NUM_BATCHES

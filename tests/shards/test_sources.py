@@ -24,7 +24,7 @@ from shards.sources import RangeReader, SourceConfig
 from shards.stores.other import OtherStore
 from tests.fault_proxy import PASSING, RETRY_AFTER_SECONDS, fault_proxy
 from tests.hub import DATASET
-from tests.stores import put_many, tar_bytes, web_server
+from tests.stores import BusyHandler, put_many, tar_bytes, web_server
 
 # Patient enough for a machine with other things to do, and over in no time.
 QUICK = SourceConfig(
@@ -411,6 +411,22 @@ def test_a_connection_that_is_never_answered_times_out():
         with pytest.raises(ShardUnreadable, match=r"in 1 attempt \(.*imeout.*\)"):
             reader.read(ShardInfo(address, 10_000, "version"), 0, 10)
     assert time.monotonic() - started < 5
+
+
+def test_many_threads_settle_on_what_a_store_can_do(tmp_path, data):
+    """Each for itself would ask again and again, and nobody would be answered."""
+    (tmp_path / "0.tar").write_bytes(data)
+    retry = replace(QUICK.retry, num_attempts=20, first_wait_seconds=0.01, longest_wait_seconds=0.1)
+    BusyHandler.num_refused = 0
+    with web_server(tmp_path, BusyHandler) as address:
+        reader = RangeReader(SourceConfig(retry=retry))
+        (shard,) = list_with(reader, f"{address}/0.tar")
+        with ThreadPoolExecutor(16) as pool:
+            starts = range(0, 200_000, 500)
+            found = list(pool.map(lambda a: reader.read(shard, a, a + 500), starts))
+    assert b"".join(found) == data[:200_000]
+    assert reader.counters.throttles == BusyHandler.num_refused
+    assert 0 < BusyHandler.num_refused < len(found) / 4
 
 
 def test_other_asynchronous_stores_are_bounded_in_time(web_proxy, data):

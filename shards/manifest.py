@@ -34,12 +34,14 @@ class Manifest:
     """The shards of a run, sorted by source and URI.
 
     `sample_bytes` is how much of a shard one sample takes, headers included, as probed in a few: it
-    only sizes chunks and is no part of the digest. `patterns` is what was asked for.
+    only sizes chunks and is no part of the digest. `patterns` is what was asked for, and
+    `sample_bytes_of` what a sample takes in each source.
     """
 
     shards: tuple[ShardInfo, ...]
     sample_bytes: float
     patterns: tuple[str, ...] = field(default=(), compare=False)
+    sample_bytes_of: tuple[float, ...] = field(default=(), compare=False)
 
     @cached_property
     def num_bytes(self) -> int:
@@ -64,6 +66,15 @@ class Manifest:
         """About how many samples a chunk holds; shards that are read whole are one chunk each."""
         num = sum(1 if s.whole else -(-s.num_bytes // chunk_bytes) for s in self.shards)
         return self.num_bytes / num / self.sample_bytes
+
+    def sample_shares(self, chunk_bytes: int, weights: Sequence[float]) -> list[float]:
+        """About which shares of the samples sources have whose shares of the chunks these are."""
+        amounts = []
+        for source, weight in enumerate(weights):
+            shards = tuple(shard for shard in self.shards if shard.source == source)
+            alone = Manifest(shards, self.sample_bytes_of[source])
+            amounts.append(float(weight) * alone.samples_per_chunk(chunk_bytes))
+        return [amount / sum(amounts) for amount in amounts]
 
     def suggest_chunks_per_block(self, chunk_bytes: int, batch_size: int) -> int:
         """So many chunks that their samples fill about four batches, and at least eight chunks."""
@@ -136,8 +147,11 @@ def open_manifest(
         by_uri = {shard.uri: shard for found in listed for shard in found}
         sources = [[by_uri[uri] for uri in sorted(by_uri)]]
     shards = tuple(shard for found in sources for shard in found)
-    sizes = [size for found in sources for size in _sample_bytes(found, reader)]
-    return Manifest(shards, float(np.mean(sizes)), patterns)
+    sizes = [_sample_bytes(found, reader) for found in sources]
+    means = tuple(float(np.mean(probed)) for probed in sizes)
+    return Manifest(
+        shards, float(np.mean([s for probed in sizes for s in probed])), patterns, means
+    )
 
 
 def _sample_bytes(shards: Sequence[ShardInfo], reader: RangeReader) -> list[float]:

@@ -68,8 +68,8 @@ class Data:
 
 def open_data(config: DataConfig, reader: RangeReader) -> Data:
     """List and look at what was named. Raises UserError, ShardUnreadable."""
-    manifest = open_manifest(config.patterns, reader, separate=bool(config.weights))
     subset = load_subset(config.subset) if config.subset else None
+    manifest = open_manifest(config.patterns, reader, separate=bool(config.weights))
     if subset is not None:
         check_subset(subset, manifest.shards, reader)
     irregular = {row for path in config.verified for row in read_verified(path, manifest)}
@@ -123,7 +123,10 @@ def open_journal(
     weights = data.config.parsed_weights()
     if weights is not None and journal.add_weights(weights, since):
         shares = " : ".join(f"{float(weight):g}" for weight in weights)
-        changes.append(f"sources are mixed {shares}")
+        chunk_bytes = order.config.chunk_bytes
+        estimates = data.manifest.sample_shares(chunk_bytes, list(map(float, weights)))
+        samples = " : ".join(f"{share:.2g}" for share in estimates)
+        changes.append(f"sources are mixed {shares} by chunks, about {samples} by samples")
     new = [row for row in data.irregular if journal.add_irregular(row, since)]
     if new:
         changes.append(f"{len(new)} irregular shards are walked")

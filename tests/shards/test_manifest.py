@@ -164,6 +164,19 @@ def test_what_is_no_shard_is_refused_before_the_run(tmp_path, data, message):
         open_manifest(str(tmp_path), RangeReader())
 
 
+def test_what_shares_of_chunks_are_in_samples_is_said(tmp_path):
+    """Whoever mixes thumbnails with photographs half and half gets few photographs."""
+    for name, size in (("small", 1000), ("large", 30_000)):
+        members = [(f"{i}.jpg", bytes(size)) for i in range(100)]
+        (tmp_path / f"{name}.tar").write_bytes(make_tar(members))
+    patterns = [f"{tmp_path}/{name}.tar" for name in ("small", "large")]
+    manifest = open_manifest(patterns, RangeReader(), separate=True)
+    small, large = manifest.sample_shares(1 << 14, [0.5, 0.5])
+    assert small + large == pytest.approx(1) and 15 < small / large < 25
+    small, large = manifest.sample_shares(1 << 14, [0, 1])
+    assert (small, large) == (0, 1)
+
+
 def test_one_shard_without_samples_among_others_is_no_reason_to_stop(tmp_path):
     """A crawler leaves an empty tar now and then."""
     (tmp_path / "a.tar").write_bytes(bytes(10240))

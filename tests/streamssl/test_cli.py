@@ -86,6 +86,19 @@ def shown(capsys: Capture, *arguments: object) -> str:
         ("pretrain swav --data x --out x --metrics-port 99999", "metrics_port=99999; it must be"),
         ("pretrain swav --data x --out x --backbone.name resnet5", "near it are resnet50"),
         ("evaluate knn --run x", "--train is missing; `streamssl evaluate knn --help` lists"),
+        (
+            "pretrain swav --data a b --out x --weights 1",
+            "1 weights for 2 patterns of --data; each",
+        ),
+        (
+            "pretrain swav --data a b --out x --weights 1 x",
+            "weight 'x' is no number; 0.7, 3 or 1/3",
+        ),
+        (
+            "pretrain swav --data a --out x --cache c --cache-bytes 0",
+            "cache max_bytes=0; it must be",
+        ),
+        ("pretrain swav --data a --out x --subset l.csv", "l.csv'; it must be a .parquet, .txt or"),
         ("shards verify x --threads 0", "threads=0; it must be at least 1"),
         ("shards stats x --sample 0", "sample=0; it must be at least 1 chunk; leave it out"),
         ("shards stats no/such/folder", "no/such/folder"),

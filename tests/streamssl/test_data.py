@@ -47,7 +47,7 @@ def test_weights_may_change_when_a_run_goes_on(folders: tuple[str, str], tmp_pat
     mixed = DataConfig(patterns=folders, weights=("0.7", "0.3"))
     even = replace(mixed, weights=("1", "1"))
     said = run(mixed, tmp_path / "run", stop_at=2)
-    assert "from block 0 on sources are mixed 0.7 : 0.3" in said
+    assert "from block 0 on sources are mixed 0.7 : 0.3 by chunks, about 0.7 : 0.3 by sam" in said
     said = run(even, tmp_path / "run", stop_at=1)
     block = int(read_log(tmp_path / "run")[1]["cursor"][0]) + 1
     assert f"from block {block} on sources are mixed 0.5 : 0.5" in said

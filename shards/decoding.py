@@ -7,6 +7,7 @@ neither can read it.
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import cv2
@@ -63,6 +64,7 @@ _PLUGINS: Final[dict[Format, type[ImageFile.ImageFile]]] = {
 _ORIENTATION_TAG = 0x0112
 _STRIP: Final = 256
 _PAINT, _PAINT_OF_CMYK = 128, 64
+_BLOCK: Final = 8
 
 # How a stored picture becomes an upright one: transpose, then flip rows, then flip columns.
 TURNS: Final = {
@@ -108,8 +110,7 @@ def decode_stored(picture: Picture, reduction: int = 1) -> Pixels:
             raise PictureError("undecodable", f"decoded to {pixels.shape}, expected {expected}")
         if reduction > 1:
             pixels = _shrink(pixels, expected)
-    grey = _PAINT_OF_CMYK if picture.cmyk else _PAINT
-    if picture.format == "jpeg" and _ends_in_grey(pixels, max(8 // reduction, 2), grey):
+    if picture.format == "jpeg" and _is_painted(picture, pixels, reduction):
         raise PictureError("truncated", "the data ends before the picture: its foot is plain grey")
     return to_srgb(pixels, _profile(picture)) if picture.to_srgb else pixels
 
@@ -158,40 +159,42 @@ def _decode_with_opencv(picture: Picture, reduction: int) -> Pixels | None:
 
 
 def _decode_with_pillow(picture: Picture) -> Pixels:
-    try:
-        with _open(picture) as image:
-            turned = image.getexif().get(_ORIENTATION_TAG, 1) if picture.format == "tiff" else 1
-            image.load()
-            pixels = _to_rgb(image, picture)
-    except Exception as error:
-        # Broken files make the decoders raise nearly anything; whatever it is, it costs one sample.
-        detail = f"{type(error).__name__}: {error}"
-        reason: Reason = "truncated" if "truncated" in detail else "undecodable"
-        raise PictureError(reason, detail) from error
+    with _opened(picture) as image:
+        turned = image.getexif().get(_ORIENTATION_TAG, 1) if picture.format == "tiff" else 1
+        image.load()
+        pixels = _to_rgb(image, picture)
     # Pillow turns TIFFs upright by itself; here that is done later, or not at all.
     return turn(pixels, _UNDONE.get(turned, turned)) if turned in TURNS else pixels
 
 
 def _profile(picture: Picture) -> bytes:
-    """The embedded colour profile; empty where it cannot be read."""
+    """The embedded colour profile; empty where Pillow cannot read the file."""
     try:
-        with _open(picture) as image:
+        with _opened(picture) as image:
             profile = image.info.get("icc_profile")
-    except Exception:
-        # Another decoder than this one may have read the picture, whatever is wrong here.
+    except PictureError:
         return b""
     return profile if isinstance(profile, bytes) else b""
 
 
-def _open(picture: Picture) -> ImageFile.ImageFile:
-    data, plugin = picture.data, _PLUGINS[picture.format]
-    if picture.format == "ico":
-        data = largest_icon(data)
-        if data.startswith(b"\x89PNG"):
-            plugin = PngImagePlugin.PngImageFile
-        else:
-            data = alone(data)
-    return plugin(io.BytesIO(data))
+@contextmanager
+def _opened(picture: Picture) -> Iterator[ImageFile.ImageFile]:
+    """The picture in Pillow's hands; whatever it raises there becomes `PictureError`."""
+    try:
+        data, plugin = picture.data, _PLUGINS[picture.format]
+        if picture.format == "ico":
+            data = largest_icon(data)
+            if data.startswith(b"\x89PNG"):
+                plugin = PngImagePlugin.PngImageFile
+            else:
+                data = alone(data)
+        with plugin(io.BytesIO(data)) as image:
+            yield image
+    except Exception as error:
+        # Broken files make the decoders raise nearly anything; whatever it is, it costs one sample.
+        detail = f"{type(error).__name__}: {error}"
+        reason: Reason = "truncated" if "truncated" in detail else "undecodable"
+        raise PictureError(reason, detail) from error
 
 
 def _to_rgb(image: Image.Image, picture: Picture) -> Pixels:
@@ -256,14 +259,18 @@ def _shrink(pixels: Pixels, expected: tuple[int, ...]) -> Pixels:
     return shrunk
 
 
-def _ends_in_grey(pixels: Pixels, block: int, grey: int) -> bool:
+def _is_painted(picture: Picture, pixels: Pixels, reduction: int) -> bool:
     """Whether a JPEG's last rows are what decoders paint where the data has run out.
 
-    That is exactly `grey` in all channels, from the edge of a block on; smooth chroma upsampling
-    may spoil the first such row.
+    That is exactly one grey, from the edge of a block on; smooth chroma upsampling may spoil the
+    first such row. The full picture is judged, or the verdict would depend on the crops.
     """
+    grey = _PAINT_OF_CMYK if picture.cmyk else _PAINT
     if not (pixels[-1] == grey).all():
         return False
+    if reduction > 1:
+        full = _decode_with_opencv(picture, 1)
+        pixels = _decode_with_pillow(picture) if full is None else full
     is_grey = (pixels == grey).all(axis=(1, 2))
     start = 0 if is_grey.all() else len(is_grey) - int(is_grey[::-1].argmin())
-    return 0 < start <= len(is_grey) - block and start % block in (0, 1)
+    return 0 < start <= len(is_grey) - _BLOCK and start % _BLOCK in (0, 1)

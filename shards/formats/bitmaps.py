@@ -1,13 +1,12 @@
 """BMP, PPM, QOI and ICO: what lies in them is uncompressed, or nearly."""
 
-import io
 import re
 import struct
 from typing import Final
 
 from PIL import BmpImagePlugin
 
-from shards.formats.common import Picture, PictureError, refuse_short, refuse_slow
+from shards.formats.common import Picture, PictureError, open_header, refuse_short, refuse_slow
 from shards.formats.png import inspect_png
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -15,11 +14,7 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 def inspect_bmp(data: bytes) -> Picture:
     """A BMP of any Windows or OS/2 version; all rows must be there."""
-    try:
-        image = BmpImagePlugin.BmpImageFile(io.BytesIO(data))
-    except Exception as error:
-        # Broken files make Pillow raise OSError, ValueError, KeyError and more: all mean the same.
-        raise PictureError("broken_header", f"{type(error).__name__}: {error}") from error
+    image, _, _ = open_header(BmpImagePlugin.BmpImageFile, data)
     width, height = image.size
     codec, _, offset, arguments = image.tile[0]
     if codec == "raw":

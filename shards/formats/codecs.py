@@ -1,15 +1,13 @@
 """AVIF, JPEG 2000 and PSD: their headers are opened by Pillow, which decodes nothing for it."""
 
-import io
 import re
 import struct
 from typing import Final
 
-from PIL import AvifImagePlugin, ImageFile, Jpeg2KImagePlugin, PsdImagePlugin
+from PIL import AvifImagePlugin, Jpeg2KImagePlugin, PsdImagePlugin
 
-from shards.formats.common import Picture, PictureError, oriented
+from shards.formats.common import Picture, PictureError, open_header, oriented
 
-_ORIENTATION_TAG = 0x0112
 # OpenJPEG keeps some 10 kB for every tile of the grid, whether it is there or not.
 _MAX_TILES: Final = 8192
 _AV1_CONFIGURATION: Final = re.compile(rb"(?s)av1C\x81.(.)")
@@ -22,7 +20,7 @@ def inspect_avif(data: bytes) -> Picture:
     brands = {data[8:12], *(data[place : place + 4] for place in range(16, min(length, 256), 4))}
     if not brands & {b"avif", b"avis"}:
         raise PictureError("not_a_picture", f"a HEIF of the brands {sorted(brands)}")
-    image = _open(AvifImagePlugin.AvifImageFile, data)
+    image, num_frames, orientation = open_header(AvifImagePlugin.AvifImageFile, data)
     width, height = image.size
     depths = {match[1][0] for match in _AV1_CONFIGURATION.finditer(data, 0, 1 << 16)}
     deep = max(
@@ -31,8 +29,8 @@ def inspect_avif(data: bytes) -> Picture:
     return Picture(
         data,
         "avif",
-        *oriented((height, width), _orientation(image)),
-        num_frames=int(getattr(image, "n_frames", 1)),
+        *oriented((height, width), orientation),
+        num_frames=num_frames,
         bits=deep,
         alpha=image.mode == "RGBA",
         icc_profile="icc_profile" in image.info,
@@ -41,7 +39,7 @@ def inspect_avif(data: bytes) -> Picture:
 
 def inspect_jpeg2000(data: bytes) -> Picture:
     """A JPEG 2000 file, or a bare codestream."""
-    image = _open(Jpeg2KImagePlugin.Jpeg2KImageFile, data)
+    image, _, _ = open_header(Jpeg2KImagePlugin.Jpeg2KImageFile, data)
     start = data.find(b"\xff\x4f\xff\x51")
     if start < 0:
         raise PictureError("truncated", "no JPEG 2000 codestream")
@@ -67,7 +65,7 @@ def inspect_jpeg2000(data: bytes) -> Picture:
 
 def inspect_psd(data: bytes) -> Picture:
     """The composite of a Photoshop file, whose layers must be sound and are not looked at."""
-    image = _open(PsdImagePlugin.PsdImageFile, data)
+    image, _, _ = open_header(PsdImagePlugin.PsdImageFile, data)
     return Picture(
         data,
         "psd",
@@ -77,23 +75,3 @@ def inspect_psd(data: bytes) -> Picture:
         cmyk=image.mode == "CMYK",
         icc_profile="icc_profile" in image.info,
     )
-
-
-def _open(plugin: type[ImageFile.ImageFile], data: bytes) -> ImageFile.ImageFile:
-    # The plugins are used directly because `Image.open` refuses large sizes before it tells them.
-    try:
-        image = plugin(io.BytesIO(data))
-        getattr(image, "n_frames", 1)  # looks through frames and layers
-        return image
-    except Exception as error:
-        # Broken files make the plugins raise OSError, SyntaxError, ValueError, TypeError, KeyError,
-        # IndexError, OverflowError, NotImplementedError, struct.error and more: all mean the same.
-        raise PictureError("broken_header", f"{type(error).__name__}: {error}") from error
-
-
-def _orientation(image: ImageFile.ImageFile) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:
-        # Broken EXIF says nothing about the pixels, and raises as many kinds of errors.
-        return 1

@@ -1,8 +1,11 @@
 """What every format's header becomes: a `Picture`, or a `PictureError` with the reason."""
 
+import io
 import struct
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
+
+from PIL import ImageFile
 
 from shards.records import Reason
 
@@ -91,6 +94,24 @@ def exif_orientation(tiff: bytes) -> int:
         # Broken EXIF is common and says nothing about the pixels.
         return 1
     return 1
+
+
+def open_header(
+    plugin: type[ImageFile.ImageFile], data: bytes
+) -> tuple[ImageFile.ImageFile, int, int]:
+    """What a plugin of Pillow reads before any pixel, the number of frames, and the orientation.
+
+    Plugins are used directly because `Image.open` refuses large sizes before it tells them.
+    """
+    try:
+        image = plugin(io.BytesIO(data))
+        num_frames = int(getattr(image, "n_frames", 1))
+        orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception as error:
+        # Broken files make the plugins raise OSError, SyntaxError, ValueError, TypeError, KeyError,
+        # IndexError, OverflowError, NotImplementedError, struct.error and more: all mean the same.
+        raise PictureError("broken_header", f"{type(error).__name__}: {error}") from error
+    return image, num_frames, orientation
 
 
 def refuse_slow(height: int, width: int, what: str) -> None:

@@ -25,8 +25,9 @@ from shards.crops.dali import DaliEngine
 from shards.crops.engine import Cropped, Engine, use_one_core
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
+from shards.decoding import REDUCED, can_reduce, decode_stored
 from shards.manifest import open_manifest
-from shards.picture import Picture
+from shards.picture import Picture, PictureError
 from shards.records import Chunk, ChunkCrops, Reject, Sample
 from shards.sources import RangeReader
 from shards.stream import BatchStream, StreamConfig, build_order
@@ -126,6 +127,9 @@ class Fuzz:
         verdict = _verdict(once)
         if verdict != _verdict(again) or not np.array_equal(once.crops[0], again.crops[0]):
             self.faults.append(f"{number}: a {picture.format} decoded twice is not the same")
+        for reduction in REDUCED if can_reduce(picture) else ():
+            if (other := _decoded(picture, reduction)) != verdict:
+                self.faults.append(f"{number}: {verdict}, but {other} at 1/{reduction}")
         self.verdicts[verdict] += 1
         return verdict
 
@@ -134,6 +138,14 @@ class Fuzz:
 
     def _mark(self, text: str) -> None:
         os.pwrite(self._marks, f"{text:2000}".encode(), 0)
+
+
+def _decoded(picture: Picture, reduction: int) -> str:
+    try:
+        decode_stored(picture, reduction)
+    except PictureError as error:
+        return error.reason
+    return "ok"
 
 
 def _verdict(cropped: Cropped) -> str:
@@ -148,7 +160,7 @@ def fuzz(first: str, last: str, marks: str) -> dict[str, Any]:
     return found.report()
 
 
-def stream(engine: str, folder: str) -> dict[str, Any]:
+def stream(engine: str, folder: str, num_readers: str = "2") -> dict[str, Any]:
     """Read every sample of a folder of tars once, as a run does; the rejects by key."""
     manifest = open_manifest(folder, RangeReader())
     config = StreamConfig(batch_size=8)
@@ -160,7 +172,7 @@ def stream(engine: str, folder: str) -> dict[str, Any]:
     def keep(result: ChunkCrops) -> None:
         chunks.setdefault(result.chunk, result)
 
-    with ThreadReaders(manifest, job, 2, keep) as readers:
+    with ThreadReaders(manifest, job, int(num_readers), keep) as readers:
         for batch in BatchStream(order, config, admission, readers.submit):
             if batch.epochs.max() > 0:
                 break

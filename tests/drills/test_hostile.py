@@ -155,6 +155,38 @@ def test_both_engines_judge_alike(hostile, read_by):
     assert read_by("opencv")["verdicts"] == read_by("dali")["verdicts"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("engine", ["opencv", "dali"])
+def test_the_largest_pictures_that_may_come_in_fit_into_two_gigabytes(engine, tmp_path):
+    """A few kilobytes of blank paper would take a reader's machine along."""
+    side = int(ADMISSION.max_pixels**0.5)
+    made = {
+        "jpeg": blank(side, "RGB", "JPEG", subsampling=0),
+        "progressive": blank(side, "CMYK", "JPEG", progressive=True),
+        "alpha": blank(side, "RGBA", "PNG"),
+        "deep": blank(side, "I;16", "PNG"),
+        "gif": blank(side, "P", "GIF"),
+        "tiff": blank(side, "CMYK", "TIFF", compression="tiff_adobe_deflate"),
+        "webp": blank(8000, "RGBA", "WEBP", lossless=True, method=0, save_all=True,
+                      append_images=[Image.new("RGBA", (8000, 8000), (9, 9, 9, 9))]),
+        "jpeg2000": blank(5000, "RGBA", "JPEG2000"),
+        "avif": blank(8000, "RGBA", "AVIF", speed=10),
+    }  # fmt: skip
+    (tmp_path / "large.tar").write_bytes(make_tar([(f"{k}.img", v) for k, v in made.items()]))
+    report = child("stream", engine, tmp_path, 1, timeout=900)
+    assert report["verdicts"] == {}
+    assert report["num_rows"] == len(made)
+    assert report["peak_bytes"] < MOST_BYTES
+
+
+def blank(side: int, mode: str, format_: str, **options: Any) -> bytes:
+    """A large picture with nothing on it, which takes few bytes."""
+    file = io.BytesIO()
+    Image.new(mode, (side, side)).save(file, format_, **options)
+    return file.getvalue()
+
+
 def sensible(file: Hostile) -> set[str]:
     """Verdicts that are right for a file, by what Pillow makes of it and by its category.
 

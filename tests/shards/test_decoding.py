@@ -236,8 +236,26 @@ def test_a_cut_jpeg_with_a_forged_end_does_not_become_grey(share, mode, subsampl
     """The decoder paints the missing foot grey without a word."""
     whole = saved("JPEG", mode, quality=90, subsampling=subsampling)(made_pixels(4, 200, 160))
     forged = inspect(whole[: int(share * len(whole))] + b"\xff\xd9")
-    with pytest.raises(PictureError, match="foot is plain grey"):
-        decode(forged)
+    for reduction in REDUCED:
+        with pytest.raises(PictureError, match="foot is plain grey"):
+            decode(forged, reduction)
+
+
+@pytest.mark.parametrize("start", range(100, 129, 4))
+def test_the_verdict_does_not_depend_on_the_reduction(start):
+    """A picture would be kept in one epoch and refused in the next, whose boxes are smaller."""
+    pixels = made_pixels(4, 129, 160)
+    pixels[start:] = 128
+    verdicts = set()
+    for quality in (75, 98):
+        picture = inspect(encoded(pixels, quality=quality, subsampling=0))
+        for reduction in REDUCED:
+            try:
+                decode(picture, reduction)
+                verdicts.add((quality, "ok"))
+            except PictureError as error:
+                verdicts.add((quality, error.reason))
+    assert len(verdicts) == 2
 
 
 def test_a_picture_that_is_grey_by_itself_is_kept():

@@ -16,7 +16,7 @@ from shards.redaction import redact
 from shards.retrying import Asker, GivenUp, RetryConfig, WrongAnswer
 from shards.stores.base import Listed, Source, changed, version_of
 from shards.stores.other import OtherStore
-from shards.stores.ranges import check_content_range, is_same_version
+from shards.stores.ranges import check_content_range, has_tag, is_same_version
 
 _PIECE_BYTES = 1 << 17
 
@@ -88,8 +88,7 @@ class HttpStore(OtherStore):
     async def get(self, shard: ShardInfo, byte_range: str = "") -> ClientResponse:
         """The answer to a GET, which is of the listed version as far as its headers tell."""
         headers = {"Range": byte_range} if byte_range else {}
-        # A weak tag would never match, and a date is no tag at all.
-        if not shard.version.startswith("W/") and not shard.version.endswith(f"-{shard.num_bytes}"):
+        if has_tag(shard) and not shard.version.startswith("W/"):  # a weak one never matches
             headers["If-Match"] = f'"{shard.version}"'
         answer = await send(self._fs, "GET", shard.uri, headers)
         if not is_same_version(answer.headers, shard):

@@ -77,7 +77,7 @@ def open_data(config: DataConfig, reader: RangeReader) -> Data:
 
 
 def read_verified(path: Path, manifest: Manifest) -> set[int]:
-    """Rows of the shards that are to be walked by a report of `streamssl shards verify --json`.
+    """Rows of the shards that are to be walked by a report of `streamssl shards verify`.
 
     The report is about all shards of the run, or about those of one of its sources.
     """
@@ -89,7 +89,7 @@ def read_verified(path: Path, manifest: Manifest) -> set[int]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"--verified {path} is no report ({type(error).__name__}: {error}); write one with "
-            "`streamssl shards verify PATTERN --json > report.json`"
+            "`streamssl shards verify PATTERN --report report.json`"
         ) from error
     rows = _rows_by_digest(manifest).get(digest)
     if rows is None:

@@ -40,6 +40,7 @@ def check_out(out: Path) -> None:
 def locked(out: Path) -> Iterator[None]:
     """`out`, written to by nobody else meanwhile; gone again if nothing was. Raises ConfigError."""
     missing = [path for path in (out, *out.parents) if not path.exists()]
+    is_new = not (out / ".lock").exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
@@ -56,7 +57,7 @@ def locked(out: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if missing and [path.name for path in out.iterdir()] == [".lock"]:
+            if is_new and [path.name for path in out.iterdir()] == [".lock"]:
                 (out / ".lock").unlink()
                 for folder in missing:
                     folder.rmdir()

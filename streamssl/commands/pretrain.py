@@ -32,7 +32,7 @@ class Pretrain:
     subset: str | None = None
     """A .parquet, .txt or .npy list of keys or uids: only these samples are the data."""
     verified: tuple[Path, ...] = ()
-    """Reports of `streamssl shards verify --json`: shards that are irregular by them are read so
+    """Reports of `streamssl shards verify --report`: shards that are irregular by them are read so
     from the start."""
     cluster: str = "none"
     """none: threads of this process; local: a Ray started here; auto or ray://HOST:10001: a Ray

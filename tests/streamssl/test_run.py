@@ -185,8 +185,11 @@ def test_other_data_is_refused(finished_run: Path, tmp_path: Path) -> None:
 def test_a_batch_that_the_data_cannot_fill_is_refused(tmp_path: Path) -> None:
     """The sentence has the number that would work; the run folder is not begun."""
     data = make_shards(tmp_path / "data", num=10)
-    text = refusal(tiny_swav(), data, tmp_path / "run")
-    assert "batch_size=16" in text and "--stream.batch-size of at most 10" in text
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "run", tmp_path / "empty", tmp_path / "new" / "folders"):
+        text = refusal(tiny_swav(), data, out)
+        assert "batch_size=16" in text and "--stream.batch-size of at most 10" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "empty"}
 
 
 def test_data_of_rejects_only_is_refused_with_the_reasons(

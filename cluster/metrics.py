@@ -24,7 +24,7 @@ class Metrics:
         self.registry = registry or CollectorRegistry()
         self.samples = Counter(
             "streamssl_samples",
-            "Samples that passed a stage: read from a shard, cropped, trained on.",
+            "Samples that passed a stage: read, unselected (by a list), cropped, trained on.",
             ["stage"],
             registry=self.registry,
         )
@@ -69,7 +69,8 @@ class Metrics:
 
     def chunk_cropped(self, result: ChunkCrops) -> None:
         """Count one chunk that a reader finished. Called from any thread."""
-        self.samples.labels("read").inc(len(result.offsets))
+        self.samples.labels("read").inc(len(result.offsets) + result.num_unselected)
+        self.samples.labels("unselected").inc(result.num_unselected)
         self.samples.labels("cropped").inc(int(result.kept.sum()))
         self.reader_seconds.labels("read").inc(result.read_seconds)
         self.reader_seconds.labels("crop").inc(result.crop_seconds)

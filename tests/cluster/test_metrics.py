@@ -17,7 +17,9 @@ from shards.records import Chunk, ChunkCrops, Reason, Reject
 REASONS = get_args(Reason)
 
 
-def count_chunk(metrics: Metrics, num_kept: int = 3, num_rejected: int = 1) -> None:
+def count_chunk(
+    metrics: Metrics, num_kept: int = 3, num_rejected: int = 1, num_unselected: int = 0
+) -> None:
     num = num_kept + num_rejected
     metrics.chunk_cropped(
         ChunkCrops(
@@ -29,6 +31,7 @@ def count_chunk(metrics: Metrics, num_kept: int = 3, num_rejected: int = 1) -> N
             tuple(Reject(0, offset, "k", "empty") for offset in range(num_rejected)),
             read_seconds=0.5,
             crop_seconds=2.0,
+            num_unselected=num_unselected,
         )
     )
 
@@ -62,13 +65,14 @@ def test_a_scrape_has_what_was_counted() -> None:
     metrics = Metrics()
     with MetricsServer(metrics) as server:
         count_chunk(metrics)
-        count_chunk(metrics, num_kept=2, num_rejected=0)
+        count_chunk(metrics, num_kept=2, num_rejected=0, num_unselected=5)
         count_step(metrics, 1)
         count_step(metrics, 2, Reject(0, 0, "k", "empty"), Reject(0, 1, "k", "too_small"))
         metrics.lost_readers.inc()
         found = scrape(server.url)
     expected = {
-        ("streamssl_samples_total", "read"): 6,
+        ("streamssl_samples_total", "read"): 11,
+        ("streamssl_samples_total", "unselected"): 5,
         ("streamssl_samples_total", "cropped"): 5,
         ("streamssl_samples_total", "trained"): 32,
         ("streamssl_rejects_total", "empty"): 1,
@@ -98,7 +102,7 @@ def test_labels_stay_few_whatever_the_data() -> None:
     with MetricsServer(metrics) as server:
         found = scrape(server.url)
     assert {key[1] for key in found if key[0] == "streamssl_rejects_total"} == set(REASONS)
-    assert len(found) < 60
+    assert len(found) < 100
 
 
 def test_two_runs_in_one_process_count_apart() -> None:

@@ -64,7 +64,7 @@ def shards(tmp_path):
         (PackConfig(max_bytes=70_000), range(4, 8)),
         (PackConfig(max_bytes=70_000, seed=None), range(4, 8)),
         (PackConfig(samples_per_shard=30), range(3, 7)),
-        (PackConfig(max_bytes=1), range(4, 20)),
+        (PackConfig(max_bytes=1), range(4, 121)),
     ],
 )
 def test_every_sample_is_there_once_as_it_was(shards, tmp_path, config, num_shards):

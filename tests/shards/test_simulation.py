@@ -68,7 +68,7 @@ class Promise:
     def set(self, result, error=None):
         self._result, self._error = result, error
 
-    def exception(self):
+    def exception(self, timeout=None):  # noqa: ARG002 - here nobody needs to wait
         for patience in count():
             if self.done():
                 return self._error

@@ -28,6 +28,9 @@ class Hub(http.server.ThreadingHTTPServer):
         self.refuses = False  # whether that address has run out
         self.tag: Callable[[bytes], str] = lambda data: sha256(data).hexdigest()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that hang up early do so on purpose."""
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"

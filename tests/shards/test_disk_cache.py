@@ -176,8 +176,8 @@ def _write_many(folder, seed, seconds):
 def test_processes_that_write_and_are_killed_never_pass_the_limit(tmp_path):
     """A full disk takes the whole node with it."""
     context = multiprocessing.get_context("fork")
-    deadline = time.monotonic() + 2.0
-    crews = [context.Process(target=_write_many, args=(tmp_path, seed, 2.0)) for seed in range(4)]
+    deadline = time.monotonic() + 1.5
+    crews = [context.Process(target=_write_many, args=(tmp_path, seed, 1.5)) for seed in range(4)]
     for process in crews:
         process.start()
     rng, most, num_killed = random.Random(0), 0, 0

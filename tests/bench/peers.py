@@ -102,10 +102,11 @@ class Run:
         """Nobody stays behind to disturb the next one: some workers outlive their parents."""
         self._done.set()
         self._watcher.join()
-        for process in self._seen:
+        for process in psutil.process_iter():
             try:
-                process.kill()  # does nothing to another process that has the number by now
-            except psutil.Error:
+                if process in self._seen or os.getsid(process.pid) == self.process.pid:
+                    process.kill()
+            except (psutil.Error, OSError):
                 continue
 
     def _said(self) -> str:

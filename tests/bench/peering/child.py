@@ -63,7 +63,7 @@ def main() -> None:
     options = json.loads(text)
     module = importlib.import_module(f"tests.bench.peering.{name}")
     use_one_core()
-    job = Job(**options.pop("job"))
+    job = Job(**{**options.pop("job"), "ordered": task == "deliver"})
     began = time.monotonic()
     if task == "convert":
         module.convert(job)

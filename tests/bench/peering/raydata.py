@@ -18,7 +18,9 @@ class Loader:
 
     def __init__(self, job: Job) -> None:
         ray.init(num_cpus=job.workers, include_dashboard=False, log_to_driver=False)
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = job.ordered
         self._job = job
         mode = job.mode
 

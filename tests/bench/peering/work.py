@@ -17,7 +17,10 @@ Mode = Literal["crop", "bytes"]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a loader is asked for. `folder` holds plain tars, `converted` is for its own format."""
+    """What a loader is asked for. `folder` holds plain tars, `converted` is for its own format.
+
+    `ordered`: where a library must be asked for the same order every time, it is.
+    """
 
     folder: str
     converted: str
@@ -25,6 +28,7 @@ class Job:
     workers: int
     batch_size: int = 64
     seed: int = 7
+    ordered: bool = False
 
 
 class Loader(Protocol):

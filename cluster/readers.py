@@ -14,8 +14,8 @@ import ray
 
 from shards.chunks import ChunkCropper, CropJob
 from shards.records import Chunk, ChunkCrops, ShardInfo, Turn
-from shards.sources import RangeReader
-from shards.tar import Cut
+from shards.stores.sources import RangeReader
+from shards.tars.cutting import Cut
 
 # Chunks that are read while another one is cropped: a request to a bucket takes about 100 ms, and
 # small crops of a chunk take less.

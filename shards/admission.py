@@ -8,9 +8,9 @@ from typing import Final, Literal
 import cv2
 import numpy as np
 
-from shards.decoding import REDUCED, can_reduce, decode
 from shards.errors import BudgetExceeded, ConfigError
-from shards.picture import FORMATS, Format, Picture, PictureError, inspect
+from shards.pictures.decoding import REDUCED, can_reduce, decode
+from shards.pictures.picture import FORMATS, Format, Picture, PictureError, inspect
 from shards.records import Reason, Reject, Sample
 
 # Looked for in this order; what the bytes really are is sniffed, whatever the extension says.

@@ -16,13 +16,13 @@ from shards.cropper import Outcome, SampleCropper, picture_digest
 from shards.crops.engine import use_one_core
 from shards.errors import ConfigError, NotATar
 from shards.isolation import Isolation
-from shards.reading import look_into
-from shards.reading import read_chunk as read_chunk
 from shards.records import Chunk, ChunkCrops, Reject, Sample, ShardInfo, Turn
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from shards.subset import Subset
-from shards.tar import Cut
-from shards.walks import Walks
+from shards.tars.cutting import Cut
+from shards.tars.reading import look_into
+from shards.tars.reading import read_chunk as read_chunk
+from shards.tars.walks import Walks
 
 _NICENESS = 10
 # How much of a source is looked at for uids before a run.

@@ -15,10 +15,10 @@ from shards.admission import AdmissionConfig, picture_bytes, reject
 from shards.crops.engine import Engine
 from shards.crops.recipe import CropRecipe, draw
 from shards.judge import Judge
-from shards.picture import Picture, inspect
+from shards.pictures.picture import Picture, inspect
 from shards.predicate import resolve_predicate
 from shards.records import Reject, Sample
-from shards.sources import SourceConfig
+from shards.stores.sources import SourceConfig
 from shards.subset import Subset
 from shards.synthetic import encode_jpeg, make_picture
 

@@ -1,7 +1,7 @@
 """All that decides whether a sample is kept before it is cropped: header, predicate, pixels."""
 
 from shards.admission import AdmissionConfig, admit, check_pixels, reject
-from shards.picture import Picture
+from shards.pictures.picture import Picture
 from shards.predicate import Predicate, ask, resolve_predicate
 from shards.records import Reject, Sample
 

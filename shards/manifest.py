@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.errors import ManifestError, NotATar
-from shards.listing import list_shards
-from shards.reading import look_into
 from shards.records import Reject, ShardInfo
 from shards.redaction import redact
-from shards.sources import RangeReader
-from shards.tar_headers import BLOCK, is_header
+from shards.stores.listing import list_shards
+from shards.stores.sources import RangeReader
+from shards.tars.headers import BLOCK, is_header
+from shards.tars.reading import look_into
 
 # Samples in a chunk: enough that handing it over is worth its cost, few enough to lose cheaply.
 _SAMPLES_PER_CHUNK = 48

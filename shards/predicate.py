@@ -14,7 +14,7 @@ from typing import Any
 
 from shards.errors import ConfigError
 from shards.metadata import MetadataError, read_metadata
-from shards.picture import Picture
+from shards.pictures.picture import Picture
 from shards.records import Reason, Sample
 
 Predicate = Callable[[Mapping[str, Any], Picture], bool]

@@ -19,14 +19,14 @@ from shards.chunks import select
 from shards.cropper import picture_digest
 from shards.errors import ConfigError
 from shards.judge import Judge
-from shards.reading import read_chunk
 from shards.records import Chunk, Reject, Sample, Turn
 from shards.redaction import redact
 from shards.slots import OrderedSlots
-from shards.sources import RangeReader
 from shards.standalone import OpenData, Place, ReadConfig
+from shards.stores.sources import RangeReader
 from shards.stream import bounds_of
-from shards.walks import Walks
+from shards.tars.reading import read_chunk
+from shards.tars.walks import Walks
 
 
 @dataclass(frozen=True, slots=True)

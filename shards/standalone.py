@@ -18,7 +18,7 @@ from shards.mixture import Weights, parse_weights
 from shards.order import Order
 from shards.records import Cursor
 from shards.slots import check_cursor
-from shards.sources import RangeReader, SourceConfig
+from shards.stores.sources import RangeReader, SourceConfig
 from shards.stream import StreamConfig, build_order
 from shards.subset import Subset
 

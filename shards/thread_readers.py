@@ -9,7 +9,7 @@ from shards.chunks import ChunkCropper, CropJob
 from shards.crashes import CrashMarks
 from shards.manifest import Manifest
 from shards.records import ChunkCrops, Turn
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 
 # A chunk that was in hand when so many processes died is cropped in isolation.
 _DEATHS_TO_ISOLATE = 2

@@ -16,7 +16,7 @@ from shards.mixture import Weights, parse_weights
 from shards.order import Order
 from shards.records import Cursor
 from shards.redaction import redact
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from shards.subset import Subset, load_subset
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from shards.entries import entries_from_synthetic
 from shards.errors import ConfigError
-from shards.pack import PackConfig, pack
+from shards.packing.entries import entries_from_synthetic
+from shards.packing.pack import PackConfig, pack
 from streamssl.evaluation.evaluate import knn_of_run
 from streamssl.evaluation.knn import KnnConfig
 from streamssl.recipes import swav_demo

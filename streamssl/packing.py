@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from shards.pack import Watch
+from shards.packing.pack import Watch
 
 _PLAIN_EVERY_SECONDS = 10.0
 _BAR_EVERY_SECONDS = 0.1

@@ -8,7 +8,7 @@ from shards.errors import ConfigError
 from shards.journal import Journal
 from shards.manifest import read_manifest
 from shards.records import CropBatch, Cursor
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from shards.stream import BatchStream, build_order
 from shards.subset import load_subset
 from shards.thread_readers import ThreadReaders

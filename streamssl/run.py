@@ -18,12 +18,12 @@ from shards.crashes import CrashMarks
 from shards.crops.dali import DaliEngine
 from shards.crops.engine import Engine
 from shards.crops.opencv import OpenCVEngine
-from shards.disk_cache import CacheConfig
 from shards.errors import ConfigError
 from shards.journal import Journal
 from shards.order import Order
 from shards.records import ChunkCrops, Cursor
-from shards.sources import RangeReader, SourceConfig
+from shards.stores.disk_cache import CacheConfig
+from shards.stores.sources import RangeReader, SourceConfig
 from shards.stream import BatchStream, Submit, build_order, check_bytes, check_cursor
 from shards.thread_readers import ThreadReaders
 from streamssl import checkpoint

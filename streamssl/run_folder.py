@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shards.entries import entries_from_folder
 from shards.errors import ConfigError
 from shards.order import Order
-from shards.pack import pack
+from shards.packing.entries import entries_from_folder
+from shards.packing.pack import pack
 from streamssl.config import RunConfig, check_same, read_toml, write_toml
 from streamssl.data import Data, DataConfig, write_data
 from streamssl.packing import show_packing

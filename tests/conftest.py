@@ -6,8 +6,8 @@ import cv2
 import pytest
 import torch
 
-from shards.entries import entries_from_synthetic
-from shards.pack import PackConfig, pack
+from shards.packing.entries import entries_from_synthetic
+from shards.packing.pack import PackConfig, pack
 
 _SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -11,8 +11,8 @@ import torch
 from rich.console import Console
 
 from shards.crops import recipe as crops
-from shards.entries import entries_from_synthetic
-from shards.pack import PackConfig, pack
+from shards.packing.entries import entries_from_synthetic
+from shards.packing.pack import PackConfig, pack
 from shards.records import CropBatch, Cursor
 from shards.stream import StreamConfig
 from streamssl.backbones import BackboneConfig

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from shards.crops.engine import Cropped, Failure
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, pixel_boxes
-from shards.decoding import TURNS, Pixels, decode_stored, stored_box
 from shards.errors import ConfigError
-from shards.picture import Picture, PictureError
+from shards.pictures.decoding import TURNS, Pixels, decode_stored, stored_box
+from shards.pictures.picture import Picture, PictureError
 
 try:
     from nvidia.dali import Pipeline, fn, types

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin
 
 from shards.crops.recipe import CropRecipe
-from shards.picture import Picture
+from shards.pictures.picture import Picture
 from shards.records import Reason
 
 

@@ -23,8 +23,16 @@ from torch.nn.functional import interpolate
 
 from shards.crops.engine import Cropped, Failure
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, pixel_boxes
-from shards.decoding import REDUCED, Pixels, can_reduce, decode, decode_stored, stored_box, turn
-from shards.picture import Picture, PictureError
+from shards.pictures.decoding import (
+    REDUCED,
+    Pixels,
+    can_reduce,
+    decode,
+    decode_stored,
+    stored_box,
+    turn,
+)
+from shards.pictures.picture import Picture, PictureError
 
 __all__ = ["OpenCVEngine", "decode"]
 

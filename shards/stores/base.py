@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from shards.errors import ShardChanged, ShardUnreadable
 from shards.records import ShardInfo
 from shards.redaction import redact
-from shards.retrying import Asker
+from shards.stores.retrying import Asker
 
 # Where the kinds of stores keep their word for the version of an object, the best one first: on
 # Google's, the etag changes with the rights to an object, the generation with its bytes alone.

@@ -13,10 +13,10 @@ from fsspec.asyn import sync
 
 from shards.records import ShardInfo
 from shards.redaction import redact
-from shards.retrying import Asker, GivenUp, RetryConfig, WrongAnswer
 from shards.stores.base import Listed, Source, changed, version_of
 from shards.stores.other import OtherStore
 from shards.stores.ranges import check_content_range, has_tag, is_same_version
+from shards.stores.retrying import Asker, GivenUp, RetryConfig, WrongAnswer
 
 _PIECE_BYTES = 1 << 17
 

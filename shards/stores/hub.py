@@ -13,11 +13,11 @@ from aiohttp import ClientResponse
 from fsspec.asyn import sync
 
 from shards.records import ShardInfo
-from shards.retrying import Asker, RetryConfig
 from shards.stores.base import Listed
 from shards.stores.http import range_of, send, take
 from shards.stores.other import OtherStore
 from shards.stores.ranges import check_content_range
+from shards.stores.retrying import Asker, RetryConfig
 
 # Where answers name no version it is asked for: at most so often, for the Hub counts requests.
 _CHECK_SECONDS = 30.0

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from shards.records import ShardInfo
-from shards.retrying import Asker, GivenUp
 from shards.stores.base import Listed, Source, changed, version_of
+from shards.stores.retrying import Asker, GivenUp
 
 
 class LocalStore:

@@ -7,16 +7,16 @@ from typing import Any
 
 import fsspec
 
-from shards.counters import Counters
 from shards.errors import ManifestError
-from shards.pacing import Gate, Pace
 from shards.redaction import redact, short
-from shards.retrying import Asker, RetryConfig
 from shards.stores.base import Store, store_name
+from shards.stores.counters import Counters
 from shards.stores.http import HttpStore, client_timeout, http_options
 from shards.stores.hub import HubStore
 from shards.stores.local import LocalStore
 from shards.stores.other import OtherStore
+from shards.stores.pacing import Gate, Pace
+from shards.stores.retrying import Asker, RetryConfig
 from shards.stores.s3 import S3Store, s3_options
 
 _S3 = ("s3", "s3a")

@@ -7,8 +7,8 @@ from typing import Any
 from fsspec.asyn import sync
 
 from shards.records import ShardInfo
-from shards.retrying import Asker, GivenUp, RetryConfig
 from shards.stores.base import Listed, Source, came_whole, changed, version_of
+from shards.stores.retrying import Asker, GivenUp, RetryConfig
 
 # A store whose bytes come slower than this is taken for one from which nothing comes.
 _LEAST_BYTES_PER_TIMEOUT = 1 << 20

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 
 from shards.records import ShardInfo
-from shards.retrying import WrongAnswer
 from shards.stores.base import changed
+from shards.stores.retrying import WrongAnswer
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 

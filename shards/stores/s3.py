@@ -14,9 +14,9 @@ from fsspec.asyn import sync
 from fsspec.utils import glob_translate
 
 from shards.records import ShardInfo
-from shards.retrying import Asker, GivenUp, RetryConfig
 from shards.stores.base import Listed, Source, changed, version_of
 from shards.stores.ranges import check_content_range
+from shards.stores.retrying import Asker, GivenUp, RetryConfig
 
 _PIECE_BYTES = 1 << 17
 

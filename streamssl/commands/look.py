@@ -15,13 +15,13 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from shards.admission import AdmissionConfig
-from shards.check import ShardReport
 from shards.errors import ConfigError
+from shards.looking.check import ShardReport
+from shards.looking.survey import Depth, Survey, Surveyor
 from shards.manifest import Manifest, open_manifest
 from shards.records import Reject
 from shards.redaction import redact
-from shards.sources import RangeReader
-from shards.survey import Depth, Survey, Surveyor
+from shards.stores.sources import RangeReader
 from streamssl.parsing import parse
 
 # As many bad shards are named on a screen; a report has them all.

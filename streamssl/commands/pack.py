@@ -8,11 +8,11 @@ import tyro
 from rich.console import Console
 
 from shards.admission import AdmissionConfig
-from shards.entries import Labels
-from shards.entries_table import Columns
 from shards.errors import ConfigError
-from shards.pack import PackConfig, PackReport, pack
-from shards.pack_source import Kind, check_apart, open_source
+from shards.packing.entries import Labels
+from shards.packing.entries_table import Columns
+from shards.packing.pack import PackConfig, PackReport, pack
+from shards.packing.source import Kind, check_apart, open_source
 from shards.stores.web import WebConfig
 from streamssl.packing import show_packing
 from streamssl.parsing import parse

@@ -8,8 +8,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from shards.disk_cache import CacheConfig
 from shards.errors import ConfigError
+from shards.stores.disk_cache import CacheConfig
 from streamssl.config import RunConfig, read_toml
 from streamssl.data import DataConfig
 from streamssl.parsing import parse, unknown

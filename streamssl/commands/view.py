@@ -10,11 +10,11 @@ from rich.console import Console
 
 from shards.admission import AdmissionConfig
 from shards.errors import ConfigError
+from shards.looking.sheet import Sheet, check_suffix, write_sheet
+from shards.looking.view import MOST_TILES, batch_tiles, draw_samples
 from shards.manifest import open_manifest, read_manifest
 from shards.redaction import redact
-from shards.sheet import Sheet, check_suffix, write_sheet
-from shards.sources import RangeReader
-from shards.view import MOST_TILES, batch_tiles, draw_samples
+from shards.stores.sources import RangeReader
 from streamssl.data import open_data, read_data
 from streamssl.parsing import parse
 from streamssl.replay import open_batch

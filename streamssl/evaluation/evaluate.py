@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shards.errors import ConfigError
-from shards.labelled import iter_labelled
+from shards.looking.labelled import iter_labelled
 from shards.manifest import Manifest, open_manifest
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from streamssl import checkpoint
 from streamssl.backbones import build_backbone
 from streamssl.config import RunConfig, read_toml

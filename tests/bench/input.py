@@ -23,11 +23,11 @@ from cluster.feed import RayReaders, ray_session
 from shards.admission import AdmissionConfig
 from shards.chunks import CropJob
 from shards.crops.recipe import moco_v2, swav
-from shards.entries import entries_from_synthetic
 from shards.manifest import open_manifest
-from shards.pack import pack
+from shards.packing.entries import entries_from_synthetic
+from shards.packing.pack import pack
 from shards.records import ChunkCrops
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from shards.stream import BatchStream, StreamConfig, Submit, ThreadReaders, build_order
 from streamssl.config import RunConfig
 from streamssl.recipes import RECIPES

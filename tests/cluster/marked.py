@@ -24,9 +24,9 @@ from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
 from shards.manifest import Manifest, open_manifest
 from shards.order import Order, OrderConfig
-from shards.picture import Picture
+from shards.pictures.picture import Picture
 from shards.records import Turn
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from shards.synthetic import encode_jpeg, make_picture
 from tests.tars import make_tar
 

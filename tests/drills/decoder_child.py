@@ -25,11 +25,11 @@ from shards.crops.dali import DaliEngine
 from shards.crops.engine import Cropped, Engine, use_one_core
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
-from shards.decoding import REDUCED, can_reduce, decode_stored
 from shards.manifest import open_manifest
-from shards.picture import Picture, PictureError
+from shards.pictures.decoding import REDUCED, can_reduce, decode_stored
+from shards.pictures.picture import Picture, PictureError
 from shards.records import Chunk, ChunkCrops, Reject, Sample
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from shards.stream import BatchStream, StreamConfig, build_order
 from shards.thread_readers import ThreadReaders
 from tests.hostile import mutations

@@ -17,7 +17,7 @@ from shards.lookahead import Submit
 from shards.manifest import Manifest, open_manifest
 from shards.order import Order
 from shards.records import ChunkCrops
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from shards.stream import BatchStream, StreamConfig, build_order
 from shards.thread_readers import ThreadReaders
 from tests.shards.killers import RECIPE, build_refusing, killer_job, png, tar_of

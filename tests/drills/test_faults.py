@@ -18,12 +18,12 @@ from shards.admission import AdmissionConfig
 from shards.chunks import CropJob
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
-from shards.disk_cache import CacheConfig
 from shards.errors import ShardUnreadable
-from shards.listing import list_shards
 from shards.manifest import open_manifest
-from shards.retrying import RetryConfig
-from shards.sources import RangeReader, SourceConfig
+from shards.stores.disk_cache import CacheConfig
+from shards.stores.listing import list_shards
+from shards.stores.retrying import RetryConfig
+from shards.stores.sources import RangeReader, SourceConfig
 from shards.stream import BatchStream, StreamConfig, build_order
 from shards.thread_readers import ThreadReaders
 from tests.fault_proxy import LASTING, PASSING, fault_proxy

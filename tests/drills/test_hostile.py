@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from shards.admission import AdmissionConfig
-from shards.picture import PictureError, inspect
+from shards.pictures.picture import PictureError, inspect
 from tests.hostile import KINDS
 from tests.shards.crops.made import encoded, made_pixels, shared_files
 from tests.tars import make_tar

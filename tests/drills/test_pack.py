@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shards.entries import entries_from_folder, entries_from_synthetic
 from shards.errors import ManifestError
-from shards.fetch import Fetcher
-from shards.listing import list_shards
-from shards.pack import pack
+from shards.packing.entries import entries_from_folder, entries_from_synthetic
+from shards.packing.fetch import Fetcher
+from shards.packing.pack import pack
+from shards.stores.listing import list_shards
 from shards.stores.web import WebConfig
 from tests.drills.pack_process import CONFIG
 from tests.stores import KEYS, connect, s3_server

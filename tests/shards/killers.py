@@ -19,7 +19,7 @@ from shards.cropper import CropJob
 from shards.crops.engine import Cropped, Engine, Failure
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
-from shards.picture import Picture
+from shards.pictures.picture import Picture
 from tests.tars import make_tar
 
 RECIPE = CropRecipe((ViewGroup(num_views=2, size=8, scale=(0.5, 1.0)),))

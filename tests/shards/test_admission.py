@@ -18,7 +18,7 @@ from shards.admission import (
     reject,
 )
 from shards.errors import BudgetExceeded, ConfigError
-from shards.picture import Picture, inspect
+from shards.pictures.picture import Picture, inspect
 from shards.records import Reject, Sample
 from tests.hostile import HEIGHT, KINDS, WIDTH, png_of, valid
 from tests.shards.crops.made import encoded, made_pixels

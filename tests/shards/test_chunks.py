@@ -15,9 +15,9 @@ from shards.chunks import ChunkCropper, CropJob, read_chunk
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
 from shards.errors import ShardUnreadable
-from shards.listing import list_shards
 from shards.records import Chunk, Reject, ShardInfo, Turn
-from shards.sources import RangeReader
+from shards.stores.listing import list_shards
+from shards.stores.sources import RangeReader
 from tests.tars import make_tar
 
 RECIPE = cifar(counts=(2, 1), sizes=(16, 8), scales=((0.2, 1.0), (0.05, 0.2)))

@@ -10,9 +10,9 @@ from shards.chunks import ChunkCropper
 from shards.cropper import SampleCropper, picture_digest
 from shards.errors import DecoderLost
 from shards.isolation import Isolation
-from shards.listing import list_shards
 from shards.records import Chunk, Sample, Turn
-from shards.sources import RangeReader
+from shards.stores.listing import list_shards
+from shards.stores.sources import RangeReader
 from tests.shards.killers import (
     ABORT,
     EAT,

@@ -12,7 +12,7 @@ import pytest
 from shards.errors import ManifestError
 from shards.manifest import Manifest, open_manifest, read_manifest
 from shards.records import ShardInfo
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from tests.tars import make_tar
 
 SHARDS = tuple(ShardInfo(f"s3://b/{i}.tar", 1000 + i, f"etag{i}") for i in range(5))

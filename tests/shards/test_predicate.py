@@ -8,11 +8,11 @@ from shards.admission import AdmissionConfig
 from shards.chunks import ChunkCropper
 from shards.cropper import CropJob
 from shards.errors import ConfigError
-from shards.listing import list_shards
-from shards.picture import inspect
+from shards.pictures.picture import inspect
 from shards.predicate import ask, resolve_predicate
 from shards.records import Chunk, Sample, Turn
-from shards.sources import RangeReader
+from shards.stores.listing import list_shards
+from shards.stores.sources import RangeReader
 from tests.shards.killers import killer_job, png
 from tests.tars import make_tar
 

@@ -4,8 +4,8 @@ import pytest
 
 from shards.errors import ShardChanged
 from shards.records import ShardInfo
-from shards.retrying import WrongAnswer
 from shards.stores.ranges import check_content_range, is_same_version
+from shards.stores.retrying import WrongAnswer
 
 DATE, OTHER_DATE = "Sun, 22 Nov 2026 08:00:00 GMT", "Mon, 23 Nov 2026 08:00:00 GMT"
 

@@ -19,16 +19,16 @@ from shards.chunks import ChunkCropper, CropJob
 from shards.cropper import picture_digest
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
-from shards.disk_cache import CacheConfig
 from shards.journal import Journal
 from shards.manifest import open_manifest
 from shards.mixture import parse_weights
 from shards.order import deal
-from shards.reading import read_chunk
 from shards.records import Chunk, Cursor, Sample
-from shards.sources import RangeReader, SourceConfig
+from shards.stores.disk_cache import CacheConfig
+from shards.stores.sources import RangeReader, SourceConfig
 from shards.stream import BatchStream, StreamConfig, build_order
 from shards.subset import load_subset
+from shards.tars.reading import read_chunk
 from shards.thread_readers import ThreadReaders
 from tests.tars import make_tar
 

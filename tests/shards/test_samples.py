@@ -20,8 +20,8 @@ from shards.errors import BudgetExceeded, ConfigError, CursorMismatch
 from shards.manifest import open_manifest
 from shards.records import Sample
 from shards.samples import SampleStream
-from shards.sources import RangeReader
 from shards.standalone import Place, ReadConfig
+from shards.stores.sources import RangeReader
 from shards.stream import BatchStream, StreamConfig, ThreadReaders, build_order
 from shards.subset import load_subset
 from tests.tars import make_tar, samples_by_tarfile

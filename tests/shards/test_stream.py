@@ -28,7 +28,7 @@ from shards.manifest import open_manifest
 from shards.mixture import parse_weights
 from shards.order import Order, OrderConfig
 from shards.records import Chunk, ChunkCrops, Cursor, Reason, Reject, Sample, ShardInfo
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from shards.stream import BatchStream, StreamConfig, ThreadReaders, build_order, check_bytes
 
 RECIPE = cifar(counts=(1, 2), sizes=(8, 4), scales=((0.2, 1.0), (0.05, 0.2)))

@@ -21,10 +21,10 @@ from shards.chunks import ChunkCropper, CropJob, check_subset
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
 from shards.errors import ConfigError
-from shards.listing import list_shards
 from shards.metadata import MetadataError, read_metadata
 from shards.records import Chunk, Sample, Turn
-from shards.sources import RangeReader
+from shards.stores.listing import list_shards
+from shards.stores.sources import RangeReader
 from shards.subset import _hash, _pairs_of, build_subset, load_subset
 from tests.tars import make_tar
 

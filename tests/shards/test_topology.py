@@ -14,7 +14,7 @@ from shards.crops.engine import Cropped
 from shards.crops.recipe import CropRecipe, ViewGroup
 from shards.manifest import open_manifest
 from shards.order import deal
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from shards.stream import BatchStream, StreamConfig, build_order
 from shards.thread_readers import ThreadReaders
 from tests.tars import make_tar

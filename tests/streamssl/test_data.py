@@ -10,7 +10,7 @@ from rich.console import Console
 
 from shards.errors import ConfigError, CursorMismatch
 from shards.manifest import open_manifest
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from streamssl.data import DataConfig, read_data, read_verified, write_data
 from streamssl.run import Placement, pretrain
 from tests.tinyrun import make_shards, proof, read_log, tiny_swav

@@ -10,7 +10,7 @@ import pytest
 from shards.chunks import ChunkCropper
 from shards.errors import ConfigError, CursorMismatch, ManifestError, ShardChanged
 from shards.records import Chunk, Turn
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from streamssl.config import read_toml
 from streamssl.data import DataConfig, open_data
 from streamssl.errors import ReplayDiffers

@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from shards.admission import AdmissionConfig
-from shards.entries import entries_from_synthetic
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch, UserError
+from shards.packing.entries import entries_from_synthetic
 from streamssl.config import RunConfig, read_toml
 from streamssl.data import DataConfig
 from streamssl.methods.swav import SwAVConfig

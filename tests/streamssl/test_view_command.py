@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.sources import RangeReader
+from shards.stores.sources import RangeReader
 from streamssl.cli import main
 from streamssl.replay import open_batch
 from tests.shards.test_view import Page
@@ -60,7 +60,10 @@ def test_admission_of_a_sheet_is_that_of_a_run(shards: Path, tmp_path: Path) -> 
         (["--out", "a.png", "--num", 0], "num=0; a sheet shows from 1 to 1024 samples"),
         (["--out", "a.png", "--run", "runs/a"], "--run is given without --batch"),
         (["--out", "a.png", "--batch", 3], "--batch is given without --run"),
-        (["--out", "a.png", "--run", "runs/none", "--batch", 3], "runs/none/data.toml cannot be read"),
+        (
+            ["--out", "a.png", "--run", "runs/none", "--batch", 3],
+            "runs/none/data.toml cannot be read",
+        ),
         ([], "--out is missing"),
     ],
 )

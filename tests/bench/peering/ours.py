@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from shards.crops.engine import Cropped
 from shards.crops.recipe import CropRecipe, ViewGroup
-from shards.picture import Picture
+from shards.pictures.picture import Picture
 from shards.standalone import ReadConfig
 from shards.stream import StreamConfig
 from tests.bench.peering.work import SIDE, Job, crop

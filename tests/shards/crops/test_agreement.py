@@ -11,7 +11,7 @@ from shards.admission import AdmissionConfig, admit
 from shards.crops.dali import DaliEngine
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, byol, swav
-from shards.picture import Picture
+from shards.pictures.picture import Picture
 from shards.records import Sample
 from tests.hostile import swapping_profile, valid
 from tests.shards.crops.made import drawn, encoded, made_pixels

@@ -19,8 +19,8 @@ from shards.crops.recipe import swav
 from shards.crops.tensors import to_tensors
 from shards.errors import ConfigError, CursorMismatch
 from shards.manifest import open_manifest
-from shards.sources import RangeReader
 from shards.standalone import ReadConfig
+from shards.stores.sources import RangeReader
 from shards.stream import BatchStream, StreamConfig, ThreadReaders, build_order
 from tests.shards.test_samples import refuse
 

@@ -1,0 +1,1 @@
+"""Shards looked at without training: evaluation, verify, stats, view."""

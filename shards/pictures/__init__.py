@@ -1,0 +1,1 @@
+"""What a picture file is, and its pixels."""

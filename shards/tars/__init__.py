@@ -1,0 +1,1 @@
+"""A byte range of a tar becomes whole samples."""

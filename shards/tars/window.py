@@ -1,0 +1,87 @@
+"""What is in memory of a tar that is being read: one stretch of it, which moves forward."""
+
+from collections.abc import Callable, Iterator
+
+from shards.tars.headers import BLOCK, header_offsets
+
+Read = Callable[[int, int], bytes]
+
+LEAST_STEP = 1 << 16
+_MOST_STEP = 1 << 23
+# A gap that is longer than this is not read over: a request costs about as much as so many bytes.
+_LONG_GAP = 1 << 20
+
+
+class Window:
+    """A contiguous view of a file that grows in doubling steps, and can forget what was passed."""
+
+    def __init__(self, read: Read, size: int, start: int, stop: int, step: int) -> None:
+        self._read, self.size, self._step = read, size, step
+        self.start = max(0, start)
+        self._hold(self.start, read(self.start, min(stop, size)))
+        self._far_start, self._far = 0, b""
+
+    def _hold(self, start: int, data: bytes) -> None:
+        self.start, self.stop, self._data = start, start + len(data), data
+
+    def get(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop), fewer at the end of the file."""
+        assert start >= self.start, "a walk never goes back"
+        if stop > self.stop and self.stop < self.size:
+            self._step = min(2 * self._step, _MOST_STEP)
+            wanted = min(max(stop, self.stop + self._step), self.size)
+            self._hold(self.start, self._data + self._read(self.stop, wanted))
+        return self._data[start - self.start : max(0, stop - self.start)]
+
+    def peek(self, start: int, stop: int) -> bytes:
+        """The same, but what lies far ahead is read alone, and not kept."""
+        if start < self.stop + _LONG_GAP:
+            return self.get(start, stop)
+        stop = min(stop, self.size)
+        if not self._far_start <= start <= stop <= self._far_start + len(self._far):
+            self._far = self._read(start, min(max(stop, start + LEAST_STEP), self.size))
+            self._far_start = start
+        return self._far[start - self._far_start : max(0, stop - self._far_start)]
+
+    def reach_back(self, start: int) -> None:
+        """Make `start` the first byte of the window."""
+        start = max(0, start)
+        self._hold(start, self._read(start, self.start) + self._data)
+
+    def forget(self, offset: int) -> None:
+        """Nothing before `offset` will be asked for again; what was not read yet is skipped."""
+        if offset >= self.stop:
+            if offset > self.stop + _LONG_GAP:
+                self._step = LEAST_STEP
+            self._hold(min(offset, self.size), b"")
+        elif 2 * (offset - self.start) > self.stop - self.start:
+            self._hold(offset, self._data[offset - self.start :])
+
+    def headers(self, stop: int) -> Iterator[int]:
+        """Offsets of the headers in the window that begin before `stop`, in order."""
+        for at in header_offsets(self._data, -self.start % BLOCK, stop - self.start):
+            yield self.start + at
+
+    def find_header(self, offset: int, stop: int) -> int | None:
+        """The first header in [offset, stop), if there is one; forgets what is passed."""
+        stop = min(stop, self.size)
+        while offset < stop:
+            self.forget(offset)
+            piece = self.get(offset, offset + LEAST_STEP)
+            for at in header_offsets(piece):
+                return offset + at if offset + at < stop else None
+            offset += LEAST_STEP
+        return None
+
+    def skip_zeros(self, offset: int) -> int:
+        """The first block from `offset` on that is not all zeros; forgets what is passed."""
+        while offset < self.size:
+            self.forget(offset)
+            if self.get(offset, offset + 1) != b"\0":
+                return offset
+            piece = self.get(offset, offset + LEAST_STEP)
+            zeros = len(piece) - len(piece.lstrip(b"\0"))
+            if zeros < min(BLOCK, len(piece)):
+                return offset
+            offset += max(BLOCK, zeros // BLOCK * BLOCK)
+        return self.size

@@ -1,0 +1,276 @@
+"""The disk cache: within its limit whoever writes, right whatever happened to its files."""
+
+import errno
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shards.errors import ConfigError
+from shards.records import ShardInfo
+from shards.stores.counters import Counters
+from shards.stores.disk_cache import CacheConfig, DiskCache
+from shards.stores.listing import list_shards
+from shards.stores.retrying import RetryConfig
+from shards.stores.sources import RangeReader, SourceConfig
+from tests.stores import web_server
+
+SHARD = ShardInfo("s3://bucket/0.tar", 1 << 40, "etag")
+HEAD = 32  # bytes of a file beside the data
+
+
+def open_cache(folder, max_bytes=10**6):
+    return DiskCache(CacheConfig(folder=str(folder), max_bytes=max_bytes)), Counters()
+
+
+def files(folder):
+    return [path for path in Path(folder).rglob("*") if path.is_file() and path.name != "ledger"]
+
+
+def num_bytes(folder):
+    total = 0
+    for path in files(folder):
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def content(start):
+    return random.Random(start).randbytes(1000)
+
+
+def test_what_was_put_is_got(tmp_path):
+    """The next epoch would download everything again."""
+    cache, counters = open_cache(tmp_path / "cache")
+    assert cache.get(SHARD, 5, 1005, counters) is None
+    cache.put(SHARD, 5, content(5), counters)
+    cache.put(SHARD, 5, content(5), counters)
+    again, _ = open_cache(tmp_path / "cache")
+    assert again.get(SHARD, 5, 1005, counters) == content(5)
+    counts = counters.snapshot()
+    assert (counts.cache_hits, counts.cache_misses, counts.cache_skipped) == (1, 1, 0)
+    assert num_bytes(tmp_path) == 1000 + HEAD
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (replace(SHARD, version="new"), 5, 1005),
+        (replace(SHARD, uri="s3://bucket/1.tar"), 5, 1005),
+        (SHARD, 5, 1004),
+        (SHARD, 6, 1005),
+    ],
+)
+def test_another_range_version_or_shard_is_not_it(tmp_path, other):
+    """A shard that was replaced would be read from the past."""
+    cache, counters = open_cache(tmp_path)
+    cache.put(SHARD, 5, content(5), counters)
+    assert cache.get(*other, counters) is None
+
+
+def test_a_new_signature_finds_what_the_old_one_kept(tmp_path):
+    """Signed addresses change every hour, the bytes do not."""
+    cache, counters = open_cache(tmp_path)
+    cache.put(replace(SHARD, uri="https://h/0.tar?sig=1"), 0, content(0), counters)
+    assert cache.get(replace(SHARD, uri="https://h/0.tar?sig=2"), 0, 1000, counters) == content(0)
+
+
+def test_what_only_its_query_tells_apart_is_not_kept(tmp_path):
+    """Two files behind one address, of one length and no version, would become one."""
+    cache, counters = open_cache(tmp_path)
+    shard = ShardInfo("https://h/download?id=1", 1000, "-1000")
+    cache.put(shard, 0, content(0), counters)
+    assert files(tmp_path) == [] and counters.snapshot().cache_skipped == 1
+    cache.put(replace(shard, uri="https://h/0.tar"), 0, content(0), counters)
+    assert len(files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:],
+        lambda data: b"y" + data[1:],
+        lambda data: data[:20] + bytes([data[20] ^ 1]) + data[21:],
+        lambda data: data[:0],
+    ],
+)
+def test_a_damaged_file_is_dropped_and_read_anew(tmp_path, damage):
+    """Disks lose power in the middle of a write, and bits without any reason."""
+    cache, counters = open_cache(tmp_path)
+    cache.put(SHARD, 0, content(0), counters)
+    (path,) = files(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.get(SHARD, 0, 1000, counters) is None
+    assert files(tmp_path) == [] and counters.snapshot().cache_damaged == 1
+    cache.put(SHARD, 0, content(0), counters)
+    assert cache.get(SHARD, 0, 1000, counters) == content(0)
+
+
+def test_room_is_made_by_what_was_not_used_for_longest(tmp_path):
+    """The oldest is often the most used."""
+    size = 1000 + HEAD
+    cache, counters = open_cache(tmp_path, 10 * size)
+    for index in range(10):
+        cache.put(SHARD, index, content(index), counters)
+        os.utime(max(files(tmp_path), key=lambda path: path.stat().st_mtime_ns), (index, index))
+    cache.get(SHARD, 0, 1000, counters)
+    cache.put(SHARD, 10, content(10), counters)
+    kept = [i for i in range(11) if cache.get(SHARD, i, i + 1000, counters) is not None]
+    assert kept == [0, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert counters.snapshot().cache_evicted == 1
+
+
+def test_a_range_over_the_limit_is_not_kept(tmp_path):
+    """It would throw out everything, and then not fit."""
+    cache, counters = open_cache(tmp_path, 2000)
+    cache.put(SHARD, 0, content(0), counters)
+    cache.put(SHARD, 0, bytes(1969), counters)
+    assert len(files(tmp_path)) == 1 and counters.snapshot().cache_skipped == 1
+
+
+def test_a_lower_limit_holds_at_once(tmp_path):
+    """A disk that has to be shared from now on."""
+    cache, counters = open_cache(tmp_path)
+    for index in range(20):
+        cache.put(SHARD, index, content(index), counters)
+    open_cache(tmp_path, 5000)
+    assert num_bytes(tmp_path) <= 5000 and len(files(tmp_path)) == 4
+
+
+def test_drafts_of_killed_writers_and_a_lost_ledger_are_cleared_up(tmp_path):
+    """Kill by kill the disk would fill with what nobody counts."""
+    cache, counters = open_cache(tmp_path, 5000)
+    cache.put(SHARD, 0, content(0), counters)
+    (path,) = files(tmp_path)
+    path.with_suffix(".draft").write_bytes(bytes(3000))
+    (tmp_path / "ledger").write_text("")
+    for index in range(1, 4):
+        cache.put(SHARD, index, content(index), counters)
+    assert num_bytes(tmp_path) == 4 * (1000 + HEAD)
+    assert (tmp_path / "ledger").read_text() == str(num_bytes(tmp_path))
+
+
+def _write_many(folder, seed, seconds):
+    cache, counters = open_cache(folder, 50_000)
+    rng, until = random.Random(seed), time.monotonic() + seconds
+    while time.monotonic() < until:
+        start = rng.randrange(200)
+        data = cache.get(SHARD, start, start + 1000, counters)
+        assert data is None or data == content(start)
+        if data is None:
+            cache.put(SHARD, start, content(start), counters)
+    os._exit(0 if counters.snapshot().cache_hits else 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_processes_that_write_and_are_killed_never_pass_the_limit(tmp_path):
+    """A full disk takes the whole node with it."""
+    context = multiprocessing.get_context("fork")
+    deadline = time.monotonic() + 1.5
+    crews = [context.Process(target=_write_many, args=(tmp_path, seed, 1.5)) for seed in range(4)]
+    for process in crews:
+        process.start()
+    rng, most, num_killed = random.Random(0), 0, 0
+    while time.monotonic() < deadline:
+        most = max(most, num_bytes(tmp_path))
+        if rng.random() < 0.02 and num_killed < 10:
+            victim = rng.randrange(4)
+            os.kill(crews[victim].pid, signal.SIGKILL)
+            crews[victim].join()
+            args = (tmp_path, 10 + num_killed, max(0.3, deadline - time.monotonic()))
+            crews[victim] = context.Process(target=_write_many, args=args)
+            crews[victim].start()
+            num_killed += 1
+    for process in crews:
+        process.join()
+    assert [process.exitcode for process in crews] == [0] * 4
+    assert num_killed > 0 and 20_000 < most <= 50_000
+    cache, counters = open_cache(tmp_path, 50_000)
+    cache.put(replace(SHARD, uri="s3://bucket/last.tar"), 0, bytes(40_000), counters)
+    assert num_bytes(tmp_path) <= 50_000
+    assert num_bytes(tmp_path) == sum(path.stat().st_size for path in files(tmp_path))
+
+
+def test_on_a_full_disk_the_run_goes_on_without_and_says_so_once(tmp_path, caplog):
+    """A cache is no reason to stop, and no reason to fill a log either."""
+    cache, counters = open_cache(tmp_path)
+    cache.put(SHARD, 0, content(0), counters)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))  # what no file may pass
+    try:
+        for index in range(1, 4):
+            cache.put(SHARD, index, content(index), counters)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert counters.snapshot().cache_skipped == 3
+    assert len(files(tmp_path)) == 1  # no draft is left
+    assert cache.get(SHARD, 0, 1000, counters) == content(0)
+    assert caplog.text.count("nothing more is kept in the cache") == 1
+    assert os.strerror(errno.EFBIG) in caplog.text and "give another --cache" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_said_and_gone_without(tmp_path, caplog):
+    """One node of many has no such disk."""
+    (tmp_path / "file").write_text("in the way")
+    cache, counters = open_cache(tmp_path / "file" / "cache")
+    cache.put(SHARD, 0, content(0), counters)
+    assert cache.get(SHARD, 0, 1000, counters) is None
+    assert caplog.text.count("nothing more is kept in the cache") == 1
+
+
+def test_the_second_epoch_comes_from_the_disk(tmp_path):
+    """All of it: ranges, whole shards, in another process, and not one request."""
+    (tmp_path / "shelf").mkdir()
+    data = random.Random(1).randbytes(300_000)
+    (tmp_path / "shelf" / "0.tar").write_bytes(data)
+    config = SourceConfig(
+        retry=RetryConfig(num_attempts=2, first_wait_seconds=0.0),
+        cache=CacheConfig(folder=str(tmp_path / "cache"), max_bytes=10**6),
+    )
+    with web_server(tmp_path / "shelf") as address:
+        first = RangeReader(config)
+        (shard,) = list_shards(f"{address}/0.tar", first.stores)
+        (flat,) = list_shards(f"{address}/flat/0.tar", first.stores)
+        assert first.read(shard, 7, 100_000) == data[7:100_000]
+        assert b"".join(first.read_whole(flat)) == data
+        assert first.counters.cache_misses == 2 and first.counters.bytes == 99_993 + 300_000
+        second = RangeReader(config)
+        assert second.read(shard, 7, 100_000) == data[7:100_000]
+        before = second.counters.requests
+        second.can_range(flat)
+        assert second.counters.requests == before + 1
+        assert b"".join(second.read_whole(flat)) == data
+        assert second.counters.requests == before + 1 and second.counters.bytes == 0
+        assert second.counters.cache_hits == 2
+
+
+def test_local_files_are_not_copied(tmp_path, folder):
+    """They are on a disk already."""
+    config = SourceConfig(cache=CacheConfig(folder=str(tmp_path / "cache"), max_bytes=10**6))
+    reader = RangeReader(config)
+    (shard,) = list_shards(f"{folder}/05.tar", reader.stores)
+    reader.read(shard, 0, 512)
+    assert files(tmp_path / "cache") == [] and reader.counters.cache_misses == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"folder": ""}, "the cache has no folder; give one on a local disk"),
+        ({"max_bytes": 0}, "cache max_bytes=0; it must be at least 1: give what the disk can spa"),
+    ],
+)
+def test_a_cache_that_cannot_work_is_refused(fields, message):
+    """A limit of zero is no cache: that is None."""
+    with pytest.raises(ConfigError, match=message):
+        CacheConfig(**({"folder": "x", "max_bytes": 1} | fields))

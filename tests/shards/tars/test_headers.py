@@ -1,0 +1,156 @@
+"""Single headers: what is one, what it says, and that nonsense raises nothing but Damage."""
+
+import io
+import random
+import tarfile
+
+import pytest
+
+from shards.tars.headers import BLOCK, Damage, header_offsets, is_header, read_member
+from tests.tars import make_tar
+from tests.wild_tars import header, long_link, member, pad, pax, with_checksum
+
+
+def read(data, start=0):
+    return read_member(lambda a, b: data[a:b], start)
+
+
+def sum_is_right(block):
+    """The definition, plainly."""
+    field = block[148:156].split(b"\0")[0].strip()
+    rest = block[:148] + b" " * 8 + block[156:]
+    signed = [byte - 256 if byte > 127 else byte for byte in rest]
+    return block[:1] != b"\0" and int(field, 8) in (sum(rest), sum(signed))
+
+
+def test_checksums_are_those_of_the_definition():
+    """A faster sum that is wrong for one header in a million loses one sample in a million."""
+    rng = random.Random(0)
+    for _ in range(300):
+        block = bytearray(rng.choice([rng.randbytes(BLOCK), b"\xff" * BLOCK, b"x" * BLOCK]))
+        block = bytearray(with_checksum(bytes(block)))
+        block[rng.randrange(148)] ^= rng.choice([0, 0, 1, 128])
+        assert is_header(bytes(block)) == sum_is_right(bytes(block))
+
+
+def test_random_blocks_zeros_and_text_are_no_headers():
+    """Pictures are full of blocks that nearly look like a header."""
+    rng = random.Random(1)
+    data = rng.randbytes(200 * BLOCK) + bytes(20 * BLOCK) + b" 012345\0" * 64 * 20
+    assert list(header_offsets(data)) == [] and not is_header(data[:100])
+
+
+def test_headers_are_found_at_block_borders_only():
+    """A header inside another block is data."""
+    one = header(b"0.jpg", 0)
+    data = b"x" * BLOCK + one + b"y" * 100 + one + bytes(BLOCK - 100) + one
+    assert list(header_offsets(data)) == [BLOCK, 4 * BLOCK]
+    assert list(header_offsets(data, 100)) == [2 * BLOCK + 100]
+    assert list(header_offsets(data, 0, 4 * BLOCK)) == [BLOCK]
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_and_sizes_are_those_of_tarfile(form):
+    """A wrong size loses the rest of the chain."""
+    data = make_tar([("a/b.c/0.seg.PNG", b"x" * 700), ("é" * 40 + ".jpg", b"")], form)
+    first = read(data)
+    assert (first.name, first.key, first.extension) == ("a/b.c/0.seg.PNG", "a/b.c/0", "seg.png")
+    assert (first.start, first.data_start, first.num_bytes, first.end) == (0, 512, 700, 1536)
+    assert first.regular and read(data, first.end).name == "é" * 40 + ".jpg"
+
+
+@pytest.mark.parametrize(
+    ("block", "num_bytes"),
+    [
+        (header(b"f", 5, base256=True), 5),
+        (header(b"f", 9 << 33, base256=True), 9 << 33),
+        (with_checksum(header(b"f", 0)[:124] + b"     000017 " + header(b"f", 0)[136:]), 15),
+        (with_checksum(header(b"f", 0)[:124] + b"0" * 11 + b"7" + header(b"f", 0)[136:]), 7),
+        (with_checksum(header(b"f", 0)[:124] + bytes(12) + header(b"f", 0)[136:]), 0),
+        (with_checksum(header(b"f", 0)[:124] + b"-0000000007\0" + header(b"f", 0)[136:]), 0),
+        (with_checksum(header(b"f", 0)[:124] + b"a hundred  \0" + header(b"f", 0)[136:]), 0),
+    ],
+)
+def test_sizes_are_octal_or_base_256_and_never_negative(block, num_bytes):
+    """Files over 8 GiB have no octal size; a negative one would send a walk back for ever."""
+    assert read(block).num_bytes == num_bytes
+
+
+def test_links_folders_and_devices_have_no_data_whatever_they_claim():
+    """The next header would be looked for behind data that is not there."""
+    for kind in (b"1", b"2", b"3", b"4", b"5", b"6"):
+        found = read(header(b"f", 4096, kind))
+        assert not found.regular and found.end == BLOCK
+
+
+def test_a_folder_of_old_tars_is_a_name_with_a_slash():
+    """It would be an empty sample."""
+    assert not read(header(b"folder/", 0, b"\0", "v7")).regular
+
+
+def test_long_names_come_from_gnu_and_pax_alike():
+    """The first hundred bytes of a long name are often the same in all samples."""
+    name = b"n" * 300 + b".jpg"
+    for data in (
+        long_link(name) + header(name, 3, mark="gnu"),
+        long_link(b"target" * 40, b"K") + long_link(name) + header(name, 3, mark="gnu"),
+        pax([(b"mtime", b"1.5"), (b"path", name)]) + header(name, 3),
+        pax([(b"path", name)], b"X") + header(name, 3),
+    ):
+        found = read(data)
+        assert (found.start, found.num_bytes) == (0, 3)
+        assert found.name == name.decode() and found.data_start == len(data)
+
+
+def test_a_global_header_is_a_member_of_its_own():
+    """What it says of names holds in no chunk but the first, so it holds in none."""
+    data = pax([(b"path", b"all.jpg"), (b"size", b"1")], b"g") + header(b"1.jpg", 0)
+    first = read(data)
+    assert not first.regular and first.end == 1024 and read(data, first.end).name == "1.jpg"
+
+
+def test_names_that_are_no_text_stay_apart():
+    """Two names of other encodings must not become the same replacement character."""
+    names = {read(header(b"caf\xe9_%d.jpg" % i, 0)).name for i in range(3)}
+    assert len(names) == 3 and all(name.encode("utf-8", "surrogateescape") for name in names)
+
+
+def test_headers_hidden_in_a_pax_record_are_told():
+    """A chunk behind them could take them for members."""
+    plain = pax([(b"comment", b"x" * 2000)]) + header(b"1.jpg", 0)
+    inner = b"x" * 490 + header(b"evil.jpg", 0)
+    evil = pax([(b"comment", inner)]) + header(b"1.jpg", 0)
+    assert b"evil.jpg" in evil and evil.index(b"evil.jpg") % BLOCK != 0
+    shifted = b"y" * (BLOCK - evil.index(b"evil.jpg") % BLOCK)
+    evil = pax([(b"comment", shifted + inner)]) + header(b"1.jpg", 0)
+    assert not read(plain).hides and read(evil).hides
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_random_headers_raise_damage_or_nothing(seed):
+    """An attacker writes the headers; none of them may end a process or send a walk backwards."""
+    rng = random.Random(seed)
+    kinds = rng.choices([*b"LKxXgS0157\0Z"], k=4)
+    data = b""
+    for kind in kinds:
+        block = bytearray(rng.randbytes(BLOCK) if rng.random() < 0.5 else header(b"n", 600))
+        block[0] = block[0] or 1
+        block[156] = kind
+        data += with_checksum(bytes(block)) + rng.randbytes(rng.choice([0, 512, 1024]))
+    data += member(b"0.jpg", b"x" * 600, rng.choice(["sparse_gnu", "sparse_1.0"]), rng)
+    try:
+        found = read(data)
+    except Damage as damage:
+        assert damage.start == 0 and damage.resume >= BLOCK
+    else:
+        assert found.data_start >= BLOCK and found.num_bytes >= 0 and found.end >= BLOCK
+
+
+def test_tarfile_reads_the_headers_that_the_tests_make():
+    """The tests would prove something about tars that nobody writes."""
+    rng = random.Random(0)
+    data = b"".join(member(b"%d.jpg" % i, b"x" * i, s, rng) for i, s in enumerate(
+        ["ustar", "gnu", "pax", "v7", "base256", "pax_size"]))  # fmt: skip
+    with tarfile.open(fileobj=io.BytesIO(data + bytes(1024))) as tar:
+        assert [info.size for info in tar] == list(range(6))
+    assert pad(b"x") == b"x" + bytes(511)

@@ -10,7 +10,7 @@ from PIL import Image
 from shards.stores.sources import RangeReader
 from streamssl.cli import main
 from streamssl.replay import open_batch
-from tests.shards.test_view import Page
+from tests.shards.looking.test_view import Page
 from tests.tinyrun import make_shards, read_log, tiny_swav, train_here
 
 Capture = pytest.CaptureFixture[str]

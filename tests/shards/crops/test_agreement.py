@@ -15,7 +15,7 @@ from shards.pictures.picture import Picture
 from shards.records import Sample
 from tests.hostile import swapping_profile, valid
 from tests.shards.crops.made import drawn, encoded, made_pixels
-from tests.shards.test_decoding import turned_back
+from tests.shards.pictures.test_decoding import turned_back
 
 # Every kind of step is in these three views.
 RECIPE = CropRecipe(

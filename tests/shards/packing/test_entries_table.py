@@ -12,7 +12,7 @@ from shards.errors import ConfigError, UserError
 from shards.packing.entries_table import Columns, entries_from_parquet
 from shards.packing.pack import PackConfig, pack
 from shards.packing.source import open_source
-from tests.shards.test_pack import jpeg, make_folder, read_with_webdataset, shard_bytes
+from tests.shards.packing.test_pack import jpeg, make_folder, read_with_webdataset, shard_bytes
 
 
 @pytest.fixture

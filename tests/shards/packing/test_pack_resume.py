@@ -14,7 +14,7 @@ from shards.packing.pack import PackConfig, PackSource, Watch, pack
 from shards.packing.pack_entries import Entry
 from shards.stores.listing import list_shards
 from tests.shards.packing.helpers import Stop, StopAfter, kill_yourself
-from tests.shards.test_pack import jpeg, make_folder, shard_bytes
+from tests.shards.packing.test_pack import jpeg, make_folder, shard_bytes
 
 CONFIG = PackConfig(samples_per_shard=5)
 

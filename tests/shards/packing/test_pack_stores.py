@@ -20,7 +20,7 @@ from shards.stores import uploads
 from shards.stores.listing import list_shards
 from shards.stores.retrying import RetryConfig
 from tests.shards.packing.helpers import Stop, StopAfter
-from tests.shards.test_pack import jpeg, make_folder, shard_bytes
+from tests.shards.packing.test_pack import jpeg, make_folder, shard_bytes
 
 CONFIG = PackConfig(samples_per_shard=4)
 QUICK = RetryConfig(num_attempts=3, first_wait_seconds=0.0, longest_wait_seconds=0.0)

@@ -18,7 +18,7 @@ from shards.packing.entries_table import entries_from_parquet
 from shards.packing.fetch import Fetcher, FetchError
 from shards.packing.pack import PackConfig, pack
 from shards.stores.web import Web, WebConfig
-from tests.shards.test_pack import jpeg, read_with_webdataset, shard_bytes
+from tests.shards.packing.test_pack import jpeg, read_with_webdataset, shard_bytes
 
 QUICK = WebConfig(timeout_seconds=0.4, total_seconds=1.0, num_attempts=2, max_bytes=20_000)
 

@@ -19,7 +19,7 @@ from shards.packing.entries_table import Columns
 from shards.packing.pack import PackConfig, Watch, pack
 from shards.packing.source import open_source
 from tests.shards.packing.helpers import Stop, StopAfter
-from tests.shards.test_pack import jpeg, make_folder, read_with_webdataset, shard_bytes
+from tests.shards.packing.test_pack import jpeg, make_folder, read_with_webdataset, shard_bytes
 from tests.tars import make_tar, samples_by_tarfile
 from tests.wild_tars import expected_samples, wild_tar
 

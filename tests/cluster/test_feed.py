@@ -156,10 +156,12 @@ def test_a_picture_that_kills_readers_is_found_in_isolation_and_costs_itself_alo
     assert found.kept.tolist() == [True, False, True]
     assert [(r.reason, r.detail) for r in found.rejects] == [("kills_decoder", "died of SIGSEGV")]
     assert behind.result(WAIT).kept.all()
-    assert pool.num_lost == before + 2
+    # A reader that dies may take an answer along that was on its way, and then a third one dies.
+    assert before + 2 <= pool.num_lost <= before + 4
+    before = pool.num_lost
     known = replace(pool.shards.turn("dies"), quarantine=frozenset(found.killers))
     assert_same(pool.feed.submit(known).result(WAIT), found, details=False)
-    assert pool.num_lost == before + 2
+    assert pool.num_lost == before
 
 
 @pytest.mark.slow

@@ -251,6 +251,7 @@ def test_a_stream_that_has_to_end_is_exact_until_then(stream_bucket, monkeypatch
             with pytest.raises(ShardUnreadable) as ended:
                 seen += batches_of(SourceConfig(retry=replace(RETRY, num_attempts=30)))
         said = f"{type(ended.value).__name__}: {ended.value}"
+        print(f"\n{len(seen)} batches, then {type(ended.value).__name__}: {dict(proxy.counts)}")
         assert NAMES[fault] in said, said
         assert all(map(is_same, expected, seen))
         most = max(most, len(seen))

@@ -5,27 +5,21 @@ of the batches cannot differ from those of a single process. What crops take in 
 bounded by the stream, which never asks for more than its `max_bytes`.
 """
 
-import logging
-import signal
-import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
-from ray._private import worker as ray_worker
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.errors import ReadersLost
 from cluster.readers import NUM_AHEAD, Reader
 from shards.chunks import CropJob
-from shards.errors import ConfigError, StreamSSLError
+from shards.errors import StreamSSLError
 from shards.manifest import Manifest
 from shards.records import ChunkCrops, Turn
 from shards.redaction import redact
@@ -37,82 +31,8 @@ _DEATHS_TO_ISOLATE = 2
 _DEATHS_PER_CHUNK = 4
 _DEATHS_AT_START = 4
 _POLL_SECONDS = 0.1
-_KNOCK_SECONDS = 10.0
 # A cluster may have to start a machine before the first reader has a core.
 _START_SECONDS = 900.0
-
-
-@contextmanager
-def ray_session(address: str, num_readers: int, max_bytes: int) -> Iterator[None]:
-    """A connection to Ray: 'local' starts one for this run, 'auto' or 'ray://…' joins one.
-
-    `max_bytes` is what the stream may hold; a Ray that is started here gets room for it, and can
-    be reached from this machine alone. Raises ConfigError when there is no such cluster.
-    """
-    with _quiet():
-        _connect(address, num_readers, max_bytes)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
-
-def _connect(address: str, num_readers: int, max_bytes: int) -> None:
-    options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
-    several_machines = ray_constants.ENABLE_RAY_CLUSTER
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    if address == "local":
-        # Otherwise Ray takes the machine's own address for 127.0.0.1 and listens to everybody.
-        ray_constants.ENABLE_RAY_CLUSTER = False
-        room = int(1.25 * max_bytes) + (256 << 20)
-        options |= {
-            "num_cpus": num_readers,
-            "object_store_memory": room,
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-        }
-    try:
-        if address == "auto":
-            _knock(address)
-        ray.init(address=address, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        if address == "local":
-            raise ConfigError(
-                f"Ray could not be started here ({reason}); run with --cluster none, which reads "
-                "in threads of this process"
-            ) from error
-        raise ConfigError(
-            f"no Ray cluster answers at {address!r} ({reason}); give --cluster local to start one "
-            "here, auto to find one that runs, or ray://HOST:10001"
-        ) from error
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = several_machines
-        # Ray takes SIGTERM for itself, and would end the trainer before it has saved.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Whatever `log_to_driver` says, Ray prints ten lines of its own for every reader that dies."""
-    prints = ray_worker.print_to_stdstream
-    ray_worker.print_to_stdstream = _log
-    try:
-        yield
-    finally:
-        ray_worker.print_to_stdstream = prints
-
-
-def _log(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - called by Ray
-    """A message of Ray, for those who ask their log for it."""
-    logging.getLogger("ray").info("%s", "\n".join(data["lines"]))
-
-
-def _knock(address: str) -> None:
-    """Raise OSError unless something listens there: Ray itself would try for a quarter hour."""
-    host, _, port = services.canonicalize_bootstrap_address_or_die(address).rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
 
 
 @dataclass(slots=True)

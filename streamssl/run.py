@@ -11,8 +11,9 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from cluster.feed import RayReaders, ray_session
+from cluster.feed import RayReaders
 from cluster.metrics import Metrics, MetricsServer
+from cluster.session import ray_session
 from shards.chunks import CropJob
 from shards.crashes import CrashMarks
 from shards.crops.dali import DaliEngine

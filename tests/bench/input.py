@@ -19,7 +19,8 @@ from typing import Literal
 
 import tyro
 
-from cluster.feed import RayReaders, ray_session
+from cluster.feed import RayReaders
+from cluster.session import ray_session
 from shards.admission import AdmissionConfig
 from shards.chunks import CropJob
 from shards.crops.recipe import moco_v2, swav

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from cluster.errors import ReadersLost
-from cluster.feed import RayReaders, ray_session
+from cluster.feed import RayReaders
+from cluster.session import ray_session
 from shards.errors import ConfigError, ShardUnreadable
 from shards.records import ChunkCrops
 from shards.stream import ThreadReaders

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.feed import RayReaders, ray_session
+from cluster.feed import RayReaders
+from cluster.session import ray_session
 from shards.journal import Journal
 from tests.drills.poisoned import expected, lines, make_poisoned, open_poisoned
 from tests.shards.killers import NULL, SEGFAULT, killer_job

@@ -42,7 +42,7 @@ HASTY = SourceConfig(
         first_wait_seconds=0.001,
         longest_wait_seconds=0.01,
         connect_timeout_seconds=5.0,
-        read_timeout_seconds=0.6,
+        read_timeout_seconds=1.5,
     )
 )
 

@@ -593,6 +593,22 @@ def test_a_picture_that_killed_a_decoder_is_known_to_the_chunks_behind_it():
     assert all(turn.quarantine == {"d" * 32} for turn in turns[place + 3 :])
 
 
+FIRST = [(0, 0, at) for at in (29696, 0, 28672, 29184, 16384, 30208)]
+DIGESTS = [
+    *("0a95ca85", "2d0b4f65", "7d5e10a7", "b71f28e0"),
+    *("c5cf2af3", "ea8e2714", "a43f8f14", "555e2fb2"),
+]
+
+
+def test_the_first_batches_are_frozen():
+    """A version in which these differ cannot resume the runs of this one: raise `ALGORITHM` then."""
+    made = Made(9, samples=lambda index: 1 + index % 4, reject=lambda index: index == 5)
+    config = StreamConfig(batch_size=6, chunk_bytes=4096, chunks_per_block=4)
+    batches = take(made.stream(config), 4) + take(mixed(made, config), 4)
+    assert rows(batches[:1]) == FIRST
+    assert [batch.digest[:8] for batch in batches] == DIGESTS
+
+
 def test_places_in_the_stream_only_go_forward(data):
     """The newest cursor is the furthest one."""
     places = [

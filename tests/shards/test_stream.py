@@ -601,7 +601,7 @@ DIGESTS = [
 
 
 def test_the_first_batches_are_frozen():
-    """A version in which these differ cannot resume the runs of this one: raise `ALGORITHM` then."""
+    """A version in which these differ resumes no run of this one: raise `ALGORITHM` then."""
     made = Made(9, samples=lambda index: 1 + index % 4, reject=lambda index: index == 5)
     config = StreamConfig(batch_size=6, chunk_bytes=4096, chunks_per_block=4)
     batches = take(made.stream(config), 4) + take(mixed(made, config), 4)

@@ -32,7 +32,7 @@ LOADERS = (*OURS, "wds", "stateful", "mosaic", "lit", "raydata")
 # Those of ours that give crops only.
 WITHOUT_BYTES = ("own_engine", "dataset", "readers")
 CONVERTED = ("mosaic", "lit")
-_MOST_SECONDS = 240
+_MOST_SECONDS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,7 @@ class Bench:
             for name in self.options.loaders:
                 for mode in ("crop",) if name in WITHOUT_BYTES else ("crop", "bytes"):
                     # Bytes take so little time that only many of them can be measured.
-                    times = 1 if mode == "crop" else 16
+                    times = 1 if mode == "crop" else 8
                     fields = {"warm_up": times * warm_up, "pictures": times * pictures}
                     job = self._job(name, mode=mode)
                     found, peak = self._try(name, "speed", {"job": job, **fields})

@@ -40,9 +40,9 @@ class AdmissionConfig:
     # Beyond 20, no box of 5 % of the area with a usual shape fits: the central one is always taken.
     max_aspect_ratio: float = 20.0
     """How many times longer than the other a side may be; beyond 20, all crops are alike."""
-    # Decoding takes up to 13 bytes for each.
+    # Decoding takes up to nine bytes for each.
     max_pixels: int = 100_000_000
-    """Height times width at most; a third of it for JPEG 2000, two thirds for animated WebP."""
+    """Height times width at most; of CMYK and animated WebP half of it, of JPEG 2000 a third."""
     max_bytes: int = 1 << 26
     """Bytes that the encoded picture may have."""
     animated: Literal["first_frame", "reject"] = "first_frame"

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.crops.engine import Cropped, Failure
+from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, pixel_boxes
 from shards.errors import ConfigError
 from shards.pictures.decoding import TURNS, Pixels, decode_stored, stored_box
@@ -45,9 +46,9 @@ _GREY_SLOT = _NUM_LINEAR
 _LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
 # float32 may land just below a whole level; without a hair, dropping the fraction would lose one.
 _HAIR = 1e-3
-# Pictures that are decoded at once may have so many pixels: a batch of the largest ones would take
-# tens of gigabytes.
-_MOST_PIXELS: Final = 1 << 26
+# Pictures of a batch have so many pixels together, and DALI keeps the memory of the largest batch
+# for good. A picture of more is cropped by the OpenCV engine, which has to hold one at a time.
+_MOST_PIXELS: Final = 1 << 25
 
 Node = Any  # DALI publishes no type for an edge of its graph
 
@@ -69,6 +70,7 @@ class DaliEngine:
             )
         self.recipe = recipe
         self.max_batch_size = max_batch_size
+        self._opencv = OpenCVEngine(recipe)
         self._pool = ThreadPoolExecutor(num_threads)
         self._encoded = _build(recipe, max_batch_size, device, num_threads, source="encoded")
         self._pixels = _build(recipe, max_batch_size, device, num_threads, source="pixels")
@@ -80,26 +82,31 @@ class DaliEngine:
             np.empty((len(pictures), group.num_views, group.size, group.size, 3), np.uint8)
             for group in self.recipe.groups
         )
+        sizes = np.array([picture.height * picture.width for picture in pictures], np.int64)
         by_dali = [index for index, picture in enumerate(pictures) if _is_for_dali(picture)]
-        for indices in self._batches(by_dali, pictures):
+        for indices in self._batches(by_dali, sizes):
             self._crop_encoded(pictures, parameters, indices, ok, crops)
         failures: list[Failure] = []
-        others = np.flatnonzero(~ok).tolist()
-        for indices in self._batches(others, pictures):
+        for indices in self._batches(np.flatnonzero(~ok).tolist(), sizes):
             failures += self._crop_pixels(pictures, parameters, indices, ok, crops)
+        for index in np.flatnonzero(sizes > _MOST_PIXELS).tolist():
+            cropped = self._opencv.crop([pictures[index]], parameters[index : index + 1])
+            failures += [failure._replace(row=index) for failure in cropped.failures]
+            ok[index] = cropped.ok[0]
+            for array, output in zip(crops, cropped.crops, strict=True):
+                array[index : index + len(output)] = output
         return Cropped(tuple(array[ok] for array in crops), ok, failures)
 
-    def _batches(self, indices: list[int], pictures: Sequence[Picture]) -> Iterator[list[int]]:
-        """These indices in order, as many at a time as the graph and the memory take."""
+    def _batches(self, indices: list[int], sizes: NDArray[np.int64]) -> Iterator[list[int]]:
+        """Those of `indices` that are not too large, as many at a time as may be."""
         batch: list[int] = []
-        num_pixels = 0
         for index in indices:
-            added = pictures[index].height * pictures[index].width
-            if batch and (len(batch) == self.max_batch_size or num_pixels + added > _MOST_PIXELS):
+            if sizes[index] > _MOST_PIXELS:
+                continue
+            if len(batch) == self.max_batch_size or sizes[[*batch, index]].sum() > _MOST_PIXELS:
                 yield batch
-                batch, num_pixels = [], 0
+                batch = []
             batch.append(index)
-            num_pixels += added
         if batch:
             yield batch
 

@@ -8,11 +8,13 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import AvifImagePlugin
+from PIL import AvifImagePlugin, Image
 
 from shards.crops.recipe import CropRecipe
 from shards.pictures.picture import Picture
 from shards.records import Reason
+
+_BLOCK_BYTES = 1 << 26
 
 
 class Failure(NamedTuple):
@@ -54,4 +56,7 @@ def use_one_core() -> None:
     """
     cv2.setNumThreads(1)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    # Blocks of this size go back to the system when they are freed. Of smaller ones, the heap of a
+    # thread keeps what the largest picture took, some hundred megabytes.
+    Image.core.set_block_size(_BLOCK_BYTES)  # type: ignore[attr-defined] # documented
     torch.set_num_threads(1)

@@ -51,6 +51,12 @@ def limit_memory(num_bytes: int = _MEMORY_BYTES) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
+def peak_bytes() -> int:
+    """The most memory that this program had. `ru_maxrss` would begin with that of the parent."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
 class Fuzz:
     """Judges mutations by both engines and keeps whatever should not have happened."""
 
@@ -163,7 +169,7 @@ def fuzz(first: str, last: str, marks: str) -> dict[str, Any]:
 def stream(engine: str, folder: str, num_readers: str = "2") -> dict[str, Any]:
     """Read every sample of a folder of tars once, as a run does; the rejects by key."""
     manifest = open_manifest(folder, RangeReader())
-    config = StreamConfig(batch_size=8)
+    config = StreamConfig(batch_size=4)
     admission = AdmissionConfig(max_reject_fraction=1.0)
     job = CropJob(recipe=RECIPE, seed=0, admission=admission, build_engine=ENGINES[engine])
     order = build_order(manifest, config, 0)

@@ -163,15 +163,16 @@ def test_the_largest_pictures_that_may_come_in_fit_into_two_gigabytes(engine, tm
     side = int(ADMISSION.max_pixels**0.5)
     made = {
         "jpeg": blank(side, "RGB", "JPEG", subsampling=0),
-        "progressive": blank(side, "CMYK", "JPEG", progressive=True),
+        "progressive": blank(side, "RGB", "JPEG", subsampling=0, progressive=True),
+        "cmyk": blank(7000, "CMYK", "JPEG", progressive=True),
         "alpha": blank(side, "RGBA", "PNG"),
         "deep": blank(side, "I;16", "PNG"),
         "gif": blank(side, "P", "GIF"),
-        "tiff": blank(side, "CMYK", "TIFF", compression="tiff_adobe_deflate"),
-        "webp": blank(8000, "RGBA", "WEBP", lossless=True, method=0, save_all=True,
-                      append_images=[Image.new("RGBA", (8000, 8000), (9, 9, 9, 9))]),
-        "jpeg2000": blank(5000, "RGBA", "JPEG2000"),
-        "avif": blank(8000, "RGBA", "AVIF", speed=10),
+        "tiff": blank(side, "RGBA", "TIFF", compression="tiff_adobe_deflate"),
+        "webp": blank(7000, "RGBA", "WEBP", lossless=True, method=0, save_all=True,
+                      append_images=[Image.new("RGBA", (7000, 7000), (9, 9, 9, 9))]),
+        "jpeg2000": blank(5700, "RGBA", "JPEG2000"),
+        "avif": blank(side, "RGB", "AVIF", speed=10),
     }  # fmt: skip
     (tmp_path / "large.tar").write_bytes(make_tar([(f"{k}.img", v) for k, v in made.items()]))
     report = child("stream", engine, tmp_path, 1, timeout=900)

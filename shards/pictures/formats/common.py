@@ -59,7 +59,8 @@ class Picture:
         """How many pixels of a JPEG cost the time and memory that decoding one of these does."""
         if self.format == "jpeg2000":
             return 3.0
-        return 1.5 if self.format == "webp" and self.num_frames > 1 else 1.0
+        costly = self.cmyk or (self.format == "webp" and self.num_frames > 1)
+        return 2.0 if costly else 1.0
 
     @property
     def stored_size(self) -> tuple[int, int]:

@@ -36,7 +36,7 @@ JOB = CropJob(
     recipe=RECIPE, seed=5, admission=AdmissionConfig(), build_engine=partial(OpenCVEngine, RECIPE)
 )
 LENIENT = AdmissionConfig(max_reject_fraction=1.0)
-SMALL = StreamConfig(batch_size=1, chunk_bytes=4096, chunks_per_block=5)
+SMALL = StreamConfig(batch_size=1, chunk_bytes=4096, chunks_per_block=5, max_bytes=60_000)
 
 
 class Data:

@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import logging
 import re
 import threading
 import time
@@ -33,6 +34,7 @@ def tar_bytes(num: int = 3, fill: bytes = b"x") -> bytes:
 @contextmanager
 def s3_server() -> Iterator[str]:
     """The address of an S3 server that holds nothing."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -1,0 +1,207 @@
+"""What the actors tell each other: the frozen records of the control plane.
+
+    reader  -- ReaderReport -->  Control  -- ReaderOrders -->  reader     chunks to crop
+    trainer -- Beat --------->   Control  -- Directive ---->   trainer    who trains with whom
+    trainer -- asks --------->   Control  -- Plans -------->   trainer    what makes a batch
+    trainer -- rows --------->   reader   -- crops -------->   trainer    the crops themselves
+
+Crops never pass through Control: it sees headers alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.records import Chunk, ChunkCrops, Cursor, Reject, ShardInfo, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkHeader:
+    """A `ChunkCrops` without its crops: all that the order must know (see `ChunkResult`).
+
+    `num_bytes` is what the crops take in the memory of the reader that holds them.
+    """
+
+    chunk: Chunk
+    epoch: int
+    offsets: NDArray[np.int64]
+    kept: NDArray[np.bool_]
+    rejects: tuple[Reject, ...]
+    num_bytes: int
+    read_seconds: float = 0.0
+    crop_seconds: float = 0.0
+    num_unselected: int = 0
+    leaps: bool = False
+    killers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, crops: ChunkCrops) -> "ChunkHeader":
+        return cls(
+            crops.chunk,
+            crops.epoch,
+            crops.offsets,
+            crops.kept,
+            crops.rejects,
+            crops.num_bytes,
+            crops.read_seconds,
+            crops.crop_seconds,
+            crops.num_unselected,
+            crops.leaps,
+            crops.killers,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A reader may work on `task` until Control says otherwise.
+
+    `task` numbers what was asked for in the life of one Control; `epoch` rises with every lease of
+    the run, so of two leases of a task the newer one has the larger epoch. `isolated`: others died
+    with it in hand.
+    """
+
+    term: int
+    task: int
+    epoch: int
+    shard: ShardInfo
+    turn: Turn
+    isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What came of a lease: a header, or an error that no other reader would be spared."""
+
+    task: int
+    epoch: int
+    header: ChunkHeader | None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderReport:
+    """What a reader says when it asks for work; counters are cumulative since it started.
+
+    `in_hand` is the task that is being cropped, since `in_hand_seconds`; `waiting` are those it
+    holds a lease of and has not begun. `held_bytes` of crops lie in its memory.
+    """
+
+    reader: str
+    term: int
+    finished: tuple[Finished, ...] = ()
+    in_hand: int | None = None
+    in_hand_seconds: float = 0.0
+    waiting: tuple[int, ...] = ()
+    wanted: int = 0
+    held_bytes: int = 0
+    busy_seconds: float = 0.0
+    blocked_seconds: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderOrders:
+    """What Control answers: new leases, tasks whose crops may go, and when to ask again.
+
+    `drop` are leases (task, epoch) that no longer hold; `release` are tasks that were trained on.
+    `leave`: hand nothing out any more and end.
+    """
+
+    term: int
+    leases: tuple[Lease, ...] = ()
+    release: tuple[int, ...] = ()
+    drop: tuple[tuple[int, int], ...] = ()
+    seconds: float = 0.2
+    leave: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """A global batch, by reference. It does not depend on who trains, or in how many ranks.
+
+    `step` counts from 0: training on it finishes step `step + 1`. `ids` (G, 2) int64 and `epochs`
+    (G,) int64 as in `CropBatch`; `tasks` (G,) int64 and `rows` (G,) int64 say where each sample's
+    crops lie: row `rows[i]` of what was kept of task `tasks[i]`. `cursor` is the place behind it.
+    """
+
+    step: int
+    ids: NDArray[np.int64]
+    epochs: NDArray[np.int64]
+    tasks: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    cursor: Cursor
+    rejects: tuple[Reject, ...]
+    num_unselected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """Consecutive plans, and the names of the readers that hold their tasks at this moment.
+
+    A task without a holder is being made again; ask for it later.
+    """
+
+    plans: tuple[BatchPlan, ...]
+    holders: Mapping[int, str]
+
+
+Phase = Literal["starting", "ready", "joining", "running", "broken", "left"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """What a trainer says twice a second and at every change.
+
+    `committed` is the newest finished step of its state, -1 while it has none but what a
+    checkpoint or the seed gives. `generation` is the one it is in, or was in last. `address` is
+    where rank 0 of a joining generation waits for the others. `reports` are those of steps beyond
+    what Control acknowledged. `digest` of the state at `committed`, where it was computed.
+    """
+
+    member: str
+    term: int
+    phase: Phase
+    generation: int
+    committed: int
+    address: str = ""
+    node: str = ""
+    reports: tuple["StepRecord", ...] = ()
+    step_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """A finished step, as told to whoever keeps the log. `fields` is what the learner reports."""
+
+    step: int
+    cursor: Cursor
+    fields: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directive:
+    """What Control wants of a trainer.
+
+    Join `generation` with these `members`, in order of rank, if it is newer than the one that the
+    trainer is in; `source` has the state that counts, of step `committed` (-1: load `state` of the
+    checkpoint, or start). `address`: where rank 0 waits, once it does. `regroup`: finish the step
+    under way, then stop and wait for the next generation. `acknowledged`: reports up to this step
+    are safe. `stop`: finish the step, give the last state, and leave.
+    """
+
+    term: int
+    generation: int = 0
+    members: tuple[str, ...] = ()
+    source: str = ""
+    committed: int = -1
+    address: str = ""
+    regroup: bool = False
+    acknowledged: int = -1
+    save: int = -1
+    stop: bool = False
+    leave: bool = False

@@ -107,7 +107,8 @@ class ReaderOrders:
     """What Control answers: new leases, tasks whose crops may go, and when to ask again.
 
     `drop` are leases (task, epoch) that no longer hold; `release` are tasks that were trained on.
-    `leave`: hand nothing out any more and end.
+    `leave`: begin nothing more, and give back what was not begun; what is held is still handed out
+    until it was trained on, and then the reader is done (`left`).
     """
 
     term: int
@@ -141,11 +142,25 @@ class BatchPlan:
 class Plans:
     """Consecutive plans, and the names of the readers that hold their tasks at this moment.
 
-    A task without a holder is being made again; ask for it later.
+    A task without a holder is being made again; ask for it later. Tasks are numbered within a
+    `term`. No plans: there are none yet, or none any more.
     """
 
+    term: int
     plans: tuple[BatchPlan, ...]
     holders: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Crops that a feed asked a reader for: `take(term, ((task, rows), ...))`.
+
+    `crops`: for every view group a contiguous uint8 array (N, V, S, S, 3), the rows as they were
+    asked for, those of `missing` tasks left out: this reader does not hold them.
+    """
+
+    crops: tuple[NDArray[np.uint8], ...]
+    missing: tuple[int, ...] = ()
 
 
 Phase = Literal["starting", "ready", "joining", "running", "broken", "left"]

@@ -85,8 +85,14 @@ class Finished:
 class ReaderReport:
     """What a reader says when it asks for work; counters are cumulative since it started.
 
-    `in_hand` is the task that is being cropped, since `in_hand_seconds`; `waiting` are those it
-    holds a lease of and has not begun. `held_bytes` of crops lie in its memory.
+    A reader has one report under way at a time, and its name is never used again. The report is
+    all that it knows, so that any answer may be lost: a lease that it does not name is given again.
+    `finished` are repeated until an answer came; then they stand in `held`: the tasks whose crops
+    lie in its memory, `held_bytes` of them, until they are released. `in_hand` is the task that is
+    being cropped, since `in_hand_seconds`; its bytes are there, for slow stores have time-outs of
+    their own. `waiting` are leases that it has not begun, in order. `wanted`: how many more it
+    could take, at least 1 where it has nothing to do; leases that it neither names nor wants go to
+    others.
     """
 
     reader: str
@@ -96,6 +102,7 @@ class ReaderReport:
     in_hand_seconds: float = 0.0
     waiting: tuple[int, ...] = ()
     wanted: int = 0
+    held: tuple[int, ...] = ()
     held_bytes: int = 0
     busy_seconds: float = 0.0
     blocked_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -106,7 +113,9 @@ class ReaderReport:
 class ReaderOrders:
     """What Control answers: new leases, tasks whose crops may go, and when to ask again.
 
-    `drop` are leases (task, epoch) that no longer hold; `release` are tasks that were trained on.
+    A lease that the reader has already may come again, with the same epoch. `drop` are leases
+    (task, epoch) that no longer hold. `release` are those of `held` that nobody will ask for any
+    more: they were trained on, or the crops of another reader count.
     `leave`: begin nothing more, and give back what was not begun; what is held is still handed out
     until it was trained on, and then the reader is done (`left`).
     """

@@ -175,14 +175,20 @@ class Rows:
 Phase = Literal["starting", "ready", "joining", "running", "broken", "left"]
 
 
+Doing = Literal["", "data", "step", "peers"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
     """What a trainer says twice a second and at every change.
 
-    `committed` is the newest finished step of its state, -1 while it has none but what a
-    checkpoint or the seed gives. `generation` is the one it is in, or was in last. `address` is
-    where rank 0 of a joining generation waits for the others. `reports` are those of steps beyond
-    what Control acknowledged. `digest` of the state at `committed`, where it was computed.
+    `committed` counts the finished steps of the state it holds, and `cursor` is the place behind
+    them; -1 while it holds none. `generation` is the one it is in, or was in last. `address` is
+    where rank 0 of a joining generation waits for the others. `reports` are all that it has of
+    steps beyond what Control acknowledged. `step_seconds` and `wait_seconds` add up since it
+    started: in steps, and in waiting for data. `doing`: where its training thread is at this
+    moment, waiting for data, in its own part of a step, or waiting for its peers; from that Control
+    tells who hangs from those who wait for it. A reason belongs to the phase `broken`.
     """
 
     member: str
@@ -190,11 +196,13 @@ class Beat:
     phase: Phase
     generation: int
     committed: int
+    cursor: Cursor | None = None
     address: str = ""
     node: str = ""
     reports: tuple["StepRecord", ...] = ()
     step_seconds: float = 0.0
     wait_seconds: float = 0.0
+    doing: Doing = ""
     reason: str = ""
 
 
@@ -211,14 +219,18 @@ class StepRecord:
 class Directive:
     """What Control wants of a trainer.
 
+    Generations up to `over` cannot go on: give up the step under way, roll back, say `broken`.
     Join `generation` with these `members`, in order of rank, if it is newer than the one that the
-    trainer is in; `source` has the state that counts, of step `committed` (-1: load `state` of the
-    checkpoint, or start). `address`: where rank 0 waits, once it does. `regroup`: finish the step
-    under way, then stop and wait for the next generation. `acknowledged`: reports up to this step
-    are safe. `stop`: finish the step, give the last state, and leave.
+    trainer is in; no members: stand by. `source` has the state that counts, of step `committed`
+    (-1 and nobody: all load what `state` of Control gives). `address`: where rank 0 waits, once it
+    does. `regroup`: finish the step under way, leave with all others at the same step, say `ready`,
+    and wait for the next generation. `acknowledged`: reports up to this step are safe; it goes back
+    when steps are trained again. `stop`: finish the step, give the last state, and leave. `leave`:
+    end at once; the member is not needed, or was given up as dead.
     """
 
     term: int
+    over: int = 0
     generation: int = 0
     members: tuple[str, ...] = ()
     source: str = ""

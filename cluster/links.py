@@ -21,11 +21,14 @@ returns when the actor is done, so that whoever waits for it hears of its death 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RaySystemError, RayTaskError
 
+from shards.records import Cursor
+
+CONTROL: Final = "control"  # its name
 _CALL_SECONDS = 10.0
 
 
@@ -43,13 +46,14 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class StateRef:
-    """The state that counts when no trainer has one: finished steps, and [ref] of a LearnerState.
+    """The state that counts when no trainer has one: finished steps, and the ref of a LearnerState.
 
-    Without a ref it is what the learner is built as.
+    `cursor` is the place behind it. Without a ref it is what the learner is built as.
     """
 
     step: int
     refs: tuple[Any, ...] = ()
+    cursor: Cursor | None = None
 
 
 class Link:

@@ -7,6 +7,7 @@ finished step, and the same batch can be tried again with other ranks.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -29,6 +30,14 @@ class LearnerState:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Wish(IntEnum):
+    """What a rank wants to happen when the step under way is finished; the strongest holds."""
+
+    GO_ON = 0
+    REGROUP = 1
+    STOP = 2
+
+
 class Learner(Protocol):
     """One rank's part of the training. Driven from one thread."""
 
@@ -36,13 +45,19 @@ class Learner(Protocol):
     def step(self) -> int:
         """Finished steps."""
 
+    @property
+    def cursor(self) -> Cursor | None:
+        """The place in the stream behind them; None before the first."""
+
     def enter(self, group: ProcessGroup | None) -> None:
         """From now on these ranks share every global batch; None: this one alone."""
 
-    def train_step(self, batch: CropBatch) -> StepRecord:
-        """Train on this rank's rows of the next global batch; all ranks give the same record.
+    def train_step(self, batch: CropBatch, wish: Wish) -> tuple[StepRecord, Wish]:
+        """Train on this rank's rows of the next global batch; all ranks give the same answer.
 
-        `batch.crops` holds this rank's rows; ids, epochs and cursor are those of all rows.
+        `batch.crops` holds this rank's rows; ids, epochs and cursor are those of all rows. With
+        the record comes the strongest wish of all ranks: it travels with the last thing that they
+        tell each other, so that they part at the same step. Nothing is told after that.
         """
 
     def rollback(self) -> None:
@@ -59,3 +74,19 @@ class Learner(Protocol):
 
 
 BuildLearner = Callable[[], Learner]
+
+
+class Batches(Protocol):
+    """Where this rank's rows come from: a `Feed`. Driven from the learner's thread."""
+
+    def enter(self, rank: int, world: int, step: int) -> None:
+        """From now on give rows of rank `rank` of `world`, from the batch of `step` on."""
+
+    def next(self) -> CropBatch:
+        """This rank's rows of the next batch. Raises what ended the stream, or StreamStopped."""
+
+    def interrupt(self) -> None:
+        """From another thread: `next` raises StreamStopped, now and until `enter` is called."""
+
+    def close(self) -> None:
+        """End the threads; nothing is asked for any more."""

@@ -2,6 +2,7 @@
 
 StreamSSLError
   ReadersLost     readers died again and again: on one chunk, or before they did anything
+  NotReproducible a chunk that was made again gave other samples than before
 """
 
 from shards.errors import StreamSSLError
@@ -9,3 +10,7 @@ from shards.errors import StreamSSLError
 
 class ReadersLost(StreamSSLError):
     """Readers died so often that going on would be a restart loop."""
+
+
+class NotReproducible(StreamSSLError):
+    """Nodes differ, or a shard changed: going on would train on another stream."""

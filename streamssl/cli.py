@@ -5,6 +5,7 @@
 streamssl pretrain RECIPE --data SHARDS --out FOLDER [overrides]
 streamssl evaluate knn --run FOLDER --train SHARDS --test SHARDS
 streamssl shards pack|verify|stats|view …
+streamssl drill slow-bucket|corrupt SHARDS
 streamssl demo
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
+from streamssl.commands.drill_data import corrupt, slow_bucket
 from streamssl.commands.evaluate import evaluate_knn
 from streamssl.commands.look import stats, verify
 from streamssl.commands.pack import pack_shards
@@ -129,6 +131,7 @@ _COMMANDS: dict[str, Any] = {
     "pretrain": _pretrain,
     "evaluate": {"knn": evaluate_knn},
     "shards": {"pack": pack_shards, "verify": verify, "stats": stats, "view": view},
+    "drill": {"slow-bucket": slow_bucket, "corrupt": corrupt},
     "demo": _demo,
 }
 

@@ -1,276 +1,252 @@
-"""The trainer's side of the readers: hands out chunks, collects crops, outlives lost readers.
+"""The trainer's side of the data: plans from Control, rows from readers, ahead of need.
 
-To the stream it is a `submit` like the one of `shards.stream.ThreadReaders`, so order and content
-of the batches cannot differ from those of a single process. What crops take in the object store is
-bounded by the stream, which never asks for more than its `max_bytes`.
+A rank takes the same places of every global batch. Rows come in large pieces, several steps of one
+reader in one call, and are laid into the batch where they belong; what a lost reader did not give
+is asked for again, of whoever makes it anew. Nothing here decides what is in a batch.
 """
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from cluster.errors import ReadersLost
-from cluster.readers import NUM_AHEAD, Reader
-from shards.chunks import CropJob
-from shards.errors import StreamSSLError
-from shards.manifest import Manifest
-from shards.records import ChunkCrops, Turn
-from shards.redaction import redact
+from cluster.arriving import Arriving, Piece
+from cluster.links import Link, Unreachable
+from cluster.messages import Plans, Rows
+from shards.errors import StreamStopped
+from shards.records import CropBatch
 
-# In the hands of a reader: one chunk that is cropped, and those that are read meanwhile.
-_PENDING_PER_READER = 1 + NUM_AHEAD
-# A chunk in whose hands this many readers died is cropped in isolation, which costs it time alone.
-_DEATHS_TO_ISOLATE = 2
-_DEATHS_PER_CHUNK = 4
-_DEATHS_AT_START = 4
 _POLL_SECONDS = 0.1
-# A cluster may have to start a machine before the first reader has a core.
-_START_SECONDS = 900.0
+# One call is answered while the next one waits at the reader.
+_CALLS_PER_READER = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeedConfig:
+    """How far ahead rows are asked for.
+
+    `max_bytes` of crops are held or under way, and always those of the next step; `call_bytes`
+    come in one call. A reader that does not answer for `answer_seconds` is told of to Control.
+    Plans are asked for again after `again_seconds`, where there were none, or nobody held a task.
+    """
+
+    max_bytes: int = 1 << 30
+    call_bytes: int = 8 << 20
+    num_plans: int = 16
+    answer_seconds: float = 10.0
+    again_seconds: float = 0.1
 
 
 @dataclass(slots=True)
-class _Task:
-    """One chunk asked for, and how many readers died while it was in their hands."""
+class _Call:
+    """Pieces that were asked of a reader."""
 
-    turn: Turn
-    future: "Future[ChunkCrops]" = field(default_factory=Future)
-    num_deaths: int = 0
-
-    @property
-    def isolated(self) -> bool:
-        return self.num_deaths >= _DEATHS_TO_ISOLATE
+    reader: str
+    pieces: list[Piece]
+    deadline: float
 
 
-class RayReaders:
-    """`num_readers` reader actors and the thread that keeps them busy. Use as a context.
+class Feed:
+    """This trainer's rows of every global batch, in order, from where `enter` says.
 
-    `on_crops` is told of every finished chunk, `on_lost` of every reader that died; both are
-    called from the feed's thread. Only readers that answered get chunks, so those for which the
-    cluster has no core yet hold nothing up. A chunk of a dead reader goes to another one; a chunk
-    in whose hands two readers died is cropped in isolation, and if that was the end of another two
-    readers, too, the stream ends with ReadersLost. So do readers that cannot start.
+    `control` and `member` are names of actors. What was received is kept over a change of
+    generation, as far as this rank's rows are the same.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        job: CropJob,
-        num_readers: int,
-        on_crops: Callable[[ChunkCrops], None] = lambda _: None,
-        on_lost: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._manifest = manifest
-        self._job = ray.put(job)
-        self._on_crops, self._on_lost = on_crops, on_lost
-        self._queue: deque[_Task] = deque()
-        self._running: dict[Any, tuple[_Task, Any]] = {}
-        self._readers: list[Any] = []
-        self._starting: dict[Any, Any] = {}  # the first answer of a reader, and the reader
-        self._num_deaths_at_start = 0
-        self._last_ticket = 0
-        self._last_with_reader = time.monotonic()
+    def __init__(self, control: str, member: str, config: FeedConfig | None = None) -> None:
+        self._config = config or FeedConfig()
+        self._control, self._member = Link(control), member
+        self._readers: dict[str, Link] = {}
+        self._plans_ref: Any = None
+        self._plans_after = 0.0
+        self._calls: dict[Any, _Call] = {}
+        self._changed = threading.Condition()  # guards all that follows
+        self._arriving = Arriving(self._config.max_bytes, self._config.call_bytes)
         self._error: BaseException | None = None
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._loop, name="feed", daemon=True)
-        for _ in range(num_readers):
-            self._start_reader()
-
-    def submit(self, turn: Turn) -> "Future[ChunkCrops]":
-        """A future of the crops of this chunk in this epoch."""
-        task = _Task(turn)
-        with self._changed:
-            if self._error is not None:
-                task.future.set_exception(self._error)
-                return task.future
-            self._queue.append(task)
-            self._changed.notify()
-        return task.future
-
-    def pids(self) -> list[int]:
-        """Process numbers of the readers that are up, for those who want to look at them."""
-        return list(ray.get([reader.pid.remote() for reader in tuple(self._readers)]))
-
-    def _start_reader(self) -> None:
-        reader = Reader.remote(self._job)  # type: ignore[attr-defined]
-        self._starting[reader.start.remote()] = reader
-
-    def _loop(self) -> None:
-        try:
-            while self._work():
-                pass
-        except Exception as error:  # nobody else would hear of it, and the stream would wait on
-            self._fail(error)
-
-    def _work(self) -> bool:
-        """One round: hand out what can be, collect what is there. False after the end."""
-        with self._changed:
-            while not (self._queue or self._running or self._starting or self._closed):
-                self._changed.wait()
-            if self._closed or self._error is not None:
-                return False
-            self._hand_out()
-        refs = [*self._running, *self._starting]
-        finished, _ = ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
-        for ref in finished:
-            if ref in self._starting:
-                self._started(ref)
-            else:
-                self._collect(ref)
-        self._check_start()
-        return True
-
-    def _hand_out(self) -> None:
-        load = {id(reader): 0 for reader in self._readers}
-        for _, reader in self._running.values():
-            load[id(reader)] = load.get(id(reader), 0) + 1
-        while self._queue and self._readers:
-            reader = min(self._readers, key=lambda reader: load[id(reader)])
-            if load[id(reader)] >= _PENDING_PER_READER:
-                return
-            task = self._queue.popleft()
-            self._running[self._send(task, reader, waits=load[id(reader)] > 0)] = (task, reader)
-            load[id(reader)] += 1
-
-    def _send(self, task: _Task, reader: Any, *, waits: bool) -> Any:
-        """Give a chunk to a reader; it `waits` there while another one is cropped."""
-        shard = self._manifest.shards[task.turn.chunk.shard]
-        if task.isolated:
-            return reader.crop_isolated.remote(shard, task.turn)
-        self._last_ticket += 1
-        if waits:
-            reader.fetch.remote(self._last_ticket, shard, task.turn.chunk)
-        return reader.crop.remote(shard, task.turn, self._last_ticket)
-
-    def _started(self, ref: Any) -> None:
-        reader = self._starting.pop(ref)
-        try:
-            ray.get(ref)
-        except RayTaskError as error:
-            ray.kill(reader)
-            if isinstance(error.cause, StreamSSLError):
-                self._fail(error.cause)  # it would be no better on another node
-            else:
-                self._lost_at_start(error)
-        except RayActorError as error:
-            self._lost_at_start(error)
-        else:
-            self._num_deaths_at_start = 0
-            self._readers.append(reader)
-
-    def _lost_at_start(self, error: RayError) -> None:
-        self._on_lost()
-        self._num_deaths_at_start += 1
-        if self._num_deaths_at_start < _DEATHS_AT_START:
-            self._start_reader()
-        elif not (self._readers or self._starting):
-            self._fail(
-                ReadersLost(
-                    f"{self._num_deaths_at_start} readers died before they did anything "
-                    f"({_cause(error)}); mend that, then start the same command again"
-                )
-            )
-
-    def _check_start(self) -> None:
-        """End the wait for a first reader that the cluster seems unable to start."""
-        if self._readers:
-            self._last_with_reader = time.monotonic()
-        elif time.monotonic() - self._last_with_reader > _START_SECONDS:
-            cores = ray.cluster_resources().get("CPU", 0)
-            self._fail(
-                ReadersLost(
-                    f"no reader started in {_START_SECONDS:.0f} s; each needs a free core, and "
-                    f"the Ray cluster has {cores:g} in all; add nodes, or run with --cluster none"
-                )
-            )
-
-    def _collect(self, ref: Any) -> None:
-        task, reader = self._running[ref]
-        if self._deliver(task, ref):
-            del self._running[ref]
-            return
-        self._replace(reader)
-        blame = True  # the oldest chunk was in its hands; those behind it are innocent
-        for other in [ref for ref, (_, holder) in self._running.items() if holder is reader]:
-            task, _ = self._running.pop(other)
-            if not self._deliver(task, other):
-                self._retry(task, blame=blame)
-                blame = False
-
-    def _deliver(self, task: _Task, ref: Any) -> bool:
-        """Give a chunk to who waits for it, as crops or as an error; False if its reader died."""
-        try:
-            result: ChunkCrops = ray.get(ref)
-        except RayActorError:
-            return False
-        except RayTaskError as error:
-            cause = error.cause
-            task.future.set_exception(cause if isinstance(cause, StreamSSLError) else error)
-        except RayError:  # the object was lost with its node: make it again
-            self._retry(task, blame=True)
-        else:
-            self._on_crops(result)
-            task.future.set_result(result)
-        return True
-
-    def _retry(self, task: _Task, *, blame: bool) -> None:
-        task.num_deaths += blame
-        if task.num_deaths >= _DEATHS_PER_CHUNK:
-            chunk = task.turn.chunk
-            shard = redact(self._manifest.shards[chunk.shard].uri)
-            task.future.set_exception(
-                ReadersLost(
-                    f"{task.num_deaths} readers died one after the other, the last two while they "
-                    f"cropped in isolation, on bytes {chunk.start}-{chunk.stop} of {shard}; "
-                    "look at the shard with `streamssl shards verify`, and at the memory of the "
-                    "nodes"
-                )
-            )
-            return
-        with self._changed:
-            self._queue.appendleft(task)
-
-    def _replace(self, reader: Any) -> None:
-        """Start a reader in the place of a dead one."""
-        self._readers.remove(reader)
-        self._last_with_reader = time.monotonic()
-        self._on_lost()
-        self._start_reader()
-
-    def _fail(self, error: BaseException) -> None:
-        """Let everyone who waits for crops, now or later, know that there will be none."""
-        with self._changed:
-            self._error = error
-            waiting = [*self._queue, *(task for task, _ in self._running.values())]
-            self._queue.clear()
-            self._running.clear()
-        for task in waiting:
-            if not task.future.done():
-                task.future.set_exception(error)
-
-    def __enter__(self) -> "RayReaders":
+        self._wait_seconds = 0.0
+        self._taken_bytes = self._num_calls = self._num_lost = 0
+        self._entered = self._interrupted = self._closed = False
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
+
+    def enter(self, rank: int, world: int, step: int) -> None:
+        """From now on give the rows of `rank` of `world` ranks, beginning with batch `step`."""
+        with self._changed:
+            self._arriving.enter(rank, world, step)
+            self._entered, self._interrupted = True, False
+            if self._thread.is_alive():
+                self._error = None  # if it still holds, Control says so again
+            self._changed.notify_all()
+
+    def next(self) -> CropBatch:
+        """The next batch: crops of this rank's rows; ids, epochs and cursor of all rows.
+
+        Raises what ended the stream, and StreamStopped once it was interrupted.
+        """
+        began = time.monotonic()
+        with self._changed:
+            try:
+                while not self._arriving.is_ready or self._interrupted:
+                    if self._interrupted or self._closed:
+                        raise StreamStopped("stopped while it waited for pictures")
+                    if self._error is not None:
+                        raise self._error
+                    self._changed.wait()
+            finally:
+                self._wait_seconds += time.monotonic() - began
+            batch = self._arriving.pop()
+            self._changed.notify_all()
+            return batch
+
+    def status(self) -> Mapping[str, float]:
+        """What it waited for and received since it was made, and what it holds."""
+        with self._changed:
+            return {
+                "wait_seconds": self._wait_seconds,
+                "taken_bytes": self._taken_bytes,
+                "calls": self._num_calls,
+                "lost_calls": self._num_lost,
+                "held_bytes": self._arriving.held_bytes,
+                "batches_ready": self._arriving.num_ready,
+            }
+
+    def interrupt(self) -> None:
+        """From another thread: `next` raises StreamStopped, now and until `enter` is called."""
+        with self._changed:
+            self._interrupted = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread; nothing is asked for any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def __enter__(self) -> "Feed":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                self._work()
+        except Exception as error:  # `next` raises it
+            self._fail(error)
+
+    def _work(self) -> None:
+        """One round: ask for what is wanted, take what is there."""
+        self._ask_plans()
+        self._ask_rows()
+        refs = [*self._calls, *([] if self._plans_ref is None else [self._plans_ref])]
+        if not refs:
+            with self._changed:
+                self._changed.wait(_POLL_SECONDS)
+            return
+        ready, _ = ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
+        for ref in ready:
+            call = self._calls.pop(ref, None)
+            if call is None:
+                self._take_plans(ref)
+            else:
+                self._take_rows(ref, call)
+        self._give_up_silent()
+
+    def _ask_plans(self) -> None:
         with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
-        for reader in (*self._readers, *self._starting.values()):
-            ray.kill(reader)
-        for task in (*self._queue, *(task for task, _ in self._running.values())):
-            task.future.cancel()
+            first = self._arriving.first_unplanned(self._config.num_plans)
+            asks = self._entered and self._error is None and first is not None
+        if asks and self._plans_ref is None and time.monotonic() >= self._plans_after:
+            try:
+                self._plans_ref = self._control.ask(
+                    "plans", self._member, first, self._config.num_plans
+                )
+            except Unreachable:
+                self._pause_plans()
 
+    def _pause_plans(self) -> None:
+        self._plans_after = time.monotonic() + self._config.again_seconds
 
-def _cause(error: BaseException) -> str:
-    """The last line of what a reader's constructor said: Ray puts a whole traceback before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    def _take_plans(self, ref: Any) -> None:
+        self._plans_ref = None
+        try:
+            plans: Plans = self._control.answer(ref)
+        except Unreachable:
+            self._pause_plans()
+        except Exception as error:  # what ended the stream: `next` raises it
+            self._fail(error)
+        else:
+            with self._changed:
+                if not self._arriving.plan(plans):
+                    self._pause_plans()
+
+    def _ask_rows(self) -> None:
+        under_way = Counter(call.reader for call in self._calls.values())
+        with self._changed:
+            readers = self._arriving.readers()
+        for reader in readers:
+            for _ in range(under_way[reader], _CALLS_PER_READER):
+                with self._changed:
+                    pieces = self._arriving.pop_call(reader)
+                if not pieces:
+                    break
+                self._call(reader, pieces)
+
+    def _call(self, reader: str, pieces: list[Piece]) -> None:
+        link = self._readers.setdefault(reader, Link(reader))
+        wanted = tuple((piece.task, piece.rows) for piece in pieces)
+        deadline = time.monotonic() + self._config.answer_seconds
+        call = _Call(reader, pieces, deadline)
+        try:
+            self._calls[link.ask("take", pieces[0].term, wanted)] = call
+        except Unreachable:
+            self._lost(call)
+
+    def _take_rows(self, ref: Any, call: _Call) -> None:
+        try:
+            rows: Rows = self._readers[call.reader].answer(ref, self._config.answer_seconds)
+        except Unreachable:
+            self._lost(call)
+            return
+        with self._changed:
+            missing = self._arriving.put(call.pieces, rows)
+            self._num_calls += 1
+            self._taken_bytes += sum(group.nbytes for group in rows.crops)
+            self._changed.notify_all()
+        self._tell_missing(call, missing)
+
+    def _give_up_silent(self) -> None:
+        now = time.monotonic()
+        for ref, call in list(self._calls.items()):
+            if now > call.deadline:
+                del self._calls[ref]
+                self._lost(call)
+
+    def _lost(self, call: _Call) -> None:
+        """This reader does not give what it holds: somebody else must."""
+        with self._changed:
+            self._num_lost += 1
+            self._arriving.lost(call.pieces)
+        self._readers.pop(call.reader, None)
+        self._tell_missing(call, {piece.task for piece in call.pieces})
+
+    def _tell_missing(self, call: _Call, tasks: set[int]) -> None:
+        if not tasks:
+            return
+        self._pause_plans()
+        try:
+            for task in sorted(tasks):
+                self._control.ask("missing", self._member, task, call.reader)
+        except Unreachable:
+            return  # its successor knows no task of its own yet
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RaySystemError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from shards.records import Cursor
 
@@ -78,7 +78,7 @@ class Link:
             return ray.get(ref, timeout=seconds)
         except RayTaskError as error:
             raise error.cause from error
-        except (RayActorError, RaySystemError, GetTimeoutError) as error:
+        except (RayError, GetTimeoutError) as error:  # it, its node or the answer is lost
             self._actor = None
             raise Unreachable(f"{self.name} does not answer ({type(error).__name__})") from error
 

@@ -1,75 +1,231 @@
 """Readers as Ray actors: chunks in, crops out, on any node of the cluster.
 
-A reader holds nothing that cannot be lost. It is made with `max_restarts=0`: whoever feeds from
-readers (`feed`) notices a death and decides what to do about it.
+A reader holds nothing that cannot be lost: what it crops is a pure function of the turn. It is made
+with `max_restarts=0`; Control notices a death and decides what to do about it.
+
+    talk   asks Control for leases, says what was finished, and hears what may go
+    fetch  reads the bytes of the next chunks
+    crop   crops one chunk at a time, on one core
+    take   hands rows out to trainers
 """
 
+import functools
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
+from dataclasses import dataclass
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
+from ray import cloudpickle
 
+from cluster.links import Link, Started, Unreachable
+from cluster.messages import Lease, Rows
+from cluster.stock import Stock
 from shards.chunks import ChunkCropper, CropJob
-from shards.records import Chunk, ChunkCrops, ShardInfo, Turn
+from shards.cropper import no_crops
+from shards.errors import StreamSSLError
+from shards.records import ChunkCrops
 from shards.stores.sources import RangeReader
 from shards.tars.cutting import Cut
 
-# Chunks that are read while another one is cropped: a request to a bucket takes about 100 ms, and
-# small crops of a chunk take less.
-NUM_AHEAD: Final = 3
-# What they may take together; a chunk that does not fit is read when its turn comes.
-_MOST_BYTES_AHEAD: Final = 64 << 20
+# However much there is to say: Control has others to listen to.
+_LEAST_SECONDS = 0.02
+_PAUSE_SECONDS = 0.5
 
 
-@ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, concurrency_groups={"fetch": 1})
-class Reader:
-    """One process that crops chunks, one at a time and in the order of the calls, on one core.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReaderConfig:
+    """How far a reader works ahead of itself.
 
-    While it crops one, the bytes of the next are read on other threads: `fetch` announces that
-    `crop` will be called with the same ticket. Tickets grow; 0 stands for none.
+    `num_ahead` chunks are read while another one is cropped: a request to a bucket takes about
+    100 ms, and small crops of a chunk take less. They may take `ahead_bytes` together; one that
+    does not fit is read when its turn comes. A reader that hears of no Control for
+    `orphan_seconds` ends.
     """
 
-    def __init__(self, job: CropJob) -> None:
-        self._job = job
-        self._lock = threading.Lock()
-        self._newest = 0  # the ticket of the chunk in hand
-        self._ahead: dict[int, tuple[int, Future[tuple[Cut, float]]]] = {}
-        self._fetchers = ThreadPoolExecutor(NUM_AHEAD, "fetch")
+    num_ahead: int = 3
+    ahead_bytes: int = 64 << 20
+    orphan_seconds: float = 600.0
 
-    def start(self) -> int:
-        """Get ready, on the thread that will crop; the process number. Raises ConfigError."""
-        self._cropper = ChunkCropper(self._job, RangeReader(self._job.sources))
-        return os.getpid()
 
-    @ray.method(concurrency_group="fetch")
-    def fetch(self, ticket: int, shard: ShardInfo, chunk: Chunk) -> None:
-        """Begin to read a chunk, unless its turn has come by now or there is no room for it."""
-        num_bytes = chunk.stop - chunk.start
-        with self._lock:
-            held = sum(held for held, _ in self._ahead.values())
-            has_room = held + num_bytes <= _MOST_BYTES_AHEAD and not shard.whole
-            if ticket > self._newest and has_room:
-                self._ahead[ticket] = num_bytes, self._fetchers.submit(self._read, shard, chunk)
+@ray.remote(
+    num_cpus=1,
+    max_restarts=0,
+    max_task_retries=0,
+    concurrency_groups={"take": 2, "left": 1},
+)
+class Reader:
+    """One process that crops chunks, one at a time, and keeps the crops until they are released."""
 
-    def crop(self, shard: ShardInfo, turn: Turn, ticket: int = 0) -> ChunkCrops:
-        """See `ChunkCropper.crop`."""
-        with self._lock:
-            self._newest = max(self._newest, ticket)
-            ahead = self._ahead.pop(ticket, None)
-        found, seconds = ahead[1].result() if ahead else self._read(shard, turn.chunk)
-        return self._cropper.crop_cut(turn, found, seconds)
+    def __init__(
+        self, name: str, control: str, job: CropJob, config: ReaderConfig | None = None
+    ) -> None:
+        self._job, self._config = job, config or ReaderConfig()
+        self._control = Link(control)
+        self._changed = threading.Condition()  # guards the stock
+        self._stock = Stock(name, 1 + self._config.num_ahead, no_crops(job.recipe))
+        self._ahead: dict[tuple[int, int], Future[tuple[Cut, float]]] = {}
+        self._fetchers = ThreadPoolExecutor(1 + self._config.num_ahead, "fetch")
+        self._end: Future[None] = Future()
 
-    def crop_isolated(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
-        """See `ChunkCropper.crop_isolated`."""
-        return self._cropper.crop_isolated(shard, turn)
+    def start(self) -> Started:
+        """Get ready, then begin to ask for work. Raises ConfigError."""
+        ready: Future[None] = Future()
+        self._start_thread("crop", functools.partial(self._crop_all, ready))
+        ready.result()
+        self._start_thread("talk", self._talk)
+        return Started(os.getpid(), ray.get_runtime_context().get_node_id())
 
-    def pid(self) -> int:
-        """The process number of this reader."""
-        return os.getpid()
+    @ray.method(concurrency_group="left")
+    def left(self) -> None:
+        """Wait until nobody needs this reader any more. Raises what kept it from working."""
+        self._end.result()
 
-    def _read(self, shard: ShardInfo, chunk: Chunk) -> tuple[Cut, float]:
+    @ray.method(concurrency_group="take")
+    def take(self, term: int, wanted: Sequence[tuple[int, NDArray[np.int64]]]) -> Rows:
+        """Rows of the crops of some tasks, which are numbered in this term; see `Rows`."""
+        with self._changed:
+            parts = self._stock.find(term, [task for task, _ in wanted])
+        rows = self._stock.gather(parts, wanted)
+        with self._changed:
+            self._stock.spent.count("taken_bytes", sum(group.nbytes for group in rows.crops))
+        return rows
+
+    def _start_thread(self, name: str, work: Callable[[], None]) -> None:
+        """A thread whose end is the end of this reader."""
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:  # `left` raises it
+                self._leave(error)
+            self._leave()
+
+        threading.Thread(target=run, name=name, daemon=True).start()
+
+    def _leave(self, error: Exception | None = None) -> None:
+        with self._changed:
+            if self._end.done():
+                return
+            if error is None:
+                self._end.set_result(None)
+            else:
+                self._end.set_exception(_portable(error))
+            self._changed.notify_all()
+
+    def _talk(self) -> None:
+        heard = time.monotonic()
+        seconds = 0.0
+        while not self._end.done():
+            with self._changed:
+                # Of what is finished Control hears at once: others wait for it.
+                self._changed.wait_for(lambda: self._stock.has_news or self._end.done(), seconds)
+                report = self._stock.report(time.monotonic())
+            try:
+                orders = self._control.call("exchange", report)
+            except Unreachable:
+                if time.monotonic() - heard > self._config.orphan_seconds:
+                    return
+                time.sleep(_PAUSE_SECONDS)
+                continue
+            heard = time.monotonic()
+            seconds = max(orders.seconds, _LEAST_SECONDS)
+            with self._changed:
+                self._stock.obey(report, orders)
+                if self._stock.is_done:
+                    return
+                self._changed.notify_all()
+            time.sleep(_LEAST_SECONDS)
+
+    def _crop_all(self, ready: "Future[None]") -> None:
+        """The cropper belongs to the thread that crops."""
+        try:
+            cropper = ChunkCropper(self._job, RangeReader(self._job.sources))
+        except Exception as error:  # `start` raises it
+            ready.set_exception(error)
+            return
+        ready.set_result(None)
+        while not self._end.done():
+            lease = self._next(cropper)
+            if lease is not None:
+                result = self._crop(cropper, lease)
+                with self._changed:
+                    if result is not None:
+                        self._stock.finish(lease, result)
+                        self._changed.notify_all()
+
+    def _next(self, cropper: ChunkCropper) -> Lease | None:
+        """The lease whose turn it is, once there is one."""
         began = time.monotonic()
-        return self._cropper.read(shard, chunk), time.monotonic() - began
+        with self._changed:
+            waiting = self._stock.waiting()
+            if not waiting:
+                self._changed.wait(_PAUSE_SECONDS)
+                self._stock.spent.for_lease += time.monotonic() - began
+                return None
+        self._fetch_ahead(cropper, waiting)
+        return waiting[0]
+
+    def _crop(self, cropper: ChunkCropper, lease: Lease) -> ChunkCrops | BaseException | None:
+        """All that comes of a lease, or None if it was taken back.
+
+        It is in hand from when its bytes are there.
+        """
+        try:
+            if lease.isolated:
+                if not self._begin(lease):
+                    return None
+                return cropper.crop_isolated(lease.shard, lease.turn)
+            found, seconds = self._read(cropper, lease)
+            if not self._begin(lease):
+                return None
+            began = time.monotonic()
+            crops = cropper.crop_cut(lease.turn, found, seconds)
+        except Exception as error:  # whoever waits for the chunk is told of it
+            return _portable(error)
+        with self._changed:
+            self._stock.spent.busy += time.monotonic() - began
+        return crops
+
+    def _begin(self, lease: Lease) -> bool:
+        with self._changed:
+            return self._stock.begin(lease, time.monotonic())
+
+    def _read(self, cropper: ChunkCropper, lease: Lease) -> tuple[Cut, float]:
+        """The bytes of a chunk, and how long it took to read them."""
+        began = time.monotonic()
+        ahead = self._ahead.pop((lease.task, lease.epoch), None)
+        found = ahead.result() if ahead is not None else _fetch(cropper, lease)
+        with self._changed:
+            self._stock.spent.for_bucket += time.monotonic() - began
+        return found
+
+    def _fetch_ahead(self, cropper: ChunkCropper, waiting: Sequence[Lease]) -> None:
+        """Begin to read what is waiting, as far as there is room; forget what is not any more."""
+        wanted = {(lease.task, lease.epoch): lease for lease in waiting}
+        self._ahead = {key: found for key, found in self._ahead.items() if key in wanted}
+        held = 0
+        for key, lease in wanted.items():
+            held += lease.turn.chunk.stop - lease.turn.chunk.start
+            if held > self._config.ahead_bytes:
+                return
+            if key not in self._ahead and not lease.isolated and not lease.shard.whole:
+                self._ahead[key] = self._fetchers.submit(_fetch, cropper, lease)
+
+
+def _fetch(cropper: ChunkCropper, lease: Lease) -> tuple[Cut, float]:
+    began = time.monotonic()
+    return cropper.read(lease.shard, lease.turn.chunk), time.monotonic() - began
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The error, if it survives being sent; else one of ours that says the same."""
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:  # whatever its class does when it is taken apart and put together
+        return StreamSSLError(f"{type(error).__name__}: {error}")
+    return error

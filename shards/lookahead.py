@@ -7,7 +7,7 @@ where crops are small, or where there are none.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -21,11 +21,16 @@ R = TypeVar("R", bound=ChunkResult)
 Submit = Callable[[Turn], Future[R]]
 Plan = Callable[[int], list[Turn]]
 Stop = Callable[[], bool]
+Forget = Callable[[Sequence[Future[R]]], None]
 
 
 def never() -> bool:
     """Nobody wants to stop."""
     return False
+
+
+def ignore(_: Sequence[Future[R]]) -> None:
+    """Nobody keeps anything for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,14 +63,21 @@ class Lookahead(Generic[R]):
 
     `plan(number)` gives the turns of a block; `submit(turn)` must return a future of what its chunk
     gives; both are called from the thread that uses this, and must not block long. `stop()` is
-    asked while a result is waited for, and ends the wait with StreamStopped.
+    asked while a result is waited for, and ends the wait with StreamStopped. `forget(futures)` is
+    told of those that will not be looked at again.
     """
 
     def __init__(
-        self, plan: Plan, submit: Submit[R], bounds: Bounds, block: int, stop: Stop = never
+        self,
+        plan: Plan,
+        submit: Submit[R],
+        bounds: Bounds,
+        block: int,
+        stop: Stop = never,
+        forget: Forget[R] = ignore,
     ) -> None:
         self._plan, self._submit, self._bounds = plan, submit, bounds
-        self._stop = stop
+        self._stop, self._forget = stop, forget
         self._blocks: deque[Block[R]] = deque()
         self._incomplete: list[Block[R]] = []  # of these, those that are not counted yet
         self._next_block = block
@@ -113,6 +125,7 @@ class Lookahead(Generic[R]):
         self._count_complete()
         block = self._blocks.popleft()
         self._uncount(block)
+        self._forget(block.futures)
         block.futures.clear()  # whoever still holds the block holds no crops
 
     def revise(self) -> None:
@@ -123,6 +136,7 @@ class Lookahead(Generic[R]):
                 if block.turns[place] != before[place]:
                     self._reopen(block)
                     self._dropped.append(block.futures[place])
+                    self._forget(self._dropped[-1:])
                     block.futures[place] = self._submit(block.turns[place])
 
     def _begun(self) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from shards.admission import AdmissionConfig, check_budget
 from shards.errors import CursorMismatch
 from shards.journal import Journal
-from shards.lookahead import Block, Bounds, Lookahead, R, Stop, Submit, never
+from shards.lookahead import Block, Bounds, Forget, Lookahead, R, Stop, Submit, ignore, never
 from shards.order import Order
 from shards.passes import Passes
 from shards.records import Cursor, Reject, Turn
@@ -39,8 +39,9 @@ class OrderedSlots(Generic[R]):
 
     Iterate it; `cursor()` is the place behind the sample that came last. `submit(turn)` must return
     a future of what the chunk gives; it may be called from one thread only and must not block long.
-    Raises BudgetExceeded, ShardUnreadable, ConfigError (a pass smaller than `batch_size`), and
-    StreamStopped if `stop()` says so while it waits.
+    `forget(futures)` is told of those whose samples were all decided on. Raises BudgetExceeded,
+    ShardUnreadable, ConfigError (a pass smaller than `batch_size`), and StreamStopped if `stop()`
+    says so while it waits.
     """
 
     def __init__(
@@ -54,13 +55,14 @@ class OrderedSlots(Generic[R]):
         cursor: Cursor | None = None,
         journal: Journal | None = None,
         stop: Stop = never,
+        forget: Forget[R] = ignore,
     ) -> None:
         start = cursor or Cursor(manifest=order.manifest, order=order.digest)
         check_cursor(order, start)
         self._order, self._admission = order, admission
         self._journal = journal or Journal(order.manifest, order.digest)
         self._journal.check(start)
-        self._lookahead = Lookahead(self._plan, submit, bounds, start.block, stop)
+        self._lookahead = Lookahead(self._plan, submit, bounds, start.block, stop, forget)
         self._passes = Passes(order, batch_size)
         self._block, self._slot = start.block, start.slot
         self._num_samples = start.num_samples

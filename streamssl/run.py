@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from cluster.feed import RayReaders
+from cluster.fixed_readers import RayReaders
 from cluster.metrics import Metrics, MetricsServer
 from cluster.session import ray_session
 from shards.crashes import CrashMarks

@@ -19,7 +19,7 @@ from typing import Literal
 
 import tyro
 
-from cluster.feed import RayReaders
+from cluster.fixed_readers import RayReaders
 from cluster.session import ray_session
 from shards.admission import AdmissionConfig
 from shards.chunks import CropJob

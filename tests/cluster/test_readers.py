@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.feed import RayReaders
-from cluster.readers import Reader
+from cluster.fixed_readers import FixedReader as Reader
+from cluster.fixed_readers import RayReaders
 from shards.admission import AdmissionConfig
 from shards.chunks import CropJob
 from shards.errors import ConfigError, ShardUnreadable

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.feed import RayReaders
+from cluster.fixed_readers import RayReaders
 from cluster.session import ray_session
 from shards.journal import Journal
 from tests.drills.poisoned import expected, lines, make_poisoned, open_poisoned

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from cluster.feed import RayReaders
+from cluster.fixed_readers import RayReaders
 from cluster.session import ray_session
 from shards.cropper import CropJob
 from shards.records import CropBatch

@@ -1,0 +1,208 @@
+"""The data path without trainers: a small Control of two calls, readers, and feeds of a test.
+
+The sequencer, the leases, the readers and the feeds are the real ones; this Control only passes on
+what they say, and is told of deaths by the test.
+"""
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+
+from cluster.feed import Feed, FeedConfig
+from cluster.leases import LeaseTable
+from cluster.messages import Plans, ReaderOrders, ReaderReport
+from cluster.pace import LeaseConfig
+from cluster.readers import Reader, ReaderConfig
+from cluster.sequencer import Sequencer, SequencerConfig
+from shards.admission import AdmissionConfig
+from shards.chunks import CropJob
+from shards.journal import Journal
+from shards.manifest import Manifest
+from shards.order import Order
+from shards.records import Cursor
+from shards.stream import StreamConfig, build_order
+
+WAIT = 50.0
+_names = itertools.count()
+
+
+@ray.remote(num_cpus=0, max_concurrency=1000)
+class StandIn:
+    """What Control answers to readers and feeds."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        stream: StreamConfig,
+        admission: AdmissionConfig,
+        config: SequencerConfig,
+        *,
+        order: Order | None = None,
+        cursor: Cursor | None = None,
+        step: int = 0,
+        term: int = 1,
+        leases: LeaseConfig | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        self._sequencer = Sequencer(
+            LeaseTable(term, leases),
+            manifest.shards,
+            order or build_order(manifest, stream, 0),
+            stream,
+            admission,
+            config,
+            cursor=cursor,
+            step=step,
+            journal=journal,
+        )
+        self._sequencer.__enter__()
+        self._most_held = 0
+        self._held: dict[str, int] = {}
+        self._committed: dict[str, int] = {}
+        self._busy: dict[str, float] = {}
+
+    async def exchange(self, report: ReaderReport) -> ReaderOrders:
+        self._held[report.reader] = report.held_bytes
+        self._busy[report.reader] = report.busy_seconds
+        self._most_held = max(self._most_held, sum(self._held.values()))
+        with self._sequencer.leases() as table:
+            return table.exchange(report, time.monotonic())
+
+    async def plans(self, member: str, first: int, count: int) -> Plans:
+        self._committed[member] = max(first - count, self._committed.get(member, 0))
+        until = time.monotonic() + 1
+        while not (plans := self._sequencer.plans(first, count)).plans:
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(0.01)
+        return plans
+
+    async def missing(self, member: str, task: int, reader: str) -> None:
+        assert member
+        with self._sequencer.leases() as table:
+            table.missing(task, reader)
+
+    async def committed(self, step: int) -> None:
+        self._sequencer.committed(step)
+
+    async def lost(self, reader: str) -> None:
+        self._held.pop(reader, None)
+        with self._sequencer.leases() as table:
+            table.lost(reader, time.monotonic())
+
+    async def drain(self, reader: str) -> None:
+        with self._sequencer.leases() as table:
+            table.drain(reader)
+
+    async def given_up(self) -> list[str]:
+        """Readers that hang, or are silent: to be killed."""
+        with self._sequencer.leases() as table:
+            now = time.monotonic()
+            return [*table.expired(now), *table.silent(now)]
+
+    async def status(self) -> Mapping[str, Any]:
+        with self._sequencer.leases() as table:
+            leases = table.snapshot(time.monotonic())
+            counters = table.counters
+        return {
+            **self._sequencer.status(),
+            "pid": os.getpid(),
+            "cpu_seconds": time.process_time(),
+            "num_held": leases.num_held,
+            "held_bytes": sum(self._held.values()),
+            "most_held": self._most_held,
+            "busy_seconds": sum(self._busy.values()),
+            "counters": counters,
+        }
+
+
+class DataPath:
+    """A Control, its readers, and their deaths. Use as a context, with a Ray that runs."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        job: CropJob,
+        stream: StreamConfig,
+        num_readers: int = 2,
+        reader_config: ReaderConfig | None = None,
+        steps_ahead: int = 4,
+        **control: Any,
+    ) -> None:
+        self.name = f"control-{next(_names)}"
+        self._job, self._reader_config = ray.put(job), reader_config
+        config = SequencerConfig(num_readers=num_readers, steps_ahead=steps_ahead)
+        self._arguments = manifest, stream, job.admission, config
+        self.control = self._control(**control)
+        self.readers: dict[str, Any] = {}
+        self._numbers = itertools.count()
+        for _ in range(num_readers):
+            self.add_reader()
+
+    def _control(self, **options: Any) -> Any:
+        control = StandIn.options(name=self.name).remote(  # type: ignore[attr-defined]
+            *self._arguments, **options
+        )
+        return control
+
+    def replace_control(self, **options: Any) -> None:
+        """Kill Control, and make another one of the same name."""
+        ray.kill(self.control)
+        deadline = time.monotonic() + WAIT
+        while True:
+            try:
+                self.control = self._control(**options)
+                return
+            except ValueError:  # the name is not free yet
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+    def add_reader(self) -> str:
+        name = f"{self.name}-r{next(self._numbers)}"
+        reader = Reader.options(name=name).remote(  # type: ignore[attr-defined]
+            name, self.name, self._job, self._reader_config
+        )
+        self.readers[name] = reader, reader.start.remote()
+        return name
+
+    def started(self, name: str) -> Any:
+        """Where a reader runs, once it does."""
+        return ray.get(self.readers[name][1], timeout=WAIT)
+
+    def lose(self, name: str) -> None:
+        """Kill a reader and tell Control, as whoever supervises it would."""
+        ray.kill(self.readers.pop(name)[0])
+        self.tell("lost", name)
+
+    def tell(self, method: str, *arguments: Any) -> Any:
+        return ray.get(getattr(self.control, method).remote(*arguments), timeout=WAIT)
+
+    def feed(self, member: str = "t0", **config: Any) -> Feed:
+        return Feed(self.name, member, FeedConfig(**config))
+
+    def wait(self, condition: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
+        """Until what Control tells of itself is so."""
+        deadline = time.monotonic() + WAIT
+        while not condition(status := self.tell("status")):
+            assert time.monotonic() < deadline, status
+            time.sleep(0.05)
+        return status
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for reader, _ in self.readers.values():
+            ray.kill(reader)
+        ray.kill(self.control)

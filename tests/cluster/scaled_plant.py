@@ -1,0 +1,90 @@
+"""A plant for the scaler: readers that take time to start, a bucket with a limit, trainers."""
+
+import random
+
+from cluster.scaler import Observation, Scaler, ScalingConfig
+
+SECONDS = 5.0
+
+
+class Plant:
+    """Trainers that eat, readers that make, nodes of `per_node` readers that boot for a while."""
+
+    def __init__(self, eaten, made, *, limit=1e9, boot=60.0, per_node=4, room=(10**6,), seed=0):
+        self.eaten, self.made, self.limit, self.boot = eaten, made, limit, boot
+        self.per_node, self.room = per_node, room
+        self.ready: dict[str, str] = {}
+        self.starting: dict[str, float] = {}
+        self.pools: dict[str, int] = {}
+        self.now, self.num_made, self.num_failed = 0.0, 0, 0
+        self.random = random.Random(seed)
+
+    def follow(self, decision):
+        """Do what the scaler wants; a pool without room lets readers wait, and says so once."""
+        for name in decision.drain:
+            self.ready.pop(name, None)
+            self.starting.pop(name, None)
+        while len(self.ready) + len(self.starting) < decision.target:
+            name = f"r{self.num_made:06}"
+            self.num_made += 1
+            used = sum(
+                self.pools[other] == decision.pool for other in [*self.ready, *self.starting]
+            )
+            self.pools[name] = decision.pool
+            fits = used < self.room[decision.pool]
+            self.num_failed += not fits
+            self.starting[name] = self.now + self.boot if fits else float("inf")
+
+    def tick(self):
+        self.now += SECONDS
+        for name, at in sorted(self.starting.items()):
+            if at <= self.now:
+                del self.starting[name]
+                self.ready[name] = self.node()
+        noise = self.random.uniform(0.9, 1.1)
+        supply = min(len(self.ready) * self.made, self.limit)
+        got = min(supply, self.eaten * noise)
+        crowded = len(self.ready) * self.made / supply if 0 < supply <= got else 1.0
+        wait = SECONDS * (1 - got / (self.eaten * noise)) if self.eaten else 0.0
+        failed, self.num_failed = self.num_failed, 0
+        return Observation(
+            now=self.now,
+            seconds=SECONDS,
+            num_trained=int(got * SECONDS),
+            step_seconds=SECONDS - wait if got else 0.0,
+            wait_seconds=wait,
+            num_made=int(got * SECONDS),
+            busy_seconds=got / self.made * crowded * SECONDS,
+            ready=dict(self.ready),
+            starting=tuple(self.starting),
+            num_failed=failed,
+        )
+
+    def node(self):
+        """The first node with room, or a new one."""
+        counts = {}
+        for node in self.ready.values():
+            counts[node] = counts.get(node, 0) + 1
+        free = [f"n{i}" for i in range(10**4) if counts.get(f"n{i}", 0) < self.per_node]
+        return free[0]
+
+
+def play(plant, config, seconds, *, events=(), num_pools=1):
+    """Run the loop; give every decision that changed something: (time, target, reason)."""
+    scaler, pending, changes = Scaler(config, num_pools), sorted(events, key=lambda e: e[0]), []
+    target, starved = config.least, []
+    while plant.now < seconds:
+        while pending and pending[0][0] <= plant.now:
+            pending.pop(0)[1](plant)
+        seen = plant.tick()
+        decision = scaler.decide(seen)
+        plant.follow(decision)
+        starved.append((plant.now, seen.is_starved))
+        if decision.target != target or decision.reason in ("next pool", "launch failed"):
+            changes.append((plant.now, decision.target, decision.reason))
+        target = decision.target
+    return changes, starved
+
+
+def default(**changes):
+    return ScalingConfig(**{"least": 2, "most": 200, **changes})

@@ -37,7 +37,7 @@ class LeaseTable:
 
     All times are of a steady clock of the caller; a gap between two looks at the table counts as
     half of `silence_seconds` at most, since who was away himself heard of nobody. A reader is known
-    from its first report until `lost`; a name that was lost is refused for ever.
+    from its first report, or `expect`, until `lost`; a name that was lost is refused for ever.
     """
 
     def __init__(self, term: int, config: LeaseConfig | None = None) -> None:
@@ -62,12 +62,18 @@ class LeaseTable:
         self._enqueue(task)
         return task.number
 
+    def expect(self, reader: str, now: float) -> None:
+        """A reader is up and will report: from now on it is missed if it does not."""
+        now = self._pace.look(now)
+        if reader not in self._readers and reader not in self._gone:
+            self._readers[reader] = LeasingReader(reader, now)
+
     def exchange(self, report: ReaderReport, now: float) -> ReaderOrders:
         """Take what a reader says, and tell it what to do. Saying the same twice does no harm."""
         now = self._pace.look(now)
         if report.term != self.term or report.reader in self._gone:
             return self._refuse(report)
-        reader = self._readers.pop(report.reader, None) or LeasingReader(report.reader)
+        reader = self._readers.pop(report.reader, None) or LeasingReader(report.reader, now)
         self._readers[reader.name] = reader
         reader.heard = now
         for finished in report.finished:

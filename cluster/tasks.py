@@ -39,7 +39,7 @@ class LeasingReader:
     """`leases` by task, as they were given; `begun`: since when `in_hand` is known to be."""
 
     name: str
-    heard: float = 0.0
+    heard: float
     leases: dict[int, "GivenLease"] = field(default_factory=dict)
     held: set[int] = field(default_factory=set)
     in_hand: "GivenLease | None" = None

@@ -129,6 +129,7 @@ class World:
         self.done = 0  # chunks that were used
         self.numbers: dict[int, int] = {}  # tasks of this term: which chunk
         self.decided: dict[int, ChunkHeader | BaseException] = {}
+        self.given: dict[tuple[str, int], int] = {}  # the newest epoch, by reader and task
         self.deaths: Counter[int] = Counter()
         self.seen: Counter[str] = Counter()
         self.num_wanted = self.rng.randint(1, 4)
@@ -245,12 +246,14 @@ class World:
         orders = self.table.exchange(report, self.now)
         after = self.table.holders(self.numbers)
         fenced = report.reader in self.lost or report.term != self.term
-        said = {finished.task for finished in report.finished}
+        said = {(finished.task, finished.epoch) for finished in report.finished}
         for task in after:
             if after[task] != before.get(task):
                 assert task not in before, "a second holder"
-                assert after[task] == report.reader and task in said and not fenced
+                assert after[task] == report.reader and not fenced
+                assert (task, self.given[report.reader, task]) in said, "by a fenced lease"
         assert not (fenced and orders.leases)
+        self.given.update({(report.reader, lease.task): lease.epoch for lease in orders.leases})
         for task in orders.release:
             assert after.get(task) != report.reader, "told to drop what is wanted"
         self.learn()

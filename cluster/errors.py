@@ -2,6 +2,8 @@
 
 StreamSSLError
   ReadersLost     readers died again and again: on one chunk, or before they did anything
+  ControlLost     Control died again and again
+  GaveUp          actors of the run died again and again, for the reason it says
   NotReproducible a chunk that was made again gave other samples than before
 """
 
@@ -10,6 +12,14 @@ from shards.errors import StreamSSLError
 
 class ReadersLost(StreamSSLError):
     """Readers died so often that going on would be a restart loop."""
+
+
+class ControlLost(StreamSSLError):
+    """Control died so often that going on would be a restart loop."""
+
+
+class GaveUp(StreamSSLError):
+    """Going on would be a restart loop; the message says what came to nothing, and how often."""
 
 
 class NotReproducible(StreamSSLError):

@@ -5,7 +5,7 @@ key, a shard or a URL.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from wsgiref.simple_server import WSGIServer
 
@@ -66,6 +66,60 @@ class Metrics:
             "streamssl_learning_rate", "Learning rate of the newest step.", registry=self.registry
         )
         self.step = Gauge("streamssl_train_step", "The newest step.", registry=self.registry)
+        self._counters = self._make_counters() | {
+            "samples": self.samples,
+            "busy_seconds": self.reader_seconds,
+            "crop_bytes": self.crop_bytes,
+            "readers_lost": self.lost_readers,
+        }
+        self._gauges = self._make_gauges()
+        self._seen: dict[tuple[str, str], float] = {}
+
+    def _make_counters(self) -> dict[str, Counter]:
+        """Those of the control plane alone."""
+        texts = {
+            "taken_bytes": ("Bytes of crops that trainers took from readers.", ""),
+            "blocked_seconds": ("Seconds that readers waited, by what for.", "on"),
+            "trainers_lost": ("Trainers that died, hung or were taken away.", ""),
+            "leases_reissued": ("Chunks that were given to another reader, and why.", "reason"),
+            "results_refused": ("Results of leases that held no more, and why.", "reason"),
+            "beats_refused": ("Words of trainers that were refused, and why.", "reason"),
+            "generations": ("Groups of trainers that were formed.", ""),
+            "recoveries": ("Losses of trainers after which a step was finished again.", ""),
+            "recovery_seconds": ("Seconds from those losses to the next finished step.", ""),
+        }
+        return {
+            name: Counter(
+                f"streamssl_{name}", text, [label] if label else [], registry=self.registry
+            )
+            for name, (text, label) in texts.items()
+        }
+
+    def _make_gauges(self) -> dict[str, Gauge]:
+        texts = {
+            "control_term": ("How many Controls the run has had.", ""),
+            "world_size": ("Trainers that share a batch at this moment.", ""),
+            "actors": ("Actors that run, by role.", "role"),
+            "actors_wanted": ("Actors that there shall be, by role.", "role"),
+            "held_bytes": ("Bytes of crops in the memory of readers.", ""),
+        }
+        return {
+            name: Gauge(f"streamssl_{name}", text, [label] if label else [], registry=self.registry)
+            for name, (text, label) in texts.items()
+        }
+
+    def cluster(self, readings: Mapping[tuple[str, str], float]) -> None:
+        """Take over what Control counted, by name and label. A new Control counts from 0 again."""
+        for (name, label), value in readings.items():
+            if name in self._gauges:
+                gauge = self._gauges[name]
+                (gauge.labels(label) if label else gauge).set(value)
+                continue
+            before = self._seen.get((name, label), 0.0)
+            self._seen[name, label] = value
+            counter = self._counters[name]
+            new = value - before if value >= before else value
+            (counter.labels(label) if label else counter).inc(new)
 
     def chunk_cropped(self, result: ChunkCrops) -> None:
         """Count one chunk that a reader finished. Called from any thread."""

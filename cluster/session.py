@@ -1,15 +1,17 @@
 """A connection to Ray while a run lasts: started here, or joined.
 
 A Ray that is started here listens on the loopback address alone, and none of it is left behind.
+Every connection has a namespace of its own, so that the names of a run's actors are its own.
 """
 
 import logging
+import secrets
 import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import ray
 from ray._private import ray_constants, services
@@ -17,26 +19,28 @@ from ray._private import worker as ray_worker
 
 from shards.errors import ConfigError
 
+NAMESPACE: Final = "streamssl-"  # what those of all runs begin with
 _KNOCK_SECONDS = 10.0
 
 
 @contextmanager
-def ray_session(address: str, num_readers: int, max_bytes: int) -> Iterator[None]:
+def ray_session(address: str, num_cpus: int, max_bytes: int) -> Iterator[None]:
     """A connection to Ray: 'local' starts one for this run, 'auto' or 'ray://…' joins one.
 
-    `max_bytes` is what the stream may hold; a Ray that is started here gets room for it, and can
-    be reached from this machine alone. Raises ConfigError when there is no such cluster.
+    One that is started here has `num_cpus` actors of one core, room for objects of `max_bytes`, and
+    can be reached from this machine alone. Raises ConfigError when there is no such cluster.
     """
     with _quiet():
-        _connect(address, num_readers, max_bytes)
+        _connect(address, num_cpus, max_bytes)
         try:
             yield
         finally:
             ray.shutdown()
 
 
-def _connect(address: str, num_readers: int, max_bytes: int) -> None:
+def _connect(address: str, num_cpus: int, max_bytes: int) -> None:
     options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
+    options["namespace"] = f"{NAMESPACE}{secrets.token_hex(8)}"
     several_machines = ray_constants.ENABLE_RAY_CLUSTER
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address == "local":
@@ -44,7 +48,7 @@ def _connect(address: str, num_readers: int, max_bytes: int) -> None:
         ray_constants.ENABLE_RAY_CLUSTER = False
         room = int(1.25 * max_bytes) + (256 << 20)
         options |= {
-            "num_cpus": num_readers,
+            "num_cpus": num_cpus,
             "object_store_memory": room,
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",

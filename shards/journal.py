@@ -10,7 +10,8 @@ killed, and is dropped. Adding what is known does nothing.
 
 import json
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -50,14 +51,20 @@ class Entry:
 
 
 class Journal:
-    """The entries of one order. In memory until `keep_in` names a file."""
+    """The entries of one order. In memory until `keep_in` names a file.
 
-    def __init__(self, manifest: str, order: str) -> None:
+    One thread adds entries; another one may call `keep_in` meanwhile.
+    """
+
+    def __init__(self, manifest: str, order: str, entries: Iterable[Entry] = ()) -> None:
         self._header = {"kind": "journal", "format": _FORMAT, "manifest": manifest, "order": order}
         self._entries: list[Entry] = []
         self._irregular: dict[int, int] = {}
         self._quarantine: dict[str, int] = {}
         self._file: BinaryIO | None = None
+        self._writing = threading.Lock()
+        for entry in entries:
+            self._know(entry)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -124,9 +131,10 @@ class Journal:
         return self._add(Entry("weights", block, " ".join(map(str, weights))))
 
     def _add(self, entry: Entry) -> bool:
-        if self._file is not None:
-            self._append(entry.to_json())
-        self._know(entry)
+        with self._writing:
+            if self._file is not None:
+                self._append(entry.to_json())
+            self._know(entry)
         return True
 
     def _know(self, entry: Entry) -> None:
@@ -165,6 +173,16 @@ class Journal:
     @contextmanager
     def keep_in(self, path: Path) -> Iterator[None]:
         """From now on every entry lies on disk before it takes effect. Raises UserError."""
+        with self._writing:
+            self._file = self._open(path)
+        with self._file:
+            try:
+                yield
+            finally:
+                self._file = None
+
+    def _open(self, path: Path) -> BinaryIO:
+        """A file that ends with all there is."""
         there, lines = _whole_lines(path), self._lines()
         if there[:1] == lines[:1] and there != lines[: len(there)]:
             raise UserError(
@@ -178,14 +196,9 @@ class Journal:
                 _flush(draft)
                 os.replace(draft, path)
                 _flush(path.parent)
-            self._file = path.open("ab")
+            return path.open("ab")
         except OSError as error:
             raise _cannot_write(path, error) from error
-        with self._file:
-            try:
-                yield
-            finally:
-                self._file = None
 
     def _append(self, line: str) -> None:
         assert self._file is not None

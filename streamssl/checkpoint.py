@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cluster.learner import LearnerState
 from shards.errors import ConfigError, UserError
 from shards.records import Cursor
 
@@ -43,19 +44,25 @@ def save(out: Path, state: TrainState, method_name: str, keep: int) -> Path:
 
     Raises UserError when it cannot be written; the ones before it are whole then.
     """
+    tensors, numbers = _flatten(state)
+    whole = LearnerState(state.step, state.cursor, tensors, numbers)
+    return save_state(out, whole, method_name, keep)
+
+
+def save_state(out: Path, state: LearnerState, method_name: str, keep: int) -> Path:
+    """As `save`, of a state that was taken apart already; `fields` are its numbers."""
     assert state.cursor is not None, "nothing was trained yet"
     folder = out / "checkpoints"
     target = folder / f"step-{state.step:08d}"
-    tensors, numbers = _flatten(state)
     fields = {
         "format": _FORMAT,
         "step": state.step,
         "method": method_name,
         "cursor": state.cursor.to_json(),
-        "numbers": numbers,
+        "numbers": dict(state.fields),
     }
     try:
-        draft = _write_draft(folder, tensors, fields)
+        draft = _write_draft(folder, dict(state.tensors), fields)
         if target.exists():  # the same step again, after a resume from an older one
             _remove(target)
         draft.rename(target)

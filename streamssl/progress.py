@@ -23,6 +23,7 @@ class Progress:
         self._live = Live(Text("waiting for the first batch"), console=console, transient=True)
         self._last_plain = 0.0
         self._began = time.monotonic()
+        self.last_step = start_step
         self.num_samples = 0
         self.num_rejects = 0
         self.seconds = 0.0
@@ -39,6 +40,7 @@ class Progress:
     ) -> None:
         """Show one finished step."""
         self._recent.append((step_seconds + data_wait_seconds, num_samples, data_wait_seconds))
+        self.last_step = step
         self.num_samples += num_samples
         self.num_rejects += num_rejects
         self.seconds += step_seconds + data_wait_seconds

@@ -18,6 +18,7 @@ from streamssl.data import Data, DataConfig, write_data
 from streamssl.packing import show_packing
 
 JOURNAL = "journal.jsonl"
+CONTROL = ".control"  # what the control plane of a run on a cluster keeps
 
 
 def check_out(out: Path) -> None:

@@ -70,11 +70,14 @@ class RunLog:
         self._file.flush()
         return fields
 
+    def close(self) -> None:
+        self._file.close()
+
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.close()
 
 
 def read_log(out: Path) -> dict[int, dict[str, Any]]:

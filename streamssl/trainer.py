@@ -4,7 +4,7 @@ It is handed an iterable of batches, a state and a reporter; it opens nothing an
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -24,8 +24,8 @@ class StepReport:
     """One finished step. `loss` and `readings` may still be on the device: reading them waits."""
 
     step: int
-    loss: Tensor
-    readings: dict[str, Tensor | float]
+    loss: Tensor | float
+    readings: Mapping[str, Tensor | float]
     lr: float
     digest: str
     num_samples: int

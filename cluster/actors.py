@@ -1,0 +1,131 @@
+"""The actors of a run as their owner sees them: made, started, left or lost.
+
+Every actor is asked to `start`, then for the moment at which it has `left`: the answer to the one
+or the other fails at once when it dies, so nobody has to ask whether it lives.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from cluster.links import Started
+from cluster.orders import ActorEvent, MakeOrder, Role
+from cluster.pools import Pool
+from shards.errors import StreamSSLError
+
+# Makes an actor of this name with these options of Ray.
+Make = Callable[[str, Mapping[str, Any]], Any]
+
+
+@dataclass(slots=True)
+class _Actor:
+    order: MakeOrder
+    handle: Any
+    ref: Any  # of its start, then of its leaving
+    started: Started | None = None
+
+
+class Fleet:
+    """Makes actors and hears of their ends. `make` and `pools` say how, and where, by role."""
+
+    def __init__(self, make: Mapping[Role, Make], pools: Mapping[Role, tuple[Pool, ...]]) -> None:
+        self._make, self._pools = make, pools
+        self._actors: dict[str, _Actor] = {}
+        self._gone: set[str] = set()
+        self._killed: set[str] = set()
+        self._number = 0
+
+    def make(self, orders: Iterable[MakeOrder]) -> None:
+        """Make what is not made yet; what died is told of, and never made again under its name."""
+        for order in orders:
+            if order.name not in self._actors and order.name not in self._gone:
+                pools = self._pools[order.role]
+                where = pools[order.pool % len(pools)].options(order.avoid)
+                handle = self._make[order.role](order.name, {"name": order.name, **where})
+                self._actors[order.name] = _Actor(order, handle, handle.start.remote())
+
+    def kill(self, names: Iterable[str]) -> None:
+        """End these at once. They are told of as lost."""
+        for name in names:
+            if name in self._actors and name not in self._killed:
+                self._killed.add(name)
+                ray.kill(self._actors[name].handle)
+
+    def refs(self) -> list[Any]:
+        """What `ray.wait` may wait for: something happened when one of them is ready."""
+        return [actor.ref for actor in self._actors.values()]
+
+    def collect(self, refs: Iterable[Any]) -> list[ActorEvent]:
+        """What happened, of those whose refs are ready."""
+        by_ref = {actor.ref: actor for actor in self._actors.values()}
+        return [self._look(by_ref[ref]) for ref in refs if ref in by_ref]
+
+    @property
+    def making(self) -> frozenset[str]:
+        """Those that did not start yet."""
+        return frozenset(name for name, one in self._actors.items() if one.started is None)
+
+    @property
+    def killing(self) -> frozenset[str]:
+        """Those that were told to end, and are not known to have."""
+        return frozenset(self._killed & self._actors.keys())
+
+    def running(self) -> list[ActorEvent]:
+        """All that run, as if they had just started: what a new Control must know."""
+        actors = [actor for actor in self._actors.values() if actor.started is not None]
+        return [self._event(actor, "started") for actor in actors]
+
+    def close(self) -> None:
+        """End all of them."""
+        self.kill(tuple(self._actors))
+        self._actors.clear()
+
+    def _look(self, actor: _Actor) -> ActorEvent:
+        try:
+            answer = ray.get(actor.ref)
+        except RayTaskError as error:
+            ray.kill(actor.handle)
+            self._forget(actor)
+            # What a user must mend would be no better on another node.
+            if isinstance(error.cause, StreamSSLError):
+                return self._event(actor, "refused", error=error.cause)
+            return self._event(actor, "lost", reason=_cause(error))
+        except RayActorError as error:
+            self._forget(actor)
+            return self._event(actor, "lost", reason=_cause(error), preempted=error.preempted)
+        except RayError as error:  # the node went before it answered
+            ray.kill(actor.handle)
+            self._forget(actor)
+            return self._event(actor, "lost", reason=_cause(error))
+        if actor.started is None:
+            actor.started, actor.ref = answer, actor.handle.left.remote()
+            return self._event(actor, "started")
+        ray.kill(actor.handle)
+        self._forget(actor)
+        return self._event(actor, "left")
+
+    def _forget(self, actor: _Actor) -> None:
+        del self._actors[actor.order.name]
+        self._gone.add(actor.order.name)
+
+    def _event(self, actor: _Actor, kind: Any, **more: Any) -> ActorEvent:
+        self._number += 1
+        where = actor.started or Started(0, "")
+        return ActorEvent(
+            number=self._number,
+            name=actor.order.name,
+            role=actor.order.role,
+            kind=kind,
+            pid=where.pid,
+            node=where.node,
+            **more,
+        )
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of what an actor said: Ray puts a whole traceback before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,85 @@
+"""What Control and the driver tell each other: actors to make, what became of them, what is done.
+
+    driver -- DriverReport --> Control -- ControlNews --> driver
+
+The driver makes and owns the actors, so that none outlives the command, and all outlive Control.
+Whatever either says is said again until the other one is known to have heard it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from cluster.links import StateRef
+from cluster.step_log import Records
+
+Role = Literal["reader", "trainer"]
+
+
+@dataclass(frozen=True, slots=True)
+class MakeOrder:
+    """An actor to make: in the pool of this number, not on these nodes."""
+
+    name: str
+    role: Role
+    pool: int = 0
+    avoid: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorEvent:
+    """What became of an actor. `number` rises; of two that are told twice, the second is nothing.
+
+    `started`: it answers. `left`: it ended as it was told to. `lost`: it died. `refused`: it cannot
+    start, and no other node would help, because of `error`.
+    """
+
+    number: int
+    name: str
+    role: Role
+    kind: Literal["started", "left", "lost", "refused"]
+    pid: int = 0
+    node: str = ""
+    reason: str = ""
+    preempted: bool = False
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverReport:
+    """`recorded`: steps up to this one, of this `history`, are in the log.
+
+    `making` and `killing`: actors whose end of that has not come. `state`: the newest that is safe.
+    `begun`: the run has a folder.
+    """
+
+    term: int
+    events: tuple[ActorEvent, ...]
+    making: frozenset[str]
+    killing: frozenset[str]
+    recorded: int
+    history: int
+    state: StateRef
+    begun: bool
+    stop: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlNews:
+    """`make` and `kill` are whole lists of what is still wanted. `heard`: events up to this one.
+
+    `ready`: the data can fill a batch. `state` is newer than the one that is safe. `over`: every
+    trainer has left; `error`: the run cannot go on. `readings` are counters of this Control, by
+    name and label.
+    """
+
+    term: int
+    heard: int
+    make: tuple[MakeOrder, ...]
+    kill: tuple[str, ...]
+    ready: bool
+    records: Records
+    state: StateRef | None
+    over: bool
+    error: BaseException | None
+    readings: Mapping[tuple[str, str], float]

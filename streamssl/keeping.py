@@ -1,0 +1,97 @@
+"""What a run on a cluster leaves behind: its log, its metrics, its checkpoints, its line.
+
+It is what the driver of `cluster` hands things to; see `cluster.driver.Keeper`.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from rich.console import Console
+
+from cluster.learner import LearnerState
+from cluster.messages import StepRecord
+from cluster.metrics import Metrics
+from streamssl import checkpoint
+from streamssl.opening import Run
+from streamssl.progress import Progress
+from streamssl.run_folder import write_folder
+from streamssl.runlog import RunLog
+from streamssl.trainer import StepReport
+
+
+class RunKeeper:
+    """Keeps what comes of `run`. A context; `progress` counts what was trained."""
+
+    def __init__(self, run: Run, metrics: Metrics, console: Console) -> None:
+        self._run, self._metrics = run, metrics
+        self.progress = Progress(run.config.num_steps, run.state.step, console)
+        self._log: RunLog | None = None
+        self._files = ExitStack()
+        self._shown: dict[tuple[str, str], float] = {}
+
+    def begin(self) -> None:
+        """Write down what the run is, now that its data has filled a batch."""
+        run = self._run
+        write_folder(run.out, run.config, run.data)
+        self._open_log(run.state.step)
+        self._files.enter_context(self.progress)
+
+    def rewind(self, step: int) -> None:
+        """The steps behind this one are trained again: their digests must be those of the log."""
+        self._open_log(step)
+
+    def record(self, record: StepRecord) -> None:
+        """A finished step into log, metrics and line."""
+        assert self._log is not None, "nothing is trained before the run has a folder"
+        fields: Any = record.fields
+        report_step(
+            self._log,
+            self._metrics,
+            self.progress,
+            StepReport(step=record.step, cursor=record.cursor, **fields),
+        )
+
+    def save(self, state: LearnerState) -> None:
+        """A checkpoint; on another thread than the others."""
+        run = self._run
+        checkpoint.save_state(run.out, state, run.config.method_name, run.config.keep)
+
+    def look(self, readings: Mapping[tuple[str, str], float]) -> None:
+        """Counters of the control plane, for Prometheus."""
+        self._metrics.cluster(readings)
+
+    def _open_log(self, step: int) -> None:
+        if self._log is not None:
+            self._log.close()
+        self._log = RunLog(self._run.out, step, self._run.changed_from)
+
+    def __enter__(self) -> "RunKeeper":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+        if self._log is not None:
+            self._log.close()
+
+
+def report_step(log: RunLog, metrics: Metrics, progress: Progress, report: StepReport) -> None:
+    """Tell everybody of a finished step."""
+    fields = log.write(report)
+    metrics.step_trained(
+        step=report.step,
+        loss=fields["loss"],
+        lr=report.lr,
+        num_samples=report.num_samples,
+        step_seconds=report.step_seconds,
+        data_wait_seconds=report.data_wait_seconds,
+        rejects=report.rejects,
+    )
+    progress.step(
+        report.step,
+        fields["loss"],
+        report.num_samples,
+        len(report.rejects),
+        report.step_seconds,
+        report.data_wait_seconds,
+    )

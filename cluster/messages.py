@@ -114,8 +114,8 @@ class ReaderOrders:
     """What Control answers: new leases, tasks whose crops may go, and when to ask again.
 
     A lease that the reader has already may come again, with the same epoch. `drop` are leases
-    (task, epoch) that no longer hold. `release` are those of `held` that nobody will ask for any
-    more: they were trained on, or the crops of another reader count.
+    (task, epoch) that no longer hold, up to this epoch. `release` are those of `held` that nobody
+    will ask for any more: they were trained on, or the crops of another reader count.
     `leave`: begin nothing more, and give back what was not begun; what is held is still handed out
     until it was trained on, and then the reader is done (`left`).
     """

@@ -165,8 +165,8 @@ class Stock:
         return Rows(crops, missing)
 
     def _add(self, lease: Lease) -> None:
-        same = (lease.task, lease.epoch)
-        if self._in_hand is not None and same == _key(self._in_hand.lease):
+        hand = self._in_hand
+        if hand is not None and (hand.lease.task, hand.lease.epoch) == (lease.task, lease.epoch):
             return
         known = self._finished.get(lease.task)
         if known is not None and known.epoch == lease.epoch:
@@ -176,17 +176,13 @@ class Stock:
             self._waiting[lease.task] = lease
 
     def _drop(self, task: int, epoch: int) -> None:
+        """Leases of a task up to this epoch hold no longer."""
         lease = self._waiting.get(task)
-        if lease is not None and lease.epoch == epoch:
+        if lease is not None and lease.epoch <= epoch:
             del self._waiting[task]
-        if self._in_hand is not None and _key(self._in_hand.lease) == (task, epoch):
+        hand = self._in_hand
+        if hand is not None and hand.lease.task == task and hand.lease.epoch <= epoch:
             self._in_hand = None  # it cannot be broken off; what comes of it is not kept
-        finished = self._finished.get(task)
-        if finished is not None and finished.epoch == epoch:
-            del self._finished[task]
-        held = self._held.get(task)
-        if held is not None and held.epoch == epoch:
-            del self._held[task]
 
     def _forget(self, term: int) -> None:
         self._term = term
@@ -195,6 +191,3 @@ class Stock:
         self._held.clear()
         self._in_hand = None
 
-
-def _key(lease: Lease) -> tuple[int, int]:
-    return lease.task, lease.epoch

@@ -62,7 +62,10 @@ class BudgetExceeded(UserError):
     def __init__(self, message: str, reasons: Mapping[str, int]) -> None:
         table = "".join(f"\n  {reason:<16} {count}" for reason, count in sorted(reasons.items()))
         super().__init__(message + table)
-        self.reasons = dict(reasons)
+        self._message, self.reasons = message, dict(reasons)
+
+    def __reduce__(self) -> tuple[type["BudgetExceeded"], tuple[str, dict[str, int]]]:
+        return type(self), (self._message, self.reasons)  # as it comes from another process
 
 
 class PackFailed(StreamSSLError):

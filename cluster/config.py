@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from cluster.members import MembershipConfig
 from cluster.pace import LeaseConfig
+from cluster.patience import MembershipConfig
 from cluster.readers import ReaderConfig
 
 

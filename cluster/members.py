@@ -1,4 +1,4 @@
-"""What is known of the trainers of a run, who is blamed when nothing goes on, who is chosen."""
+"""What is known of the trainers of a run, and which of them make the next generation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,18 +9,6 @@ from shards.records import Cursor
 
 # Within a generation a member only ever goes on in this order.
 _ORDER = {"starting": 0, "joining": 1, "running": 2, "broken": 3, "ready": 3, "left": 4}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MembershipConfig:
-    """How patient Control is with trainers, in seconds; `most_fruitless` counts generations."""
-
-    silence_seconds: float = 5.0  # without a beat, or without rolling back after a break
-    hang_seconds: float = 30.0  # at least, in a step for which the others wait
-    join_seconds: float = 120.0  # to meet, hand over the state and build what a group needs
-    gather_seconds: float = 60.0  # until a run starts with fewer trainers than were asked for
-    settle_seconds: float = 5.0  # until a run that goes on does so without those that are missing
-    most_fruitless: int = 5  # in a row that break without a loss and without a finished step
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,30 +108,3 @@ def choose(
     if newest is not None and all(m.beat.committed != newest.beat.committed for m in pool):
         pool, num_wanted = [newest, *pool], max(num_wanted, 2)
     return pool[: fitting_world(global_batch, min(len(pool), num_wanted))]
-
-
-def late(members: Sequence[Member], since: float, patience: float, now: float) -> list[str]:
-    """Those still under way in a generation that is over since then."""
-    return [
-        member.name
-        for member in members
-        if member.is_under_way and now - max(since, member.since) > patience
-    ]
-
-
-def absent(generation: Generation, members: Mapping[str, Member]) -> list[str]:
-    """Who keeps the others from meeting: has not begun to join, or is rank 0 and nowhere."""
-    names = []
-    for rank, member in enumerate(alive(generation, members)):
-        has_begun = member.is_under_way and member.beat.generation == generation.number
-        if not has_begun or (rank == 0 and not member.beat.address):
-            names.append(member.name)
-    return names
-
-
-def hanging(generation: Generation, members: Mapping[str, Member]) -> list[str]:
-    """Who keeps the others waiting in a step that does not end."""
-    beats = [member.beat for member in alive(generation, members)]
-    if not any(beat.doing == "peers" for beat in beats):
-        return []
-    return [beat.member for beat in beats if beat.doing == "step"]

@@ -18,19 +18,16 @@ from dataclasses import dataclass
 from cluster.members import (
     Generation,
     Member,
-    MembershipConfig,
-    absent,
     alive,
     all_run,
     choose,
-    hanging,
     in_order,
     is_heir,
-    late,
     place,
     staying,
 )
 from cluster.messages import Beat, Directive
+from cluster.patience import MembershipConfig, Patience
 from cluster.step_log import Records, StepLog
 from cluster.step_pace import Recovery, StepPace
 from cluster.worlds import fitting_world
@@ -62,6 +59,7 @@ class Membership:
     ) -> None:
         self._term, self._batch, self._wanted = term, global_batch, num_trainers
         self._config = config or MembershipConfig()
+        self._patience = Patience(self._config)
         self._number = self._over = term * GENERATIONS_PER_TERM
         self._members: dict[str, Member] = {}
         self._gone: set[str] = set()
@@ -73,8 +71,6 @@ class Membership:
         self._growing: float | None = None  # since when the generation could be larger
         self._restored: tuple[int, Cursor | None] = (0, None)
         self._stopping = self._done = False
-        self._looked: float | None = None  # when `silent` was asked last
-        self._awake = 0.0  # since when it has been asked without a pause
         self._progress = 0.0  # when a member of the generation went on last
         self._num_fruitless = 0
         self._gave_up = ""
@@ -184,38 +180,19 @@ class Membership:
         Ask at least four times in `silence_seconds`: after a longer pause it is taken for granted
         that it was Control that was away, and everybody is given new time.
         """
-        patience = self._config.silence_seconds
-        if self._looked is None or now - self._looked > patience / 2:
-            self._awake = now
-        self._looked = now
+        self._patience.look(now)
         self._decide(now)
-        members = list(self._members.values())
-        names = {
-            member.name
-            for member in members
-            if member.beat.phase != "left" and now - max(member.heard, self._awake) > patience
-        }
-        return sorted(names | set(self._blamed(members, now)))
-
-    def _blamed(self, members: list[Member], now: float) -> list[str]:
-        """Those that beat, and yet keep the others from going on."""
-        generation, config = self._generation, self._config
-        slow = 3 * self.median_step_seconds
+        names = set(self._patience.silent(self._members, now))
+        usual, generation = self.median_step_seconds, self._generation
         if generation is None or self._ended is not None:
-            since = max(self._ended or 0.0, self._awake)
-            leaving = self._ended is not None and not self._broken
-            patience = max(config.silence_seconds, slow if leaving else 0.0)
-            return late(members, since, patience, now)
-        waited = now - max(self._progress, self._awake)
-        if all_run(generation, self._members):
-            patience = max(slow, config.hang_seconds)
-            return hanging(generation, self._members) if waited > patience else []
-        if waited <= config.join_seconds:
-            return []
-        names = absent(generation, self._members)
-        if not names:
-            self._break(f"its members did not meet in {config.join_seconds:g} s", now)
-        return names
+            usual = 0.0 if self._broken else usual
+            names.update(self._patience.late(self._members, self._ended or 0.0, usual, now))
+        else:
+            found, why = self._patience.stuck(generation, self._members, self._progress, usual, now)
+            names.update(found)
+            if why and not found:
+                self._break(why, now)
+        return sorted(names)
 
     def _refuse(self, beat: Beat) -> Directive | None:
         """The answer to who must not be listened to."""

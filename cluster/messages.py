@@ -182,6 +182,9 @@ Doing = Literal["", "data", "step", "peers"]
 class Beat:
     """What a trainer says twice a second and at every change.
 
+    It is said by a thread of its own, but `phase` and `doing` are those of the training thread, and
+    only that one changes them: who hangs must not seem to roll back.
+
     `committed` counts the finished steps of the state it holds, and `cursor` is the place behind
     them; -1 while it holds none. `generation` is the one it is in, or was in last. `address` is
     where rank 0 of a joining generation waits for the others. `reports` are all that it has of

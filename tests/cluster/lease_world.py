@@ -138,7 +138,7 @@ class World:
     def run(self, num_events: int = 120) -> None:
         for _ in range(num_events):
             self.step(calm=False)
-        for _ in range(5000):
+        for _ in range(500 * self.num_tasks):
             if self.done == self.num_tasks:
                 break
             self.step(calm=True)

@@ -82,12 +82,13 @@ class Patience:
                 return [], ""
             why = f"its members did not meet in {config.join_seconds:g} s"
             return _absent(generation, members), why
-        is_waited_for = any(member.beat.doing == "peers" for member in alive(generation, members))
-        patience = max(3 * usual, config.hang_seconds if is_waited_for else config.lone_seconds)
+        doings = {member.beat.doing for member in alive(generation, members)}
+        patience = max(3 * usual, config.hang_seconds if "peers" in doings else config.lone_seconds)
         if waited <= patience:
             return [], ""
         names = _behind(generation, members)
-        return names, f"a step did not end in {patience:.0f} s" if names or is_waited_for else ""
+        why = f"a step did not end in {patience:.0f} s"
+        return names, why if names or doings == {"peers"} else ""
 
 
 def _absent(generation: Generation, members: Mapping[str, Member]) -> list[str]:

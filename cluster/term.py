@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,12 +48,19 @@ class TermJournal:
                 except FileExistsError:
                     continue  # somebody else has that term
                 _flush(folder)
-                journal = cls(folder, term, os.fdopen(descriptor, "wb", buffering=0))
-                sealed = {str(n): size for n, size in _extents(folder).items() if n < term}
-                journal._write({_SEAL: sealed})
-                return journal
+                return cls._begun(folder, term, os.fdopen(descriptor, "wb", buffering=0))
         except OSError as error:
             raise _cannot_write(folder, error) from error
+
+    @classmethod
+    def _begun(cls, folder: Path, term: int, file: BinaryIO) -> "TermJournal":
+        with ExitStack() as undo:
+            undo.enter_context(file)
+            journal = cls(folder, term, file)
+            sealed = {str(n): size for n, size in _extents(folder).items() if n < term}
+            journal._write({_SEAL: sealed})
+            undo.pop_all()
+        return journal
 
     def append(self, entry: Mapping[str, Any], call: str | None = None) -> bool:
         """Write an entry down, to disk. False if one of the same `call` is there already.

@@ -16,6 +16,7 @@ from cluster.orders import ActorEvent, MakeOrder, Role
 from cluster.pools import Pool
 from shards.errors import StreamSSLError
 
+_NODE_DIED = "its node has died"  # Ray says so in the text alone
 # Makes an actor of this name with these options of Ray.
 Make = Callable[[str, Mapping[str, Any]], Any]
 
@@ -95,11 +96,18 @@ class Fleet:
             return self._event(actor, "lost", reason=_cause(error))
         except RayActorError as error:
             self._forget(actor)
-            return self._event(actor, "lost", reason=_cause(error), preempted=error.preempted)
+            with_node = _NODE_DIED in str(error)
+            return self._event(
+                actor,
+                "lost",
+                reason=_cause(error),
+                with_node=with_node,
+                preempted=error.preempted,
+            )
         except RayError as error:  # the node went before it answered
             ray.kill(actor.handle)
             self._forget(actor)
-            return self._event(actor, "lost", reason=_cause(error))
+            return self._event(actor, "lost", reason=_cause(error), with_node=True)
         if actor.started is None:
             actor.started, actor.ref = answer, actor.handle.left.remote()
             return self._event(actor, "started")

@@ -25,6 +25,7 @@ from cluster.tasks import (
     same_samples,
 )
 from shards.records import ShardInfo, Turn
+from shards.redaction import redact
 
 # A chunk in whose hands this many readers died is cropped in isolation, which costs it time alone.
 _DEATHS_TO_ISOLATE = 2
@@ -110,10 +111,11 @@ class LeaseTable:
         """It gets no lease any more, and is told to leave when what it holds was trained on."""
         self._draining.add(reader)
 
-    def lost(self, reader: str, now: float, reason: Loss = "died") -> None:
+    def lost(self, reader: str, now: float, reason: Loss = "died") -> str:
         """Its leases go to others, and what it held is made again. What it says now is refused.
 
-        The chunk in its hands is blamed for the loss, unless it "left" as it was meant to.
+        The chunk in its hands is blamed for the loss, unless it "left" as it was meant to; the
+        shard that it is of, or nothing.
         """
         self._pace.look(now)
         self._gone.add(reader)
@@ -121,13 +123,14 @@ class LeaseTable:
         self._busy.pop(reader, None)
         found = self._readers.pop(reader, None)
         if found is None:
-            return
+            return ""
         blamed = found.in_hand or next(iter(found.leases.values()), None)
         for lease in list(found.leases.values()):
             lease.task.num_deaths += lease is blamed and reason != "left"
             self._reissue(lease, reason)
         for number in found.held:
             self._make_again(self._tasks[number])
+        return redact(blamed.task.shard.uri) if blamed and reason != "left" else ""
 
     def expired(self, now: float) -> list[str]:
         """Readers with a chunk in their hands for too long: to be killed, and told as `lost`."""

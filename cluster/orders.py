@@ -31,7 +31,8 @@ class ActorEvent:
     """What became of an actor. `number` rises; of two that are told twice, the second is nothing.
 
     `started`: it answers. `left`: it ended as it was told to. `lost`: it died. `refused`: it cannot
-    start, and no other node would help, because of `error`.
+    start, and no other node would help, because of `error`. `with_node`: its node died, `preempted`
+    if because it was taken back.
     """
 
     number: int
@@ -41,6 +42,7 @@ class ActorEvent:
     pid: int = 0
     node: str = ""
     reason: str = ""
+    with_node: bool = False
     preempted: bool = False
     error: BaseException | None = None
 
@@ -83,3 +85,16 @@ class ControlNews:
     over: bool
     error: BaseException | None
     readings: Mapping[tuple[str, str], float]
+
+    def is_new(self, report: DriverReport) -> bool:
+        """Whether whoever reported this has something to do by it."""
+        return bool(
+            any(order.name not in report.making for order in self.make)
+            or any(name not in report.killing for name in self.kill)
+            or self.records.records
+            or self.records.history != report.history
+            or (self.ready and not report.begun)
+            or self.state is not None
+            or self.over
+            or self.error is not None
+        )

@@ -108,3 +108,9 @@ class Planning:
     def close(self) -> None:
         self._stack.close()
         self._files.close()
+
+    def __enter__(self) -> "Planning":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

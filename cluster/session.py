@@ -20,6 +20,7 @@ from ray._private import worker as ray_worker
 from shards.errors import ConfigError
 
 NAMESPACE: Final = "streamssl-"  # what those of all runs begin with
+_LOOPBACK = "127.0.0.1"
 _KNOCK_SECONDS = 10.0
 
 
@@ -38,23 +39,24 @@ def ray_session(address: str, num_cpus: int, max_bytes: int) -> Iterator[None]:
             ray.shutdown()
 
 
-def _connect(address: str, num_cpus: int, max_bytes: int) -> None:
+def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None = None) -> None:
     options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
-    options["namespace"] = f"{NAMESPACE}{secrets.token_hex(8)}"
+    options["namespace"] = namespace or f"{NAMESPACE}{secrets.token_hex(8)}"
     several_machines = ray_constants.ENABLE_RAY_CLUSTER
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if address == "local":
+    if address == "local" or address.startswith(_LOOPBACK):
         # Otherwise Ray takes the machine's own address for 127.0.0.1 and listens to everybody.
         ray_constants.ENABLE_RAY_CLUSTER = False
+    if address == "local":
         room = int(1.25 * max_bytes) + (256 << 20)
         options |= {
             "num_cpus": num_cpus,
             "object_store_memory": room,
             "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
+            "_node_ip_address": _LOOPBACK,
         }
     try:
-        if address == "auto":
+        if address != "local" and "://" not in address:
             _knock(address)
         ray.init(address=address, **options)
     except (OSError, RuntimeError, ValueError) as error:
@@ -73,6 +75,17 @@ def _connect(address: str, num_cpus: int, max_bytes: int) -> None:
         # Ray takes SIGTERM for itself, and would end the trainer before it has saved.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)
+
+
+@contextmanager
+def joined(address: str, namespace: str | None = None) -> Iterator[None]:
+    """A connection to a Ray that runs, to look at it. Raises ConfigError when there is none."""
+    with _quiet():
+        _connect(address, 0, 0, namespace)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager

@@ -5,6 +5,7 @@
 streamssl pretrain RECIPE --data SHARDS --out FOLDER [overrides]
 streamssl evaluate knn --run FOLDER --train SHARDS --test SHARDS
 streamssl shards pack|verify|stats|view …
+streamssl status RUN [--watch]
 streamssl drill slow-bucket|corrupt SHARDS
 streamssl demo
 """
@@ -25,6 +26,7 @@ from streamssl.commands.evaluate import evaluate_knn
 from streamssl.commands.look import stats, verify
 from streamssl.commands.pack import pack_shards
 from streamssl.commands.pretrain import parse_pretrain, run_pretrain
+from streamssl.commands.status import find_place, parse_status, show_status
 from streamssl.commands.view import view
 from streamssl.demo import DemoConfig, demo
 from streamssl.parsing import parse, unknown
@@ -88,6 +90,17 @@ def _demo(arguments: list[str], console: Console) -> int:
         return _OK if demo(parsed, console, stop) else _INTERRUPTED
 
 
+def _status(arguments: list[str], console: Console) -> int:
+    """How a run on a cluster stands: nodes, actors, rates, decisions."""
+    parsed = parse_status(arguments)
+    if parsed.address is not None:
+        _prepare_ray(parsed.address)
+    place = find_place(parsed)
+    _prepare_ray("local" if place.address.startswith("127.0.0.1:") else place.address)
+    show_status(place, console, watch=parsed.watch)
+    return _OK
+
+
 def _prepare_ray(cluster: str) -> None:
     """Settle Ray's authentication before it starts: left open, it would write a token file.
 
@@ -132,6 +145,7 @@ _COMMANDS: dict[str, Any] = {
     "evaluate": {"knn": evaluate_knn},
     "shards": {"pack": pack_shards, "verify": verify, "stats": stats, "view": view},
     "drill": {"slow-bucket": slow_bucket, "corrupt": corrupt},
+    "status": _status,
     "demo": _demo,
 }
 

@@ -1,0 +1,104 @@
+"""What a run is, as far as Control must know, and the folder in which it keeps its journals."""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from cluster.config import ClusterConfig
+from cluster.links import StateRef
+from cluster.orders import Role
+from cluster.pools import Pool
+from shards.admission import AdmissionConfig
+from shards.errors import ConfigError
+from shards.journal import Entry
+from shards.manifest import Manifest
+from shards.order import Order
+from shards.stream import StreamConfig
+
+_NONCE = "nonce"
+_PLACE = "place.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlSpec:
+    """A run. `folder` is Control's own, within that of the run, and `journal` the file there.
+
+    `readers`: how many at least, and at most. `pools` say which nodes are for whom, in order of
+    preference.
+    """
+
+    folder: Path
+    journal: Path
+    manifest: Manifest
+    order: Order
+    stream: StreamConfig
+    admission: AdmissionConfig
+    num_steps: int
+    readers: tuple[int, int]
+    trainers: int
+    pools: Mapping[Role, tuple[Pool, ...]]
+    config: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControlStart:
+    """Where a Control begins. `begun`: the journal of the run is on disk; else it is `entries`.
+
+    `nonce` is what the driver wrote into the folder, to be found there.
+    """
+
+    state: StateRef
+    begun: bool
+    nonce: str
+    entries: tuple[Entry, ...] = ()
+
+
+def mark_folder(folder: Path) -> str:
+    """Leave a mark that a Control must find there; what it is."""
+    nonce = secrets.token_hex(16)
+    folder.mkdir(exist_ok=True)
+    (folder / _NONCE).write_text(nonce)
+    return nonce
+
+
+def check_folder(folder: Path, nonce: str) -> None:
+    """Refuse a folder that only the driver can see: the journals lie there. Raises ConfigError."""
+    found = ""
+    with suppress(OSError):
+        found = (folder / _NONCE).read_text()
+    if found != nonce:
+        raise ConfigError(
+            f"the head node of the Ray cluster cannot see {folder.parent}, where Control keeps its "
+            "journals; --out must be a folder that both see: start the command on the head (ray "
+            "job submit), or give an --out on a file system that both have mounted there"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlace:
+    """Where the Control of a run can be asked: the address of its Ray, and its namespace there."""
+
+    address: str
+    namespace: str
+
+
+def write_place(folder: Path, place: RunPlace) -> None:
+    """Leave word for whoever wants to look at the run."""
+    draft = folder / f".{_PLACE}.draft"
+    draft.write_text(json.dumps(asdict(place)))
+    os.replace(draft, folder / _PLACE)
+
+
+def read_place(folder: Path) -> RunPlace:
+    """What `write_place` wrote. Raises ConfigError."""
+    try:
+        return RunPlace(**json.loads((folder / _PLACE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{folder.parent} says nothing of a Ray cluster ({error}); only a run that was started "
+            "with --cluster has a Control to ask: name the folder of one, or give --address"
+        ) from error

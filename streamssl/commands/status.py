@@ -1,0 +1,162 @@
+"""`streamssl status`: how a run on a cluster stands, asked of its Control alone."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cluster.links import Link
+from cluster.looking import ask_status, find_run, watched
+from cluster.spec import RunPlace, read_place
+from cluster.status import ActorStatus, Status
+from shards.errors import ConfigError
+from streamssl.parsing import parse
+from streamssl.run_folder import CONTROL
+
+_WATCH_SECONDS = 1.0
+_NUM_DECISIONS = 8
+_NUM_ACTORS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShowStatus:
+    """Nodes, actors, rates, leases, generations and decisions of a run on a Ray cluster."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """The run folder."""
+    address: str | None = None
+    """auto or ray://HOST:10001 instead of a folder: the one run of that Ray cluster."""
+    watch: bool = False
+    """Show it again every second, until Ctrl-C."""
+
+
+def parse_status(arguments: list[str]) -> ShowStatus:
+    """What to look at. Raises ConfigError."""
+    parsed = parse(ShowStatus, "streamssl status", arguments)
+    if (parsed.run is None) == (parsed.address is None):
+        raise ConfigError(
+            "status needs the folder of a run, or --address of a Ray cluster, and not both: give "
+            "for example `streamssl status runs/a`"
+        )
+    return parsed
+
+
+def find_place(parsed: ShowStatus) -> RunPlace:
+    """Where the Control of the run can be asked. Raises ConfigError."""
+    if parsed.run is not None:
+        return read_place(parsed.run / CONTROL)
+    assert parsed.address is not None
+    return find_run(parsed.address)
+
+
+def show_status(place: RunPlace, console: Console, *, watch: bool) -> None:
+    """Print how the run at this place stands. Raises ConfigError."""
+    with watched(place) as control:
+        if not watch:
+            console.print(render(ask_status(control)))
+        else:
+            _show_on(control, console)
+
+
+def _show_on(control: Link, console: Console) -> None:
+    with Live(render(ask_status(control)), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(_WATCH_SECONDS)
+            live.update(render(ask_status(control)), refresh=True)
+
+
+def render(status: Status) -> Group:
+    """A status as a page of a terminal."""
+    return Group(
+        *_head(status),
+        _node_table(status),
+        _actor_table(status),
+        Text(_leases(status)),
+        *(Text(line) for line in _decisions(status)),
+    )
+
+
+def _head(status: Status) -> list[Text]:
+    rates = status.rates
+    trains = f"generation {status.generation} of {status.world} trainers"
+    world = trains if status.world else "nobody trains at this moment"
+    wanted = ", ".join(f"{count} {role}s" for role, count in status.wanted.items())
+    lines = [
+        f"step {status.step} of {status.num_steps}, planned up to {status.planned}; {world}; "
+        f"{status.step_seconds:.2f} s a step",
+        f"pictures/s: {rates.get('trained', 0):,.0f} trained on, {rates.get('cropped', 0):,.0f} "
+        f"cropped; readers work {rates.get('busy', 0):.0%} of their time",
+        f"wanted: {wanted} ({status.scaling}); Control of term {status.term} since "
+        f"{status.seconds:,.0f} s",
+    ]
+    lines += [f"nodes are starting: {text}" for text in status.pending]
+    lines += [f"nodes could not be had: {text}" for text in status.failed]
+    return [Text(line) for line in lines]
+
+
+def _node_table(status: Status) -> Table:
+    table = Table("node", "address", "cores", "readers", "trainers", "labels", "")
+    for node in status.nodes:
+        labels = {k: v for k, v in node.labels.items() if not k.startswith("ray.io/")}
+        table.add_row(
+            node.node[:8],
+            node.address,
+            f"{node.cores:g}",
+            str(node.num_readers),
+            str(node.num_trainers),
+            ",".join(f"{key}={value}" for key, value in sorted(labels.items())),
+            "" if node.leaves_in is None else f"leaves in {node.leaves_in:.0f} s",
+        )
+    return table
+
+
+def _actor_table(status: Status) -> Table:
+    """All trainers, and as many readers as fit on a page."""
+    table = Table("actor", "node", "pid", "is", "step", "rank", "heard of")
+    trainers = [actor for actor in status.actors if actor.role == "trainer"]
+    readers = [actor for actor in status.actors if actor.role == "reader"]
+    for actor in trainers + readers[:_NUM_ACTORS]:
+        table.add_row(*_actor_row(actor))
+    if len(readers) > _NUM_ACTORS:
+        table.add_row(f"and {len(readers) - _NUM_ACTORS} readers more")
+    return table
+
+
+def _actor_row(actor: ActorStatus) -> tuple[str, ...]:
+    is_trainer = actor.role == "trainer"
+    doing = f", {actor.doing}" if actor.doing else ""
+    return (
+        actor.name,
+        actor.node[:8],
+        str(actor.pid),
+        actor.phase + doing,
+        str(actor.step) if is_trainer else "",
+        str(actor.rank) if actor.rank >= 0 else "",
+        f"{actor.heard_seconds:.1f} s ago" if is_trainer else "",
+    )
+
+
+def _leases(status: Status) -> str:
+    leases = status.leases
+    oldest = ""
+    if leases.oldest:
+        first = leases.oldest[0]
+        oldest = f"; the oldest: {first.reader} since {first.seconds:.1f} s on {first.shard}"
+    return (
+        f"chunks: {leases.num_waiting} wait, {leases.num_running} with readers, {leases.num_held} "
+        f"held in {leases.held_bytes / (1 << 20):,.0f} MiB{oldest}"
+    )
+
+
+def _decisions(status: Status) -> list[str]:
+    lines = [
+        f"{one.seconds:8.1f} s ago  {one.what}" + (f" ({one.why})" if one.why else "")
+        for one in status.decisions[-_NUM_DECISIONS:]
+    ]
+    return ["decided:", *lines] if lines else []

@@ -42,6 +42,18 @@ class StandIn:
         stream: StreamConfig,
         admission: AdmissionConfig,
         config: SequencerConfig,
+        **start: Any,
+    ) -> None:
+        self._arguments = manifest, stream, admission, config
+        self._sequencer: Any = None
+        self._begin(**start)
+
+    async def begin(self, **start: Any) -> None:
+        """Be as good as a new Control, in the time that one call takes."""
+        self._begin(**start)
+
+    def _begin(
+        self,
         *,
         order: Order | None = None,
         cursor: Cursor | None = None,
@@ -50,6 +62,9 @@ class StandIn:
         leases: LeaseConfig | None = None,
         journal: Journal | None = None,
     ) -> None:
+        manifest, stream, admission, config = self._arguments
+        if self._sequencer is not None:
+            self._sequencer.__exit__()
         self._sequencer = Sequencer(
             LeaseTable(term, leases),
             manifest.shards,
@@ -64,7 +79,6 @@ class StandIn:
         self._sequencer.__enter__()
         self._most_held = 0
         self._held: dict[str, int] = {}
-        self._committed: dict[str, int] = {}
         self._busy: dict[str, float] = {}
 
     async def exchange(self, report: ReaderReport) -> ReaderOrders:
@@ -75,7 +89,7 @@ class StandIn:
             return table.exchange(report, time.monotonic())
 
     async def plans(self, member: str, first: int, count: int) -> Plans:
-        self._committed[member] = max(first - count, self._committed.get(member, 0))
+        assert member
         until = time.monotonic() + 1
         while not (plans := self._sequencer.plans(first, count)).plans:
             if time.monotonic() > until:

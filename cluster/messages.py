@@ -182,8 +182,8 @@ Doing = Literal["", "data", "step", "peers"]
 class Beat:
     """What a trainer says twice a second and at every change.
 
-    It is said by a thread of its own, but `phase` and `doing` are those of the training thread, and
-    only that one changes them: who hangs must not seem to roll back.
+    It is said by a thread of its own, but `doing` is what the training thread does, and so is
+    `phase`: who hangs must not seem to go on.
 
     `committed` counts the finished steps of the state it holds, and `cursor` is the place behind
     them; -1 while it holds none. `generation` is the one it is in, or was in last. `address` is

@@ -11,7 +11,7 @@ class MembershipConfig:
     """How patient Control is with trainers, in seconds; `most_fruitless` counts generations."""
 
     silence_seconds: float = 5.0  # without a beat, or without rolling back after a break
-    hang_seconds: float = 30.0  # at least, in a step for which the others wait
+    hang_seconds: float = 30.0  # at least, in a step for which the others wait, or before a join
     lone_seconds: float = 600.0  # at least, in a step for which nobody waits
     build_seconds: float = 600.0  # from the first beat to `ready`
     join_seconds: float = 120.0  # to meet, hand over the state and build what a group needs
@@ -78,10 +78,12 @@ class Patience:
         """
         waited, config = now - max(since, self._awake), self._config
         if not all_run(generation, members):
-            if waited <= config.join_seconds:
-                return [], ""
-            why = f"its members did not meet in {config.join_seconds:g} s"
-            return _absent(generation, members), why
+            # Whoever still is in a step that was given up comes as soon as that ends.
+            if waited > max(3 * usual, config.hang_seconds):
+                names = _absent(generation, members)
+                if names or waited > config.join_seconds:
+                    return names, f"its members did not meet in {waited:.0f} s"
+            return [], ""
         doings = {member.beat.doing for member in alive(generation, members)}
         patience = max(3 * usual, config.hang_seconds if "peers" in doings else config.lone_seconds)
         if waited <= patience:
@@ -93,10 +95,10 @@ class Patience:
 
 def _absent(generation: Generation, members: Mapping[str, Member]) -> list[str]:
     """Who keeps the others from meeting: has not begun to join, or is rank 0 and nowhere."""
-    names = []
+    names, num_ranks = [], len(generation.members)
     for rank, member in enumerate(alive(generation, members)):
         has_begun = member.is_under_way and member.beat.generation == generation.number
-        if not has_begun or (rank == 0 and not member.beat.address):
+        if not has_begun or (rank == 0 and rank + 1 < num_ranks and not member.beat.address):
             names.append(member.name)
     return names
 

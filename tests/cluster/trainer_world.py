@@ -38,14 +38,18 @@ class Trainer:
         self.regroup = self.leaving = self.stop = False
         self.doing, self.reports = "", {}
         self.frozen_until, self.hung, self.alive, self.draining = 0.0, False, True, False
-        self.expelled = False
+        self.expelled, self.over_since = False, 0.0
         self.trained, self.directive = 0, Directive(term=0)
 
-    def beat(self):
+    def beat(self, now):
+        """A step that was given up will be undone, and is said to be, however long it takes."""
+        is_over = self.phase in ("joining", "running") and self.directive.over >= self.generation
+        self.over_since = (self.over_since or now) if is_over else 0.0
+        gives_up = is_over and now - self.over_since >= 1.0
         return Beat(
             member=self.name,
             term=self.term,
-            phase=self.phase,
+            phase="broken" if gives_up else self.phase,
             generation=self.generation,
             committed=self.committed,
             cursor=cursor(self.committed) if self.committed >= 0 else None,
@@ -130,16 +134,18 @@ class World:
 
     def kill(self, name):
         """Control ends a process; one that cannot be reached becomes a zombie."""
-        trainer = self.trainers[name]
-        self.killed.append(trainer)
         self.control.lost(name, "silent", self.now)
+        trainer = self.trainers.get(name)
+        if trainer is None:
+            return  # long dead: only a late message of it reached this Control
+        self.killed.append(trainer)
         if trainer.frozen_until > self.now:
             trainer.expelled = True
         else:
             del self.trainers[name]
 
     def exchange(self, trainer):
-        beat = trainer.beat()
+        beat = trainer.beat(self.now)
         if self.random.random() < self.loss:
             self.late.append(beat)
             return
@@ -155,7 +161,7 @@ class World:
         trainer.alive = False
         if trainer.phase != "left":
             trainer.phase = "left"
-            self.control.beat(trainer.beat(), self.now)
+            self.control.beat(trainer.beat(self.now), self.now)
 
     def train(self, me):
         me.obey()
@@ -201,7 +207,9 @@ class World:
         peers = [self.trainers[name] for name in me.members]
         key = me.generation, me.committed
         flag = self.known.setdefault(key, any(p.regroup or p.stop for p in peers))
-        assert me.committed + 1 > self.released or me.committed + 1 > self.kept
+        current = self.control.generation
+        if current is not None and me.generation == current.number:
+            assert me.committed >= current.start
         me.committed += 1
         me.trained += 1
         me.reports[me.committed] = StepRecord(

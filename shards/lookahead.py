@@ -7,7 +7,7 @@ where crops are small, or where there are none.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -45,17 +45,21 @@ class Bounds:
 
 @dataclass(slots=True, eq=False)
 class Block(Generic[R]):
-    """A block under way: its turns in canonical order, and what became of those asked for."""
+    """A block under way: its turns in canonical order, and what became of those asked for.
+
+    `waits` are those of `futures` that are not counted in `num_bytes` and `num_slots` yet.
+    """
 
     number: int
     turns: list[Turn]
     futures: list[Future[R]] = field(default_factory=list)
-    num_bytes: int = 0  # these two are counted when the block is complete
+    waits: dict[Future[R], None] = field(default_factory=dict)
+    num_bytes: int = 0
     num_slots: int = 0
 
     @property
     def complete(self) -> bool:
-        return len(self.futures) == len(self.turns) and all(f.done() for f in self.futures)
+        return len(self.futures) == len(self.turns) and not self.waits
 
 
 class Lookahead(Generic[R]):
@@ -79,10 +83,12 @@ class Lookahead(Generic[R]):
         self._plan, self._submit, self._bounds = plan, submit, bounds
         self._stop, self._forget = stop, forget
         self._blocks: deque[Block[R]] = deque()
-        self._incomplete: list[Block[R]] = []  # of these, those that are not counted yet
         self._next_block = block
-        self._bytes_ahead = self._slots_ahead = 0  # in the blocks that are complete
-        self._dropped: list[Future[R]] = []  # still under way, and of no use any more
+        # Told by whoever finishes them: to look through all would take longer the more there are.
+        self._arrived: deque[tuple[Block[R], Future[R]]] = deque()
+        self._num_waiting = self._num_bytes = 0  # of all blocks
+        self._num_incomplete = self._slots_ahead = 0  # blocks, and the slots of the others
+        self._dropped: dict[Future[R], None] = {}  # still under way, and of no use any more
         # The largest result seen: what one under way may bring.
         self._chunk_bytes: int | None = None
 
@@ -92,10 +98,10 @@ class Lookahead(Generic[R]):
         block = self._blocks[0]
         while not block.complete:
             self.extend()
-            for future in list(block.futures):
-                if not future.done():
-                    self._await(future)  # what it raises is raised when it is used
-                    break
+            if block.waits:
+                future = next(iter(block.waits))
+                self._await(future)  # what it raises is raised when it is used
+                self._count(block, future)
         return block
 
     def _await(self, future: Future[R]) -> None:
@@ -112,19 +118,26 @@ class Lookahead(Generic[R]):
             if not self._begun():
                 self._start_block()
             block = self._blocks[-1]
-            block.futures.append(self._submit(block.turns[len(block.futures)]))
+            block.futures.append(self._ask(block, block.turns[len(block.futures)]))
+
+    def _ask(self, block: Block[R], turn: Turn) -> Future[R]:
+        future = self._submit(turn)
+        block.waits[future] = None
+        self._num_waiting += 1
+        future.add_done_callback(lambda done: self._arrived.append((block, done)))
+        return future
 
     def _start_block(self) -> None:
         block: Block[R] = Block(self._next_block, self._plan(self._next_block))
         self._blocks.append(block)
-        self._incomplete.append(block)
+        self._num_incomplete += not block.complete
         self._next_block += 1
 
     def leave(self) -> None:
         """Forget the block that came first: it is used up."""
-        self._count_complete()
         block = self._blocks.popleft()
-        self._uncount(block)
+        self._num_bytes -= block.num_bytes
+        self._slots_ahead -= block.num_slots
         self._forget(block.futures)
         block.futures.clear()  # whoever still holds the block holds no crops
 
@@ -132,12 +145,22 @@ class Lookahead(Generic[R]):
         """Plan the blocks behind the first one anew, and ask again for what is another turn now."""
         for block in list(self._blocks)[1:]:
             before, block.turns = block.turns, self._plan(block.number)
-            for place in range(len(block.futures)):
+            for place, future in enumerate(block.futures):
                 if block.turns[place] != before[place]:
-                    self._reopen(block)
-                    self._dropped.append(block.futures[place])
-                    self._forget(self._dropped[-1:])
-                    block.futures[place] = self._submit(block.turns[place])
+                    self._drop(block, future)
+                    block.futures[place] = self._ask(block, block.turns[place])
+
+    def _drop(self, block: Block[R], future: Future[R]) -> None:
+        if block.complete:
+            self._num_incomplete += 1
+            self._slots_ahead -= block.num_slots
+        if future in block.waits:
+            del block.waits[future]
+            self._num_waiting -= 1
+            self._dropped[future] = None
+        else:
+            self._add(block, future, -1)
+        self._forget([future])
 
     def _begun(self) -> bool:
         """Whether the last block has chunks that were not asked for yet."""
@@ -145,48 +168,40 @@ class Lookahead(Generic[R]):
 
     def _may_ask(self) -> bool:
         """Whether one more chunk fits. The block that the next batch needs always does."""
+        self._count_arrived()
         begun = self._begun()
         if not self._blocks or (len(self._blocks) == 1 and begun):
             return True
-        self._count_complete()
-        if not begun and len(self._incomplete) >= self._bounds.num_blocks:
+        if not begun and self._num_incomplete >= self._bounds.num_blocks:
             return False
         if self._slots_ahead >= self._bounds.max_slots:
             return False
-        self._dropped = [future for future in self._dropped if not future.done()]
-        futures = [future for block in self._incomplete for future in block.futures]
-        done = [result.num_bytes for result in _results(futures)]
-        if done:
-            self._chunk_bytes = max(self._chunk_bytes or 0, *done)
         if self._chunk_bytes is None:
             return False  # how much a chunk brings is seen when the first one is there
-        under_way = (len(futures) - len(done) + len(self._dropped)) * self._chunk_bytes
-        held = self._bytes_ahead + sum(done) + under_way
-        return held + self._chunk_bytes <= self._bounds.max_bytes
+        under_way = (self._num_waiting + len(self._dropped)) * self._chunk_bytes
+        return self._num_bytes + under_way + self._chunk_bytes <= self._bounds.max_bytes
 
-    def _count_complete(self) -> None:
-        for block in [block for block in self._incomplete if block.complete]:
-            self._incomplete.remove(block)
-            for result in _results(block.futures):
-                self._chunk_bytes = max(self._chunk_bytes or 0, result.num_bytes)
-                block.num_bytes += result.num_bytes
-                block.num_slots += max(1, len(result.offsets))
-            self._bytes_ahead += block.num_bytes
+    def _count_arrived(self) -> None:
+        while self._arrived:
+            self._count(*self._arrived.popleft())
+
+    def _count(self, block: Block[R], future: Future[R]) -> None:
+        """Count what is there now, once."""
+        self._dropped.pop(future, None)
+        if future not in block.waits:
+            return
+        del block.waits[future]
+        self._num_waiting -= 1
+        self._add(block, future, 1)
+        if block.complete:
+            self._num_incomplete -= 1
             self._slots_ahead += block.num_slots
 
-    def _reopen(self, block: Block[R]) -> None:
-        if block not in self._incomplete:
-            self._uncount(block)
-            self._incomplete.append(block)
-
-    def _uncount(self, block: Block[R]) -> None:
-        self._bytes_ahead -= block.num_bytes
-        self._slots_ahead -= block.num_slots
-        block.num_bytes = block.num_slots = 0
-
-
-def _results(futures: Iterable[Future[R]]) -> Iterator[R]:
-    """What is there already; an error is none of it until its turn comes."""
-    for future in futures:
-        if future.done() and future.exception() is None:
-            yield future.result()
+    def _add(self, block: Block[R], future: Future[R], sign: int) -> None:
+        """Count a result in, or out; an error is none of it until its turn comes."""
+        if future.exception() is None:
+            result = future.result()
+            self._chunk_bytes = max(self._chunk_bytes or 0, result.num_bytes)
+            self._num_bytes += sign * result.num_bytes
+            block.num_bytes += sign * result.num_bytes
+            block.num_slots += sign * max(1, len(result.offsets))

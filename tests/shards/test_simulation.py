@@ -57,7 +57,7 @@ class Result:
 class Promise:
     """A future without locks. Who waits for it turns the wheel."""
 
-    __slots__ = ("_error", "_result", "_world", "turn")
+    __slots__ = ("_callback", "_error", "_result", "_world", "turn")
 
     def __init__(self, world, turn):
         self._world, self.turn, self._result, self._error = world, turn, None, None
@@ -65,8 +65,12 @@ class Promise:
     def done(self):
         return self._result is not None or self._error is not None
 
+    def add_done_callback(self, callback):
+        self._callback = callback
+
     def set(self, result, error=None):
         self._result, self._error = result, error
+        self._callback(self)
 
     def exception(self, timeout=None):  # noqa: ARG002 - here nobody needs to wait
         for patience in count():

@@ -92,6 +92,9 @@ class World:
             def done(self):
                 return True
 
+            def add_done_callback(self, callback):
+                callback(self)
+
             def exception(self, _=None):
                 return None
 

@@ -190,4 +190,3 @@ class Stock:
         self._finished.clear()
         self._held.clear()
         self._in_hand = None
-

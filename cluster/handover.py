@@ -17,7 +17,7 @@ from cluster.errors import StateDiffers
 from cluster.generations import Ranks
 from cluster.learner import Learner, LearnerState
 from cluster.messages import StepRecord
-from shards.records import Cursor
+from shards.records import Cursor, Reject
 
 _PIECE: Final = 64 << 20  # bytes of one broadcast
 
@@ -120,6 +120,8 @@ def _cursor(fields: dict[str, Any] | None) -> Cursor | None:
     return None if fields is None else Cursor.from_json(fields)
 
 
-def _record(fields: dict[str, Any]) -> StepRecord:
-    cursor = Cursor.from_json(fields["cursor"])
-    return StepRecord(step=fields["step"], cursor=cursor, fields=fields["fields"])
+def _record(saved: dict[str, Any]) -> StepRecord:
+    fields = dict(saved["fields"])
+    if "rejects" in fields:  # the one thing that a learner reports and JSON does not know
+        fields["rejects"] = tuple(Reject(**reject) for reject in fields["rejects"])
+    return StepRecord(step=saved["step"], cursor=Cursor.from_json(saved["cursor"]), fields=fields)

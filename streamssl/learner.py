@@ -6,7 +6,6 @@ and last the loss, the readings and the wishes. Only then does anything change f
 """
 
 import json
-from collections import Counter
 from hashlib import blake2b
 
 import torch
@@ -76,7 +75,7 @@ class PretrainLearner:
             "lr": lr,
             "digest": batch.digest,
             "num_samples": len(batch),
-            "rejects": dict(Counter(reject.reason for reject in batch.rejects)),
+            "rejects": batch.rejects,
             "num_unselected": batch.num_unselected,
             "readings": heard.readings,
         }

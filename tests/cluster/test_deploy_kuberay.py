@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 
+import click
 import pytest
 
 # Settled before Ray is imported: left open, it would write a token into the home directory.
@@ -14,10 +15,13 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr as autoscaler_config,
 )
+from ray.scripts.scripts import drain_node
 from ray.scripts.scripts import start as ray_start
 
+from cluster.pools import parse_pools
+from cluster.sequencer import SequencerConfig
+from cluster.worlds import check_trainers
 from streamssl.commands.pretrain import parse_pretrain
-from streamssl.run import Placement
 from tests.cluster.deploy_schema import DEPLOY, errors
 from tests.cluster.deployed import (
     BOOT_SECONDS,
@@ -30,6 +34,7 @@ from tests.cluster.deployed import (
     SPECS,
     containers,
     groups,
+    placement,
     pods,
     ray_container,
     size,
@@ -41,12 +46,21 @@ SPOT = {
     "karpenter.sh/capacity-type": "spot",
     "kubernetes.azure.com/scalesetpriority": "spot",
 }
+READER_BYTES = 1 << 30  # of a reader without crops: torch, the chunks that it reads and crops
 PODS = list(pods())
 CONTAINERS = list(containers())
 
 
+def pre_stop(group):
+    """The script that runs before a pod is ended, and the seconds that it has."""
+    *shell, script = ray_container(group)["lifecycle"]["preStop"]["exec"]["command"]
+    assert shell == ["/bin/sh", "-c"]
+    assert subprocess.run(["sh", "-n", "-c", script], check=False).returncode == 0
+    return script, group["template"]["spec"]["terminationGracePeriodSeconds"]
+
+
 def entrypoint():
-    """The trainer's command line, as the shell that runs it takes it apart."""
+    """The job's command line, as the shell that runs it takes it apart."""
     words = shlex.split(JOB["entrypoint"])
     assert words[:3] == ["exec", "streamssl", "pretrain"]
     return parse_pretrain(words[3:])
@@ -98,13 +112,13 @@ def test_every_ray_process_asks_for_the_token():
 
 
 def test_only_who_reads_shards_has_the_credentials_of_the_bucket():
-    """A head or a submitter that is taken over would read the data too."""
+    """A trainer or a submitter that is taken over would read the data too. The head lists them."""
     holders = {
         which
         for which, pod in pods()
         if "AWS_SECRET_ACCESS_KEY" in {e["name"] for e in pod["containers"][0]["env"]}
     }
-    assert {which.partition(" ")[2] for which in holders} == {"readers", "trainers"}
+    assert {which.partition(" ")[2] for which in holders} == {"head", "readers"}
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
@@ -197,29 +211,40 @@ def test_the_ports_to_scrape_are_named(spec):
     assert {8080, 44217, 44227} <= head
     for group in groups(spec).values():
         assert 8080 in {port["containerPort"] for port in ray_container(group)["ports"]}
-    [sidecar] = groups(spec)["trainers"]["template"]["spec"]["initContainers"]
+    [sidecar] = spec["headGroupSpec"]["template"]["spec"]["initContainers"]
     assert sidecar["restartPolicy"] == "Always"  # what makes it a sidecar
     assert [port["containerPort"] for port in sidecar["ports"]] == [9464]
 
 
 def test_the_job_is_a_command_line_that_streamssl_takes():
-    """A job would buy a GPU and then say what it did not understand."""
+    """A job would start a cluster and then say what it did not understand."""
     parsed = entrypoint()
-    Placement(cluster=parsed.cluster, readers=parsed.readers, metrics_port=parsed.metrics_port)
-    assert (parsed.cluster, parsed.metrics_port) == ("auto", 9464)
-    trainers = groups(JOB["rayClusterSpec"])["trainers"]
-    mounts = {m["mountPath"] for m in ray_container(trainers)["volumeMounts"]}
+    place = placement(parsed)
+    assert (place.cluster, place.metrics_port) == ("auto", 9464)
+    head = ray_container(JOB["rayClusterSpec"]["headGroupSpec"])
+    mounts = {m["mountPath"] for m in head["volumeMounts"]}
     assert str(parsed.out.parent) in mounts  # else the run folder goes with the pod
-    assert JOB["entrypointNumGpus"] == 1 and "entrypointNumCpus" not in JOB
+    # It is on the head that jobs run which ask for nothing: there the run folder is, and Control.
+    assert not {"entrypointNumGpus", "entrypointNumCpus", "entrypointResources"} & set(JOB)
 
 
 def test_the_job_fits_its_own_cluster():
-    """Readers that no node has a core for wait for ever; crops that do not fit are spilled."""
-    parsed, pools = entrypoint(), groups(JOB["rayClusterSpec"])
-    cores = int(ray_container(pools["readers"])["resources"]["limits"]["cpu"])
-    assert parsed.readers <= cores * pools["readers"]["maxReplicas"]
-    room = int(pools["trainers"]["rayStartParams"]["object-store-memory"])
-    assert room >= 1.25 * parsed.run.stream.max_bytes + (256 << 20)  # as cluster/feed.py asks for
+    """Actors that no node has room for wait for ever."""
+    place, pools = placement(entrypoint()), groups(JOB["rayClusterSpec"])
+    readers, trainers = pools["readers"], pools["trainers"]
+    for given, group in ((place.reader_pools, readers), (place.trainer_pools, trainers)):
+        [pool] = parse_pools(given)
+        assert pool.holds(group["labels"])
+    cores = int(ray_container(readers)["resources"]["limits"]["cpu"])
+    assert place.most_readers <= cores * readers["maxReplicas"]
+    gpus = int(ray_container(trainers)["resources"]["limits"]["nvidia.com/gpu"])
+    assert place.trainers * place.trainer_gpus <= gpus * trainers["maxReplicas"]
+    check_trainers(entrypoint().run.stream.batch_size, place.trainers)
+    # What a node of readers holds: each reader its process and its share of the crops that wait.
+    share = SequencerConfig(num_readers=place.most_readers).max_bytes(entrypoint().run.stream)
+    share //= place.most_readers
+    needed = cores * (share + READER_BYTES) + int(readers["rayStartParams"]["object-store-memory"])
+    assert needed < size(ray_container(readers)["resources"]["limits"]["memory"])
 
 
 def test_the_cluster_of_the_job_is_the_cluster_that_stays():
@@ -230,17 +255,26 @@ def test_the_cluster_of_the_job_is_the_cluster_that_stays():
     assert job == cluster
 
 
-def test_a_drained_trainer_is_told_to_save():
-    """Ray would only kill it; its own shell must not be what pkill finds first."""
+def test_a_head_that_must_go_lets_its_commands_save():
+    """Ray would only kill them; the hook's own shell must not be what pkill finds first."""
     for spec in SPECS.values():
-        trainers = groups(spec)["trainers"]
-        *shell, script = ray_container(trainers)["lifecycle"]["preStop"]["exec"]["command"]
-        assert shell == ["/bin/sh", "-c"]
-        assert subprocess.run(["sh", "-n", "-c", script], check=False).returncode == 0
+        script, grace = pre_stop(spec["headGroupSpec"])
         [pattern] = set(re.findall(r"-f '([^']+)'", script))
         assert re.search(pattern, "/opt/venv/bin/python /opt/venv/bin/streamssl pretrain swav")
         assert not re.search(pattern, script)
-        assert trainers["template"]["spec"]["terminationGracePeriodSeconds"] >= 300
+        assert grace >= 300
+
+
+@pytest.mark.parametrize("name", ["readers", "trainers"])
+def test_a_pod_that_must_go_says_so_in_time(name):
+    """The run would hear of it by losing what was there."""
+    for spec in SPECS.values():
+        script, grace = pre_stop(groups(spec)[name])
+        words = shlex.split(script.partition("ray drain-node")[2].partition(";")[0])
+        options = drain_node.make_parser(click.Context(drain_node)).parse_args(words)[0]
+        assert options["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
+        assert 10 <= int(options["deadline_remaining_seconds"]) <= grace - 5
+        assert f"sleep {options['deadline_remaining_seconds']}" in script
 
 
 def test_images_are_one_version_of_ours_and_ray_is_the_locked_one():

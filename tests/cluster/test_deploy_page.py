@@ -17,13 +17,19 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 from ray.dashboard.modules.job.cli import submit
 from ray.scripts.scripts import cli as ray_commands
 
+from cluster.feed import FeedConfig
+from cluster.members import MembershipConfig
 from cluster.metrics import Metrics
+from cluster.readers import ReaderConfig
+from cluster.sequencer import SequencerConfig
+from cluster.supervisor import SupervisorConfig
+from cluster.worlds import check_trainers
 from streamssl.commands.look import Look
 from streamssl.commands.pretrain import parse_pretrain
 from streamssl.parsing import parse
 from streamssl.run import Placement
 from tests.bench.input import Options
-from tests.cluster.deployed import ROOT
+from tests.cluster.deployed import ROOT, placement
 
 PAGE = (ROOT / "docs" / "from-a-laptop-to-a-hundred-nodes.md").read_text()
 LINES = [
@@ -50,7 +56,7 @@ def test_every_command_of_the_page_is_one_that_streamssl_takes(line):
     _, *words = shlex.split(line)
     if words[0] == "pretrain":
         parsed = parse_pretrain(words[1:])
-        Placement(cluster=parsed.cluster, readers=parsed.readers, metrics_port=parsed.metrics_port)
+        check_trainers(parsed.run.stream.batch_size, placement(parsed).trainers)
     else:
         assert words[:2] == ["shards", "stats"]
         parse(Look, "streamssl shards stats", words[2:])
@@ -75,8 +81,10 @@ def test_commands_of_ray_on_the_page_are_ray_s_own():
         if words[:2] == ["job", "submit"]:
             parser = submit.make_parser(click.Context(submit))
             options, _, _ = parser.parse_args([*words[2:], "--", "true"])
-            given = {name.replace("-", "_"): value for name, value in options.items()}
-            assert float(given["entrypoint_num_gpus"]) == 1
+            # It is on the head that jobs run which ask for nothing.
+            assert not [
+                name for name in options if name.replace("-", "_").startswith("entrypoint_")
+            ]
         else:
             assert words[0] in ray_commands.commands
 
@@ -131,16 +139,19 @@ def test_the_network_is_computed_from_the_measured_rate(program):
         assert f"| {gigabits} Gbit/s | {most:,.0f} | {most / rate:.0f} |" in PAGE
 
 
-def test_the_work_ahead_on_the_page_keeps_its_readers_busy(program):
-    """With less under way than two chunks a reader, readers idle and nothing says so."""
-    names, _ = program
+def test_the_memory_of_readers_on_the_page_is_what_they_may_take():
+    """Nodes that are too small lose one reader after the other."""
     [line] = [line for line in OURS if "--cluster auto" in line]
     parsed = parse_pretrain(shlex.split(line)[2:])
-    stream = parsed.run.stream
-    per_block = math.ceil(4 * stream.batch_size / names["PICTURES_PER_CHUNK"])
-    assert f"({per_block} for a batch of {stream.batch_size} of such pictures" in PAGE
-    blocks = 1 + math.ceil(2 * parsed.readers / per_block)
-    assert stream.num_lookahead_blocks == blocks
-    held = (blocks + 1) * per_block * names["PICTURES_PER_CHUNK"] * names["CROP_BYTES"]
-    assert held <= stream.max_bytes
-    assert f"{held / 1e9:.1f} GB for the {parsed.readers} readers" in PAGE
+    readers = placement(parsed).most_readers
+    held = SequencerConfig(num_readers=readers).max_bytes(parsed.run.stream)
+    assert f"({held / 1e9:.1f} GB for the {readers} readers above)" in PAGE
+    assert f"{held // readers >> 20} MiB each" in PAGE
+    assert f"up to {FeedConfig().max_bytes >> 30} GiB of" in PAGE
+    assert ReaderConfig().num_ahead == 3
+
+
+def test_the_patience_on_the_page_is_that_of_control():
+    """Whoever waits for a GPU must know for how long."""
+    assert SupervisorConfig().start_seconds == 900 and "a quarter of an hour" in PAGE
+    assert MembershipConfig().gather_seconds == 60 and "a minute after they were ready" in PAGE

@@ -21,6 +21,7 @@ class NodeStatus:
     num_trainers: int
     cores: float
     leaves_in: float | None
+    is_head: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +142,7 @@ def _nodes(core: Core) -> tuple[NodeStatus, ...]:
             num_readers=there[node.id, "reader"],
             num_trainers=there[node.id, "trainer"],
             cores=node.total.get("CPU", 0.0),
+            is_head=node.is_head,
             leaves_in=None if node.leaves_at is None else max(0.0, node.leaves_at - time.time()),
         )
         for node in seen.alive

@@ -6,6 +6,7 @@ streamssl pretrain RECIPE --data SHARDS --out FOLDER [overrides]
 streamssl evaluate knn --run FOLDER --train SHARDS --test SHARDS
 streamssl shards pack|verify|stats|view …
 streamssl status RUN [--watch]
+streamssl drill kill-reader|kill-trainer|kill-node|hang RUN
 streamssl drill slow-bucket|corrupt SHARDS
 streamssl demo
 """
@@ -20,7 +21,10 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster.drill import Fault
+from cluster.spec import RunPlace
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
+from streamssl.commands.drill import parse_drill, run_drill
 from streamssl.commands.drill_data import corrupt, slow_bucket
 from streamssl.commands.evaluate import evaluate_knn
 from streamssl.commands.look import stats, verify
@@ -96,9 +100,40 @@ def _status(arguments: list[str], console: Console) -> int:
     if parsed.address is not None:
         _prepare_ray(parsed.address)
     place = find_place(parsed)
-    _prepare_ray("local" if place.address.startswith("127.0.0.1:") else place.address)
+    _prepare_ray_of(place)
     show_status(place, console, watch=parsed.watch)
     return _OK
+
+
+def _kill_reader(arguments: list[str], console: Console) -> int:
+    """Kill a reader of a run, and watch."""
+    return _drill("kill-reader", arguments, console)
+
+
+def _kill_trainer(arguments: list[str], console: Console) -> int:
+    """Kill a trainer of a run, and watch."""
+    return _drill("kill-trainer", arguments, console)
+
+
+def _kill_node(arguments: list[str], console: Console) -> int:
+    """Kill a node with all that is on it, and watch."""
+    return _drill("kill-node", arguments, console)
+
+
+def _hang(arguments: list[str], console: Console) -> int:
+    """Stop a reader or a trainer for a while, and watch."""
+    return _drill("hang", arguments, console)
+
+
+def _drill(fault: Fault, arguments: list[str], console: Console) -> int:
+    parsed, place = parse_drill(fault, arguments)
+    _prepare_ray_of(place)
+    return _OK if run_drill(fault, parsed, place, console) else 1
+
+
+def _prepare_ray_of(place: RunPlace) -> None:
+    """A Ray that a run started for itself listens on the loopback address alone."""
+    _prepare_ray("local" if place.address.startswith("127.0.0.1:") else place.address)
 
 
 def _prepare_ray(cluster: str) -> None:
@@ -144,7 +179,14 @@ _COMMANDS: dict[str, Any] = {
     "pretrain": _pretrain,
     "evaluate": {"knn": evaluate_knn},
     "shards": {"pack": pack_shards, "verify": verify, "stats": stats, "view": view},
-    "drill": {"slow-bucket": slow_bucket, "corrupt": corrupt},
+    "drill": {
+        "kill-reader": _kill_reader,
+        "kill-trainer": _kill_trainer,
+        "kill-node": _kill_node,
+        "hang": _hang,
+        "slow-bucket": slow_bucket,
+        "corrupt": corrupt,
+    },
     "status": _status,
     "demo": _demo,
 }

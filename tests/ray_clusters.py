@@ -80,6 +80,10 @@ class RayCluster:
         """Those that were added and not lost."""
         return list(self._cluster.worker_nodes)
 
+    def pool_of(self, node: Node) -> str:
+        """The label that it was added with."""
+        return str(node._ray_params.labels.get("pool", ""))
+
     def lose(self, node: Node) -> None:
         """As if the machine had lost its power: everything on it ends at once."""
         processes = processes_of(node)

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from cluster.readers import Reader, ReaderConfig
 from cluster.sequencer import Sequencer, SequencerConfig
 from shards.admission import AdmissionConfig
 from shards.chunks import CropJob
-from shards.journal import Journal
+from shards.journal import Entry, Journal
 from shards.manifest import Manifest
 from shards.order import Order
 from shards.records import Cursor
@@ -60,21 +60,23 @@ class StandIn:
         step: int = 0,
         term: int = 1,
         leases: LeaseConfig | None = None,
-        journal: Journal | None = None,
+        entries: Sequence[Entry] = (),
     ) -> None:
         manifest, stream, admission, config = self._arguments
+        order = order or build_order(manifest, stream, 0)
+        self._journal = Journal(manifest.digest, order.digest, entries)
         if self._sequencer is not None:
             self._sequencer.__exit__()
         self._sequencer = Sequencer(
             LeaseTable(term, leases),
             manifest.shards,
-            order or build_order(manifest, stream, 0),
+            order,
             stream,
             admission,
             config,
             cursor=cursor,
             step=step,
-            journal=journal,
+            journal=self._journal,
         )
         self._sequencer.__enter__()
         self._most_held = 0
@@ -133,6 +135,7 @@ class StandIn:
             "most_held": self._most_held,
             "busy_seconds": sum(self._busy.values()),
             "counters": counters,
+            "entries": self._journal.entries,
         }
 
 

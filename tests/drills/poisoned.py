@@ -16,7 +16,7 @@ from shards.journal import Journal
 from shards.lookahead import Submit
 from shards.manifest import Manifest, open_manifest
 from shards.order import Order
-from shards.records import ChunkCrops
+from shards.records import ChunkCrops, CropBatch
 from shards.stores.sources import RangeReader
 from shards.stream import BatchStream, StreamConfig, build_order
 from shards.thread_readers import ThreadReaders
@@ -42,14 +42,19 @@ def open_poisoned(folder: Path) -> tuple[Manifest, Order]:
     return manifest, build_order(manifest, CONFIG, seed=0)
 
 
+def line(batch: CropBatch) -> str:
+    """All that a batch is, on a line."""
+    pixels = hashlib.sha256(batch.crops[0].tobytes()).hexdigest()
+    return f"{batch.digest} {pixels} {dict(batch.cursor.reject_reasons)}"
+
+
 def lines(
     order: Order, submit: Submit[ChunkCrops], journal: Journal | None = None
 ) -> Iterator[str]:
     """What a batch is, pixels included, and how many were rejected so far."""
     stream = BatchStream(order, CONFIG, AdmissionConfig(), submit, journal=journal)
     for _, batch in zip(range(NUM_BATCHES), stream, strict=False):
-        pixels = hashlib.sha256(batch.crops[0].tobytes()).hexdigest()
-        yield f"{batch.digest} {pixels} {dict(batch.cursor.reject_reasons)}"
+        yield line(batch)
 
 
 def expected(folder: Path) -> list[str]:

@@ -1,11 +1,13 @@
 """A run as a process of its own, in a process group of its own, as a terminal starts it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +22,14 @@ PATIENCE = 200.0  # seconds until a drill gives up waiting
 class Run:
     """One start of `streamssl pretrain`."""
 
-    def __init__(self, config: RunConfig, data: Path, out: Path, *more: object) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        data: Path,
+        out: Path,
+        *more: object,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.out = out
         recipe = out.with_name(f"{out.name}.toml")
         write_toml(config, recipe)
@@ -33,7 +42,7 @@ class Run:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | dict(env or {}),
             )
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
@@ -57,6 +66,19 @@ class Run:
         self.wait_for(
             lambda: folder.is_dir() and any(folder.glob(".draft-[0-9]*/*")), "checkpoint under way"
         )
+
+    def metric(self, name: str, **labels: str) -> float:
+        """What the run says on /metrics; 0 for what it does not say."""
+        url = re.findall(r"metrics at (\S+)", self.text)[-1]
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            page = answer.read().decode()
+        shown = ",".join(f'{key}="{value}"' for key, value in labels.items())
+        wanted = f"streamssl_{name}" + (f"{{{shown}}}" if shown else "")
+        for line in page.splitlines():
+            found, _, value = line.rpartition(" ")
+            if found == wanted:
+                return float(value)
+        return 0.0
 
     def end(self) -> int:
         """Wait for the end; its exit code."""
@@ -83,9 +105,15 @@ class Run:
 
 
 @contextmanager
-def started(config: RunConfig, data: Path, out: Path, *more: object) -> Iterator[Run]:
+def started(
+    config: RunConfig,
+    data: Path,
+    out: Path,
+    *more: object,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Run]:
     """A run that is not left behind, nor is anything that it started."""
-    run = Run(config, data, out, *more)
+    run = Run(config, data, out, *more, env=env)
     try:
         yield run
     finally:

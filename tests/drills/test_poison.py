@@ -3,14 +3,18 @@
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
+from ray.exceptions import RayActorError
 
-from cluster.fixed_readers import RayReaders
 from cluster.session import ray_session
-from shards.journal import Journal
-from tests.drills.poisoned import expected, lines, make_poisoned, open_poisoned
+from tests.cluster.data_path import DataPath
+from tests.drills.poisoned import CONFIG, NUM_BATCHES, expected, line, make_poisoned, open_poisoned
 from tests.shards.killers import NULL, SEGFAULT, killer_job
 
 pytestmark = pytest.mark.slow
@@ -21,23 +25,64 @@ def test_readers_that_die_of_a_picture_cost_that_picture(tmp_path: Path) -> None
     """Two killers in neighbouring chunks: the stream is the one that refuses them, bit by bit, and
     in the second pass nobody dies of them again."""
     shards = make_poisoned(tmp_path / "shards", SEGFAULT, NULL)
-    manifest, order = open_poisoned(shards)
-    journal = Journal(manifest.digest, order.digest)
-    lost: list[None] = []
+    manifest, _ = open_poisoned(shards)
     with (
         ray_session("local", 2, 64 << 20),
-        RayReaders(manifest, killer_job(), 2, on_lost=lambda: lost.append(None)) as readers,
+        DataPath(manifest, killer_job(), CONFIG) as path,
+        _supervised(path) as lost,
     ):
-        found = list(lines(order, readers.submit, journal))
+        found = list(_lines(path, 0))
         lost_in_all = len(lost)
-        known = list(lines(order, readers.submit, journal))
+        entries = path.tell("status")["entries"]
+        path.replace_control(term=2, entries=entries)
+        known = list(_lines(path, 1))
     assert found == known == expected(shards)
     assert found[-1].endswith("{'kills_decoder': 4}")
-    assert {entry.kind for entry in journal.entries} == {"quarantine"}
-    assert len(journal.entries) == 2
+    assert [entry.kind for entry in entries] == ["quarantine"] * 2
     # Two deaths accuse a chunk; a chunk may be in the hands of two readers before it is known.
     assert 2 <= lost_in_all <= 8
     assert len(lost) == lost_in_all
+
+
+def _lines(path: DataPath, number: int) -> Iterator[str]:
+    """What a trainer gets: see `poisoned.line`."""
+    feed = path.feed(f"t{number}")
+    try:
+        feed.enter(0, 1, 0)
+        for step in range(NUM_BATCHES):
+            yield line(feed.next())
+            path.tell("committed", step + 1)
+    finally:
+        feed.close()
+
+
+@contextmanager
+def _supervised(path: DataPath) -> Iterator[list[str]]:
+    """Readers that die are told of and replaced meanwhile; their names."""
+    lost: list[str] = []
+    over = threading.Event()
+
+    def look() -> None:
+        watched = {}
+        while not over.is_set():
+            for name, (reader, _) in path.readers.items():
+                watched.setdefault(name, reader.left.remote())
+            ready, _ = ray.wait(list(watched.values()), timeout=0.1)
+            for name in [name for name, ref in watched.items() if ref in ready]:
+                with pytest.raises(RayActorError):
+                    ray.get(watched.pop(name))
+                lost.append(name)
+                del path.readers[name]
+                path.tell("lost", name)
+                path.add_reader()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_trainer_that_dies_of_a_picture_is_mended_at_the_third_start(tmp_path: Path) -> None:

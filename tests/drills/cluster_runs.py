@@ -1,0 +1,109 @@
+"""Runs on clusters of several nodes: where they run, what is there of them, what they must show."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from shards.stores.sources import RangeReader, SourceConfig
+from shards.stream import BatchStream, StreamConfig, build_order
+from shards.thread_readers import ThreadReaders
+from streamssl.config import RunConfig
+from streamssl.data import DataConfig, open_data
+from streamssl.feature_queue import QueueConfig
+from streamssl.methods.swav import SwAVConfig
+from streamssl.opening import crop_job
+from tests.drills.processes import Run, started
+from tests.ray_clusters import RayCluster, workers_of
+from tests.tinyrun import read_log, tiny_swav
+
+READERS, TRAINERS = "pool=readers", "pool=trainers"
+
+
+def endless(**changes: Any) -> RunConfig:
+    """A run that goes on until it is stopped, of batches that suit one, two and three ranks."""
+    method = SwAVConfig(
+        num_prototypes=12,
+        dim=8,
+        hidden_dim=16,
+        freeze_steps=2,
+        queue=QueueConfig(capacity=24, start_step=3),
+    )
+    stream = StreamConfig(batch_size=12, chunk_bytes=1 << 14, chunks_per_block=4)
+    return tiny_swav(
+        **{"num_steps": 1_000_000, "save_every": 1_000_000, "method": method, "stream": stream}
+        | changes
+    )
+
+
+@contextmanager
+def on_cluster(
+    address: str, config: RunConfig, data: Path, out: Path, *more: object
+) -> Iterator[Run]:
+    """A run with its readers and trainers in their pools of the cluster at `address`."""
+    options = ("--cluster", "auto", "--reader-pool", READERS, "--trainer-pool", TRAINERS)
+    with started(config, data, out, *options, *more, env={"RAY_ADDRESS": address}) as run:
+        yield run
+
+
+def actors(cluster: RayCluster, kind: str) -> list[psutil.Process]:
+    """The processes of class 'Reader', 'Trainer' or 'Control' on all nodes."""
+    nodes = [cluster.head, *cluster.nodes()]
+    return [process for node in nodes for process in workers_of(node, kind)]
+
+
+class Watch:
+    """Tells what a drill did to a run, and how long it took until it was noticed and mended."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def after(
+        self,
+        what: str,
+        do: Callable[[], object],
+        noticed: Callable[[], bool],
+        mended: Callable[[], bool],
+    ) -> None:
+        """Do it, wait until it was noticed, until it was mended, and for ten more steps."""
+        began = time.monotonic()
+        do()
+        self._run.wait_for(noticed, f"notice of: {what}")
+        seen = time.monotonic() - began
+        self._run.wait_for(mended, f"end of: {what}")
+        well = time.monotonic() - began
+        self.go_on()
+        print(f"{what}: noticed after {seen:.1f} s, mended after {well:.1f} s")
+
+    def go_on(self, num_steps: int = 10) -> None:
+        """Wait for so many steps more."""
+        self._run.wait_for_step(self._run.last_step + num_steps)
+
+
+def stop(run: Run) -> None:
+    """One Ctrl-C; it must save and leave."""
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 130, run.text
+    assert "Traceback" not in run.text, run.text
+
+
+def digests(config: RunConfig, data: Path, num: int) -> list[str]:
+    """Those of the first batches, as one thread gives them, undisturbed."""
+    opened = open_data(DataConfig(patterns=(str(data),)), RangeReader())
+    job = crop_job(config, opened, SourceConfig())
+    order = build_order(opened.manifest, config.stream, config.seed)
+    with ThreadReaders(opened.manifest, job, 1) as threads:
+        stream = BatchStream(order, config.stream, config.admission, threads.submit)
+        return [batch.digest for _, batch in zip(range(num), stream, strict=False)]
+
+
+def check_steps(config: RunConfig, data: Path, out: Path) -> int:
+    """Every step was done once, in order, on its own batch; how many there are."""
+    log = read_log(out)
+    assert [fields["step"] for fields in log] == list(range(1, len(log) + 1))
+    assert [fields["digest"] for fields in log] == digests(config, data, len(log))
+    return len(log)

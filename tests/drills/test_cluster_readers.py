@@ -1,0 +1,104 @@
+"""Readers are killed, hang, come back, vanish with their nodes, are cut off: no batch shows it."""
+
+import time
+from pathlib import Path
+
+import pytest
+from ray._private.node import Node
+
+from tests.drills.cluster_runs import Watch, actors, check_steps, endless, on_cluster, stop
+from tests.drills.processes import Run
+from tests.ray_clusters import RayCluster, ray_cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+CONFIG = endless()
+
+
+def lost(run: Run) -> float:
+    return run.metric("readers_lost_total")
+
+
+def test_whatever_becomes_of_readers_the_batches_are_those_of_an_undisturbed_run(
+    shards_folder: Path, tmp_path: Path
+) -> None:
+    """One fault after the other on one run of three readers, and at the end every digest."""
+    out = tmp_path / "run"
+    with ray_cluster() as cluster:
+        cluster.add("trainers", num_cpus=1)
+        first, second = cluster.add("readers"), cluster.add("readers")
+        with on_cluster(cluster.address, CONFIG, shards_folder, out, "--readers", 3) as run:
+            run.wait_for_step(20)
+            watch = Watch(run)
+
+            def all_there() -> bool:
+                return run.metric("actors", role="reader") == 3
+
+            run.wait_for(all_there, "three readers")
+            before = lost(run)
+            watch.after(
+                "a reader is killed",
+                lambda: actors(cluster, "Reader")[0].kill(),
+                lambda: lost(run) == before + 1,
+                all_there,
+            )
+            hung = actors(cluster, "Reader")[0]
+            watch.after(
+                "a reader hangs",
+                hung.suspend,
+                lambda: lost(run) == before + 2,
+                all_there,
+            )
+            watch.after(
+                "a node is lost",
+                lambda: cluster.lose(second),
+                lambda: lost(run) > before + 2,
+                lambda: run.metric("actors", role="reader") == 2,
+            )
+            cluster.add("readers")
+            run.wait_for(all_there, "three readers again")
+            before = lost(run)
+            watch.after(
+                "a node is cut off, and works on",
+                lambda: cluster.cut_off(first),
+                lambda: lost(run) > before and refused(run) > 0,
+                lambda: run.metric("actors", role="reader") >= 1,
+            )
+            cluster.come_back(first)
+            watch.go_on()
+            lose_all_for(20.0, cluster, run, watch)
+            stop(run)
+    assert check_steps(CONFIG, shards_folder, out) > 60
+
+
+def refused(run: Run) -> float:
+    """Late results of those that were given up."""
+    return sum(run.metric("results_refused_total", reason=r) for r in ("fenced", "gone"))
+
+
+def lose_all_for(seconds: float, cluster: RayCluster, run: Run, watch: Watch) -> None:
+    """No reader anywhere for a while."""
+    began = time.monotonic()
+
+    def lose() -> None:
+        for node in of_pool(cluster):
+            cluster.lose(node)
+
+    def come_back() -> bool:
+        if time.monotonic() - began < seconds:
+            return False
+        if not of_pool(cluster):
+            cluster.add("readers", num_cpus=3)
+        return run.metric("actors", role="reader") == 3
+
+    watch.after(
+        f"no reader for {seconds:g} s",
+        lose,
+        lambda: run.metric("actors", role="reader") == 0,
+        come_back,
+    )
+
+
+def of_pool(cluster: RayCluster) -> list[Node]:
+    """The nodes of readers."""
+    return [node for node in cluster.nodes() if cluster.pool_of(node) == "readers"]

@@ -5,6 +5,7 @@ StreamSSLError
   ControlLost     Control died again and again
   GaveUp          actors of the run died again and again, for the reason it says
   NotReproducible a chunk that was made again gave other samples than before
+  StateDiffers    trainers that must hold the same state do not
 """
 
 from shards.errors import StreamSSLError
@@ -24,3 +25,7 @@ class GaveUp(StreamSSLError):
 
 class NotReproducible(StreamSSLError):
     """Nodes differ, or a shard changed: going on would train on another stream."""
+
+
+class StateDiffers(StreamSSLError):
+    """Ranks drifted apart: what they would go on to train is nobody's model."""

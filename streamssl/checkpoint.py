@@ -40,17 +40,15 @@ class TrainState:
 
 
 def save(out: Path, state: TrainState, method_name: str, keep: int) -> Path:
-    """Write the checkpoint of `state.step` and leave the last `keep` of them. Atomic.
-
-    Raises UserError when it cannot be written; the ones before it are whole then.
-    """
-    tensors, numbers = _flatten(state)
-    whole = LearnerState(state.step, state.cursor, tensors, numbers)
-    return save_state(out, whole, method_name, keep)
+    """Write the checkpoint of `state.step` and leave the last `keep` of them; see `save_state`."""
+    return save_state(out, take(state), method_name, keep)
 
 
 def save_state(out: Path, state: LearnerState, method_name: str, keep: int) -> Path:
-    """As `save`, of a state that was taken apart already; `fields` are its numbers."""
+    """Write the checkpoint of what was taken, and leave the last `keep` of them. Atomic.
+
+    Raises UserError when it cannot be written; the ones before it are whole then.
+    """
     assert state.cursor is not None, "nothing was trained yet"
     folder = out / "checkpoints"
     target = folder / f"step-{state.step:08d}"
@@ -118,15 +116,37 @@ def restore(checkpoint: Path, state: TrainState, method_name: str) -> None:
 
     Raises ConfigError when it belongs to another method or to other shapes.
     """
+    check_method(checkpoint, read_fields(checkpoint), method_name)
+    fill(state, read(checkpoint), checkpoint)
+
+
+def read(checkpoint: Path) -> LearnerState:
+    """What `save_state` wrote. Raises ConfigError when it cannot be read."""
     fields = read_fields(checkpoint)
-    check_method(checkpoint, fields, method_name)
-    tensors = load_tensors(checkpoint)
-    _load_module(checkpoint, state.method, _under(tensors, "method."))
+    cursor = Cursor.from_json(fields["cursor"])
+    return LearnerState(fields["step"], cursor, load_tensors(checkpoint), fields["numbers"])
+
+
+def take(state: TrainState) -> LearnerState:
+    """A copy of everything that training changes, on the CPU; `fields` are numbers by name."""
+    tensors, numbers = named(state)
+    # Safetensors knows neither strides nor shared memory: every tensor gets memory of its own.
+    plain = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+    return LearnerState(state.step, state.cursor, plain, numbers)
+
+
+def fill(state: TrainState, taken: LearnerState, where: Path | str) -> None:
+    """Make `state` what was taken. Raises ConfigError, naming `where` it is from, if it differs."""
+    tensors = dict(taken.tensors)
+    _load_module(where, state.method, _under(tensors, "method."))
     saved = _under(tensors, "optimizer.")
-    _check_optimizer(checkpoint, state.optimizer, saved)
-    _load_optimizer(state.optimizer, saved, fields["numbers"])
-    state.step = fields["step"]
-    state.cursor = Cursor.from_json(fields["cursor"])
+    _check_optimizer(where, state.optimizer, saved)
+    state.optimizer.state.clear()
+    _load_optimizer(state.optimizer, saved, dict(taken.fields))
+    state.step, state.cursor = taken.step, taken.cursor
 
 
 def load_tensors(checkpoint: Path) -> dict[str, Tensor]:
@@ -145,7 +165,7 @@ def load_backbone(checkpoint: Path, backbone: nn.Module) -> None:
     _load_module(checkpoint, backbone, _under(load_tensors(checkpoint), "method.backbone."))
 
 
-def _flatten(state: TrainState) -> tuple[dict[str, Tensor], dict[str, float]]:
+def named(state: TrainState) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Tensors and numbers of method and optimizer, under names such as `optimizer.7.exp_avg`."""
     tensors = {f"method.{name}": value for name, value in state.method.state_dict().items()}
     numbers: dict[str, float] = {}
@@ -155,22 +175,17 @@ def _flatten(state: TrainState) -> tuple[dict[str, Tensor], dict[str, float]]:
                 tensors[f"optimizer.{index}.{name}"] = value
             elif value is not None:
                 numbers[f"{index}.{name}"] = value
-    # Safetensors knows neither strides nor shared memory: every tensor gets memory of its own.
-    plain = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in tensors.items()
-    }
-    return plain, numbers
+    return tensors, numbers
 
 
-def _load_module(checkpoint: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _load_module(where: Path | str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if wrong:
         name = wrong[0]
         raise ConfigError(
-            f"{checkpoint} does not fit this model: {name} is {found.get(name, 'absent')} there "
+            f"{where} does not fit this model: {name} is {found.get(name, 'absent')} there "
             f"and {expected.get(name, 'absent')} here ({len(wrong)} such); resume with the "
             "settings it was started with, or give a new --out"
         )
@@ -178,7 +193,7 @@ def _load_module(checkpoint: Path, module: nn.Module, tensors: dict[str, Tensor]
 
 
 def _check_optimizer(
-    checkpoint: Path, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+    where: Path | str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for full_name, value in tensors.items():
@@ -186,7 +201,7 @@ def _check_optimizer(
         fits = index < len(parameters) and value.shape in (parameters[index].shape, ())
         if not fits:
             raise ConfigError(
-                f"{checkpoint} does not fit this optimizer: {full_name} is {tuple(value.shape)} "
+                f"{where} does not fit this optimizer: {full_name} is {tuple(value.shape)} "
                 f"there, and there are {len(parameters)} parameters here; resume with the "
                 "settings it was started with, or give a new --out"
             )

@@ -11,12 +11,12 @@ from torch.distributed import ProcessGroup
 
 def world_size(group: ProcessGroup | None) -> int:
     """How many ranks share a global batch."""
-    return 1 if group is None else dist.get_world_size(group)
+    return 1 if group is None else group.size()
 
 
 def rank(group: ProcessGroup | None) -> int:
     """This rank's place in the group, from 0."""
-    return 0 if group is None else dist.get_rank(group)
+    return 0 if group is None else group.rank()
 
 
 @torch.no_grad()

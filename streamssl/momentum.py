@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @torch.no_grad()
@@ -19,15 +20,21 @@ def ema_update_(
 
 
 class MomentumCopy(nn.Module):
-    """A copy of `source` that is never trained, only averaged.
+    """A copy of `source` that is never trained, only averaged. Update before keys are encoded.
 
-    Parameters are averaged and buffers are not: batch norm in the copy keeps statistics of its own
-    forward passes, as in MoCo, MoCo v3 and BYOL. Update before keys are encoded.
+    Batch norm in the copy always normalises with what it sees, as in MoCo, MoCo v3 and BYOL, so it
+    keeps no running statistics: nobody would use them. On several ranks it sees the rows of all,
+    unless the copy has `own_batch_norm`: then whoever owns it chooses the rows.
     """
 
-    def __init__(self, source: nn.Module) -> None:
+    def __init__(self, source: nn.Module, *, own_batch_norm: bool = False) -> None:
         super().__init__()
+        self.own_batch_norm = own_batch_norm
         self.network = deepcopy(source).requires_grad_(False)
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm):
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
 
     def forward(self, *inputs: Any) -> Any:
         with torch.no_grad():

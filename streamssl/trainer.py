@@ -16,7 +16,7 @@ from shards.errors import StreamEnded, StreamStopped
 from shards.records import CropBatch, Cursor, Reject
 from streamssl.checkpoint import TrainState
 from streamssl.config import RunConfig
-from streamssl.methods.base import Method, StepOutput
+from streamssl.methods.base import Method, StepOutput, step_generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,8 @@ def train(
                 "ask for fewer steps, or give more data"
             )
         began = time.monotonic()
-        lr = config.schedule.lr(state.step, config.num_steps, config.optim.base_lr)
-        output = _step(config, state, batch, lr, device)
-        state.step += 1
-        state.cursor = batch.cursor
+        lr = learning_rate(config, state.step)
+        output = train_step(config, state, batch, device)
         report(
             StepReport(
                 state.step,
@@ -96,25 +94,50 @@ def train(
             return
 
 
-def _step(
-    config: RunConfig, state: TrainState, batch: CropBatch, lr: float, device: torch.device
+def train_step(
+    config: RunConfig,
+    state: TrainState,
+    batch: CropBatch,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    meet: Callable[[StepOutput], None] = lambda _: None,
 ) -> StepOutput:
-    """One optimizer step on one global batch; steps are counted from 0 here."""
+    """One optimizer step on the rows of this rank; steps are counted from 0 here.
+
+    `meet` is called when the gradients of these rows are there, to average them over the ranks.
+    """
     method: Method = state.method  # type: ignore[assignment]
-    step = state.step
+    step, optimizer = state.step, state.optimizer
     # What a network draws for itself (drop path) depends on the step alone: no state to save.
-    torch.manual_seed((config.seed << 32) + step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.optimizer.zero_grad(set_to_none=True)
-    views = to_tensors(batch.crops, device)
+    torch.manual_seed(_seed(config.seed, step, rank))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    optimizer.zero_grad(set_to_none=True)
+    dtype = optimizer.param_groups[0]["params"][0].dtype
+    views = to_tensors(batch.crops, device, dtype)
     with _precision(config, device):
         output = method.loss(views, step=step)
     output.loss.backward()
+    meet(output)
     method.after_backward(step)
-    state.optimizer.step()
+    optimizer.step()
     method.after_step(step)
+    state.step += 1
+    state.cursor = batch.cursor
     return output
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """That of `step`, counted from 0."""
+    return config.schedule.lr(step, config.num_steps, config.optim.base_lr)
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    """Ranks draw for different rows, so they must not draw alike."""
+    if rank == 0:
+        return (seed << 32) + step
+    return step_generator(seed, step, f"rank {rank}").initial_seed()
 
 
 def _precision(config: RunConfig, device: torch.device) -> AbstractContextManager[object]:

@@ -137,7 +137,8 @@ class MoCo(nn.Module):
             self.head: nn.Module = mlp_head(width, width, config.dim)
         else:
             self.head = linear_head(width, config.dim)
-        self.key_encoder = MomentumCopy(nn.Sequential(self.backbone, self.head))
+        encoder = nn.Sequential(self.backbone, self.head)
+        self.key_encoder = MomentumCopy(encoder, own_batch_norm=True)  # see _encode_keys
         self.queue = config.queue.build(config.dim)
         self.queue.fill_with_noise(step_generator(seed, 0, "moco queue"))
 

@@ -1,0 +1,53 @@
+"""Gradients of ranks become the gradient of the global batch: their mean, in buckets.
+
+Every rank sees equally many rows and has the mean loss of its own, so the mean of the gradients is
+the gradient of the mean over all rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.optim import Optimizer
+
+_BUCKET_BYTES: Final = 25 << 20
+
+
+@torch.no_grad()
+def average_gradients(optimizer: Optimizer, group: ProcessGroup | None) -> None:
+    """Put the mean over all ranks in the place of every gradient. All ranks have the same ones."""
+    if group is None:
+        return
+    gradients = [
+        parameter.grad
+        for entry in optimizer.param_groups
+        for parameter in entry["params"]
+        if parameter.grad is not None
+    ]
+    buckets = list(_buckets(gradients))
+    # Buffers of their own: a transfer that was given up may still write to them.
+    flats = [torch.cat([gradient.reshape(-1) for gradient in bucket]) for bucket in buckets]
+    works = [dist.all_reduce(flat, group=group, async_op=True) for flat in flats]
+    for bucket, flat, work in zip(buckets, flats, works, strict=True):
+        work.wait()
+        flat /= group.size()
+        parts = flat.split([gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Gradients of one type, in order, about 25 MiB at a time."""
+    for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
+        bucket: list[Tensor] = []
+        for gradient in gradients:
+            if gradient.dtype is dtype:
+                bucket.append(gradient)
+                if sum(g.nbytes for g in bucket) >= _BUCKET_BYTES:
+                    yield bucket
+                    bucket = []
+        if bucket:
+            yield bucket

@@ -15,6 +15,7 @@ from cluster.bell import Bell
 from cluster.core import Core
 from cluster.links import StateRef
 from cluster.messages import Beat, Directive, Plans, ReaderOrders, ReaderReport
+from cluster.nodes import NodeWatch
 from cluster.orders import ControlNews, DriverReport
 from cluster.spec import ControlSpec, ControlStart, RunPlace, write_place
 from cluster.status import Status, status_of
@@ -33,7 +34,9 @@ class Control:
     async def start(self, spec: ControlSpec, start: ControlStart) -> int:
         """Begin, and give its term. Raises ConfigError."""
         self._bell = Bell()
-        self._core = Core(spec, start, self._bell.ring)
+        nodes = NodeWatch()
+        self._core = Core(spec, start, nodes, self._bell.ring)
+        nodes.__enter__()  # for as long as this process lives
         context = ray.get_runtime_context()
         write_place(spec.folder, RunPlace(context.gcs_address, context.namespace))
         self._ticking = asyncio.create_task(self._tick_on())

@@ -47,7 +47,11 @@ class Core:
     """
 
     def __init__(
-        self, spec: ControlSpec, start: ControlStart, on_change: Callable[[], None]
+        self,
+        spec: ControlSpec,
+        start: ControlStart,
+        nodes: NodeWatch,
+        on_change: Callable[[], None],
     ) -> None:
         check_folder(spec.folder, start.nonce)
         self.spec, self.on_change = spec, on_change
@@ -69,7 +73,7 @@ class Core:
             {role: len(pools) for role, pools in spec.pools.items()},
             config.supervisor,
         )
-        self.nodes = self._stack.enter_context(NodeWatch())
+        self.nodes = nodes
         self.planning = self._stack.enter_context(self._make_planning(start))
         self.state, self.begun = start.state, start.begun
         self.members.restore(start.state.step, start.state.cursor)

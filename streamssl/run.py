@@ -2,27 +2,27 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from cluster.fixed_readers import RayReaders
 from cluster.metrics import Metrics, MetricsServer
-from cluster.session import ray_session
+from cluster.worlds import check_trainers
 from shards.crashes import CrashMarks
-from shards.errors import ConfigError
-from shards.records import ChunkCrops
+from shards.errors import ConfigError, StreamStopped
 from shards.stores.sources import RangeReader, SourceConfig
-from shards.stream import BatchStream, Submit
+from shards.stream import BatchStream
 from shards.thread_readers import ThreadReaders
 from streamssl import checkpoint
 from streamssl.checkpoint import TrainState
+from streamssl.cluster_run import train_on_cluster
 from streamssl.config import RunConfig
 from streamssl.data import DataConfig, open_data
+from streamssl.keeping import report_step
 from streamssl.opening import Run, open_run
 from streamssl.opening import build_engine as build_engine
 from streamssl.opening import build_state as build_state
@@ -31,7 +31,7 @@ from streamssl.placement import Placement as Placement
 from streamssl.progress import Progress
 from streamssl.run_folder import JOURNAL, check_out, locked, prepare_data, write_folder
 from streamssl.runlog import RunLog
-from streamssl.trainer import StepReport, train
+from streamssl.trainer import train
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +62,51 @@ def pretrain(
     data = DataConfig(patterns=(data,)) if isinstance(data, str) else data
     check_out(out)
     _check_engine(config, placement)
+    check_trainers(config.stream.batch_size, placement.trainers)
     with locked(out):
         opened = open_data(prepare_data(data, out, console), RangeReader())
         return _train(open_run(config, opened, out, console), placement, console, stop)
 
 
 def _train(run: Run, placement: Placement, console: Console, stop: Callable[[], bool]) -> Summary:
-    config, out, state = run.config, run.out, run.state
-    with ExitStack() as stack:
-        metrics = Metrics()
-        server = stack.enter_context(MetricsServer(metrics, placement.metrics_port))
+    metrics = Metrics()
+    with MetricsServer(metrics, placement.metrics_port) as server:
         console.print(f"metrics at {server.url}", highlight=False)
-        submit = stack.enter_context(_readers(run, placement, metrics))
+        train_so = _train_here if placement.cluster == "none" else train_on_cluster
+        progress = train_so(run, placement, metrics, console, stop)
+        if not progress.num_samples:
+            raise StreamStopped("stopped before the first step")
+        return Summary(
+            finished=progress.last_step == run.config.num_steps,
+            step=progress.last_step,
+            num_samples=progress.num_samples,
+            pictures_per_second=progress.num_samples / progress.seconds,
+            data_wait_share=progress.data_wait_seconds / progress.seconds,
+            metrics_url=server.url,
+            checkpoint=checkpoint.list_checkpoints(run.out)[-1],
+        )
+
+
+def _train_here(
+    run: Run, placement: Placement, metrics: Metrics, console: Console, stop: Callable[[], bool]
+) -> Progress:
+    """Read in threads of this process and train in it; what was counted."""
+    config, out, state = run.config, run.out, run.state
+    job = crop_job(config, run.data, SourceConfig(cache=placement.cache))
+    manifest = run.data.manifest
+    with ExitStack() as stack:
+        marks = stack.enter_context(CrashMarks(out / ".crashes"))
+        threads = stack.enter_context(
+            ThreadReaders(manifest, job, placement.readers, metrics.chunk_cropped, marks)
+        )
         stream = BatchStream(
-            run.order, config.stream, config.admission, submit, state.cursor, run.journal, stop
+            run.order,
+            config.stream,
+            config.admission,
+            threads.submit,
+            state.cursor,
+            run.journal,
+            stop,
         )
         batches = iter(stream)
         # Nothing is written before the data has shown that it can fill a batch.
@@ -89,44 +120,15 @@ def _train(run: Run, placement: Placement, console: Console, stop: Callable[[], 
             state,
             itertools.chain([first], batches),
             device=run.device,
-            report=functools.partial(_report, log, metrics, progress),
+            report=functools.partial(report_step, log, metrics, progress),
             save=lambda: _save(out, state, config),
             stop=stop,
         )
-        return Summary(
-            finished=state.step == config.num_steps,
-            step=state.step,
-            num_samples=progress.num_samples,
-            pictures_per_second=progress.num_samples / progress.seconds,
-            data_wait_share=progress.data_wait_seconds / progress.seconds,
-            metrics_url=server.url,
-            checkpoint=checkpoint.list_checkpoints(out)[-1],
-        )
+        return progress
 
 
 def _save(out: Path, state: TrainState, config: RunConfig) -> None:
     checkpoint.save(out, state, config.method_name, config.keep)
-
-
-def _report(log: RunLog, metrics: Metrics, progress: Progress, report: StepReport) -> None:
-    fields = log.write(report)
-    metrics.step_trained(
-        step=report.step,
-        loss=fields["loss"],
-        lr=report.lr,
-        num_samples=report.num_samples,
-        step_seconds=report.step_seconds,
-        data_wait_seconds=report.data_wait_seconds,
-        rejects=report.rejects,
-    )
-    progress.step(
-        report.step,
-        fields["loss"],
-        report.num_samples,
-        len(report.rejects),
-        report.step_seconds,
-        report.data_wait_seconds,
-    )
 
 
 def _check_engine(config: RunConfig, placement: Placement) -> None:
@@ -142,35 +144,3 @@ def _check_engine(config: RunConfig, placement: Placement) -> None:
         raise ConfigError(
             "engine='dali-gpu', but torch sees no NVIDIA GPU; use --engine opencv on CPUs"
         )
-
-
-def _room(run: Run) -> int:
-    """Bytes that readers and trainer share: crops, and the list of samples."""
-    subset = run.data.subset
-    return run.config.stream.max_bytes + (0 if subset is None else subset.num_bytes)
-
-
-@contextmanager
-def _readers(run: Run, placement: Placement, metrics: Metrics) -> Iterator[Submit[ChunkCrops]]:
-    sources = SourceConfig(cache=placement.cache)
-    manifest, job = run.data.manifest, crop_job(run.config, run.data, sources)
-    if placement.cluster == "none":
-        with (
-            CrashMarks(run.out / ".crashes") as marks,
-            ThreadReaders(
-                manifest, job, placement.readers, metrics.chunk_cropped, marks
-            ) as threads,
-        ):
-            yield threads.submit
-        return
-    with (
-        ray_session(placement.cluster, placement.readers, _room(run)),
-        RayReaders(
-            manifest,
-            job,
-            placement.readers,
-            on_crops=metrics.chunk_cropped,
-            on_lost=metrics.lost_readers.inc,
-        ) as readers,
-    ):
-        yield readers.submit

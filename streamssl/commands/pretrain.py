@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from cluster.scaler import parse_range
 from shards.errors import ConfigError
 from shards.stores.disk_cache import CacheConfig
 from streamssl.config import RunConfig, read_toml
@@ -37,8 +38,18 @@ class Pretrain:
     cluster: str = "none"
     """none: threads of this process; local: a Ray started here; auto or ray://HOST:10001: a Ray
     that runs."""
-    readers: int = 2
-    """How many readers, each on one core."""
+    readers: str = "2"
+    """How many readers, each on one core: a number, or a range such as 4..200, in which there are
+    as many as the trainers need."""
+    trainers: int = 1
+    """How many trainers share every batch, each a GPU, or a core where there are none; not with
+    --cluster none."""
+    reader_pool: tuple[str, ...] = ()
+    """Labels of the nodes for readers, such as pool=readers; several in order of preference."""
+    trainer_pool: tuple[str, ...] = ()
+    """Labels of the nodes for trainers, such as pool=trainers."""
+    trainer_gpus: int | None = None
+    """GPUs of a trainer; by default one if the cluster has any."""
     cache: Path | None = None
     """A folder on a local disk that keeps what was read, for later epochs and runs."""
     cache_bytes: int = 100 << 30
@@ -71,9 +82,15 @@ def run_pretrain(parsed: Pretrain, console: Console, stop: Callable[[], bool]) -
         cache = CacheConfig(
             folder=str(parsed.cache.expanduser().resolve()), max_bytes=parsed.cache_bytes
         )
+    least, most = parse_range(parsed.readers)
     placement = Placement(
         cluster=parsed.cluster,
-        readers=parsed.readers,
+        readers=least,
+        most_readers=most,
+        trainers=parsed.trainers,
+        reader_pools=parsed.reader_pool,
+        trainer_pools=parsed.trainer_pool,
+        trainer_gpus=parsed.trainer_gpus,
         metrics_port=parsed.metrics_port,
         cache=cache,
     )

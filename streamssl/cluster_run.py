@@ -1,0 +1,83 @@
+"""A run on a Ray cluster: what `cluster` must know of it, and what is kept of what it gives."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+
+from cluster.driver import RunSpec, run_cluster
+from cluster.feed import FeedConfig
+from cluster.learner import LearnerState
+from cluster.metrics import Metrics
+from cluster.pools import parse_pools
+from cluster.session import ray_session
+from cluster.spec import ControlSpec
+from cluster.training import TrainerConfig
+from shards.stores.sources import SourceConfig
+from streamssl import checkpoint
+from streamssl.keeping import RunKeeper
+from streamssl.learner import build_learner
+from streamssl.opening import Run, crop_job
+from streamssl.placement import Placement
+from streamssl.progress import Progress
+from streamssl.run_folder import CONTROL, JOURNAL
+
+# What a trainer holds of batches that it has not come to.
+_MOST_FEED_BYTES = 1 << 30
+
+
+def train_on_cluster(
+    run: Run, placement: Placement, metrics: Metrics, console: Console, stop: Callable[[], bool]
+) -> Progress:
+    """Train `run` by actors of a Ray cluster that is started here or joined; what was counted."""
+    state = checkpoint.take(run.state)
+    cores = placement.most + placement.trainers
+    with (
+        ray_session(placement.cluster, cores, _room(run, state)),
+        RunKeeper(run, metrics, console) as keeper,
+    ):
+        run_cluster(_spec(run, placement, state), keeper, stop)
+        return keeper.progress
+
+
+def _spec(run: Run, placement: Placement, state: LearnerState) -> RunSpec:
+    config = run.config
+    control = ControlSpec(
+        folder=run.out.resolve() / CONTROL,
+        journal=run.out.resolve() / JOURNAL,
+        manifest=run.data.manifest,
+        order=run.order,
+        stream=config.stream,
+        admission=config.admission,
+        num_steps=config.num_steps,
+        readers=(placement.readers, placement.most),
+        trainers=placement.trainers,
+        pools={
+            "reader": parse_pools(placement.reader_pools),
+            "trainer": parse_pools(placement.trainer_pools),
+        },
+    )
+    # On a machine of its own a trainer takes what Ray lets it have; here they share the cores.
+    shared = placement.cluster == "local"
+    threads = max(1, torch.get_num_threads() // placement.trainers) if shared else None
+    return RunSpec(
+        control=control,
+        job=crop_job(config, run.data, SourceConfig(cache=placement.cache)),
+        build=functools.partial(build_learner, config),
+        trainer=TrainerConfig(
+            num_steps=config.num_steps, save_every=config.save_every, num_threads=threads
+        ),
+        feed=FeedConfig(max_bytes=min(_MOST_FEED_BYTES, config.stream.max_bytes)),
+        state=state,
+        entries=run.journal.entries,
+        trainer_options={"num_cpus": 1, "num_gpus": placement.trainer_gpus},
+    )
+
+
+def _room(run: Run, state: LearnerState) -> int:
+    """Bytes that lie in Ray's object store: crops on their way, lists, states on theirs."""
+    subset = run.data.subset
+    listed = 0 if subset is None else subset.num_bytes
+    saved = sum(tensor.nbytes for tensor in state.tensors.values())
+    return run.config.stream.max_bytes + listed + 4 * saved

@@ -12,7 +12,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt check test drill test-gpu demo bench bench-peers lock clean
+.PHONY: help setup fmt check test drill soak test-gpu demo bench bench-peers lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,9 @@ test: $(READY) ## Run the tests (no GPU, no network)
 
 drill: $(READY) ## Run the slow tests: kill things, whole runs
 	$(BIN)/python -m pytest -m slow --timeout 900
+
+soak: $(READY) ## Break a run on a local cluster for MINUTES=5, in an order that SEED=0 fixes
+	$(BIN)/python -m tests.drills.soak --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0)
 
 test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

@@ -1,6 +1,5 @@
 """Ray's own autoscaler on one machine: a hungry trainer gets nodes, a sated one gives them back."""
 
-import os
 import time
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def test_a_hungry_trainer_gets_nodes_and_a_sated_one_gives_them_back(
             sated = wait_share(run)
             down = time.monotonic() - began
             print(
-                f"waits {hungry:.0%} of the time; four readers after {up:.0f} s; waits {sated:.0%}; "
+                f"waits {hungry:.0%}; four readers after {up:.0f} s, then it waits {sated:.0%}; "
                 f"a node fewer after {down:.0f} s"
             )
             stop(run)

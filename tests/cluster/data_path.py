@@ -82,10 +82,16 @@ class StandIn:
         self._most_held = 0
         self._held: dict[str, int] = {}
         self._busy: dict[str, float] = {}
+        self._kept: dict[int, int] = {}
+        self._num_exchanges = 0
 
     async def exchange(self, report: ReaderReport) -> ReaderOrders:
         self._held[report.reader] = report.held_bytes
         self._busy[report.reader] = report.busy_seconds
+        self._num_exchanges += 1
+        for finished in report.finished:
+            if finished.header is not None:
+                self._kept[finished.task] = int(finished.header.kept.sum())
         self._most_held = max(self._most_held, sum(self._held.values()))
         with self._sequencer.leases() as table:
             return table.exchange(report, time.monotonic())
@@ -134,6 +140,8 @@ class StandIn:
             "held_bytes": sum(self._held.values()),
             "most_held": self._most_held,
             "busy_seconds": sum(self._busy.values()),
+            "finished_pictures": sum(self._kept.values()),
+            "exchanges": self._num_exchanges,
             "counters": counters,
             "entries": self._journal.entries,
         }
@@ -190,7 +198,7 @@ class DataPath:
 
     def started(self, name: str) -> Any:
         """Where a reader runs, once it does."""
-        return ray.get(self.readers[name][1], timeout=WAIT)
+        return ray.get(self.readers[name][1], timeout=6 * WAIT)
 
     def lose(self, name: str) -> None:
         """Kill a reader and tell Control, as whoever supervises it would."""

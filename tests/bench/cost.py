@@ -1,0 +1,236 @@
+"""What the cluster costs: `python -m tests.bench.cost`.
+
+1. The same pictures by the same number of readers, as threads of one process and as Ray actors
+   whose crops are fetched by a feed, in turn, several times. Rates count what readers finished in
+   the time; seconds of CPU are those of all processes that take part. Of the two figures the second
+   one holds on a busy machine, too.
+2. How large a hand-over is, and what is under way: crops held by readers, and by the feed.
+3. What Control spends in a second in which nothing happens, with many readers that ask for work.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import tyro
+
+from cluster.messages import ReaderReport
+from cluster.session import ray_session
+from shards.admission import AdmissionConfig
+from shards.chunks import CropJob
+from shards.crops.opencv import OpenCVEngine
+from shards.crops.recipe import swav
+from shards.manifest import Manifest, open_manifest
+from shards.packing.entries import entries_from_synthetic
+from shards.packing.pack import pack
+from shards.records import ChunkCrops
+from shards.stores.sources import RangeReader
+from shards.stream import BatchStream, StreamConfig, ThreadReaders, build_order
+from tests.cluster.data_path import DataPath
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """`pictures` a run, made of `made` pictures of `side` pixels; `idle_readers` of part 3."""
+
+    readers: int = 2
+    pictures: int = 1024
+    times: int = 3
+    made: int = 600
+    side: int = 384
+    batch_size: int = 64
+    idle_readers: int = 200
+    idle_seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Pictures that readers finished, in so many seconds, by so many seconds of CPU."""
+
+    pictures: int
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def rate(self) -> float:
+        return self.pictures / self.seconds
+
+    @property
+    def cpu_ms(self) -> float:
+        return 1000 * self.cpu_seconds / self.pictures
+
+
+class Watch:
+    """Looks at finished pictures and at CPU, twice."""
+
+    def __init__(self, finished: Callable[[], int]) -> None:
+        self._finished = finished
+        self._start = (finished(), time.monotonic(), _cpu_seconds())
+
+    def read(self) -> Speed:
+        pictures, began, cpu = self._start
+        return Speed(self._finished() - pictures, time.monotonic() - began, _cpu_seconds() - cpu)
+
+
+def _cpu_seconds() -> float:
+    """Of this process and all that it started, Ray's own among them."""
+    total = 0.0
+    process = psutil.Process()
+    for each in (process, *process.children(recursive=True)):
+        try:
+            times = each.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def by_threads(manifest: Manifest, job: CropJob, stream: StreamConfig, options: Options) -> Speed:
+    """The stream of one process."""
+    finished = 0
+
+    def count(crops: ChunkCrops) -> None:
+        nonlocal finished
+        finished += int(crops.kept.sum())
+
+    order = build_order(manifest, stream, 0)
+    with ThreadReaders(manifest, job, options.readers, count) as threads:
+        batches = iter(BatchStream(order, stream, job.admission, threads.submit))
+        next(batches)
+        watch = Watch(lambda: finished)
+        for _ in range(options.pictures // options.batch_size):
+            next(batches)
+        return watch.read()
+
+
+def by_actors(
+    manifest: Manifest, job: CropJob, stream: StreamConfig, options: Options
+) -> tuple[Speed, dict[str, Any]]:
+    """The same through Control, readers and a feed."""
+    with DataPath(manifest, job, stream, options.readers, steps_ahead=16) as path:
+        for name in path.readers:
+            path.started(name)
+        with path.feed() as feed:
+            feed.enter(0, 1, 0)
+            feed.next()
+            watch = Watch(lambda: int(path.tell("status")["finished_pictures"]))
+            before, held = path.tell("status"), 0.0
+            for step in range(1, 1 + options.pictures // options.batch_size):
+                feed.next()
+                path.control.committed.remote(step)
+                held = max(held, feed.status()["held_bytes"])
+            speed, after, fed = watch.read(), path.tell("status"), feed.status()
+    num_exchanges = after["exchanges"] - before["exchanges"]
+    return speed, {
+        "MB a call": fed["taken_bytes"] / fed["calls"] / 1e6,
+        "calls of the feed a picture": fed["calls"] / (speed.pictures or 1),
+        "MB held by readers at most": after["most_held"] / 1e6,
+        "MB held or under way in the feed at most": held / 1e6,
+        "messages of readers a second": num_exchanges / speed.seconds,
+        "cpu ms of Control a picture": 1000
+        * (after["cpu_seconds"] - before["cpu_seconds"])
+        / speed.pictures,
+        "seconds the feed waited": fed["wait_seconds"],
+    }
+
+
+@ray.remote(num_cpus=0)
+class Idlers:
+    """Readers that get leases and do nothing, as Control hears them."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, tuple[int, ...]] = {}
+
+    def ask(self, control: str, number: int, seconds: float) -> int:
+        """Ask for work as often as Control wants it; how often that was."""
+        actor = ray.get_actor(control)
+        due = dict.fromkeys((f"idle{n}" for n in range(number)), 0.0)
+        asked: dict[Any, str] = {}
+        count = 0
+        deadline = time.monotonic() + seconds
+        while (now := time.monotonic()) < deadline:
+            for name in [name for name, when in due.items() if when <= now]:
+                del due[name]
+                leases = self.waiting.get(name, ())
+                report = ReaderReport(reader=name, term=1, waiting=leases, wanted=4 - len(leases))
+                asked[actor.exchange.remote(report)] = name
+                count += 1
+            ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0.02)
+            for ref, orders in zip(ready, ray.get(ready), strict=True):
+                name = asked.pop(ref)
+                due[name] = time.monotonic() + orders.seconds
+                tasks = (lease.task for lease in orders.leases)
+                self.waiting[name] = (*self.waiting.get(name, ()), *tasks)
+        return count
+
+
+def idle(
+    manifest: Manifest, job: CropJob, stream: StreamConfig, options: Options
+) -> dict[str, Any]:
+    """Seconds of CPU of Control in a second in which nothing happens."""
+    with DataPath(manifest, job, stream, num_readers=0) as path:
+        idlers = Idlers.remote()  # type: ignore[attr-defined]
+        # Each gets leases first, and keeps them.
+        ray.get(idlers.ask.remote(path.name, options.idle_readers, 3.0))
+        before, began = path.tell("status"), time.monotonic()
+        count = ray.get(idlers.ask.remote(path.name, options.idle_readers, options.idle_seconds))
+        seconds = time.monotonic() - began
+        cpu = path.tell("status")["cpu_seconds"] - before["cpu_seconds"]
+        ray.kill(idlers)
+    return {
+        "messages a second": count / seconds,
+        "cpu seconds of Control a second": cpu / seconds,
+        "cpu ms a message": 1000 * cpu / count,
+    }
+
+
+@contextmanager
+def _made(options: Options) -> Iterator[Manifest]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "made"
+        pack(entries_from_synthetic(options.made, seed=0, size=options.side), out)
+        yield open_manifest(str(out), RangeReader())
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options = tyro.cli(Options)
+    recipe = swav()
+    job = CropJob(
+        recipe=recipe,
+        seed=0,
+        admission=AdmissionConfig(),
+        build_engine=partial(OpenCVEngine, recipe),
+    )
+    stream = StreamConfig(batch_size=options.batch_size)
+    with _made(options) as manifest, ray_session("local", options.readers, stream.max_bytes):
+        print(f"{'':<10} {'pictures/s':>12} {'cpu ms a picture':>18}")
+        pairs = []
+        for _ in range(options.times):
+            threads = by_threads(manifest, job, stream, options)
+            actors, figures = by_actors(manifest, job, stream, options)
+            pairs.append((actors.rate / threads.rate, threads.cpu_ms / actors.cpu_ms))
+            for name, speed in (("threads", threads), ("actors", actors)):
+                print(f"{name:<10} {speed.rate:>12.1f} {speed.cpu_ms:>18.2f}", flush=True)
+        by_rate, by_cpu = (statistics.median(ratios) for ratios in zip(*pairs, strict=True))
+        print(f"actors give {by_rate:.1%} of the rate, {by_cpu:.1%} for the same CPU (medians)")
+        for name, figure in figures.items():
+            print(f"{name:<44} {figure:.3f}")
+        print(f"{options.idle_readers} readers with nothing to do:")
+        for name, figure in idle(manifest, job, stream, options).items():
+            print(f"  {name:<42} {figure:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -163,12 +163,16 @@ class Arriving:
         return batch
 
     def first_unplanned(self, num_plans: int) -> int | None:
-        """The first batch to ask plans for; None if as many are known as shall be."""
+        """The first batch to ask plans for; None if enough are known.
+
+        That is half of `num_plans`, or every step of every rank would cost Control a call.
+        """
         stale = [number for number, step in self._steps.items() if step.stale]
         first = self._next
         while first in self._steps:
             first += 1
-        return min([*stale, *([first] if first < self._next + num_plans else [])], default=None)
+        known = first - self._next
+        return min([*stale, *([first] if 2 * known < num_plans else [])], default=None)
 
     def plan(self, plans: Plans) -> bool:
         """Take over plans; False if they were of no use, and shall be asked for again later."""

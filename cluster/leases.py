@@ -204,7 +204,10 @@ class LeaseTable:
         gone = report.reader in self._gone
         self.counters.late["gone" if gone else "term"] += len(report.finished)
         return ReaderOrders(
-            term=self.term, seconds=self._pace.poll_seconds(len(self._readers)), leave=gone
+            term=self.term,
+            release=report.held if gone else (),  # nobody will ask it again
+            seconds=self._pace.poll_seconds(len(self._readers)),
+            leave=gone,
         )
 
     def _take(self, reader: LeasingReader, finished: Finished) -> None:

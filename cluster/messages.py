@@ -59,8 +59,9 @@ class Lease:
     """A reader may work on `task` until Control says otherwise.
 
     `task` numbers what was asked for in the life of one Control; `epoch` rises with every lease of
-    the run, so of two leases of a task the newer one has the larger epoch. `isolated`: others died
-    with it in hand.
+    the run, so of two leases of a task the newer one has the larger epoch. `watched`: somebody died
+    who may have had it in hand, so that Control must have heard when it is begun and when it ends.
+    `isolated`: others died with it in hand.
     """
 
     term: int
@@ -69,6 +70,7 @@ class Lease:
     shard: ShardInfo
     turn: Turn
     isolated: bool = False
+    watched: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,8 @@ class Reader:
         self._stock = Stock(name, 1 + self._config.num_ahead, no_crops(job.recipe))
         self._ahead: dict[tuple[int, int], Future[tuple[Cut, float]]] = {}
         self._fetchers = ThreadPoolExecutor(1 + self._config.num_ahead, "fetch")
+        self._num_reports = self._num_answers = 0
+        self._hurries = False
         self._end: Future[None] = Future()
 
     def start(self) -> Started:
@@ -122,8 +124,9 @@ class Reader:
         seconds = 0.0
         while not self._end.done():
             with self._changed:
-                # Of what is finished Control hears at once: others wait for it.
-                self._changed.wait_for(lambda: self._stock.has_news or self._end.done(), seconds)
+                self._changed.wait_for(self._wants_to_talk, seconds)
+                self._hurries = False
+                self._num_reports += 1
                 report = self._stock.report(time.monotonic())
             try:
                 orders = self._control.call("exchange", report)
@@ -136,10 +139,27 @@ class Reader:
             seconds = max(orders.seconds, _LEAST_SECONDS)
             with self._changed:
                 self._stock.obey(report, orders)
+                self._num_answers = self._num_reports
                 if self._stock.is_done:
                     return
                 self._changed.notify_all()
             time.sleep(_LEAST_SECONDS)
+
+    def _wants_to_talk(self) -> bool:
+        """Of what is finished Control hears at once: others wait for it."""
+        return self._stock.has_news or self._hurries or self._end.done()
+
+    def _wait_until_told(self) -> None:
+        """Until Control has heard how things stand now.
+
+        A reader that dies has told nothing since its last report; the next chunk would be taken
+        for guilty of what this one does, or this one of what the next one does.
+        """
+        with self._changed:
+            number = self._num_reports + 1
+            self._hurries = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._num_answers >= number or self._end.done())
 
     def _crop_all(self, ready: "Future[None]") -> None:
         """The cropper belongs to the thread that crops."""
@@ -157,6 +177,8 @@ class Reader:
                     if result is not None:
                         self._stock.finish(lease, result)
                         self._changed.notify_all()
+                if lease.watched:
+                    self._wait_until_told()
 
     def _next(self, cropper: ChunkCropper) -> Lease | None:
         """The lease whose turn it is, once there is one."""
@@ -193,7 +215,10 @@ class Reader:
 
     def _begin(self, lease: Lease) -> bool:
         with self._changed:
-            return self._stock.begin(lease, time.monotonic())
+            begun = self._stock.begin(lease, time.monotonic())
+        if begun and lease.watched:
+            self._wait_until_told()
+        return begun
 
     def _read(self, cropper: ChunkCropper, lease: Lease) -> tuple[Cut, float]:
         """The bytes of a chunk, and how long it took to read them."""

@@ -60,7 +60,8 @@ class GivenLease:
     def told(self, term: int) -> Lease:
         """As the reader hears of it."""
         task = self.task
-        return Lease(term, task.number, self.epoch, task.shard, task.turn, self.isolated)
+        watched = task.num_deaths > 0
+        return Lease(term, task.number, self.epoch, task.shard, task.turn, self.isolated, watched)
 
     def shown(self, now: float) -> RunningLease:
         """As somebody sees it who looks."""

@@ -4,36 +4,45 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cluster.generations import Door, Place, Ranks
+from cluster.generations import Door, GenerationOver, Place, Ranks
 from cluster.messages import Doing
 
 
 class Nobody:
-    """A `Watch` of a generation that nobody gives up."""
+    """A `Watch` of a generation that goes on until a rank of it has failed."""
 
     doing: Doing = ""
 
+    def __init__(self, errors: list[BaseException] | None = None) -> None:
+        self._errors = [] if errors is None else errors
+
     def check(self) -> None:
-        """It goes on."""
+        if self._errors:
+            raise GenerationOver("another rank failed")
 
 
 def with_ranks(function: Callable[..., Any], num_ranks: int, *by_rank: Any) -> list[Any]:
     """Call `function(ranks, *arguments)` on every rank; each of `by_rank` has one for every rank.
 
-    Results by rank; what one of them raises is raised.
+    Results by rank; what one of them raises first is raised.
     """
     door = Door("127.0.0.1")
+    errors: list[BaseException] = []
 
     def work(rank: int) -> Any:
-        place = Place(1, rank, num_ranks, door.address)
-        ranks = join(place, Nobody())
+        ranks = join(Place(1, rank, num_ranks, door.address), Nobody(errors))
         try:
             return function(ranks, *(arguments[rank] for arguments in by_rank))
+        except BaseException as error:
+            errors.append(error)
         finally:
             ranks.close()
 
     with ThreadPoolExecutor(num_ranks) as threads:
-        return list(threads.map(work, range(num_ranks)))
+        results = list(threads.map(work, range(num_ranks)))
+    if errors:
+        raise errors[0]
+    return results
 
 
 def join(place: Place, watch: Any) -> Ranks:

@@ -1,0 +1,87 @@
+"""A learner that is no network: a line is fitted to the mean colours of the crops it sees."""
+
+import json
+from dataclasses import replace
+from hashlib import blake2b
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+
+from cluster.learner import LearnerState, Wish
+from cluster.messages import StepRecord
+from shards.records import CropBatch, Cursor
+
+BATCH = 12
+
+
+def made_batch(step: int) -> CropBatch:
+    """The global batch of a step, the same whenever it is asked for."""
+    crops = np.random.default_rng(step).integers(0, 256, (BATCH, 1, 4, 4, 3), np.uint8)
+    ids = np.stack([np.zeros(BATCH, np.int64), np.arange(BATCH) + step * BATCH], axis=1)
+    cursor = Cursor(manifest="m", order="o", block=step + 1)
+    return CropBatch((crops,), ids, np.zeros(BATCH, np.int64), cursor)
+
+
+def part(batch: CropBatch, rank: int, world: int) -> CropBatch:
+    """A rank's rows of a global batch."""
+    size = len(batch) // world
+    rows = slice(rank * size, (rank + 1) * size)
+    return replace(batch, crops=tuple(crops[rows] for crops in batch.crops))
+
+
+class ToyLearner:
+    """Moves its weights towards the mean of what all ranks see; a step that breaks is half done."""
+
+    def __init__(self) -> None:
+        self.weights = torch.zeros(3, dtype=torch.float64)
+        self.step, self.cursor = 0, None
+        self._group: ProcessGroup | None = None
+        self._before: torch.Tensor | None = None
+
+    step: int
+    cursor: Cursor | None
+
+    def enter(self, group: ProcessGroup | None) -> None:
+        self._group = group
+
+    def train_step(self, batch: CropBatch, wish: Wish) -> tuple[StepRecord, Wish]:
+        self._before = self.weights.clone()
+        self.weights.zero_()
+        colours = torch.from_numpy(batch.crops[0].astype(np.float64)).sum((0, 1, 2, 3))
+        wishes = torch.tensor([wish == Wish.REGROUP, wish == Wish.STOP], dtype=torch.float64)
+        both = torch.cat([colours, wishes])
+        if self._group is not None:
+            dist.all_reduce(both, group=self._group)
+        self.weights.copy_(0.9 * self._before + both[:3] / batch.ids[-1, 1])
+        self._before = None
+        self.step += 1
+        self.cursor = batch.cursor
+        fields = {"digest": batch.digest, "rejects": batch.rejects}
+        record = StepRecord(step=self.step, cursor=batch.cursor, fields=fields)
+        return record, Wish.STOP if both[4] else Wish.REGROUP if both[3] else Wish.GO_ON
+
+    def rollback(self) -> None:
+        if self._before is not None:
+            self.weights, self._before = self._before, None
+
+    def state(self) -> LearnerState:
+        return LearnerState(self.step, self.cursor, {"weights": self.weights.clone()}, {"a": 1})
+
+    def load(self, state: LearnerState) -> None:
+        self.weights = state.tensors["weights"].clone()
+        self.step, self.cursor, self._before = state.step, state.cursor, None
+
+    def digest(self) -> str:
+        cursor = self.cursor and self.cursor.to_json()
+        text = json.dumps([self.step, cursor, self.weights.tolist()])
+        return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def trained_alone(num_steps: int) -> ToyLearner:
+    """What an undisturbed learner is after so many steps."""
+    learner = ToyLearner()
+    for step in range(num_steps):
+        learner.train_step(made_batch(step), Wish.GO_ON)
+    return learner

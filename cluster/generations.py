@@ -88,7 +88,7 @@ class Ranks(dist.ProcessGroup):
         Raises GenerationOver when one of them does not come, or Control gave up.
         """
         connect = timedelta(seconds=connect_seconds)
-        watch.doing = "peers"
+        before, watch.doing = watch.doing, "peers"
         try:
             store = PrefixStore(f"g{place.generation}", _knock(place.address, connect))
             _gather(store, place, watch)
@@ -96,6 +96,8 @@ class Ranks(dist.ProcessGroup):
         except (OSError, RuntimeError) as error:
             reason = _first_line(error)
             raise GenerationOver(f"not all ranks came together ({reason})") from error
+        finally:
+            watch.doing = before
         backend._set_default_timeout(timedelta(seconds=collective_seconds))
         watch.check()
         return cls(backend, kind, place, watch)
@@ -162,11 +164,17 @@ class _Operation:
         """Whether it ended within one look."""
         try:
             self._work.wait(_LOOK)
-        except RuntimeError as error:
-            if self._work.is_completed():
-                raise GenerationOver(f"a peer was lost ({_first_line(error)})") from error
-            return False
+        except RuntimeError:
+            if not self._work.is_completed():
+                return False
+            self._settle()  # it may have ended well right after the look did
         return True
+
+    def _settle(self) -> None:
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            raise GenerationOver(f"a peer was lost ({_first_line(error)})") from error
 
 
 def _knock(address: str, timeout: timedelta) -> Any:

@@ -185,7 +185,8 @@ class Beat:
     """What a trainer says twice a second and at every change.
 
     It is said by a thread of its own, but `doing` is what the training thread does, and so is
-    `phase`: who hangs must not seem to go on.
+    `phase`: who hangs must not seem to go on. Only `broken` is said for a thread in the middle of
+    a long step, a while after Control said that the generation is over.
 
     `committed` counts the finished steps of the state it holds, and `cursor` is the place behind
     them; -1 while it holds none. `generation` is the one it is in, or was in last. `address` is

@@ -31,6 +31,9 @@ class Control:
     All of it runs in one event loop; what is decided, and how, is in `core`.
     """
 
+    def __init__(self) -> None:
+        self._began = asyncio.Event()
+
     async def start(self, spec: ControlSpec, start: ControlStart) -> int:
         """Begin, and give its term. Raises ConfigError."""
         self._bell = Bell()
@@ -40,54 +43,62 @@ class Control:
         context = ray.get_runtime_context()
         write_place(spec.folder, RunPlace(context.gcs_address, context.namespace))
         self._ticking = asyncio.create_task(self._tick_on())
+        self._began.set()
         return self._core.term
+
+    async def _ready(self) -> Core:
+        """Those of the Control before find this one by its name, maybe before it knows the run."""
+        await self._began.wait()
+        return self._core
 
     async def exchange(self, report: ReaderReport) -> ReaderOrders:
         """Leases for a reader, and what it may forget."""
-        return self._core.exchange(report)
+        return (await self._ready()).exchange(report)
 
     async def beat(self, beat: Beat) -> Directive:
         """What a trainer is to do."""
-        return self._core.beat(beat)
+        return (await self._ready()).beat(beat)
 
     async def plans(self, member: str, first: int, count: int) -> Plans:
         """Plans from step `first` on, as soon as there is one. Raises what ended the stream."""
+        core = await self._ready()
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
-            found = self._core.plans(member, first, count)
+            found = core.plans(member, first, count)
             if found.plans or time.monotonic() >= deadline:
                 return found
             await self._bell.wait(deadline - time.monotonic())
 
     async def missing(self, member: str, task: int, reader: str) -> None:
         """This reader did not give the crops of a task that it is said to hold."""
-        self._core.missing(member, task, reader)
+        (await self._ready()).missing(member, task, reader)
 
     async def state(self) -> StateRef:
         """The newest state that is safe."""
-        return self._core.state
+        return (await self._ready()).state
 
     async def saved(self, member: str, step: int, refs: Sequence[Any]) -> None:
         """A state that a trainer put into the object store."""
-        self._core.keep(member, StateRef(step, tuple(refs)))
+        (await self._ready()).keep(member, StateRef(step, tuple(refs)))
 
     async def tell(self, report: DriverReport) -> None:
         """What became of actors, and what is safe by now."""
-        self._core.take(report)
+        (await self._ready()).take(report)
 
     async def news(self, report: DriverReport) -> ControlNews:
         """What the driver has to do; at once if there is anything new, else after a while."""
-        self._core.take(report)
+        core = await self._ready()
+        core.take(report)
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:
-            news = self._core.news(report)
+            news = core.news(report)
             if news.is_new(report) or time.monotonic() >= deadline:
                 return news
             await self._bell.wait(deadline - time.monotonic())
 
     async def status(self) -> Status:
         """How the run stands."""
-        return status_of(self._core)
+        return status_of(await self._ready())
 
     async def _tick_on(self) -> None:
         """Look after those that say nothing, until this Control is killed."""

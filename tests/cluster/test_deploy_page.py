@@ -18,8 +18,8 @@ from ray.dashboard.modules.job.cli import submit
 from ray.scripts.scripts import cli as ray_commands
 
 from cluster.feed import FeedConfig
-from cluster.members import MembershipConfig
 from cluster.metrics import Metrics
+from cluster.patience import MembershipConfig
 from cluster.readers import ReaderConfig
 from cluster.sequencer import SequencerConfig
 from cluster.supervisor import SupervisorConfig

@@ -70,7 +70,8 @@ class Membership:
         self._gathering: float | None = None  # since when somebody is ready and nobody trains
         self._growing: float | None = None  # since when the generation could be larger
         self._restored: tuple[int, Cursor | None] = (0, None)
-        self._stopping = self._done = False
+        self._stop_at: float | None = None  # when everybody was asked to stop
+        self._done = False
         self._progress = 0.0  # when a member of the generation went on last
         self._num_fruitless = 0
         self._gave_up = ""
@@ -170,8 +171,8 @@ class Membership:
 
     def stop(self, now: float) -> None:
         """Everyone shall finish the step under way, hand in the state, and leave."""
-        if not self._stopping:
-            self._stopping = True
+        if self._stop_at is None:
+            self._stop_at = now
             self._tell(now, "all stop", "asked to")
 
     def silent(self, now: float) -> list[str]:
@@ -190,9 +191,22 @@ class Membership:
         else:
             found, why = self._patience.stuck(generation, self._members, self._progress, usual, now)
             names.update(found)
-            if why and not found:
-                self._break(why, now)
+            if not found and (why or self._starves(generation, now)):
+                self._break(why or "all stop, and no data comes for the step under way", now)
         return sorted(names)
+
+    @property
+    def _stopping(self) -> bool:
+        return self._stop_at is not None
+
+    def _starves(self, generation: Generation, now: float) -> bool:
+        """Whether all shall stop, and somebody waits for data that may never come."""
+        if self._stop_at is None:
+            return False
+        waited = now - max(self._stop_at, self._progress)
+        members = alive(generation, self._members)
+        waits = any(member.beat.doing == "data" for member in members)
+        return waits and waited > self._config.stop_seconds
 
     def _refuse(self, beat: Beat) -> Directive | None:
         """The answer to who must not be listened to."""

@@ -16,6 +16,7 @@ class MembershipConfig:
     build_seconds: float = 600.0  # from the first beat to `ready`
     join_seconds: float = 120.0  # to meet, hand over the state and build what a group needs
     gather_seconds: float = 60.0  # until a run starts with fewer trainers than were asked for
+    stop_seconds: float = 3.0  # for the step under way, when all stop and no data comes for it
     settle_seconds: float = 5.0  # until a run that goes on does so without those that are missing
     most_fruitless: int = 5  # in a row that break without a loss and without a finished step
 

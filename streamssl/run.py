@@ -74,16 +74,18 @@ def _train(run: Run, placement: Placement, console: Console, stop: Callable[[], 
         console.print(f"metrics at {server.url}", highlight=False)
         train_so = _train_here if placement.cluster == "none" else train_on_cluster
         progress = train_so(run, placement, metrics, console, stop)
-        if not progress.num_samples:
-            raise StreamStopped("stopped before the first step")
+        saved = checkpoint.list_checkpoints(run.out)
+        if not progress.num_samples or not saved:
+            raise StreamStopped("stopped before anything was saved")
+        step = checkpoint.read_fields(saved[-1])["step"]
         return Summary(
-            finished=progress.last_step == run.config.num_steps,
-            step=progress.last_step,
+            finished=step == run.config.num_steps,
+            step=step,
             num_samples=progress.num_samples,
             pictures_per_second=progress.num_samples / progress.seconds,
             data_wait_share=progress.data_wait_seconds / progress.seconds,
             metrics_url=server.url,
-            checkpoint=checkpoint.list_checkpoints(run.out)[-1],
+            checkpoint=saved[-1],
         )
 
 

@@ -291,6 +291,18 @@ def test_when_asked_to_stop_all_leave_and_nobody_starts_again():
     assert group.number == number
 
 
+def test_who_waits_for_data_while_all_stop_gives_the_step_up():
+    """Where readers or a bucket hang, nobody could leave: the step would never be finished."""
+    group = Group("a", "b", wanted=2, stop_seconds=3)
+    group.run("a", "b")
+    group.membership.stop(group.now)
+    group.wait(2, "a", doing="peers")
+    group.wait(2, "b", doing="data")
+    group.membership.silent(group.now)
+    directive = group.say("running", "a", "b", committed=4)
+    assert directive.over == group.number and directive.stop
+
+
 def test_the_end_of_training_is_no_loss():
     """The last trainer to leave would be taken for a survivor."""
     group = Group("a", "b", wanted=2)

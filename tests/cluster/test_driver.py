@@ -1,0 +1,176 @@
+"""The driver and Control on a real Ray: every step once, whatever dies, and a reason to end."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.driver import RunSpec, run_cluster
+from cluster.errors import GaveUp
+from cluster.feed import FeedConfig
+from cluster.links import CONTROL, Link
+from cluster.pools import Pool
+from cluster.spec import ControlSpec
+from cluster.status import Status
+from cluster.training import TrainerConfig
+from shards.admission import AdmissionConfig
+from shards.errors import BudgetExceeded, ConfigError
+from shards.stream import BatchStream, StreamConfig, build_order
+from shards.thread_readers import ThreadReaders
+from tests.cluster.counting import CountingLearner, Kept, first_state
+from tests.cluster.marked import RECIPE, MarkedShards, build_none
+
+pytestmark = pytest.mark.ray
+
+STREAM = StreamConfig(batch_size=6, chunk_bytes=1 << 14, chunks_per_block=2)
+
+
+@dataclass
+class Case:
+    """A small run, and what becomes of it."""
+
+    shards: MarkedShards
+    out: Path
+
+    def spec(self, num_steps: int = 12, seconds: float = 0.0, **changes: Any) -> RunSpec:
+        job = changes.pop("job", self.shards.job())
+        folder = self.out / "run"
+        folder.mkdir(parents=True, exist_ok=True)
+        control = ControlSpec(
+            folder=folder / ".control",
+            journal=folder / "journal.jsonl",
+            manifest=self.shards.manifest,
+            order=build_order(self.shards.manifest, STREAM, 0),
+            stream=STREAM,
+            admission=job.admission,
+            num_steps=num_steps,
+            readers=(1, 1),
+            trainers=1,
+            pools={"reader": (Pool(),), "trainer": (Pool(),)},
+        )
+        fields: dict[str, Any] = {
+            "build": partial(CountingLearner, seconds),
+            "trainer": TrainerConfig(num_steps=num_steps, save_every=5, num_threads=1),
+            "feed": FeedConfig(),
+            "state": first_state(),
+            "entries": (),
+            "trainer_options": {"num_cpus": 1},
+        }
+        return RunSpec(control=control, job=job, **fields | changes)
+
+    def digests(self, num: int) -> list[str]:
+        order = build_order(self.shards.manifest, STREAM, 0)
+        job = self.shards.job()
+        with ThreadReaders(self.shards.manifest, job, 1) as threads:
+            stream = BatchStream(order, STREAM, job.admission, threads.submit)
+            return [batch.digest for batch in islice(stream, num)]
+
+
+@pytest.fixture
+def case(one_ray: None, tmp_path: Path) -> Case:
+    return Case(MarkedShards(tmp_path / "shards", 4, {}), tmp_path)
+
+
+def check(case: Case, kept: Kept, first: int, last: int) -> None:
+    assert [record.step for record in kept.records] == list(range(first, last + 1))
+    found = [record.fields["digest"] for record in kept.records]
+    assert found == case.digests(last)[first - 1 :]
+
+
+def never() -> bool:
+    return False
+
+
+def test_a_run_goes_to_its_last_step_and_leaves_its_last_state(case: Case) -> None:
+    """Steps come in order and once, states as they are due, and nobody is left behind."""
+    kept = Kept()
+    run_cluster(case.spec(12), kept, never)
+    check(case, kept, 1, 12)
+    assert [state.step for state in kept.states][-1] == 12
+    assert {state.step for state in kept.states} <= {5, 10, 12}
+    assert kept.readings["control_term", ""] == 1
+    assert (case.out / "run" / "journal.jsonl").exists()
+    with pytest.raises(ValueError, match="control"):
+        ray.get_actor(CONTROL)
+    # It goes on from the state that was kept.
+    state, more = kept.states[-1], Kept()
+    spec = replace(case.spec(16), state=state)
+    run_cluster(spec, more, never)
+    check(case, more, 13, 16)
+    assert more.readings["control_term", ""] == 2
+
+
+@pytest.mark.slow
+def test_a_run_outlives_its_control_again_and_again(case: Case) -> None:
+    """Two Controls die at any moment; every step is done once, and the stop still saves."""
+    kept = Kept()
+    moments = iter([4, 9])
+    due = next(moments)
+
+    def stop() -> bool:
+        nonlocal due
+        if kept.records and kept.records[-1].step >= due:
+            if due == 20:
+                return True
+            ray.kill(ray.get_actor(CONTROL))
+            due = next(moments, 20)
+        return False
+
+    run_cluster(case.spec(10_000, seconds=0.1), kept, stop)
+    last = kept.records[-1].step
+    assert last >= 20
+    check(case, kept, 1, last)
+    assert kept.states[-1].step == last
+    assert kept.readings["control_term", ""] == 3
+
+
+def test_a_status_says_who_is_there_and_a_stop_saves(case: Case) -> None:
+    """Whoever looks must see it without Prometheus; one Ctrl-C is enough."""
+    kept, seen = Kept(), []
+
+    def stop() -> bool:
+        if not kept.records:
+            return False
+        status: Status = Link(CONTROL).call("status")
+        seen.append(status)
+        return status.world == 1 and status.step >= 3
+
+    run_cluster(case.spec(10_000, seconds=0.05), kept, stop)
+    status = seen[-1]
+    assert {actor.role for actor in status.actors} == {"reader", "trainer"}
+    assert all(actor.pid > 0 for actor in status.actors)
+    assert status.term == 1 and status.planned >= status.step
+    assert any("generation" in decided.what for decided in status.decisions)
+    assert kept.states[-1].step == kept.records[-1].step
+
+
+def test_a_budget_that_is_exceeded_is_the_error_of_the_run(case: Case) -> None:
+    """The user must see why, not that some actor died."""
+    strict = AdmissionConfig(min_side=64, probation=5, max_reject_fraction=0.1)
+    with pytest.raises(BudgetExceeded):
+        run_cluster(case.spec(job=case.shards.job(admission=strict)), Kept(), never)
+
+
+@pytest.mark.slow
+def test_readers_that_cannot_start_end_the_run_with_the_reason(case: Case) -> None:
+    """Not a restart loop, and not a silence either."""
+    job = replace(case.shards.job(), build_engine=partial(build_none, RECIPE))
+    kept = Kept()
+    with pytest.raises(GaveUp, match=r"readers died before they did anything .*no such engine"):
+        run_cluster(case.spec(job=job), kept, never)
+    assert not kept.begun
+
+
+def test_a_learner_that_cannot_be_built_is_the_error_of_the_run(case: Case) -> None:
+    """A setting that no node can work with is the user's to mend."""
+    spec = replace(case.spec(), build=refuse)
+    with pytest.raises(ConfigError, match="no such learner"):
+        run_cluster(spec, Kept(), never)
+
+
+def refuse() -> CountingLearner:
+    raise ConfigError("no such learner")

@@ -122,7 +122,7 @@ def by_actors(
         with path.feed() as feed:
             feed.enter(0, 1, 0)
             feed.next()
-            watch = Watch(lambda: int(path.tell("status")["finished_pictures"]))
+            watch = Watch(lambda: int(path.tell("status")["finished"]["pictures"]))
             before, held = path.tell("status"), 0.0
             for step in range(1, 1 + options.pictures // options.batch_size):
                 feed.next()

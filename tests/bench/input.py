@@ -6,33 +6,35 @@ assembly of batches. Not in it: starting readers, training. Rates count what rea
 the time, so that work done ahead of the last batch is neither lost nor counted twice.
 """
 
+import itertools
 import json
 import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from cluster.fixed_readers import RayReaders
+from cluster.feed import Feed
 from cluster.session import ray_session
 from shards.admission import AdmissionConfig
 from shards.chunks import CropJob
 from shards.crops.recipe import moco_v2, swav
-from shards.manifest import open_manifest
+from shards.manifest import Manifest, open_manifest
 from shards.packing.entries import entries_from_synthetic
 from shards.packing.pack import pack
-from shards.records import ChunkCrops
+from shards.records import ChunkCrops, CropBatch
 from shards.stores.sources import RangeReader
-from shards.stream import BatchStream, StreamConfig, Submit, ThreadReaders, build_order
+from shards.stream import BatchStream, StreamConfig, ThreadReaders, build_order
 from streamssl.config import RunConfig
 from streamssl.recipes import RECIPES
 from streamssl.run import build_engine
+from tests.cluster.data_path import DataPath
 
 _MADE_PICTURES, _MADE_SIDE = 600, 384
 
@@ -52,18 +54,54 @@ class Options:
 
 
 class Tally:
-    """What readers finished, and when the last of it came."""
+    """What readers finished."""
 
     def __init__(self) -> None:
         self.count: Counter[str] = Counter()
-        self.seconds: Counter[str] = Counter()
 
     def add(self, result: ChunkCrops) -> None:
         self.count["pictures"] += int(result.kept.sum())
         self.count["rejects"] += len(result.rejects)
         self.count["bytes"] += result.num_bytes
-        self.seconds["read"] += result.read_seconds
-        self.seconds["crop"] += result.crop_seconds
+        self.count["read_seconds"] += result.read_seconds  # type: ignore[assignment]
+        self.count["crop_seconds"] += result.crop_seconds  # type: ignore[assignment]
+
+
+Finished = Callable[[], Mapping[str, float]]
+
+
+@contextmanager
+def by_actors(
+    manifest: Manifest, job: CropJob, config: StreamConfig, num_readers: int
+) -> Iterator[tuple[Iterator[CropBatch], Finished]]:
+    """Batches of a feed that gets them from readers on Ray, and what those finished."""
+    with (
+        ray_session("local", num_readers, config.max_bytes),
+        DataPath(manifest, job, config, num_readers, steps_ahead=16) as path,
+    ):
+        for name in path.readers:
+            path.started(name)
+
+        def batches(feed: Feed) -> Iterator[CropBatch]:
+            for step in itertools.count():
+                yield feed.next()
+                path.control.committed.remote(step + 1)
+
+        with path.feed() as feed:
+            feed.enter(0, 1, 0)
+            yield batches(feed), lambda: path.tell("status")["finished"]
+
+
+@contextmanager
+def by_threads(
+    manifest: Manifest, job: CropJob, config: StreamConfig, num_readers: int
+) -> Iterator[tuple[Iterator[CropBatch], Finished]]:
+    """Batches of the stream of one process, and what its readers finished."""
+    tally = Tally()
+    order = build_order(manifest, config, seed=0)
+    with ThreadReaders(manifest, job, num_readers, tally.add) as threads:
+        stream = BatchStream(order, config, job.admission, threads.submit)
+        yield iter(stream), lambda: dict(tally.count)
 
 
 def measure(options: Options, shards: str) -> dict[str, object]:
@@ -72,7 +110,6 @@ def measure(options: Options, shards: str) -> dict[str, object]:
     recipe = swav() if options.recipe == "swav" else moco_v2()
     manifest = open_manifest(shards, RangeReader())
     config = StreamConfig(batch_size=options.batch_size)
-    order = build_order(manifest, config, seed=0)
     settings = RunConfig(
         **{name: getattr(base, name) for name in ("method", "backbone", "optim", "schedule")},
         crops=recipe,
@@ -82,39 +119,26 @@ def measure(options: Options, shards: str) -> dict[str, object]:
     job = CropJob(
         recipe=recipe, seed=0, admission=AdmissionConfig(), build_engine=build_engine(settings)
     )
-    tally = Tally()
-    with ExitStack() as stack:
-        if options.where == "ray":
-            stack.enter_context(ray_session("local", options.readers, config.max_bytes))
-            readers = stack.enter_context(
-                RayReaders(manifest, job, options.readers, on_crops=tally.add)
-            )
-            while len(readers.pids()) < options.readers:
-                time.sleep(0.1)
-            submit: Submit = readers.submit
-        else:
-            threads = ThreadReaders(manifest, job, options.readers, tally.add)
-            submit = stack.enter_context(threads).submit
+    readers = by_actors if options.where == "ray" else by_threads
+    with readers(manifest, job, config, options.readers) as (batches, finished):
         delivered = 0
         began = time.monotonic()
-        for batch in BatchStream(order, config, AdmissionConfig(), submit):
+        before = finished()
+        for batch in batches:
             delivered += len(batch)
             if delivered >= options.pictures:
                 break
         seconds = time.monotonic() - began
-        finished = dict(tally.count)
+        count = {name: value - before.get(name, 0) for name, value in finished().items()}
+    read_seconds, crop_seconds = count.pop("read_seconds"), count.pop("crop_seconds")
     return {
-        "pictures_per_second": round(finished["pictures"] / seconds, 1),
+        "pictures_per_second": round(count["pictures"] / seconds, 1),
         "delivered_per_second": round(delivered / seconds, 1),
         "seconds": round(seconds, 2),
-        **finished,
+        **count,
         "delivered": delivered,
-        "crop_ms_per_picture_and_core": round(
-            1000 * tally.seconds["crop"] / max(1, tally.count["pictures"]), 2
-        ),
-        "read_share": round(
-            tally.seconds["read"] / max(1e-9, tally.seconds["read"] + tally.seconds["crop"]), 3
-        ),
+        "crop_ms_per_picture_and_core": round(1000 * crop_seconds / max(1, count["pictures"]), 2),
+        "read_share": round(read_seconds / max(1e-9, read_seconds + crop_seconds), 3),
         "readers": options.readers,
         "where": options.where,
         "engine": options.engine,

@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +17,7 @@ import ray
 
 from cluster.feed import Feed, FeedConfig
 from cluster.leases import LeaseTable
-from cluster.messages import Plans, ReaderOrders, ReaderReport
+from cluster.messages import ChunkHeader, Plans, ReaderOrders, ReaderReport
 from cluster.pace import LeaseConfig
 from cluster.readers import Reader, ReaderConfig
 from cluster.sequencer import Sequencer, SequencerConfig
@@ -28,7 +29,7 @@ from shards.order import Order
 from shards.records import Cursor
 from shards.stream import StreamConfig, build_order
 
-WAIT = 50.0
+WAIT = 200.0  # a busy machine starts processes slowly
 _names = itertools.count()
 
 
@@ -82,7 +83,7 @@ class StandIn:
         self._most_held = 0
         self._held: dict[str, int] = {}
         self._busy: dict[str, float] = {}
-        self._kept: dict[int, int] = {}
+        self._headers: dict[int, ChunkHeader] = {}
         self._num_exchanges = 0
 
     async def exchange(self, report: ReaderReport) -> ReaderOrders:
@@ -91,7 +92,7 @@ class StandIn:
         self._num_exchanges += 1
         for finished in report.finished:
             if finished.header is not None:
-                self._kept[finished.task] = int(finished.header.kept.sum())
+                self._headers[finished.task] = finished.header
         self._most_held = max(self._most_held, sum(self._held.values()))
         with self._sequencer.leases() as table:
             return table.exchange(report, time.monotonic())
@@ -132,6 +133,7 @@ class StandIn:
         with self._sequencer.leases() as table:
             leases = table.snapshot(time.monotonic())
             counters = table.counters
+        headers = list(self._headers.values())
         return {
             **self._sequencer.status(),
             "pid": os.getpid(),
@@ -140,7 +142,13 @@ class StandIn:
             "held_bytes": sum(self._held.values()),
             "most_held": self._most_held,
             "busy_seconds": sum(self._busy.values()),
-            "finished_pictures": sum(self._kept.values()),
+            "finished": Counter(
+                pictures=sum(int(header.kept.sum()) for header in headers),
+                rejects=sum(len(header.rejects) for header in headers),
+                bytes=sum(header.num_bytes for header in headers),
+                read_seconds=sum(header.read_seconds for header in headers),
+                crop_seconds=sum(header.crop_seconds for header in headers),
+            ),
             "exchanges": self._num_exchanges,
             "counters": counters,
             "entries": self._journal.entries,
@@ -198,7 +206,7 @@ class DataPath:
 
     def started(self, name: str) -> Any:
         """Where a reader runs, once it does."""
-        return ray.get(self.readers[name][1], timeout=6 * WAIT)
+        return ray.get(self.readers[name][1], timeout=WAIT)
 
     def lose(self, name: str) -> None:
         """Kill a reader and tell Control, as whoever supervises it would."""

@@ -1,8 +1,6 @@
-"""A reader on Ray does what the same code does in this process."""
+"""A reader on Ray: what it shares with others, and what keeps it from starting."""
 
-import os
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,52 +9,14 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.fixed_readers import FixedReader as Reader
-from cluster.fixed_readers import RayReaders
+from cluster.readers import Reader
 from shards.admission import AdmissionConfig
 from shards.chunks import CropJob
-from shards.errors import ConfigError, ShardUnreadable
-from shards.stream import ThreadReaders
+from shards.errors import ConfigError
 from shards.subset import build_subset
 from tests.cluster.marked import MarkedShards
 
 pytestmark = pytest.mark.ray
-
-
-def test_a_reader_is_a_process_that_crops(one_ray: None, tmp_path: Path) -> None:
-    """Pixels, offsets and errors are those of the same call here, read ahead or not."""
-    shards = MarkedShards(tmp_path / "shards", 2, {})
-    shard = shards.manifest.shards[1]
-    reader = Reader.remote(shards.job())
-    assert ray.get(reader.start.remote(), timeout=50) != os.getpid()
-    crops = []
-    with ThreadReaders(shards.manifest, shards.job(), 1) as threads:
-        for epoch, ticket in ((0, 0), (3, 7)):
-            turn = shards.turn("plain1", epoch)
-            if ticket:
-                ray.get(reader.fetch.remote(ticket, shard, turn.chunk), timeout=50)
-            theirs = ray.get(reader.crop.remote(shard, turn, ticket), timeout=50)
-            ours = threads.submit(turn).result()
-            assert np.array_equal(theirs.crops[0], ours.crops[0])
-            assert np.array_equal(theirs.offsets, ours.offsets)
-            crops.append(theirs.crops[0])
-    assert not np.array_equal(*crops)
-    content = shards.path("plain1").read_bytes()
-    ray.get(reader.fetch.remote(8, shard, turn.chunk), timeout=50)
-    ray.get(reader.fetch.remote(6, shard, turn.chunk), timeout=50)  # too late: nobody will ask
-    time.sleep(0.5)
-    shards.path("plain1").unlink()
-    assert np.array_equal(
-        ray.get(reader.crop.remote(shard, turn, 8), timeout=50).crops[0], crops[1]
-    )
-    with pytest.raises(ShardUnreadable, match="is gone"):
-        ray.get(reader.crop.remote(shard, turn, 6), timeout=50)
-    ray.get(reader.fetch.remote(9, shard, turn.chunk), timeout=50)
-    time.sleep(0.5)
-    shards.path("plain1").write_bytes(content)
-    with pytest.raises(ShardUnreadable, match="is gone"):  # as it was when it was read
-        ray.get(reader.crop.remote(shard, turn, 9), timeout=50)
-    ray.kill(reader)
 
 
 @ray.remote(num_cpus=0)
@@ -89,8 +49,10 @@ def test_a_predicate_that_a_node_does_not_have_ends_the_run_before_it_begins(
     monkeypatch.setitem(sys.modules, here.__name__, here)
     shards = MarkedShards(tmp_path / "shards", 1, {})
     job = shards.job(admission=AdmissionConfig(predicate=f"{here.__name__}:keep"))
-    with (
-        RayReaders(shards.manifest, job, 1) as feed,
-        pytest.raises(ConfigError, match=r"known_to_the_trainer_alone.* on PYTHONPATH, wherever"),
-    ):
-        feed.submit(shards.turn("plain0")).result(50)
+    reader = Reader.remote("r", "nobody", job)
+    with pytest.raises(ray.exceptions.RayTaskError) as error:
+        ray.get(reader.start.remote(), timeout=50)
+    assert isinstance(error.value.cause, ConfigError)
+    assert "known_to_the_trainer_alone" in str(error.value.cause)
+    assert "on PYTHONPATH, wherever" in str(error.value.cause)
+    ray.kill(reader)

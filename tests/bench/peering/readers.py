@@ -1,30 +1,32 @@
 """Ours, with readers as Ray actors: processes of this machine here, of any machine in a cluster."""
 
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from cluster.fixed_readers import RayReaders
+import ray
+
 from cluster.session import ray_session
 from shards.cropper import CropJob
 from shards.records import CropBatch
 from shards.standalone import OpenData, Place
-from shards.stream import BatchStream
 from tests.bench.peering.ours import PACKAGE as PACKAGE
 from tests.bench.peering.ours import RECIPE, Batches, Ours, SharedWork, config_of, described
 from tests.bench.peering.ours import RESUME as RESUME
 from tests.bench.peering.work import Job
+from tests.cluster.data_path import DataPath
 
 
 class Loader(Ours):
-    """`BatchStream` on `RayReaders`, one core each."""
+    """A feed on readers of one core each."""
 
     def __init__(self, job: Job) -> None:
         self._config = config_of(job)
         self._data = OpenData(job.folder, self._config)
         self._place = self._data.beginning()
-        self._stack = ExitStack()
+        self._stack, self._term = ExitStack(), 1
         stream = self._config.stream
         self._stack.enter_context(ray_session("local", job.workers, stream.max_bytes))
         crop_job = CropJob(
@@ -33,25 +35,24 @@ class Loader(Ours):
             admission=self._config.admission,
             build_engine=partial(SharedWork, RECIPE),
         )
-        self._readers = self._stack.enter_context(
-            RayReaders(self._data.manifest, crop_job, job.workers)
+        self._path = self._stack.enter_context(
+            DataPath(self._data.manifest, crop_job, stream, job.workers, steps_ahead=16)
         )
 
     def batches(self) -> Batches:
-        journal = self._data.journal(self._place)
-        stream = BatchStream(
-            self._data.order,
-            self._config.stream,
-            self._config.admission,
-            self._readers.submit,
-            self._place.cursor,
-            journal,
-        )
+        self._term += 1
+        start = {"term": self._term, "order": self._data.order, "entries": self._place.entries}
+        ray.get(self._path.control.begin.remote(cursor=self._place.cursor, **start))
 
         def remember() -> Iterator[CropBatch]:
-            for batch in stream:
-                self._place = Place(batch.cursor, journal.entries)
-                yield batch
+            with self._path.feed() as feed:
+                feed.enter(0, 1, 0)
+                for step in itertools.count(1):
+                    batch = feed.next()
+                    self._path.control.committed.remote(step)
+                    entries = tuple(self._path.tell("status")["entries"])
+                    self._place = Place(batch.cursor, entries)
+                    yield batch
 
         yield from described(remember())
 

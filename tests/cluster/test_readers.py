@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from cluster.readers import Reader
+from cluster.session import ray_session
 from shards.admission import AdmissionConfig
 from shards.chunks import CropJob
 from shards.errors import ConfigError
@@ -56,3 +57,14 @@ def test_a_predicate_that_a_node_does_not_have_ends_the_run_before_it_begins(
     assert "known_to_the_trainer_alone" in str(error.value.cause)
     assert "on PYTHONPATH, wherever" in str(error.value.cause)
     ray.kill(reader)
+
+
+def test_no_cluster_at_an_address_is_a_sentence() -> None:
+    """Not a stack of gRPC."""
+    with (
+        pytest.raises(
+            ConfigError, match=r"no Ray cluster answers at 'nonsense://x'.*--cluster local"
+        ),
+        ray_session("nonsense://x", 1, 1 << 20),
+    ):
+        pass

@@ -244,7 +244,7 @@ def test_a_newcomer_joins_at_a_step_and_takes_over_the_state() -> None:
         board.table._gathering = time.monotonic() - 60  # it has waited for others long enough
     until(reached([first], 20), "it trains alone")
     second = Hand("t1", board, shelf, 80)
-    until(lambda: board.table.members.get("t1") is not None, "it is heard of")
+    until(lambda: first.pulse.wish is Wish.REGROUP, "it is heard of")
     first.rows.limit = None
     check_end(board, [first, second], 80)
     assert not [event for event in board.table.events if "is over" in event.what]
@@ -255,6 +255,7 @@ def test_a_trainer_whose_node_will_go_leaves_without_a_break() -> None:
     board, _, hands = start(2, 60, limit=20)
     until(reached(hands, 20), "all train")
     board.tell("draining", "t0")
+    until(lambda: hands[1].pulse.wish is Wish.REGROUP, "they hear of it")
     for hand in hands:
         hand.rows.limit = None
     hands[0].end.result(timeout=40)
@@ -267,6 +268,7 @@ def test_a_stop_ends_all_after_the_same_step_with_the_state_kept() -> None:
     board, shelf, hands = start(2, 1000, limit=23)
     until(reached(hands, 23), "all train")
     board.tell("stop")
+    until(lambda: hands[1].pulse.wish is Wish.STOP, "they hear of it")
     for hand in hands:
         hand.rows.limit = None
     for hand in hands:

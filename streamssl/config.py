@@ -4,7 +4,7 @@ import os
 import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
@@ -19,7 +19,12 @@ from streamssl.methods.swav import SwAVConfig
 from streamssl.optim import OptimConfig
 from streamssl.schedules import ScheduleConfig
 
-METHODS: dict[str, type[SwAVConfig] | type[MoCoConfig]] = {"swav": SwAVConfig, "moco": MoCoConfig}
+# A new method is a member of the union, for types and options, and a name for config.toml.
+MethodConfig: TypeAlias = SwAVConfig | MoCoConfig
+METHODS: dict[str, type[MethodConfig]] = {
+    "swav": SwAVConfig,
+    "moco": MoCoConfig,
+}
 
 # What may change between a run and its continuation without changing what was learned so far.
 _FREE_ON_RESUME = {
@@ -35,7 +40,7 @@ class RunConfig:
     A batch is `stream.batch_size` pictures over all ranks.
     """
 
-    method: SwAVConfig | MoCoConfig
+    method: MethodConfig
     backbone: BackboneConfig
     crops: CropRecipe
     optim: OptimConfig
@@ -62,7 +67,7 @@ class RunConfig:
         if not 0 <= self.seed < 1 << 31:
             raise ConfigError(f"seed={self.seed}; it must be from 0 to {(1 << 31) - 1}")
 
-        queue, batch_size = self.method.queue, self.stream.batch_size
+        queue, batch_size = getattr(self.method, "queue", None), self.stream.batch_size
         if queue is not None:
             fitting = max(1, round(queue.capacity / batch_size)) * batch_size
             whole = isinstance(self.method, MoCoConfig)  # a batch replaces the oldest batch
@@ -77,7 +82,7 @@ class RunConfig:
     @property
     def method_name(self) -> str:
         """The method's key in `METHODS`."""
-        return next(name for name, kind in METHODS.items() if isinstance(self.method, kind))
+        return next(name for name, kind in METHODS.items() if type(self.method) is kind)
 
     @property
     def largest_crop(self) -> int:

@@ -16,7 +16,7 @@ from shards.errors import StreamEnded, StreamStopped
 from shards.records import CropBatch, Cursor, Reject
 from streamssl.checkpoint import TrainState
 from streamssl.config import RunConfig
-from streamssl.methods.base import Method, StepOutput
+from streamssl.methods.base import Method, Samples, StepOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,9 @@ def _step(
         group["lr"] = lr
     state.optimizer.zero_grad(set_to_none=True)
     views = to_tensors(batch.crops, device)
+    samples = Samples(torch.tensor(batch.ids), torch.tensor(batch.epochs))
     with _precision(config, device):
-        output = method.loss(views, step=step)
+        output = method.loss(views, step=step, samples=samples)
     output.loss.backward()
     method.after_backward(step)
     state.optimizer.step()

@@ -30,19 +30,34 @@ class StepOutput:
     features: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Who the B rows of a view are, in their order, for methods that must know. On the CPU.
+
+    `ids` (B, 2) int64, shard row and header offset; `epochs` (B,) int64; `labels` (B,) int64, below
+    0 where a sample has none, or None where the run asks for none.
+    """
+
+    ids: Tensor
+    epochs: Tensor
+    labels: Tensor | None = None
+
+
 class Method(Protocol):
     """How the trainer drives a method, in this order, at every step (counted from 0).
 
-    `loss(views, step=...)`, backward, `after_backward`, optimizer step, `after_step`. `views[g]` is
-    a normalised (V_g * B, 3, S_g, S_g) tensor, crop-major: all samples of view 0, then of view 1.
-    `group` are the ranks that share a global batch; None is one process. It may be replaced
-    between steps. `backbone` is the encoder to evaluate and export.
+    `loss(views, step=..., samples=...)`, backward, `after_backward`, optimizer step, `after_step`.
+    `views[g]` is a normalised (V_g * B, 3, S_g, S_g) tensor, crop-major: all samples of view 0,
+    then of view 1. `group` are the ranks that share a global batch; None is one process. It may be
+    replaced between steps. `backbone` is the encoder to evaluate and export.
     """
 
     backbone: nn.Module
     group: ProcessGroup | None
 
-    def loss(self, views: Sequence[Tensor], *, step: int) -> StepOutput: ...
+    def loss(
+        self, views: Sequence[Tensor], *, step: int, samples: Samples | None = None
+    ) -> StepOutput: ...
 
     def after_backward(self, step: int) -> None: ...
 

@@ -23,7 +23,7 @@ from streamssl.collectives import all_gather_rows, rank, world_size
 from streamssl.feature_queue import FeatureQueue, QueueConfig
 from streamssl.heads import linear_head, mlp_head
 from streamssl.losses import at_least_float32, info_nce
-from streamssl.methods.base import StepOutput, step_generator
+from streamssl.methods.base import Samples, StepOutput, step_generator
 from streamssl.momentum import MomentumCopy
 
 
@@ -66,6 +66,7 @@ class MoCoConfig:
         *,
         num_views: Sequence[int],
         seed: int = 0,
+        num_steps: int = 0,  # noqa: ARG002 - every method is built alike; MoCo is the same throughout
         group: ProcessGroup | None = None,
     ) -> "MoCo":
         """`num_views`: how many views each view group has; `backbone.num_features` its width."""
@@ -141,7 +142,13 @@ class MoCo(nn.Module):
         self.queue = config.queue.build(config.dim)
         self.queue.fill_with_noise(step_generator(seed, 0, "moco queue"))
 
-    def loss(self, views: Sequence[Tensor], *, step: int) -> StepOutput:
+    def loss(
+        self,
+        views: Sequence[Tensor],
+        *,
+        step: int,
+        samples: Samples | None = None,  # noqa: ARG002 - only some methods ask who is who
+    ) -> StepOutput:
         """Algorithm 1 of arXiv:1911.05722."""
         query_crops, key_crops = views if len(views) == 2 else views[0].chunk(2)
         query_BD = self.head(self.backbone(query_crops))

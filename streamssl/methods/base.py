@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from shards.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
@@ -70,3 +72,18 @@ def step_generator(seed: int, step: int, purpose: str) -> torch.Generator:
     """A CPU generator that depends on nothing but its three keys, so a resumed step draws alike."""
     key = blake2b(f"{purpose}/{seed}/{step}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+
+
+def as_pair(views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Both views of methods that have two, each (B, 3, S, S): two groups of one, or one of two."""
+    first, second = views if len(views) == 2 else views[0].chunk(2)
+    return first, second
+
+
+def check_pair(num_views: Sequence[int], method: str, purpose: str) -> None:
+    """Raise ConfigError unless a sample has two views, of one size or of two."""
+    if sum(num_views) != 2:
+        raise ConfigError(
+            f"num_views={tuple(num_views)}; {method} takes two views of a picture, {purpose}; "
+            "give one group of two views or two groups of one"
+        )

@@ -23,7 +23,7 @@ from streamssl.collectives import all_gather_rows, rank, world_size
 from streamssl.feature_queue import FeatureQueue, QueueConfig
 from streamssl.heads import linear_head, mlp_head
 from streamssl.losses import at_least_float32, info_nce
-from streamssl.methods.base import Samples, StepOutput, step_generator
+from streamssl.methods.base import Samples, StepOutput, as_pair, check_pair, step_generator
 from streamssl.momentum import MomentumCopy
 
 
@@ -126,11 +126,7 @@ class MoCo(nn.Module):
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        if sum(num_views) != 2:
-            raise ConfigError(
-                f"num_views={tuple(num_views)}; MoCo takes two views of a picture, the query and "
-                "the key; give one group of two views or two groups of one"
-            )
+        check_pair(num_views, "MoCo", "the query and the key")
         self.config, self.seed, self.group = config, seed, group
         self.backbone = backbone
         width = int(backbone.num_features)  # type: ignore[arg-type]
@@ -150,7 +146,7 @@ class MoCo(nn.Module):
         samples: Samples | None = None,  # noqa: ARG002 - only some methods ask who is who
     ) -> StepOutput:
         """Algorithm 1 of arXiv:1911.05722."""
-        query_crops, key_crops = views if len(views) == 2 else views[0].chunk(2)
+        query_crops, key_crops = as_pair(views)
         query_BD = self.head(self.backbone(query_crops))
         with torch.no_grad():
             self.key_encoder.update(nn.Sequential(self.backbone, self.head), self.config.momentum)

@@ -14,16 +14,28 @@ from shards.crops.recipe import CropRecipe
 from shards.errors import ConfigError
 from shards.stream import StreamConfig
 from streamssl.backbones import BackboneConfig
+from streamssl.methods.byol import BYOLConfig
+from streamssl.methods.mochi import MoCHiConfig
 from streamssl.methods.moco import MoCoConfig
+from streamssl.methods.moco_v3 import MoCoV3Config
+from streamssl.methods.simclr import SimCLRConfig
+from streamssl.methods.supcon import SupConConfig
 from streamssl.methods.swav import SwAVConfig
 from streamssl.optim import OptimConfig
 from streamssl.schedules import ScheduleConfig
 
 # A new method is a member of the union, for types and options, and a name for config.toml.
-MethodConfig: TypeAlias = SwAVConfig | MoCoConfig
+MethodConfig: TypeAlias = (
+    SwAVConfig | MoCoConfig | MoCHiConfig | MoCoV3Config | BYOLConfig | SimCLRConfig | SupConConfig
+)
 METHODS: dict[str, type[MethodConfig]] = {
     "swav": SwAVConfig,
     "moco": MoCoConfig,
+    "mochi": MoCHiConfig,
+    "moco-v3": MoCoV3Config,
+    "byol": BYOLConfig,
+    "simclr": SimCLRConfig,
+    "supcon": SupConConfig,
 }
 
 # What may change between a run and its continuation without changing what was learned so far.

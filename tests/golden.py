@@ -13,7 +13,18 @@ from pathlib import Path
 
 from torch.distributed import ProcessGroup
 
-from tests.golden_checks import moco, optimizers, schedules, sinkhorn, swav
+from tests.golden_checks import (
+    byol,
+    mochi,
+    moco,
+    moco_v3,
+    optimizers,
+    schedules,
+    simclr,
+    sinkhorn,
+    supcon,
+    swav,
+)
 from tests.golden_checks.ranks import run_ranks
 from tests.golden_checks.vectors import Report, Vectors
 
@@ -21,15 +32,24 @@ Check = Callable[[Vectors, Report], None]
 RankCheck = Callable[[Vectors, Report, ProcessGroup], None]
 
 CHECKS: Mapping[str, Check] = {
+    "byol": byol.check_byol,
     "byol_schedules": schedules.check_byol_schedules,
+    "byol_update": byol.check_byol_update,
     "larc": optimizers.check_larc,
     "lars_byol": optimizers.check_lars_byol,
     "lars_mocov3": optimizers.check_lars_mocov3,
     "lars_simclr": optimizers.check_lars_simclr,
+    "mochi": mochi.check_mochi,
     "moco": moco.check_moco,
     "moco_ws2": moco.check_moco_joined,
+    "mocov3": moco_v3.check_moco_v3,
+    "mocov3_ws2": moco_v3.check_moco_v3_joined,
     "schedules": schedules.check_schedules,
+    "simclr_ntxent": simclr.check_ntxent,
+    "simclr_ntxent_ws2": simclr.check_ntxent_joined,
     "simclr_schedules": schedules.check_simclr_schedules,
+    "simclr_v2_distill": simclr.check_distillation,
+    "supcon": supcon.check_supcon,
     "swav_loss": swav.check_swav,
     "swav_loss_ws2": swav.check_swav_joined,
     "swav_sinkhorn": sinkhorn.check_sinkhorn,
@@ -37,6 +57,8 @@ CHECKS: Mapping[str, Check] = {
 }
 RANK_CHECKS: Mapping[str, RankCheck] = {
     "moco_ws2": moco.check_moco_rank,
+    "mocov3_ws2": moco_v3.check_moco_v3_rank,
+    "simclr_ntxent_ws2": simclr.check_ntxent_rank,
     "swav_loss_ws2": swav.check_swav_rank,
     "swav_sinkhorn_ws2": sinkhorn.check_sinkhorn_rank,
 }
@@ -59,7 +81,7 @@ def check_folder(folder: Path) -> tuple[dict[str, Report], list[str]]:
             reports[path.stem].failures.append(f"there is no array {error}")
             continue
         if path.stem in RANK_CHECKS:
-            by_world[len(vectors.match(r"(rank\d+)/"))].append(path)
+            by_world[len(vectors.match(r"(?:.*/)?(rank\d+)/"))].append(path)
     for num_ranks, paths in by_world.items():
         for found in run_ranks(check_on_rank, num_ranks, [str(path) for path in paths]):
             for stem, (largest, num_compared, failures) in found.items():

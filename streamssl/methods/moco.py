@@ -97,20 +97,26 @@ def contrast_with_queue(
     arXiv:1911.05722, eq. 1 and algorithm 1. The global batch must divide the capacity, so that a
     batch replaces exactly the oldest batch.
     """
-    global_batch = len(key_BD) * world_size(group)
+    with torch.autocast(query_BD.device.type, enabled=False):
+        q_BD = F.normalize(at_least_float32(query_BD), dim=1)
+        k_BD = F.normalize(at_least_float32(key_BD.detach()), dim=1)
+        # A copy: backward needs the queue as it was, and the keys enter before backward.
+        loss, logits = info_nce(q_BD, k_BD, queue.rows.clone(), temperature)
+    enqueue(k_BD, queue, step, group)
+    return Contrast(loss, q_BD, k_BD, logits)
+
+
+def enqueue(k_BD: Tensor, queue: FeatureQueue, step: int, group: ProcessGroup | None) -> None:
+    """Keys of all ranks take the place of the oldest. Raises ConfigError unless those are whole
+    batches."""
+    global_batch = len(k_BD) * world_size(group)
     if queue.capacity % global_batch:
         fitting = max(1, round(queue.capacity / global_batch)) * global_batch
         raise ConfigError(
             f"queue capacity={queue.capacity} with a global batch of {global_batch}; "
             f"the capacity must be a multiple of the global batch; set it to {fitting}"
         )
-    with torch.autocast(query_BD.device.type, enabled=False):
-        q_BD = F.normalize(at_least_float32(query_BD), dim=1)
-        k_BD = F.normalize(at_least_float32(key_BD.detach()), dim=1)
-        # A copy: backward needs the queue as it was, and the keys enter before backward.
-        loss, logits = info_nce(q_BD, k_BD, queue.rows.clone(), temperature)
     queue.push(all_gather_rows(k_BD, group), step)
-    return Contrast(loss, q_BD, k_BD, logits)
 
 
 class MoCo(nn.Module):
@@ -143,7 +149,7 @@ class MoCo(nn.Module):
         views: Sequence[Tensor],
         *,
         step: int,
-        samples: Samples | None = None,  # noqa: ARG002 - only some methods ask who is who
+        samples: Samples | None = None,
     ) -> StepOutput:
         """Algorithm 1 of arXiv:1911.05722."""
         query_crops, key_crops = as_pair(views)
@@ -151,7 +157,17 @@ class MoCo(nn.Module):
         with torch.no_grad():
             self.key_encoder.update(nn.Sequential(self.backbone, self.head), self.config.momentum)
             key_BD = self._encode_keys(key_crops, step)
-        contrast = contrast_with_queue(
+        contrast = self._contrast(query_BD, key_BD, step, samples)
+        return StepOutput(contrast.loss, self._readings(contrast, step), contrast.q.detach())
+
+    def _contrast(
+        self,
+        query_BD: Tensor,
+        key_BD: Tensor,
+        step: int,
+        samples: Samples | None,  # noqa: ARG002 - MoCHi, which is MoCo with other negatives, asks
+    ) -> Contrast:
+        return contrast_with_queue(
             query_BD,
             key_BD,
             self.queue,
@@ -159,7 +175,6 @@ class MoCo(nn.Module):
             step=step,
             group=self.group,
         )
-        return StepOutput(contrast.loss, self._readings(contrast, step), contrast.q.detach())
 
     def _encode_keys(self, crops: Tensor, step: int) -> Tensor:
         """Keys (B, D) of this rank's samples, encoded among samples of all ranks (section 3.3).
@@ -186,10 +201,11 @@ class MoCo(nn.Module):
     def _readings(self, contrast: Contrast, step: int) -> dict[str, Tensor | float]:
         """`contrast_accuracy`: how often the key is the best match; mean cosines to both kinds."""
         cosines = contrast.logits.detach() * self.config.temperature
+        positive_B, negative_BN = cosines[:, 0], cosines[:, 1:]
         return {
-            "contrast_accuracy": (cosines[:, 0] > cosines[:, 1:].amax(dim=1)).float().mean(),
-            "positive_cosine": cosines[:, 0].mean(),
-            "negative_cosine": cosines[:, 1:].mean(),
+            "contrast_accuracy": (positive_B > negative_BN.amax(dim=1)).float().mean(),
+            "positive_cosine": positive_B.mean(),
+            "negative_cosine": negative_BN.mean(),
             **self.queue.readings(step),
         }
 

@@ -74,6 +74,16 @@ class _GatherRows(torch.autograd.Function):
         return parts[rank(ctx.group)], None
 
 
+@torch.no_grad()
+def from_first_rank(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """What rank 0 has, on every rank. `x` itself is left alone; no gradient."""
+    if group is None:
+        return x
+    result = x.clone(memory_format=torch.contiguous_format)
+    dist.broadcast(result, dist.get_global_rank(group, 0), group=group)
+    return result
+
+
 def _reduced(x: Tensor, op: dist.ReduceOp.RedOpType, group: ProcessGroup | None) -> Tensor:
     if group is None:
         return x

@@ -15,10 +15,14 @@ from shards.errors import ConfigError
 from shards.stream import StreamConfig
 from streamssl.backbones import BackboneConfig
 from streamssl.methods.byol import BYOLConfig
+from streamssl.methods.deepcluster import DeepClusterConfig
 from streamssl.methods.mochi import MoCHiConfig
 from streamssl.methods.moco import MoCoConfig
 from streamssl.methods.moco_v3 import MoCoV3Config
+from streamssl.methods.patchmix import PatchMixConfig
+from streamssl.methods.sela import SeLaConfig
 from streamssl.methods.simclr import SimCLRConfig
+from streamssl.methods.spcl import SpCLConfig
 from streamssl.methods.supcon import SupConConfig
 from streamssl.methods.swav import SwAVConfig
 from streamssl.optim import OptimConfig
@@ -26,7 +30,17 @@ from streamssl.schedules import ScheduleConfig
 
 # A new method is a member of the union, for types and options, and a name for config.toml.
 MethodConfig: TypeAlias = (
-    SwAVConfig | MoCoConfig | MoCHiConfig | MoCoV3Config | BYOLConfig | SimCLRConfig | SupConConfig
+    SwAVConfig
+    | MoCoConfig
+    | MoCHiConfig
+    | MoCoV3Config
+    | BYOLConfig
+    | SimCLRConfig
+    | SupConConfig
+    | DeepClusterConfig
+    | SeLaConfig
+    | SpCLConfig
+    | PatchMixConfig
 )
 METHODS: dict[str, type[MethodConfig]] = {
     "swav": SwAVConfig,
@@ -36,6 +50,10 @@ METHODS: dict[str, type[MethodConfig]] = {
     "byol": BYOLConfig,
     "simclr": SimCLRConfig,
     "supcon": SupConConfig,
+    "deepcluster-v2": DeepClusterConfig,
+    "sela-v2": SeLaConfig,
+    "spcl": SpCLConfig,
+    "patchmix": PatchMixConfig,
 }
 
 # What may change between a run and its continuation without changing what was learned so far.

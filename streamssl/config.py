@@ -87,6 +87,8 @@ class RunConfig:
     """Decides weights, order and crops."""
     engine: Literal["opencv", "dali-cpu", "dali-gpu"] = "opencv"
     """What makes the crops: opencv anywhere; dali-gpu on the trainer's GPU; dali-cpu to compare."""
+    label: str = ""
+    """What SupCon takes for a sample's label: a member such as cls, or a field of its JSON."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast; Sinkhorn and normalisation stay float32."""
 
@@ -94,6 +96,11 @@ class RunConfig:
         for name in ("num_steps", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1")
+        if self.label and not isinstance(self.method, SupConConfig):
+            raise ConfigError(
+                f"label={self.label!r} with method {self.method_name}; only supcon learns from "
+                "labels: remove the setting"
+            )
         if not 0 <= self.seed < 1 << 31:
             raise ConfigError(f"seed={self.seed}; it must be from 0 to {(1 << 31) - 1}")
 

@@ -287,6 +287,7 @@ def crop_job(config: RunConfig, data: Data, sources: SourceConfig | None = None)
         build_engine=build_engine(config),
         subset=data.subset,
         sources=sources or SourceConfig(),
+        label=config.label,
     )
 
 

@@ -108,7 +108,8 @@ def _step(
         group["lr"] = lr
     state.optimizer.zero_grad(set_to_none=True)
     views = to_tensors(batch.crops, device)
-    samples = Samples(torch.tensor(batch.ids), torch.tensor(batch.epochs))
+    labels = None if batch.labels is None else torch.tensor(batch.labels)
+    samples = Samples(torch.tensor(batch.ids), torch.tensor(batch.epochs), labels)
     with _precision(config, device):
         output = method.loss(views, step=step, samples=samples)
     output.loss.backward()

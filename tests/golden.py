@@ -58,6 +58,7 @@ CHECKS: Mapping[str, Check] = {
     "simclr_ntxent_ws2": simclr.check_ntxent_joined,
     "simclr_schedules": schedules.check_simclr_schedules,
     "simclr_v2_distill": simclr.check_distillation,
+    "simclr_v2_sk": simclr.check_selective_kernels,
     "supcon": supcon.check_supcon,
     "sela": sela.check_sela,
     "spcl_memory": spcl.check_memory,

@@ -1,4 +1,4 @@
-"""SwAV, as published and for a CPU."""
+"""SwAV, as published, without an end, and for a CPU."""
 
 from dataclasses import replace
 
@@ -51,6 +51,19 @@ def swav_large_batch() -> RunConfig:
         ),
         stream=StreamConfig(batch_size=4096, max_bytes=16 << 30),
         num_steps=800 * IMAGENET_STEPS_4096,
+    )
+
+
+def swav_stream() -> RunConfig:
+    """SwAV on a stream without an end: batch 256, the queue after 5,000 steps, a constant rate.
+
+    Paper: arXiv:2006.09882, section 4.3; otherwise `swav`. Nothing depends on `--num-steps`.
+    """
+    return replace(
+        swav(),
+        method=SwAVConfig(freeze_steps=5000, queue=QueueConfig(capacity=3840, start_step=5000)),
+        schedule=ScheduleConfig(kind="constant", warmup_steps=1000),
+        num_steps=1_000_000,
     )
 
 

@@ -1,11 +1,13 @@
 """SimCLR: NT-Xent in one process and on ranks, distillation, the selective-kernel unit."""
 
 import torch
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from streamssl.collectives import rank
 from streamssl.methods.simclr import distillation_loss, nt_xent
+from streamssl.selective_kernels import SelectiveKernels
 from tests.golden_checks.vectors import Report, Vectors
 
 
@@ -86,3 +88,54 @@ def check_distillation(vectors: Vectors, report: Report) -> None:
         report.compare(
             here.prefix + "teacher_grad_is_none", untouched, here.array("teacher_grad_is_none")
         )
+
+
+def check_selective_kernels(vectors: Vectors, report: Report) -> None:
+    for case in vectors.match(r"([^/]+)/conv_kernel$"):
+        here = vectors.under(case)
+        unit = _unit(here)
+        x = here.tensor("input").permute(0, 3, 1, 2)
+        for mode in ("eval", "train"):
+            unit.train(mode == "train")
+            with torch.no_grad():
+                y = unit(x)
+            name = f"out_{mode}"
+            report.compare(here.prefix + name, y.permute(0, 2, 3, 1), here.array(name))
+        with torch.no_grad():
+            before = unit.convolution(x)
+        _check_statistics(here, "bn", unit.norm, before[:, 0].numel(), report)
+        _check_statistics(here, "bn1", unit.squeeze_norm, len(x), report)
+
+
+def _unit(here: Vectors) -> SelectiveKernels:
+    kernel, squeeze = here.tensor("conv_kernel"), here.tensor("mix0_kernel")
+    channels, middle = squeeze.shape[2:]
+    unit = SelectiveKernels(
+        kernel.shape[2], channels, stride=here.count("stride"), ratio=(middle + 0.5) / channels
+    )
+    for layer, name in {
+        unit.convolution: "conv_kernel",
+        unit.squeeze: "mix0_kernel",
+        unit.expand: "mix1_kernel",
+    }.items():
+        layer.weight.data = here.tensor(name).permute(3, 2, 0, 1).contiguous()
+    for norm, name in {unit.norm: "bn", unit.squeeze_norm: "bn1"}.items():
+        norm.weight.data, norm.bias.data = here.tensor(f"{name}_gamma"), here.tensor(f"{name}_beta")
+        if f"{name}_mean" in here:
+            norm.running_mean = here.tensor(f"{name}_mean")
+            norm.running_var = here.tensor(f"{name}_var")
+    return unit
+
+
+def _check_statistics(
+    here: Vectors, name: str, norm: nn.BatchNorm2d, num_values: int, report: Report
+) -> None:
+    """Torch keeps the unbiased variance of a batch, Keras the biased one: n - 1 of n of it."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.momentum is not None
+    mean, variance = f"{name}_mean_after", f"{name}_var_after"
+    before = here.tensor(f"{name}_var") if f"{name}_var" in here else torch.ones(())
+    kept: Tensor = (1 - norm.momentum) * before
+    biased = kept + (norm.running_var - kept) * (num_values - 1) / num_values
+    report.compare(here.prefix + mean, norm.running_mean, here.array(mean))
+    report.compare(here.prefix + variance, biased, here.array(variance))

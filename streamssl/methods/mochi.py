@@ -189,6 +189,13 @@ class MoCHi(MoCo):
         return torch.cat([pairs_BSD, with_query_BTD], dim=1)
 
     @torch.no_grad()
+    def _readings(self, contrast: Contrast, step: int) -> dict[str, Tensor | float]:
+        """As MoCo's; keys that were left out are not in the mean of the negatives."""
+        negative_BN = contrast.logits[:, 1:].detach() * self.config.temperature
+        kept_BN = negative_BN.masked_fill(negative_BN.isinf(), torch.nan)
+        return {**super()._readings(contrast, step), "negative_cosine": kept_BN.nanmean()}
+
+    @torch.no_grad()
     def _note(self, ids_G2: Tensor) -> None:
         """The ids of the keys that enter the queue next."""
         slots_G = self.queue.position + torch.arange(len(ids_G2), device=ids_G2.device)

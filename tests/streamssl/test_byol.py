@@ -23,6 +23,13 @@ def test_the_loss_is_two_minus_two_cosines_a_direction() -> None:
     torch.testing.assert_close(regression_loss(p, z), 2 - 2 * cosines)
 
 
+def test_tiny_vectors_are_bounded_as_the_authors_bound_them() -> None:
+    """By 1e-12 on the square of the norm: a vector of 1e-8 keeps a hundredth of its length."""
+    p, z = torch.zeros(1, 4), torch.zeros(1, 4)
+    p[0, 0], z[0, 1] = 1e-8, 1.0
+    torch.testing.assert_close(regression_loss(p, z), torch.tensor([1 + 1e-4]))
+
+
 def test_gradients_of_the_loss_are_right() -> None:
     """Numerically, in float64; the targets get none."""
     predictions = [noise(4, 6).requires_grad_() for _ in range(2)]

@@ -1,14 +1,18 @@
 """SupCon: pictures with the same label find each other."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from shards.crops import recipe as crops
 from shards.errors import ConfigError
 from streamssl.methods.base import Samples
 from streamssl.methods.simclr import nt_xent
 from streamssl.methods.supcon import SupConConfig, same_label, supcon_loss
 from tests.streamssl.tiny import TinyBackbone, pictures
+from tests.tinyrun import read_log, tiny_swav, train_here
 
 
 def unit(num_rows: int) -> torch.Tensor:
@@ -88,3 +92,19 @@ def test_what_cannot_be_compared_is_refused() -> None:
         SupConConfig().build(TinyBackbone(), num_views=(1,))
     with pytest.raises(ConfigError, match=r"base_temperature=0\.0"):
         SupConConfig(base_temperature=0.0)
+
+
+def test_a_run_learns_from_the_labels_of_its_shards(shards_folder: Path, tmp_path: Path) -> None:
+    """From a tar's member through readers, batches and trainer to the loss."""
+    config = tiny_swav(
+        method=SupConConfig(dim=8), crops=crops.cifar(), label="cls", num_steps=2, save_every=2
+    )
+    train_here(config, shards_folder, tmp_path / "run")
+    readings = [fields["readings"]["labelled"] for fields in read_log(tmp_path / "run")]
+    assert readings == [1.0, 1.0]
+
+
+def test_a_label_for_a_method_that_learns_from_none_is_refused() -> None:
+    """It would change nothing, and nobody would be told."""
+    with pytest.raises(ConfigError, match="label='cls' with method swav; only supcon learns"):
+        tiny_swav(label="cls")

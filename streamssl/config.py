@@ -16,6 +16,8 @@ from shards.stream import StreamConfig
 from streamssl.backbones import BackboneConfig
 from streamssl.methods.byol import BYOLConfig
 from streamssl.methods.deepcluster import DeepClusterConfig
+from streamssl.methods.distillation import DistillationConfig
+from streamssl.methods.fine_tuning import FineTuneConfig
 from streamssl.methods.mochi import MoCHiConfig
 from streamssl.methods.moco import MoCoConfig
 from streamssl.methods.moco_v3 import MoCoV3Config
@@ -37,6 +39,8 @@ MethodConfig: TypeAlias = (
     | BYOLConfig
     | SimCLRConfig
     | SupConConfig
+    | FineTuneConfig
+    | DistillationConfig
     | DeepClusterConfig
     | SeLaConfig
     | SpCLConfig
@@ -50,6 +54,8 @@ METHODS: dict[str, type[MethodConfig]] = {
     "byol": BYOLConfig,
     "simclr": SimCLRConfig,
     "supcon": SupConConfig,
+    "fine-tune": FineTuneConfig,
+    "distillation": DistillationConfig,
     "deepcluster-v2": DeepClusterConfig,
     "sela-v2": SeLaConfig,
     "spcl": SpCLConfig,
@@ -88,7 +94,7 @@ class RunConfig:
     engine: Literal["opencv", "dali-cpu", "dali-gpu"] = "opencv"
     """What makes the crops: opencv anywhere; dali-gpu on the trainer's GPU; dali-cpu to compare."""
     label: str = ""
-    """What SupCon takes for a sample's label: a member such as cls, or a field of its JSON."""
+    """A sample's label, for methods that learn from it: a member such as cls, or a JSON field."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast; Sinkhorn and normalisation stay float32."""
 
@@ -96,10 +102,15 @@ class RunConfig:
         for name in ("num_steps", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1")
-        if self.label and not isinstance(self.method, SupConConfig):
+        if self.label and not isinstance(self.method, SupConConfig | FineTuneConfig):
             raise ConfigError(
-                f"label={self.label!r} with method {self.method_name}; only supcon learns from "
-                "labels: remove the setting"
+                f"label={self.label!r} with method {self.method_name}; only supcon and fine-tune "
+                "learn from labels: remove the setting"
+            )
+        if isinstance(self.method, FineTuneConfig) and not self.label:
+            raise ConfigError(
+                "label='' with method fine-tune, which learns from labels; give --label cls, or a "
+                "field of the samples' JSON"
             )
         if not 0 <= self.seed < 1 << 31:
             raise ConfigError(f"seed={self.seed}; it must be from 0 to {(1 << 31) - 1}")

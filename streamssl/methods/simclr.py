@@ -89,16 +89,6 @@ def nt_xent(
     return 2 * losses_NV.sum() / (len(z_ND) * (num_crops - 1)), logits
 
 
-def distillation_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0) -> Tensor:
-    """The student's logits learn the teacher's probabilities; no gradient to the teacher.
-
-    arXiv:2006.10029, eq. 2: T^2 times the mean over the samples of the cross entropy of
-    softmax(student / T) with softmax(teacher / T).
-    """
-    p_BC = (at_least_float32(teacher_BC.detach()) / temperature).softmax(dim=1)
-    return F.cross_entropy(at_least_float32(student_BC) / temperature, p_BC) * temperature**2
-
-
 class SimCLR(nn.Module):
     """Backbone and projection."""
 

@@ -31,6 +31,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "byol-small": byol.byol_small,
     "simclr": simclr.simclr,
     "simclr-v2": simclr.simclr_v2,
+    "simclr-v2-fine-tune": simclr.simclr_v2_fine_tune,
+    "simclr-v2-distill": simclr.simclr_v2_distill,
     "simclr-multi-crop": simclr.simclr_multi_crop,
     "simclr-stream": simclr.simclr_stream,
     "simclr-small": simclr.simclr_small,

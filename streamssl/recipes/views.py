@@ -26,3 +26,8 @@ def byol_small(*, size: int = 32, scale: tuple[float, float] = (0.2, 1.0)) -> Cr
     """BYOL's uneven pair without blur, which hides what little a picture of 32 pixels shows."""
     pair = byol(size=size, scale=scale).groups
     return CropRecipe(tuple(replace(group, blur_probability=0.0) for group in pair))
+
+
+def plain(*, size: int = 224, scale: tuple[float, float] = (0.08, 1.0)) -> CropRecipe:
+    """One view, cropped and mirrored and no more: what classes are learned from."""
+    return CropRecipe((ViewGroup(num_views=1, size=size, scale=scale, grey_probability=0.0),))

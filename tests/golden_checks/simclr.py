@@ -6,7 +6,8 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from streamssl.collectives import rank
-from streamssl.methods.simclr import distillation_loss, nt_xent
+from streamssl.methods.distillation import distillation_loss
+from streamssl.methods.simclr import nt_xent
 from streamssl.selective_kernels import SelectiveKernels
 from tests.golden_checks.vectors import Report, Vectors
 

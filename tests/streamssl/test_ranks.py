@@ -139,7 +139,7 @@ def test_the_queue_took_part(found: list[dict[str, Any]]) -> None:
     assert all(each["swav"]["used"] and each["swav_uneven"]["used"] for each in found)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [*TINY, "classification"])
 def test_a_method_learns_the_same_on_two_ranks(found: list[dict[str, Any]], name: str) -> None:
     """Losses, weights, momentum copies and queue in float64: gradients crossed the ranks."""
     for each in found[:2]:

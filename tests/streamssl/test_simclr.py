@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from shards.errors import ConfigError
 from streamssl.heads import simclr_head
-from streamssl.methods.simclr import SimCLRConfig, distillation_loss, nt_xent
+from streamssl.methods.distillation import distillation_loss
+from streamssl.methods.simclr import SimCLRConfig, nt_xent
 from tests.streamssl.tiny import TinyBackbone, pictures
 
 

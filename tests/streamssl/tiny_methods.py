@@ -10,6 +10,7 @@ from streamssl.collectives import all_reduce_sum, rank, world_size
 from streamssl.feature_queue import QueueConfig
 from streamssl.methods.base import Samples
 from streamssl.methods.byol import BYOLConfig
+from streamssl.methods.fine_tuning import classification_loss
 from streamssl.methods.mochi import MoCHiConfig
 from streamssl.methods.moco_v3 import MoCoV3Config
 from streamssl.methods.simclr import SimCLRConfig
@@ -110,4 +111,15 @@ def train_all(group: ProcessGroup | None) -> dict[str, dict[str, Any]]:
         method = build(name, group)
         losses = train(name, method, range(NUM_STEPS), group)
         found[name] = {"losses": torch.stack(losses), "state": method.state_dict()}
+    found["classification"] = classify(group)
     return found
+
+
+def classify(group: ProcessGroup | None) -> dict[str, Tensor]:
+    """A loss over samples of which the ranks have unequal numbers with a label."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(NUM_SAMPLES, 3, generator=generator, dtype=torch.float64)
+    labels = samples_of(0, group).labels
+    assert labels is not None
+    loss = classification_loss(logits[_mine(group)], labels, group)
+    return {"loss": all_reduce_sum(loss, group) / world_size(group)}

@@ -108,7 +108,13 @@ class _Step:
     def batch(self) -> CropBatch:
         plan = self.plan
         return CropBatch(
-            self.crops, plan.ids, plan.epochs, plan.cursor, plan.rejects, plan.num_unselected
+            self.crops,
+            plan.ids,
+            plan.epochs,
+            plan.cursor,
+            plan.rejects,
+            plan.num_unselected,
+            plan.labels,
         )
 
     def _allocate(self, shapes: Sequence[tuple[int, ...]]) -> None:

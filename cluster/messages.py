@@ -36,6 +36,7 @@ class ChunkHeader:
     num_unselected: int = 0
     leaps: bool = False
     killers: tuple[str, ...] = ()
+    labels: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, crops: ChunkCrops) -> "ChunkHeader":
@@ -51,6 +52,7 @@ class ChunkHeader:
             crops.num_unselected,
             crops.leaps,
             crops.killers,
+            crops.labels,
         )
 
 
@@ -137,6 +139,7 @@ class BatchPlan:
     `step` counts from 0: training on it finishes step `step + 1`. `ids` (G, 2) int64 and `epochs`
     (G,) int64 as in `CropBatch`; `tasks` (G,) int64 and `rows` (G,) int64 say where each sample's
     crops lie: row `rows[i]` of what was kept of task `tasks[i]`. `cursor` is the place behind it.
+    `labels` (G,) int64 as in `CropBatch`.
     """
 
     step: int
@@ -147,6 +150,7 @@ class BatchPlan:
     cursor: Cursor
     rejects: tuple[Reject, ...]
     num_unselected: int
+    labels: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,6 +271,7 @@ class _Forming:
     def __init__(self, step: int) -> None:
         self.step = step
         self._rows: list[tuple[int, int, int, int, int]] = []
+        self._labels: list[int] = []
         self._num_bytes = 0.0
 
     def __len__(self) -> int:
@@ -279,6 +280,8 @@ class _Forming:
     def add(self, asked: _Asked, taken: Taken[ChunkHeader]) -> None:
         chunk, epoch = taken.result.chunk, taken.result.epoch
         self._rows.append((asked.task, taken.row, epoch, chunk.shard, taken.offset))
+        if taken.result.labels is not None:
+            self._labels.append(int(taken.result.labels[taken.row]))
         self._num_bytes += asked.row_bytes
 
     def plan(self, cursor: Cursor, decided: Decided) -> tuple[BatchPlan, int]:
@@ -293,5 +296,6 @@ class _Forming:
             cursor=cursor,
             rejects=decided.rejects,
             num_unselected=decided.num_unselected,
+            labels=np.array(self._labels, np.int64) if self._labels else None,
         )
         return plan, int(self._num_bytes)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.errors import NotReproducible, ReadersLost
 from cluster.lease_readings import RunningLease
@@ -85,8 +86,15 @@ def same_samples(ours: ChunkHeader, theirs: ChunkHeader) -> bool:
         and (ours.num_unselected, ours.leaps) == (theirs.num_unselected, theirs.leaps)
         and np.array_equal(ours.offsets, theirs.offsets)
         and np.array_equal(ours.kept, theirs.kept)
+        and _same_labels(ours.labels, theirs.labels)
         and [(reject.offset, reject.reason) for reject in ours.rejects]
         == [(reject.offset, reject.reason) for reject in theirs.rejects]
+    )
+
+
+def _same_labels(ours: NDArray[np.int64] | None, theirs: NDArray[np.int64] | None) -> bool:
+    return ours is theirs or (
+        ours is not None and theirs is not None and np.array_equal(ours, theirs)
     )
 
 

@@ -103,6 +103,7 @@ class ChunkCropper:
             num_unselected=num_unselected,
             leaps=found.leaps,
             killers=outcome.killers,
+            labels=outcome.labels,
         )
 
 

@@ -15,6 +15,7 @@ from shards.admission import AdmissionConfig, picture_bytes, reject
 from shards.crops.engine import Engine
 from shards.crops.recipe import CropRecipe, draw
 from shards.judge import Judge
+from shards.labels import read_labels
 from shards.pictures.picture import Picture, inspect
 from shards.predicate import resolve_predicate
 from shards.records import Reject, Sample
@@ -29,8 +30,9 @@ _PLAIN_SIDE = 64
 class CropJob:
     """Everything a reader must know besides the turn. Travels by pickle to readers, once.
 
-    `build_engine` is called once by every reader. `subset` None means all samples. `sources` says
-    how shards are read, and changes nothing that is read. Raises ConfigError when the predicate of
+    `build_engine` is called once by every reader. `subset` None means all samples. `label` names
+    what is a sample's label (see `labels`); empty where nobody asks. `sources` says how shards are
+    read, and changes nothing that is read. Raises ConfigError when the predicate of
     `admission` cannot be found here.
     """
 
@@ -40,6 +42,7 @@ class CropJob:
     build_engine: Callable[[], Engine]
     subset: Subset | None = None
     sources: SourceConfig = field(default_factory=SourceConfig)
+    label: str = ""
 
     def __post_init__(self) -> None:
         if self.admission.predicate:
@@ -48,12 +51,13 @@ class CropJob:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of some samples: `crops` as in `ChunkCrops`, a row for each that is not among
-    `rejects`, in order. `killers`: digests of pictures that killed a decoder."""
+    """What became of some samples: `crops` and `labels` as in `ChunkCrops`, a row for each that is
+    not among `rejects`, in order. `killers`: digests of pictures that killed a decoder."""
 
     crops: tuple[NDArray[np.uint8], ...]
     rejects: tuple[Reject, ...]
     killers: tuple[str, ...] = ()
+    labels: NDArray[np.int64] | None = None
 
 
 class SampleCropper:
@@ -80,7 +84,11 @@ class SampleCropper:
         rejects += [
             reject(admitted[row][0], reason, detail) for row, reason, detail in cropped.failures
         ]
-        return Outcome(cropped.crops, tuple(rejects))
+        labels = None
+        if self._job.label:
+            kept = [sample for (sample, _), ok in zip(admitted, cropped.ok, strict=True) if ok]
+            labels = read_labels(kept, self._job.label, epoch)
+        return Outcome(cropped.crops, tuple(rejects), labels=labels)
 
     def try_out(self) -> bool:
         """Whether the engine crops a picture that nothing is wrong with."""

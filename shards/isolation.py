@@ -54,6 +54,7 @@ class Isolation:
     def crop(self, samples: Sequence[Sample], epoch: int) -> Outcome:
         """Every sample as a row of crops or as a reject."""
         rows = [no_crops(self._job.recipe)]
+        labels = [np.empty(0, np.int64)]
         rejects: list[Reject] = []
         deaths: dict[str, str] = {}
         for sample in samples:
@@ -61,12 +62,15 @@ class Isolation:
             answer = deaths.get(digest) or self._crop_one(sample, epoch)
             if isinstance(answer, Outcome):
                 rows.append(answer.crops)
+                if answer.labels is not None:
+                    labels.append(answer.labels)
                 rejects += answer.rejects
             else:
                 deaths[digest] = answer
                 rejects.append(reject(sample, "kills_decoder", answer))
         crops = tuple(np.concatenate(group) for group in zip(*rows, strict=True))
-        return Outcome(crops, tuple(rejects), tuple(deaths))
+        asked = np.concatenate(labels) if self._job.label else None
+        return Outcome(crops, tuple(rejects), tuple(deaths), asked)
 
     def _crop_one(self, sample: Sample, epoch: int) -> Outcome | str:
         """The crops of a sample, or how children died of it."""

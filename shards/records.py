@@ -132,7 +132,7 @@ class ChunkCrops:
     group, a uint8 array (kept.sum(), V, S, S, 3) in RGB. `num_unselected` samples are no part of
     the data, because a subset list leaves them out. `leaps`: what is inside a member of the
     chunk could be taken for samples in a later one (see `tar`). `killers`: digests of pictures that
-    killed a decoder.
+    killed a decoder. `labels` (kept.sum(),) int64 as in `labels`, or None where nobody asks.
     """
 
     chunk: Chunk
@@ -146,6 +146,7 @@ class ChunkCrops:
     num_unselected: int = 0
     leaps: bool = False
     killers: tuple[str, ...] = ()
+    labels: NDArray[np.int64] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -194,6 +195,7 @@ class CropBatch:
     `crops`: for every view group a uint8 array (G, V, S, S, 3) in RGB. `ids`: int64 (G, 2), shard
     row and header offset. `epochs`: int64 (G,), a batch may cross into the next epoch. `rejects`
     and `num_unselected`: what was decided against, or left out, while this batch was formed.
+    `labels` (G,) int64 as in `labels`, or None where nobody asks.
     """
 
     crops: tuple[NDArray[np.uint8], ...]
@@ -202,6 +204,7 @@ class CropBatch:
     cursor: Cursor
     rejects: tuple[Reject, ...] = ()
     num_unselected: int = 0
+    labels: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

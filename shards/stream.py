@@ -150,6 +150,7 @@ class _Forming:
         self._size = size
         self._crops: tuple[NDArray[np.uint8], ...] = ()
         self._ids: list[tuple[int, int, int]] = []
+        self._labels: list[int] = []
 
     @property
     def full(self) -> bool:
@@ -163,7 +164,10 @@ class _Forming:
         for out, group in zip(self._crops, chunk.crops, strict=True):
             out[len(self._ids)] = group[taken.row]
         self._ids.append((chunk.epoch, chunk.chunk.shard, taken.offset))
+        if chunk.labels is not None:
+            self._labels.append(int(chunk.labels[taken.row]))
 
     def batch(self, cursor: Cursor, decided: Decided) -> CropBatch:
         places = np.array(self._ids, dtype=np.int64)
-        return CropBatch(self._crops, places[:, 1:], places[:, 0], cursor, *decided)
+        labels = np.array(self._labels, dtype=np.int64) if self._labels else None
+        return CropBatch(self._crops, places[:, 1:], places[:, 0], cursor, *decided, labels)

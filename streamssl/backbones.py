@@ -8,10 +8,12 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 import timm
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from shards.errors import ConfigError
+from streamssl.selective_kernels import select_kernels
 
 # Crops of at most this many pixels a side lose too much in a stem made for ImageNet.
 SMALL_CROP = 64
@@ -25,16 +27,27 @@ class BackboneConfig:
     pictures (see `build_backbone`); "half" is "small" with stride 2, for ResNets: a quarter of the
     work, which suits CPUs; "auto" is "small" for crops of at most 64 pixels. A small ResNet:
     `name="resnet18", options={"channels": (32, 64, 128, 256), "layers": (1, 1, 1, 1)}`.
+
+    `selective_kernels`: above 0, bottlenecks of a ResNet have them (SimCLR v2 has 0.0625: how wide
+    the network is that selects). `patches`: "moco-v3" leaves a transformer's first layer random and
+    its positions sines and cosines, none of them trained.
     """
 
     name: str = "resnet50"
     options: dict[str, Any] = field(default_factory=dict)
     stem: Literal["auto", "imagenet", "small", "half"] = "auto"
+    selective_kernels: float = 0.0
+    patches: Literal["trained", "moco-v3"] = "trained"
 
     def __post_init__(self) -> None:
         if self.stem not in ("auto", "imagenet", "small", "half"):
             raise ConfigError(
                 f"stem={self.stem!r}; auto, imagenet, small and half are known; choose one of them"
+            )
+        if not 0 <= self.selective_kernels <= 1:
+            raise ConfigError(
+                f"selective_kernels={self.selective_kernels}; it must be from 0, for none, to 1; "
+                "SimCLR v2 has 0.0625"
             )
         if not timm.is_model(self.name):
             close = get_close_matches(self.name, timm.list_models(), n=5, cutoff=0.4)
@@ -67,6 +80,13 @@ def build_backbone(config: BackboneConfig, crop_size: int) -> nn.Module:
             "ResNets, vision transformers and networks that begin with a strided convolution have "
             "one; use stem='auto' and set the stem in `options`"
         )
+    if config.selective_kernels and not select_kernels(model, config.selective_kernels):
+        raise ConfigError(
+            f"selective_kernels={config.selective_kernels} with backbone {config.name!r}, which "
+            "has no bottlenecks; take resnet50 or a larger one, or remove the setting"
+        )
+    if config.patches == "moco-v3":
+        _freeze_patches(model, config.name)
     # Some heads of timm widen the features after pooling; what counts is what comes out.
     model.num_features = getattr(model, "head_hidden_size", None) or model.num_features
     return model
@@ -119,3 +139,31 @@ def _replace_stem(model: nn.Module, stem: nn.Conv2d, *, stride: int) -> None:
     )
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
+
+
+@torch.no_grad()
+def _freeze_patches(model: nn.Module, name: str) -> None:
+    """A random first layer and fixed positions: MoCo v3, arXiv:2104.02057, section 4 and code."""
+    if not (isinstance(model, VisionTransformer) and isinstance(model.pos_embed, nn.Parameter)):
+        raise ConfigError(
+            f"patches='moco-v3' with backbone {name!r}; only vision transformers with added "
+            "positions have patches to freeze; remove the setting"
+        )
+    patches, positions = model.patch_embed.proj, model.pos_embed
+    fan_in = patches.weight[0].numel()
+    bound = (6 / (fan_in + model.embed_dim)) ** 0.5
+    nn.init.uniform_(patches.weight, -bound, bound)
+    nn.init.zeros_(patches.bias)
+    positions.zero_()
+    height, width = model.patch_embed.grid_size
+    positions[:, -height * width :] = sine_positions(height, width, model.embed_dim)
+    for parameter in (*patches.parameters(), positions):
+        parameter.requires_grad_(False)
+
+
+def sine_positions(height: int, width: int, dim: int) -> torch.Tensor:
+    """Sines and cosines of a patch's row and column, (1, height * width, dim), row by row."""
+    frequencies = 10000.0 ** -(torch.arange(dim // 4) / (dim // 4))
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    angles = [place.flatten()[:, None] * frequencies for place in (rows, columns)]
+    return torch.cat([part for a in angles for part in (a.sin(), a.cos())], dim=1)[None]

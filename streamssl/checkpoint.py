@@ -162,7 +162,12 @@ def load_tensors(checkpoint: Path) -> dict[str, Tensor]:
 
 def load_backbone(checkpoint: Path, backbone: nn.Module) -> None:
     """Fill an encoder, as a method holds it under `backbone`, from a checkpoint."""
-    _load_module(checkpoint, backbone, _under(load_tensors(checkpoint), "method.backbone."))
+    load_part(checkpoint, "backbone", backbone)
+
+
+def load_part(checkpoint: Path, name: str, part: nn.Module) -> None:
+    """Fill a module, as a method holds it under `name`, from a checkpoint. Raises ConfigError."""
+    _load_module(checkpoint, part, _under(load_tensors(checkpoint), f"method.{name}."))
 
 
 def named(state: TrainState) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -3,6 +3,8 @@
 Shape letters: N rows of this rank, W ranks, D anything that follows.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -44,6 +46,42 @@ def all_gather_rows(x_ND: Tensor, group: ProcessGroup | None) -> Tensor:
     parts = [torch.empty_like(rows_ND) for _ in range(world_size(group))]
     dist.all_gather(parts, rows_ND, group=group)
     return torch.cat(parts)
+
+
+def gather_rows_with_gradient(x_ND: Tensor, group: ProcessGroup | None) -> Tensor:
+    """As `all_gather_rows`; gradients of all ranks' losses flow back to the rank a row is from.
+
+    So what a rank gets is the gradient of the sum of all ranks' losses. The trainer averages over
+    ranks, which makes it that of their mean: what one process has on the global batch.
+    """
+    if group is None:
+        return x_ND
+    rows_MD: Tensor = _GatherRows.apply(x_ND, group)
+    return rows_MD
+
+
+class _GatherRows(torch.autograd.Function):
+    """Forward gathers; backward sums over ranks and keeps the rank's own rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return all_gather_rows(x_ND, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_MD: Tensor) -> tuple[Tensor, None]:
+        parts = all_reduce_sum(gradient_MD, ctx.group).chunk(world_size(ctx.group))
+        return parts[rank(ctx.group)], None
+
+
+@torch.no_grad()
+def from_first_rank(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """What rank 0 has, on every rank. `x` itself is left alone; no gradient."""
+    if group is None:
+        return x
+    result = x.clone(memory_format=torch.contiguous_format)
+    dist.broadcast(result, dist.get_global_rank(group, 0), group=group)
+    return result
 
 
 def _reduced(x: Tensor, op: dist.ReduceOp.RedOpType, group: ProcessGroup | None) -> Tensor:

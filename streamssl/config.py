@@ -4,7 +4,7 @@ import os
 import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
@@ -14,12 +14,53 @@ from shards.crops.recipe import CropRecipe
 from shards.errors import ConfigError
 from shards.stream import StreamConfig
 from streamssl.backbones import BackboneConfig
+from streamssl.methods.byol import BYOLConfig
+from streamssl.methods.deepcluster import DeepClusterConfig
+from streamssl.methods.distillation import DistillationConfig
+from streamssl.methods.fine_tuning import FineTuneConfig
+from streamssl.methods.mochi import MoCHiConfig
 from streamssl.methods.moco import MoCoConfig
+from streamssl.methods.moco_v3 import MoCoV3Config
+from streamssl.methods.patchmix import PatchMixConfig
+from streamssl.methods.sela import SeLaConfig
+from streamssl.methods.simclr import SimCLRConfig
+from streamssl.methods.spcl import SpCLConfig
+from streamssl.methods.supcon import SupConConfig
 from streamssl.methods.swav import SwAVConfig
 from streamssl.optim import OptimConfig
 from streamssl.schedules import ScheduleConfig
 
-METHODS: dict[str, type[SwAVConfig] | type[MoCoConfig]] = {"swav": SwAVConfig, "moco": MoCoConfig}
+# A new method is a member of the union, for types and options, and a name for config.toml.
+MethodConfig: TypeAlias = (
+    SwAVConfig
+    | MoCoConfig
+    | MoCHiConfig
+    | MoCoV3Config
+    | BYOLConfig
+    | SimCLRConfig
+    | SupConConfig
+    | FineTuneConfig
+    | DistillationConfig
+    | DeepClusterConfig
+    | SeLaConfig
+    | SpCLConfig
+    | PatchMixConfig
+)
+METHODS: dict[str, type[MethodConfig]] = {
+    "swav": SwAVConfig,
+    "moco": MoCoConfig,
+    "mochi": MoCHiConfig,
+    "moco-v3": MoCoV3Config,
+    "byol": BYOLConfig,
+    "simclr": SimCLRConfig,
+    "supcon": SupConConfig,
+    "fine-tune": FineTuneConfig,
+    "distillation": DistillationConfig,
+    "deepcluster-v2": DeepClusterConfig,
+    "sela-v2": SeLaConfig,
+    "spcl": SpCLConfig,
+    "patchmix": PatchMixConfig,
+}
 
 # What may change between a run and its continuation without changing what was learned so far.
 _FREE_ON_RESUME = {
@@ -35,7 +76,7 @@ class RunConfig:
     A batch is `stream.batch_size` pictures over all ranks.
     """
 
-    method: SwAVConfig | MoCoConfig
+    method: MethodConfig
     backbone: BackboneConfig
     crops: CropRecipe
     optim: OptimConfig
@@ -52,6 +93,8 @@ class RunConfig:
     """Decides weights, order and crops."""
     engine: Literal["opencv", "dali-cpu", "dali-gpu"] = "opencv"
     """What makes the crops: opencv anywhere; dali-gpu on the trainer's GPU; dali-cpu to compare."""
+    label: str = ""
+    """A sample's label, for methods that learn from it: a member such as cls, or a JSON field."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast; Sinkhorn and normalisation stay float32."""
 
@@ -59,10 +102,20 @@ class RunConfig:
         for name in ("num_steps", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1")
+        if self.label and not isinstance(self.method, SupConConfig | FineTuneConfig):
+            raise ConfigError(
+                f"label={self.label!r} with method {self.method_name}; only supcon and fine-tune "
+                "learn from labels: remove the setting"
+            )
+        if isinstance(self.method, FineTuneConfig) and not self.label:
+            raise ConfigError(
+                "label='' with method fine-tune, which learns from labels; give --label cls, or a "
+                "field of the samples' JSON"
+            )
         if not 0 <= self.seed < 1 << 31:
             raise ConfigError(f"seed={self.seed}; it must be from 0 to {(1 << 31) - 1}")
 
-        queue, batch_size = self.method.queue, self.stream.batch_size
+        queue, batch_size = getattr(self.method, "queue", None), self.stream.batch_size
         if queue is not None:
             fitting = max(1, round(queue.capacity / batch_size)) * batch_size
             whole = isinstance(self.method, MoCoConfig)  # a batch replaces the oldest batch
@@ -77,7 +130,7 @@ class RunConfig:
     @property
     def method_name(self) -> str:
         """The method's key in `METHODS`."""
-        return next(name for name, kind in METHODS.items() if isinstance(self.method, kind))
+        return next(name for name, kind in METHODS.items() if type(self.method) is kind)
 
     @property
     def largest_crop(self) -> int:

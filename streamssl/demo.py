@@ -14,7 +14,7 @@ from shards.packing.entries import entries_from_synthetic
 from shards.packing.pack import PackConfig, pack
 from streamssl.evaluation.evaluate import knn_of_run
 from streamssl.evaluation.knn import KnnConfig
-from streamssl.recipes import swav_demo
+from streamssl.recipes.swav import swav_demo
 from streamssl.run import Placement, pretrain
 
 _TRAIN_SEED, _TEST_SEED = 1, 2

@@ -46,3 +46,32 @@ def info_nce(
     logits = at_least_float32(torch.cat([positive_B1, negative_BK], dim=1)) / temperature
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     return F.cross_entropy(logits, labels), logits
+
+
+def assigned_cross_entropy(
+    scores_NK: Tensor,
+    labels_N: Tensor,
+    temperature: float,
+    num_labelled: Tensor | float | None = None,
+) -> Tensor:
+    """Cross entropy of softmax(score / temperature) with hard labels; those below 0 are left out.
+
+    DeepCluster-v2 and SeLa-v2, arXiv:2006.09882, appendix D. The sum over labelled rows is divided
+    by `num_labelled`, by default their number; where there are none the loss is 0. Equals ln K
+    when all is uniform.
+    """
+    labelled_N = labels_N >= 0
+    log_p_NK = F.log_softmax(at_least_float32(scores_NK) / temperature, dim=1)
+    chosen_N = log_p_NK.gather(1, labels_N.clamp(min=0)[:, None])[:, 0]
+    count = torch.as_tensor(labelled_N.sum() if num_labelled is None else num_labelled)
+    return -torch.where(labelled_N, chosen_N, 0.0).sum() / torch.where(count > 0, count, 1)
+
+
+def soft_info_nce(q_BD: Tensor, keys_GD: Tensor, targets_BG: Tensor, temperature: float) -> Tensor:
+    """Each query finds several keys by given shares: the mean of - sum_g t log softmax(q k / T).
+
+    PatchMix, arXiv:2310.12094, eq. 3. Rows have unit norm, targets sum to 1, keys carry no
+    gradient. Equals ln G when all similarities are the same.
+    """
+    log_p_BG = F.log_softmax(at_least_float32(q_BD @ keys_GD.detach().T) / temperature, dim=1)
+    return -(targets_BG.to(log_p_BG.dtype) * log_p_BG).sum(dim=1).mean()

@@ -78,7 +78,9 @@ def build_state(config: RunConfig, device: torch.device) -> TrainState:
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.backbone, config.largest_crop)
     num_views = [group.num_views for group in config.crops.groups]
-    method = config.method.build(backbone, num_views=num_views, seed=config.seed)
+    method = config.method.build(
+        backbone, num_views=num_views, seed=config.seed, num_steps=config.num_steps
+    )
     method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TrainState(method, config.optim.build(method.parameters_to_optimise()))
 
@@ -129,4 +131,5 @@ def crop_job(config: RunConfig, data: Data, sources: SourceConfig | None = None)
         build_engine=build_engine(config),
         subset=data.subset,
         sources=sources or SourceConfig(),
+        label=config.label,
     )

@@ -23,7 +23,8 @@ class OptimConfig:
     """Which optimizer; the defaults are SwAV's for a batch of 4096 (arXiv:2006.09882, A.2).
 
     `base_lr` is the rate at this run's own batch size: scale it before (0.3 per 256 is usual).
-    `trust_coefficient` belongs to LARC and LARS, `betas` to AdamW, `momentum` to all but AdamW.
+    `trust_coefficient` belongs to LARC and LARS, `momentum_form` to LARS (see there), `betas` to
+    AdamW, `momentum` to all but AdamW.
     """
 
     name: OptimName = "larc"
@@ -31,12 +32,18 @@ class OptimConfig:
     weight_decay: float = 1e-6
     momentum: float = 0.9
     trust_coefficient: float = 0.001
+    momentum_form: MomentumForm = "plain"
     betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
         if self.name not in ("sgd", "adamw", "larc", "lars"):
             raise ConfigError(
                 f"optimizer name={self.name!r}; sgd, adamw, larc and lars are known; choose one"
+            )
+        if self.momentum_form != "plain" and self.name != "lars":
+            raise ConfigError(
+                f"momentum_form={self.momentum_form!r} with name={self.name!r}; only lars has "
+                "forms; remove the setting"
             )
         for name in ("base_lr", "weight_decay", "momentum", "trust_coefficient"):
             if not getattr(self, name) >= 0:
@@ -61,7 +68,13 @@ class OptimConfig:
                 chosen, lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust
             )
         groups = spare_vectors(chosen, weight_decay=weight_decay)
-        return LARS(groups, lr, momentum=momentum, trust_coefficient=trust)
+        return LARS(
+            groups,
+            lr,
+            momentum=momentum,
+            trust_coefficient=trust,
+            momentum_form=self.momentum_form,
+        )
 
 
 def spare_vectors(

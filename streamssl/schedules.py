@@ -62,6 +62,16 @@ def rising_momentum(position: float, *, num_positions: float, base_momentum: flo
     return 1.0 - (1.0 - base_momentum) * cosine(position / num_positions, 1.0, 0.0)
 
 
+MomentumKind = Literal["cosine", "constant"]
+
+
+def momentum_at(kind: MomentumKind, step: int, *, num_steps: int, base_momentum: float) -> float:
+    """EMA momentum of `step`: "cosine" is `rising_momentum`; "constant" fits a run without end."""
+    if kind == "constant":
+        return base_momentum
+    return rising_momentum(step, num_positions=num_steps, base_momentum=base_momentum)
+
+
 def linearly_scaled_lr(base_lr: float, global_batch: int) -> float:
     """`base_lr` is per 256 samples: SwAV, MoCo v3, BYOL, SimCLR."""
     return base_lr * global_batch / 256

@@ -16,7 +16,7 @@ from shards.errors import StreamEnded, StreamStopped
 from shards.records import CropBatch, Cursor, Reject
 from streamssl.checkpoint import TrainState
 from streamssl.config import RunConfig
-from streamssl.methods.base import Method, StepOutput, step_generator
+from streamssl.methods.base import Method, Samples, StepOutput, step_generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def train_step(
     dtype = optimizer.param_groups[0]["params"][0].dtype
     views = to_tensors(batch.crops, device, dtype)
     with _precision(config, device):
-        output = method.loss(views, step=step)
+        output = method.loss(views, step=step, samples=_samples_of(batch, rank))
     output.loss.backward()
     meet(output)
     method.after_backward(step)
@@ -126,6 +126,14 @@ def train_step(
     state.step += 1
     state.cursor = batch.cursor
     return output
+
+
+def _samples_of(batch: CropBatch, rank: int) -> Samples:
+    """Who the rows of this rank are; `ids`, `epochs` and `labels` of a batch are of all ranks."""
+    num_rows = len(batch.crops[0])
+    rows = slice(rank * num_rows, (rank + 1) * num_rows)
+    labels = None if batch.labels is None else torch.tensor(batch.labels[rows])
+    return Samples(torch.tensor(batch.ids[rows]), torch.tensor(batch.epochs[rows]), labels)
 
 
 def learning_rate(config: RunConfig, step: int) -> float:

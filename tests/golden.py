@@ -13,7 +13,22 @@ from pathlib import Path
 
 from torch.distributed import ProcessGroup
 
-from tests.golden_checks import moco, optimizers, schedules, sinkhorn, swav
+from tests.golden_checks import (
+    byol,
+    deepcluster,
+    mochi,
+    moco,
+    moco_v3,
+    optimizers,
+    patchmix,
+    schedules,
+    sela,
+    simclr,
+    sinkhorn,
+    spcl,
+    supcon,
+    swav,
+)
 from tests.golden_checks.ranks import run_ranks
 from tests.golden_checks.vectors import Report, Vectors
 
@@ -21,22 +36,44 @@ Check = Callable[[Vectors, Report], None]
 RankCheck = Callable[[Vectors, Report, ProcessGroup], None]
 
 CHECKS: Mapping[str, Check] = {
+    "byol": byol.check_byol,
     "byol_schedules": schedules.check_byol_schedules,
+    "byol_update": byol.check_byol_update,
+    "deepcluster_v2": deepcluster.check_deepcluster,
+    "deepcluster_v2_ws2": deepcluster.check_deepcluster_joined,
     "larc": optimizers.check_larc,
     "lars_byol": optimizers.check_lars_byol,
     "lars_mocov3": optimizers.check_lars_mocov3,
     "lars_simclr": optimizers.check_lars_simclr,
+    "mochi": mochi.check_mochi,
     "moco": moco.check_moco,
     "moco_ws2": moco.check_moco_joined,
+    "mocov3": moco_v3.check_moco_v3,
+    "mocov3_ws2": moco_v3.check_moco_v3_joined,
+    "patchmix_loss": patchmix.check_loss,
+    "patchmix_mix": patchmix.check_mix,
+    "patchmix_ws2": patchmix.check_loss_joined,
     "schedules": schedules.check_schedules,
+    "simclr_ntxent": simclr.check_ntxent,
+    "simclr_ntxent_ws2": simclr.check_ntxent_joined,
     "simclr_schedules": schedules.check_simclr_schedules,
+    "simclr_v2_distill": simclr.check_distillation,
+    "simclr_v2_sk": simclr.check_selective_kernels,
+    "supcon": supcon.check_supcon,
+    "sela": sela.check_sela,
+    "spcl_memory": spcl.check_memory,
+    "spcl_selfpaced": spcl.check_self_paced,
     "swav_loss": swav.check_swav,
     "swav_loss_ws2": swav.check_swav_joined,
     "swav_sinkhorn": sinkhorn.check_sinkhorn,
     "swav_sinkhorn_ws2": sinkhorn.check_sinkhorn_joined,
 }
 RANK_CHECKS: Mapping[str, RankCheck] = {
+    "deepcluster_v2_ws2": deepcluster.check_deepcluster_rank,
     "moco_ws2": moco.check_moco_rank,
+    "mocov3_ws2": moco_v3.check_moco_v3_rank,
+    "patchmix_ws2": patchmix.check_loss_rank,
+    "simclr_ntxent_ws2": simclr.check_ntxent_rank,
     "swav_loss_ws2": swav.check_swav_rank,
     "swav_sinkhorn_ws2": sinkhorn.check_sinkhorn_rank,
 }
@@ -59,7 +96,7 @@ def check_folder(folder: Path) -> tuple[dict[str, Report], list[str]]:
             reports[path.stem].failures.append(f"there is no array {error}")
             continue
         if path.stem in RANK_CHECKS:
-            by_world[len(vectors.match(r"(rank\d+)/"))].append(path)
+            by_world[len(vectors.match(r"(?:.*/)?(rank\d+)/"))].append(path)
     for num_ranks, paths in by_world.items():
         for found in run_ranks(check_on_rank, num_ranks, [str(path) for path in paths]):
             for stem, (largest, num_compared, failures) in found.items():

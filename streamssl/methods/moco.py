@@ -23,7 +23,7 @@ from streamssl.collectives import all_gather_rows, rank, world_size
 from streamssl.feature_queue import FeatureQueue, QueueConfig
 from streamssl.heads import linear_head, mlp_head
 from streamssl.losses import at_least_float32, info_nce
-from streamssl.methods.base import StepOutput, step_generator
+from streamssl.methods.base import Samples, StepOutput, as_pair, check_pair, step_generator
 from streamssl.momentum import MomentumCopy
 
 
@@ -66,6 +66,7 @@ class MoCoConfig:
         *,
         num_views: Sequence[int],
         seed: int = 0,
+        num_steps: int = 0,  # noqa: ARG002 - every method is built alike; MoCo is the same throughout
         group: ProcessGroup | None = None,
     ) -> "MoCo":
         """`num_views`: how many views each view group has; `backbone.num_features` its width."""
@@ -96,20 +97,26 @@ def contrast_with_queue(
     arXiv:1911.05722, eq. 1 and algorithm 1. The global batch must divide the capacity, so that a
     batch replaces exactly the oldest batch.
     """
-    global_batch = len(key_BD) * world_size(group)
+    with torch.autocast(query_BD.device.type, enabled=False):
+        q_BD = F.normalize(at_least_float32(query_BD), dim=1)
+        k_BD = F.normalize(at_least_float32(key_BD.detach()), dim=1)
+        # A copy: backward needs the queue as it was, and the keys enter before backward.
+        loss, logits = info_nce(q_BD, k_BD, queue.rows.clone(), temperature)
+    enqueue(k_BD, queue, step, group)
+    return Contrast(loss, q_BD, k_BD, logits)
+
+
+def enqueue(k_BD: Tensor, queue: FeatureQueue, step: int, group: ProcessGroup | None) -> None:
+    """Keys of all ranks take the place of the oldest. Raises ConfigError unless those are whole
+    batches."""
+    global_batch = len(k_BD) * world_size(group)
     if queue.capacity % global_batch:
         fitting = max(1, round(queue.capacity / global_batch)) * global_batch
         raise ConfigError(
             f"queue capacity={queue.capacity} with a global batch of {global_batch}; "
             f"the capacity must be a multiple of the global batch; set it to {fitting}"
         )
-    with torch.autocast(query_BD.device.type, enabled=False):
-        q_BD = F.normalize(at_least_float32(query_BD), dim=1)
-        k_BD = F.normalize(at_least_float32(key_BD.detach()), dim=1)
-        # A copy: backward needs the queue as it was, and the keys enter before backward.
-        loss, logits = info_nce(q_BD, k_BD, queue.rows.clone(), temperature)
     queue.push(all_gather_rows(k_BD, group), step)
-    return Contrast(loss, q_BD, k_BD, logits)
 
 
 class MoCo(nn.Module):
@@ -125,11 +132,7 @@ class MoCo(nn.Module):
         group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        if sum(num_views) != 2:
-            raise ConfigError(
-                f"num_views={tuple(num_views)}; MoCo takes two views of a picture, the query and "
-                "the key; give one group of two views or two groups of one"
-            )
+        check_pair(num_views, "MoCo", "the query and the key")
         self.config, self.seed, self.group = config, seed, group
         self.backbone = backbone
         width = int(backbone.num_features)  # type: ignore[arg-type]
@@ -142,14 +145,30 @@ class MoCo(nn.Module):
         self.queue = config.queue.build(config.dim)
         self.queue.fill_with_noise(step_generator(seed, 0, "moco queue"))
 
-    def loss(self, views: Sequence[Tensor], *, step: int) -> StepOutput:
+    def loss(
+        self,
+        views: Sequence[Tensor],
+        *,
+        step: int,
+        samples: Samples | None = None,
+    ) -> StepOutput:
         """Algorithm 1 of arXiv:1911.05722."""
-        query_crops, key_crops = views if len(views) == 2 else views[0].chunk(2)
+        query_crops, key_crops = as_pair(views)
         query_BD = self.head(self.backbone(query_crops))
         with torch.no_grad():
             self.key_encoder.update(nn.Sequential(self.backbone, self.head), self.config.momentum)
             key_BD = self._encode_keys(key_crops, step)
-        contrast = contrast_with_queue(
+        contrast = self._contrast(query_BD, key_BD, step, samples)
+        return StepOutput(contrast.loss, self._readings(contrast, step), contrast.q.detach())
+
+    def _contrast(
+        self,
+        query_BD: Tensor,
+        key_BD: Tensor,
+        step: int,
+        samples: Samples | None,  # noqa: ARG002 - MoCHi, which is MoCo with other negatives, asks
+    ) -> Contrast:
+        return contrast_with_queue(
             query_BD,
             key_BD,
             self.queue,
@@ -157,7 +176,6 @@ class MoCo(nn.Module):
             step=step,
             group=self.group,
         )
-        return StepOutput(contrast.loss, self._readings(contrast, step), contrast.q.detach())
 
     def _encode_keys(self, crops: Tensor, step: int) -> Tensor:
         """Keys (B, D) of this rank's samples, encoded among samples of all ranks (section 3.3).
@@ -184,10 +202,11 @@ class MoCo(nn.Module):
     def _readings(self, contrast: Contrast, step: int) -> dict[str, Tensor | float]:
         """`contrast_accuracy`: how often the key is the best match; mean cosines to both kinds."""
         cosines = contrast.logits.detach() * self.config.temperature
+        positive_B, negative_BN = cosines[:, 0], cosines[:, 1:]
         return {
-            "contrast_accuracy": (cosines[:, 0] > cosines[:, 1:].amax(dim=1)).float().mean(),
-            "positive_cosine": cosines[:, 0].mean(),
-            "negative_cosine": cosines[:, 1:].mean(),
+            "contrast_accuracy": (positive_B > negative_BN.amax(dim=1)).float().mean(),
+            "positive_cosine": positive_B.mean(),
+            "negative_cosine": negative_BN.mean(),
             **self.queue.readings(step),
         }
 

@@ -20,7 +20,7 @@ from streamssl.collectives import all_gather_rows
 from streamssl.feature_queue import FeatureQueue, QueueConfig
 from streamssl.heads import swav_head
 from streamssl.losses import at_least_float32, swav_loss
-from streamssl.methods.base import StepOutput
+from streamssl.methods.base import Samples, StepOutput
 from streamssl.prototypes import Prototypes
 from streamssl.sinkhorn import sinkhorn
 
@@ -66,6 +66,7 @@ class SwAVConfig:
         *,
         num_views: Sequence[int],
         seed: int = 0,  # noqa: ARG002 - every method is built alike; SwAV draws nothing of its own
+        num_steps: int = 0,  # noqa: ARG002 - and changes nothing on the way
         group: ProcessGroup | None = None,
     ) -> "SwAV":
         """`num_views`: how many views each view group has; `backbone.num_features` its width."""
@@ -168,7 +169,13 @@ class SwAV(nn.Module):
             if config.queue is not None
         )
 
-    def loss(self, views: Sequence[Tensor], *, step: int) -> StepOutput:
+    def loss(
+        self,
+        views: Sequence[Tensor],
+        *,
+        step: int,
+        samples: Samples | None = None,  # noqa: ARG002 - only some methods ask who is who
+    ) -> StepOutput:
         """Algorithm 1 of the paper (appendix A.1), with multi-crop and the queue."""
         self.prototypes.normalise_()
         # One pass a resolution; the head then sees all crops at once, so that its batch norm does.

@@ -13,7 +13,8 @@ from shards.errors import ConfigError
 from shards.stream import StreamConfig
 from streamssl.config import check_same, from_fields, read_toml, to_fields, write_toml
 from streamssl.optim import OptimConfig
-from streamssl.recipes import RECIPES, swav_demo
+from streamssl.recipes import RECIPES
+from streamssl.recipes.swav import swav_demo
 from tests.tinyrun import tiny_moco, tiny_swav
 
 Tables = dict[str, Any]

@@ -21,6 +21,7 @@ from streamssl.prototypes import Prototypes
 from streamssl.sinkhorn import sinkhorn
 from tests.golden_checks.ranks import run_ranks
 from tests.streamssl.tiny import TinyBackbone, pictures
+from tests.streamssl.tiny_methods import TINY, train_all
 
 NUM_RANKS, NUM_SAMPLES, NUM_CROPS = 2, 8, 3
 
@@ -33,6 +34,7 @@ def everything(group: ProcessGroup | None) -> dict[str, Any]:
         "swav": run_swav(group, capacity=16),
         "swav_uneven": run_swav(group, capacity=11),
         "moco": run_moco(group),
+        "methods": train_all(group),
     }
 
 
@@ -135,3 +137,12 @@ def test_two_processes_compute_what_one_computes(found: list[dict[str, Any]], na
 def test_the_queue_took_part(found: list[dict[str, Any]]) -> None:
     """The comparison would prove little with an unused queue."""
     assert all(each["swav"]["used"] and each["swav_uneven"]["used"] for each in found)
+
+
+@pytest.mark.parametrize("name", [*TINY, "classification"])
+def test_a_method_learns_the_same_on_two_ranks(found: list[dict[str, Any]], name: str) -> None:
+    """Losses, weights, momentum copies and queue in float64: gradients crossed the ranks."""
+    for each in found[:2]:
+        torch.testing.assert_close(
+            each["methods"][name], found[2]["methods"][name], rtol=1e-9, atol=1e-9
+        )

@@ -2,7 +2,8 @@
 
 import pytest
 
-from streamssl.recipes import RECIPES, swav_demo
+from streamssl.recipes import RECIPES
+from streamssl.recipes.swav import swav_demo
 from streamssl.run import build_state
 from tests.tinyrun import CPU
 
@@ -19,7 +20,7 @@ def test_a_recipe_is_a_lab_note(name: str) -> None:
 def test_a_recipe_fits_together(name: str) -> None:
     """Queue, batch, views and schedule must agree before anything starts."""
     config = RECIPES[name]()
-    queue = config.method.queue
+    queue = getattr(config.method, "queue", None)
     if queue is not None:
         assert queue.capacity % config.stream.batch_size == 0
     assert 0 <= config.schedule.warmup_steps < config.num_steps

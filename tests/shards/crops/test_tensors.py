@@ -55,3 +55,8 @@ def test_the_gpu_gives_what_the_cpu_gives(crops):
     """Normalisation would differ by device."""
     for here, there in zip(to_tensors(crops, "cpu"), to_tensors(crops, "cuda"), strict=True):
         torch.testing.assert_close(there.cpu(), here, atol=1e-5, rtol=0)
+
+
+def test_red_is_divided_by_the_deviation_that_everybodys_weights_expect():
+    """SwAV's code has 0.228: a slip that spread with its files."""
+    assert IMAGENET_STD == (0.229, 0.224, 0.225)

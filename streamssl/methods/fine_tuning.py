@@ -1,0 +1,167 @@
+"""Fine-tuning on few labels: the second of SimCLR v2's three stages.
+
+Chen et al., arXiv:2006.10029, section 2. A pretrained encoder learns classes from what labels there
+are, beginning not at its end but after the first layer of the projection head (figure 5).
+
+Shape letters: B samples of this rank, C classes, D feature.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn import functional as F
+
+from shards.errors import ConfigError
+from streamssl import checkpoint
+from streamssl.collectives import all_reduce_sum, world_size
+from streamssl.heads import simclr_head
+from streamssl.losses import at_least_float32
+from streamssl.methods.base import Samples, StepOutput
+
+LAYERS_PER_HEAD_LAYER = 3  # linear, batch norm, ReLU
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FineTuneConfig:
+    """`start` is a run of SimCLR, or one of its checkpoints; the run's `label` names the classes.
+
+    `head_layers` of its projection head stay; 0 begins at the encoder's end. Labels are whole
+    numbers below `num_classes`; a sample without one is passed over.
+    """
+
+    start: str = ""
+    num_classes: int = 1000
+    head_layers: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in {"num_classes": 2, "head_layers": 0}.items():
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least {least}")
+
+    def build(
+        self,
+        backbone: nn.Module,
+        *,
+        num_views: Sequence[int],
+        num_steps: int = 0,  # noqa: ARG002 - every method is built alike; this one never changes
+        seed: int = 0,  # noqa: ARG002 - and draws nothing
+        group: ProcessGroup | None = None,
+    ) -> "FineTune":
+        """`num_views`: one view; `backbone.num_features` its width. Raises ConfigError."""
+        check_single(num_views, "fine-tuning")
+        classifier = Classifier(backbone, self.num_classes, self.head_layers)
+        classifier.load_start(newest_checkpoint(self.start, "start"))
+        return FineTune(classifier, group)
+
+
+class Classifier(nn.Module):
+    """Backbone, the first layers of a projection head, and a linear map to classes."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int, head_layers: int) -> None:
+        super().__init__()
+        width = int(backbone.num_features)  # type: ignore[arg-type]
+        self.backbone = backbone
+        whole = simclr_head(width, width, head_layers + 1)
+        self.head = whole[: LAYERS_PER_HEAD_LAYER * head_layers]
+        self.classes = nn.Linear(width, num_classes)
+        nn.init.normal_(self.classes.weight, std=0.01)
+        nn.init.zeros_(self.classes.bias)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        logits_BC: Tensor = self.classes(self.head(self.backbone(crops)))
+        return logits_BC
+
+    def load_start(self, place: Path) -> None:
+        """Take backbone and head from a checkpoint of SimCLR. Raises ConfigError."""
+        checkpoint.load_part(place, "backbone", self.backbone)
+        for number, layer in enumerate(self.head):
+            if layer.state_dict():
+                checkpoint.load_part(place, f"head.{number}", layer)
+
+
+def newest_checkpoint(run: str, name: str) -> Path:
+    """What a setting called `name` means by a run or one of its checkpoints. Raises ConfigError."""
+    folder = Path(run).expanduser()
+    if run and (folder / "state.json").exists():
+        return folder
+    found = checkpoint.list_checkpoints(folder) if run else []
+    if not found:
+        raise ConfigError(
+            f"method.{name}={run!r} holds no checkpoint; it must be the folder of a run, or of one "
+            f"of its checkpoints: give --method.{name} runs/a"
+        )
+    return found[-1]
+
+
+def check_single(num_views: Sequence[int], purpose: str) -> None:
+    """Raise ConfigError unless a sample has one view."""
+    if sum(num_views) != 1:
+        raise ConfigError(
+            f"num_views={tuple(num_views)}; {purpose} takes one view of a picture; give one group "
+            "of one view"
+        )
+
+
+def classification_loss(logits_BC: Tensor, labels_B: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Cross entropy, the mean over the samples of all ranks that have a label (0 or more).
+
+    Scaled so that the average over ranks is that mean, however the labels lie on them.
+    """
+    count = all_reduce_sum((labels_B >= 0).sum(), group).clamp(min=1)
+    targets_B = labels_B.clamp(min=-1)
+    total = F.cross_entropy(logits_BC, targets_B, ignore_index=-1, reduction="sum")
+    return total * world_size(group) / count
+
+
+class FineTune(nn.Module):
+    """A classifier that is trained from its first layer to its last."""
+
+    def __init__(self, classifier: Classifier, group: ProcessGroup | None) -> None:
+        super().__init__()
+        self.backbone, self.head = classifier.backbone, classifier.head
+        self.classes, self.group = classifier.classes, group
+
+    def loss(
+        self,
+        views: Sequence[Tensor],
+        *,
+        step: int,  # noqa: ARG002 - nothing changes from step to step
+        samples: Samples | None = None,
+    ) -> StepOutput:
+        """Cross entropy with the labels. Raises ConfigError when there is no such class."""
+        if samples is None or samples.labels is None:
+            raise ConfigError(
+                "fine-tuning learns from labels, and the run names none; give --label cls, or a "
+                "field of the samples' JSON"
+            )
+        num_classes = self.classes.out_features
+        if (largest := int(samples.labels.max())) >= num_classes:
+            raise ConfigError(
+                f"a label of {largest} with num_classes={num_classes}; labels are whole numbers "
+                "below that: raise --method.num-classes, or name another --label"
+            )
+        logits_BC = at_least_float32(self.classes(self.head(self.backbone(views[0]))))
+        labels_B = samples.labels.to(logits_BC.device)
+        with torch.autocast(logits_BC.device.type, enabled=False):
+            loss = classification_loss(logits_BC, labels_B, self.group)
+        right_B = (logits_BC.argmax(dim=1) == labels_B).float()
+        labelled_B = (labels_B >= 0).float()
+        readings: dict[str, Tensor | float] = {
+            "accuracy": right_B.sum() / labelled_B.sum().clamp(min=1),
+            "labelled": labelled_B.mean(),
+        }
+        return StepOutput(loss, readings)
+
+    def after_backward(self, step: int) -> None:
+        """Nothing."""
+
+    def after_step(self, step: int) -> None:
+        """Nothing."""
+
+    def parameters_to_optimise(self) -> list[nn.Parameter]:
+        """All of them."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]

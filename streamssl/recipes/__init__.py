@@ -1,0 +1,42 @@
+"""Runs as functions. Each docstring is the run's lab note: paper, command, cost, what to expect.
+
+To see what a run does, read its function; to change it, write another, or override on the command
+line (`--optim.base-lr 0.3`). `RECIPES` is what the command line offers: a name without an ending is
+what the authors ran, `-stream` has no end and no epochs, `-small` fits a CPU.
+"""
+
+from collections.abc import Callable
+
+from streamssl.config import RunConfig
+from streamssl.recipes import byol, moco, simclr, swav
+
+RECIPES: dict[str, Callable[[], RunConfig]] = {
+    "swav": swav.swav,
+    "swav-large-batch": swav.swav_large_batch,
+    "swav-stream": swav.swav_stream,
+    "swav-small": swav.swav_small,
+    "moco-v1": moco.moco_v1,
+    "moco-v2": moco.moco_v2,
+    "moco-v2-stream": moco.moco_v2_stream,
+    "moco-v2-small": moco.moco_v2_small,
+    "moco-v3": moco.moco_v3,
+    "moco-v3-vit": moco.moco_v3_vit,
+    "moco-v3-stream": moco.moco_v3_stream,
+    "moco-v3-small": moco.moco_v3_small,
+    "mochi": moco.mochi,
+    "mochi-stream": moco.mochi_stream,
+    "mochi-small": moco.mochi_small,
+    "byol": byol.byol,
+    "byol-stream": byol.byol_stream,
+    "byol-small": byol.byol_small,
+    "simclr": simclr.simclr,
+    "simclr-v2": simclr.simclr_v2,
+    "simclr-v2-fine-tune": simclr.simclr_v2_fine_tune,
+    "simclr-v2-distill": simclr.simclr_v2_distill,
+    "simclr-multi-crop": simclr.simclr_multi_crop,
+    "simclr-stream": simclr.simclr_stream,
+    "simclr-small": simclr.simclr_small,
+    "supcon": simclr.supcon,
+    "supcon-stream": simclr.supcon_stream,
+    "supcon-small": simclr.supcon_small,
+}

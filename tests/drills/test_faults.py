@@ -39,6 +39,7 @@ RETRY = RetryConfig(
     connect_timeout_seconds=10.0,
     read_timeout_seconds=2.0,  # a server of a busy machine answers in less
 )
+PATIENT = replace(RETRY, num_attempts=30, read_timeout_seconds=0.5)
 # What a lasting fault has to be called.
 NAMES = {"new_version": "ShardChanged", "gone": "is gone", "forbidden": "was refused"}
 
@@ -222,14 +223,13 @@ def test_a_stream_through_faults_is_the_stream_without_them(stream_bucket, monke
     """Order is decided by nobody who waits for a network."""
     expected = list(batches_of(SourceConfig(retry=RETRY)))
     assert len(expected) == NUM_BATCHES
-    patient = replace(RETRY, num_attempts=30)
     for seed in range(6):
         rng = random.Random(seed)
         cache = CacheConfig(folder=str(tmp_path / str(seed)), max_bytes=10**6)
-        with fault_proxy(stream_bucket, stall_seconds=6.0) as proxy:
+        with fault_proxy(stream_bucket, stall_seconds=2.0) as proxy:
             proxy.plan = lambda _, rng=rng: rng.choice(PASSING) if rng.random() < 0.5 else None
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
-            found = list(batches_of(SourceConfig(retry=patient, cache=cache if seed % 2 else None)))
+            found = list(batches_of(SourceConfig(retry=PATIENT, cache=cache if seed % 2 else None)))
             print(f"\nseed {seed}: {dict(sorted(proxy.counts.items()))}")
             assert sum(proxy.counts.values()) > proxy.counts["none"] > 0
         assert len(found) == NUM_BATCHES and all(map(is_same, expected, found))
@@ -244,12 +244,12 @@ def test_a_stream_that_has_to_end_is_exact_until_then(stream_bucket, monkeypatch
     most = 0
     for num_requests in (10, 60, 120):
         seen = []
-        with fault_proxy(stream_bucket, stall_seconds=6.0) as proxy:
+        with fault_proxy(stream_bucket, stall_seconds=2.0) as proxy:
             plan = ["cut", None] * (num_requests // 2)
             proxy.plan = lambda _, plan=plan: plan.pop() if plan else fault
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
             with pytest.raises(ShardUnreadable) as ended:
-                seen += batches_of(SourceConfig(retry=replace(RETRY, num_attempts=30)))
+                seen += batches_of(SourceConfig(retry=PATIENT))
         said = f"{type(ended.value).__name__}: {ended.value}"
         print(f"\n{len(seen)} batches, then {type(ended.value).__name__}: {dict(proxy.counts)}")
         assert NAMES[fault] in said, said

@@ -9,7 +9,20 @@ import torch
 from shards.packing.entries import entries_from_synthetic
 from shards.packing.pack import PackConfig, pack
 
+# Which part of its cases a test with thousands of them runs.
+_SHARE = 0.2
 _SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser):
+    """`--share`: what is met once in ten thousand cases need not be looked for at every change."""
+    parser.addoption("--share", type=float, default=_SHARE, help="part of the cases, up to 1")
+
+
+@pytest.fixture(scope="session")
+def share(request):
+    """Which part of thousands of random cases is run: the first ones, so seeds keep their names."""
+    return request.config.getoption("--share")
 
 
 @pytest.fixture(scope="session", autouse=True)

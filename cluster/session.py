@@ -88,6 +88,11 @@ def joined(address: str, namespace: str | None = None) -> Iterator[None]:
             ray.shutdown()
 
 
+def count_gpus() -> int:
+    """Those of all nodes that are there at this moment."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Whatever `log_to_driver` says, Ray prints ten lines of its own for every reader that dies."""

@@ -11,7 +11,7 @@ from cluster.feed import FeedConfig
 from cluster.learner import LearnerState
 from cluster.metrics import Metrics
 from cluster.pools import parse_pools
-from cluster.session import ray_session
+from cluster.session import count_gpus, ray_session
 from cluster.spec import ControlSpec
 from cluster.training import TrainerConfig
 from shards.stores.sources import SourceConfig
@@ -57,6 +57,7 @@ def _spec(run: Run, placement: Placement, state: LearnerState) -> RunSpec:
             "reader": parse_pools(placement.reader_pools),
             "trainer": parse_pools(placement.trainer_pools),
         },
+        config=placement.patience,
     )
     # On a machine of its own a trainer takes what Ray lets it have; here they share the cores.
     shared = placement.cluster == "local"
@@ -71,8 +72,17 @@ def _spec(run: Run, placement: Placement, state: LearnerState) -> RunSpec:
         feed=FeedConfig(max_bytes=min(_MOST_FEED_BYTES, config.stream.max_bytes)),
         state=state,
         entries=run.journal.entries,
-        trainer_options={"num_cpus": 1, "num_gpus": placement.trainer_gpus},
+        trainer_options=_trainer_options(placement),
     )
+
+
+def _trainer_options(placement: Placement) -> dict[str, int]:
+    """What a trainer takes of its node: GPUs alone, for nodes with them may keep their cores from
+    Ray, so that no reader comes there."""
+    num_gpus = placement.trainer_gpus
+    if num_gpus is None:
+        num_gpus = min(1, count_gpus())
+    return {"num_gpus": num_gpus, "num_cpus": 0 if num_gpus else 1}
 
 
 def _room(run: Run, state: LearnerState) -> int:

@@ -1,7 +1,8 @@
 """Where a run runs: none of it changes what is learned."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from cluster.config import ClusterConfig
 from cluster.pools import parse_pools
 from shards.errors import ConfigError
 from shards.stores.disk_cache import CacheConfig
@@ -16,7 +17,7 @@ class Placement:
     `readers` to `most_readers`. `reader_pools` and `trainer_pools` name nodes by their labels, in
     order of preference; `trainer_gpus` is what each trainer takes, None: one where there are any.
     `metrics_port` 0 takes any free port of the loopback address. `cache` keeps what was read on a
-    disk of every machine that reads.
+    disk of every machine that reads. `patience` is that of Control with all the others.
     """
 
     cluster: str = "none"
@@ -28,6 +29,7 @@ class Placement:
     trainer_gpus: int | None = None
     metrics_port: int = 0
     cache: CacheConfig | None = None
+    patience: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property
     def most(self) -> int:

@@ -75,15 +75,15 @@ def _recipe(name: str) -> RunConfig:
     raise ConfigError(unknown(f"recipe {name!r}", name, RECIPES) + ", or the config.toml of a run")
 
 
-def run_pretrain(parsed: Pretrain, console: Console, stop: Callable[[], bool]) -> bool:
-    """Train, and say how it went; False when it was stopped before its last step."""
+def placement_of(parsed: Pretrain) -> Placement:
+    """Where it runs. Raises ConfigError."""
     cache = None
     if parsed.cache is not None:
         cache = CacheConfig(
             folder=str(parsed.cache.expanduser().resolve()), max_bytes=parsed.cache_bytes
         )
     least, most = parse_range(parsed.readers)
-    placement = Placement(
+    return Placement(
         cluster=parsed.cluster,
         readers=least,
         most_readers=most,
@@ -94,6 +94,16 @@ def run_pretrain(parsed: Pretrain, console: Console, stop: Callable[[], bool]) -
         metrics_port=parsed.metrics_port,
         cache=cache,
     )
+
+
+def run_pretrain(
+    parsed: Pretrain,
+    console: Console,
+    stop: Callable[[], bool],
+    placement: Placement | None = None,
+) -> bool:
+    """Train, and say how it went; False when it was stopped before its last step."""
+    placement = placement or placement_of(parsed)
     data = DataConfig(
         patterns=parsed.data,
         weights=parsed.weights,

@@ -3,8 +3,6 @@
 import re
 import tomllib
 
-from cluster.scaler import parse_range
-from streamssl.placement import Placement
 from tests.cluster.deploy_schema import DEPLOY, documents
 
 ROOT = DEPLOY.parents[1]
@@ -47,18 +45,3 @@ def size(quantity):
     """Bytes of a Kubernetes quantity."""
     number, unit = re.fullmatch(r"(\d+)(|Mi|Gi)", quantity).groups()
     return int(number) << {"": 0, "Mi": 20, "Gi": 30}[unit]
-
-
-def placement(parsed):
-    """Where that command line would run."""
-    least, most = parse_range(parsed.readers)
-    return Placement(
-        cluster=parsed.cluster,
-        readers=least,
-        most_readers=most,
-        trainers=parsed.trainers,
-        reader_pools=parsed.reader_pool,
-        trainer_pools=parsed.trainer_pool,
-        trainer_gpus=parsed.trainer_gpus,
-        metrics_port=parsed.metrics_port,
-    )

@@ -21,7 +21,7 @@ from ray.scripts.scripts import start as ray_start
 from cluster.pools import parse_pools
 from cluster.sequencer import SequencerConfig
 from cluster.worlds import check_trainers
-from streamssl.commands.pretrain import parse_pretrain
+from streamssl.commands.pretrain import parse_pretrain, placement_of
 from tests.cluster.deploy_schema import DEPLOY, errors
 from tests.cluster.deployed import (
     BOOT_SECONDS,
@@ -34,7 +34,6 @@ from tests.cluster.deployed import (
     SPECS,
     containers,
     groups,
-    placement,
     pods,
     ray_container,
     size,
@@ -219,7 +218,7 @@ def test_the_ports_to_scrape_are_named(spec):
 def test_the_job_is_a_command_line_that_streamssl_takes():
     """A job would start a cluster and then say what it did not understand."""
     parsed = entrypoint()
-    place = placement(parsed)
+    place = placement_of(parsed)
     assert (place.cluster, place.metrics_port) == ("auto", 9464)
     head = ray_container(JOB["rayClusterSpec"]["headGroupSpec"])
     mounts = {m["mountPath"] for m in head["volumeMounts"]}
@@ -230,7 +229,7 @@ def test_the_job_is_a_command_line_that_streamssl_takes():
 
 def test_the_job_fits_its_own_cluster():
     """Actors that no node has room for wait for ever."""
-    place, pools = placement(entrypoint()), groups(JOB["rayClusterSpec"])
+    place, pools = placement_of(entrypoint()), groups(JOB["rayClusterSpec"])
     readers, trainers = pools["readers"], pools["trainers"]
     for given, group in ((place.reader_pools, readers), (place.trainer_pools, trainers)):
         [pool] = parse_pools(given)

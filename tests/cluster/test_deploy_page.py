@@ -25,11 +25,11 @@ from cluster.sequencer import SequencerConfig
 from cluster.supervisor import SupervisorConfig
 from cluster.worlds import check_trainers
 from streamssl.commands.look import Look
-from streamssl.commands.pretrain import parse_pretrain
+from streamssl.commands.pretrain import parse_pretrain, placement_of
 from streamssl.parsing import parse
 from streamssl.run import Placement
 from tests.bench.input import Options
-from tests.cluster.deployed import ROOT, placement
+from tests.cluster.deployed import ROOT
 
 PAGE = (ROOT / "docs" / "from-a-laptop-to-a-hundred-nodes.md").read_text()
 LINES = [
@@ -56,7 +56,7 @@ def test_every_command_of_the_page_is_one_that_streamssl_takes(line):
     _, *words = shlex.split(line)
     if words[0] == "pretrain":
         parsed = parse_pretrain(words[1:])
-        check_trainers(parsed.run.stream.batch_size, placement(parsed).trainers)
+        check_trainers(parsed.run.stream.batch_size, placement_of(parsed).trainers)
     else:
         assert words[:2] == ["shards", "stats"]
         parse(Look, "streamssl shards stats", words[2:])
@@ -143,7 +143,7 @@ def test_the_memory_of_readers_on_the_page_is_what_they_may_take():
     """Nodes that are too small lose one reader after the other."""
     [line] = [line for line in OURS if "--cluster auto" in line]
     parsed = parse_pretrain(shlex.split(line)[2:])
-    readers = placement(parsed).most_readers
+    readers = placement_of(parsed).most_readers
     held = SequencerConfig(num_readers=readers).max_bytes(parsed.run.stream)
     assert f"({held / 1e9:.1f} GB for the {readers} readers above)" in PAGE
     assert f"{held // readers >> 20} MiB each" in PAGE

@@ -42,11 +42,19 @@ def endless(**changes: Any) -> RunConfig:
 
 @contextmanager
 def on_cluster(
-    address: str, config: RunConfig, data: Path, out: Path, *more: object
+    address: str,
+    config: RunConfig,
+    data: Path,
+    out: Path,
+    *more: object,
+    program: str = "streamssl.cli",
 ) -> Iterator[Run]:
     """A run with its readers and trainers in their pools of the cluster at `address`."""
-    options = ("--cluster", "auto", "--reader-pool", READERS, "--trainer-pool", TRAINERS)
-    with started(config, data, out, *options, *more, env={"RAY_ADDRESS": address}) as run:
+    pools = ("--reader-pool", READERS, "--trainer-pool", TRAINERS)
+    pools = () if "--reader-pool" in more else pools
+    options = ("--cluster", "auto", *pools, *more)
+    env = {"RAY_ADDRESS": address}
+    with started(config, data, out, *options, env=env, program=program) as run:
         yield run
 
 

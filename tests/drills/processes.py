@@ -29,12 +29,13 @@ class Run:
         out: Path,
         *more: object,
         env: Mapping[str, str] | None = None,
+        program: str = "streamssl.cli",
     ) -> None:
         self.out = out
         recipe = out.with_name(f"{out.name}.toml")
         write_toml(config, recipe)
         options = ["--data", data, "--out", out, "--readers", 1, *more]
-        command = [sys.executable, "-m", "streamssl.cli", "pretrain", recipe, *options]
+        command = [sys.executable, "-m", program, "pretrain", recipe, *options]
         self.log = out.with_name(f"{out.name}.log")
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
@@ -111,9 +112,10 @@ def started(
     out: Path,
     *more: object,
     env: Mapping[str, str] | None = None,
+    program: str = "streamssl.cli",
 ) -> Iterator[Run]:
     """A run that is not left behind, nor is anything that it started."""
-    run = Run(config, data, out, *more, env=env)
+    run = Run(config, data, out, *more, env=env, program=program)
     try:
         yield run
     finally:

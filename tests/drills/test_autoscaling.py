@@ -35,11 +35,6 @@ KINDS = {
         "max_workers": 3,
     },
 }
-# A node is a process here, and there in seconds.
-QUICK = (
-    *("--patience.scaling.cool-down-seconds", 6, "--patience.scaling.start-seconds", 60),
-    *("--patience.scaling.failed-seconds", 6, "--patience.scale-seconds", 2),
-)
 
 
 def test_a_hungry_trainer_gets_nodes_and_a_sated_one_gives_them_back(
@@ -55,8 +50,16 @@ def test_a_hungry_trainer_gets_nodes_and_a_sated_one_gives_them_back(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     out = tmp_path / "run"
     with scaling_cluster(KINDS) as cluster:
-        pools = ("--reader-pool", "pool=readers", "pool=reserved", "--readers", "1..6")
-        with on_cluster(cluster.address, CONFIG, shards_folder, out, *pools, *QUICK) as run:
+        pools = ("--trainer-pool", "pool=trainers", "--reader-pool", "market=spot", "pool=reserved")
+        with on_cluster(
+            cluster.address,
+            CONFIG,
+            shards_folder,
+            out,
+            *pools,
+            *("--readers", "1..6"),
+            program="tests.drills.quick",
+        ) as run:
             run.wait_for_step(1)
             began = time.monotonic()
             hungry = wait_share(run)

@@ -1,0 +1,39 @@
+"""`streamssl pretrain` as it is, with a Control that waits for nobody longer than a drill lasts.
+
+Nodes are processes here, and there in seconds.
+"""
+
+import signal
+import sys
+from dataclasses import replace
+from types import FrameType
+
+from rich.console import Console
+
+from cluster.config import ClusterConfig
+from cluster.scaler import ScalingConfig
+from streamssl.commands.pretrain import parse_pretrain, placement_of, run_pretrain
+
+PATIENCE = ClusterConfig(
+    scaling=ScalingConfig(
+        least=1, most=1, cool_down_seconds=6.0, start_seconds=90.0, failed_seconds=6.0
+    ),
+    scale_seconds=2.0,
+)
+
+
+def main() -> int:
+    asked: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    parsed = parse_pretrain(sys.argv[2:])
+    placement = replace(placement_of(parsed), patience=PATIENCE)
+    console = Console(highlight=False, soft_wrap=True)
+    return 0 if run_pretrain(parsed, console, lambda: bool(asked), placement) else 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

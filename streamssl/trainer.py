@@ -15,6 +15,7 @@ from shards.crops.tensors import to_tensors
 from shards.errors import StreamEnded, StreamStopped
 from shards.records import CropBatch, Cursor, Reject
 from streamssl.checkpoint import TrainState
+from streamssl.collectives import rank
 from streamssl.config import RunConfig
 from streamssl.methods.base import Method, Samples, StepOutput
 
@@ -108,8 +109,7 @@ def _step(
         group["lr"] = lr
     state.optimizer.zero_grad(set_to_none=True)
     views = to_tensors(batch.crops, device)
-    labels = None if batch.labels is None else torch.tensor(batch.labels)
-    samples = Samples(torch.tensor(batch.ids), torch.tensor(batch.epochs), labels)
+    samples = samples_of(batch, rank(method.group))
     with _precision(config, device):
         output = method.loss(views, step=step, samples=samples)
     output.loss.backward()
@@ -117,6 +117,14 @@ def _step(
     state.optimizer.step()
     method.after_step(step)
     return output
+
+
+def samples_of(batch: CropBatch, rank: int) -> Samples:
+    """Who this rank's rows are. A batch has the crops of these alone, but the ids of all rows."""
+    num_rows = len(batch.crops[0])
+    mine = slice(rank * num_rows, (rank + 1) * num_rows)
+    labels = None if batch.labels is None else torch.tensor(batch.labels[mine])
+    return Samples(torch.tensor(batch.ids[mine]), torch.tensor(batch.epochs[mine]), labels)
 
 
 def _precision(config: RunConfig, device: torch.device) -> AbstractContextManager[object]:

@@ -17,7 +17,7 @@ def simclr(*, size: int = 224, scale: tuple[float, float] = (0.08, 1.0)) -> Crop
 
 def simclr_multi_crop() -> CropRecipe:
     """SimCLR's views in SwAV's comparison: 2x160 + 4x96 (arXiv:2006.09882, section 4.3)."""
-    large = replace(simclr(size=160, scale=(0.14, 1.0)).groups[0])
+    large = simclr(size=160, scale=(0.14, 1.0)).groups[0]
     small = replace(large, num_views=4, size=96, scale=(0.05, 0.14))
     return CropRecipe((large, small))
 

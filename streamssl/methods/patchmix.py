@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
@@ -248,8 +247,8 @@ class PatchMix(nn.Module):
             self.key_encoder = MomentumCopy(self._encoder())
             # Keys are made by all layers, as upstream: only queries drop paths.
             for module in self.key_encoder.modules():
-                if isinstance(module, DropPath):
-                    module.drop_prob = 0.0
+                if hasattr(module, "drop_prob"):
+                    module.drop_prob = 0.0  # type: ignore[assignment]
 
     def _encoder(self) -> nn.Sequential:
         return nn.Sequential(self.backbone, self.projector)

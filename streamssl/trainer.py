@@ -105,8 +105,7 @@ def _step(
     step = state.step
     # What a network draws for itself (drop path) depends on the step alone: no state to save.
     torch.manual_seed((config.seed << 32) + step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
+    config.optim.set_rates(state.optimizer, lr, step / config.num_steps)
     state.optimizer.zero_grad(set_to_none=True)
     views = to_tensors(batch.crops, device)
     samples = samples_of(batch, rank(method.group))

@@ -26,7 +26,7 @@ from tests.streamssl.epochs import classes_apart, in_epochs, patterned, run, sta
 from tests.streamssl.tiny import TinyBackbone, pictures
 
 CONFIG = PatchMixConfig(patch_size=4, dim=6, hidden_dim=16, momentum=0.9)
-ALONE = replace(CONFIG, momentum=None)
+ALONE = replace(CONFIG, keys="own")
 # Every sample has a pattern of its own: what is contrasted here are samples.
 CLASSES = 32
 

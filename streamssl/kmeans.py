@@ -76,7 +76,8 @@ class Centroids(nn.Module):
 
     def forward(self, z_ND: Tensor) -> Tensor:
         """Scores (N, K): cosines when the rows have unit norm."""
-        return F.linear(z_ND, self.centroids.to(z_ND.dtype))
+        # A copy: backward needs the centroids as they were, and they may move before it.
+        return F.linear(z_ND, self.centroids.to(z_ND.dtype, copy=True))
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -108,10 +109,3 @@ class Centroids(nn.Module):
         moved_KD = F.normalize(self.centroids * self.masses[:, None] + sums_KD, dim=1)
         self.centroids.copy_(torch.where(counts_K[:, None] > 0, moved_KD, self.centroids))
         self.masses += counts_K
-
-    @torch.no_grad()
-    def refilled(self, rows_ND: Tensor, spare_KD: Tensor, group: ProcessGroup | None) -> Tensor:
-        """The centroids (K, D); in place of those that no row is nearest to, `spare_KD`."""
-        labels_N = nearest_centroids(rows_ND, self.centroids)
-        _, counts_K = sum_by_cluster(rows_ND, labels_N, len(self), group)
-        return torch.where(counts_K[:, None] > 0, self.centroids, spare_KD)

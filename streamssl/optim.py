@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from shards.errors import ConfigError
+from streamssl.schedules import cosine
 
 OptimName = Literal["sgd", "adamw", "larc", "lars"]
 MomentumForm = Literal["plain", "classic", "popular"]
@@ -24,12 +25,14 @@ class OptimConfig:
 
     `base_lr` is the rate at this run's own batch size: scale it before (0.3 per 256 is usual).
     `trust_coefficient` belongs to LARC and LARS, `momentum_form` to LARS (see there), `betas` to
-    AdamW, `momentum` to all but AdamW.
+    AdamW, `momentum` to all but AdamW. Weight decay goes to `final_weight_decay` along half a
+    cosine, if that is given.
     """
 
     name: OptimName = "larc"
     base_lr: float = 4.8
     weight_decay: float = 1e-6
+    final_weight_decay: float | None = None
     momentum: float = 0.9
     trust_coefficient: float = 0.001
     momentum_form: MomentumForm = "plain"
@@ -45,9 +48,26 @@ class OptimConfig:
                 f"momentum_form={self.momentum_form!r} with name={self.name!r}; only lars has "
                 "forms; remove the setting"
             )
+        if self.final_weight_decay is not None and not (
+            self.final_weight_decay >= 0 and self.weight_decay > 0
+        ):
+            raise ConfigError(
+                f"final_weight_decay={self.final_weight_decay} with "
+                f"weight_decay={self.weight_decay}; it must not be negative, and begins above 0"
+            )
         for name in ("base_lr", "weight_decay", "momentum", "trust_coefficient"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must not be negative")
+
+    def set_rates(self, optimizer: Optimizer, lr: float, progress: float) -> None:
+        """Learning rate and weight decay of a step, `progress` of the way through the run."""
+        decay = self.weight_decay
+        if self.final_weight_decay is not None:
+            decay = cosine(progress, self.weight_decay, self.final_weight_decay)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            if group["weight_decay"]:
+                group["weight_decay"] = decay
 
     def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """The optimizer at `base_lr`; the trainer sets `group["lr"]` at every step.

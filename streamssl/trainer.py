@@ -15,6 +15,7 @@ from shards.crops.tensors import to_tensors
 from shards.errors import StreamEnded, StreamStopped
 from shards.records import CropBatch, Cursor, Reject
 from streamssl.checkpoint import TrainState
+from streamssl.collectives import rank
 from streamssl.config import RunConfig
 from streamssl.methods.base import Method, Samples, StepOutput, step_generator
 
@@ -111,13 +112,12 @@ def train_step(
     step, optimizer = state.step, state.optimizer
     # What a network draws for itself (drop path) depends on the step alone: no state to save.
     torch.manual_seed(_seed(config.seed, step, rank))
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
+    config.optim.set_rates(optimizer, learning_rate(config, step), step / config.num_steps)
     optimizer.zero_grad(set_to_none=True)
     dtype = optimizer.param_groups[0]["params"][0].dtype
     views = to_tensors(batch.crops, device, dtype)
     with _precision(config, device):
-        output = method.loss(views, step=step, samples=_samples_of(batch, rank))
+        output = method.loss(views, step=step, samples=samples_of(batch, rank))
     output.loss.backward()
     meet(output)
     method.after_backward(step)
@@ -128,12 +128,12 @@ def train_step(
     return output
 
 
-def _samples_of(batch: CropBatch, rank: int) -> Samples:
-    """Who the rows of this rank are; `ids`, `epochs` and `labels` of a batch are of all ranks."""
+def samples_of(batch: CropBatch, rank: int) -> Samples:
+    """Who this rank's rows are. A batch has the crops of these alone, but the ids of all rows."""
     num_rows = len(batch.crops[0])
-    rows = slice(rank * num_rows, (rank + 1) * num_rows)
-    labels = None if batch.labels is None else torch.tensor(batch.labels[rows])
-    return Samples(torch.tensor(batch.ids[rows]), torch.tensor(batch.epochs[rows]), labels)
+    mine = slice(rank * num_rows, (rank + 1) * num_rows)
+    labels = None if batch.labels is None else torch.tensor(batch.labels[mine])
+    return Samples(torch.tensor(batch.ids[mine]), torch.tensor(batch.epochs[mine]), labels)
 
 
 def learning_rate(config: RunConfig, step: int) -> float:

@@ -205,8 +205,8 @@ class DeepCluster(nn.Module):
     def cluster(self, step: int) -> None:
         """Make the clusters of every head from the memory, and the label of every sample in it.
 
-        As published a head starts from random rows of the memory. In a stream it goes on from where
-        it is, and only centroids without any row are put on random rows.
+        Every head starts from random rows of the memory, as published, in a stream, too: centroids
+        that go on from where they are let one cluster swallow the others.
         """
         slots_L = self.memory.oldest_first()
         if len(slots_L) < max(self.config.num_prototypes):
@@ -218,8 +218,6 @@ class DeepCluster(nn.Module):
             generator = step_generator(self.seed, step, f"deepcluster head {number}")
             order_L = torch.randperm(len(slots_L), generator=generator).to(slots_L.device)
             start_KD = bank_LD[slots_L[order_L[: len(head)]]]
-            if self.config.mode == "stream" and int(self.num_clusterings):
-                start_KD = head.refilled(bank_LD[mine], start_KD, self.group)
             found = head.fit_(bank_LD[mine], start_KD, self.config.kmeans_iterations, self.group)
             labels.append(join_shares(found, len(slots_L), self.group))
         if self.config.mode == "epochs":

@@ -14,9 +14,9 @@ mixed images, D feature, S pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
@@ -34,9 +34,10 @@ from streamssl.schedules import MomentumKind, momentum_at
 class PatchMixConfig:
     """The settings of the paper's code for ViT-S and ViT-B.
 
-    `patch_size` in pixels must divide the side of every view. `momentum` None takes keys from the
-    encoder itself, as its authors do for ViT-T. `identity_smoothing` smooths the targets of images
-    that are not mixed: 0.1 by an oversight upstream, with which the published numbers were made.
+    `patch_size` in pixels must divide the side of every view. `keys` come from a momentum copy, or
+    from the encoder's "own" outputs, as for ViT-T. `identity_smoothing` smooths the targets of
+    images that are not mixed: 0.1 by an oversight upstream, with which the published numbers were
+    made.
     """
 
     patch_size: int = 16
@@ -44,7 +45,8 @@ class PatchMixConfig:
     dim: int = 256
     hidden_dim: int = 4096
     temperature: float = 0.2
-    momentum: float | None = 0.996
+    keys: Literal["momentum", "own"] = "momentum"
+    momentum: float = 0.996
     momentum_kind: MomentumKind = "cosine"
     smoothing: float = 0.0
     identity_smoothing: float = 0.1
@@ -57,7 +59,7 @@ class PatchMixConfig:
             raise ConfigError(
                 f"temperature={self.temperature}; it must be above 0; the paper has 0.2"
             )
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
+        if not 0 <= self.momentum <= 1:
             raise ConfigError(
                 f"momentum={self.momentum}; it must lie in [0, 1]; the paper has 0.996"
             )
@@ -244,12 +246,12 @@ class PatchMix(nn.Module):
             config.dim, config.hidden_dim, config.dim, num_layers=2, ends_in_norm=True
         )
         self.key_encoder: MomentumCopy | None = None
-        if config.momentum is not None:
+        if config.keys == "momentum":
             self.key_encoder = MomentumCopy(self._encoder())
             # Keys are made by all layers, as upstream: only queries drop paths.
             for module in self.key_encoder.modules():
-                if isinstance(module, DropPath):
-                    module.drop_prob = 0.0
+                if hasattr(module, "drop_prob"):
+                    module.drop_prob = 0.0  # type: ignore[assignment]
 
     def _encoder(self) -> nn.Sequential:
         return nn.Sequential(self.backbone, self.projector)
@@ -301,7 +303,7 @@ class PatchMix(nn.Module):
         By the true position in the run: upstream a shadowed index leaves it at the position of the
         second step of each epoch.
         """
-        if self.key_encoder is None or self.config.momentum is None:
+        if self.key_encoder is None:
             return None
         momentum = momentum_at(
             self.config.momentum_kind,

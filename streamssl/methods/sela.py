@@ -3,7 +3,8 @@
 Asano et al., arXiv:1911.05371 (SeLa); Caron et al., arXiv:2006.09882, appendix D (SeLa-v2). As
 DeepCluster-v2, but prototypes are learned by gradient, and a sample's label comes from a transport
 plan under which every prototype has equally many samples. In "stream" mode the memory is a window,
-and between its solutions the shares of the prototypes are kept equal by a running marginal.
+and between its solutions running potentials, led on by every batch, keep the shares equal; a crop's
+label is then that of another crop of the same sample now.
 
 Shape letters: B samples of this rank, V crops of a sample, N rows: of this rank's share of the
 memory or, crop-major, V * B crops; H heads, K prototypes of a head, L memory, D feature.
@@ -44,6 +45,8 @@ from streamssl.sample_memory import (
 _LOOK_EVERY = 10
 # Far beyond what any recorded case needs; a plan that is not found by then stays as good as it is.
 _MAX_ITERATIONS = 10_000
+# In a stream each batch goes on from the potentials of the last, so that few steps are enough.
+_BATCH_ITERATIONS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,40 +151,39 @@ def _logsumexp_rows(x_NK: Tensor, group: ProcessGroup | None) -> Tensor:
     return all_reduce_sum((x_NK - finite_K).exp().sum(dim=0), group).log() + finite_K
 
 
-class EqualShares(nn.Module):
-    """What keeps the shares of a head's prototypes equal between two solutions.
+class RunningShares(nn.Module):
+    """Keeps the shares of a head's prototypes equal between two solutions of the memory.
 
-    Buffers, float64: `potentials` (K,), what log r would be now; `shares` (K,), the share of the
-    samples that each prototype had lately.
+    `potentials` (K,) float64: what log r would be now, up to a constant.
     """
 
     potentials: Tensor
-    shares: Tensor
 
     def __init__(self, num_prototypes: int) -> None:
         super().__init__()
         self.register_buffer("potentials", torch.zeros(num_prototypes, dtype=torch.float64))
-        self.register_buffer("shares", torch.zeros(num_prototypes, dtype=torch.float64))
 
     @torch.no_grad()
     def restart_(self, log_r_K: Tensor) -> None:
-        """Begin anew from a solution, under which all shares are equal."""
-        self.potentials.copy_(log_r_K)
-        self.shares.fill_(1 / len(log_r_K))
+        """Begin anew from a solution."""
+        self.potentials.copy_(log_r_K - log_r_K.mean())
 
     @torch.no_grad()
-    def label_(self, log_q_BK: Tensor, window: int, group: ProcessGroup | None) -> Tensor:
-        """Labels (B,) under the potentials, which then follow the shares of all ranks' samples.
+    def label_(self, log_q_BK: Tensor, group: ProcessGroup | None) -> Tensor:
+        """Labels (B,) under the potentials, once these have followed all ranks' samples.
 
-        The shares are a running mean over a quarter of `window` steps, and the potentials move by
-        their logarithms over all of it: critically damped, so that neither swings.
+        The batch's own solution is worth as much as it has samples for a prototype: the potentials
+        go G / (G + K) of the way there, G samples of all ranks.
         """
-        log_plan_BK = log_q_BK + self.potentials
-        mass_K = all_reduce_sum(torch.softmax(log_plan_BK, dim=1).mean(dim=0), group)
-        pace = 1 / max(4, window)
-        self.shares.lerp_(mass_K / world_size(group), 4 * pace)
-        self.potentials -= pace * (self.shares.clamp(min=1e-12) * len(mass_K)).log()
-        return log_plan_BK.argmax(dim=1)
+        num_all, num_prototypes = len(log_q_BK) * world_size(group), log_q_BK.shape[1]
+        solved_K = self.potentials.clone()
+        for _ in range(_BATCH_ITERATIONS):
+            log_c_B = -torch.logsumexp(log_q_BK + solved_K, dim=1)
+            solved_K = -_logsumexp_rows(log_q_BK + log_c_B[:, None], group)
+            # Shares of 1 / K in place of 1 are a constant only, and constants change no label.
+            solved_K -= solved_K.mean()
+        self.potentials.lerp_(solved_K, num_all / (num_all + num_prototypes))
+        return (log_q_BK + self.potentials).argmax(dim=1)
 
 
 class SeLa(nn.Module):
@@ -207,7 +209,7 @@ class SeLa(nn.Module):
         self.memory = SampleMemory(config.memory, config.dim, len(config.crops_for_assign))
         capacity = config.memory if config.mode == "epochs" else 1
         self.labels = LabelTable(capacity, len(config.num_prototypes))
-        self.balances = nn.ModuleList(EqualShares(num) for num in config.num_prototypes)
+        self.balances = nn.ModuleList(RunningShares(num) for num in config.num_prototypes)
         self.register_buffer("num_labellings", torch.zeros((), dtype=torch.int64))
 
     def loss(
@@ -245,7 +247,7 @@ class SeLa(nn.Module):
                 labels_B = torch.full_like(keys_B, NO_LABEL)
             else:
                 log_q_BK = scores_NK[own].double() * (config.exponent / config.temperature)
-                labels_B = balance.label_(log_q_BK, config.label_steps, self.group)  # type: ignore[operator]
+                labels_B = balance.label_(log_q_BK, self.group)  # type: ignore[operator]
             labels_N = labels_B.repeat(self.num_crops)
             labels_N[own] = NO_LABEL  # a crop is not asked for what it said itself
             targets.append(labels_N)

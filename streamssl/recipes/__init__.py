@@ -8,7 +8,7 @@ what the authors ran, `-stream` has no end and no epochs, `-small` fits a CPU.
 from collections.abc import Callable
 
 from streamssl.config import RunConfig
-from streamssl.recipes import byol, moco, simclr, swav
+from streamssl.recipes import byol, labels, moco, patchmix, simclr, swav
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "swav": swav.swav,
@@ -39,4 +39,17 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "supcon": simclr.supcon,
     "supcon-stream": simclr.supcon_stream,
     "supcon-small": simclr.supcon_small,
+    "deepcluster-v2": labels.deepcluster_v2,
+    "deepcluster-v2-stream": labels.deepcluster_v2_stream,
+    "deepcluster-v2-small": labels.deepcluster_v2_small,
+    "sela-v2": labels.sela_v2,
+    "sela-v2-stream": labels.sela_v2_stream,
+    "sela-v2-small": labels.sela_v2_small,
+    "spcl": labels.spcl,
+    "spcl-stream": labels.spcl_stream,
+    "spcl-small": labels.spcl_small,
+    "patchmix": patchmix.patchmix,
+    "patchmix-cifar": patchmix.patchmix_cifar,
+    "patchmix-stream": patchmix.patchmix_stream,
+    "patchmix-small": patchmix.patchmix_small,
 }

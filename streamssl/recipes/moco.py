@@ -110,7 +110,9 @@ def moco_v3_vit() -> RunConfig:
         moco_v3(),
         method=MoCoV3Config(head="vit", temperature=0.2),
         backbone=BackboneConfig(
-            name="vit_small_patch16_224", options={"num_heads": 12}, patches="moco-v3"
+            name="vit_small_patch16_224",
+            options={"num_heads": 12, "weight_init": "moco"},
+            patches="moco-v3",
         ),
         crops=crops.byol(),
         optim=OptimConfig(name="adamw", base_lr=linearly_scaled_lr(1.5e-4, 4096), weight_decay=0.1),

@@ -17,7 +17,7 @@ def simclr(*, size: int = 224, scale: tuple[float, float] = (0.08, 1.0)) -> Crop
 
 def simclr_multi_crop() -> CropRecipe:
     """SimCLR's views in SwAV's comparison: 2x160 + 4x96 (arXiv:2006.09882, section 4.3)."""
-    large = replace(simclr(size=160, scale=(0.14, 1.0)).groups[0])
+    large = simclr(size=160, scale=(0.14, 1.0)).groups[0]
     small = replace(large, num_views=4, size=96, scale=(0.05, 0.14))
     return CropRecipe((large, small))
 
@@ -31,3 +31,23 @@ def byol_small(*, size: int = 32, scale: tuple[float, float] = (0.2, 1.0)) -> Cr
 def plain(*, size: int = 224, scale: tuple[float, float] = (0.08, 1.0)) -> CropRecipe:
     """One view, cropped and mirrored and no more: what classes are learned from."""
     return CropRecipe((ViewGroup(num_views=1, size=size, scale=scale, grey_probability=0.0),))
+
+
+def nearly_whole(*, size: int = 224) -> CropRecipe:
+    """One view with hardly any change, for telling vehicles or people apart (SpCL's code)."""
+    view = ViewGroup(
+        num_views=1, size=size, scale=(0.85, 1.0), ratio=(0.9, 1.1), grey_probability=0.0
+    )
+    return CropRecipe((view,))
+
+
+def patchmix_pair(*, size: int = 224, scale: tuple[float, float] = (0.35, 1.0)) -> CropRecipe:
+    """BYOL's uneven pair, of the scales that PatchMix has (arXiv:2310.12094)."""
+    return byol(size=size, scale=scale)
+
+
+def patchmix(*, num_small: int = 8) -> CropRecipe:
+    """PatchMix's pair and eight small crops, which are blurred half the time."""
+    pair = patchmix_pair().groups
+    small = replace(pair[0], num_views=num_small, size=96, scale=(0.05, 0.35), blur_probability=0.5)
+    return CropRecipe((*pair, small))

@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from streamssl.methods.byol import regression_loss, symmetric_loss
+from streamssl.methods.fine_tuning import classification_loss
 from streamssl.momentum import MomentumCopy
 from streamssl.optim import LARS
 from streamssl.schedules import linearly_scaled_lr, rising_momentum, warmup_cosine_lr
@@ -30,7 +30,7 @@ def _check_loss(here: Vectors, report: Report) -> None:
         report.compare_gradient(here.prefix + name, prediction.grad, here.array(name))
     assert all(target.grad is None for target in targets)
     logits = here.tensor("logits").requires_grad_()
-    classifier = F.cross_entropy(logits, here.tensor("labels"))
+    classifier = classification_loss(logits, here.tensor("labels"), None)
     classifier.backward()
     report.compare(here.prefix + "classif_loss", classifier, here.array("classif_loss"))
     report.compare(here.prefix + "total_loss", loss + classifier, here.array("total_loss"))
@@ -104,7 +104,7 @@ def _check_step(here: Vectors, online: _Net, target: MomentumCopy, report: Repor
     with torch.no_grad():
         targets = [target.network.project(view) for view in views]
     repr_loss = symmetric_loss([online.predict(view) for view in views], targets)
-    classifier = F.cross_entropy(online.classify(views[0]), here.tensor("labels"))
+    classifier = classification_loss(online.classify(views[0]), here.tensor("labels"), None)
     (repr_loss + classifier).backward()
     report.compare(here.prefix + "repr_loss", repr_loss, here.array("repr_loss"))
     report.compare(here.prefix + "classif_loss", classifier, here.array("classif_loss"))

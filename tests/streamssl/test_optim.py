@@ -122,3 +122,17 @@ def test_wrong_settings_are_refused() -> None:
         OptimConfig(base_lr=-1.0)
     with pytest.raises(ConfigError, match="nesterov=True"):
         LARS([parameter(1.0)], 0.1, nesterov=True)
+
+
+def test_weight_decay_goes_to_its_end_along_half_a_cosine() -> None:
+    """PatchMix: from 0.04 to 0.4; what is spared stays spared."""
+    config = OptimConfig(name="adamw", weight_decay=0.04, final_weight_decay=0.4)
+    tensors = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
+    optimizer = config.build(tensors)
+    found = []
+    for progress in (0.0, 0.5, 1.0):
+        config.set_rates(optimizer, 0.1, progress)
+        found += [group["weight_decay"] for group in optimizer.param_groups]
+    assert found == pytest.approx([0.04, 0.0, 0.22, 0.0, 0.4, 0.0])
+    with pytest.raises(ConfigError, match=r"final_weight_decay=0.4 with weight_decay=0.0"):
+        OptimConfig(weight_decay=0.0, final_weight_decay=0.4)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from shards.errors import StreamEnded
 from streamssl.checkpoint import TrainState
 from streamssl.config import RunConfig
 from streamssl.run import build_state
-from streamssl.trainer import StepReport, train
+from streamssl.trainer import StepReport, samples_of, train
 from tests.tinyrun import (
     BATCH,
     CPU,
@@ -177,3 +178,14 @@ def test_fresh_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(
         next(one.method.parameters()).detach(), next(third.method.parameters()).detach()
     )
+
+
+def test_a_rank_knows_who_its_rows_are() -> None:
+    """On a cluster a batch has the crops of one rank and the ids and labels of all."""
+    whole = next(made_batches(tiny_swav(), 1))
+    labels = np.arange(BATCH)
+    half = replace(whole, crops=tuple(group[8:] for group in whole.crops), labels=labels)
+    samples = samples_of(half, 1)
+    assert samples.ids.tolist() == whole.ids[8:].tolist() and len(samples.epochs) == 8
+    assert samples.labels is not None and samples.labels.tolist() == list(range(8, 16))
+    assert samples_of(whole, 0).labels is None and len(samples_of(whole, 0).ids) == BATCH

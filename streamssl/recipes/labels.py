@@ -1,0 +1,163 @@
+"""DeepCluster-v2, SeLa-v2 and SpCL: as published, without an end, and for a CPU."""
+
+from dataclasses import replace
+
+from shards.crops import recipe as crops
+from shards.stream import StreamConfig
+from streamssl.backbones import BackboneConfig
+from streamssl.config import RunConfig
+from streamssl.methods.deepcluster import DeepClusterConfig
+from streamssl.methods.sela import SeLaConfig
+from streamssl.methods.spcl import SpCLConfig
+from streamssl.optim import OptimConfig
+from streamssl.recipes import views
+from streamssl.recipes.common import IMAGENET_STEPS_256, IMAGENET_STEPS_4096, SMALL_NET
+from streamssl.recipes.swav import swav, swav_large_batch, swav_small
+from streamssl.schedules import ScheduleConfig
+
+# A window of the last 65,536 samples, and how often it is clustered at a batch of 256: 22 samples
+# for each of 3,000 prototypes, all of them less than 257 steps old.
+_WINDOW = 65_536
+_WINDOW_STEPS = 256
+
+
+def deepcluster_v2() -> RunConfig:
+    """DeepCluster-v2 as published: batch 4096, clusters once an epoch, 800 epochs of ImageNet.
+
+    Paper: arXiv:2006.09882, appendix D; its authors ran it with the optimizer and the views of
+    SwAV, in float32. The first epoch only fills the memory. For other data give
+    `--method.memory`, the number of samples, and `--method.cluster-steps`, the steps of an epoch.
+    """
+    return replace(
+        swav_large_batch(),
+        method=DeepClusterConfig(cluster_steps=IMAGENET_STEPS_4096),
+        num_steps=801 * IMAGENET_STEPS_4096,
+        precision="fp32",
+    )
+
+
+def deepcluster_v2_stream() -> RunConfig:
+    """DeepCluster-v2 on a stream without an end: clusters of a window of 65,536 samples.
+
+    Paper: arXiv:2006.09882, appendix D, for the clusters; that a crop's label is what another crop
+    says now, and that centroids follow every batch, is ours. Nothing depends on `--num-steps`.
+    """
+    return replace(
+        swav(),
+        method=DeepClusterConfig(mode="stream", memory=_WINDOW, cluster_steps=_WINDOW_STEPS),
+        schedule=ScheduleConfig(kind="constant", warmup_steps=1000),
+        num_steps=1_000_000,
+    )
+
+
+def deepcluster_v2_small() -> RunConfig:
+    """DeepCluster-v2 on pictures of about 32 pixels, on a CPU, on a stream.
+
+    A window of 8,192 samples, clustered every 32 steps; net and rate are those of `swav-small`.
+    """
+    return replace(
+        swav_small(),
+        method=DeepClusterConfig(
+            mode="stream",
+            num_prototypes=(128, 128),
+            hidden_dim=512,
+            memory=8192,
+            cluster_steps=32,
+        ),
+        optim=OptimConfig(name="adamw", base_lr=3e-3, weight_decay=1e-4),
+    )
+
+
+def sela_v2() -> RunConfig:
+    """SeLa-v2 as published: batch 4096, labels once an epoch, 400 epochs, 2x160 + 4x96.
+
+    Paper: arXiv:2006.09882, appendix D: 71.8 % linear accuracy on ImageNet. How sharp its transport
+    was is not said: `exponent` and `tolerance` are those of SeLa (arXiv:1911.05371). The first
+    epoch only fills the memory; for other data give `--method.memory` and `--method.label-steps`.
+    """
+    return replace(
+        swav_large_batch(),
+        method=SeLaConfig(label_steps=IMAGENET_STEPS_4096),
+        crops=crops.swav(counts=(2, 4), sizes=(160, 96)),
+        num_steps=401 * IMAGENET_STEPS_4096,
+    )
+
+
+def sela_v2_stream() -> RunConfig:
+    """SeLa-v2 on a stream without an end: labels from a window of 65,536 samples.
+
+    Paper: arXiv:2006.09882, appendix D, for the labels; that potentials follow every batch, and
+    that a crop's label is what another crop says now, is ours. Nothing depends on `--num-steps`.
+    """
+    return replace(
+        deepcluster_v2_stream(),
+        method=SeLaConfig(mode="stream", memory=_WINDOW, label_steps=_WINDOW_STEPS),
+    )
+
+
+def sela_v2_small() -> RunConfig:
+    """SeLa-v2 on pictures of about 32 pixels, on a CPU, on a stream.
+
+    A window of 4,096 samples, solved every 32 steps; net and rate are those of `swav-small`.
+    """
+    return replace(
+        deepcluster_v2_small(),
+        method=SeLaConfig(
+            mode="stream",
+            num_prototypes=(128, 128),
+            hidden_dim=512,
+            exponent=10.0,
+            memory=4096,
+            label_steps=32,
+        ),
+    )
+
+
+def spcl() -> RunConfig:
+    """SpCL as published for the 12,936 pictures of Market-1501: batch 64, 50 epochs of 400 steps.
+
+    Paper: arXiv:2006.02713, section 4.2; 72.6 % mAP without labels, from a network trained on
+    ImageNet: add `--backbone.options` with `pretrained` to a config.toml. For other data give
+    `--method.memory`, the number of samples, and `--method.fill-steps`, the steps of one pass.
+    """
+    return RunConfig(
+        method=SpCLConfig(),
+        backbone=BackboneConfig(name="resnet50", stem="imagenet"),
+        crops=views.nearly_whole(size=224),
+        optim=OptimConfig(name="adamw", base_lr=3.5e-4, weight_decay=5e-4),
+        schedule=ScheduleConfig(kind="stepped", milestones=(0.4, 0.8)),
+        stream=StreamConfig(batch_size=64),
+        num_steps=203 + 50 * 400,
+        precision="fp32",
+    )
+
+
+def spcl_stream() -> RunConfig:
+    """SpCL on a stream without an end: memory and neighbourhoods of the last 16,384 samples.
+
+    Paper: arXiv:2006.02713; the window, and that a new sample joins the cluster in whose midst it
+    lies, are ours. Two views of each picture, since most are never seen again. Nothing depends on
+    `--num-steps`.
+    """
+    return replace(
+        spcl(),
+        method=SpCLConfig(memory=16_384, cluster_steps=200, fill_steps=64),
+        crops=crops.moco_v2(),
+        schedule=ScheduleConfig(kind="constant", warmup_steps=1000),
+        stream=StreamConfig(batch_size=256),
+        num_steps=200 * IMAGENET_STEPS_256,
+    )
+
+
+def spcl_small() -> RunConfig:
+    """SpCL on pictures of about 32 pixels, on a CPU, with a window of 4,096 samples."""
+    return replace(
+        spcl_stream(),
+        method=SpCLConfig(memory=4096, cluster_steps=50, fill_steps=16),
+        backbone=SMALL_NET,
+        crops=crops.cifar(),
+        optim=OptimConfig(name="adamw", base_lr=1e-3, weight_decay=1e-4),
+        schedule=ScheduleConfig(kind="warmup_cosine", warmup_steps=20),
+        num_steps=1500,
+        save_every=200,
+    )

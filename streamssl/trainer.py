@@ -15,7 +15,6 @@ from shards.crops.tensors import to_tensors
 from shards.errors import StreamEnded, StreamStopped
 from shards.records import CropBatch, Cursor, Reject
 from streamssl.checkpoint import TrainState
-from streamssl.collectives import rank
 from streamssl.config import RunConfig
 from streamssl.methods.base import Method, Samples, StepOutput, step_generator
 

@@ -309,6 +309,7 @@ class Core:
         found: dict[tuple[str, str], float] = dict(self.tally.totals)
         found |= self.staff.readings()
         found["control_term", ""] = self.term
+        found["held_bytes", ""] = self.tally.held_bytes
         found["generations", ""] = members.num_generations
         found["recoveries", ""] = len(members.recoveries)
         found["recovery_seconds", ""] = sum(one.seconds for one in members.recoveries)

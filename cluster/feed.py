@@ -43,9 +43,10 @@ class FeedConfig:
 
 @dataclass(slots=True)
 class _Call:
-    """Pieces that were asked of a reader."""
+    """Pieces that were asked of a reader, and the way to it: others may have given it up since."""
 
     reader: str
+    link: Link
     pieces: list[Piece]
     deadline: float
 
@@ -202,7 +203,7 @@ class Feed:
         link = self._readers.setdefault(reader, Link(reader))
         wanted = tuple((piece.task, piece.rows) for piece in pieces)
         deadline = time.monotonic() + self._config.answer_seconds
-        call = _Call(reader, pieces, deadline)
+        call = _Call(reader, link, pieces, deadline)
         try:
             self._calls[link.ask("take", pieces[0].term, wanted)] = call
         except Unreachable:
@@ -210,7 +211,7 @@ class Feed:
 
     def _take_rows(self, ref: Any, call: _Call) -> None:
         try:
-            rows: Rows = self._readers[call.reader].answer(ref, self._config.answer_seconds)
+            rows: Rows = call.link.answer(ref, self._config.answer_seconds)
         except Unreachable:
             self._lost(call)
             return

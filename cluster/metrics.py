@@ -79,7 +79,7 @@ class Metrics:
         """Those of the control plane alone."""
         texts = {
             "taken_bytes": ("Bytes of crops that trainers took from readers.", ""),
-            "blocked_seconds": ("Seconds that readers waited, by what for.", "on"),
+            "reader_blocked_seconds": ("Seconds that readers waited, by what for.", "on"),
             "trainers_lost": ("Trainers that died, hung or were taken away.", ""),
             "leases_reissued": ("Chunks that were given to another reader, and why.", "reason"),
             "results_refused": ("Results of leases that held no more, and why.", "reason"),

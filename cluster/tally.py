@@ -15,6 +15,7 @@ class _Heard:
 
     finished: frozenset[tuple[int, int]] = frozenset()
     counts: Mapping[str, float] = field(default_factory=dict)
+    held_bytes: int = 0
 
 
 class Tally:
@@ -39,12 +40,17 @@ class Tally:
         counts = {f"on {name}": seconds for name, seconds in report.blocked_seconds.items()}
         counts |= {"busy": report.busy_seconds, **report.counts}
         new = {name: value - heard.counts.get(name, 0) for name, value in counts.items()}
-        heard.counts = counts
+        heard.counts, heard.held_bytes = counts, report.held_bytes
         self.busy_seconds += new["busy"]
         self.totals["crop_bytes", ""] += new.get("crop_bytes", 0)
         self.totals["taken_bytes", ""] += new.get("taken_bytes", 0)
         for name in report.blocked_seconds:
-            self.totals["blocked_seconds", name] += new[f"on {name}"]
+            self.totals["reader_blocked_seconds", name] += new[f"on {name}"]
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of crops in the memory of readers."""
+        return sum(heard.held_bytes for heard in self._heard.values())
 
     def forget(self, reader: str) -> None:
         """It is gone; what it did stays."""

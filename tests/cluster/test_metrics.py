@@ -91,6 +91,21 @@ def test_a_scrape_has_what_was_counted() -> None:
     assert {key: found[key] for key in expected} == pytest.approx(expected)
 
 
+def test_what_control_counted_goes_on_when_a_new_one_counts_from_nothing() -> None:
+    """A counter that falls would be taken for a restart of the run."""
+    metrics = Metrics()
+    gauges = {("control_term", ""): 1.0, ("actors", "reader"): 2.0}
+    metrics.cluster({("samples", "read"): 7.0, ("generations", ""): 3.0, **gauges})
+    metrics.cluster({("samples", "read"): 9.0, ("generations", ""): 3.0, **gauges})
+    again = {("samples", "read"): 4.0, ("generations", ""): 1.0}
+    metrics.cluster({**again, ("control_term", ""): 2.0, ("actors", "reader"): 1.0})
+    with MetricsServer(metrics) as server:
+        found = scrape(server.url)
+    assert found["streamssl_samples_total", "read"] == 13
+    assert found["streamssl_generations_total",] == 4
+    assert found["streamssl_control_term",] == 2 and found["streamssl_actors", "reader"] == 1
+
+
 def test_labels_stay_few_whatever_the_data() -> None:
     """A label with a key, a shard or a URL in it would be a series for every sample."""
     metrics = Metrics()

@@ -167,7 +167,7 @@ def test_a_report_that_comes_twice_counts_once() -> None:
         tally.add(told)
     assert tally.num_made == 6
     assert tally.totals["samples", "read"] == 12 and tally.totals["samples", "unselected"] == 4
-    assert tally.busy_seconds == 2.0 and tally.totals["blocked_seconds", "lease"] == 1.0
+    assert tally.busy_seconds == 2.0 and tally.totals["reader_blocked_seconds", "lease"] == 1.0
     assert tally.totals["crop_bytes", ""] == 6
 
 

@@ -17,7 +17,7 @@ from cluster.links import StateRef
 from cluster.membership import Membership
 from cluster.messages import Beat, Directive, Plans, ReaderOrders, ReaderReport
 from cluster.nodes import NodeWatch
-from cluster.orders import ActorEvent, ControlNews, DriverReport
+from cluster.orders import ActorEvent, ControlNews, DriverReport, Role
 from cluster.planning import Planning
 from cluster.sequencer import SequencerConfig
 from cluster.spec import ControlSpec, ControlStart, check_folder
@@ -218,7 +218,7 @@ class Core:
         self._look_at_nodes()
         if now - self._scaled >= self.spec.config.scale_seconds:
             self._scale(now)
-        self.staff.tick(now, self._usable_nodes())
+        self.staff.tick(now, self._usable_nodes)
         with self.planning.leases() as table:
             for name in self.staff.leaving:
                 table.drain(name)
@@ -255,9 +255,11 @@ class Core:
                 if actor.role == "trainer":
                     self.members.draining(name, time.monotonic())
 
-    def _usable_nodes(self) -> list[str]:
-        seen = self.nodes.latest
-        return [] if seen is None else [node.id for node in seen.alive if not node.drains]
+    def _usable_nodes(self, role: Role, pool: int) -> list[str]:
+        """Nodes of a pool on which something new may be made."""
+        seen, pools = self.nodes.latest, self.spec.pools[role]
+        nodes = [] if seen is None else seen.of(pools[pool % len(pools)])
+        return [node.id for node in nodes if not node.drains]
 
     def _scale(self, now: float) -> None:
         self._scaled = now

@@ -5,7 +5,7 @@ It puts two policies together: how many readers (`scaler`), and what is made ane
 """
 
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from cluster.messages import Beat
@@ -122,12 +122,14 @@ class Staff:
         self._orders.clear()
         self._apply()
 
-    def tick(self, now: float, nodes: Collection[str]) -> None:
-        """Order what is due. `nodes` could be used."""
+    def tick(self, now: float, nodes: Callable[[Role, int], Collection[str]]) -> None:
+        """Order what is due. `nodes` of a role's pool could be used: where every one of them is to
+        be avoided, there is no other place to go."""
         if self._closed:
             return
-        for make in self._supervisor.orders(now, nodes):
-            order = MakeOrder(make.name, make.role, make.pool, tuple(sorted(make.avoid)))
+        for make in self._supervisor.orders(now):
+            avoid = self._supervisor.avoided(nodes(make.role, make.pool), now)
+            order = MakeOrder(make.name, make.role, make.pool, tuple(sorted(avoid)))
             self._orders[order.name] = order
 
     def scale(self, now: float, tally: Tally, beats: Collection[Beat], seen: "Seen") -> None:

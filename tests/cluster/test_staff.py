@@ -35,7 +35,7 @@ class Driver:
 
     def round(self, seconds: float = 1.0, nodes: tuple[str, ...] = ("n1",)) -> None:
         self.now += seconds
-        self.staff.tick(self.now, nodes)
+        self.staff.tick(self.now, lambda *_: nodes)
         make, _ = self.staff.wanted()
         for order in make:
             assert order.name not in self.made, "an order is for one actor, once"
@@ -68,10 +68,10 @@ def test_what_is_wanted_is_made_and_what_dies_is_made_again() -> None:
 def test_an_order_stands_until_it_is_heard_of() -> None:
     """The answer that gives an order may be lost with whoever was to carry it out."""
     staff = make_driver().staff
-    staff.tick(1.0, ())
+    staff.tick(1.0, lambda *_: ())
     orders, _ = staff.wanted()
     assert len(orders) == 3
-    staff.tick(2.0, ())
+    staff.tick(2.0, lambda *_: ())
     assert staff.wanted()[0] == orders
 
 
@@ -178,3 +178,29 @@ def test_totals_outlive_the_readers() -> None:
     tally.forget("a")
     tally.add(replace(report("b", 2, busy=1.0)))
     assert tally.busy_seconds == 3.0 and tally.num_made == 6
+
+
+def test_the_only_node_of_a_pool_is_not_avoided() -> None:
+    """Readers have another node; the trainer has none, and would never be made again."""
+    driver = make_driver()
+    nodes = {"reader": ("n1", "n2"), "trainer": ("n1",)}
+    driver.round()
+    for _ in range(6):
+        for name in driver.there("trainer"):
+            driver.tell(name, "lost", reason="killed")
+        for _ in range(40):
+            driver.now += 2.0
+            driver.staff.tick(driver.now, lambda role, _: nodes[role])
+            orders, _ = driver.staff.wanted()
+            for order in orders:
+                driver.made[order.name] = order
+                driver.tell(order.name, "started")
+    trainers = [order for order in driver.made.values() if order.role == "trainer"]
+    assert len(trainers) == 7
+    assert all(order.avoid == () for order in trainers)
+    first = driver.there("reader")[0]
+    driver.tell(first, "lost", reason="killed")
+    driver.now += 2.0
+    driver.staff.tick(driver.now, lambda role, _: nodes[role])
+    [order] = driver.staff.wanted()[0]
+    assert order.role == "reader" and order.avoid == ("n1",)

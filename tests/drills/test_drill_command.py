@@ -1,0 +1,39 @@
+"""`streamssl drill` on a run that goes on: it is broken, watched, and well again."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.drills.cluster_runs import check_steps, endless, stop
+from tests.drills.processes import started
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+CONFIG = endless()
+
+
+def drilled(fault: str, *more: object) -> str:
+    """What the command said; it found the run well again in the end."""
+    command = [sys.executable, "-m", "streamssl.cli", "drill", fault, *map(str, more)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_what_a_drill_breaks_is_noticed_and_mended(shards_folder: Path, tmp_path: Path) -> None:
+    """A reader is killed, a trainer is killed: the command tells when each was noticed, and the run
+    shows nothing of it."""
+    out = tmp_path / "run"
+    options = ("--cluster", "local", "--readers", 2)
+    with started(CONFIG, shards_folder, out, *options) as run:
+        run.wait_for_step(10)
+        for fault, role in (("kill-reader", "reader"), ("kill-trainer", "trainer")):
+            text = drilled(fault, out)
+            assert re.match(rf"{fault}: {role}-1\.\d+ on node", text), text
+            assert re.search(r"noticed: after [\d.]+ s; a step was finished: after", text), text
+            assert f"1 {role}s lost" in text and "lost: no step and no sample" in text
+        stop(run)
+    check_steps(CONFIG, shards_folder, out)

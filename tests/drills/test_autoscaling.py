@@ -7,7 +7,7 @@ import pytest
 
 from shards.admission import AdmissionConfig
 from tests.drills.cluster_runs import check_steps, endless, on_cluster, stop
-from tests.drills.paced import PACE
+from tests.drills.paced import set_pace
 from tests.drills.processes import Run
 from tests.scaling_cluster import scaling_cluster
 
@@ -44,11 +44,8 @@ def test_a_hungry_trainer_gets_nodes_and_a_sated_one_gives_them_back(
 
     Before that the first pool cannot be had, so the readers are made in the next one.
     """
-    pace = tmp_path / "pace"
+    out, pace = tmp_path / "run", set_pace(tmp_path, monkeypatch)
     pace.write_text("0.05")
-    monkeypatch.setenv(PACE, str(pace))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    out = tmp_path / "run"
     with scaling_cluster(KINDS) as cluster:
         pools = ("--trainer-pool", "pool=trainers", "--reader-pool", "market=spot", "pool=reserved")
         with on_cluster(

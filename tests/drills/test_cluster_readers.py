@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 from ray._private.node import Node
 
+from shards.admission import AdmissionConfig
 from tests.drills.cluster_runs import Watch, actors, check_steps, endless, on_cluster, stop
+from tests.drills.paced import set_pace
 from tests.drills.processes import Run
 from tests.ray_clusters import RayCluster, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-CONFIG = endless()
+# Readers that always have something in hand: the trainer waits for them.
+CONFIG = endless(admission=AdmissionConfig(predicate="tests.drills.paced:sleep"))
 
 
 def lost(run: Run) -> float:
@@ -20,10 +23,11 @@ def lost(run: Run) -> float:
 
 
 def test_whatever_becomes_of_readers_the_batches_are_those_of_an_undisturbed_run(
-    shards_folder: Path, tmp_path: Path
+    shards_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One fault after the other on one run of three readers, and at the end every digest."""
-    out = tmp_path / "run"
+    out, pace = tmp_path / "run", set_pace(tmp_path, monkeypatch)
+    pace.write_text("0.03")
     with ray_cluster() as cluster:
         cluster.add("trainers", num_cpus=1)
         first, second = cluster.add("readers"), cluster.add("readers")
@@ -68,6 +72,7 @@ def test_whatever_becomes_of_readers_the_batches_are_those_of_an_undisturbed_run
             watch.go_on()
             lose_all_for(20.0, cluster, run, watch)
             stop(run)
+    pace.write_text("0")
     assert check_steps(CONFIG, shards_folder, out) > 60
 
 

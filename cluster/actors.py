@@ -37,6 +37,7 @@ class Fleet:
         self._actors: dict[str, _Actor] = {}
         self._gone: set[str] = set()
         self._killed: set[str] = set()
+        self._parted: list[tuple[int, Any]] = []
         self._number = 0
 
     def make(self, orders: Iterable[MakeOrder]) -> None:
@@ -48,12 +49,25 @@ class Fleet:
                 handle = self._make[order.role](order.name, {"name": order.name, **where})
                 self._actors[order.name] = _Actor(order, handle, handle.start.remote())
 
-    def kill(self, names: Iterable[str]) -> None:
-        """End these at once. They are told of as lost."""
-        for name in names:
-            if name in self._actors and name not in self._killed:
-                self._killed.add(name)
-                ray.kill(self._actors[name].handle)
+    def kill(self, orders: Iterable[MakeOrder]) -> list[ActorEvent]:
+        """End these at once. They are told of as lost: those that were never made, here."""
+        unmade = []
+        for order in orders:
+            actor = self._actors.get(order.name)
+            if actor is not None and order.name not in self._killed:
+                self._killed.add(order.name)
+                ray.kill(actor.handle)
+            elif actor is None and order.name not in self._gone:
+                self._gone.add(order.name)
+                unmade.append(self._event(_Actor(order, None, None), "lost"))
+        return unmade
+
+    def bury(self, heard: int) -> None:
+        """End the processes of those that have left, and of whose leaving Control has heard."""
+        for number, handle in self._parted:
+            if number <= heard:
+                ray.kill(handle)
+        self._parted = [parted for parted in self._parted if parted[0] > heard]
 
     def refs(self) -> list[Any]:
         """What `ray.wait` may wait for: something happened when one of them is ready."""
@@ -81,8 +95,13 @@ class Fleet:
 
     def close(self) -> None:
         """End all of them."""
-        self.kill(tuple(self._actors))
+        for handle in (
+            *(actor.handle for actor in self._actors.values()),
+            *(handle for _, handle in self._parted),
+        ):
+            ray.kill(handle)
         self._actors.clear()
+        self._parted.clear()
 
     def _look(self, actor: _Actor) -> ActorEvent:
         try:
@@ -111,9 +130,11 @@ class Fleet:
         if actor.started is None:
             actor.started, actor.ref = answer, actor.handle.left.remote()
             return self._event(actor, "started")
-        ray.kill(actor.handle)
         self._forget(actor)
-        return self._event(actor, "left")
+        event = self._event(actor, "left")
+        # A state that it gave lies in its process until somebody has fetched it.
+        self._parted.append((event.number, actor.handle))
+        return event
 
     def _forget(self, actor: _Actor) -> None:
         del self._actors[actor.order.name]

@@ -154,7 +154,8 @@ class Core:
         if report.state.step >= self.state.step:
             self.state = report.state
             self.members.restore(report.state.step, report.state.cursor)
-        if self.saved is not None and self.saved.step <= self.state.step:
+        done = max(self.state.step, report.unsaved)
+        if self.saved is not None and self.saved.step <= done:
             self.saved = None
         if report.begun and not self.begun:
             self.planning.keep(self.spec.journal)

@@ -119,6 +119,7 @@ class Driver:
         self._events: list[ActorEvent] = []
         self._saver = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[StateRef] | None = None
+        self._saving_step = self._unsaved_step = -1
         self._deaths: list[float] = []
         self._control: Any = None
         self._term = 0
@@ -169,8 +170,10 @@ class Driver:
             raise news.error
         if news.over and self._saving is None:
             return True
-        self._fleet.kill(news.kill)
+        self._events += self._fleet.kill(news.kill)
         self._fleet.make(news.make)
+        if news.state is None and self._saving is None:
+            self._fleet.bury(news.heard)
         self._ask()
         return False
 
@@ -180,6 +183,7 @@ class Driver:
             self._begun = True
         self._record(news.records)
         if news.state is not None and self._saving is None and news.state.step > self._state.step:
+            self._saving_step = news.state.step
             self._saving = self._saver.submit(self._save, news.state)
         self._keeper.look(news.readings)
 
@@ -205,7 +209,7 @@ class Driver:
         try:
             self._state = future.result()
         except RayError:  # its trainer died meanwhile
-            return
+            self._unsaved_step = self._saving_step
         self._control.tell.remote(self._report())
 
     def _finish_saving(self) -> None:
@@ -221,6 +225,8 @@ class Driver:
             recorded=self._recorded,
             history=self._history,
             state=self._state,
+            saving=-1 if self._saving is None else self._saving_step,
+            unsaved=self._unsaved_step,
             begun=self._begun,
             stop=self._stopping,
         )

@@ -51,8 +51,9 @@ class ActorEvent:
 class DriverReport:
     """`recorded`: steps up to this one, of this `history`, are in the log.
 
-    `making` and `killing`: actors whose end of that has not come. `state`: the newest that is safe.
-    `begun`: the run has a folder.
+    `making` and `killing`: actors whose end of that has not come. `state`: the newest that is safe;
+    that of step `saving` is being saved, and that of step `unsaved` could not be had. `begun`: the
+    run has a folder.
     """
 
     term: int
@@ -62,6 +63,8 @@ class DriverReport:
     recorded: int
     history: int
     state: StateRef
+    saving: int
+    unsaved: int
     begun: bool
     stop: bool
 
@@ -78,7 +81,7 @@ class ControlNews:
     term: int
     heard: int
     make: tuple[MakeOrder, ...]
-    kill: tuple[str, ...]
+    kill: tuple[MakeOrder, ...]
     ready: bool
     records: Records
     state: StateRef | None
@@ -90,11 +93,11 @@ class ControlNews:
         """Whether whoever reported this has something to do by it."""
         return bool(
             any(order.name not in report.making for order in self.make)
-            or any(name not in report.killing for name in self.kill)
+            or any(order.name not in report.killing for order in self.kill)
             or self.records.records
             or self.records.history != report.history
             or (self.ready and not report.begun)
-            or self.state is not None
+            or (self.state is not None and self.state.step != report.saving)
             or self.over
             or self.error is not None
         )

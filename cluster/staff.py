@@ -46,7 +46,7 @@ class Staff:
         self._trainer_pools = num_pools["trainer"]
         self._orders: dict[str, MakeOrder] = {}
         self._there: dict[str, ActorEvent] = {}
-        self._kill: set[str] = set()
+        self._kill: dict[str, MakeOrder] = {}
         self._leaving: set[str] = set()
         self._num_lost: Counter[Role] = Counter()
         self._closed = False
@@ -81,9 +81,9 @@ class Staff:
         """Readers that are to hand out what they hold, and to begin nothing more."""
         return frozenset(self._leaving)
 
-    def wanted(self) -> tuple[tuple[MakeOrder, ...], tuple[str, ...]]:
+    def wanted(self) -> tuple[tuple[MakeOrder, ...], tuple[MakeOrder, ...]]:
         """Actors to make, and actors to end."""
-        return tuple(self._orders.values()), tuple(self._kill)
+        return tuple(self._orders.values()), tuple(self._kill.values())
 
     def take(self, event: ActorEvent, now: float, shard: str = "") -> bool:
         """Note what became of an actor, `shard` in its hands; whether it is gone."""
@@ -99,14 +99,14 @@ class Staff:
         self._num_lost[event.role] += event.kind == "lost" and not is_asked
         if event.role == "trainer" and event.kind == "left" and not is_asked:
             self.close()  # it has trained to the end
-        self._kill.discard(event.name)
+        self._kill.pop(event.name, None)
         self._leaving.discard(event.name)
         return True
 
     def give_up(self, name: str, shard: str, now: float) -> None:
         """This one is dead, whatever it still does; it had `shard` in its hands."""
         if name in self._there and name not in self._kill:
-            self._kill.add(name)
+            self._kill[name] = MakeOrder(name, self._there[name].role)
             self._supervisor.ended(name, "failure", "it hangs, or is silent", now, shard)
 
     def leave(self, name: str) -> None:
@@ -179,7 +179,7 @@ class Staff:
         return {
             name: one.node
             for name, one in self._there.items()
-            if one.role == "reader" and name not in self._leaving | self._kill
+            if one.role == "reader" and name not in self._leaving | self._kill.keys()
         }
 
     def _decide(self, decision: Decision, now: float) -> None:
@@ -195,8 +195,7 @@ class Staff:
 
     def _kill_unborn(self, name: str, now: float) -> None:
         """One that never answered need not be asked to leave."""
-        del self._orders[name]
-        self._kill.add(name)
+        self._kill[name] = self._orders.pop(name)
         self._supervisor.ended(name, "let go", "it is not needed", now)
 
     def _apply(self) -> None:

@@ -186,7 +186,11 @@ class Core:
     def _is_ready(self) -> bool:
         if self.begun or self.error is not None:
             return self.begun
-        return bool(self.planning.plans(self.state.step, 1).plans)
+        try:
+            return bool(self.planning.plans(self.state.step, 1).plans)
+        except Exception as error:  # the data cannot fill a batch
+            self.error = error
+            return False
 
     def _is_over(self) -> bool:
         """Everybody who may hold a state has left, and the last one is safe."""

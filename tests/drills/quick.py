@@ -16,9 +16,13 @@ from streamssl.commands.pretrain import parse_pretrain, placement_of, run_pretra
 
 PATIENCE = ClusterConfig(
     scaling=ScalingConfig(
-        least=1, most=1, cool_down_seconds=6.0, start_seconds=90.0, failed_seconds=6.0
+        least=1,
+        most=1,
+        cool_down_seconds=6.0,
+        start_seconds=90.0,
+        failed_seconds=6.0,
+        retry_seconds=15.0,
     ),
-    scale_seconds=2.0,
 )
 
 

@@ -4,6 +4,7 @@ Every actor is asked to `start`, then for the moment at which it has `left`: the
 or the other fails at once when it dies, so nobody has to ask whether it lives.
 """
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from cluster.links import Started
 from cluster.orders import ActorEvent, MakeOrder, Role
 from cluster.pools import Pool
 from shards.errors import StreamSSLError
+
+_MOST_CAUSE = 200  # characters of a reason
 
 _NODE_DIED = "its node has died"  # Ray says so in the text alone
 # Makes an actor of this name with these options of Ray.
@@ -155,6 +158,8 @@ class Fleet:
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of what an actor said: Ray puts a whole traceback before it."""
+    """The last line of what an actor said: Ray puts a whole traceback before it, and behind a
+    death everything that could ever be its cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    last = lines[-1] if lines else type(error).__name__
+    return textwrap.shorten(last.partition(" Worker exit type:")[0], _MOST_CAUSE, placeholder=" …")

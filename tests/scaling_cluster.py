@@ -89,6 +89,10 @@ class ScalingCluster:
         part.write_text(json.dumps({"boot_seconds": boot_seconds, "refused": refused}))
         part.replace(self._orders)
 
+    def num_nodes(self) -> int:
+        """Those that run, the head not counted."""
+        return sum("raylet/raylet " in _command(pid) for pid in self._pids()) - 1
+
     def close(self) -> None:
         """End its processes, which carry its token, and no other Ray."""
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -176,6 +180,13 @@ def scaling_cluster(
             cluster.close()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:  # it is gone
+        return ""
 
 
 def _free_port() -> int:

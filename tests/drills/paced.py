@@ -16,10 +16,17 @@ def sleep(_: dict[str, Any], __: object) -> bool:
     return True
 
 
-def set_pace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file to write seconds into; for clusters that are started from now on."""
-    pace = folder / "pace"
-    pace.write_text("0")
-    monkeypatch.setenv(PACE, str(pace))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    return pace
+class Pace:
+    """How long a picture takes, on clusters that are started from now on."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self._path = folder / "pace"
+        self.set(seconds)
+        monkeypatch.setenv(PACE, str(self._path))
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+    def set(self, seconds: float) -> None:
+        """From now on; at once, since half a number would be a reject."""
+        part = self._path.with_suffix(".part")
+        part.write_text(str(seconds))
+        part.replace(self._path)

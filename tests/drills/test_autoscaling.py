@@ -1,15 +1,17 @@
 """Ray's own autoscaler on one machine: a hungry trainer gets nodes, a sated one gives them back."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from shards.admission import AdmissionConfig
 from tests.drills.cluster_runs import check_steps, endless, on_cluster, stop
-from tests.drills.paced import set_pace
+from tests.drills.paced import Pace
 from tests.drills.processes import Run
-from tests.scaling_cluster import scaling_cluster
+from tests.scaling_cluster import ScalingCluster, scaling_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -40,39 +42,51 @@ KINDS = {
 def test_a_hungry_trainer_gets_nodes_and_a_sated_one_gives_them_back(
     shards_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Readers that sleep starve the trainer: nodes come. They wake up: nodes are emptied and go.
-
-    Before that the first pool cannot be had, so the readers are made in the next one.
-    """
-    out, pace = tmp_path / "run", set_pace(tmp_path, monkeypatch)
-    pace.write_text("0.05")
-    with scaling_cluster(KINDS) as cluster:
-        pools = ("--trainer-pool", "pool=trainers", "--reader-pool", "market=spot", "pool=reserved")
-        with on_cluster(
-            cluster.address,
-            CONFIG,
-            shards_folder,
-            out,
-            *pools,
-            *("--readers", "1..6"),
-            program="tests.drills.quick",
-        ) as run:
-            run.wait_for_step(1)
-            began = time.monotonic()
-            hungry = wait_share(run)
-            run.wait_for(lambda: readers(run) >= 4, "four readers on two nodes")
-            up = time.monotonic() - began
-            cluster.order(refused=("spot",))
-            pace.write_text("0.0005")
-            run.wait_for(lambda: readers(run) <= 2, "a node that is emptied")
-            sated = wait_share(run)
-            down = time.monotonic() - began
-            print(
-                f"waits {hungry:.0%}; four readers after {up:.0f} s, then it waits {sated:.0%}; "
-                f"a node fewer after {down:.0f} s"
-            )
-            stop(run)
+    """Readers that sleep starve the trainer: nodes come. They wake up: nodes are emptied and go."""
+    out, pace = tmp_path / "run", Pace(tmp_path, monkeypatch, 0.05)
+    with scaling_cluster(KINDS) as cluster, scaled(cluster, shards_folder, out) as run:
+        run.wait_for_step(40)  # what lay ready before the trainer began is used up
+        began = time.monotonic()
+        hungry = wait_share(run)
+        run.wait_for(lambda: readers(run) >= 4 and cluster.num_nodes() >= 3, "two nodes more")
+        up = time.monotonic() - began
+        pace.set(0.0005)
+        run.wait_for(lambda: readers(run) <= 2, "a node that is emptied")
+        sated = wait_share(run)
+        run.wait_for(lambda: cluster.num_nodes() <= 2, "a node that is gone")
+        down = time.monotonic() - began
+        print(
+            f"waits {hungry:.0%}; nodes up after {up:.0f} s; waits {sated:.0%} with half of the "
+            f"readers; a node down after {down:.0f} s"
+        )
+        stop(run)
+    pace.set(0)
     check_steps(CONFIG, shards_folder, out)
+
+
+def test_readers_that_cannot_be_had_in_one_pool_come_from_the_next(
+    shards_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spot nodes are sold out for hours at times."""
+    out, pace = tmp_path / "run", Pace(tmp_path, monkeypatch, 0.01)
+    with scaling_cluster(KINDS) as cluster:
+        cluster.order(refused=("spot",))
+        with scaled(cluster, shards_folder, out) as run:
+            run.wait_for_step(10)
+            stop(run)
+    pace.set(0)
+    check_steps(CONFIG, shards_folder, out)
+
+
+@contextmanager
+def scaled(cluster: ScalingCluster, data: Path, out: Path) -> Iterator[Run]:
+    """A run with as many readers as it needs, from the first pool that has them."""
+    pools = ("--trainer-pool", "pool=trainers", "--reader-pool", "market=spot", "pool=reserved")
+    options = (*pools, "--readers", "1..6")
+    with on_cluster(
+        cluster.address, CONFIG, data, out, *options, program="tests.drills.quick"
+    ) as run:
+        yield run
 
 
 def readers(run: Run) -> float:

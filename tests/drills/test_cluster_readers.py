@@ -8,7 +8,7 @@ from ray._private.node import Node
 
 from shards.admission import AdmissionConfig
 from tests.drills.cluster_runs import Watch, actors, check_steps, endless, on_cluster, stop
-from tests.drills.paced import set_pace
+from tests.drills.paced import Pace
 from tests.drills.processes import Run
 from tests.ray_clusters import RayCluster, ray_cluster
 
@@ -26,8 +26,7 @@ def test_whatever_becomes_of_readers_the_batches_are_those_of_an_undisturbed_run
     shards_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One fault after the other on one run of three readers, and at the end every digest."""
-    out, pace = tmp_path / "run", set_pace(tmp_path, monkeypatch)
-    pace.write_text("0.03")
+    out, pace = tmp_path / "run", Pace(tmp_path, monkeypatch, 0.03)
     with ray_cluster() as cluster:
         cluster.add("trainers", num_cpus=1)
         first, second = cluster.add("readers"), cluster.add("readers")
@@ -72,7 +71,7 @@ def test_whatever_becomes_of_readers_the_batches_are_those_of_an_undisturbed_run
             watch.go_on()
             lose_all_for(20.0, cluster, run, watch)
             stop(run)
-    pace.write_text("0")
+    pace.set(0)
     assert check_steps(CONFIG, shards_folder, out) > 60
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.nn import functional as F
 
 from shards.crops import recipe as crops
 from streamssl import checkpoint
@@ -13,6 +15,8 @@ from streamssl.methods.sela import SeLaConfig
 from streamssl.methods.spcl import SpCLConfig
 from streamssl.optim import OptimConfig
 from streamssl.run import build_state
+from tests.streamssl.epochs import who
+from tests.streamssl.tiny import TinyBackbone, pictures
 from tests.tinyrun import BATCH, CPU, assert_same, tiny_swav, train_on_noise
 
 SMALL: dict[str, Any] = {"num_prototypes": (6, 4), "dim": 8, "hidden_dim": 16}
@@ -46,3 +50,27 @@ def test_a_restored_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     ours, theirs = (train_on_noise(config, state, 3) for state in (unbroken, restored))
     assert [report.loss.item() for report in ours] == [report.loss.item() for report in theirs]
     assert_same(unbroken, restored)
+
+
+@pytest.mark.parametrize("name", ["deepcluster", "sela", "spcl"])
+def test_labels_are_made_in_full_precision(name: str) -> None:
+    """In bfloat16 near neighbours and near centroids are a matter of luck."""
+    torch.manual_seed(0)
+    method = METHODS[name].build(TinyBackbone(), num_views=(2,), seed=0)
+    keys = torch.arange(2 * BATCH)
+    rows = torch.randn(len(method.memory.rows), len(keys), method.memory.rows.shape[2])
+    method.memory.push(keys, F.normalize(rows, dim=2))
+    seen: list[bool] = []
+    label = "label" if name == "sela" else "cluster"
+    made = getattr(method, label)
+
+    def watch(*arguments: int) -> None:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        made(*arguments)
+
+    setattr(method, label, watch)
+    step = 1 + 2 * (name == "spcl")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for each in (step, step + 1):
+            output = method.loss([pictures(8, 16, each)], step=each, samples=who(range(4)))
+    assert seen == [False] and output.loss.dtype == torch.float32

@@ -114,11 +114,6 @@ class LabelTable(nn.Module):
         place_B = _find_last(self.keys, places, keys_B)
         return torch.where(place_B >= 0, self.labels[:, place_B.clamp(min=0)], NO_LABEL)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was labelled yet. Waits for the device."""
-        return bool(self.keys[0] == torch.iinfo(torch.int64).max)
-
 
 def _find_last(keys_N: Tensor, values_N: Tensor, wanted_B: Tensor) -> Tensor:
     """The value (B,) beside the last of the ascending `keys_N` that equals each wanted, or -1."""

@@ -165,7 +165,8 @@ class DeepCluster(nn.Module):
         """One training step; clusters are made anew first, when it is time."""
         assert samples is not None, "clusters are of samples"
         if step and step % self.config.cluster_steps == 0:
-            self.cluster(step)
+            with torch.autocast(views[0].device.type, enabled=False):
+                self.cluster(step)
         features_ND = self.projection(torch.cat([self.backbone(crops) for crops in views]))
         keys_B = sample_keys(samples.ids).to(features_ND.device)
         with torch.autocast(features_ND.device.type, enabled=False):

@@ -148,11 +148,12 @@ class FineTune(nn.Module):
         labels_B = samples.labels.to(logits_BC.device)
         with torch.autocast(logits_BC.device.type, enabled=False):
             loss = classification_loss(logits_BC, labels_B, self.group)
-        right_B = (logits_BC.argmax(dim=1) == labels_B).float()
-        labelled_B = (labels_B >= 0).float()
+        is_right_B = logits_BC.argmax(dim=1) == labels_B
+        counts = torch.stack([is_right_B.sum(), (labels_B >= 0).sum()])
+        num_right, num_labelled = all_reduce_sum(counts, self.group)
         readings: dict[str, Tensor | float] = {
-            "accuracy": right_B.sum() / labelled_B.sum().clamp(min=1),
-            "labelled": labelled_B.mean(),
+            "accuracy": num_right / num_labelled.clamp(min=1),
+            "labelled": num_labelled / (len(labels_B) * world_size(self.group)),
         }
         return StepOutput(loss, readings)
 

@@ -16,7 +16,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.collectives import all_gather_rows, rank, world_size
+from streamssl.collectives import all_gather_rows, all_reduce_sum, rank, world_size
 from streamssl.losses import at_least_float32
 from streamssl.methods.base import Samples, step_generator
 from streamssl.methods.moco import Contrast, MoCo, MoCoConfig, enqueue
@@ -192,8 +192,10 @@ class MoCHi(MoCo):
     def _readings(self, contrast: Contrast, step: int) -> dict[str, Tensor | float]:
         """As MoCo's; keys that were left out are not in the mean of the negatives."""
         negative_BN = contrast.logits[:, 1:].detach() * self.config.temperature
-        kept_BN = negative_BN.masked_fill(negative_BN.isinf(), torch.nan)
-        return {**super()._readings(contrast, step), "negative_cosine": kept_BN.nanmean()}
+        is_left_out_BN = negative_BN.isinf()
+        mine = [negative_BN.masked_fill(is_left_out_BN, 0.0).sum(), (~is_left_out_BN).sum()]
+        total, count = all_reduce_sum(torch.stack(mine), self.group)
+        return {**super()._readings(contrast, step), "negative_cosine": total / count}
 
     @torch.no_grad()
     def _note(self, ids_G2: Tensor) -> None:

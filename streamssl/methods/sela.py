@@ -220,7 +220,8 @@ class SeLa(nn.Module):
         for prototypes in self.prototypes:
             prototypes.normalise_()  # type: ignore[operator]
         if step and step % self.config.label_steps == 0:
-            self.label()
+            with torch.autocast(views[0].device.type, enabled=False):
+                self.label()
         features_ND = self.projection(torch.cat([self.backbone(crops) for crops in views]))
         keys_B = sample_keys(samples.ids).to(features_ND.device)
         with torch.autocast(features_ND.device.type, enabled=False):

@@ -224,7 +224,8 @@ class SpCL(nn.Module):
         assert samples is not None, "the memory is of samples"
         filled = step - self.config.fill_steps
         if filled >= 0 and filled % self.config.cluster_steps == 0:
-            self.cluster()
+            with torch.autocast(views[0].device.type, enabled=False):
+                self.cluster()
         features_ND = self.norm(torch.cat([self.backbone(crops) for crops in views]))
         keys_B = sample_keys(samples.ids).to(features_ND.device)
         with torch.autocast(features_ND.device.type, enabled=False):

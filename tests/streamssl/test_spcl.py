@@ -99,6 +99,14 @@ def test_the_threshold_is_set_once() -> None:
     assert first >= 0 and float(method.threshold) == first
 
 
+def test_labels_are_numbered_densely_at_every_clustering() -> None:
+    """Upstream every sample that is not reliable gets a number beyond all others."""
+    method = build()
+    train(method, range(5))
+    labels = method.labels[method.memory.oldest_first()]
+    assert labels.unique().tolist() == list(range(int(labels.max()) + 1))
+
+
 def test_the_first_pass_only_fills_the_memory() -> None:
     """No step, no momentum, no decay; then every sample has its place."""
     method = build()

@@ -6,13 +6,13 @@ generation does not touch: what was received, or is under way, stays good for th
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.messages import BatchPlan, Plans, Rows
-from shards.records import CropBatch
+from shards.records import CropBatch, bytes_of
 
 Places = NDArray[np.int64]
 Crops = tuple[NDArray[np.uint8], ...]
@@ -22,13 +22,18 @@ _GUESSED_ROW_BYTES = 1 << 19
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """Rows of one task that belong to one batch, and their places in it."""
+    """Rows of one task that belong to one batch, and their places in it.
+
+    `ids` (N, 2) and `epochs` (N,) of their samples are as in the plan.
+    """
 
     step: int
     term: int
     task: int
     rows: NDArray[np.int64]
     places: Places
+    ids: NDArray[np.int64]
+    epochs: NDArray[np.int64]
 
 
 class _Step:
@@ -79,13 +84,14 @@ class _Step:
         order = np.argsort(tasks, kind="stable")
         borders = np.flatnonzero(np.diff(tasks[order])) + 1
         for part in np.split(places[order], borders):
-            task = int(self.plan.tasks[part[0]])
+            plan, task = self.plan, int(self.plan.tasks[part[0]])
             holder = self.holders.get(task)
             if holder is None:
                 self.stale = True
                 continue
             self.asked[part - self.start] = True
-            yield holder, Piece(self.plan.step, self.term, task, self.plan.rows[part], part)
+            rows, ids, epochs = plan.rows[part], plan.ids[part], plan.epochs[part]
+            yield holder, Piece(plan.step, self.term, task, rows, part, ids, epochs)
 
     def mark(self, places: Places, *, asked: bool) -> None:
         """Whether these places are under way."""
@@ -127,7 +133,7 @@ class Arriving:
 
     def __init__(self, max_bytes: int, call_bytes: int) -> None:
         self._max_bytes, self._call_bytes = max_bytes, call_bytes
-        self._row_bytes = 0
+        self._row_bytes = self._sent_row_bytes = 0
         self._rank, self._world = 0, 0
         self._next = 0
         self._term = 0
@@ -202,7 +208,7 @@ class Arriving:
     def pop_call(self, reader: str) -> list[Piece]:
         """What to ask this reader for in one call; nothing if there is nothing."""
         queue = self._queues.get(reader, [])
-        room = max(1, self._call_bytes // (self._row_bytes or _GUESSED_ROW_BYTES))
+        room = max(1, self._call_bytes // (self._sent_row_bytes or _GUESSED_ROW_BYTES))
         pieces: list[Piece] = []
         while queue and room > 0 and (not pieces or queue[0][2].term == pieces[0].term):
             piece = heapq.heappop(queue)[2]
@@ -220,8 +226,8 @@ class Arriving:
         self._queue()
         return [reader for reader, queue in self._queues.items() if queue]
 
-    def put(self, pieces: Sequence[Piece], rows: Rows) -> set[int]:
-        """Take over what a call gave; the tasks whose crops that reader does not hold."""
+    def put(self, pieces: Sequence[Piece], rows: Rows, sent_bytes: int) -> None:
+        """Take over what came of a call, for which a reader sent so many bytes."""
         self._under_way.difference_update(pieces)
         start = 0
         for piece in pieces:
@@ -234,8 +240,9 @@ class Arriving:
             if step is not None:
                 step.put(piece.places, [group[part] for group in rows.crops])
         if start:
-            self._row_bytes = sum(group.nbytes for group in rows.crops) // start
-        return {piece.task for piece in pieces if piece.task in rows.missing}
+            self._sent_row_bytes = -(-sent_bytes // start)
+            # Until a picture is cropped, it is what lies here.
+            self._row_bytes = max(self._sent_row_bytes, bytes_of(rows.crops) // start)
 
     def lost(self, pieces: Sequence[Piece]) -> None:
         """A call gave nothing: ask who holds these by now."""
@@ -285,4 +292,10 @@ class Arriving:
 
 
 def _part(piece: Piece, part: slice) -> Piece:
-    return Piece(piece.step, piece.term, piece.task, piece.rows[part], piece.places[part])
+    return replace(
+        piece,
+        rows=piece.rows[part],
+        places=piece.places[part],
+        ids=piece.ids[part],
+        epochs=piece.epochs[part],
+    )

@@ -6,6 +6,7 @@ StreamSSLError
   GaveUp          actors of the run died again and again, for the reason it says
   NotReproducible a chunk that was made again gave other samples than before
   StateDiffers    trainers that must hold the same state do not
+  VerifiedNotCropped  a trainer cannot crop what a reader has verified
 """
 
 from shards.errors import StreamSSLError
@@ -29,3 +30,7 @@ class NotReproducible(StreamSSLError):
 
 class StateDiffers(StreamSSLError):
     """Ranks drifted apart: what they would go on to train is nobody's model."""
+
+
+class VerifiedNotCropped(StreamSSLError):
+    """Readers and trainers judge a picture differently: going on would change the order."""

@@ -2,23 +2,27 @@
 
 A rank takes the same places of every global batch. Rows come in large pieces, several steps of one
 reader in one call, and are laid into the batch where they belong; what a lost reader did not give
-is asked for again, of whoever makes it anew. Nothing here decides what is in a batch.
+is asked for again, of whoever makes it anew. Where readers only verify, the rows are cropped here,
+before they are laid down. Nothing here decides what is in a batch.
 """
 
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 
 from cluster.arriving import Arriving, Piece
+from cluster.cropping import Cropping, CroppingConfig
 from cluster.links import Link, Unreachable
 from cluster.messages import Plans, Rows
 from shards.errors import StreamStopped
-from shards.records import CropBatch
+from shards.records import CropBatch, bytes_of
 
 _POLL_SECONDS = 0.1
 # One call is answered while the next one waits at the reader.
@@ -32,6 +36,7 @@ class FeedConfig:
     `max_bytes` of crops are held or under way, and always those of the next step; `call_bytes`
     come in one call. A reader that does not answer for `answer_seconds` is told of to Control.
     Plans are asked for again after `again_seconds`, where there were none, or nobody held a task.
+    `cropping`: how to crop what readers only verified; None where they crop.
     """
 
     max_bytes: int = 1 << 30
@@ -39,6 +44,7 @@ class FeedConfig:
     num_plans: int = 16
     answer_seconds: float = 10.0
     again_seconds: float = 0.1
+    cropping: CroppingConfig | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +71,8 @@ class Feed:
         self._plans_ref: Any = None
         self._plans_after = 0.0
         self._calls: dict[Any, _Call] = {}
+        cropping = self._config.cropping
+        self._cropping = None if cropping is None else Cropping(cropping)
         self._changed = threading.Condition()  # guards all that follows
         self._arriving = Arriving(self._config.max_bytes, self._config.call_bytes)
         self._error: BaseException | None = None
@@ -127,6 +135,8 @@ class Feed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        if self._cropping is not None:
+            self._cropping.close()
 
     def __enter__(self) -> "Feed":
         return self
@@ -215,12 +225,33 @@ class Feed:
         except Unreachable:
             self._lost(call)
             return
+        num_bytes = bytes_of(rows.crops)
         with self._changed:
-            missing = self._arriving.put(call.pieces, rows)
             self._num_calls += 1
-            self._taken_bytes += sum(group.nbytes for group in rows.crops)
+            self._taken_bytes += num_bytes
+        if self._cropping is None:
+            self._put(call.pieces, rows, num_bytes)
+        else:
+            cropped = self._cropping.submit(call.pieces, rows)
+            cropped.add_done_callback(partial(self._take_crops, call.pieces, num_bytes))
+        self._tell_missing(call, set(rows.missing))
+
+    def _take_crops(self, pieces: list[Piece], num_bytes: int, cropped: Future[Rows]) -> None:
+        """On the thread that cropped."""
+        if cropped.cancelled():
+            return
+        error = cropped.exception()
+        if error is None:
+            self._put(pieces, cropped.result(), num_bytes)
+            return
+        with self._changed:
+            self._arriving.lost(pieces)
+        self._fail(error)
+
+    def _put(self, pieces: list[Piece], rows: Rows, num_bytes: int) -> None:
+        with self._changed:
+            self._arriving.put(pieces, rows, num_bytes)
             self._changed.notify_all()
-        self._tell_missing(call, missing)
 
     def _give_up_silent(self) -> None:
         now = time.monotonic()

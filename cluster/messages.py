@@ -171,7 +171,8 @@ class Rows:
     """Crops that a feed asked a reader for: `take(term, ((task, rows), ...))`.
 
     `crops`: for every view group a contiguous uint8 array (N, V, S, S, 3), the rows as they were
-    asked for, those of `missing` tasks left out: this reader does not hold them.
+    asked for, those of `missing` tasks left out: this reader does not hold them. Of readers that
+    only verify it is one array (N,) of `Picture`, for the feed to crop.
     """
 
     crops: tuple[NDArray[np.uint8], ...]

@@ -28,7 +28,7 @@ from cluster.stock import Stock
 from shards.chunks import ChunkCropper, CropJob
 from shards.cropper import no_crops
 from shards.errors import StreamSSLError
-from shards.records import ChunkCrops
+from shards.records import ChunkCrops, bytes_of
 from shards.stores.sources import RangeReader
 from shards.tars.cutting import Cut
 
@@ -67,7 +67,7 @@ class Reader:
         self._job, self._config = job, config or ReaderConfig()
         self._control = Link(control)
         self._changed = threading.Condition()  # guards the stock
-        self._stock = Stock(name, 1 + self._config.num_ahead, no_crops(job.recipe))
+        self._stock = Stock(name, 1 + self._config.num_ahead, no_crops(job))
         self._ahead: dict[tuple[int, int], Future[tuple[Cut, float]]] = {}
         self._fetchers = ThreadPoolExecutor(1 + self._config.num_ahead, "fetch")
         self._num_reports = self._num_answers = 0
@@ -94,7 +94,7 @@ class Reader:
             parts = self._stock.find(term, [task for task, _ in wanted])
         rows = self._stock.gather(parts, wanted)
         with self._changed:
-            self._stock.spent.count("taken_bytes", sum(group.nbytes for group in rows.crops))
+            self._stock.spent.count("taken_bytes", bytes_of(rows.crops))
         return rows
 
     def _start_thread(self, name: str, work: Callable[[], None]) -> None:

@@ -154,7 +154,7 @@ class Stock:
         """The wanted rows of what `find` gave, side by side. Reads nothing that changes."""
         there = [(part, rows) for part, (_, rows) in zip(parts, wanted, strict=True) if part]
         num_rows = sum(len(rows) for _, rows in there)
-        crops = tuple(np.empty((num_rows, *group.shape[1:]), np.uint8) for group in self._empty)
+        crops = tuple(np.empty((num_rows, *group.shape[1:]), group.dtype) for group in self._empty)
         start = 0
         for part, rows in there:
             for out, group in zip(crops, part, strict=True):

@@ -37,8 +37,7 @@ class ChunkCropper:
     """
 
     def __init__(self, job: CropJob, reader: RangeReader) -> None:
-        use_one_core()
-        os.nice(_NICENESS)  # of this thread alone
+        step_back()
         self._job = job
         self._reader = reader
         self._cropper = SampleCropper(job)
@@ -105,6 +104,12 @@ class ChunkCropper:
             killers=outcome.killers,
             labels=outcome.labels,
         )
+
+
+def step_back() -> None:
+    """Have the calling thread use one core, and let others go first."""
+    use_one_core()
+    os.nice(_NICENESS)  # of this thread alone
 
 
 def select(

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.admission import AdmissionConfig, picture_bytes, reject
-from shards.crops.engine import Engine
+from shards.crops.engine import Cropped, Engine
 from shards.crops.recipe import CropRecipe, draw
+from shards.crops.verifying import VerifyingEngine, as_rows
 from shards.judge import Judge
 from shards.labels import read_labels
 from shards.pictures.picture import Picture, inspect
@@ -32,8 +33,9 @@ class CropJob:
 
     `build_engine` is called once by every reader. `subset` None means all samples. `label` names
     what is a sample's label (see `labels`); empty where nobody asks. `sources` says how shards are
-    read, and changes nothing that is read. Raises ConfigError when the predicate of
-    `admission` cannot be found here.
+    read, and changes nothing that is read. `only_verify`: pictures are verified and handed on as
+    they are, with the verdict that an engine would give, for others to crop. Raises ConfigError
+    when the predicate of `admission` cannot be found here.
     """
 
     recipe: CropRecipe
@@ -43,6 +45,7 @@ class CropJob:
     subset: Subset | None = None
     sources: SourceConfig = field(default_factory=SourceConfig)
     label: str = ""
+    only_verify: bool = False
 
     def __post_init__(self) -> None:
         if self.admission.predicate:
@@ -66,7 +69,8 @@ class SampleCropper:
     def __init__(self, job: CropJob) -> None:
         self._job = job
         self._judge = Judge(job.admission)
-        self._engine = job.build_engine()
+        engine = VerifyingEngine(job.recipe) if job.only_verify else job.build_engine()
+        self._pictures = PictureCropper(engine, job.seed)
 
     def crop(self, samples: Sequence[Sample], epoch: int) -> Outcome:
         """Every sample as a row of crops or as a reject. Decodes what was admitted, no more."""
@@ -80,7 +84,7 @@ class SampleCropper:
                 admitted.append((sample, picture))
         ids = np.array([(s.shard, s.offset) for s, _ in admitted], dtype=np.int64).reshape(-1, 2)
         pictures = [picture for _, picture in admitted]
-        cropped = self._engine.crop(pictures, self._draw(pictures, ids, epoch))
+        cropped = self._pictures.crop(pictures, ids, np.full(len(ids), epoch, np.int64))
         rejects += [
             reject(admitted[row][0], reason, detail) for row, reason, detail in cropped.failures
         ]
@@ -93,22 +97,32 @@ class SampleCropper:
     def try_out(self) -> bool:
         """Whether the engine crops a picture that nothing is wrong with."""
         picture = inspect(encode_jpeg(make_picture(0, 0, 0, _PLAIN_SIDE)))
-        parameters = self._draw([picture], np.zeros((1, 2), np.int64), 0)
-        return bool(self._engine.crop([picture], parameters).ok.all())
+        ids, epochs = np.zeros((1, 2), np.int64), np.zeros(1, np.int64)
+        return bool(self._pictures.crop([picture], ids, epochs).ok.all())
 
-    def _draw(
-        self, pictures: Sequence[Picture], ids: NDArray[np.int64], epoch: int
-    ) -> NDArray[np.float32]:
+
+class PictureCropper:
+    """Crops pictures that were admitted. What their crops are depends on ids and epochs alone."""
+
+    def __init__(self, engine: Engine, seed: int) -> None:
+        self._engine, self._seed = engine, seed
+
+    def crop(
+        self, pictures: Sequence[Picture], ids: NDArray[np.int64], epochs: NDArray[np.int64]
+    ) -> Cropped:
+        """Crops of N pictures, of the samples `ids` (N, 2) in `epochs` (N,)."""
         sizes = np.array([(p.height, p.width) for p in pictures], dtype=np.int64).reshape(-1, 2)
-        epochs = np.full(len(pictures), epoch, dtype=np.int64)
-        return draw(self._job.recipe, self._job.seed, epochs, ids, sizes)
+        parameters = draw(self._engine.recipe, self._seed, epochs, ids, sizes)
+        return self._engine.crop(pictures, parameters)
 
 
-def no_crops(recipe: CropRecipe) -> tuple[NDArray[np.uint8], ...]:
-    """The crops of no sample: arrays without rows, of the right shape."""
+def no_crops(job: CropJob) -> tuple[NDArray[np.uint8], ...]:
+    """What a job gives for no sample: arrays without rows, of the right shape and kind."""
+    if job.only_verify:
+        return (as_rows([]),)
     return tuple(
         np.empty((0, group.num_views, group.size, group.size, 3), np.uint8)
-        for group in recipe.groups
+        for group in job.recipe.groups
     )
 
 

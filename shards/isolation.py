@@ -53,7 +53,7 @@ class Isolation:
 
     def crop(self, samples: Sequence[Sample], epoch: int) -> Outcome:
         """Every sample as a row of crops or as a reject."""
-        rows = [no_crops(self._job.recipe)]
+        rows = [no_crops(self._job)]
         labels = [np.empty(0, np.int64)]
         rejects: list[Reject] = []
         deaths: dict[str, str] = {}

@@ -6,7 +6,7 @@ depend on keys being unique, on the chunk size, or on who reads it.
 Shape letters: N samples, V views of one size, S pixels, G global batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal, Protocol, Self
@@ -129,8 +129,9 @@ class ChunkCrops:
 
     `offsets` (num_samples,) int64 lists every sample of the chunk in file order, rejects included;
     `kept` (num_samples,) bool says which have a row in `crops`; `crops` holds, for every view
-    group, a uint8 array (kept.sum(), V, S, S, 3) in RGB. `num_unselected` samples are no part of
-    the data, because a subset list leaves them out. `leaps`: what is inside a member of the
+    group, a uint8 array (kept.sum(), V, S, S, 3) in RGB; of a job that only verifies, one array
+    (kept.sum(),) of `Picture`. `num_unselected` samples are no part of the data, because a subset
+    list leaves them out. `leaps`: what is inside a member of the
     chunk could be taken for samples in a later one (see `tar`). `killers`: digests of pictures that
     killed a decoder. `labels` (kept.sum(),) int64 as in `labels`, or None where nobody asks.
     """
@@ -150,7 +151,15 @@ class ChunkCrops:
 
     @property
     def num_bytes(self) -> int:
-        return sum(array.nbytes for array in self.crops)
+        return bytes_of(self.crops)
+
+
+def bytes_of(rows: Sequence[NDArray[Any]]) -> int:
+    """What crops take, or encoded pictures in their place."""
+    return sum(
+        sum(len(picture.data) for picture in array) if array.dtype == object else array.nbytes
+        for array in rows
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

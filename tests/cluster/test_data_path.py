@@ -24,7 +24,7 @@ from shards.admission import AdmissionConfig
 from shards.errors import BudgetExceeded, ShardUnreadable
 from shards.journal import Journal
 from shards.order import Order, OrderConfig
-from shards.records import ChunkCrops, Reject, ShardInfo, Turn
+from shards.records import ChunkCrops, Reject, ShardInfo, Turn, bytes_of
 from shards.stream import BatchStream, StreamConfig
 
 LENIENT = AdmissionConfig(max_reject_fraction=1.0)
@@ -184,7 +184,9 @@ class World:
             else:
                 wanted = [(piece.task, piece.rows) for piece in pieces]
                 parts = stock.find(pieces[0].term, [task for task, _ in wanted])
-                missing = arriving.put(pieces, stock.gather(parts, wanted))
+                rows = stock.gather(parts, wanted)
+                arriving.put(pieces, rows, bytes_of(rows.crops))
+                missing = set(rows.missing)
             for task in missing:
                 with self.sequencer.leases() as table:
                     table.missing(task, reader)

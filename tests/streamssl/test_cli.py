@@ -81,7 +81,7 @@ def shown(capsys: Capture, *arguments: object) -> str:
         ),
         ("pretrain swav --data x --out x --optim.base-lr -1", "base_lr=-1.0; it must not be neg"),
         ("pretrain swav --data x --out x --num-steps 0", "num_steps=0; it must be at least 1"),
-        ("pretrain swav --data x --out x --readers 0", "readers=0; it must be at least 1"),
+        ("pretrain swav --data x --out x --readers 0", "--readers 0: a number from 1 on"),
         ("pretrain swav --data x --out x --cluster k8s", "cluster='k8s'; it must be none, local, "),
         ("pretrain swav --data x --out x --metrics-port 99999", "metrics_port=99999; it must be"),
         ("pretrain swav --data x --out x --backbone.name resnet5", "near it are resnet50"),

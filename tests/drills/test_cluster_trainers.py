@@ -77,7 +77,7 @@ def test_trainers_come_and_go_and_the_run_is_the_same_run(
     ours, theirs = (load_file(state_file(run, num)) for run in (out, alone))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        np.testing.assert_allclose(value, theirs[name], rtol=1e-2, atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-2, atol=2e-2, err_msg=name)
 
 
 def state_file(out: Path, step: int) -> Path:

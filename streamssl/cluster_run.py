@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from rich.console import Console
 
+from cluster.cropping import CroppingConfig
 from cluster.driver import RunSpec, run_cluster
 from cluster.feed import FeedConfig
 from cluster.learner import LearnerState
@@ -16,6 +18,7 @@ from cluster.spec import ControlSpec
 from cluster.training import TrainerConfig
 from shards.stores.sources import SourceConfig
 from streamssl import checkpoint
+from streamssl.decoding import place_of_decoding
 from streamssl.keeping import RunKeeper
 from streamssl.learner import build_learner
 from streamssl.opening import Run, crop_job
@@ -37,12 +40,15 @@ def train_on_cluster(
         ray_session(placement.cluster, cores, _room(run, state)),
         RunKeeper(run, metrics, console) as keeper,
     ):
-        run_cluster(_spec(run, placement, state), keeper, stop)
+        run_cluster(_spec(run, placement, state, console), keeper, stop)
         return keeper.progress
 
 
-def _spec(run: Run, placement: Placement, state: LearnerState) -> RunSpec:
+def _spec(run: Run, placement: Placement, state: LearnerState, console: Console) -> RunSpec:
     config = run.config
+    job = crop_job(config, run.data, SourceConfig(cache=placement.cache))
+    options = _trainer_options(placement)
+    by_trainers = place_of_decoding(run, placement, job, options, console) == "trainers"
     control = ControlSpec(
         folder=run.out.resolve() / CONTROL,
         journal=run.out.resolve() / JOURNAL,
@@ -64,15 +70,18 @@ def _spec(run: Run, placement: Placement, state: LearnerState) -> RunSpec:
     threads = max(1, torch.get_num_threads() // placement.trainers) if shared else None
     return RunSpec(
         control=control,
-        job=crop_job(config, run.data, SourceConfig(cache=placement.cache)),
+        job=replace(job, only_verify=by_trainers),
         build=functools.partial(build_learner, config),
         trainer=TrainerConfig(
             num_steps=config.num_steps, save_every=config.save_every, num_threads=threads
         ),
-        feed=FeedConfig(max_bytes=min(_MOST_FEED_BYTES, config.stream.max_bytes)),
+        feed=FeedConfig(
+            max_bytes=min(_MOST_FEED_BYTES, config.stream.max_bytes),
+            cropping=CroppingConfig.of(job) if by_trainers else None,
+        ),
         state=state,
         entries=run.journal.entries,
-        trainer_options=_trainer_options(placement),
+        trainer_options=options,
     )
 
 

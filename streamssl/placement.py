@@ -1,11 +1,14 @@
 """Where a run runs: none of it changes what is learned."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cluster.config import ClusterConfig
 from cluster.pools import parse_pools
 from shards.errors import ConfigError
 from shards.stores.disk_cache import CacheConfig
+
+DecodePlace = Literal["readers", "trainers"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +20,9 @@ class Placement:
     `readers` to `most_readers`. `reader_pools` and `trainer_pools` name nodes by their labels, in
     order of preference; `trainer_gpus` is what each trainer takes, None: one where there are any.
     `metrics_port` 0 takes any free port of the loopback address. `cache` keeps what was read on a
-    disk of every machine that reads. `patience` is that of Control with all the others.
+    disk of every machine that reads. `decode`: who crops the pictures; "auto" measures who should,
+    None: as this run began, or trainers where the engine is dali-gpu, else readers. `patience` is
+    that of Control with all the others.
     """
 
     cluster: str = "none"
@@ -29,6 +34,7 @@ class Placement:
     trainer_gpus: int | None = None
     metrics_port: int = 0
     cache: CacheConfig | None = None
+    decode: DecodePlace | Literal["auto"] | None = None
     patience: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property
@@ -66,6 +72,7 @@ class Placement:
             "--readers as a range": self.most > self.readers,
             "--reader-pool": bool(self.reader_pools),
             "--trainer-pool": bool(self.trainer_pools),
+            "--decode": self.decode is not None,
         }
         for name, is_given in given.items():
             if is_given:

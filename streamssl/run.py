@@ -7,13 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from cluster.metrics import Metrics, MetricsServer
 from cluster.worlds import check_trainers
 from shards.crashes import CrashMarks
-from shards.errors import ConfigError, StreamStopped
+from shards.errors import StreamStopped
 from shards.stores.sources import RangeReader, SourceConfig
 from shards.stream import BatchStream
 from shards.thread_readers import ThreadReaders
@@ -22,6 +21,7 @@ from streamssl.checkpoint import TrainState
 from streamssl.cluster_run import train_on_cluster
 from streamssl.config import RunConfig
 from streamssl.data import DataConfig, open_data
+from streamssl.decoding import check_engine
 from streamssl.keeping import report_step
 from streamssl.opening import Run, open_run
 from streamssl.opening import build_engine as build_engine
@@ -61,7 +61,7 @@ def pretrain(
     """
     data = DataConfig(patterns=(data,)) if isinstance(data, str) else data
     check_out(out)
-    _check_engine(config, placement)
+    check_engine(config, placement)
     check_trainers(config.stream.batch_size, placement.trainers)
     with locked(out):
         opened = open_data(prepare_data(data, out, console), RangeReader())
@@ -131,18 +131,3 @@ def _train_here(
 
 def _save(out: Path, state: TrainState, config: RunConfig) -> None:
     checkpoint.save(out, state, config.method_name, config.keep)
-
-
-def _check_engine(config: RunConfig, placement: Placement) -> None:
-    """DALI on a GPU crops in the trainer's process, so that must have one."""
-    if config.engine != "dali-gpu":
-        return
-    if placement.cluster != "none":
-        raise ConfigError(
-            f"engine='dali-gpu' with cluster={placement.cluster!r}; it crops on the trainer's own "
-            "GPU: use --cluster none, or --engine opencv for readers on CPUs"
-        )
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "engine='dali-gpu', but torch sees no NVIDIA GPU; use --engine opencv on CPUs"
-        )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -50,6 +50,9 @@ class Pretrain:
     """Labels of the nodes for trainers, such as pool=trainers."""
     trainer_gpus: int | None = None
     """GPUs of a trainer; by default one if the cluster has any."""
+    decode: Literal["readers", "trainers", "auto"] | None = None
+    """Who crops: readers, or trainers what readers verified, or whoever is faster by a measurement;
+    by default readers, trainers with --engine dali-gpu, and of a run that goes on whoever did."""
     cache: Path | None = None
     """A folder on a local disk that keeps what was read, for later epochs and runs."""
     cache_bytes: int = 100 << 30
@@ -93,6 +96,7 @@ def placement_of(parsed: Pretrain) -> Placement:
         trainer_gpus=parsed.trainer_gpus,
         metrics_port=parsed.metrics_port,
         cache=cache,
+        decode=parsed.decode,
     )
 
 

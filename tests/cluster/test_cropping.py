@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -37,13 +38,14 @@ TERMS = itertools.count(2)
 LENIENT = AdmissionConfig(max_reject_fraction=1.0, formats=("jpeg", "png", "webp", "tiff", "avif"))
 
 
-def build_dali() -> DaliEngine:
-    return DaliEngine(RECIPE, max_batch_size=8, device="cpu", num_threads=1)
+def build_dali(device: Literal["cpu", "gpu"]) -> DaliEngine:
+    return DaliEngine(RECIPE, max_batch_size=8, device=device, num_threads=1)
 
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "opencv": partial(OpenCVEngine, RECIPE),
-    "dali-cpu": build_dali,
+    "dali-cpu": partial(build_dali, "cpu"),
+    "dali-gpu": partial(build_dali, "gpu"),
 }
 
 
@@ -94,7 +96,9 @@ def assert_same(ours: CropBatch, theirs: CropBatch, rows: slice) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", ["opencv", "dali-cpu", pytest.param("dali-gpu", marks=pytest.mark.gpu)]
+)
 def test_ranks_crop_what_readers_would_have(
     path: DataPath, manifest: Manifest, engine: str
 ) -> None:

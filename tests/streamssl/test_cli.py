@@ -83,6 +83,8 @@ def shown(capsys: Capture, *arguments: object) -> str:
         ("pretrain swav --data x --out x --num-steps 0", "num_steps=0; it must be at least 1"),
         ("pretrain swav --data x --out x --readers 0", "--readers 0: a number from 1 on"),
         ("pretrain swav --data x --out x --cluster k8s", "cluster='k8s'; it must be none, local, "),
+        ("pretrain swav --data x --out x --decode gpu", "--decode='gpu'; allowed are "),
+        ("pretrain swav --data x --out x --decode auto", "--decode with cluster='none', which is"),
         ("pretrain swav --data x --out x --metrics-port 99999", "metrics_port=99999; it must be"),
         ("pretrain swav --data x --out x --backbone.name resnet5", "near it are resnet50"),
         ("evaluate knn --run x", "--train is missing; `streamssl evaluate knn --help` lists"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from shards.errors import ConfigError
-from streamssl.commands.pretrain import parse_pretrain
+from streamssl.commands.pretrain import parse_pretrain, placement_of
 from streamssl.run import Placement
 from tests.tinyrun import tiny_swav, train_here
 
@@ -21,6 +21,10 @@ from tests.tinyrun import tiny_swav, train_here
         ({"most_readers": 8}, r"--readers as a range with cluster='none'"),
         ({"reader_pools": ("pool=readers",)}, r"--reader-pool with cluster='none'"),
         ({"cluster": "local", "trainer_pools": ("readers",)}, r"'readers' is no label"),
+        (
+            {"decode": "trainers"},
+            r"--decode with cluster='none', which is this process alone; give",
+        ),
         ({"cluster": "everywhere"}, r"cluster='everywhere'; it must be none, local, auto or"),
     ],
 )
@@ -44,8 +48,9 @@ def test_options_say_where_readers_and_trainers_run() -> None:
     """A range of readers, and pools in order of preference, are words on the command line."""
     words = (
         "swav --data a --out b --cluster auto --readers 4..200 --trainers 8 --trainer-gpus 1 "
-        "--reader-pool pool=spot pool=reserved"
+        "--reader-pool pool=spot pool=reserved --decode trainers"
     )
     parsed = parse_pretrain(words.split())
     assert parsed.readers == "4..200" and parsed.trainers == 8 and parsed.trainer_gpus == 1
+    assert placement_of(parsed).decode == "trainers"
     assert parsed.reader_pool == ("pool=spot", "pool=reserved")

@@ -1,0 +1,50 @@
+"""Whole runs whose trainers crop are the runs whose readers do."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from streamssl.data import DataConfig
+from streamssl.run import Placement, pretrain
+from tests.tinyrun import make_shards, proof, stop_at, tiny_swav, train_here, weights
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def record(out: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((out / ".control" / "decode.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("engine", ["opencv", "dali-cpu"])
+def test_a_run_whose_trainers_crop_is_the_same_run(engine: str, tmp_path: Path) -> None:
+    """Bit by bit, over a stop, after which nobody has to say again who crops."""
+    shards, config = make_shards(tmp_path / "shards"), tiny_swav(engine=engine, num_steps=40)
+    here, there = tmp_path / "here", tmp_path / "there"
+    train_here(config, shards, here)
+    asked = Placement(cluster="local", readers=2, decode="trainers")
+    stopped = train_here(config, shards, there, placement=asked, stop=stop_at(there, 2))
+    assert not stopped.finished
+    train_here(config, shards, there, placement=Placement(cluster="local", readers=1))
+    assert proof(there) == proof(here)
+    assert weights(there, 40) == weights(here, 40)
+    assert record(there)["decode"] == "trainers"
+
+
+def test_auto_says_what_it_measured_and_keeps_it(tmp_path: Path) -> None:
+    """A choice that nobody can see, or that changes with the weather, would be a riddle."""
+    shards, out, file = make_shards(tmp_path / "shards"), tmp_path / "run", io.StringIO()
+    pretrain(
+        tiny_swav(),
+        DataConfig(patterns=(str(shards),)),
+        out,
+        Placement(cluster="local", readers=2, decode="auto"),
+        Console(file=file, width=300),
+    )
+    found = record(out)
+    assert f"--decode auto: {found['decode']}; 2 readers crop " in file.getvalue()
+    rates = found["pictures_per_second"]
+    assert isinstance(rates, dict) and min(rates.values()) > 1

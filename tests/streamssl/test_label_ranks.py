@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.distributed import ProcessGroup
 
+from streamssl.batch_norm import enter_group, share_batch_norm
 from streamssl.methods.base import Method
 from streamssl.methods.deepcluster import DeepClusterConfig
 from streamssl.methods.patchmix import PatchMixConfig
@@ -43,14 +43,13 @@ METHODS: dict[str, tuple[Any, tuple[int, ...]]] = {
 
 
 def build(name: str, group: ProcessGroup | None) -> Method:
-    """In evaluation mode: batch norm over ranks is a matter of the trainer."""
+    """With batch norm over all ranks, as a trainer has it."""
     torch.manual_seed(0)
     config, num_views = METHODS[name]
     method = config.build(TinyBackbone(), num_views=num_views, seed=3, num_steps=STEPS, group=group)
     method.double()
-    for module in method.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.eval()
+    share_batch_norm(method)
+    enter_group(method, group)
     return method
 
 

@@ -67,17 +67,17 @@ def actors(cluster: RayCluster, kind: str) -> list[psutil.Process]:
 class Watch:
     """Tells what a drill did to a run, and how long it took until it was noticed and mended."""
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, num_steps: int = 10) -> None:
+        self._run, self._num_steps = run, num_steps
 
     def after(
         self,
         what: str,
         do: Callable[[], object],
         noticed: Callable[[], bool],
-        mended: Callable[[], bool],
+        mended: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Do it, wait until it was noticed, until it was mended, and for ten more steps."""
+        """Do it, wait until it was noticed, until it was mended, and for some more steps."""
         began = time.monotonic()
         do()
         self._run.wait_for(noticed, f"notice of: {what}")
@@ -87,9 +87,9 @@ class Watch:
         self.go_on()
         print(f"{what}: noticed after {seen:.1f} s, mended after {well:.1f} s")
 
-    def go_on(self, num_steps: int = 10) -> None:
+    def go_on(self) -> None:
         """Wait for so many steps more."""
-        self._run.wait_for_step(self._run.last_step + num_steps)
+        self._run.wait_for_step(self._run.last_step + self._num_steps)
 
 
 def stop(run: Run) -> None:

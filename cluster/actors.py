@@ -91,10 +91,12 @@ class Fleet:
         """Those that were told to end, and are not known to have."""
         return frozenset(self._killed & self._actors.keys())
 
-    def running(self) -> list[ActorEvent]:
-        """All that run, as if they had just started: what a new Control must know."""
-        actors = [actor for actor in self._actors.values() if actor.started is not None]
-        return [self._event(actor, "started") for actor in actors]
+    def known(self) -> list[ActorEvent]:
+        """All that run, as if they had just started, and all that will: for a new Control."""
+        return [
+            self._event(actor, "made" if actor.started is None else "started")
+            for actor in self._actors.values()
+        ]
 
     def close(self) -> None:
         """End all of them."""

@@ -80,7 +80,7 @@ class Core:
         self.stopping = False
         self.error: BaseException | None = None
         self.saved: StateRef | None = None
-        self._heard = 0
+        self._heard, self._knows_actors = 0, False
         self._scaled = self.began
         self._told_until = 0.0
         self.history: deque[Moment] = deque([Moment(self.began, 0, 0, 0.0)], maxlen=_NUM_MOMENTS)
@@ -147,6 +147,7 @@ class Core:
         if report.term != self.term:
             return
         now = time.monotonic()
+        self._knows_actors = True
         for event in report.events:
             if event.number > self._heard:
                 self._heard = event.number
@@ -201,15 +202,15 @@ class Core:
     def _take_event(self, event: ActorEvent, now: float) -> None:
         if event.kind == "refused":
             self.error = self.error or event.error
-        shard = ""
+        shard, is_gone = "", event.kind not in ("made", "started")
         if event.kind == "started" and event.role == "reader":
             with self.planning.leases() as table:
                 table.expect(event.name, now)
-        elif event.kind != "started" and event.role == "reader":
+        elif is_gone and event.role == "reader":
             with self.planning.leases() as table:
                 shard = table.lost(event.name, now, "left" if event.kind == "left" else "died")
             self.tally.forget(event.name)
-        elif event.kind != "started":
+        elif is_gone:
             self.members.lost(event.name, event.reason or event.kind, now)
             self._follow()
         self.staff.take(event, now, shard)
@@ -223,7 +224,8 @@ class Core:
         self._look_at_nodes()
         if now - self._scaled >= self.spec.config.scale_seconds:
             self._scale(now)
-        self.staff.tick(now, self._usable_nodes)
+        if self._knows_actors:  # or those of the Control before would be ordered once more
+            self.staff.tick(now, self._usable_nodes)
         with self.planning.leases() as table:
             for name in self.staff.leaving:
                 table.drain(name)

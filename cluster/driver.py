@@ -253,7 +253,7 @@ class Driver:
             self._term = ray.get(self._control.start.remote(self._spec, start))
         except RayTaskError as error:
             raise error.cause from error
-        self._events = self._fleet.running()
+        self._events = self._fleet.known()
         self._heard = time.monotonic()
         self._ask()
 

@@ -30,15 +30,15 @@ class MakeOrder:
 class ActorEvent:
     """What became of an actor. `number` rises; of two that are told twice, the second is nothing.
 
-    `started`: it answers. `left`: it ended as it was told to. `lost`: it died. `refused`: it cannot
-    start, and no other node would help, because of `error`. `with_node`: its node died, `preempted`
-    if because it was taken back.
+    `made`: it does not answer yet. `started`: it answers. `left`: it ended as it was told to.
+    `lost`: it died. `refused`: it cannot start, and no other node would help, because of `error`.
+    `with_node`: its node died, `preempted` if because it was taken back.
     """
 
     number: int
     name: str
     role: Role
-    kind: Literal["started", "left", "lost", "refused"]
+    kind: Literal["made", "started", "left", "lost", "refused"]
     pid: int = 0
     node: str = ""
     reason: str = ""

@@ -87,10 +87,14 @@ class Staff:
 
     def take(self, event: ActorEvent, now: float, shard: str = "") -> bool:
         """Note what became of an actor, `shard` in its hands; whether it is gone."""
+        if event.kind in ("made", "started"):
+            self._supervisor.adopt(event.role, event.name, now)
+        if event.kind == "made":
+            self._orders.setdefault(event.name, MakeOrder(event.name, event.role))
+            return False
         self._orders.pop(event.name, None)
         if event.kind == "started":
             self._there[event.name] = event
-            self._supervisor.adopt(event.role, event.name, event.node, now)
             self._supervisor.started(event.name, event.node, now)
             return False
         self._there.pop(event.name, None)

@@ -115,11 +115,9 @@ class Supervisor:
         """From now on so many actors of a role are wanted, new ones in this pool."""
         self._roles[role].wanted, self._roles[role].pool = count, pool
 
-    def adopt(self, role: Role, name: str, node: str, now: float) -> None:
-        """An actor that another Control made is one of ours."""
-        actors = self._roles[role].actors
-        if name not in actors:
-            actors[name] = _Actor(now, 0, node, now)
+    def adopt(self, role: Role, name: str, now: float) -> None:
+        """An actor that another Control ordered is one of ours."""
+        self._roles[role].actors.setdefault(name, _Actor(now, 0))
 
     def started(self, name: str, node: str, now: float) -> None:
         """An actor answers for the first time."""

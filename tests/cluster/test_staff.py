@@ -204,3 +204,23 @@ def test_the_only_node_of_a_pool_is_not_avoided() -> None:
     driver.staff.tick(driver.now, lambda role, _: nodes[role])
     [order] = driver.staff.wanted()[0]
     assert order.role == "reader" and order.avoid == ("n1",)
+
+
+def test_a_new_control_orders_nothing_that_the_one_before_had_ordered() -> None:
+    """Or every Control that died would double the actors, and hold nodes for them."""
+    driver = make_driver()
+    driver.made = {
+        "reader-0.1": MakeOrder("reader-0.1", "reader"),
+        "reader-0.2": MakeOrder("reader-0.2", "reader"),
+        "trainer-0.3": MakeOrder("trainer-0.3", "trainer"),
+    }
+    driver.tell("reader-0.1", "started")
+    driver.tell("reader-0.2", "made")
+    driver.tell("trainer-0.3", "started")
+    driver.staff.tick(1.0, lambda *_: ("n1",))
+    make, kill = driver.staff.wanted()
+    assert [order.name for order in make] == ["reader-0.2"] and not kill
+    driver.tell("reader-0.2", "started")
+    assert driver.there("reader") == ["reader-0.1", "reader-0.2"]
+    driver.round()
+    assert len(driver.made) == 3

@@ -175,7 +175,8 @@ def test_actors_of_the_control_before_are_kept():
     """A new Control that made everything anew would be a restart of the run."""
     supervisor = Supervisor(2)
     supervisor.want("reader", 2)
-    supervisor.adopt("reader", "reader-1.7", "node", 0.0)
+    supervisor.adopt("reader", "reader-1.7", 0.0)
+    supervisor.started("reader-1.7", "node", 0.0)
     [make] = supervisor.orders(0.0)
     assert make.name == "reader-2.1"
 

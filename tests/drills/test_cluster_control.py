@@ -18,8 +18,8 @@ def test_a_run_outlives_its_control_and_a_restart_of_the_head(
     """A new Control, of a higher term, is found by those of the old one; nothing is done twice."""
     out = tmp_path / "run"
     with ray_cluster(persistent=True) as cluster:
-        cluster.add("readers", num_cpus=2)
-        cluster.add("trainers", num_cpus=2)
+        cluster.add("readers", num_cpus=4)  # with room for actors that nobody needs
+        cluster.add("trainers", num_cpus=4)
         options = ("--readers", 2, "--trainers", 2)
         with on_cluster(cluster.address, CONFIG, shards_folder, out, *options) as run:
             run.wait_for_step(20)
@@ -47,5 +47,6 @@ def test_a_run_outlives_its_control_and_a_restart_of_the_head(
                 lambda: run.metric("actors", role="reader") == 2,
             )
             assert {process.pid for process in actors(cluster, "Trainer")} == trainers
+            assert len(actors(cluster, "Reader")) == 2
             stop(run)
     check_steps(CONFIG, shards_folder, out)

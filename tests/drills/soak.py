@@ -4,6 +4,7 @@ python -m tests.drills.soak --minutes 5 --seed 0        (`make soak MINUTES=5`)
 """
 
 import argparse
+import math
 import random
 import tempfile
 import time
@@ -31,6 +32,7 @@ class Chaos:
         self.done: Counter[str] = Counter()
         self._asleep: list[tuple[float, psutil.Process]] = []
         self._cut_off: list[tuple[float, Node]] = []
+        self._replaced: list[Node] = []
 
     def go_on(self, seconds: float) -> None:
         """One fault after the other, some of them at once; each time the run must go on."""
@@ -52,8 +54,7 @@ class Chaos:
                 self.done[deed.__name__.strip("_").replace("_", " ")] += 1
             self._wake()
             self.run.wait_for_step(self.run.last_step + self._rng.randint(5, 20))
-        for _, process in self._asleep:
-            _wake(process)
+        self._wake(all_of_them=True)
 
     def settle(self) -> None:
         """Wait until everybody is there again."""
@@ -92,8 +93,8 @@ class Chaos:
                 return
             self._asleep.append((time.monotonic() + self._rng.uniform(1, 15), process))
 
-    def _wake(self) -> None:
-        now = time.monotonic()
+    def _wake(self, *, all_of_them: bool = False) -> None:
+        now = math.inf if all_of_them else time.monotonic()
         for at, process in self._asleep:
             if at <= now:
                 _wake(process)
@@ -122,12 +123,12 @@ class Chaos:
             self._cut_off.append((time.monotonic() + self._rng.uniform(2, 15), node))
 
     def _pick_node(self) -> Node | None:
-        """One that was not cut off."""
-        gone = [node for _, node in self._cut_off]
-        fit = [node for node in self.cluster.nodes() if node not in gone]
+        """One that nobody has come for yet."""
+        fit = [node for node in self.cluster.nodes() if node not in self._replaced]
         return self._rng.choice(sorted(fit, key=lambda node: node.node_id)) if fit else None
 
     def _replace(self, node: Node) -> None:
+        self._replaced.append(node)
         self.cluster.add(self.cluster.pool_of(node), num_cpus=2)
 
     def _kill_control(self) -> None:

@@ -6,8 +6,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
-# Which part of thousands of random cases a drill runs.
-SHARE ?= 0.2
 SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
 # Loopback Ray clusters made by tests need no token; stating it keeps Ray from writing one.
 export RAY_AUTH_MODE ?= disabled
@@ -42,7 +40,7 @@ test: $(READY) ## Run the tests (no GPU, no network)
 	$(BIN)/python -m pytest
 
 drill: $(READY) ## Run the slow tests: kill things, whole runs; SHARE=1 runs every random case
-	$(BIN)/python -m pytest -m slow --timeout 1800 --share $(SHARE)
+	$(BIN)/python -m pytest -m slow --timeout 900 $(if $(SHARE),--share $(SHARE))
 
 soak: $(READY) ## Break a run on a local cluster for MINUTES=5, in an order that SEED=0 fixes
 	$(BIN)/python -m tests.drills.soak --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0)

@@ -58,14 +58,14 @@ class Stores:
                 self._stores[name] = self._make(name)
             return self._stores[name]
 
-    def library(self, uri: str) -> Any:
+    def filesystem(self, uri: str) -> Any:
         """The fsspec filesystem of the store in which `uri` lies: what a writer needs besides."""
         name = store_name(uri)
-        return self._filesystem(name, name.partition("://")[0])
+        return self._open_filesystem(name, name.partition("://")[0])
 
     def _make(self, name: str) -> Store:
         protocol = name.partition("://")[0]
-        filesystem = self._filesystem(name, protocol)
+        filesystem = self._open_filesystem(name, protocol)
         if protocol == "file":
             gate = Gate(Pace(_MOST_LOCAL_READS))
             return LocalStore(filesystem, Asker(self._retry, gate, self._counters))
@@ -73,12 +73,12 @@ class Stores:
         if protocol in _S3:
             return S3Store(filesystem, protocol, ask)
         if protocol == "hf":
-            web = self._filesystem("https://huggingface.co", "https")
+            web = self._open_filesystem("https://huggingface.co", "https")
             return HubStore(filesystem, web, name, self._retry, ask)
         kind = HttpStore if protocol in _HTTP else OtherStore
         return kind(filesystem, name, self._retry, ask)
 
-    def _filesystem(self, name: str, protocol: str) -> Any:
+    def _open_filesystem(self, name: str, protocol: str) -> Any:
         options = _options(protocol, self._retry)
         try:
             if protocol in _AZURE and "@" in name:  # the account is in the address

@@ -28,7 +28,7 @@ class Uploads:
         self._protocol = uri.partition("://")[0]
         stores = Stores(retry or RetryConfig())
         self._store = stores.open(uri)
-        self._library: Any = stores.library(uri)
+        self._filesystem: Any = stores.filesystem(uri)
         if self._protocol in ("http", "https"):
             raise ManifestError(
                 f"{redact(uri)!r} is on the web; shards are written to a folder or to a store such "
@@ -52,16 +52,16 @@ class Uploads:
         """All of an object; None where there is none."""
         data: bytes | None = None
         with self._explained("read"), _nothing_where_gone():
-            data = self._store.ask(lambda: self._library.cat_file(self._uri(name)))
+            data = self._store.ask(lambda: self._filesystem.cat_file(self._uri(name)))
         return data
 
     def put(self, name: str, file: Path) -> None:
         """Copy a whole file there."""
-        self._appear(name, lambda uri: self._library.put_file(str(file), uri))
+        self._appear(name, lambda uri: self._filesystem.put_file(str(file), uri))
 
     def write(self, name: str, data: bytes) -> None:
         """Put these bytes there."""
-        self._appear(name, lambda uri: self._library.pipe_file(uri, data))
+        self._appear(name, lambda uri: self._filesystem.pipe_file(uri, data))
 
     def _appear(self, name: str, write: Callable[[str], object]) -> None:
         """Let an object be there as a whole."""
@@ -70,14 +70,14 @@ class Uploads:
                 self._store.ask(lambda: write(self._uri(name)))
                 return
             draft = self._uri(f".{name}{_DRAFT}")
-            self._store.ask(lambda: self._library.makedirs(self._root, exist_ok=True))
+            self._store.ask(lambda: self._filesystem.makedirs(self._root, exist_ok=True))
             self._store.ask(lambda: write(draft))
-            self._store.ask(lambda: self._library.mv(draft, self._uri(name)))
+            self._store.ask(lambda: self._filesystem.mv(draft, self._uri(name)))
 
     def remove(self, name: str) -> None:
         """Delete an object; nothing happens where there is none."""
         with self._explained("written to"), _nothing_where_gone():
-            self._store.ask(lambda: self._library.rm_file(self._uri(name)))
+            self._store.ask(lambda: self._filesystem.rm_file(self._uri(name)))
 
     def _uri(self, name: str) -> str:
         return f"{self._root}/{name}"

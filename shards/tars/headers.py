@@ -27,8 +27,8 @@ _MAX_EXTENSIONS = 16
 # of a header has three octal digits at least, so no NUL may follow the first: many a random block
 # would be a header with a signed sum of one digit.
 CHECKSUM = 148
-_FIRST = _SECOND = b" 01234567"
-_MARK_FIRST = bytes(byte in _FIRST for byte in range(256))
+_DIGITS = b" 01234567"
+_MARK_FIRST = bytes(byte in _DIGITS for byte in range(256))
 
 
 class Member(NamedTuple):
@@ -133,8 +133,8 @@ def is_header(block: bytes) -> bool:
     if (
         len(block) < BLOCK
         or block[0] == 0
-        or block[CHECKSUM] not in _FIRST
-        or block[CHECKSUM + 1] not in _SECOND
+        or block[CHECKSUM] not in _DIGITS
+        or block[CHECKSUM + 1] not in _DIGITS
     ):
         return False
     field = block[CHECKSUM : CHECKSUM + 8]

@@ -49,6 +49,7 @@ class Result:
     stream: int
     crops: tuple = ()
     num_bytes: int = BYTES
+    labels: None = None
 
     def __del__(self):
         self.world.alive[self.stream] -= 1

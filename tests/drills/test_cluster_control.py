@@ -46,6 +46,8 @@ def test_a_run_outlives_its_control_and_a_restart_of_the_head(
                 lambda: run.metric("readers_lost_total") >= 1,
                 lambda: run.metric("actors", role="reader") == 2,
             )
+            # What trainers said in an older term was refused, and counted; they said it again.
+            assert run.metric("beats_refused_total", reason="term") >= 2
             assert {process.pid for process in actors(cluster, "Trainer")} == trainers
             assert len(actors(cluster, "Reader")) == 2
             stop(run)

@@ -19,10 +19,9 @@ def record(out: Path) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("engine", ["opencv", "dali-cpu"])
-def test_a_run_whose_trainers_crop_is_the_same_run(engine: str, tmp_path: Path) -> None:
+def test_a_run_whose_trainers_crop_is_the_same_run(tmp_path: Path) -> None:
     """Bit by bit, over a stop, after which nobody has to say again who crops."""
-    shards, config = make_shards(tmp_path / "shards"), tiny_swav(engine=engine, num_steps=40)
+    shards, config = make_shards(tmp_path / "shards"), tiny_swav(num_steps=40)
     here, there = tmp_path / "here", tmp_path / "there"
     train_here(config, shards, here)
     asked = Placement(cluster="local", readers=2, decode="trainers")

@@ -35,7 +35,10 @@ class Chaos:
         self._replaced: list[Node] = []
 
     def go_on(self, seconds: float) -> None:
-        """One fault after the other, some of them at once; each time the run must go on."""
+        """One fault after the other, some of them at once; each time the run must go on.
+
+        None comes again before all others came.
+        """
         deeds: tuple[Callable[[], None], ...] = (
             self._kill_reader,
             self._hang_reader,
@@ -48,8 +51,11 @@ class Chaos:
             self._restart_head,
         )
         deadline = time.monotonic() + seconds
+        deck: list[Callable[[], None]] = []
         while time.monotonic() < deadline:
-            for deed in self._rng.sample(deeds, self._rng.choice((1, 1, 2))):
+            for _ in range(self._rng.choice((1, 1, 2))):
+                deck = deck or self._rng.sample(deeds, len(deeds))
+                deed = deck.pop()
                 deed()
                 self.done[deed.__name__.strip("_").replace("_", " ")] += 1
             self._wake()

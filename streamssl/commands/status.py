@@ -65,10 +65,19 @@ def show_status(place: RunPlace, console: Console, *, watch: bool) -> None:
 
 
 def _show_on(control: Link, console: Console) -> None:
-    with Live(render(ask_status(control)), console=console, auto_refresh=False) as live:
+    """Until Ctrl-C, or until nobody answers twice: a Control that died has a successor by then."""
+    page, is_silent = render(ask_status(control)), False
+    with Live(page, console=console, auto_refresh=False) as live:
         while True:
             time.sleep(_WATCH_SECONDS)
-            live.update(render(ask_status(control)), refresh=True)
+            try:
+                page, is_silent = render(ask_status(control)), False
+            except ConfigError:
+                if is_silent:
+                    raise
+                is_silent = True
+                page = Group(page, Text("Control does not answer; asking again"))
+            live.update(page, refresh=True)
 
 
 def render(status: Status) -> Group:

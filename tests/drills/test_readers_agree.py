@@ -24,11 +24,9 @@ def alone(shards_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     "placement",
     [
         Placement(readers=3),
-        Placement(cluster="local", readers=1),
-        Placement(cluster="local", readers=2),
         Placement(cluster="local", readers=3),
     ],
-    ids=["3 threads", "1 actor", "2 actors", "3 actors"],
+    ids=["3 threads", "3 actors"],
 )
 def test_where_it_runs_does_not_show_in_what_is_learned(
     placement: Placement, alone: Path, shards_folder: Path, tmp_path: Path

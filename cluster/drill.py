@@ -46,7 +46,8 @@ class DrillReport:
     """What came of it; times in seconds since it was done, None for what did not happen.
 
     `noticed`: Control no longer counted on the victim. `mended`: there were as many actors, and as
-    many ranks, as before. `went_on`: a step was finished after it was noticed. `counts`: how much
+    many ranks, as before. `went_on`: a step was finished after it was noticed. `back_from`: the
+    newest step before, if the run had to go on from one that lies before it. `counts`: how much
     Control's counters rose.
     """
 
@@ -54,6 +55,7 @@ class DrillReport:
     noticed: float | None
     mended: float | None
     went_on: float | None
+    back_from: int | None
     first_step: int
     last_step: int
     counts: dict[str, int]
@@ -118,6 +120,7 @@ def drill(
         raise ConfigError("the run's Control does not answer; look at it with `streamssl status`")
     victim = choose(before, fault, name)
     yield f"{fault}: {', '.join(victim.names)} on node {victim.node[-8:]}, at step {before.step}"
+    _on(victim.node, _be_there)  # a process that will do it; to start one takes seconds
     began = time.monotonic()
     wake = break_it(victim, fault)
     watch = Watch(before, victim)
@@ -145,7 +148,8 @@ class Watch:
         self._noticed: float | None = None
         self._mended: float | None = None
         self._went_on: float | None = None
-        self._step_then = before.step
+        self._step_then = self._newest = before.step
+        self._back_from: int | None = None
         self._told: set[tuple[str, str]] = set()
 
     @property
@@ -159,15 +163,18 @@ class Watch:
             at = now - decided.seconds
             if at >= 0 and (decided.what, decided.why) not in self._told:
                 self._told.add((decided.what, decided.why))
-                yield f"{at:6.1f} s  {decided.what} ({decided.why})"
+                why = f" ({decided.why})" if decided.why else ""
+                yield f"{at:6.1f} s  {decided.what}{why}"
         there = {one.name for one in status.actors}
         if self._noticed is None and not there & set(self._victim.names):
             self._noticed, self._step_then = now, status.step
             yield f"{now:6.1f} s  noticed"
         if self._noticed is None:
+            self._newest = max(self._newest, status.step)
             return
         if self._went_on is None and status.step > self._step_then:
             self._went_on = now
+            self._back_from = self._newest if status.step < self._newest else None
             yield f"{now:6.1f} s  step {status.step} is finished"
         if self._mended is None and self._is_as_before(status):
             self._mended = now
@@ -190,6 +197,7 @@ class Watch:
             noticed=self._noticed,
             mended=self._mended,
             went_on=self._went_on,
+            back_from=self._back_from,
             first_step=self._before.step,
             last_step=last.step,
             counts={
@@ -211,6 +219,10 @@ def _on(node: str, do: Callable[..., Any], *arguments: object) -> None:
     except RayError:
         if do is not _kill_raylet:
             raise
+
+
+def _be_there() -> None:
+    """Do nothing, in a process that is there afterwards."""
 
 
 def _send(pid: int, number: int) -> None:

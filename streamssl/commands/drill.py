@@ -86,10 +86,21 @@ def _summary(report: DrillReport) -> list[str]:
         f"noticed: {_after(report.noticed)}; a step was finished: {_after(report.went_on)}; "
         f"as many as before: {_after(report.mended)}",
         f"steps: {report.first_step} to {report.last_step}; counted: {counts or 'nothing'}",
-        "lost: no step and no sample; what was held was made again, a step under way tried again"
-        if report.went_on is not None
-        else "lost: nothing is known yet; the run did not go on while this was watched",
+        _lost(report),
     ]
+
+
+def _lost(report: DrillReport) -> str:
+    if report.went_on is None:
+        return "lost: nothing is known yet; the run did not go on while this was watched"
+    if report.back_from is not None:
+        names = ", ".join(report.victim.names)
+        return (
+            f"lost: the steps up to {report.back_from} that only {names} had done, and no "
+            "checkpoint holds; they are done again, on the same samples (--save-every says how "
+            "many at most, --trainers 2 keeps another copy)"
+        )
+    return "lost: no step and no sample; what was held was made again, a step under way tried again"
 
 
 def _after(seconds: float | None) -> str:

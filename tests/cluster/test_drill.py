@@ -106,6 +106,17 @@ def test_a_watch_tells_when_it_was_noticed_and_when_all_was_well() -> None:
     assert report.counts["leases_reissued"] == 4 and report.counts["readers_lost"] == 0
 
 
+def test_steps_that_died_with_the_only_trainer_are_told_of() -> None:
+    """'Nothing was lost' is a lie where a run goes back to its checkpoint."""
+    watch = Watch(STATUS, choose(STATUS, "kill-trainer"))
+    seen(watch, replace(STATUS, step=104), 0.1)
+    without = tuple(one for one in STATUS.actors if one.role != "trainer")
+    seen(watch, replace(STATUS, step=90, world=0, actors=without), 0.5)
+    again = (*without, actor("trainer-2", "a"))
+    assert "step 91 is finished" in seen(watch, replace(STATUS, step=91, actors=again), 9.0)[0]
+    assert watch.report(STATUS).back_from == 104
+
+
 def test_what_nobody_notices_is_not_called_mended() -> None:
     """A reader that hung for a second was never missed."""
     watch = Watch(STATUS, choose(STATUS, "hang"))

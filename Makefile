@@ -39,8 +39,8 @@ check: $(READY) ## Lint, format check and types
 test: $(READY) ## Run the tests (no GPU, no network)
 	$(BIN)/python -m pytest
 
-drill: $(READY) ## Run the slow tests: kill things, whole runs; SHARE=1 runs every random case
-	$(BIN)/python -m pytest -m slow --timeout 900 $(if $(SHARE),--share $(SHARE))
+drill: $(READY) ## Run the slow tests: kill things, whole runs; SHARE=1 every random case; ONLY=ray or 'not ray'
+	$(BIN)/python -m pytest -m "slow$(if $(ONLY), and $(ONLY))" --timeout 900 $(if $(SHARE),--share $(SHARE))
 
 soak: $(READY) ## Break a run on a local cluster for MINUTES=5, in an order that SEED=0 fixes
 	$(BIN)/python -m tests.drills.soak --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0)

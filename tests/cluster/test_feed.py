@@ -228,7 +228,7 @@ def test_a_reader_that_hangs_is_given_up_and_refused_when_it_comes_back(
     """A zombie holds crops and leases of its own; none of them may count."""
     shards = MarkedShards(tmp_path / "shards", 7, {})
     expected = in_process(shards.manifest, shards.job(), 20)
-    leases = LeaseConfig(silence_seconds=2.0)
+    leases = LeaseConfig(silence_seconds=5.0)
     with DataPath(shards.manifest, shards.job(), STREAM, leases=leases) as path:
         started = {name: path.started(name) for name in path.readers}
         with path.feed(answer_seconds=1.0) as feed:

@@ -9,7 +9,8 @@ from tests.tinyrun import proof, stop_at, tiny_swav, train_here, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-CONFIG = tiny_swav(num_steps=24, save_every=24)  # into the second epoch
+# Into the second epoch, and long enough for a wish to stop that takes a moment to be heard.
+CONFIG = tiny_swav(num_steps=120, save_every=120)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_where_it_runs_does_not_show_in_what_is_learned(
     """Digests of every batch, every loss, and the last checkpoint are equal bit by bit."""
     train_here(CONFIG, shards_folder, tmp_path / "run", placement=placement)
     assert proof(tmp_path / "run") == proof(alone)
-    assert weights(tmp_path / "run", 24) == weights(alone, 24)
+    assert weights(tmp_path / "run", 120) == weights(alone, 120)
 
 
 def test_a_run_may_move_to_a_cluster_and_back(
@@ -45,8 +46,8 @@ def test_a_run_may_move_to_a_cluster_and_back(
     for step, placement in (
         (9, Placement(readers=2)),
         (17, Placement(cluster="local", readers=2)),
-        (24, Placement(readers=1)),
+        (120, Placement(readers=1)),
     ):
         train_here(CONFIG, shards_folder, out, placement=placement, stop=stop_at(out, step))
     assert proof(out) == proof(alone)
-    assert weights(out, 24) == weights(alone, 24)
+    assert weights(out, 120) == weights(alone, 120)

@@ -114,6 +114,10 @@ class StandIn:
     async def committed(self, step: int) -> None:
         self._sequencer.committed(step)
 
+    async def expect(self, reader: str) -> None:
+        with self._sequencer.leases() as table:
+            table.expect(reader, time.monotonic())
+
     async def lost(self, reader: str) -> None:
         self._held.pop(reader, None)
         with self._sequencer.leases() as table:
@@ -133,6 +137,7 @@ class StandIn:
         with self._sequencer.leases() as table:
             leases = table.snapshot(time.monotonic())
             counters = table.counters
+            holders = Counter(table.holders(self._headers).values())
         headers = list(self._headers.values())
         return {
             **self._sequencer.status(),
@@ -140,6 +145,7 @@ class StandIn:
             "cpu_seconds": time.process_time(),
             "num_held": leases.num_held,
             "held_bytes": sum(self._held.values()),
+            "held_by": holders,
             "most_held": self._most_held,
             "busy_seconds": sum(self._busy.values()),
             "finished": Counter(
@@ -205,8 +211,10 @@ class DataPath:
         return name
 
     def started(self, name: str) -> Any:
-        """Where a reader runs, once it does."""
-        return ray.get(self.readers[name][1], timeout=WAIT)
+        """Where a reader runs, once it does; from then on it is missed."""
+        found = ray.get(self.readers[name][1], timeout=WAIT)
+        self.tell("expect", name)
+        return found
 
     def lose(self, name: str) -> None:
         """Kill a reader and tell Control, as whoever supervises it would."""

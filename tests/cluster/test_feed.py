@@ -109,13 +109,13 @@ def test_a_reader_that_is_killed_costs_time_and_no_row(running: Running) -> None
     """What it held was cropped and is gone; trainers wait for some of it already."""
     running.restart()
     path, expected = running.path, running.expected
-    started = [path.started(name) for name in path.readers]
+    started = {name: path.started(name) for name in path.readers}
     with path.feed(max_bytes=1) as feed:
         feed.enter(0, 1, 0)
         assert_same(feed.next(), expected[0])
-        path.wait(lambda status: status["planned"] == 4)
-        victim = next(iter(path.readers))
-        os.kill(started[0].pid, signal.SIGKILL)
+        status = path.wait(lambda status: status["planned"] == 4)
+        [(victim, _)] = status["held_by"].most_common(1)
+        os.kill(started[victim].pid, signal.SIGKILL)
         path.lose(victim)
         for step in range(1, 10):
             assert_same(feed.next(), expected[step])

@@ -12,7 +12,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt check test drill soak test-gpu demo bench bench-peers lock clean
+.PHONY: help setup fmt check test drill soak test-gpu demo bench bench-methods bench-peers lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,10 @@ demo: $(READY) ## Pictures by formula -> shards -> Ray readers -> SwAV -> k-NN, 
 
 bench: $(READY) ## Measure the input path on made pictures; BENCHMARKS.md has the other commands
 	$(BIN)/python -m tests.bench.input --readers 2 --pictures 1024
+
+bench-methods: $(READY) ## Train every method for MINUTES=5 of CPU and print k-NN before and after; METHODS="byol swav" TRAIN=shards TEST=shards
+	$(BIN)/python -m tests.bench.methods --minutes $(or $(MINUTES),5) \
+		$(if $(METHODS),--methods $(METHODS)) $(if $(TRAIN),--train $(TRAIN) --test $(TEST))
 
 bench-peers: $(PEERS)/.ready ## Measure other loaders beside ours on made pictures; installs them into .venv-peers first
 	$(BIN)/python -m tests.bench.peers

@@ -15,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 .PHONY: help setup fmt check test drill soak test-gpu demo bench bench-methods bench-peers lock clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY) ## Make .venv with every pinned dependency
 

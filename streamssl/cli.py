@@ -4,6 +4,7 @@
 
 streamssl pretrain RECIPE --data SHARDS --out FOLDER [overrides]
 streamssl evaluate knn --run FOLDER --train SHARDS --test SHARDS
+streamssl evaluate retrieval --run FOLDER --query SHARDS --gallery SHARDS
 streamssl shards pack|verify|stats|view …
 streamssl status RUN [--watch]
 streamssl drill kill-reader|kill-trainer|kill-node|hang RUN
@@ -26,7 +27,7 @@ from cluster.spec import RunPlace
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
 from streamssl.commands.drill import parse_drill, run_drill
 from streamssl.commands.drill_data import corrupt, slow_bucket
-from streamssl.commands.evaluate import evaluate_knn
+from streamssl.commands.evaluate import evaluate_knn, evaluate_retrieval
 from streamssl.commands.look import stats, verify
 from streamssl.commands.pack import pack_shards
 from streamssl.commands.pretrain import parse_pretrain, run_pretrain
@@ -177,7 +178,7 @@ def _usage(path: str, tree: dict[str, Any]) -> str:
 
 _COMMANDS: dict[str, Any] = {
     "pretrain": _pretrain,
-    "evaluate": {"knn": evaluate_knn},
+    "evaluate": {"knn": evaluate_knn, "retrieval": evaluate_retrieval},
     "shards": {"pack": pack_shards, "verify": verify, "stats": stats, "view": view},
     "drill": {
         "kill-reader": _kill_reader,

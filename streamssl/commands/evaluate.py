@@ -1,4 +1,4 @@
-"""`streamssl evaluate knn`: the score of a run's encoder."""
+"""`streamssl evaluate`: the scores of a run's encoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from streamssl.evaluation.evaluate import Encoder, knn_of_run
+from streamssl.evaluation.evaluate import Encoder, knn_of_run, retrieval_of_run
 from streamssl.evaluation.knn import KnnConfig
 from streamssl.parsing import parse
 
@@ -34,9 +34,7 @@ class EvaluateKnn:
 def evaluate_knn(arguments: list[str], console: Console) -> int:
     """Score the encoder of a run by k-NN on labelled shards."""
     parsed = parse(EvaluateKnn, "streamssl evaluate knn", arguments)
-    encoders: tuple[Encoder, ...] = ("trained",)
-    if parsed.baselines:
-        encoders = ("raw pixels", "untrained", "trained")
+    encoders = _encoders(parsed.baselines)
     config = KnnConfig(ks=parsed.ks, temperature=parsed.temperature)
     scores = knn_of_run(parsed.run, parsed.train, parsed.test, encoders, config, parsed.size)
     console.print(
@@ -51,3 +49,54 @@ def evaluate_knn(arguments: list[str], console: Console) -> int:
         table.add_row(encoder, *(f"{accuracy[k]:.1f}" for k in parsed.ks))
     console.print(table)
     return 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateRetrieval:
+    """Score the encoder of a run by retrieval: pictures of --query look for those with their label
+    in --gallery, such as the same vehicle seen by another camera."""
+
+    run: Path
+    """A run folder (its newest checkpoint), or one checkpoint."""
+    query: str
+    """Labelled shards whose pictures look for others."""
+    gallery: str
+    """Labelled shards that are ranked."""
+    ranks: tuple[int, ...] = (1, 5, 10)
+    """How many of the first are looked at; one share of found queries for each."""
+    size: int | None = None
+    """Side of the pictures in pixels; None: the run's largest crop."""
+    baselines: bool = False
+    """Score raw pixels and the untrained encoder too."""
+
+
+def evaluate_retrieval(arguments: list[str], console: Console) -> int:
+    """Score the encoder of a run by retrieval among labelled shards."""
+    parsed = parse(EvaluateRetrieval, "streamssl evaluate retrieval", arguments)
+    scores = retrieval_of_run(
+        parsed.run,
+        parsed.query,
+        parsed.gallery,
+        _encoders(parsed.baselines),
+        parsed.ranks,
+        parsed.size,
+    )
+    counts = next(iter(scores.by_encoder.values()))
+    lonely = f" ({counts.num_lonely:,} without a match left out)" if counts.num_lonely else ""
+    console.print(
+        f"retrieval in % at step {scores.step}: {counts.num_queries:,} queries{lonely}, "
+        f"{scores.num_gallery:,} pictures in the gallery"
+    )
+    table = Table()
+    table.add_column("encoder")
+    for column in ("mAP", *(f"rank-{k}" for k in parsed.ranks)):
+        table.add_column(column, justify="right")
+    for encoder, found in scores.by_encoder.items():
+        numbers = (found.mean_average_precision, *found.rank.values())
+        table.add_row(encoder, *(f"{number:.1f}" for number in numbers))
+    console.print(table)
+    return 0
+
+
+def _encoders(baselines: bool) -> tuple[Encoder, ...]:
+    return ("raw pixels", "untrained", "trained") if baselines else ("trained",)

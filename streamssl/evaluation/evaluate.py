@@ -18,8 +18,10 @@ from streamssl import checkpoint
 from streamssl.backbones import build_backbone
 from streamssl.config import RunConfig, read_toml
 from streamssl.evaluation.knn import Features, KnnConfig, embed, knn_accuracy, raw_pixel_features
+from streamssl.evaluation.retrieval import Retrieval, retrieve
 
 Encoder = Literal["raw pixels", "untrained", "trained"]
+_Embedded = tuple[Features, NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +47,68 @@ def knn_of_run(
     `run` is a run folder (its newest checkpoint) or one checkpoint of it. `size` in pixels is that
     of the run's largest crop unless given. Raises UserError.
     """
+    accuracy: dict[Encoder, dict[int, float]] = {}
+    num_train = num_test = 0
+    step, found = _features_of_run(run, (train, test), encoders, size)
+    for encoder, ((train_x, train_y), (test_x, test_y)) in found:
+        accuracy[encoder] = knn_accuracy(train_x, train_y, test_x, test_y, config)
+        num_train, num_test = len(train_y), len(test_y)
+    return Scores(accuracy, num_train, num_test, step)
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalScores:
+    """What every encoder that was asked for finds in a gallery of so many pictures."""
+
+    by_encoder: dict[Encoder, Retrieval]
+    num_gallery: int
+    step: int
+
+
+def retrieval_of_run(
+    run: Path,
+    query: str,
+    gallery: str,
+    encoders: tuple[Encoder, ...] = ("trained",),
+    ranks: tuple[int, ...] = (1, 5, 10),
+    size: int | None = None,
+) -> RetrievalScores:
+    """How well pictures of the shards of `query` find those of their label in `gallery`.
+
+    The rest is as in `knn_of_run`. Raises UserError.
+    """
+    by_encoder: dict[Encoder, Retrieval] = {}
+    num_gallery = 0
+    step, found = _features_of_run(run, (query, gallery), encoders, size)
+    for encoder, ((query_x, query_y), (gallery_x, gallery_y)) in found:
+        by_encoder[encoder] = retrieve(query_x, query_y, gallery_x, gallery_y, ranks)
+        num_gallery = len(gallery_y)
+    return RetrievalScores(by_encoder, num_gallery, step)
+
+
+def _features_of_run(
+    run: Path, patterns: tuple[str, str], encoders: tuple[Encoder, ...], size: int | None
+) -> tuple[int, Iterator[tuple[Encoder, tuple[_Embedded, _Embedded]]]]:
+    """The step of a run's checkpoint and, encoder by encoder, features and labels of both sets."""
     folder, newest = find_checkpoint(run)
     settings = read_toml(folder / "config.toml")
     step = int(checkpoint.read_fields(newest)["step"])
     reader = RangeReader()
-    manifests = open_manifest(train, reader), open_manifest(test, reader)
-    size = size or settings.largest_crop
-    accuracy: dict[Encoder, dict[int, float]] = {}
-    num_train = num_test = 0
-    for encoder in encoders:
-        backbone = _build(settings, encoder, newest)
-        (train_x, train_y), (test_x, test_y) = (
-            _features(backbone, manifest, reader, size) for manifest in manifests
-        )
-        accuracy[encoder] = knn_accuracy(train_x, train_y, test_x, test_y, config)
-        num_train, num_test = len(train_y), len(test_y)
-    return Scores(accuracy, num_train, num_test, step)
+    first, second = (open_manifest(pattern, reader) for pattern in patterns)
+    pixels = size or settings.largest_crop
+
+    def embed_both() -> Iterator[tuple[Encoder, tuple[_Embedded, _Embedded]]]:
+        for encoder in encoders:
+            backbone = _build(settings, encoder, newest)
+            yield (
+                encoder,
+                (
+                    _features(backbone, first, reader, pixels),
+                    _features(backbone, second, reader, pixels),
+                ),
+            )
+
+    return step, embed_both()
 
 
 def find_checkpoint(run: Path) -> tuple[Path, Path]:
@@ -90,7 +138,7 @@ def _build(settings: RunConfig, encoder: Encoder, newest: Path) -> nn.Module | N
 
 def _features(
     backbone: nn.Module | None, manifest: Manifest, reader: RangeReader, size: int
-) -> tuple[Features, NDArray[np.int64]]:
+) -> _Embedded:
     """Features and labels of every labelled picture; pictures pass through, they are not kept."""
     labels: list[NDArray[np.int64]] = []
 

@@ -58,13 +58,13 @@ def knn_accuracy(
     when features or labels cannot be used.
     """
     config = config or KnnConfig()
-    _check_features(train_features, train_labels, "training")
-    _check_features(test_features, test_labels, "test")
+    check_features(train_features, train_labels, "training")
+    check_features(test_features, test_labels, "test")
     _check_pair(train_features, train_labels, test_features, test_labels, config)
     faiss.omp_set_num_threads(torch.get_num_threads())  # its own default is every core it sees
     index = faiss.IndexFlatIP(train_features.shape[1])
-    index.add(_normalised(train_features))
-    queries = _normalised(test_features)
+    index.add(unit_rows(train_features))
+    queries = unit_rows(test_features)
     num_right = dict.fromkeys(config.ks, 0)
     for start in range(0, len(queries), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -108,7 +108,7 @@ def raw_pixel_features(pictures: NDArray[np.uint8], size: int = 16) -> Features:
     return np.stack(small).reshape(len(small), -1).astype(np.float32) / np.float32(255)
 
 
-def _normalised(features: Features) -> Features:
+def unit_rows(features: Features) -> Features:
     """Rows of length 1, contiguous as the index wants them; a row of zeros stays."""
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     return np.ascontiguousarray(features / np.maximum(norms, 1e-12), dtype=np.float32)
@@ -143,11 +143,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _check_features(features: Features, labels: Labels, which: str) -> None:
+def check_features(features: Features, labels: Labels, which: str) -> None:
+    """Raise UserError unless there is a finite feature and a class for every picture."""
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise UserError(
-            f"{which} features {features.shape} with labels {labels.shape}; k-NN needs (N, D) and "
-            f"(N,) with N of 1 or more; check that every picture has one feature and one label"
+            f"{which} features {features.shape} with labels {labels.shape}; they must be "
+            "(N, D) and (N,) with N of 1 or more; check that every picture has one feature and one "
+            "label"
         )
     if not np.isfinite(features).all():
         raise UserError(

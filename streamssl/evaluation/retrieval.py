@@ -1,0 +1,78 @@
+"""Retrieval on frozen features: whether the pictures of one identity are each other's nearest.
+
+The protocol of re-identification (Zheng et al., "Scalable person re-identification", 2015): every
+query ranks the whole gallery by cosine similarity; mean average precision, and how often one of the
+first k is right. Queries and gallery usually come from different cameras.
+
+Shape letters: Q queries, N gallery pictures, D features.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.errors import ConfigError, UserError
+from streamssl.evaluation.knn import Features, Labels, check_features, unit_rows
+
+# Queries ranked at once: bounds the similarities, (rows, N) float32.
+_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """Both in percent. `rank` has, by k, the share of queries with a match among the first k.
+
+    `num_queries` were ranked; `num_lonely` have nobody of their identity in the gallery and were
+    left out.
+    """
+
+    mean_average_precision: float
+    rank: dict[int, float]
+    num_queries: int
+    num_lonely: int
+
+
+def retrieve(
+    query_features: Features,
+    query_labels: Labels,
+    gallery_features: Features,
+    gallery_labels: Labels,
+    ranks: tuple[int, ...] = (1, 5, 10),
+) -> Retrieval:
+    """Rank the gallery (N, D) for every query (Q, D); labels (N,) and (Q,) are identities.
+
+    Equal similarities go in the order of the gallery. Raises UserError when no query has a match.
+    """
+    if not ranks or min(ranks) < 1:
+        raise ConfigError(f"retrieval with ranks={ranks}; at least one, each 1 or more; name them")
+    check_features(query_features, query_labels, "query")
+    check_features(gallery_features, gallery_labels, "gallery")
+    if query_features.shape[1] != gallery_features.shape[1]:
+        raise UserError(
+            f"query features have {query_features.shape[1]} numbers and gallery features "
+            f"{gallery_features.shape[1]}; they must have as many; embed both with one encoder"
+        )
+    gallery = unit_rows(gallery_features)
+    precisions, firsts = [], []
+    for start in range(0, len(query_labels), _ROWS):
+        rows = slice(start, start + _ROWS)
+        similarities = unit_rows(query_features[rows]) @ gallery.T
+        order = np.argsort(-similarities, axis=1, kind="stable")
+        is_match = gallery_labels[order] == query_labels[rows, None]
+        is_match = is_match[is_match.any(1)]
+        found = is_match.cumsum(1)
+        at_each = found / np.arange(1, len(gallery) + 1)
+        precisions.append((at_each * is_match).sum(1) / found[:, -1])
+        firsts.append(is_match.argmax(1))
+    precision, first = np.concatenate(precisions), np.concatenate(firsts)
+    if not len(precision):
+        raise UserError(
+            "no query has its identity in the gallery; at least one must; check that both sets "
+            "number their identities alike"
+        )
+    return Retrieval(
+        100.0 * float(precision.mean()),
+        {k: 100.0 * float((first < k).mean()) for k in ranks},
+        len(precision),
+        len(query_labels) - len(precision),
+    )

@@ -5,7 +5,7 @@ key, a shard or a URL.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from wsgiref.simple_server import WSGIServer
 
@@ -102,6 +102,8 @@ class Metrics:
             "actors": ("Actors that run, by role.", "role"),
             "actors_wanted": ("Actors that there shall be, by role.", "role"),
             "held_bytes": ("Bytes of crops in the memory of readers.", ""),
+            "health": ("Newest reading of what shows whether features collapse.", "reading"),
+            "collapsing": ("1 while that reading has been beyond its limit.", "reading"),
         }
         return {
             name: Gauge(f"streamssl_{name}", text, [label] if label else [], registry=self.registry)
@@ -150,6 +152,12 @@ class Metrics:
         self.loss.set(loss)
         self.lr.set(lr)
         self.step.set(step)
+
+    def health(self, readings: Mapping[str, float], crossed: Collection[str]) -> None:
+        """Take over the newest readings by name, and which of them are beyond their limits."""
+        for name, value in readings.items():
+            self._gauges["health"].labels(name).set(value)
+            self._gauges["collapsing"].labels(name).set(name in crossed)
 
 
 class MetricsServer:

@@ -5,6 +5,7 @@ It is what the driver of `cluster` hands things to; see `cluster.driver.Keeper`.
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from cluster.learner import LearnerState
 from cluster.messages import StepRecord
 from cluster.metrics import Metrics
 from streamssl import checkpoint
+from streamssl.health import HealthWatch
 from streamssl.opening import Run
 from streamssl.progress import Progress
 from streamssl.run_folder import write_folder
@@ -26,6 +28,7 @@ class RunKeeper:
     def __init__(self, run: Run, metrics: Metrics, console: Console) -> None:
         self._run, self._metrics = run, metrics
         self.progress = Progress(run.config.num_steps, run.state.step, console)
+        self._watch = HealthWatch.of(run.config)
         self._log: RunLog | None = None
         self._files = ExitStack()
         self._shown: dict[tuple[str, str], float] = {}
@@ -49,6 +52,7 @@ class RunKeeper:
             self._log,
             self._metrics,
             self.progress,
+            self._watch,
             StepReport(step=record.step, cursor=record.cursor, **fields),
         )
 
@@ -75,9 +79,17 @@ class RunKeeper:
             self._log.close()
 
 
-def report_step(log: RunLog, metrics: Metrics, progress: Progress, report: StepReport) -> None:
-    """Tell everybody of a finished step."""
-    fields = log.write(report)
+def report_step(
+    log: RunLog, metrics: Metrics, progress: Progress, watch: HealthWatch, report: StepReport
+) -> None:
+    """Tell everybody of a finished step, and warn once when it shows that the run collapses."""
+    readings = {name: float(value) for name, value in report.readings.items()}
+    health = watch.look(report.step, readings)
+    fields = log.write(replace(report, readings=readings | health.readings))
+    if health.readings:
+        metrics.health(health.looked_at, health.crossed)
+    for text in health.news:
+        progress.say(text)
     metrics.step_trained(
         step=report.step,
         loss=fields["loss"],

@@ -52,6 +52,10 @@ class Progress:
             self._last_plain = time.monotonic()
             self._console.print(line, highlight=False, soft_wrap=True)
 
+    def say(self, text: str) -> None:
+        """A line of its own that stays."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
     def _line(self, step: int, loss: float) -> str:
         seconds = sum(entry[0] for entry in self._recent)
         pictures = sum(entry[1] for entry in self._recent)

@@ -3,12 +3,15 @@
 Shape letters: N features, B samples of this rank, K prototypes, D feature.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from streamssl.collectives import all_reduce_sum
+from streamssl.readings import perplexity
 
 # A prototype counts as dead when it was nobody's first choice in the last 10 K codes: under equal
 # use that has a chance of exp(-10).
@@ -50,6 +53,7 @@ class Prototypes(nn.Module):
         `prototype_usage`: perplexity of the mean code over K, 1 = all used equally.
         `prototypes_dead`: fraction that was no first choice for the last 10 K codes.
         `codes_entropy`: mean entropy of a sample's code in nats, ln K = no opinion.
+        `codes_certainty`: by how much less than ln K that is, as a share of ln K; 0 = no opinion.
         """
         num_prototypes = codes_BK.shape[1]
         chosen_K = torch.zeros_like(codes_BK[0]).index_fill_(0, codes_BK.argmax(dim=1), 1.0)
@@ -62,8 +66,10 @@ class Prototypes(nn.Module):
         self.codes_since_chosen += num_codes.to(torch.int64)
         self.codes_since_chosen *= chosen_K == 0
         patience = DEAD_AFTER_CODES_PER_PROTOTYPE * num_prototypes
+        codes_entropy = entropy / num_codes
         return {
-            "codes_entropy": entropy / num_codes,
-            "prototype_usage": torch.special.entr(mass_K / num_codes).sum().exp() / num_prototypes,
+            "codes_entropy": codes_entropy,
+            "codes_certainty": 1 - codes_entropy / math.log(max(2, num_prototypes)),
+            "prototype_usage": perplexity(mass_K) / num_prototypes,
             "prototypes_dead": (self.codes_since_chosen > patience).float().mean(),
         }

@@ -22,6 +22,7 @@ from streamssl.cluster_run import train_on_cluster
 from streamssl.config import RunConfig
 from streamssl.data import DataConfig, open_data
 from streamssl.decoding import check_engine
+from streamssl.health import HealthWatch
 from streamssl.keeping import report_step
 from streamssl.opening import Run, open_run
 from streamssl.opening import build_engine as build_engine
@@ -122,7 +123,7 @@ def _train_here(
             state,
             itertools.chain([first], batches),
             device=run.device,
-            report=functools.partial(report_step, log, metrics, progress),
+            report=functools.partial(report_step, log, metrics, progress, HealthWatch.of(config)),
             save=lambda: _save(out, state, config),
             stop=stop,
         )

@@ -6,7 +6,7 @@ It is handed an iterable of batches, a state and a reporter; it opens nothing an
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from shards.crops.tensors import to_tensors
 from shards.errors import StreamEnded, StreamStopped
 from shards.records import CropBatch, Cursor, Reject
+from streamssl import health
 from streamssl.checkpoint import TrainState
 from streamssl.config import RunConfig
 from streamssl.methods.base import Method, Samples, StepOutput, step_generator
@@ -117,6 +118,9 @@ def train_step(
     views = to_tensors(batch.crops, device, dtype)
     with _precision(config, device):
         output = method.loss(views, step=step, samples=samples_of(batch, rank))
+    if state.step % health.EVERY == health.EVERY - 1:
+        readings = {**output.readings, **health.measure(output, method.group)}
+        output = replace(output, readings=readings)
     output.loss.backward()
     meet(output)
     method.after_backward(step)

@@ -24,12 +24,14 @@ class StepOutput:
 
     `loss` is a float32 scalar with gradient. `readings` are detached scalars that may still be on
     the device: reading one waits for it, so read seldom. `features` (B, D) are this rank's
-    unit-norm features of one view, detached, for checks of health.
+    unit-norm features of one view, detached, for checks of health. `plateau` is what the loss is
+    where features tell nothing about their pictures, if that is known.
     """
 
     loss: Tensor
     readings: Mapping[str, Tensor | float] = field(default_factory=dict)
     features: Tensor | None = None
+    plateau: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,6 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.collectives import all_gather_rows
 from streamssl.heads import byol_head
 from streamssl.losses import at_least_float32
 from streamssl.methods.base import Samples, StepOutput, as_pair, check_pair
@@ -114,7 +113,6 @@ class BYOL(nn.Module):
             z_BD = F.normalize(at_least_float32(projections[0].detach()), dim=1)
         readings: dict[str, Tensor | float] = {
             "target_cosine": 1 - loss.detach() / 4,
-            "feature_std": all_gather_rows(z_BD, self.group).std(dim=0).mean(),
             "momentum": self._momentum(step),
         }
         return StepOutput(loss, readings, z_BD)

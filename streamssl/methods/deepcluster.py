@@ -12,6 +12,7 @@ crops in crop-major order, A crops for assignment, H heads, K clusters of a head
 feature.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,6 +28,7 @@ from streamssl.heads import swav_head
 from streamssl.kmeans import Centroids, nearest_centroids
 from streamssl.losses import assigned_cross_entropy, at_least_float32
 from streamssl.methods.base import Samples, StepOutput, step_generator
+from streamssl.readings import perplexity
 from streamssl.sample_memory import (
     NO_LABEL,
     LabelTable,
@@ -125,6 +127,11 @@ def label_loss(
     return torch.stack(losses).mean()
 
 
+def label_plateau(num_prototypes: Sequence[int]) -> float:
+    """What `label_loss` is where all prototypes are alike to a crop."""
+    return sum(math.log(number) for number in num_prototypes) / len(num_prototypes)
+
+
 def gather_crops(
     z_ND: Tensor, crops: Sequence[int], num_samples: int, group: ProcessGroup | None
 ) -> Tensor:
@@ -177,7 +184,8 @@ class DeepCluster(nn.Module):
             loss = label_loss(scores, targets, self.config.temperature, self.group)
         self.memory.push(all_gather_rows(keys_B, self.group), gathered_AGD)
         readings = self._readings(scores, targets)
-        return StepOutput(loss, readings, z_ND[: len(keys_B)].detach())
+        plateau = label_plateau(self.config.num_prototypes) if self.num_clusterings else None
+        return StepOutput(loss, readings, z_ND[: len(keys_B)].detach(), plateau)
 
     @torch.no_grad()
     def _targets(self, z_ND: Tensor, keys_B: Tensor, gathered_AGD: Tensor) -> list[Tensor]:
@@ -229,8 +237,9 @@ class DeepCluster(nn.Module):
     def _readings(
         self, scores: Sequence[Tensor], targets: Sequence[Tensor]
     ) -> dict[str, Tensor | float]:
-        """`labelled`: share of crops with a label; `label_accuracy` of the first head; fill."""
-        return label_readings(scores[0], targets[0]) | {"memory_fill": self.memory.fill}
+        """Those of the first head's labels, and how full the memory is."""
+        readings = label_readings(scores[0], targets[0], self.group)
+        return readings | {"memory_fill": self.memory.fill}
 
     def after_backward(self, step: int) -> None:  # noqa: ARG002 - clusterings are counted
         """Nothing is learned before the first clustering: no momentum, no decay."""
@@ -246,11 +255,19 @@ class DeepCluster(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
-def label_readings(scores_NK: Tensor, targets_N: Tensor) -> dict[str, Tensor | float]:
-    """Of one head: the share of crops that have a label, and how often it is the best score."""
+def label_readings(
+    scores_NK: Tensor, targets_N: Tensor, group: ProcessGroup | None
+) -> dict[str, Tensor | float]:
+    """Of one head: the share of crops that have a label, and how often it is the best score.
+
+    `assignments_used`: the perplexity of the labels of all ranks, 1 where all have the same, NaN
+    where there are none.
+    """
     labelled_N = targets_N != NO_LABEL
+    counts_K = torch.bincount(targets_N[labelled_N], minlength=scores_NK.shape[1])
     right_N = (scores_NK.argmax(dim=1) == targets_N) & labelled_N
     return {
         "labelled": labelled_N.float().mean(),
         "label_accuracy": right_N.sum() / labelled_N.sum().clamp(min=1),
+        "assignments_used": perplexity(all_reduce_sum(counts_K, group).double()),
     }

@@ -8,6 +8,7 @@ Shape letters: B samples of this rank, W ranks, G = W * B samples of the global 
 feature.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -159,7 +160,9 @@ class MoCo(nn.Module):
             self.key_encoder.update(nn.Sequential(self.backbone, self.head), self.config.momentum)
             key_BD = self._encode_keys(key_crops, step)
         contrast = self._contrast(query_BD, key_BD, step, samples)
-        return StepOutput(contrast.loss, self._readings(contrast, step), contrast.q.detach())
+        plateau = math.log(contrast.logits.shape[1])  # the key is as good as any other
+        readings = self._readings(contrast, step)
+        return StepOutput(contrast.loss, readings, contrast.q.detach(), plateau)
 
     def _contrast(
         self,

@@ -6,6 +6,7 @@ other; negatives are the other keys of the batch, so there is no queue; queries 
 Shape letters: B samples of this rank, W ranks, G = W * B samples of the global batch, D feature.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -130,7 +131,9 @@ class MoCoV3(nn.Module):
             second, _ = contrast_with_batch(queries[1], keys[0], temperature, group)
             q_BD = F.normalize(at_least_float32(queries[0].detach()), dim=1)
         readings = self._readings(logits_BG.detach())
-        return StepOutput(first + second, {**readings, "momentum": momentum}, q_BD)
+        # Both queries find all keys alike.
+        plateau = 4 * temperature * math.log(logits_BG.shape[1])
+        return StepOutput(first + second, {**readings, "momentum": momentum}, q_BD, plateau)
 
     def _readings(self, logits_BG: Tensor) -> dict[str, Tensor | float]:
         """`contrast_accuracy`: how often the key is the best match; mean cosine with it."""

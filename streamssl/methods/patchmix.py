@@ -12,6 +12,7 @@ Shape letters: B samples of this rank, G = W * B of all ranks, C crops, T patche
 mixed images, D feature, S pixels.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -280,7 +281,9 @@ class PatchMix(nn.Module):
         }
         if momentum is not None:
             readings["key_momentum"] = momentum
-        return StepOutput(torch.stack(list(losses.values())).sum(), readings, features)
+        # All keys are alike to a query; parts of the loss are weighted, and crops have two of them.
+        plateau = math.log(targets.identity.shape[1]) * (6 if crops else 2)
+        return StepOutput(torch.stack(list(losses.values())).sum(), readings, features, plateau)
 
     def _targets(self, num_samples: int, device: torch.device) -> Targets:
         config, num_all = self.config, num_samples * world_size(self.group)

@@ -29,6 +29,7 @@ from streamssl.methods.deepcluster import (
     check_label_settings,
     gather_crops,
     label_loss,
+    label_plateau,
     label_readings,
 )
 from streamssl.prototypes import Prototypes
@@ -232,8 +233,10 @@ class SeLa(nn.Module):
         crops = self.config.crops_for_assign
         gathered_AGD = gather_crops(z_ND, crops, len(keys_B), self.group)
         self.memory.push(all_gather_rows(keys_B, self.group), gathered_AGD)
-        readings = label_readings(scores[0], targets[0]) | {"memory_fill": self.memory.fill}
-        return StepOutput(loss, readings, z_ND[: len(keys_B)].detach())
+        readings = label_readings(scores[0], targets[0], self.group)
+        readings["memory_fill"] = self.memory.fill
+        plateau = label_plateau(self.config.num_prototypes) if self.num_labellings else None
+        return StepOutput(loss, readings, z_ND[: len(keys_B)].detach(), plateau)
 
     @torch.no_grad()
     def _targets(self, scores: Sequence[Tensor], keys_B: Tensor) -> list[Tensor]:

@@ -10,6 +10,7 @@ sample, N = V * B and M = V * G rows in crop-major order (rows [v * G, (v + 1) *
 feature.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -128,7 +129,10 @@ class SimCLR(nn.Module):
                 z_ND, self.config.temperature, num_crops=self.num_crops, group=self.group
             )
         num_rows = len(z_ND) // self.num_crops
-        return StepOutput(loss, self._readings(logits.detach()), z_ND[:num_rows].detach())
+        # A crop's like is one of it and all crops of other pictures.
+        plateau = 2 * math.log(1 + logits.shape[1] - self.num_crops)
+        readings = self._readings(logits.detach())
+        return StepOutput(loss, readings, z_ND[:num_rows].detach(), plateau)
 
     def _readings(self, logits: Tensor) -> dict[str, Tensor | float]:
         """`contrast_accuracy`: how often crop 0's best match in crop 1 is its own picture."""

@@ -26,6 +26,7 @@ from streamssl.collectives import all_gather_rows, from_first_rank
 from streamssl.losses import at_least_float32
 from streamssl.methods.base import Samples, StepOutput
 from streamssl.neighbourhoods import Indices, dbscan, jaccard_neighbours
+from streamssl.readings import perplexity
 from streamssl.sample_memory import SampleMemory, sample_keys
 
 # The softmax of the authors' code keeps this away from 0, in the sum and in the logarithm.
@@ -317,12 +318,16 @@ class SpCL(nn.Module):
         self.reach.copy_(torch.where(counts > 1, least, 2.0))
 
     def _readings(self, slots_N: Tensor, share_new: float) -> dict[str, Tensor | float]:
-        """Clusters of at least two, the share of samples in one, and of those never seen."""
+        """Clusters of at least two, the share of samples in one, and of those never seen.
+
+        `assignments_used`: the perplexity of the classes in the memory, 1 where one has all.
+        """
         counts = torch.bincount(self.labels[slots_N])
         return {
             "clusters": (counts > 1).sum(),
             "clustered": counts[counts > 1].sum() / max(1, len(slots_N)),
             "new_samples": share_new,
+            "assignments_used": perplexity(counts.double()),
             "memory_fill": self.memory.fill,
         }
 

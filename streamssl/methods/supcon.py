@@ -9,6 +9,7 @@ sample, N anchors and M = V * G contrasts in crop-major order (rows [v * G, (v +
 v), D feature.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -146,7 +147,13 @@ class SupCon(nn.Module):
                 "positives": (is_same_BG.sum(dim=1) * self.num_crops - 1).float().mean(),
             },
             z_ND[:num_rows].detach(),
+            self._plateau(is_same_BG.shape[1]),
         )
+
+    def _plateau(self, num_samples: int) -> float:
+        """The loss where all crops but the anchor are alike, whoever is wanted."""
+        scale = self.config.temperature / self.config.base_temperature
+        return scale * math.log(max(1, self.num_crops * num_samples - 1))
 
     def _contrast(self, z_ND: Tensor, is_same_BG: Tensor) -> Tensor:
         num_rows, num_samples = is_same_BG.shape

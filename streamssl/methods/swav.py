@@ -7,6 +7,7 @@ Shape letters: B samples of this rank, V crops of a sample, N = V * B crops in c
 (rows [v * B, (v + 1) * B) are crop v), L rows of a queue, K prototypes, D feature.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -195,7 +196,9 @@ class SwAV(nn.Module):
             readings |= queue.readings(step)  # type: ignore[operator]
         readings["queue_used"] = float(swap.queue_used)
         num_samples = len(codes_BK) // len(swap.codes)
-        return StepOutput(swap.loss, readings, swap.embeddings[:num_samples].detach())
+        # Features that are all alike have codes that are all equal, and nothing predicts these.
+        plateau = math.log(self.config.num_prototypes)
+        return StepOutput(swap.loss, readings, swap.embeddings[:num_samples].detach(), plateau)
 
     def after_backward(self, step: int) -> None:
         """Prototypes stay where they are for the first steps (section 4.1: it helps early on)."""

@@ -48,6 +48,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "spcl": labels.spcl,
     "spcl-stream": labels.spcl_stream,
     "spcl-small": labels.spcl_small,
+    "spcl-reid": labels.spcl_reid,
     "patchmix": patchmix.patchmix,
     "patchmix-cifar": patchmix.patchmix_cifar,
     "patchmix-stream": patchmix.patchmix_stream,

@@ -161,3 +161,23 @@ def spcl_small() -> RunConfig:
         num_steps=1500,
         save_every=200,
     )
+
+
+def spcl_reid() -> RunConfig:
+    """SpCL on some hundred pictures of vehicles by two cameras, from scratch, on a CPU.
+
+    Paper: arXiv:2006.02713. Two views of 64 pixels, since nothing was learned elsewhere before;
+    clusters of two, since a vehicle has a picture by each camera. `--method.memory` is the number
+    of pictures and `--method.fill-steps` the steps of one pass. Score it with `streamssl evaluate
+    retrieval`; results are in BENCHMARKS.md.
+    """
+    view = replace(crops.cifar().groups[0], size=64, scale=(0.4, 1.0))
+    return replace(
+        spcl_small(),
+        method=SpCLConfig(
+            memory=810, min_samples=2, k1=8, k2=3, epsilon=0.5, cluster_steps=26, fill_steps=13
+        ),
+        crops=crops.CropRecipe((view,)),
+        stream=StreamConfig(batch_size=64),
+        num_steps=600,
+    )

@@ -15,9 +15,13 @@ from streamssl.collectives import (
     world_size,
 )
 from streamssl.feature_queue import FeatureQueue, QueueConfig
+from streamssl.health import measure
+from streamssl.methods.base import StepOutput
+from streamssl.methods.deepcluster import label_readings
 from streamssl.methods.moco import MoCoConfig
 from streamssl.methods.swav import SwAVConfig, swap_assignments
 from streamssl.prototypes import Prototypes
+from streamssl.sample_memory import NO_LABEL
 from streamssl.sinkhorn import sinkhorn
 from tests.golden_checks.ranks import run_ranks
 from tests.streamssl.tiny import TinyBackbone, pictures
@@ -35,6 +39,7 @@ def everything(group: ProcessGroup | None) -> dict[str, Any]:
         "swav_uneven": run_swav(group, capacity=11),
         "moco": run_moco(group),
         "methods": train_all(group),
+        "health": look(group),
     }
 
 
@@ -59,6 +64,19 @@ def assign(group: ProcessGroup | None) -> Tensor:
     scores = torch.rand(NUM_SAMPLES, 5, generator=torch.Generator().manual_seed(0))
     codes = sinkhorn(part(scores, group), epsilon=0.05, num_iterations=3, group=group)
     return all_gather_rows(codes, group)
+
+
+def look(group: ProcessGroup | None) -> dict[str, Tensor]:
+    """What is read of features, loss and labels that the ranks share."""
+    generator = torch.Generator().manual_seed(0)
+    features = nn.functional.normalize(torch.randn(NUM_SAMPLES, 6, generator=generator), dim=1)
+    mine = part(features, group)
+    found = measure(StepOutput(mine[:, 0].mean(), features=mine, plateau=2.0), group)
+    mean = all_reduce_sum(torch.as_tensor(found.pop("loss_over_plateau")), group)
+    labels = part(torch.tensor([0, 0, 0, 0, 1, 2, NO_LABEL, 3]), group)
+    used = label_readings(torch.zeros(len(labels), 5), labels, group)["assignments_used"]
+    readings = {**found, "loss_over_plateau": mean / world_size(group), "assignments_used": used}
+    return {name: torch.as_tensor(value) for name, value in readings.items()}
 
 
 def run_swav(group: ProcessGroup | None, capacity: int) -> dict[str, Any]:
@@ -127,7 +145,7 @@ def test_reductions_leave_their_input_alone(found: list[dict[str, Any]]) -> None
         assert each["collectives"]["own"].tolist() == [place + 1.0, -place - 1.0]
 
 
-@pytest.mark.parametrize("name", ["sinkhorn", "swav", "swav_uneven", "moco"])
+@pytest.mark.parametrize("name", ["sinkhorn", "swav", "swav_uneven", "moco", "health"])
 def test_two_processes_compute_what_one_computes(found: list[dict[str, Any]], name: str) -> None:
     """Codes, losses, prototypes, queues and readings, up to rounding."""
     for each in found[:2]:

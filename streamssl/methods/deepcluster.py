@@ -132,6 +132,19 @@ def label_plateau(num_prototypes: Sequence[int]) -> float:
     return sum(math.log(number) for number in num_prototypes) / len(num_prototypes)
 
 
+def label_spread(
+    targets: Sequence[Tensor], num_prototypes: Sequence[int], group: ProcessGroup | None
+) -> Tensor:
+    """Perplexity (H,) of each head's labels of all ranks: 1 where all have the same, NaN where
+    there are none."""
+    counts = [
+        torch.bincount(targets_N[targets_N != NO_LABEL], minlength=num)
+        for targets_N, num in zip(targets, num_prototypes, strict=True)
+    ]
+    shared = all_reduce_sum(torch.cat(counts).double(), group).split(list(num_prototypes))
+    return torch.stack([perplexity(counts_K) for counts_K in shared])
+
+
 def gather_crops(
     z_ND: Tensor, crops: Sequence[int], num_samples: int, group: ProcessGroup | None
 ) -> Tensor:
@@ -183,7 +196,10 @@ class DeepCluster(nn.Module):
             targets = self._targets(z_ND, keys_B, gathered_AGD)
             loss = label_loss(scores, targets, self.config.temperature, self.group)
         self.memory.push(all_gather_rows(keys_B, self.group), gathered_AGD)
-        readings = self._readings(scores, targets)
+        spread_H = label_spread(targets, self.config.num_prototypes, self.group)
+        readings = label_readings(scores[0], targets[0], spread_H)
+        readings["memory_fill"] = self.memory.fill
+        # Before the first clustering there is no loss.
         plateau = label_plateau(self.config.num_prototypes) if self.num_clusterings else None
         return StepOutput(loss, readings, z_ND[: len(keys_B)].detach(), plateau)
 
@@ -233,14 +249,6 @@ class DeepCluster(nn.Module):
             self.labels.replace(self.memory.keys[slots_L], torch.stack(labels))
         self.num_clusterings += 1
 
-    @torch.no_grad()
-    def _readings(
-        self, scores: Sequence[Tensor], targets: Sequence[Tensor]
-    ) -> dict[str, Tensor | float]:
-        """Those of the first head's labels, and how full the memory is."""
-        readings = label_readings(scores[0], targets[0], self.group)
-        return readings | {"memory_fill": self.memory.fill}
-
     def after_backward(self, step: int) -> None:  # noqa: ARG002 - clusterings are counted
         """Nothing is learned before the first clustering: no momentum, no decay."""
         if int(self.num_clusterings) == 0:
@@ -256,18 +264,14 @@ class DeepCluster(nn.Module):
 
 
 def label_readings(
-    scores_NK: Tensor, targets_N: Tensor, group: ProcessGroup | None
+    scores_NK: Tensor, targets_N: Tensor, spread_H: Tensor
 ) -> dict[str, Tensor | float]:
-    """Of one head: the share of crops that have a label, and how often it is the best score.
-
-    `assignments_used`: the perplexity of the labels of all ranks, 1 where all have the same, NaN
-    where there are none.
-    """
+    """Of the first head: the share of crops that have a label, how often it is the best score, and
+    over how many prototypes labels are spread."""
     labelled_N = targets_N != NO_LABEL
-    counts_K = torch.bincount(targets_N[labelled_N], minlength=scores_NK.shape[1])
     right_N = (scores_NK.argmax(dim=1) == targets_N) & labelled_N
     return {
         "labelled": labelled_N.float().mean(),
         "label_accuracy": right_N.sum() / labelled_N.sum().clamp(min=1),
-        "assignments_used": perplexity(all_reduce_sum(counts_K, group).double()),
+        "assignments_used": spread_H[0],
     }

@@ -31,6 +31,7 @@ from streamssl.methods.deepcluster import (
     label_loss,
     label_plateau,
     label_readings,
+    label_spread,
 )
 from streamssl.prototypes import Prototypes
 from streamssl.sample_memory import (
@@ -233,8 +234,10 @@ class SeLa(nn.Module):
         crops = self.config.crops_for_assign
         gathered_AGD = gather_crops(z_ND, crops, len(keys_B), self.group)
         self.memory.push(all_gather_rows(keys_B, self.group), gathered_AGD)
-        readings = label_readings(scores[0], targets[0], self.group)
+        spread_H = label_spread(targets, self.config.num_prototypes, self.group)
+        readings = label_readings(scores[0], targets[0], spread_H)
         readings["memory_fill"] = self.memory.fill
+        # Before the first labels there is no loss.
         plateau = label_plateau(self.config.num_prototypes) if self.num_labellings else None
         return StepOutput(loss, readings, z_ND[: len(keys_B)].detach(), plateau)
 

@@ -1,7 +1,7 @@
 """Every method in a world of tiny pictures, once as it should be and once as it is known to fail.
 
-Pictures have 4 x 4 pixels and are of 16 kinds. Blue tells the kind; red and green, which are three
-times as strong, change from crop to crop. A step of a two-layer backbone takes about a millisecond.
+Pictures have 4 x 4 pixels and are of 16 kinds. Blue tells the kind; red and green change from crop
+to crop. A step of a two-layer backbone takes a few milliseconds.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from streamssl import health
+from streamssl.feature_queue import QueueConfig
 from streamssl.health import HealthWatch
 from streamssl.methods.base import Samples
+from streamssl.methods.byol import BYOLConfig
+from streamssl.methods.deepcluster import DeepClusterConfig
+from streamssl.methods.mochi import MoCHiConfig
+from streamssl.methods.moco import MoCoConfig
+from streamssl.methods.moco_v3 import MoCoV3Config
+from streamssl.methods.patchmix import PatchMixConfig
+from streamssl.methods.sela import SeLaConfig
+from streamssl.methods.simclr import SimCLRConfig
+from streamssl.methods.spcl import SpCLConfig
+from streamssl.methods.supcon import SupConConfig
+from streamssl.methods.swav import SwAVConfig
 from streamssl.optim import OptimConfig
 
 NUM_STEPS = 300
@@ -58,11 +70,6 @@ class Backbone(nn.Module):
         return out
 
 
-def without_predictor(method: nn.Module) -> None:
-    """BYOL's and MoCo v3's online network then predicts nothing: it must be the target."""
-    method.predictor = nn.Identity()
-
-
 ADAMW = OptimConfig(name="adamw", base_lr=5e-3, weight_decay=1e-4)
 
 
@@ -100,3 +107,40 @@ def train(case: Case, *, broken: bool) -> list[tuple[int, dict[str, float], tupl
             readings = {name: float(value) for name, value in found.items()}
             looks.append((step + 1, readings, watch.look(step + 1, readings).crossed))
     return looks
+
+
+def without_predictor(method: nn.Module) -> None:
+    """BYOL's online network then has to be its target, not to predict it."""
+    method.predictor = nn.Identity()
+
+
+# So high a rate that weights only jump about.
+_WILD = OptimConfig(name="sgd", base_lr=1000.0, weight_decay=1e-4)
+_SIZES = {"dim": 16, "hidden_dim": 32}
+_QUEUE = {"dim": 16, "queue": QueueConfig(capacity=512), "momentum": 0.9}
+_MIXED = {"num_hardest": 32, "num_mixed": 16, "num_mixed_with_query": 8, "start_step": 20}
+_LABELS = {**_SIZES, "mode": "stream", "num_prototypes": (16, 16), "memory": 512}
+_SELA = SeLaConfig(**_LABELS, exponent=10.0, tolerance=1.0, label_steps=8)
+_SPCL = SpCLConfig(memory=256, cluster_steps=10, fill_steps=4, k1=15, k2=4)
+_PATCHMIX = PatchMixConfig(**_SIZES, patch_size=2, keys="own", identity_smoothing=0.0)
+
+CASES = {
+    # Codes without an opinion: "lower epsilon" is what its authors tell whose loss stays at ln K.
+    "swav": Case(SwAVConfig(**_SIZES, num_prototypes=16, freeze_steps=0), {"epsilon": 1.0}),
+    # Keys of the query encoder itself: "m = 0 fails to converge" (arXiv:1911.05722, table 3).
+    "moco": Case(MoCoConfig(**_QUEUE), {"momentum": 0.0}),
+    "mochi": Case(MoCHiConfig(**_QUEUE, **_MIXED), {"momentum": 0.0}),
+    # Of predictor and slow target one may go, not both (arXiv:2006.07733, table 5).
+    "byol": Case(BYOLConfig(**_SIZES, momentum=0.9), {"momentum": 0.0}, spoil=without_predictor),
+    # Crops too small or too much changed to tell what they are of.
+    "simclr": Case(SimCLRConfig(dim=16, temperature=0.5), related=False),
+    "supcon": Case(SupConConfig(dim=16), broken_optim=_WILD),
+    "moco-v3": Case(MoCoV3Config(**_SIZES, temperature=0.2, momentum=0.9), broken_optim=_WILD),
+    "patchmix": Case(_PATCHMIX, broken_optim=_WILD),
+    "deepcluster-v2": Case(DeepClusterConfig(**_LABELS, cluster_steps=8), broken_optim=_WILD),
+    "sela-v2": Case(_SELA, broken_optim=_WILD),
+    # Whoever is anybody's neighbour: one cluster has all pictures.
+    "spcl": Case(_SPCL, {"epsilon": 0.95}),
+}
+"""By method: its settings, and those that are known to make it collapse."""
+NOTICED_BY = 150

@@ -1,7 +1,8 @@
-"""Settings that are known to make a method collapse are noticed; as it should be it is left alone."""
+"""Settings known to make a method collapse are noticed; a method as it should be is left alone."""
 
 import pytest
 
+from streamssl.config import METHODS
 from tests.drills.collapsing import CASES, NOTICED_BY, NUM_STEPS, train
 
 pytestmark = pytest.mark.slow
@@ -21,3 +22,8 @@ def test_a_healthy_run_is_left_alone(name: str) -> None:
     looks = train(CASES[name], broken=False)
     assert len(looks) == NUM_STEPS // 10
     assert [(step, crossed) for step, _, crossed in looks if crossed] == []
+
+
+def test_every_method_without_labels_has_its_collapse() -> None:
+    """A new method comes with the setting under which it fails."""
+    assert CASES.keys() == METHODS.keys() - {"fine-tune", "distillation"}

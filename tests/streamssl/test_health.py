@@ -64,7 +64,11 @@ def test_each_reading_is_flagged_in_the_third_look_in_a_row(limit: health.Limit)
     assert [len(look.news) for look in looks] == [0, 0, 1, 0]
     sentence = looks[2].news[0]
     assert f"collapsing at step 80: {limit.reading} is {BAD[limit.reading]:.3g}" in sentence
-    assert f"{limit.high:g}" in sentence and limit.remedy in sentence and "--" in limit.remedy
+    assert (
+        f"{limit.side} its limit of {limit.value:g}" in sentence
+        and limit.remedy in sentence
+        and "--" in limit.remedy
+    )
 
 
 def test_a_look_within_the_limit_starts_the_count_anew_and_is_told() -> None:

@@ -17,7 +17,7 @@ from streamssl.collectives import (
 from streamssl.feature_queue import FeatureQueue, QueueConfig
 from streamssl.health import measure
 from streamssl.methods.base import StepOutput
-from streamssl.methods.deepcluster import label_readings
+from streamssl.methods.deepcluster import label_spread
 from streamssl.methods.moco import MoCoConfig
 from streamssl.methods.swav import SwAVConfig, swap_assignments
 from streamssl.prototypes import Prototypes
@@ -74,8 +74,11 @@ def look(group: ProcessGroup | None) -> dict[str, Tensor]:
     found = measure(StepOutput(mine[:, 0].mean(), features=mine, plateau=2.0), group)
     mean = all_reduce_sum(torch.as_tensor(found.pop("loss_over_plateau")), group)
     labels = part(torch.tensor([0, 0, 0, 0, 1, 2, NO_LABEL, 3]), group)
-    used = label_readings(torch.zeros(len(labels), 5), labels, group)["assignments_used"]
-    readings = {**found, "loss_over_plateau": mean / world_size(group), "assignments_used": used}
+    readings = {
+        **found,
+        "loss_over_plateau": mean / world_size(group),
+        "assignments_used": label_spread([labels, labels], [5, 4], group),
+    }
     return {name: torch.as_tensor(value) for name, value in readings.items()}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from streamssl.collectives import all_gather_rows
+from streamssl.collectives import all_gather_rows, world_size
 from streamssl.config import RunConfig
 from streamssl.methods.base import StepOutput
 from streamssl.readings import effective_rank, feature_std
@@ -23,18 +23,19 @@ from streamssl.readings import effective_rank, feature_std
 # Steps from one look to the next. On one core of a CPU a look at 256 features of 128 numbers takes
 # 2 ms, at 512 of 256 numbers 13 ms: a tenth of that a step.
 EVERY = 10
-# More rows would say no more about spaces of a few hundred dimensions.
-_MOST_ROWS = 512
+# More rows would say no more about spaces of a few hundred dimensions; fewer span none.
+_LEAST_ROWS, _MOST_ROWS = 16, 512
 
 
 @torch.no_grad()
 def measure(output: StepOutput, group: ProcessGroup | None) -> dict[str, Tensor | float]:
     """What features and loss say about collapse, the same on every rank.
 
-    `effective_rank` and `feature_std` are of `StepOutput.features`, see `readings`.
+    `effective_rank` and `feature_std` are of `StepOutput.features`, see `readings`; a batch of
+    fewer than 16 samples has neither.
     """
     readings: dict[str, Tensor | float] = {}
-    if output.features is not None:
+    if output.features is not None and len(output.features) * world_size(group) >= _LEAST_ROWS:
         x_ND = all_gather_rows(output.features, group)[:_MOST_ROWS].double().nan_to_num()
         readings["effective_rank"] = effective_rank(x_ND)
         readings["feature_std"] = feature_std(x_ND)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 from torch.nn import functional as F
 
 from cluster.metrics import Metrics, MetricsServer
@@ -19,6 +20,7 @@ from streamssl.methods.base import StepOutput
 from streamssl.progress import Progress
 from streamssl.runlog import RunLog
 from streamssl.trainer import StepReport
+from tests.streamssl.tiny_methods import build, views_of
 from tests.tinyrun import make_shards, read_log, tiny_swav, train_here
 
 GOOD = {"feature_std": 0.7, "effective_rank": 20.0, "loss_over_plateau": 0.8}
@@ -44,11 +46,13 @@ def test_readings_of_the_same_features_say_so() -> None:
     assert badly["effective_rank"] == pytest.approx(1) and badly["feature_std"] < 1e-6
     assert "loss_over_plateau" not in badly
     assert measure(StepOutput(loss), None) == {}
+    # Two samples lie on a plane whatever they show.
+    assert measure(StepOutput(loss, features=spread[:2]), None) == {}
 
 
 def test_features_that_are_no_numbers_end_nothing() -> None:
     """The loss says it, in a sentence; a look must not raise before that."""
-    features = torch.full((8, 4), math.nan)
+    features = torch.full((32, 4), math.nan)
     found = measure(StepOutput(torch.tensor(math.nan), features=features, plateau=1.0), None)
     readings = {name: float(value) for name, value in found.items()}
     assert HealthWatch(100).look(60, readings).crossed == ()
@@ -133,3 +137,18 @@ def test_a_run_logs_its_health_every_tenth_step(tmp_path: Path) -> None:
         if names <= fields["readings"].keys()
     ]
     assert with_health == [10, 20]
+
+
+@pytest.mark.parametrize(
+    "name", ["simclr", "simclr-v2", "supcon", "supcon-one", "moco-v3", "moco-v3-vit", "mochi"]
+)
+def test_a_plateau_is_the_loss_of_features_that_are_all_alike(name: str) -> None:
+    """Off by a crop or a factor, and nobody's loss would ever stand at it."""
+    method = build(name)
+    with torch.no_grad():
+        method.backbone.linear.weight.zero_()  # its bias alone is left
+    if name == "mochi":
+        method.key_encoder.update(nn.Sequential(method.backbone, method.head), 0.0)
+        method.queue.rows.copy_(method.loss(views_of(name, 0), step=0).features[:1])
+    output = method.loss(views_of(name, 0), step=0)
+    assert output.loss.item() == pytest.approx(output.plateau, rel=1e-6)

@@ -127,6 +127,33 @@ def label_loss(
     return torch.stack(losses).mean()
 
 
+def balanced_label_loss(
+    scores: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    temperature: float,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """As `label_loss`, where every cluster that has crops counts as much as any other.
+
+    DeepCluster, arXiv:1807.05520, section 3.3: without that one cluster may swallow the others,
+    which in a stream it does within some ten steps.
+    """
+    losses = []
+    for scores_NK, targets_N in zip(scores, targets, strict=True):
+        labels = targets_N[targets_N != NO_LABEL]
+        counts_K = all_reduce_sum(torch.bincount(labels, minlength=scores_NK.shape[1]), group)
+        weights_K = torch.where(counts_K > 0, 1 / counts_K.clamp(min=1), 0.0).to(scores_NK.dtype)
+        total = F.cross_entropy(
+            scores_NK / temperature,
+            targets_N,
+            weight=weights_K,
+            ignore_index=NO_LABEL,
+            reduction="sum",
+        )
+        losses.append(total * world_size(group) / (counts_K > 0).sum().clamp(min=1))
+    return torch.stack(losses).mean()
+
+
 def label_plateau(num_prototypes: Sequence[int]) -> float:
     """What `label_loss` is where all prototypes are alike to a crop."""
     return sum(math.log(number) for number in num_prototypes) / len(num_prototypes)
@@ -194,7 +221,8 @@ class DeepCluster(nn.Module):
             scores = [head(z_ND) for head in self.heads]
             gathered_AGD = gather_crops(z_ND, self.config.crops_for_assign, len(keys_B), self.group)
             targets = self._targets(z_ND, keys_B, gathered_AGD)
-            loss = label_loss(scores, targets, self.config.temperature, self.group)
+            of_labels = label_loss if self.config.mode == "epochs" else balanced_label_loss
+            loss = of_labels(scores, targets, self.config.temperature, self.group)
         self.memory.push(all_gather_rows(keys_B, self.group), gathered_AGD)
         spread_H = label_spread(targets, self.config.num_prototypes, self.group)
         readings = label_readings(scores[0], targets[0], spread_H)

@@ -7,7 +7,12 @@ from torch.nn import functional as F
 
 from shards.errors import ConfigError
 from streamssl.losses import assigned_cross_entropy
-from streamssl.methods.deepcluster import DeepCluster, DeepClusterConfig, label_loss
+from streamssl.methods.deepcluster import (
+    DeepCluster,
+    DeepClusterConfig,
+    balanced_label_loss,
+    label_loss,
+)
 from streamssl.sample_memory import NO_LABEL, sample_keys
 from tests.streamssl.epochs import (
     classes_apart,
@@ -173,3 +178,18 @@ def test_a_crop_that_is_not_there_cannot_be_assigned() -> None:
     """The views decide how many crops there are."""
     with pytest.raises(ConfigError, match=r"\(0, 7\) with 2 crops"):
         DeepClusterConfig(crops_for_assign=(0, 7)).build(TinyBackbone(), num_views=(2,))
+
+
+def test_in_a_stream_clusters_count_alike_however_many_crops_they_have() -> None:
+    """One that has most of a batch would have most of its gradient, and soon the rest."""
+    scores = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 0, 0, 0, 1, NO_LABEL, 3])
+    losses = F.cross_entropy(scores / 0.1, labels, reduction="none", ignore_index=NO_LABEL)
+    expected = (losses[:4].mean() + losses[4] + losses[6]) / 3
+    torch.testing.assert_close(balanced_label_loss([scores], [labels], 0.1), expected)
+    equal = torch.tensor([2, 2, 1, 1, 0, 0, NO_LABEL])
+    torch.testing.assert_close(
+        balanced_label_loss([scores], [equal], 0.1), label_loss([scores], [equal], 0.1)
+    )
+    nobody = torch.full((7,), NO_LABEL)
+    assert float(balanced_label_loss([scores, scores], [nobody, nobody], 0.1)) == 0

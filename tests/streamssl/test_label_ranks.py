@@ -94,4 +94,4 @@ def test_something_was_learned_from_labels(alone: dict[str, Any]) -> None:
     """The comparison would prove little if every label were missing."""
     for name in ("deepcluster", "deepcluster stream", "sela", "sela stream"):
         losses = alone[name]["losses"]
-        assert losses[0] == 0.0 and min(losses[-4:]) > 0.05, name
+        assert losses[0] == 0.0 and min(losses[-4:]) > 0.02, name

@@ -102,10 +102,17 @@ class RunConfig:
         for name in ("num_steps", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1")
-        if self.label and not isinstance(self.method, SupConConfig | FineTuneConfig):
+        source_classes = getattr(self.method, "source_classes", 0)
+        takes_labels = isinstance(self.method, SupConConfig | FineTuneConfig) or source_classes
+        if self.label and not takes_labels:
             raise ConfigError(
-                f"label={self.label!r} with method {self.method_name}; only supcon and fine-tune "
-                "learn from labels: remove the setting"
+                f"label={self.label!r} with method {self.method_name}; only supcon, fine-tune and "
+                "spcl with source_classes learn from labels: remove the setting"
+            )
+        if source_classes and not self.label:
+            raise ConfigError(
+                f"source_classes={source_classes} and no label; the classes of the source are told "
+                "by one: give --label, a member such as cls or a field of the samples' JSON"
             )
         if isinstance(self.method, FineTuneConfig) and not self.label:
             raise ConfigError(

@@ -119,7 +119,7 @@ def _find_last(keys_N: Tensor, values_N: Tensor, wanted_B: Tensor) -> Tensor:
     """The value (B,) beside the last of the ascending `keys_N` that equals each wanted, or -1."""
     if len(keys_N) == 0:
         return torch.full_like(wanted_B, -1)
-    place_B = torch.searchsorted(keys_N, wanted_B, right=True) - 1
+    place_B = torch.searchsorted(keys_N, wanted_B.contiguous(), right=True) - 1
     there_B = (place_B >= 0) & (keys_N[place_B.clamp(min=0)] == wanted_B)
     return torch.where(there_B, values_N[place_B.clamp(min=0)], -1)
 

@@ -7,8 +7,12 @@ mean of its class among all of these, and then moves what the memory has of its 
 The memory is a ring: as large as the data, it is the paper's; smaller, it is a window, and a sample
 that comes for the first time joins the cluster in whose midst it lies, or becomes a class.
 
-Shape letters: B rows of features, G of all ranks, N filled memory, L its capacity, C labels, D
-feature.
+With `source_classes` there are two domains. Samples with a label are of the source: each of their
+classes has one feature in a memory of its own, and is a class for both domains to tell apart.
+Samples without are of the target, and all that is said above is said of them.
+
+Shape letters: B rows of features, G of all ranks, N filled memory, L its capacity, C labels, S
+classes of the source, D feature.
 """
 
 from collections.abc import Sequence
@@ -16,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
@@ -25,14 +28,13 @@ from shards.errors import ConfigError
 from streamssl.collectives import all_gather_rows, from_first_rank
 from streamssl.losses import at_least_float32
 from streamssl.methods.base import Samples, StepOutput
-from streamssl.neighbourhoods import Indices, dbscan, jaccard_neighbours
+from streamssl.neighbourhoods import dbscan, jaccard_neighbours
 from streamssl.readings import perplexity
 from streamssl.sample_memory import SampleMemory, sample_keys
+from streamssl.self_paced import self_paced_labels
 
 # The softmax of the authors' code keeps this away from 0, in the sum and in the logarithm.
 _TINY = 1e-6
-# Share of clusters that count as independent enough at the first clustering (section 3.2).
-_INDEPENDENT_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +44,7 @@ class SpCLConfig:
     `memory`: how many samples are remembered. `cluster_steps`: steps between clusterings, the
     paper's 400 an epoch; for the first `fill_steps` features only enter the memory, which as
     published takes one pass over the data. `momentum` is the share of the old feature that stays.
+    `source_classes`: how many classes the run's `label` tells apart in the source; 0: no labels.
     """
 
     memory: int = 12_936
@@ -54,11 +57,17 @@ class SpCLConfig:
     min_samples: int = 4
     cluster_steps: int = 400
     fill_steps: int = 203
+    source_classes: int = 0
 
     def __post_init__(self) -> None:
         for name in ("memory", "k2", "min_samples", "cluster_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1; raise it")
+        if self.source_classes < 0:
+            raise ConfigError(
+                f"source_classes={self.source_classes}; it must be 0, for no labels, or how many "
+                "classes the labelled samples have"
+            )
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum={self.momentum}; it must lie in [0, 1); the paper has 0.2")
         if not self.temperature > 0:
@@ -89,7 +98,14 @@ class SpCLConfig:
 def cluster_contrast(
     x_BD: Tensor, targets_B: Tensor, memory_ND: Tensor, labels_N: Tensor, temperature: float
 ) -> Tensor:
-    """The unified contrastive loss (eq. 1): each row finds its class among all classes.
+    """The unified contrastive loss (eq. 1), mean over rows; see `row_losses`."""
+    return row_losses(x_BD, targets_B, memory_ND, labels_N, temperature).mean()
+
+
+def row_losses(
+    x_BD: Tensor, targets_B: Tensor, memory_ND: Tensor, labels_N: Tensor, temperature: float
+) -> Tensor:
+    """Each row finds its class among all classes: the losses (B,).
 
     The score of a class is the mean similarity with its members: a centroid that is not
     normalised. Labels without a member take no part. As in the authors' code 1e-6 is added to the
@@ -106,7 +122,7 @@ def cluster_contrast(
     largest_B1 = logits_BC.detach().amax(dim=1, keepdim=True).clamp(min=0)
     masses_BC = (logits_BC - largest_B1).exp()
     p_BC = masses_BC / (masses_BC.sum(dim=1, keepdim=True) + _TINY * (-largest_B1).exp())
-    return -(p_BC.gather(1, targets_B[:, None]) + _TINY).log().mean()
+    return -(p_BC.gather(1, targets_B[:, None]) + _TINY).log()[:, 0]
 
 
 @torch.no_grad()
@@ -122,70 +138,6 @@ def follow_(memory_ND: Tensor, slots_G: Tensor, x_GD: Tensor, momentum: float) -
         slots = slots_G[now]
         moved = momentum * memory_ND[slots] + (1 - momentum) * x_GD[now].to(memory_ND.dtype)
         memory_ND[slots] = moved / moved.norm(dim=1, keepdim=True)
-
-
-@dataclass(frozen=True, slots=True)
-class PseudoLabels:
-    """Classes of all samples, with what was thought of the clusters they came from.
-
-    `compactness` and `independence` are 1 - R_comp and 1 - R_indep turned into distances, as the
-    authors' code has them: 0 is best. The clusters' values are the least of their members'.
-    """
-
-    labels: Indices
-    compactness: NDArray[np.float32]
-    independence: NDArray[np.float32]
-    cluster_compactness: NDArray[np.float32]
-    cluster_independence: NDArray[np.float32]
-    threshold: float
-
-
-def self_paced_labels(
-    clusters: Indices, tight: Indices, loose: Indices, threshold: float | None = None
-) -> PseudoLabels:
-    """Keep what is reliable of `clusters` (N,), -1 is noise: section 3.2 of the paper.
-
-    A cluster is independent if a looser criterion does not join it with others, and compact if a
-    tighter one does not split it. A sample keeps its cluster if that is independent enough and the
-    sample is among its most compact; any other becomes a class of its own. The first `threshold`
-    is the independence that nine in ten clusters have, and must be handed on.
-    """
-    labels, tight, loose = (_classes(each) for each in (clusters, tight, loose))
-    compactness, independence = _disagreement(labels, tight), _disagreement(labels, loose)
-    num_labels = labels.max() + 1
-    cluster_compactness = np.full(num_labels, np.inf, np.float32)
-    cluster_independence = np.full(num_labels, np.inf, np.float32)
-    np.minimum.at(cluster_compactness, labels, compactness)
-    np.minimum.at(cluster_independence, labels, independence)
-    if threshold is None:
-        values = np.sort(cluster_independence[np.bincount(labels) > 1])
-        place = min(len(values) - 1, int(np.round(len(values) * _INDEPENDENT_SHARE)))
-        threshold = float(values[place]) if len(values) else 0.0
-    kept = cluster_independence[labels] <= np.float32(threshold)
-    kept &= compactness <= cluster_compactness[labels]
-    result = labels.copy()
-    result[~kept] = num_labels + np.arange(np.count_nonzero(~kept))
-    return PseudoLabels(
-        result, compactness, independence, cluster_compactness, cluster_independence, threshold
-    )
-
-
-def _classes(clusters: Indices) -> Indices:
-    """Noise becomes classes of one, numbered after the clusters in sample order."""
-    noise = clusters < 0
-    result = clusters.copy()
-    result[noise] = clusters.max(initial=-1) + 1 + np.arange(np.count_nonzero(noise))
-    return result
-
-
-def _disagreement(ours: Indices, theirs: Indices) -> NDArray[np.float32]:
-    """1 - intersection over union of each sample's two classes."""
-    pair = ours * (theirs.max() + 1) + theirs
-    _, inverse, counts = np.unique(pair, return_inverse=True, return_counts=True)
-    both = counts[inverse].astype(np.float32)
-    union = (np.bincount(ours)[ours] + np.bincount(theirs)[theirs]).astype(np.float32) - both
-    result: NDArray[np.float32] = 1 - both / union
-    return result
 
 
 class SpCL(nn.Module):
@@ -211,12 +163,14 @@ class SpCL(nn.Module):
         self.norm = nn.BatchNorm1d(width)
         self.norm.bias.requires_grad_(False)
         self.memory = SampleMemory(config.memory, width)
-        # Labels below L are clusters and old classes; a new class of slot s is L + s.
+        self.source = SampleMemory(config.source_classes, width) if config.source_classes else None
+        # Labels below L are clusters and old classes; a new class of slot s is L + s; class s of
+        # the source is 2 L + s.
         self.register_buffer("labels", torch.arange(config.memory) + config.memory)
         self.register_buffer("threshold", torch.full((), -1.0, dtype=torch.float64))
         # Of each cluster: the least similarity of a member with its centroid; 2 where it is none.
         self.register_buffer("reach", torch.full((config.memory,), 2.0))
-        self._pending: tuple[Tensor, Tensor] | None = None
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def loss(
         self, views: Sequence[Tensor], *, step: int, samples: Samples | None = None
@@ -228,33 +182,78 @@ class SpCL(nn.Module):
             with torch.autocast(views[0].device.type, enabled=False):
                 self.cluster()
         features_ND = self.norm(torch.cat([self.backbone(crops) for crops in views]))
-        keys_B = sample_keys(samples.ids).to(features_ND.device)
+        who_B2 = self._who(samples).to(features_ND.device)
         with torch.autocast(features_ND.device.type, enabled=False):
             x_ND = F.normalize(at_least_float32(features_ND), dim=1)
             by_view_GVD = all_gather_rows(
-                x_ND.detach().view(self.num_views, len(keys_B), -1).transpose(0, 1), self.group
+                x_ND.detach().view(self.num_views, len(who_B2), -1).transpose(0, 1), self.group
             )
-            keys_G = all_gather_rows(keys_B, self.group)
-            num_new = self._meet(keys_G, by_view_GVD[:, 0])
-            slots_N = self.memory.find(keys_B).repeat(self.num_views)
+            who_G2 = all_gather_rows(who_B2, self.group)
+            share_new = self._meet(who_G2, by_view_GVD[:, 0])
             filled_L = self.memory.oldest_first()
-            # A copy: backward needs the memory as it was.
-            memory_LD = self.memory.rows[0][filled_L].to(x_ND.dtype)
-            loss = cluster_contrast(
+            memory_LD, labels_L = self._classes(filled_L)
+            losses_N = row_losses(
                 x_ND,
-                self.labels[slots_N],
-                memory_LD,
-                self.labels[filled_L],
+                self._targets(who_B2).repeat(self.num_views),
+                memory_LD.to(x_ND.dtype),
+                labels_L,
                 self.config.temperature,
             )
-        slots_G = self.memory.find(keys_G)
-        self._pending = (slots_G.repeat(self.num_views), by_view_GVD.transpose(0, 1).flatten(0, 1))
-        readings = self._readings(filled_L, num_new / len(keys_G))
-        return StepOutput(loss, readings, x_ND[: len(keys_B)].detach())
+            weights_B = self._weights(who_B2, who_G2).to(losses_N.dtype)
+            loss = (losses_N * weights_B.repeat(self.num_views)).sum() / self.num_views
+        rows_ND = by_view_GVD.transpose(0, 1).flatten(0, 1)
+        self._pending = [
+            (memory.rows[0], memory.find(keys_G).repeat(self.num_views), rows_ND)
+            for memory, keys_G in self._memories(who_G2)
+        ]
+        readings = self._readings(filled_L, share_new)
+        return StepOutput(loss, readings, x_ND[: len(who_B2)].detach())
+
+    def _who(self, samples: Samples) -> Tensor:
+        """Keys (B, 2) in the memory of the target and in that of the source; -1 where not there."""
+        keys_B = sample_keys(samples.ids)
+        classes_B = torch.full_like(keys_B, -1)
+        if self.source is not None and samples.labels is not None:
+            classes_B = samples.labels.clamp(min=-1)
+        return torch.stack([torch.where(classes_B < 0, keys_B, -1), classes_B], dim=1)
+
+    def _memories(self, who_G2: Tensor) -> list[tuple[SampleMemory, Tensor]]:
+        """Both memories, or the one that there is, with the keys in it."""
+        found = [(self.memory, who_G2[:, 0])]
+        return found if self.source is None else [*found, (self.source, who_G2[:, 1])]
+
+    def _targets(self, who_B2: Tensor) -> Tensor:
+        """The class (B,) of every row."""
+        targets_B = self.labels[self.memory.find(who_B2[:, 0])]
+        if self.source is None:
+            return targets_B
+        classes_B = 2 * self.config.memory + self.source.find(who_B2[:, 1])
+        return torch.where(who_B2[:, 1] >= 0, classes_B, targets_B)
+
+    def _classes(self, filled_L: Tensor) -> tuple[Tensor, Tensor]:
+        """What the memories hold, as a copy, since backward needs it as it was; and its labels."""
+        rows, labels = self.memory.rows[0][filled_L], self.labels[filled_L]
+        if self.source is None:
+            return rows, labels
+        filled_S = self.source.oldest_first()
+        rows = torch.cat([rows, self.source.rows[0][filled_S]])
+        return rows, torch.cat([labels, 2 * self.config.memory + filled_S])
+
+    def _weights(self, who_B2: Tensor, who_G2: Tensor) -> Tensor:
+        """Shares (B,) of rows in this rank's loss: the mean of each domain, and both are added."""
+        is_source_B, is_source_G = who_B2[:, 1] >= 0, who_G2[:, 1] >= 0
+        num_ranks = len(who_G2) // len(who_B2)
+        num_source = int(is_source_G.sum())
+        shares = who_B2.new_tensor([len(who_G2) - num_source, num_source]).clamp(min=1)
+        return num_ranks / shares.double()[is_source_B.long()]
 
     @torch.no_grad()
-    def _meet(self, keys_G: Tensor, x_GD: Tensor) -> int:
-        """Give every sample that is not in the memory a slot and a label; returns how many."""
+    def _meet(self, who_G2: Tensor, x_GD: Tensor) -> float:
+        """Give every sample that is not in the memory a slot and a label, and every class of the
+        source a slot; returns the share of samples that were not there."""
+        self._meet_classes(who_G2[:, 1], x_GD)
+        is_target_G = who_G2[:, 0] >= 0
+        keys_G, x_GD = who_G2[is_target_G, 0], x_GD[is_target_G]
         num_new = 0
         # In a full ring the new can push out old ones of this very batch; these come in again.
         while (unknown_G := self.memory.find(keys_G) < 0).any():
@@ -264,7 +263,22 @@ class SpCL(nn.Module):
             slots = self.memory.push(keys, rows[None])
             self.labels[slots] = torch.where(labels >= 0, labels, self.config.memory + slots)
             num_new += len(keys)
-        return num_new
+        return num_new / max(1, len(keys_G))
+
+    def _meet_classes(self, classes_G: Tensor, x_GD: Tensor) -> None:
+        """A class begins as the first of its features."""
+        if self.source is None:
+            return
+        is_new_G = (classes_G >= 0) & (self.source.find(classes_G) < 0)
+        keys, first = _first_of_each(classes_G[is_new_G])
+        num_classes = int(self.source.num_filled) + len(keys)
+        if num_classes > self.source.capacity:
+            raise ConfigError(
+                f"the labelled samples have {num_classes} classes or more, and source_classes is "
+                f"{self.source.capacity}; each needs a place of its own; raise "
+                "--method.source-classes"
+            )
+        self.source.push(keys, x_GD[is_new_G][first][None])
 
     def _nearest_reach(self, rows_GD: Tensor) -> Tensor:
         """The nearest cluster (G,), if no further than its furthest member was; else -1."""
@@ -333,9 +347,10 @@ class SpCL(nn.Module):
 
     def after_backward(self, step: int) -> None:
         """The memory follows the features; while it fills, nothing is learned."""
-        if self._pending is not None:
-            follow_(self.memory.rows[0], *self._pending, self.config.momentum)
-            self._pending = None
+        for rows, slots_G, x_GD in self._pending:
+            there_G = slots_G >= 0
+            follow_(rows, slots_G[there_G], x_GD[there_G], self.config.momentum)
+        self._pending = []
         if step < self.config.fill_steps:
             for parameter in self.parameters():
                 parameter.grad = None

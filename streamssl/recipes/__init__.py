@@ -46,6 +46,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "sela-v2-stream": labels.sela_v2_stream,
     "sela-v2-small": labels.sela_v2_small,
     "spcl": labels.spcl,
+    "spcl-domains": labels.spcl_domains,
     "spcl-stream": labels.spcl_stream,
     "spcl-small": labels.spcl_small,
     "spcl-reid": labels.spcl_reid,

@@ -141,6 +141,24 @@ def spcl() -> RunConfig:
     )
 
 
+def spcl_domains() -> RunConfig:
+    """SpCL from a labelled domain to one without labels, as published for re-identification.
+
+    Paper: arXiv:2006.02713, section 3.1. Give the two as a mixture in equal shares, `--data
+    market duke --weights 0.5 0.5 --label pid`, where only samples of the first have the label, and
+    `--method.source-classes`, how many labels there are (751 in Market-1501). A batch is 64 of each
+    domain, as theirs; the features of a class begin as the first of them, theirs as the mean over
+    the domain; batch norm is shared by the domains, theirs keeps one for each.
+    """
+    return replace(
+        spcl(),
+        method=SpCLConfig(memory=16_522, source_classes=751, fill_steps=259),
+        label="pid",
+        stream=StreamConfig(batch_size=128),
+        num_steps=259 + 50 * 400,
+    )
+
+
 def spcl_stream() -> RunConfig:
     """SpCL on a stream without an end: memory and neighbourhoods of the last 16,384 samples.
 

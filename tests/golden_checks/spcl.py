@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from streamssl.methods.spcl import cluster_contrast, follow_, self_paced_labels
+from streamssl.methods.spcl import cluster_contrast, follow_
 from streamssl.neighbourhoods import (
     Sparse,
     dbscan,
@@ -11,6 +11,7 @@ from streamssl.neighbourhoods import (
     jaccard_rows,
     nearest,
 )
+from streamssl.self_paced import self_paced_labels
 from tests.golden_checks.vectors import Report, Vectors
 
 

@@ -11,12 +11,16 @@ from streamssl.collectives import all_reduce_sum, rank, world_size
 from streamssl.methods.base import Method, Samples
 from tests.streamssl.tiny import pictures
 
+Label = Callable[[int], int]
 
-def who(numbers: Iterable[int]) -> Samples:
-    """Samples by number."""
-    offsets = torch.tensor(list(numbers), dtype=torch.int64) * 512
+
+def who(numbers: Iterable[int], label: Label | None = None) -> Samples:
+    """Samples by number, and maybe their labels."""
+    known = list(numbers)
+    offsets = torch.tensor(known, dtype=torch.int64) * 512
     ids = torch.stack([torch.zeros_like(offsets), offsets], dim=1)
-    return Samples(ids, torch.zeros_like(offsets))
+    labels = None if label is None else torch.tensor([label(number) for number in known])
+    return Samples(ids, torch.zeros_like(offsets), labels)
 
 
 def in_epochs(num_samples: int, batch: int) -> Callable[[int], list[int]]:
@@ -72,6 +76,7 @@ def run(
     views: Callable[[list[int], int], list[Tensor]],
     numbers: Callable[[int], list[int]],
     lr: float = 0.1,
+    label: Label | None = None,
 ) -> list[float]:
     """Train as the trainer does, gradients averaged over ranks; the mean losses."""
     parameters, losses = method.parameters_to_optimise(), []
@@ -80,7 +85,7 @@ def run(
             parameter.grad = None
         own = mine(numbers(step), method.group)
         crops = split_views(views(numbers(step), step), numbers(step), method.group)
-        output = method.loss(crops, step=step, samples=who(own))
+        output = method.loss(crops, step=step, samples=who(own, label))
         output.loss.backward()
         average_gradients(method)
         method.after_backward(step)

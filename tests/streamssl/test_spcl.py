@@ -12,15 +12,16 @@ from streamssl.methods.spcl import (
     SpCLConfig,
     cluster_contrast,
     follow_,
-    self_paced_labels,
 )
 from streamssl.sample_memory import sample_keys
+from streamssl.self_paced import self_paced_labels
 from tests.streamssl.epochs import classes_apart, in_epochs, patterned, run, state, who
 from tests.streamssl.tiny import TinyBackbone
 
 # Half of what the paper has for neighbours: there are 32 samples.
 CONFIG = SpCLConfig(memory=32, k1=12, k2=3, cluster_steps=4, fill_steps=4)
 WINDOW = SpCLConfig(memory=12, k1=6, k2=2, cluster_steps=4, fill_steps=1)
+DOMAINS = SpCLConfig(memory=32, k1=12, k2=3, cluster_steps=4, fill_steps=4, source_classes=4)
 
 
 def build(config: SpCLConfig = CONFIG, seed: int = 0, num_views: int = 1) -> SpCL:
@@ -32,8 +33,14 @@ def views(numbers: list[int], step: int) -> list[Tensor]:
     return [patterned(numbers, 1, 16, step)]
 
 
+def in_source(number: int) -> int:
+    """Every other sample has the label of its class."""
+    return number % 4 if number % 8 < 4 else -1
+
+
 def train(method: SpCL, steps: range, lr: float = 0.05) -> list[float]:
-    return run(method, steps, views=views, numbers=in_epochs(32, 8), lr=lr)
+    label = in_source if method.config.source_classes else None
+    return run(method, steps, views=views, numbers=in_epochs(32, 8), lr=lr, label=label)
 
 
 def units(num: int, dim: int, seed: int) -> Tensor:
@@ -161,7 +168,55 @@ def test_a_new_sample_joins_the_cluster_in_whose_midst_it_lies() -> None:
     assert found.tolist() == [0, -1, -1]
 
 
-@pytest.mark.parametrize("config", [CONFIG, WINDOW], ids=["whole", "window"])
+def test_the_classes_of_the_source_are_told_apart_from_those_of_the_target() -> None:
+    """Two means are added, one of each domain, and each row is sought among the classes of both."""
+    method = build(DOMAINS)
+    train(method, range(6))
+    numbers = [0, 1, 4, 5, 6]  # two are labelled
+    crops = views(numbers, 9)
+    with torch.no_grad():
+        x = F.normalize(method.norm(method.backbone(crops[0])), dim=1)
+    assert method.source is not None
+    slots, classes = method.memory.oldest_first(), method.source.oldest_first()
+    memory = torch.cat([method.memory.rows[0][slots], method.source.rows[0][classes]])
+    names = [("target", int(label)) for label in method.labels[slots]]
+    names += [("source", int(key)) for key in method.source.keys[classes]]
+    different = sorted(set(names))
+    found_at = method.labels[method.memory.find(sample_keys(who(numbers[2:]).ids))]
+    wanted = [("source", 0), ("source", 1), *(("target", int(label)) for label in found_at)]
+    labels, targets = (
+        torch.tensor([different.index(name) for name in each]) for each in (names, wanted)
+    )
+    expected = sum(
+        cluster_contrast(x[rows], targets[rows], memory, labels, method.config.temperature)
+        for rows in (slice(0, 2), slice(2, 5))
+    )
+    found = method.loss(crops, step=9, samples=who(numbers, in_source)).loss
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_has_a_label_moves_its_class_alone() -> None:
+    """Source samples are in no cluster of the target, and take no place in its memory."""
+    method = build(DOMAINS)
+    train(method, range(8))
+    assert method.source is not None
+    assert int(method.source.num_filled) == 4 and int(method.memory.num_filled) == 16
+    source, target = method.source.rows.clone(), method.memory.rows.clone()
+    output = method.loss(views([0, 8], 9), step=9, samples=who([0, 8], in_source))
+    output.loss.backward()
+    method.after_backward(9)
+    assert torch.equal(method.memory.rows, target)
+    assert ((method.source.rows != source).any(dim=2)[0]).sum() == 1
+
+
+def test_more_classes_than_there_is_room_for_are_refused_by_number() -> None:
+    """To forget one would make the loss depend on who came last."""
+    method = build(SpCLConfig(memory=32, k1=12, k2=3, fill_steps=4, source_classes=3))
+    with pytest.raises(ConfigError, match="have 4 classes or more, and source_classes is 3"):
+        train(method, range(8))
+
+
+@pytest.mark.parametrize("config", [CONFIG, WINDOW, DOMAINS], ids=["whole", "window", "domains"])
 def test_a_restored_method_goes_on_bit_for_bit(config: SpCLConfig) -> None:
     """Memory, labels, threshold and reach are all in the state dict."""
     method = build(config)
@@ -193,6 +248,7 @@ def test_it_learns_to_tell_patterns_apart() -> None:
         ({"k1": 3}, "k1=3 with k2=6"),
         ({"memory": 0}, "memory=0"),
         ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"source_classes": -1}, "source_classes=-1"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object], words: str) -> None:

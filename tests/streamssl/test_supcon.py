@@ -107,6 +107,6 @@ def test_a_run_learns_from_the_labels_of_its_shards(shards_folder: Path, tmp_pat
 def test_a_label_for_a_method_that_learns_from_none_is_refused() -> None:
     """It would change nothing, and nobody would be told."""
     with pytest.raises(
-        ConfigError, match="label='cls' with method swav; only supcon and fine-tune"
+        ConfigError, match="label='cls' with method swav; only supcon, fine-tune and spcl"
     ):
         tiny_swav(label="cls")

@@ -3,6 +3,7 @@
 0 done, 1 it failed, 2 the user can mend it, 130 stopped early.
 
 streamssl pretrain RECIPE --data SHARDS --out FOLDER [overrides]
+streamssl recipes [NAME]
 streamssl evaluate knn --run FOLDER --train SHARDS --test SHARDS
 streamssl evaluate retrieval --run FOLDER --query SHARDS --gallery SHARDS
 streamssl shards pack|verify|stats|view …
@@ -31,6 +32,7 @@ from streamssl.commands.evaluate import evaluate_knn, evaluate_retrieval
 from streamssl.commands.look import stats, verify
 from streamssl.commands.pack import pack_shards
 from streamssl.commands.pretrain import parse_pretrain, run_pretrain
+from streamssl.commands.recipes import show_recipes
 from streamssl.commands.status import find_place, parse_status, show_status
 from streamssl.commands.view import view
 from streamssl.demo import DemoConfig, demo
@@ -178,6 +180,7 @@ def _usage(path: str, tree: dict[str, Any]) -> str:
 
 _COMMANDS: dict[str, Any] = {
     "pretrain": _pretrain,
+    "recipes": show_recipes,
     "evaluate": {"knn": evaluate_knn, "retrieval": evaluate_retrieval},
     "shards": {"pack": pack_shards, "verify": verify, "stats": stats, "view": view},
     "drill": {

@@ -6,6 +6,7 @@ what the authors ran, `-stream` has no end and no epochs, `-small` fits a CPU.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from streamssl.config import RunConfig
 from streamssl.recipes import byol, labels, moco, patchmix, simclr, swav
@@ -16,6 +17,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "swav-stream": swav.swav_stream,
     "swav-small": swav.swav_small,
     "moco-v1": moco.moco_v1,
+    "moco-v1-stream": moco.moco_v1_stream,
     "moco-v2": moco.moco_v2,
     "moco-v2-stream": moco.moco_v2_stream,
     "moco-v2-small": moco.moco_v2_small,
@@ -35,6 +37,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "simclr-v2-distill": simclr.simclr_v2_distill,
     "simclr-multi-crop": simclr.simclr_multi_crop,
     "simclr-stream": simclr.simclr_stream,
+    "simclr-v2-stream": simclr.simclr_v2_stream,
     "simclr-small": simclr.simclr_small,
     "supcon": simclr.supcon,
     "supcon-stream": simclr.supcon_stream,
@@ -55,3 +58,10 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "patchmix-stream": patchmix.patchmix_stream,
     "patchmix-small": patchmix.patchmix_small,
 }
+
+
+def kind_of(name: str) -> Literal["official", "stream", "small"]:
+    """What a recipe's name says of it: as its authors ran it, without an end, or for a CPU."""
+    if name.endswith("-stream"):
+        return "stream"
+    return "small" if name.endswith("-small") else "official"

@@ -4,9 +4,10 @@ import os
 import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import tomli_w
+import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from shards.admission import AdmissionConfig
@@ -97,6 +98,11 @@ class RunConfig:
     """A sample's label, for methods that learn from it: a member such as cls, or a JSON field."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast; Sinkhorn and normalisation stay float32."""
+    sizes: Literal["given", "auto"] = "given"
+    """auto: prototypes, queue, memory, epsilon, frozen steps and learning rate follow from the
+    batch and the data, those aside that are given by hand; given: as the recipe has them."""
+    origins: Annotated[dict[str, str], tyro.conf.Suppress] = field(default_factory=dict)
+    """Where sizes that were worked out come from, by name."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "save_every", "keep"):
@@ -123,7 +129,7 @@ class RunConfig:
             raise ConfigError(f"seed={self.seed}; it must be from 0 to {(1 << 31) - 1}")
 
         queue, batch_size = getattr(self.method, "queue", None), self.stream.batch_size
-        if queue is not None:
+        if queue is not None and self.sizes == "given":
             fitting = max(1, round(queue.capacity / batch_size)) * batch_size
             whole = isinstance(self.method, MoCoConfig)  # a batch replaces the oldest batch
             if queue.capacity < batch_size or (whole and queue.capacity % batch_size):
@@ -149,6 +155,8 @@ def to_fields(config: RunConfig) -> dict[str, Any]:
     """Plain tables, as TOML has them; what is None is left out."""
     tables = _without_none(asdict(config))
     tables["method"] = {"name": config.method_name, **tables["method"]}
+    if not config.origins:
+        del tables["origins"]
     result: dict[str, Any] = tables
     return result
 
@@ -167,7 +175,7 @@ def from_fields(tables: dict[str, Any]) -> RunConfig:
         config = TypeAdapter(RunConfig).validate_python(parts)
     except ValidationError as error:
         raise ConfigError(_explain(error.errors()[0])) from error
-    known, given = _flatten(to_fields(config)), _flatten(tables)
+    known, given = flatten(to_fields(config)), flatten(tables)
     for field_name in sorted(given.keys() - known.keys()):
         parent = field_name.rpartition(".")[0]
         allowed = [name for name in known if name.rpartition(".")[0] == parent]
@@ -214,9 +222,11 @@ def read_toml(path: Path) -> RunConfig:
 
 def check_same(old: RunConfig, new: RunConfig) -> None:
     """Raise ConfigError if `new` cannot continue a run that was started as `old`."""
-    before, now = _flatten(to_fields(old)), _flatten(to_fields(new))
+    before, now = flatten(to_fields(old)), flatten(to_fields(new))
     names = [name for name in before | now if before.get(name) != now.get(name)]
-    changed = [name for name in names if name not in _FREE_ON_RESUME]
+    changed = [
+        name for name in names if name not in _FREE_ON_RESUME and not name.startswith("origins.")
+    ]
     if changed:
         name = changed[0]
         raise ConfigError(
@@ -240,7 +250,8 @@ def _with_tuples(value: Any) -> Any:
     return tuple(_with_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Tables within tables as one, whose names have dots."""
     if isinstance(value, dict):
         pairs = value.items()
     elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
@@ -249,5 +260,5 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, entry in pairs:
-        flat |= _flatten(entry, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flatten(entry, f"{prefix}.{key}" if prefix else str(key))
     return flat

@@ -65,6 +65,19 @@ class Data:
         """Of the subset list; empty without one."""
         return self.subset.digest if self.subset else ""
 
+    @property
+    def num_samples(self) -> int:
+        """About how many samples there are, to two digits, by the bytes of the shards and of a few
+        samples of each source; no more than a subset list has."""
+        manifest = self.manifest
+        by_source = manifest.sample_bytes_of or (manifest.sample_bytes,)
+        each = [by_source[min(shard.source, len(by_source) - 1)] for shard in manifest.shards]
+        count = sum(
+            shard.num_bytes / size for shard, size in zip(manifest.shards, each, strict=True)
+        )
+        about = int(float(f"{max(1.0, count):.1e}"))
+        return about if self.subset is None else min(about, len(self.subset))
+
 
 def open_data(config: DataConfig, reader: RangeReader) -> Data:
     """List and look at what was named. Raises UserError, ShardUnreadable."""

@@ -4,7 +4,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,8 +19,8 @@ from shards.thread_readers import ThreadReaders
 from streamssl import checkpoint
 from streamssl.checkpoint import TrainState
 from streamssl.cluster_run import train_on_cluster
-from streamssl.config import RunConfig
-from streamssl.data import DataConfig, open_data
+from streamssl.config import RunConfig, flatten, to_fields
+from streamssl.data import Data, DataConfig, open_data
 from streamssl.decoding import check_engine
 from streamssl.health import HealthWatch
 from streamssl.keeping import report_step
@@ -32,6 +32,7 @@ from streamssl.placement import Placement as Placement
 from streamssl.progress import Progress
 from streamssl.run_folder import JOURNAL, check_out, locked, prepare_data, write_folder
 from streamssl.runlog import RunLog
+from streamssl.sizing import Sizing, size
 from streamssl.trainer import train
 
 
@@ -55,10 +56,14 @@ def pretrain(
     placement: Placement,
     console: Console,
     stop: Callable[[], bool] = lambda: False,
+    *,
+    sizing: Sizing | None = None,
 ) -> Summary:
     """Train `config` on the shards of `data` into the run folder `out`; resumes what is there.
 
-    Everything a user can get wrong is checked before anything is written. Raises UserError.
+    Everything a user can get wrong is checked before anything is written. `sizing` says what the
+    sizes follow from where `config` leaves them open; by default `config` itself is the recipe.
+    Raises UserError.
     """
     data = DataConfig(patterns=(data,)) if isinstance(data, str) else data
     check_out(out)
@@ -66,7 +71,25 @@ def pretrain(
     check_trainers(config.stream.batch_size, placement.trainers)
     with locked(out):
         opened = open_data(prepare_data(data, out, console), RangeReader())
+        if config.sizes == "auto":
+            config = _size(config, sizing or Sizing(recipe=config), opened, console)
         return _train(open_run(config, opened, out, console), placement, console, stop)
+
+
+def _size(config: RunConfig, sizing: Sizing, data: Data, console: Console) -> RunConfig:
+    """The settings with sizes that follow from the batch and the data; says which, and why."""
+    num_samples = sizing.num_samples or data.num_samples
+    config = size(config, replace(sizing, num_samples=num_samples))
+    known = "" if sizing.num_samples else "about "
+    console.print(
+        f"sizes for batches of {config.stream.batch_size} of {known}{num_samples:,} samples:",
+        highlight=False,
+    )
+    tables = flatten(to_fields(config))
+    for name, origin in config.origins.items():
+        value = f" = {tables[name]}" if name in tables else ""
+        console.print(f"  {name}{value} ({origin})", highlight=False, markup=False)
+    return config
 
 
 def _train(run: Run, placement: Placement, console: Console, stop: Callable[[], bool]) -> Summary:

@@ -1,7 +1,7 @@
 """`streamssl pretrain`: a recipe is trained on shards."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +16,7 @@ from streamssl.data import DataConfig
 from streamssl.parsing import parse, unknown
 from streamssl.recipes import RECIPES
 from streamssl.run import Placement, pretrain
+from streamssl.sizing import Sizing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,14 +60,37 @@ class Pretrain:
     """How many bytes --cache may take."""
     metrics_port: int = 0
     """Port of /metrics on the loopback address; 0 takes any free one."""
+    num_samples: int | None = None
+    """How many samples the data has, for --sizes auto; by default estimated from bytes."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    sizing: Annotated[Sizing | None, tyro.conf.Suppress] = None
 
 
 def parse_pretrain(arguments: list[str]) -> Pretrain:
     """A recipe's name and the options after it. Raises ConfigError."""
     name = arguments[0]
-    given = Pretrain(data=tyro.MISSING, out=tyro.MISSING, run=_recipe(name))
-    return parse(Pretrain, f"streamssl pretrain {name}", arguments[1:], given)
+    recipe = _recipe(name)
+    given = Pretrain(data=tyro.MISSING, out=tyro.MISSING, run=recipe)
+    parsed = parse(Pretrain, f"streamssl pretrain {name}", arguments[1:], given)
+    by_hand = given_by_hand(arguments[1:])
+    origins = {name: origin for name, origin in parsed.run.origins.items() if name not in by_hand}
+    if parsed.num_samples is not None and (parsed.num_samples < 1 or parsed.run.sizes == "given"):
+        raise ConfigError(
+            f"--num-samples {parsed.num_samples} with --sizes {parsed.run.sizes}; it is how many "
+            "samples the data has, at least 1, and only --sizes auto asks: give that, or leave "
+            "--num-samples out"
+        )
+    return replace(
+        parsed,
+        run=replace(parsed.run, origins=origins),
+        sizing=Sizing(recipe=recipe, by_hand=by_hand, num_samples=parsed.num_samples),
+    )
+
+
+def given_by_hand(arguments: list[str]) -> frozenset[str]:
+    """The settings that options name, as they are called in a config.toml."""
+    options = (word[2:].partition("=")[0] for word in arguments if word.startswith("--"))
+    return frozenset(option.replace("-", "_") for option in options)
 
 
 def _recipe(name: str) -> RunConfig:
@@ -114,7 +138,7 @@ def run_pretrain(
         subset=parsed.subset,
         verified=parsed.verified,
     )
-    summary = pretrain(parsed.run, data, parsed.out, placement, console, stop)
+    summary = pretrain(parsed.run, data, parsed.out, placement, console, stop, sizing=parsed.sizing)
     if not summary.finished:
         console.print(f"stopped at step {summary.step}; the same command goes on from there")
         return False

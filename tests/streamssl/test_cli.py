@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from streamssl.cli import main
-from streamssl.config import write_toml
+from streamssl.config import read_toml, write_toml
 from tests.tinyrun import make_shards, proof, tiny_moco, tiny_swav
 
 Capture = pytest.CaptureFixture[str]
@@ -100,6 +100,7 @@ def shown(capsys: Capture, *arguments: object) -> str:
             "pretrain swav --data a --out x --cache c --cache-bytes 0",
             "cache max_bytes=0; it must be",
         ),
+        ("pretrain swav --data a --out x --num-samples 9", "9 with --sizes given; it is how many"),
         ("pretrain swav --data a --out x --subset l.csv", "l.csv'; it must be a .parquet, .txt or"),
         ("shards verify x --threads 0", "threads=0; it must be at least 1"),
         ("shards stats x --sample 0", "sample=0; it must be at least 1 chunk; leave it out"),
@@ -355,6 +356,30 @@ def test_a_run_started_from_its_own_config_is_the_same_run(
     line = r"step \d/6 · loss \d\.\d{4} · [\d,]+ pictures/s · data wait \d+\.\d% · 0:\d\d left"
     assert steps and all(re.fullmatch(line, step) for step in steps)
     assert re.fullmatch(r"done: 96 pictures at [\d,]+/s, data wait \d+\.\d%; \S+00006", last)
+
+
+def test_sizes_that_follow_from_batch_and_data_are_printed_and_kept(
+    shards_folder: Path, recipe: str, capsys: Capture, tmp_path: Path
+) -> None:
+    """Each with its origin; what is given by hand wins; the same command goes on."""
+    out = tmp_path / "run"
+    command = ["pretrain", recipe, "--data", shards_folder, "--out", out, "--readers", 1]
+    command += ["--sizes", "auto", "--stream.batch-size", 8, "--method.epsilon", 0.04]
+    text = shown(capsys, *command, "--num-steps", 2)
+    head = "sizes for batches of 8 of about "
+    found = [line.strip() for line in text.partition(head)[2].splitlines()[1:7]]
+    assert found[0] == "optim.base_lr = 0.0594604 (0.1 at 16, times (8 / 16)^0.75)"
+    assert "method.epsilon = 0.04 (by hand)" in found
+    saved = read_toml(out / "config.toml")
+    assert (saved.sizes, saved.method.num_prototypes, saved.method.epsilon) == ("given", 2, 0.04)
+    assert saved.origins["method.num_prototypes"].startswith("one for 100 of ")
+    assert "resuming at step 2" in shown(capsys, *command, "--num-steps", 3)
+    text = refused(capsys, *command, "--num-steps", 4, "--num-samples", 10_000)
+    assert "this run was started with method." in text
+    taken = ["--out", tmp_path / "b", "--method.num-prototypes", 5, "--num-steps", 1]
+    shown(capsys, "pretrain", out / "config.toml", "--data", shards_folder, *taken)
+    origins = read_toml(tmp_path / "b" / "config.toml").origins
+    assert "method.num_prototypes" not in origins and "optim.base_lr" in origins
 
 
 def test_knn_prints_a_table_with_baselines(

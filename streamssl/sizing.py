@@ -240,7 +240,8 @@ def _size_labels(
 
 def _size_spcl(sizes: _Sizes, method: SpCLConfig, recipe: SpCLConfig) -> SpCLConfig:
     memory = _size_memory(sizes, method, recipe, is_all=False)
-    fill = -(-memory // sizes.batch)
+    # Of two domains in equal shares only the target's half of a batch enters the memory.
+    fill = -(-memory // (sizes.batch // 2 if method.source_classes else sizes.batch))
     sizes.choose("method.fill_steps", fill, "until the memory is full", method.fill_steps)
     return replace(method, **_part(sizes.values, "method"))
 

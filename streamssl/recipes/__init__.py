@@ -52,7 +52,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "spcl-domains": labels.spcl_domains,
     "spcl-stream": labels.spcl_stream,
     "spcl-small": labels.spcl_small,
-    "spcl-reid": labels.spcl_reid,
+    "spcl-reid-small": labels.spcl_reid_small,
     "patchmix": patchmix.patchmix,
     "patchmix-cifar": patchmix.patchmix_cifar,
     "patchmix-stream": patchmix.patchmix_stream,

@@ -157,8 +157,10 @@ def spcl_domains() -> RunConfig:
     Paper: arXiv:2006.02713, section 3.1. Give the two as a mixture in equal shares, `--data
     market duke --weights 0.5 0.5 --label pid`, where only samples of the first have the label, and
     `--method.source-classes`, how many labels there are (751 in Market-1501). A batch is 64 of each
-    domain, as theirs; the features of a class begin as the first of them, theirs as the mean over
-    the domain; batch norm is shared by the domains, theirs keeps one for each.
+    domain, as theirs.
+    Differs: a class begins as the first of its features, theirs as their mean over the domain;
+    batch norm is shared by the domains, theirs keeps one for each.
+    Published: no number that could be checked.
     """
     return replace(
         spcl(),
@@ -204,7 +206,7 @@ def spcl_small() -> RunConfig:
     )
 
 
-def spcl_reid() -> RunConfig:
+def spcl_reid_small() -> RunConfig:
     """SpCL on some hundred pictures of vehicles by two cameras, from scratch, on a CPU.
 
     Paper: arXiv:2006.02713. Two views of 64 pixels, since nothing was learned elsewhere before;

@@ -2,7 +2,7 @@
 
 The tar has pictures called NAME_cam1.jpg and NAME_cam2.jpg. Every fifth name is held out: its
 picture by camera 1 looks for the one by camera 2 among all of these. On the others the recipe
-`spcl-reid` trains, without labels. Printed are mean average precision and ranks, in percent.
+`spcl-reid-small` trains, without labels. Printed are mean average precision and ranks, in percent.
 """
 
 import re
@@ -22,7 +22,7 @@ from shards.packing.entries import entries_from_list
 from shards.packing.pack import pack
 from streamssl.evaluation.evaluate import retrieval_of_run
 from streamssl.placement import Placement
-from streamssl.recipes.labels import spcl_reid
+from streamssl.recipes.labels import spcl_reid_small
 from streamssl.run import pretrain
 
 _HELD_OUT = 5
@@ -66,7 +66,7 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         shards = make_shards(options.tar, out)
-        recipe = replace(spcl_reid(), precision=options.precision)
+        recipe = replace(spcl_reid_small(), precision=options.precision)
         config = replace(recipe, num_steps=options.steps or recipe.num_steps)
         began = time.monotonic()
         placement = Placement(readers=1)

@@ -49,7 +49,7 @@ def test_every_method_has_a_recipe_of_each_kind(method: str) -> None:
 
 
 VARIANTS = {"swav-large-batch": "swav", "moco-v3-vit": "moco-v3", "patchmix-cifar": "patchmix"}
-VARIANTS["simclr-multi-crop"] = "simclr"
+VARIANTS |= {"simclr-multi-crop": "simclr", "spcl-domains": "spcl"}
 
 
 @pytest.mark.parametrize("name", OFFICIAL)

@@ -58,7 +58,8 @@ class BackboneConfig:
 
 
 def build_backbone(config: BackboneConfig, crop_size: int) -> nn.Module:
-    """An encoder (N, 3, S, S) -> (N, D) with `num_features` = D, for S up to `crop_size` pixels.
+    """An encoder (N, 3, S, S) -> (N, D) with `num_features` = D, for S up to `crop_size` pixels,
+    which it holds as `picture_size`.
 
     The small stem: a ResNet begins with a 3x3 convolution of stride 1 and no pooling, as is usual
     for CIFAR; a vision transformer has patches of 4 pixels (8 above 32 pixels); in another network
@@ -89,6 +90,7 @@ def build_backbone(config: BackboneConfig, crop_size: int) -> nn.Module:
         _freeze_patches(model, config.name)
     # Some heads of timm widen the features after pooling; what counts is what comes out.
     model.num_features = getattr(model, "head_hidden_size", None) or model.num_features
+    model.picture_size = crop_size  # type: ignore[assignment]
     return model
 
 

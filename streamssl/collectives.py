@@ -79,9 +79,8 @@ def from_first_rank(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """What rank 0 has, on every rank. `x` itself is left alone; no gradient."""
     if group is None:
         return x
-    result = x.clone(memory_format=torch.contiguous_format)
-    dist.broadcast(result, dist.get_global_rank(group, 0), group=group)
-    return result
+    # Gathered, since who rank 0 is among all processes only torch's own groups can say.
+    return all_gather_rows(x[None], group)[0]
 
 
 def _reduced(x: Tensor, op: dist.ReduceOp.RedOpType, group: ProcessGroup | None) -> Tensor:

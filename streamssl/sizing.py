@@ -19,7 +19,9 @@ recipe's value at its batch, B the batch, N the samples of the data, where they 
 - Frozen prototypes: as many samples as in the recipe (an epoch of ImageNet in both of SwAV's
   batches), at most one pass over the data.
 - Start of a queue: as many samples as in the recipe, at most 15 passes over the data; at once where
-  the queue is one batch (SwAV's at 2560).
+  the queue is one batch (SwAV's at 2560). Where the recipe has no queue to tell, when drift moves
+  the scores of the oldest entry by less than epsilon: its change is sqrt(1 - cos^2) long, and 1 /
+  sqrt(D) of that lies along a prototype, so cos^2 must be over 1 - D epsilon^2 (derived).
 - MoCo's queue: R, at most a twelfth of the data, in whole batches (4,096 for CIFAR-10's 50,000 in
   its authors' demonstration, beyond which nothing was gained); MoCHi mixes as large a part of it.
 - Memories of DeepCluster-v2, SeLa-v2 and SpCL: by epochs all of the data, in a stream R, at most
@@ -29,6 +31,7 @@ The number of ranks is no input: a batch is that of all of them, and a run must 
 they come and go. Neither is the number of steps, which may change when a run goes on.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -136,6 +139,11 @@ def most_prototypes(num_rows: int | None, num_samples: int | None) -> int:
     return max(2, min(by_rows, by_data))
 
 
+def most_drift(epsilon: float, dim: int) -> float:
+    """How far entries may drift before it blurs their codes: 1 - a cosine, above 0."""
+    return float(f"{1 - math.sqrt(max(0.0, 1 - dim * epsilon**2)):.3g}")
+
+
 def _size_rates(sizes: _Sizes, config: RunConfig) -> None:
     recipe, batch = sizes.sizing.recipe, sizes.batch
     power, before = lr_power(config), recipe.stream.batch_size
@@ -164,36 +172,51 @@ def _size_swav(sizes: _Sizes, method: SwAVConfig, recipe: SwAVConfig) -> SwAVCon
     num = sizes.choose(
         "method.num_prototypes", min(recipe.num_prototypes, most), why, method.num_prototypes
     )
-    queue = _size_queue(sizes, num, method.queue, recipe.queue)
-    rows = batch + (0 if queue is None else queue.capacity)
+    capacity = _size_capacity(sizes, num, method.queue)
+    rows = batch + capacity
     epsilon, why = recipe.epsilon, f"the recipe's, with {rows} rows"
     if rows < MANY_ROWS and epsilon > SHARP_EPSILON:
         epsilon, why = SHARP_EPSILON, f"sharper, with {rows} rows, below {MANY_ROWS}"
-    sizes.choose("method.epsilon", epsilon, why, method.epsilon)
+    epsilon = sizes.choose("method.epsilon", epsilon, why, method.epsilon)
     frozen = _at_most_passes(sizes, recipe.freeze_steps, 1)
     sizes.choose("method.freeze_steps", *frozen, method.freeze_steps)
+    queue = None
+    if capacity:
+        limit = most_drift(epsilon, method.dim)
+        queue = _size_start(sizes, capacity, method.queue, recipe.queue, limit)
     return replace(method, queue=queue, **_part(sizes.values, "method"))
 
 
-def _size_queue(
-    sizes: _Sizes, num_prototypes: int, given: QueueConfig | None, recipe: QueueConfig | None
-) -> QueueConfig | None:
-    """The queue that so many prototypes want; None where a batch is enough."""
+def _size_capacity(sizes: _Sizes, num_prototypes: int, given: QueueConfig | None) -> int:
+    """Rows of the queue that so many prototypes want; 0 where a batch is enough."""
     batch = sizes.batch
     capacity = num_queued(num_prototypes, batch)
+    if not capacity and "method.queue.capacity" not in sizes.sizing.by_hand:
+        why = f"none: {batch} rows are enough for {num_prototypes} prototypes"
+        sizes.origins["method.queue"] = why
+        return 0
     why = f"in whole batches: {batch} rows are few for {num_prototypes} prototypes"
-    by_hand = given is not None and "method.queue.capacity" in sizes.sizing.by_hand
-    if not capacity and not by_hand:
-        sizes.origins["method.queue"] = (
-            f"none: {batch} rows are enough for {num_prototypes} prototypes"
-        )
-        return None
-    capacity = sizes.choose("method.queue.capacity", capacity, why, given and given.capacity)
-    start = _at_most_passes(sizes, 0 if recipe is None else recipe.start_step, 15)
-    if capacity <= batch:
-        start = (0, "a queue of one batch is fresh")
-    step = sizes.choose("method.queue.start_step", *start, given and given.start_step)
-    return QueueConfig(capacity=capacity, start_step=step)
+    chosen: int = sizes.choose("method.queue.capacity", capacity, why, given and given.capacity)
+    return chosen
+
+
+def _size_start(
+    sizes: _Sizes,
+    capacity: int,
+    given: QueueConfig | None,
+    recipe: QueueConfig | None,
+    limit: float,
+) -> QueueConfig:
+    """When a queue starts: by the step of the recipe, or by drift where it has no queue."""
+    start, why = 0, "a queue of one batch is fresh"
+    drift = None if given is None else given.max_drift
+    if capacity > sizes.batch and recipe is None:
+        why, drift = "drift decides", limit
+        sizes.origins["method.queue.max_drift"] = "moves scores by less than epsilon"
+    elif capacity > sizes.batch and recipe is not None:
+        start, why = _at_most_passes(sizes, recipe.start_step, MOST_PASSES_BEFORE_QUEUE)
+    start = sizes.choose("method.queue.start_step", start, why, given and given.start_step)
+    return QueueConfig(capacity=capacity, start_step=start, max_drift=drift)
 
 
 def _size_moco(sizes: _Sizes, method: MoCoConfig, recipe: MoCoConfig) -> MoCoConfig:

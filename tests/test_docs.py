@@ -37,6 +37,16 @@ def run(script, folder):
     )
 
 
+def test_every_fault_of_others_has_its_test():
+    """The table of docs/methods.md promises one for each line, in a file that is there."""
+    text = (ROOT / "docs" / "methods.md").read_text()
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| ((?:`test_\w+\.py` ?)+) \|$", text, re.MULTILINE)
+    table = text[text.index("| fault | here | test |") :].partition("\n\n")[0]
+    assert len(rows) == len(table.splitlines()) - 2 > 30
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert {name for row in rows for name in re.findall(r"test_\w+\.py", row[2])} <= there
+
+
 SHOWING = [path for path in sorted((ROOT / "docs").glob("*.md")) if blocks(path)]
 
 

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from shards.errors import ConfigError
 from streamssl.collectives import all_gather_rows, rank, world_size
+from streamssl.drift import DriftProbe, evaluating
 from streamssl.feature_queue import FeatureQueue, QueueConfig
 from streamssl.heads import linear_head, mlp_head
 from streamssl.losses import at_least_float32, info_nce
@@ -55,11 +56,12 @@ class MoCoConfig:
             raise ConfigError(
                 f"momentum={self.momentum}; it must lie in [0, 1]; the papers have 0.999"
             )
-        if self.queue.start_step:
-            raise ConfigError(
-                f"queue start_step={self.queue.start_step}; MoCo has no loss without its queue, "
-                "so only 0 is possible; remove the setting"
-            )
+        for name in ("start_step", "max_drift"):
+            if getattr(self.queue, name):
+                raise ConfigError(
+                    f"queue {name}={getattr(self.queue, name)}; MoCo has no loss without its "
+                    "queue, which starts with the first step; remove the setting"
+                )
 
     def build(
         self,
@@ -145,6 +147,7 @@ class MoCo(nn.Module):
         self.key_encoder = MomentumCopy(encoder, own_batch_norm=True)  # see _encode_keys
         self.queue = config.queue.build(config.dim)
         self.queue.fill_with_noise(step_generator(seed, 0, "moco queue"))
+        self.probe = DriftProbe(config.queue, int(backbone.picture_size), config.dim)  # type: ignore[arg-type]
 
     def loss(
         self,
@@ -155,6 +158,7 @@ class MoCo(nn.Module):
     ) -> StepOutput:
         """Algorithm 1 of arXiv:1911.05722."""
         query_crops, key_crops = as_pair(views)
+        self.probe.look(key_crops, self._encode_alone, step=step, group=self.group)
         query_BD = self.head(self.backbone(query_crops))
         with torch.no_grad():
             self.key_encoder.update(nn.Sequential(self.backbone, self.head), self.config.momentum)
@@ -179,6 +183,11 @@ class MoCo(nn.Module):
             step=step,
             group=self.group,
         )
+
+    def _encode_alone(self, crops: Tensor) -> Tensor:
+        """Features of any norm, of pictures by themselves."""
+        with evaluating(self.key_encoder):
+            return self.key_encoder(crops)
 
     def _encode_keys(self, crops: Tensor, step: int) -> Tensor:
         """Keys (B, D) of this rank's samples, encoded among samples of all ranks (section 3.3).
@@ -211,6 +220,7 @@ class MoCo(nn.Module):
             "positive_cosine": positive_B.mean(),
             "negative_cosine": negative_BN.mean(),
             **self.queue.readings(step),
+            **self.probe.readings(),
         }
 
     def after_backward(self, step: int) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from shards.errors import ConfigError
 from streamssl.collectives import all_gather_rows
+from streamssl.drift import DriftProbe, evaluating
 from streamssl.feature_queue import FeatureQueue, QueueConfig
 from streamssl.heads import swav_head
 from streamssl.losses import at_least_float32, swav_loss
@@ -99,18 +100,19 @@ def swap_assignments(
     num_crops: int,
     step: int,
     group: ProcessGroup | None,
+    probe: DriftProbe | None = None,
 ) -> Swap:
     """From head outputs to the loss; new embeddings enter the queues after they were scored.
 
     `features_ND` are the head's outputs of all crops, any norm; prototypes must be normalised.
-    `queues` has one queue for each crop of `config.crops_for_assign`, or is empty. Section 3.1, and
-    "working with small batches" in section 3.1 for the queue.
+    `queues` has one queue for each crop of `config.crops_for_assign`, or is empty; without a
+    `probe` their drift is not asked for. Section 3.1, and "working with small batches" there.
     """
     with torch.autocast(features_ND.device.type, enabled=False):
         z_ND = F.normalize(at_least_float32(features_ND), dim=1)
         scores_NK = prototypes(z_ND)
         num_samples = len(z_ND) // num_crops
-        queue_used = _is_queue_used(queues, config, step)
+        queue_used = _is_queue_used(queues, config, step, probe)
         sinkhorn_in, codes = {}, {}
         with torch.no_grad():
             for place, crop in enumerate(config.crops_for_assign):
@@ -134,11 +136,14 @@ def swap_assignments(
     return Swap(loss, z_ND, scores_NK, sinkhorn_in, codes, queue_used)
 
 
-def _is_queue_used(queues: Sequence[FeatureQueue], config: SwAVConfig, step: int) -> bool:
-    """Whether codes are computed with the queue: from its start step on, and only when full."""
+def _is_queue_used(
+    queues: Sequence[FeatureQueue], config: SwAVConfig, step: int, probe: DriftProbe | None
+) -> bool:
+    """Whether codes are computed with the queue: from its start on, and only when full."""
     if config.queue is None or step < config.queue.start_step:
         return False
-    return all(queue.is_full for queue in queues)
+    is_full = all(queue.is_full for queue in queues)
+    return is_full if probe is None else probe.has_started(step, is_full=is_full)
 
 
 class SwAV(nn.Module):
@@ -169,6 +174,9 @@ class SwAV(nn.Module):
             for _ in config.crops_for_assign
             if config.queue is not None
         )
+        self.probe: DriftProbe | None = None
+        if config.queue is not None:
+            self.probe = DriftProbe(config.queue, int(backbone.picture_size), config.dim)  # type: ignore[arg-type]
 
     def loss(
         self,
@@ -179,6 +187,9 @@ class SwAV(nn.Module):
     ) -> StepOutput:
         """Algorithm 1 of the paper (appendix A.1), with multi-crop and the queue."""
         self.prototypes.normalise_()
+        if self.probe is not None:
+            num_rows = sum(map(len, views)) // self.num_crops
+            self.probe.look(views[0][:num_rows], self._encode, step=step, group=self.group)
         # One pass a resolution; the head then sees all crops at once, so that its batch norm does.
         features_ND = self.head(torch.cat([self.backbone(crops) for crops in views]))
         swap = swap_assignments(
@@ -189,16 +200,24 @@ class SwAV(nn.Module):
             num_crops=self.num_crops,
             step=step,
             group=self.group,
+            probe=self.probe,
         )
         codes_BK = torch.cat(list(swap.codes.values()))
         readings: dict[str, Tensor | float] = {**self.prototypes.count_use(codes_BK, self.group)}
         for queue in self.queues[:1]:
             readings |= queue.readings(step)  # type: ignore[operator]
+        if self.probe is not None:
+            readings |= self.probe.readings()
         readings["queue_used"] = float(swap.queue_used)
         num_samples = len(codes_BK) // len(swap.codes)
         # Features that are all alike have codes that are all equal, and nothing predicts these.
         plateau = math.log(self.config.num_prototypes)
         return StepOutput(swap.loss, readings, swap.embeddings[:num_samples].detach(), plateau)
+
+    def _encode(self, crops: Tensor) -> Tensor:
+        """Features of any norm, of each picture by itself."""
+        with evaluating(self.backbone, self.head):
+            return self.head(self.backbone(crops))
 
     def after_backward(self, step: int) -> None:
         """Prototypes stay where they are for the first steps (section 4.1: it helps early on)."""

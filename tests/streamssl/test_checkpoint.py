@@ -17,7 +17,6 @@ from shards.errors import ConfigError, UserError
 from streamssl import checkpoint
 from streamssl.checkpoint import TrainState
 from streamssl.config import RunConfig
-from streamssl.methods.swav import SwAVConfig
 from streamssl.optim import OptimConfig
 from streamssl.run import build_state
 from tests.tinyrun import CPU, assert_same, tiny_moco, tiny_swav, train_on_noise
@@ -181,7 +180,7 @@ def test_another_method_is_refused(tmp_path: Path) -> None:
 def test_other_shapes_are_refused_by_name(tmp_path: Path) -> None:
     """The sentence names a tensor with both shapes, not a stack of torch."""
     place = saved(tiny_swav(), tmp_path)
-    config = tiny_swav(method=SwAVConfig(num_prototypes=20, dim=8, hidden_dim=16))
+    config = tiny_swav(method=replace(tiny_swav().method, num_prototypes=20))
     with pytest.raises(ConfigError, match=r"prototypes\.\S+ is \(12, ?8?\)?.*\(20, ?8?\)? here"):
         checkpoint.restore(place, build_state(config, CPU), "swav")
 

@@ -77,7 +77,7 @@ def test_keys_are_normalised_in_small_shuffled_groups() -> None:
     norm = method.key_encoder.network[0].norm
     norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     crops = pictures(24, 8, 0)
-    method.loss([crops], step=0)
+    method.loss([crops], step=1)
     assert [len(rows) for rows in seen] == [4, 4, 4]
     encoded = torch.cat(seen)
     assert not torch.equal(encoded, crops[12:])
@@ -103,7 +103,7 @@ def test_a_small_batch_is_still_split_in_two() -> None:
     method, seen = build(norm=nn.BatchNorm2d(3)), []
     norm = method.key_encoder.network[0].norm
     norm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    method.loss([pictures(8, 8, 0)], step=0)
+    method.loss([pictures(8, 8, 0)], step=1)
     assert seen == [2, 2]
 
 

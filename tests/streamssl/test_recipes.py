@@ -106,6 +106,14 @@ def test_a_small_recipe_can_be_built(build) -> None:
     assert sum(p.numel() for p in state.method.parameters()) < 4_000_000
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("swav")])
+def test_queues_of_swav_hold_at_most_15_batches(name: str) -> None:
+    """What its authors ran; older entries are strangers."""
+    config = RECIPES[name]()
+    queue = config.method.queue
+    assert queue is None or queue.capacity <= 15 * config.stream.batch_size
+
+
 MULTI_CROP = ("swav", "swav-large-batch", "deepcluster-v2", "sela-v2", "patchmix")
 
 

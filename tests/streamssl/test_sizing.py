@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from streamssl.config import RunConfig, flatten, from_fields, to_fields
 from streamssl.recipes import RECIPES
-from streamssl.sizing import Sizing, most_prototypes, num_queued, size
+from streamssl.sizing import Sizing, most_drift, most_prototypes, num_queued, size
 
 IMAGENET, CIFAR, MARKET = 1_281_167, 50_000, 12_936
 
@@ -62,6 +63,21 @@ def test_a_queue_of_one_batch_starts_at_once() -> None:
     """As the authors' 2,560 rows at a batch of 2560."""
     queue = sized("swav", 2560, IMAGENET).method.queue
     assert (queue.capacity, queue.start_step) == (2560, 0)
+
+
+def test_a_queue_that_no_recipe_tells_the_start_of_starts_by_drift() -> None:
+    """0.175 for an epsilon of 0.05: scores then move by less than that, on the average."""
+    queue = sized("swav-large-batch", 256).method.queue
+    assert (queue.start_step, queue.max_drift) == (0, 0.175)
+    assert sized("swav-small", 64, CIFAR).method.queue.max_drift == 0.0594
+    entries = torch.nn.functional.normalize(torch.randn(2000, 128), dim=1)
+    prototypes = torch.nn.functional.normalize(torch.randn(300, 128), dim=1)
+    noise = torch.nn.functional.normalize(torch.randn(2000, 128), dim=1)
+    noise -= (noise * entries).sum(1, keepdim=True) * entries
+    cosine = 1 - most_drift(0.05, 128)
+    moved = cosine * entries + (1 - cosine**2) ** 0.5 * torch.nn.functional.normalize(noise, dim=1)
+    change = (moved - (moved * entries).sum(1, keepdim=True) * entries) @ prototypes.T
+    assert change.std().item() == pytest.approx(0.05, rel=0.05)
 
 
 def test_a_small_batch_gets_fewer_prototypes_and_sharper_codes() -> None:

@@ -76,6 +76,14 @@ def test_the_queue_is_used_only_when_full_and_after_its_start() -> None:
     assert used == [0.0, 0.0, 0.0, 1.0]
 
 
+def test_there_is_no_queue_unless_one_is_asked_for() -> None:
+    """A queue of 65,536 by default is 256 batches old."""
+    method = build(SwAVConfig(num_prototypes=10, dim=6, hidden_dim=8))
+    assert method.probe is None and len(method.queues) == 0
+    for step in range(3):
+        assert method.loss(views(step), step=step).readings["queue_used"] == 0.0
+
+
 def test_each_assigned_crop_has_a_queue_of_its_own_embeddings() -> None:
     """Newest first, in sample order within a batch, as upstream lays it out."""
     config = WITH_QUEUE

@@ -9,7 +9,7 @@ class TinyBackbone(nn.Module):
 
     def __init__(self, num_features: int = 12, *, norm: nn.Module | None = None) -> None:
         super().__init__()
-        self.num_features = num_features
+        self.num_features, self.picture_size = num_features, 8
         self.norm = norm or nn.Identity()
         self.linear = nn.Linear(12, num_features)
 

@@ -104,10 +104,11 @@ def by_drift(config: RunConfig) -> tuple[RunConfig, int]:
 
 
 def same_numbers(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    """Some readings are means in single precision, whatever the weights are in."""
     for found, expected in zip(ours, theirs, strict=True):
         numbers = {"loss": found["loss"], **found["readings"]}
         assert numbers == pytest.approx(
-            {"loss": expected["loss"], **expected["readings"]}, abs=1e-9, nan_ok=True
+            {"loss": expected["loss"], **expected["readings"]}, abs=1e-7, nan_ok=True
         )
 
 

@@ -57,7 +57,7 @@ def batch(step: int, *, related: bool = True) -> tuple[Tensor, Samples]:
 class Backbone(nn.Module):
     """Two layers."""
 
-    num_features = 32
+    num_features, picture_size = 32, _SIDE
 
     def __init__(self) -> None:
         super().__init__()

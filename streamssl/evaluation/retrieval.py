@@ -14,9 +14,6 @@ import numpy as np
 from shards.errors import ConfigError, UserError
 from streamssl.evaluation.knn import Features, Labels, check_features, unit_rows
 
-# Queries ranked at once: bounds the similarities, (rows, N) float32.
-_ROWS = 1024
-
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
@@ -38,9 +35,11 @@ def retrieve(
     gallery_features: Features,
     gallery_labels: Labels,
     ranks: tuple[int, ...] = (1, 5, 10),
+    num_rows: int = 1024,
 ) -> Retrieval:
     """Rank the gallery (N, D) for every query (Q, D); labels (N,) and (Q,) are identities.
 
+    `num_rows` queries are ranked at once, which bounds the similarities, (num_rows, N) float32.
     Equal similarities go in the order of the gallery. Raises UserError when no query has a match.
     """
     if not ranks or min(ranks) < 1:
@@ -54,8 +53,8 @@ def retrieve(
         )
     gallery = unit_rows(gallery_features)
     precisions, firsts = [], []
-    for start in range(0, len(query_labels), _ROWS):
-        rows = slice(start, start + _ROWS)
+    for start in range(0, len(query_labels), num_rows):
+        rows = slice(start, start + num_rows)
         similarities = unit_rows(query_features[rows]) @ gallery.T
         order = np.argsort(-similarities, axis=1, kind="stable")
         is_match = gallery_labels[order] == query_labels[rows, None]

@@ -11,7 +11,7 @@ feature.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +147,7 @@ class MoCo(nn.Module):
         self.key_encoder = MomentumCopy(encoder, own_batch_norm=True)  # see _encode_keys
         self.queue = config.queue.build(config.dim)
         self.queue.fill_with_noise(step_generator(seed, 0, "moco queue"))
-        self.probe = DriftProbe(config.queue, int(backbone.picture_size), config.dim)  # type: ignore[arg-type]
+        self.probe = DriftProbe(config.queue, cast(int, backbone.picture_size), config.dim)
 
     def loss(
         self,

@@ -10,6 +10,7 @@ Shape letters: B samples of this rank, V crops of a sample, N = V * B crops in c
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +177,7 @@ class SwAV(nn.Module):
         )
         self.probe: DriftProbe | None = None
         if config.queue is not None:
-            self.probe = DriftProbe(config.queue, int(backbone.picture_size), config.dim)  # type: ignore[arg-type]
+            self.probe = DriftProbe(config.queue, cast(int, backbone.picture_size), config.dim)
 
     def loss(
         self,

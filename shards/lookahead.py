@@ -92,6 +92,16 @@ class Lookahead(Generic[R]):
         # The largest result seen: what one under way may bring.
         self._chunk_bytes: int | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all results that are held."""
+        return self._num_bytes
+
+    @property
+    def num_slots(self) -> int:
+        """Samples, kept or not, of complete blocks; those of the first one that were used too."""
+        return self._slots_ahead
+
     def wait(self) -> Block[R]:
         """The block that comes next, complete. One of its futures may hold an error."""
         self.extend()

@@ -27,6 +27,13 @@ class Taken(NamedTuple, Generic[R]):
     offset: int
 
 
+class Ahead(NamedTuple):
+    """Samples, kept or not, of complete blocks that wait for their turn; bytes of all results."""
+
+    num_slots: int
+    num_bytes: int
+
+
 class Decided(NamedTuple):
     """What was decided against since it was asked for last."""
 
@@ -115,6 +122,11 @@ class OrderedSlots(Generic[R]):
         found = Decided(tuple(self._rejects), self._num_unselected - self._told_unselected)
         self._rejects, self._told_unselected = [], self._num_unselected
         return found
+
+    @property
+    def ahead(self) -> Ahead:
+        """What is held for later."""
+        return Ahead(max(0, self._lookahead.num_slots - self._slot), self._lookahead.num_bytes)
 
     def extend(self) -> None:
         """Ask for more chunks, if there is room by now."""

@@ -21,7 +21,7 @@ from shards.manifest import Manifest
 from shards.mixture import Weights
 from shards.order import Order, OrderConfig
 from shards.records import ChunkCrops, CropBatch, Cursor
-from shards.slots import Decided, OrderedSlots, Taken
+from shards.slots import Ahead, Decided, OrderedSlots, Taken
 from shards.slots import check_cursor as check_cursor
 from shards.thread_readers import ThreadReaders as ThreadReaders
 
@@ -122,6 +122,11 @@ class BatchStream:
             journal=journal,
             stop=stop,
         )
+
+    @property
+    def ahead(self) -> Ahead:
+        """What is held for batches to come. May be asked from any thread."""
+        return self._slots.ahead
 
     def __iter__(self) -> Iterator[CropBatch]:
         forming = _Forming(self._batch_size)

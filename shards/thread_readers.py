@@ -9,6 +9,7 @@ from shards.chunks import ChunkCropper, CropJob
 from shards.crashes import CrashMarks
 from shards.manifest import Manifest
 from shards.records import ChunkCrops, Turn
+from shards.stores.counters import TransportCounts
 from shards.stores.sources import RangeReader
 
 # A chunk that was in hand when so many processes died is cropped in isolation.
@@ -39,6 +40,11 @@ class ThreadReaders:
     def submit(self, turn: Turn) -> Future[ChunkCrops]:
         """A future of the crops of this chunk in this epoch."""
         return self._pool.submit(self._crop, turn)
+
+    @property
+    def transport(self) -> TransportCounts:
+        """What was asked of buckets, and came, so far."""
+        return self._source.counters
 
     def _crop(self, turn: Turn) -> ChunkCrops:
         cropper: ChunkCropper | None = getattr(self._local, "cropper", None)

@@ -19,8 +19,19 @@ Count = Literal[
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BucketCounts:
+    """What one bucket or host was asked for and gave; `errors` by kind, those mended included."""
+
+    requests: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    errors: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TransportCounts:
-    """The counts since a reader was made, at one moment. `retries`: by kind of trouble."""
+    """The counts since a reader was made, at one moment. `retries`: by kind of trouble; `buckets`:
+    by the name of the store (see `store_name`)."""
 
     requests: int = 0
     bytes: int = 0
@@ -31,6 +42,7 @@ class TransportCounts:
     cache_skipped: int = 0
     cache_evicted: int = 0
     retries: Mapping[str, int] = field(default_factory=dict)
+    buckets: Mapping[str, BucketCounts] = field(default_factory=dict)
 
 
 class Counters:
@@ -40,10 +52,27 @@ class Counters:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
+        self._buckets: dict[str, _Bucket] = {}
 
     def add(self, name: Count, number: int = 1) -> None:
         with self._lock:
             self._counts[name] += number
+
+    def add_request(self, bucket: str, seconds: float, error: str = "") -> None:
+        """A request to this bucket is over, and failed if there is a kind of trouble."""
+        with self._lock:
+            self._counts["requests"] += 1
+            found = self._bucket(bucket)
+            found.requests += 1
+            found.seconds += seconds
+            if error:
+                found.errors[error] += 1
+
+    def add_bytes(self, bucket: str, number: int) -> None:
+        """So many bytes came from this bucket."""
+        with self._lock:
+            self._counts["bytes"] += number
+            self._bucket(bucket).bytes += number
 
     def add_retry(self, kind: str) -> None:
         with self._lock:
@@ -52,4 +81,24 @@ class Counters:
     def snapshot(self) -> TransportCounts:
         """All counts as they are now."""
         with self._lock:
-            return TransportCounts(**self._counts, retries=dict(self._retries))
+            buckets = {
+                name: BucketCounts(
+                    requests=one.requests,
+                    bytes=one.bytes,
+                    seconds=one.seconds,
+                    errors=dict(one.errors),
+                )
+                for name, one in self._buckets.items()
+            }
+            return TransportCounts(**self._counts, retries=dict(self._retries), buckets=buckets)
+
+    def _bucket(self, name: str) -> "_Bucket":
+        return self._buckets.setdefault(name, _Bucket())
+
+
+@dataclass(slots=True)
+class _Bucket:
+    requests: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    errors: Counter[str] = field(default_factory=Counter)

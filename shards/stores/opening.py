@@ -68,8 +68,8 @@ class Stores:
         filesystem = self._open_filesystem(name, protocol)
         if protocol == "file":
             gate = Gate(Pace(_MOST_LOCAL_READS))
-            return LocalStore(filesystem, Asker(self._retry, gate, self._counters))
-        ask = Asker(self._retry, Gate(), self._counters)
+            return LocalStore(filesystem, Asker(self._retry, gate, self._counters, name))
+        ask = Asker(self._retry, Gate(), self._counters, name)
         if protocol in _S3:
             return S3Store(filesystem, protocol, ask)
         if protocol == "hf":

@@ -116,8 +116,8 @@ class GivenUp(Exception):
 class Asker:
     """Asks one store: at its pace, counted, and again after trouble that may pass."""
 
-    def __init__(self, retry: RetryConfig, gate: Gate, counters: Counters) -> None:
-        self._retry, self._gate, self._counters = retry, gate, counters
+    def __init__(self, retry: RetryConfig, gate: Gate, counters: Counters, name: str) -> None:
+        self._retry, self._gate, self._counters, self._name = retry, gate, counters, name
 
     def __call__(self, request: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
         """What `request` returns in the end. Raises GivenUp, or what is one of ours already.
@@ -129,16 +129,19 @@ class Asker:
         while True:
             before = progress()
             with self._gate.turn() as began:
-                self._counters.add("requests")
+                asked, kind = time.monotonic(), ""
                 try:
                     result = request()
                 except StreamSSLError:
                     raise
                 except Exception as error:  # every store raises what its own library likes
                     trouble, failed = judge(error), error
+                    kind = trouble.kind
                 else:
                     self._gate.went_well()
                     return result
+                finally:
+                    self._counters.add_request(self._name, time.monotonic() - asked, kind)
                 if trouble.kind == "throttled":
                     self._counters.add("throttles")
                     self._gate.slow_down(began, trouble.retry_after)

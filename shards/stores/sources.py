@@ -108,7 +108,7 @@ class RangeReader:
                 error = _unreadable(shard, start, stop, given_up)
             raise error from cause_to_show(shard.uri, given_up.error)
         finally:
-            self.stores.counters.add("bytes", len(sink))
+            self.stores.counters.add_bytes(store_name(shard.uri), len(sink))
         assert len(sink) == stop - start, "a store appended more than it was asked for"
         return bytes(sink)
 

@@ -126,7 +126,7 @@ def test_what_cannot_pass_is_hopeless(kind):
 def asker(**fields):
     retry = RetryConfig(**({"first_wait_seconds": 0.0, "longest_wait_seconds": 0.0} | fields))
     counters = Counters()
-    return Asker(retry, Gate(), counters), counters
+    return Asker(retry, Gate(), counters, "s3://b"), counters
 
 
 def test_attempts_are_counted_from_the_last_that_got_somewhere():

@@ -144,7 +144,12 @@ def test_reads_that_fail_or_come_short_are_made_again_in_full(flaky, plan, kinds
     reader = RangeReader(QUICK)
     assert reader.read(flaky, 512, 2048) == tar_bytes()[512:2048]
     assert FlakyStore.num_reads == len(plan) + 1
-    assert reader.counters == TransportCounts(requests=len(plan) + 1, bytes=1536, retries=kinds)
+    [(bucket, found)] = reader.counters.buckets.items()
+    assert (bucket, found.requests, found.bytes) == ("flaky://data", len(plan) + 1, 1536)
+    assert found.errors == kinds and found.seconds > 0
+    assert reader.counters == TransportCounts(
+        requests=len(plan) + 1, bytes=1536, retries=kinds, buckets={bucket: found}
+    )
 
 
 @pytest.mark.parametrize(
@@ -436,7 +441,7 @@ def test_many_threads_settle_on_what_a_store_can_do(tmp_path, data):
 def test_other_asynchronous_stores_are_bounded_in_time(web_proxy, data):
     """Google's and Azure's libraries would wait for minutes, and know no other bound."""
     counters = Counters()
-    ask = Asker(HASTY.retry, Gate(), counters)
+    ask = Asker(HASTY.retry, Gate(), counters, "s3://b")
     filesystem = fsspec.filesystem("http", skip_instance_cache=True)
     retry = replace(HASTY.retry, connect_timeout_seconds=0.1)
     store = OtherStore(filesystem, web_proxy.address, retry, ask)

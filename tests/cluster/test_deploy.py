@@ -118,7 +118,7 @@ def test_prometheus_finds_ray_and_streamssl():
     assert jobs["ray"]["file_sd_configs"][0]["files"] == [
         "/tmp/ray/prom_metrics_service_discovery.json"
     ]
-    assert jobs["streamssl"]["static_configs"] == [{"targets": ["127.0.0.1:9464"]}]
+    assert jobs["streamssl"]["http_sd_configs"][0]["url"] == "http://127.0.0.1:9464/sd"
 
 
 def test_prometheus_in_kubernetes_keeps_exactly_the_ports_that_our_pods_name():
@@ -146,6 +146,7 @@ def test_promtool_takes_what_prometheus_is_given(name, tmp_path):
             job["static_configs"] = [{"targets": ["127.0.0.1:1"]}]
         assert sum(key.endswith("_configs") and "relabel" not in key for key in job) == 1
     (tmp_path / name).write_text(yaml.safe_dump(config))
+    shutil.copytree(DEPLOY / "prometheus", tmp_path / "prometheus")
     if promtool := shutil.which("promtool"):
         command = [promtool, "check", "config", str(tmp_path / name)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -136,6 +136,17 @@ def _said(sample: Sample) -> Mapping[str, object]:
         return {}
 
 
+def find_sample(manifest: Manifest, reader: RangeReader, shard: int, offset: int) -> Sample | None:
+    """The one sample whose first header stands there; None of shards that are only read whole.
+
+    Raises ShardUnreadable.
+    """
+    if manifest.shards[shard].whole:
+        return None
+    found = read_chunk(reader, manifest.shards[shard], Chunk(shard, offset, offset + 1)).found
+    return next((s for s in found if isinstance(s, Sample) and s.offset == offset), None)
+
+
 def batch_tiles(
     batch: CropBatch, manifest: Manifest, reader: RangeReader, num: int, num_threads: int = 4
 ) -> Iterator[Tile]:
@@ -146,12 +157,7 @@ def batch_tiles(
     rows = range(min(num, len(batch)))
 
     def find(row: int) -> Sample | None:
-        shard, offset = batch.ids[row].tolist()
-        if manifest.shards[shard].whole:
-            return None
-        # The one sample whose first header stands there.
-        found = read_chunk(reader, manifest.shards[shard], Chunk(shard, offset, offset + 1)).found
-        return next((s for s in found if isinstance(s, Sample) and s.offset == offset), None)
+        return find_sample(manifest, reader, *batch.ids[row].tolist())
 
     with ThreadPoolExecutor(num_threads) as pool:
         for row, sample in zip(rows, pool.map(find, rows), strict=True):

@@ -1,0 +1,1 @@
+"""The live page: what a run answers when a person looks at it in a browser."""

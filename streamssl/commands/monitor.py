@@ -1,0 +1,73 @@
+"""`streamssl monitor`: a Prometheus that scrapes runs, with our rules and alerts."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from cluster.monitor import follow, prometheus, write_targets
+from shards.errors import ConfigError
+from streamssl.parsing import parse
+from streamssl.run_folder import METRICS_ADDRESS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Monitor:
+    """Start the Prometheus that is on the PATH, with our rules, on the loopback address.
+
+    Runs may begin and end meanwhile: whichever live are scraped every two seconds.
+    """
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run folders of this machine, or addresses such as http://127.0.0.1:9464."""
+    out: Path | None = None
+    """Where Prometheus keeps its data; by default in a folder that is removed at the end."""
+    port: int = 9090
+    """Port of Prometheus on the loopback address."""
+
+
+def parse_monitor(arguments: list[str]) -> Monitor:
+    """What to watch. Raises ConfigError."""
+    parsed = parse(Monitor, "streamssl monitor", arguments)
+    if not parsed.runs:
+        raise ConfigError(
+            "monitor needs at least one run: give run folders, for example `streamssl monitor "
+            "runs/a runs/b`, or the addresses that they print"
+        )
+    if not 1 <= parsed.port <= 65_535:
+        raise ConfigError(f"port={parsed.port}; it must be from 1 to 65535")
+    return parsed
+
+
+def monitor(parsed: Monitor, console: Console, stop: Callable[[], bool]) -> None:
+    """Until `stop()`. Raises ConfigError when there is no Prometheus, or it does not start."""
+    with ExitStack() as stack:
+        folder = parsed.out
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streamssl-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        targets = folder.resolve() / "targets.json"
+        write_targets(targets, [])
+        process = stack.enter_context(prometheus(folder.resolve(), parsed.port, targets))
+        console.print(
+            f"Prometheus at http://127.0.0.1:{parsed.port}, its data in {folder}; Ctrl-C ends it",
+            highlight=False,
+        )
+        follow(process, targets, lambda: addresses(parsed.runs), stop)
+
+
+def addresses(runs: tuple[str, ...]) -> list[str]:
+    """Where these runs say that they serve their metrics; who does not live says nothing."""
+    found = []
+    for run in runs:
+        if "://" in run:
+            found.append(run.rstrip("/").removesuffix("/metrics"))
+            continue
+        with suppress(OSError):
+            found.append((Path(run) / METRICS_ADDRESS).read_text().strip())
+    return found

@@ -7,21 +7,26 @@ from those who ask it, and whatever it says carries its term, so that nobody obe
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from cluster.bell import Bell
 from cluster.core import Core
+from cluster.core_readings import told_of
 from cluster.links import StateRef
 from cluster.messages import Beat, Directive, Plans, ReaderOrders, ReaderReport
 from cluster.nodes import NodeWatch
-from cluster.orders import ControlNews, DriverReport
+from cluster.orders import ControlNews, DriverReport, Told
 from cluster.spec import ControlSpec, ControlStart, RunPlace, write_place
-from cluster.status import Status, status_of
+from cluster.standing import status_of
+from cluster.status import Status
 
 # How long an answer may wait for what was asked for, before it says that there is nothing.
 _WAIT_SECONDS = 1.0
+# How often what is of interest to people alone is put together and sent.
+_TELL_SECONDS = 1.0
 
 
 @ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, max_concurrency=10_000)
@@ -33,6 +38,7 @@ class Control:
 
     def __init__(self) -> None:
         self._began = asyncio.Event()
+        self._told_at = float("-inf")
 
     async def start(self, spec: ControlSpec, start: ControlStart) -> int:
         """Begin, and give its term. Raises ConfigError."""
@@ -93,8 +99,16 @@ class Control:
         while True:
             news = core.news(report)
             if news.is_new(report) or time.monotonic() >= deadline:
-                return news
+                return replace(news, told=self._told())
             await self._bell.wait(deadline - time.monotonic())
+
+    def _told(self) -> Told | None:
+        """How the run stands, if that was not said a moment ago."""
+        now = time.monotonic()
+        if now - self._told_at < _TELL_SECONDS:
+            return None
+        self._told_at = now
+        return told_of(self._core)
 
     async def status(self) -> Status:
         """How the run stands."""

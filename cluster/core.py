@@ -181,7 +181,6 @@ class Core:
             state=self.saved,
             over=self._is_over() and not records.records,
             error=self.error,
-            readings=self.readings(),
         )
 
     def _is_ready(self) -> bool:
@@ -311,26 +310,6 @@ class Core:
             self.planning.plans(max(self.members.min_committed, self.state.step), 1)
         except Exception as error:  # what ended the stream ends the run, where it is needed
             self.error = self.error or error
-
-    def readings(self) -> dict[tuple[str, str], float]:
-        """Counters and gauges by name and label, as `metrics` knows them."""
-        members, leases = self.members, self.table.counters
-        found: dict[tuple[str, str], float] = dict(self.tally.totals)
-        found |= self.staff.readings()
-        found["control_term", ""] = self.term
-        found["held_bytes", ""] = self.tally.held_bytes
-        found["generations", ""] = members.num_generations
-        found["recoveries", ""] = len(members.recoveries)
-        found["recovery_seconds", ""] = sum(one.seconds for one in members.recoveries)
-        generation = members.generation if members.is_running else None
-        found["world_size", ""] = len(generation.members) if generation else 0
-        for name, counts in (
-            ("leases_reissued", leases.reissued),
-            ("results_refused", leases.late),
-            ("beats_refused", members.refused),
-        ):
-            found |= {(name, str(reason)): count for reason, count in counts.items()}
-        return found
 
     def __enter__(self) -> "Core":
         return self

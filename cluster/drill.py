@@ -207,7 +207,7 @@ class Watch:
 
 
 def _total(status: Status, name: str) -> float:
-    return sum(value for (found, _), value in status.readings.items() if found == name)
+    return sum(value for key, value in status.readings.items() if key[0] == name)
 
 
 def _on(node: str, do: Callable[..., Any], *arguments: object) -> None:

@@ -22,7 +22,7 @@ from cluster.feed import FeedConfig
 from cluster.learner import BuildLearner, LearnerState
 from cluster.links import CONTROL, StateRef
 from cluster.messages import StepRecord
-from cluster.orders import ActorEvent, ControlNews, DriverReport
+from cluster.orders import ActorEvent, ControlNews, DriverReport, Told
 from cluster.readers import Reader
 from cluster.spec import ControlSpec, ControlStart, mark_folder
 from cluster.step_log import Records
@@ -53,8 +53,8 @@ class Keeper(Protocol):
     def save(self, state: LearnerState) -> None:
         """A state to keep, on a thread of its own while the training goes on."""
 
-    def look(self, readings: Mapping[tuple[str, str], float]) -> None:
-        """Counters of the control plane."""
+    def look(self, told: Told) -> None:
+        """What is known of all actors; about once a second."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +185,8 @@ class Driver:
         if news.state is not None and self._saving is None and news.state.step > self._state.step:
             self._saving_step = news.state.step
             self._saving = self._saver.submit(self._save, news.state)
-        self._keeper.look(news.readings)
+        if news.told is not None:
+            self._keeper.look(news.told)
 
     def _record(self, found: Records) -> None:
         if found.history != self._history:

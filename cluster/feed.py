@@ -120,6 +120,7 @@ class Feed:
                 "calls": self._num_calls,
                 "lost_calls": self._num_lost,
                 "held_bytes": self._arriving.held_bytes,
+                "limit_bytes": self._config.max_bytes,
                 "batches_ready": self._arriving.num_ready,
             }
 

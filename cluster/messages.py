@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.metrics.metric import Readings
 from shards.records import Chunk, ChunkCrops, Cursor, Reject, ShardInfo, Turn
 
 
@@ -96,7 +97,8 @@ class ReaderReport:
     being cropped, since `in_hand_seconds`; its bytes are there, for slow stores have time-outs of
     their own. `waiting` are leases that it has not begun, in order. `wanted`: how many more it
     could take, at least 1 where it has nothing to do; leases that it neither names nor wants go to
-    others.
+    others. `counts` are for /metrics alone,
+    and come about once a second.
     """
 
     reader: str
@@ -108,9 +110,9 @@ class ReaderReport:
     wanted: int = 0
     held: tuple[int, ...] = ()
     held_bytes: int = 0
+    memory_bytes: int = 0
     busy_seconds: float = 0.0
-    blocked_seconds: Mapping[str, float] = field(default_factory=dict)
-    counts: Mapping[str, int] = field(default_factory=dict)
+    counts: Readings = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +188,17 @@ Doing = Literal["", "data", "step", "peers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a trainer holds at a moment; `device_bytes` of its GPU, by what they are."""
+
+    memory_bytes: int = 0
+    held_bytes: int = 0
+    limit_bytes: int = 0
+    batches_ready: int = 0
+    device_bytes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
     """What a trainer says twice a second and at every change.
 
@@ -215,6 +228,7 @@ class Beat:
     wait_seconds: float = 0.0
     doing: Doing = ""
     reason: str = ""
+    load: Load | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

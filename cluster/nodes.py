@@ -43,6 +43,11 @@ class Node:
     is_head: bool = False
     leaves_at: float | None = None
 
+    def used_share(self, resource: str) -> float | None:
+        """What part of a resource is used; None where the node has none of it."""
+        total = self.total.get(resource, 0.0)
+        return 1 - self.free.get(resource, 0.0) / total if total > 0 else None
+
     @property
     def drains(self) -> bool:
         """It will be taken away: nothing new belongs there."""

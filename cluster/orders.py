@@ -6,11 +6,12 @@ The driver makes and owns the actors, so that none outlives the command, and all
 Whatever either says is said again until the other one is known to have heard it.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from cluster.links import StateRef
+from cluster.metrics.metric import Counted, Readings
+from cluster.status import Status
 from cluster.step_log import Records
 
 Role = Literal["reader", "trainer"]
@@ -70,12 +71,21 @@ class DriverReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a Control tells about once a second for whoever watches: counters of those that had
+    something new to say, gauges, and how the run stands."""
+
+    counted: tuple[Counted, ...]
+    gauges: Readings
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControlNews:
     """`make` and `kill` are whole lists of what is still wanted. `heard`: events up to this one.
 
     `ready`: the data can fill a batch. `state` is newer than the one that is safe. `over`: every
-    trainer has left; `error`: the run cannot go on. `readings` are counters of this Control, by
-    name and label.
+    trainer has left; `error`: the run cannot go on. `told` comes about once a second.
     """
 
     term: int
@@ -87,7 +97,7 @@ class ControlNews:
     state: StateRef | None
     over: bool
     error: BaseException | None
-    readings: Mapping[tuple[str, str], float]
+    told: Told | None = None
 
     def is_new(self, report: DriverReport) -> bool:
         """Whether whoever reported this has something to do by it."""

@@ -101,6 +101,11 @@ class Planning:
         """From now on what is learned is on disk before it takes effect."""
         self._files.enter_context(self._journal.keep_in(path))
 
+    @property
+    def max_bytes(self) -> int:
+        """What readers may hold together."""
+        return self._config.max_bytes(self._stream)
+
     def status(self) -> dict[str, int]:
         """How far planning and training are."""
         return {} if self._sequencer is None else dict(self._sequencer.status())

@@ -13,7 +13,7 @@ from typing import Final
 from cluster.generations import GenerationOver
 from cluster.learner import Learner, Wish
 from cluster.links import Unreachable
-from cluster.messages import Beat, Directive, Doing, Phase, StepRecord
+from cluster.messages import Beat, Directive, Doing, Load, Phase, StepRecord
 
 Speak = Callable[[Beat], Directive]
 """Asks Control; raises Unreachable."""
@@ -29,6 +29,10 @@ _COME_OUT_SECONDS: Final = 1.0
 _MOST_RECORDS: Final = 256
 
 
+def _unknown() -> None:
+    """Nobody asks what this trainer holds."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PulseConfig:
     """How often a trainer beats, and when it gives itself up because nobody hears it."""
@@ -40,14 +44,20 @@ class PulseConfig:
 class Pulse:
     """What Control and the training thread of one trainer know of each other. Use as a context.
 
-    The training thread sets `doing`, and `interrupt`: that is called, on the thread of the pulse,
-    when the generation under way is over.
+    `look` tells what the trainer holds. The training thread sets `doing`, and `interrupt`: that is
+    called, on the thread of the pulse, when the generation under way is over.
     """
 
-    def __init__(self, speak: Speak, first: Beat, config: PulseConfig | None = None) -> None:
+    def __init__(
+        self,
+        speak: Speak,
+        first: Beat,
+        config: PulseConfig | None = None,
+        look: Callable[[], Load | None] = _unknown,
+    ) -> None:
         self.doing: Doing = ""
         self.interrupt: Callable[[], None] = _nothing
-        self._speak, self._said = speak, first
+        self._speak, self._said, self._look = speak, first, look
         self._config = config or PulseConfig()
         self._heard = Directive(term=first.term)
         self._records: list[StepRecord] = []
@@ -177,6 +187,7 @@ class Pulse:
             self._said,
             term=self._heard.term,
             doing=self.doing,
+            load=self._look(),
             reports=tuple(self._records[:_MOST_RECORDS]),
         )
         since = self._over_since

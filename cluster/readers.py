@@ -23,7 +23,10 @@ from numpy.typing import NDArray
 from ray import cloudpickle
 
 from cluster.links import Link, Started, Unreachable
+from cluster.memory import resident_bytes
 from cluster.messages import Lease, Rows
+from cluster.metrics.metric import Readings
+from cluster.metrics.transport import transport_readings
 from cluster.stock import Stock
 from shards.chunks import ChunkCropper, CropJob
 from shards.cropper import no_crops
@@ -35,6 +38,7 @@ from shards.tars.cutting import Cut
 # However much there is to say: Control has others to listen to.
 _LEAST_SECONDS = 0.02
 _PAUSE_SECONDS = 0.5
+_COUNT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +72,11 @@ class Reader:
         self._control = Link(control)
         self._changed = threading.Condition()  # guards the stock
         self._stock = Stock(name, 1 + self._config.num_ahead, no_crops(job))
+        self._source = RangeReader(job.sources)
         self._ahead: dict[tuple[int, int], Future[tuple[Cut, float]]] = {}
         self._fetchers = ThreadPoolExecutor(1 + self._config.num_ahead, "fetch")
         self._num_reports = self._num_answers = 0
+        self._counted = float("-inf")
         self._hurries = False
         self._end: Future[None] = Future()
 
@@ -94,7 +100,7 @@ class Reader:
             parts = self._stock.find(term, [task for task, _ in wanted])
         rows = self._stock.gather(parts, wanted)
         with self._changed:
-            self._stock.spent.count("taken_bytes", bytes_of(rows.crops))
+            self._stock.spent.count(("taken_bytes",), bytes_of(rows.crops))
         return rows
 
     def _start_thread(self, name: str, work: Callable[[], None]) -> None:
@@ -127,7 +133,8 @@ class Reader:
                 self._changed.wait_for(self._wants_to_talk, seconds)
                 self._hurries = False
                 self._num_reports += 1
-                report = self._stock.report(time.monotonic())
+                now = time.monotonic()
+                report = self._stock.report(now, resident_bytes(), self._counts(now))
             try:
                 orders = self._control.call("exchange", report)
             except Unreachable:
@@ -144,6 +151,13 @@ class Reader:
                     return
                 self._changed.notify_all()
             time.sleep(_LEAST_SECONDS)
+
+    def _counts(self, now: float) -> Readings | None:
+        """Since it started, for /metrics; Control has others to listen to."""
+        if now - self._counted < _COUNT_SECONDS:
+            return None
+        self._counted = now
+        return {**self._stock.spent.readings(), **transport_readings(self._source.counters)}
 
     def _wants_to_talk(self) -> bool:
         """Of what is finished Control hears at once: others wait for it."""
@@ -164,7 +178,7 @@ class Reader:
     def _crop_all(self, ready: "Future[None]") -> None:
         """The cropper belongs to the thread that crops."""
         try:
-            cropper = ChunkCropper(self._job, RangeReader(self._job.sources))
+            cropper = ChunkCropper(self._job, self._source)
         except Exception as error:  # `start` raises it
             ready.set_exception(error)
             return

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from cluster.messages import Beat
+from cluster.metrics.metric import Key
 from cluster.orders import ActorEvent, MakeOrder, Role
 from cluster.scaler import Decision, Observation, Scaler, ScalingConfig
 from cluster.supervisor import Cause, Supervisor, SupervisorConfig
@@ -49,6 +50,8 @@ class Staff:
         self._kill: dict[str, MakeOrder] = {}
         self._leaving: set[str] = set()
         self._num_lost: Counter[Role] = Counter()
+        self._num_scalings: Counter[tuple[str, str]] = Counter()
+        self._num_failed_launches = 0
         self._closed = False
         self._before: _Before | None = None
         self._failed_launches = 0
@@ -152,6 +155,7 @@ class Staff:
             return
         new_failures = max(0, seen.num_failed - self._failed_launches)
         self._failed_launches = seen.num_failed
+        self._num_failed_launches += new_failures
         decision = self._scaler.decide(
             Observation(
                 now=now,
@@ -170,13 +174,17 @@ class Staff:
         )
         self._decide(decision, now)
 
-    def readings(self) -> dict[tuple[str, str], float]:
-        """Counters and gauges, by name and label."""
-        found: dict[tuple[str, str], float] = {}
-        for role, wanted in self._wanted.items():
-            found[f"{role}s_lost", ""] = self._num_lost[role]
-            found["actors_wanted", role] = wanted
-            found["actors", role] = sum(one.role == role for one in self._there.values())
+    def counters(self) -> dict[Key, float]:
+        """What happened so far, by key."""
+        found: dict[Key, float] = {
+            (f"{role}s_lost",): self._num_lost[role] for role in self._wanted
+        }
+        found["node_launches_failed",] = self._num_failed_launches
+        for (role, cause), count in self._supervisor.restarts.items():
+            if cause != "let go":
+                found["restarts", role, cause] = count
+        for (direction, reason), count in self._num_scalings.items():
+            found["scale_decisions", direction, reason] = count
         return found
 
     def _ready_readers(self) -> dict[str, str]:
@@ -187,7 +195,11 @@ class Staff:
         }
 
     def _decide(self, decision: Decision, now: float) -> None:
-        if (decision.target, decision.pool) != (self.decision.target, self.decision.pool):
+        before = self.decision
+        if (decision.target, decision.pool) != (before.target, before.pool):
+            direction = "up" if decision.target > before.target else "down"
+            direction = direction if decision.target != before.target else "pool"
+            self._num_scalings[direction, decision.reason] += 1
             self._scalings.append((now, f"{decision.target} readers wanted", decision.reason))
         self.decision = decision
         for name in decision.drain:

@@ -1,13 +1,10 @@
-"""How a run on a cluster stands, as Control sees it: plain values, for whoever looks."""
+"""Status: how a run on a cluster stands, in plain values, for whoever looks."""
 
-import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cluster.core import Core
 from cluster.lease_readings import LeaseSnapshot
-from cluster.members import Member
+from cluster.metrics.metric import Readings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,104 +69,6 @@ class Status:
     leases: LeaseSnapshot
     decisions: tuple[Decided, ...]
     recoveries: tuple[Decided, ...]
-    readings: Mapping[tuple[str, str], float]
+    readings: Readings
     pending: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
-
-
-def status_of(core: Core) -> Status:
-    """How the run of this Control stands at this moment."""
-    now = time.monotonic()
-    members, planned = core.members, core.planning.status()
-    generation = members.generation if members.is_running else None
-    nodes = core.nodes.latest
-    decision = core.staff.decision
-    with core.planning.leases() as table:
-        leases = table.snapshot(now)
-    return Status(
-        term=core.term,
-        seconds=now - core.began,
-        step=max(members.min_committed, core.state.step),
-        num_steps=core.spec.num_steps,
-        planned=planned.get("planned", 0),
-        generation=str(generation.number & 0xFFFFFFFF) if generation else "",
-        world=len(generation.members) if generation else 0,
-        step_seconds=members.median_step_seconds,
-        wanted=core.staff.num_wanted,
-        scaling=f"{decision.target} readers: {decision.reason}",
-        rates=_rates(core),
-        nodes=_nodes(core),
-        actors=_actors(core, now),
-        leases=leases,
-        decisions=tuple(
-            Decided(seconds=now - at, what=what, why=why) for at, what, why in core.events()
-        ),
-        recoveries=tuple(
-            Decided(seconds=now - one.at, what=f"{one.seconds:.1f} s", why=one.why)
-            for one in members.recoveries
-        ),
-        readings=core.readings(),
-        pending=tuple(f"{one.count} x {one.kind}" for one in nodes.pending) if nodes else (),
-        failed=tuple(f"{one.kind}: {one.reason}" for one in nodes.failed) if nodes else (),
-    )
-
-
-def _rates(core: Core) -> dict[str, float]:
-    """Pictures a second that are cropped and trained on, and what part of readers' time is work."""
-    first, last = core.history[0], core.history[-1]
-    seconds = last.at - first.at
-    if seconds <= 0:
-        return {}
-    num_readers = max(1, sum(one.role == "reader" for one in core.staff.there.values()))
-    trained = (last.committed - first.committed) * core.spec.stream.batch_size
-    return {
-        "cropped": (last.num_made - first.num_made) / seconds,
-        "trained": trained / seconds,
-        "busy": (last.busy_seconds - first.busy_seconds) / seconds / num_readers,
-    }
-
-
-def _nodes(core: Core) -> tuple[NodeStatus, ...]:
-    seen = core.nodes.latest
-    if seen is None:
-        return ()
-    there = Counter((one.node, one.role) for one in core.staff.there.values())
-    return tuple(
-        NodeStatus(
-            node=node.id,
-            address=node.address,
-            labels=node.labels,
-            num_readers=there[node.id, "reader"],
-            num_trainers=there[node.id, "trainer"],
-            cores=node.total.get("CPU", 0.0),
-            is_head=node.is_head,
-            leaves_in=None if node.leaves_at is None else max(0.0, node.leaves_at - time.time()),
-        )
-        for node in seen.alive
-    )
-
-
-def _actors(core: Core, now: float) -> tuple[ActorStatus, ...]:
-    ranks = core.members.generation.members if core.members.generation else ()
-    found = []
-    for name, one in sorted(core.staff.there.items()):
-        member = core.members.members.get(name)
-        leaves = name in core.staff.leaving
-        found.append(
-            ActorStatus(
-                name=name,
-                role=one.role,
-                node=one.node,
-                pid=one.pid,
-                phase="leaves" if leaves else _phase(member),
-                step=member.beat.committed if member else -1,
-                rank=ranks.index(name) if name in ranks else -1,
-                doing=member.beat.doing if member else "",
-                heard_seconds=now - member.heard if member else 0.0,
-            )
-        )
-    return tuple(found)
-
-
-def _phase(member: Member | None) -> str:
-    return "works" if member is None else member.beat.phase

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.messages import ChunkHeader, Finished, Lease, ReaderOrders, ReaderReport, Rows
+from cluster.metrics.metric import Key, Readings
 from shards.records import ChunkCrops
 
 Arrays = tuple[NDArray[np.uint8], ...]
@@ -39,10 +40,27 @@ class Spent:
     busy: float = 0.0
     for_lease: float = 0.0
     for_bucket: float = 0.0
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[Key, float] = field(default_factory=dict)
 
-    def count(self, name: str, number: int) -> None:
-        self.counts[name] = self.counts.get(name, 0) + number
+    def count(self, key: Key, number: float) -> None:
+        self.counts[key] = self.counts.get(key, 0) + number
+
+    def count_chunk(self, result: ChunkCrops) -> None:
+        """What came of a chunk."""
+        self.count(("samples", "read"), len(result.offsets) + result.num_unselected)
+        self.count(("samples", "unselected"), result.num_unselected)
+        self.count(("samples", "cropped"), int(np.count_nonzero(result.kept)))
+        self.count(("reader_busy_seconds", "read"), result.read_seconds)
+        self.count(("reader_busy_seconds", "crop"), result.crop_seconds)
+        self.count(("crop_bytes",), result.num_bytes)
+
+    def readings(self) -> Readings:
+        """All of it, for /metrics."""
+        blocked = {"lease": self.for_lease, "bucket": self.for_bucket}
+        waits: Readings = {
+            ("reader_blocked_seconds", on): seconds for on, seconds in blocked.items()
+        }
+        return {**self.counts, **waits}
 
 
 class Stock:
@@ -72,8 +90,10 @@ class Stock:
         """Whether it was told to leave, and holds nothing that somebody may want."""
         return self._leaving and not (self._in_hand or self._finished or self._held)
 
-    def report(self, now: float) -> ReaderReport:
-        """All that Control must know."""
+    def report(
+        self, now: float, memory_bytes: int = 0, counts: Readings | None = None
+    ) -> ReaderReport:
+        """All that Control must know; `counts` where it is time to tell of them, too."""
         hand = self._in_hand
         room = self._num_leases - len(self._waiting) - (hand is not None)
         return ReaderReport(
@@ -86,9 +106,9 @@ class Stock:
             wanted=0 if self._leaving else max(0, room),
             held=tuple(task for task in self._held if task not in self._finished),
             held_bytes=sum(held.num_bytes for held in self._held.values()),
+            memory_bytes=memory_bytes,
             busy_seconds=self.spent.busy,
-            blocked_seconds={"lease": self.spent.for_lease, "bucket": self.spent.for_bucket},
-            counts=dict(self.spent.counts),
+            counts=counts or {},
         )
 
     def obey(self, report: ReaderReport, orders: ReaderOrders) -> None:
@@ -138,8 +158,7 @@ class Stock:
         header = ChunkHeader.of(result)
         self._held[lease.task] = _Held(lease.epoch, result.crops, result.num_bytes)
         self._finished[lease.task] = Finished(lease.task, lease.epoch, header)
-        self.spent.count("chunks", 1)
-        self.spent.count("crop_bytes", result.num_bytes)
+        self.spent.count_chunk(result)
 
     def find(self, term: int, tasks: Sequence[int]) -> list[Arrays | None]:
         """The crops of these tasks; None where they are not held."""

@@ -1,12 +1,11 @@
-"""What readers did, added up: counters that only rise, whoever comes and goes."""
+"""What readers did, added up, whoever comes and goes; and what each of them counted."""
 
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.messages import ChunkHeader, ReaderReport
+from cluster.messages import ReaderReport
+from cluster.metrics.metric import Counted, Readings
 
 
 @dataclass(slots=True)
@@ -14,18 +13,19 @@ class _Heard:
     """What a reader said last."""
 
     finished: frozenset[tuple[int, int]] = frozenset()
-    counts: Mapping[str, float] = field(default_factory=dict)
+    busy_seconds: float = 0.0
     held_bytes: int = 0
+    memory_bytes: int = 0
 
 
 class Tally:
     """Totals over all readers that ever were. Readers say how much they did since they started."""
 
     def __init__(self) -> None:
-        self.totals: defaultdict[tuple[str, str], float] = defaultdict(float)
         self.num_made = 0  # samples that were cropped
         self.busy_seconds = 0.0
         self._heard: dict[str, _Heard] = {}
+        self._news: dict[str, Readings] = {}
 
     def add(self, report: ReaderReport) -> None:
         """Count what is new in a report; one that comes twice adds nothing."""
@@ -35,32 +35,29 @@ class Tally:
                 finished.header is not None
                 and (finished.task, finished.epoch) not in heard.finished
             ):
-                self._add_chunk(finished.header)
+                self.num_made += int(np.count_nonzero(finished.header.kept))
         heard.finished = frozenset((one.task, one.epoch) for one in report.finished)
-        counts = {f"on {name}": seconds for name, seconds in report.blocked_seconds.items()}
-        counts |= {"busy": report.busy_seconds, **report.counts}
-        new = {name: value - heard.counts.get(name, 0) for name, value in counts.items()}
-        heard.counts, heard.held_bytes = counts, report.held_bytes
-        self.busy_seconds += new["busy"]
-        self.totals["crop_bytes", ""] += new.get("crop_bytes", 0)
-        self.totals["taken_bytes", ""] += new.get("taken_bytes", 0)
-        for name in report.blocked_seconds:
-            self.totals["reader_blocked_seconds", name] += new[f"on {name}"]
+        self.busy_seconds += report.busy_seconds - heard.busy_seconds
+        heard.busy_seconds, heard.held_bytes = report.busy_seconds, report.held_bytes
+        heard.memory_bytes = report.memory_bytes
+        if report.counts:
+            self._news[report.reader] = report.counts
+
+    def take_news(self) -> tuple[Counted, ...]:
+        """What readers counted, of those that reported since this was asked last."""
+        news, self._news = self._news, {}
+        return tuple(Counted(name, counts) for name, counts in news.items())
 
     @property
     def held_bytes(self) -> int:
         """Bytes of crops in the memory of readers."""
         return sum(heard.held_bytes for heard in self._heard.values())
 
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory of the largest reader."""
+        return max((heard.memory_bytes for heard in self._heard.values()), default=0)
+
     def forget(self, reader: str) -> None:
         """It is gone; what it did stays."""
         self._heard.pop(reader, None)
-
-    def _add_chunk(self, header: ChunkHeader) -> None:
-        num_kept = int(np.count_nonzero(header.kept))
-        self.num_made += num_kept
-        self.totals["samples", "read"] += len(header.offsets) + header.num_unselected
-        self.totals["samples", "unselected"] += header.num_unselected
-        self.totals["samples", "cropped"] += num_kept
-        self.totals["busy_seconds", "read"] += header.read_seconds
-        self.totals["busy_seconds", "crop"] += header.crop_seconds

@@ -16,7 +16,8 @@ from cluster.feed import Feed, FeedConfig
 from cluster.generations import Door
 from cluster.learner import BuildLearner, LearnerState
 from cluster.links import Link, Started, StateRef, Unreachable
-from cluster.messages import Beat, Directive
+from cluster.memory import device_bytes, resident_bytes
+from cluster.messages import Beat, Directive, Load
 from cluster.pulse import Pulse
 from cluster.training import TrainerConfig, Training
 
@@ -83,10 +84,22 @@ class Trainer:
         with (
             _ObjectStore(self._control, self._name, seconds) as keeper,
             Feed(self._control, self._name, self._feed) as feed,
-            Pulse(speak, first, self._config.pulse) as pulse,
+            Pulse(speak, first, self._config.pulse, lambda: load_of(feed)) as pulse,
         ):
             training = Training(self._build, feed, keeper, pulse, door, self._config)
             training.run(on_ready=lambda: self._ready.set_result(None))
+
+
+def load_of(feed: Feed) -> Load:
+    """What this process holds at this moment."""
+    status = feed.status()
+    return Load(
+        memory_bytes=resident_bytes(),
+        held_bytes=int(status["held_bytes"]),
+        limit_bytes=int(status["limit_bytes"]),
+        batches_ready=int(status["batches_ready"]),
+        device_bytes=device_bytes(),
+    )
 
 
 class _ObjectStore:

@@ -11,7 +11,7 @@ It knows neither Ray nor what is learned; what it talks to is handed in.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -69,6 +69,7 @@ class Training:
         self._build, self._batches, self._keeper = build, batches, keeper
         self._pulse, self._door, self._config = pulse, door, config
         self._rank, self._kept_step = 0, -1
+        self._keep_seconds = 0.0  # that copies for checkpoints took since the last report
 
     def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Train until Control says that it is enough, or the last step is done.
@@ -191,10 +192,13 @@ class Training:
         pulse.doing = "step"
         record, wish = self._learner.train_step(batch, pulse.wish)
         step_seconds, wait_seconds = time.monotonic() - began, began - asked
+        phases: Any = record.fields.get("phase_seconds", {})
         times = {
             "step_seconds": round(step_seconds, 4),
             "data_wait_seconds": round(wait_seconds, 4),
+            "phase_seconds": {**phases, "checkpoint": round(self._keep_seconds, 4)},
         }
+        self._keep_seconds = 0.0
         record = replace(record, fields={**record.fields, **times})
         pulse.finished(record, step_seconds, wait_seconds)
         return wish
@@ -210,8 +214,10 @@ class Training:
         if self._kept_step != self._learner.step:
             # Copying takes time in which nobody hangs.
             self._pulse.doing = ""
+            began = time.monotonic()
             self._keeper.keep(self._learner.state())
             self._kept_step = self._learner.step
+            self._keep_seconds += time.monotonic() - began
 
     def _part(self, ranks: Ranks | None) -> None:
         """The last state is safe before anybody leaves: until then each can stand in for rank 0."""

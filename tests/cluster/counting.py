@@ -1,7 +1,6 @@
 """A learner that only counts: runs of the control plane without a network to train."""
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +9,7 @@ from torch.distributed import ProcessGroup
 
 from cluster.learner import LearnerState, Wish
 from cluster.messages import StepRecord
+from cluster.orders import Told
 from shards.records import CropBatch, Cursor
 
 
@@ -52,7 +52,7 @@ class Kept:
     records: list[StepRecord] = field(default_factory=list)
     states: list[LearnerState] = field(default_factory=list)
     begun: bool = False
-    readings: dict[tuple[str, str], float] = field(default_factory=dict)
+    told: list[Told] = field(default_factory=list)
 
     def begin(self) -> None:
         assert not self.begun
@@ -68,8 +68,13 @@ class Kept:
     def save(self, state: LearnerState) -> None:
         self.states.append(state)
 
-    def look(self, readings: Mapping[tuple[str, str], float]) -> None:
-        self.readings = dict(readings)
+    def look(self, told: Told) -> None:
+        self.told.append(told)
+
+    @property
+    def term(self) -> float:
+        """Of the Control that was heard of last."""
+        return self.told[-1].gauges["control_term",]
 
 
 def first_state() -> LearnerState:

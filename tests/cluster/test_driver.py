@@ -92,7 +92,7 @@ def test_a_run_goes_to_its_last_step_and_leaves_its_last_state(case: Case) -> No
     check(case, kept, 1, 12)
     assert [state.step for state in kept.states][-1] == 12
     assert {state.step for state in kept.states} <= {5, 10, 12}
-    assert kept.readings["control_term", ""] == 1
+    assert kept.term == 1
     assert (case.out / "run" / "journal.jsonl").exists()
     with pytest.raises(ValueError, match="control"):
         ray.get_actor(CONTROL)
@@ -101,7 +101,7 @@ def test_a_run_goes_to_its_last_step_and_leaves_its_last_state(case: Case) -> No
     spec = replace(case.spec(16), state=state)
     run_cluster(spec, more, never)
     check(case, more, 13, 16)
-    assert more.readings["control_term", ""] == 2
+    assert more.term == 2
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ def test_a_run_outlives_its_control_again_and_again(case: Case) -> None:
     assert last >= 20
     check(case, kept, 1, last)
     assert kept.states[-1].step == last
-    assert kept.readings["control_term", ""] == 3
+    assert kept.term == 3
 
 
 def test_a_status_says_who_is_there_and_a_stop_saves(case: Case) -> None:

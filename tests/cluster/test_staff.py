@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from cluster.messages import Beat, ChunkHeader, Finished, ReaderReport
+from cluster.metrics.metric import Counted
 from cluster.orders import ActorEvent, MakeOrder
 from cluster.scaler import ScalingConfig
 from cluster.staff import Seen, Staff
@@ -62,7 +63,7 @@ def test_what_is_wanted_is_made_and_what_dies_is_made_again() -> None:
     for _ in range(5):
         driver.round()
     assert len(driver.there("reader")) == 2 and first not in driver.there("reader")
-    assert driver.staff.readings()["readers_lost", ""] == 1
+    assert driver.staff.counters()["readers_lost",] == 1
 
 
 def test_an_order_stands_until_it_is_heard_of() -> None:
@@ -155,8 +156,7 @@ def report(reader: str, *tasks: int, busy: float = 0.0) -> ReaderReport:
         term=1,
         finished=finished,
         busy_seconds=busy,
-        blocked_seconds={"lease": busy / 2},
-        counts={"crop_bytes": 3 * len(tasks)},
+        counts={("crop_bytes",): 3 * len(tasks)},
     )
 
 
@@ -166,9 +166,9 @@ def test_a_report_that_comes_twice_counts_once() -> None:
     for told in (report("a", 1), report("a", 1), report("a", 1, 2, busy=2.0)):
         tally.add(told)
     assert tally.num_made == 6
-    assert tally.totals["samples", "read"] == 12 and tally.totals["samples", "unselected"] == 4
-    assert tally.busy_seconds == 2.0 and tally.totals["reader_blocked_seconds", "lease"] == 1.0
-    assert tally.totals["crop_bytes", ""] == 6
+    assert tally.busy_seconds == 2.0
+    assert tally.take_news() == (Counted("a", {("crop_bytes",): 6}),)
+    assert tally.take_news() == ()
 
 
 def test_totals_outlive_the_readers() -> None:

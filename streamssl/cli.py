@@ -8,6 +8,8 @@ streamssl evaluate knn --run FOLDER --train SHARDS --test SHARDS
 streamssl evaluate retrieval --run FOLDER --query SHARDS --gallery SHARDS
 streamssl shards pack|verify|stats|view …
 streamssl status RUN [--watch]
+streamssl live RUN
+streamssl monitor RUN... [--out FOLDER]
 streamssl drill kill-reader|kill-trainer|kill-node|hang RUN
 streamssl drill slow-bucket|corrupt SHARDS
 streamssl demo
@@ -29,7 +31,9 @@ from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
 from streamssl.commands.drill import parse_drill, run_drill
 from streamssl.commands.drill_data import corrupt, slow_bucket
 from streamssl.commands.evaluate import evaluate_knn, evaluate_retrieval
+from streamssl.commands.live import live
 from streamssl.commands.look import stats, verify
+from streamssl.commands.monitor import monitor, parse_monitor
 from streamssl.commands.pack import pack_shards
 from streamssl.commands.pretrain import parse_pretrain, run_pretrain
 from streamssl.commands.recipes import show_recipes
@@ -108,6 +112,14 @@ def _status(arguments: list[str], console: Console) -> int:
     return _OK
 
 
+def _monitor(arguments: list[str], console: Console) -> int:
+    """A Prometheus for runs, with rules and alerts."""
+    parsed = parse_monitor(arguments)
+    with _stop_on_signals(console, "ending Prometheus") as stop:
+        monitor(parsed, console, stop)
+    return _OK
+
+
 def _kill_reader(arguments: list[str], console: Console) -> int:
     """Kill a reader of a run, and watch."""
     return _drill("kill-reader", arguments, console)
@@ -151,15 +163,17 @@ def _prepare_ray(cluster: str) -> None:
 
 
 @contextlib.contextmanager
-def _stop_on_signals(console: Console) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM asks the trainer to save and leave; the second one interrupts."""
+def _stop_on_signals(
+    console: Console, ending: str = "stopping after this step"
+) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C or SIGTERM asks to end in order; the second one interrupts."""
     asked: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
-        console.print("stopping after this step; once more to leave at once")
+        console.print(f"{ending}; once more to leave at once")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -192,6 +206,8 @@ _COMMANDS: dict[str, Any] = {
         "corrupt": corrupt,
     },
     "status": _status,
+    "live": live,
+    "monitor": _monitor,
     "demo": _demo,
 }
 

@@ -11,7 +11,7 @@ from cluster.cropping import CroppingConfig
 from cluster.driver import RunSpec, run_cluster
 from cluster.feed import FeedConfig
 from cluster.learner import LearnerState
-from cluster.metrics import Metrics
+from cluster.metrics.hub import Metrics
 from cluster.pools import parse_pools
 from cluster.session import count_gpus, ray_session
 from cluster.spec import ControlSpec
@@ -38,7 +38,7 @@ def train_on_cluster(
     cores = placement.most + placement.trainers
     with (
         ray_session(placement.cluster, cores, _room(run, state)),
-        RunKeeper(run, metrics, console) as keeper,
+        RunKeeper(run, placement, metrics, console) as keeper,
     ):
         run_cluster(_spec(run, placement, state, console), keeper, stop)
         return keeper.progress

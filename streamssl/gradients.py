@@ -21,13 +21,7 @@ def average_gradients(optimizer: Optimizer, group: ProcessGroup | None) -> None:
     """Put the mean over all ranks in the place of every gradient. All ranks have the same ones."""
     if group is None:
         return
-    gradients = [
-        parameter.grad
-        for entry in optimizer.param_groups
-        for parameter in entry["params"]
-        if parameter.grad is not None
-    ]
-    buckets = list(_buckets(gradients))
+    buckets = list(_buckets(_gradients(optimizer)))
     # Buffers of their own: a transfer that was given up may still write to them.
     flats = [torch.cat([gradient.reshape(-1) for gradient in bucket]) for bucket in buckets]
     works = [dist.all_reduce(flat, group=group, async_op=True) for flat in flats]
@@ -37,6 +31,23 @@ def average_gradients(optimizer: Optimizer, group: ProcessGroup | None) -> None:
         parts = flat.split([gradient.numel() for gradient in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view(gradient.shape))
+
+
+@torch.no_grad()
+def gradient_norm(optimizer: Optimizer) -> Tensor:
+    """The 2-norm of all gradients together, as the optimizer is about to see them."""
+    gradients = _gradients(optimizer)
+    norms = torch._foreach_norm(gradients) if gradients else ()
+    return torch.stack([norm.float() for norm in norms]).norm() if norms else torch.zeros(())
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    return [
+        parameter.grad
+        for entry in optimizer.param_groups
+        for parameter in entry["params"]
+        if parameter.grad is not None
+    ]
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

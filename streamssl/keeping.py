@@ -3,19 +3,23 @@
 It is what the driver of `cluster` hands things to; see `cluster.driver.Keeper`.
 """
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
+from cluster.errors import StateDiffers
 from cluster.learner import LearnerState
 from cluster.messages import StepRecord
-from cluster.metrics import Metrics
+from cluster.metrics.hub import Metrics
+from cluster.orders import Told
 from streamssl import checkpoint
+from streamssl.event_file import EventFile
+from streamssl.exporting import exported
 from streamssl.health import HealthWatch
 from streamssl.opening import Run
+from streamssl.placement import Placement
 from streamssl.progress import Progress
 from streamssl.run_folder import write_folder
 from streamssl.runlog import RunLog
@@ -25,13 +29,12 @@ from streamssl.trainer import StepReport
 class RunKeeper:
     """Keeps what comes of `run`. A context; `progress` counts what was trained."""
 
-    def __init__(self, run: Run, metrics: Metrics, console: Console) -> None:
-        self._run, self._metrics = run, metrics
+    def __init__(self, run: Run, placement: Placement, metrics: Metrics, console: Console) -> None:
+        self._run, self._placement, self._metrics = run, placement, metrics
         self.progress = Progress(run.config.num_steps, run.state.step, console)
         self._watch = HealthWatch.of(run.config)
         self._log: RunLog | None = None
         self._files = ExitStack()
-        self._shown: dict[tuple[str, str], float] = {}
 
     def begin(self) -> None:
         """Write down what the run is, now that its data has filled a batch."""
@@ -61,22 +64,30 @@ class RunKeeper:
         run = self._run
         checkpoint.save_state(run.out, state, run.config.method_name, run.config.keep)
 
-    def look(self, readings: Mapping[tuple[str, str], float]) -> None:
-        """Counters of the control plane, for Prometheus."""
-        self._metrics.cluster(readings)
+    def look(self, told: Told) -> None:
+        """What Control knows, for whoever watches."""
+        self._metrics.heard(told)
 
     def _open_log(self, step: int) -> None:
         if self._log is not None:
             self._log.close()
-        self._log = RunLog(self._run.out, step, self._run.changed_from)
+        self._log = open_log(self._run, self._placement, step)
 
     def __enter__(self) -> "RunKeeper":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, StateDiffers):
+            self._metrics.values.count(("state_mismatches",), 1)
         self._files.close()
         if self._log is not None:
             self._log.close()
+
+
+def open_log(run: Run, placement: Placement, step: int) -> RunLog:
+    """The log of a run that goes on behind this step, with its copy for TensorBoard if wanted."""
+    events = EventFile(run.out / "tensorboard") if placement.tensorboard else None
+    return RunLog(run.out, step, run.changed_from, events)
 
 
 def report_step(
@@ -92,12 +103,13 @@ def report_step(
         progress.say(text)
     metrics.step_trained(
         step=report.step,
-        loss=fields["loss"],
-        lr=report.lr,
         num_samples=report.num_samples,
         step_seconds=report.step_seconds,
         data_wait_seconds=report.data_wait_seconds,
         rejects=report.rejects,
+        phase_seconds=report.phase_seconds,
+        readings=exported(fields),
+        sample=report.sample,
     )
     progress.step(
         report.step,

@@ -6,6 +6,7 @@ and last the loss, the readings and the wishes. Only then does anything change f
 """
 
 import json
+from dataclasses import replace
 from hashlib import blake2b
 
 import torch
@@ -20,10 +21,11 @@ from shards.records import CropBatch, Cursor
 from streamssl import checkpoint
 from streamssl.batch_norm import enter_group, share_batch_norm
 from streamssl.config import RunConfig
-from streamssl.gradients import average_gradients
+from streamssl.gradients import average_gradients, gradient_norm
 from streamssl.methods.base import StepOutput
 from streamssl.opening import build_state
-from streamssl.trainer import learning_rate, train_step
+from streamssl.phases import phases_of
+from streamssl.trainer import first_sample, learning_rate, train_step
 
 
 def build_learner(config: RunConfig) -> "PretrainLearner":
@@ -38,6 +40,7 @@ class PretrainLearner:
         self.config, self.device = config, device
         self.train_state = build_state(config, device)
         share_batch_norm(self.train_state.method)
+        self._phases = phases_of(device, config.precision)
         self._group: ProcessGroup | None = None
         # All that computing a loss may write to, as it was before; the optimizer comes after it.
         self._before: dict[str, Tensor] = {}
@@ -61,14 +64,24 @@ class PretrainLearner:
 
         def meet(output: StepOutput) -> None:
             average_gradients(self.train_state.optimizer, self._group)
-            heard.exchange(output, wish, self._group)
+            norm = gradient_norm(self.train_state.optimizer)
+            readings = {**output.readings, "gradient_norm": norm}
+            heard.exchange(replace(output, readings=readings), wish, self._group)
             self._is_whole = False  # from here on there is no way back
 
         lr = learning_rate(self.config, self.step)
         self._remember()
         self._is_undone = False
         rank = 0 if self._group is None else self._group.rank()
-        train_step(self.config, self.train_state, batch, self.device, rank=rank, meet=meet)
+        train_step(
+            self.config,
+            self.train_state,
+            batch,
+            self.device,
+            rank=rank,
+            meet=meet,
+            phases=self._phases,
+        )
         self._is_undone = self._is_whole = True
         fields = {
             "loss": heard.loss,
@@ -77,7 +90,9 @@ class PretrainLearner:
             "num_samples": len(batch),
             "rejects": batch.rejects,
             "num_unselected": batch.num_unselected,
-            "readings": heard.readings,
+            "readings": {**heard.readings, **self._phases.readings()},
+            "phase_seconds": self._phases.take(),
+            "sample": first_sample(batch),
         }
         return StepRecord(step=self.step, cursor=batch.cursor, fields=fields), heard.wish
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cluster.config import ClusterConfig
-from cluster.pools import parse_pools
+from cluster.pools import Pool, parse_pools
 from shards.errors import ConfigError
 from shards.stores.disk_cache import CacheConfig
 
@@ -21,7 +21,8 @@ class Placement:
     order of preference; `trainer_gpus` is what each trainer takes, None: one where there are any.
     `metrics_port` 0 takes any free port of the loopback address. `cache` keeps what was read on a
     disk of every machine that reads. `decode`: who crops the pictures; "auto" measures who should,
-    None: as this run began, or trainers where the engine is dali-gpu, else readers. `patience` is
+    None: as this run began, or trainers where the engine is dali-gpu, else readers. `prices`: of
+    an hour of a node, by pool, in dollars. `tensorboard`: a copy of the log for it. `patience` is
     that of Control with all the others.
     """
 
@@ -35,6 +36,8 @@ class Placement:
     metrics_port: int = 0
     cache: CacheConfig | None = None
     decode: DecodePlace | Literal["auto"] | None = None
+    prices: tuple[tuple[Pool, float], ...] = ()
+    tensorboard: bool = False
     patience: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property

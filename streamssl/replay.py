@@ -34,7 +34,7 @@ def open_batch(
         known = f"steps {min(log)} to {max(log)}" if log else "no step"
         raise ConfigError(f"step {step} is not in {run}/metrics.jsonl, which has {known}: name one")
     config = read_toml(run / "config.toml")
-    opened = open_data(data, reader) if data else _open_saved(run)
+    opened = open_data(data, reader) if data else open_saved(run)
     order = build_order(opened.manifest, config.stream, config.seed, subset=opened.subset_digest)
     journal = Journal.read(run / JOURNAL, order.manifest, order.digest, anew=False)
     order = order.reweighted(journal.weights)
@@ -66,7 +66,8 @@ def _place_before(run: Path, step: int, log: dict[int, dict[str, Any]]) -> tuple
     return before[0], before[1]
 
 
-def _open_saved(run: Path) -> Data:
+def open_saved(run: Path) -> Data:
+    """The data of a run as it wrote it down. Raises ConfigError, ManifestError."""
     saved = read_data(run / "data.toml")
     manifest = read_manifest(run / "manifest.parquet")
     return Data(saved, manifest, load_subset(saved.subset) if saved.subset else None, ())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.metrics import Metrics, MetricsServer
+from cluster.metrics.hub import Metrics
 from cluster.worlds import check_trainers
 from shards.crashes import CrashMarks
 from shards.errors import StreamStopped
@@ -23,7 +23,8 @@ from streamssl.config import RunConfig, flatten, to_fields
 from streamssl.data import Data, DataConfig, open_data
 from streamssl.decoding import check_engine
 from streamssl.health import HealthWatch
-from streamssl.keeping import report_step
+from streamssl.keeping import open_log, report_step
+from streamssl.monitoring import watch_run, watch_stream
 from streamssl.opening import Run, open_run
 from streamssl.opening import build_engine as build_engine
 from streamssl.opening import build_state as build_state
@@ -31,7 +32,7 @@ from streamssl.opening import crop_job as crop_job
 from streamssl.placement import Placement as Placement
 from streamssl.progress import Progress
 from streamssl.run_folder import JOURNAL, check_out, locked, prepare_data, write_folder
-from streamssl.runlog import RunLog
+from streamssl.showing import show_run
 from streamssl.sizing import Sizing, size
 from streamssl.trainer import train
 
@@ -94,7 +95,9 @@ def _size(config: RunConfig, sizing: Sizing, data: Data, console: Console) -> Ru
 
 def _train(run: Run, placement: Placement, console: Console, stop: Callable[[], bool]) -> Summary:
     metrics = Metrics()
-    with MetricsServer(metrics, placement.metrics_port) as server:
+    watch_run(metrics, run, placement)
+    with show_run(run, metrics, placement.metrics_port) as server:
+        console.print(f"live page at {server.page}", highlight=False)
         console.print(f"metrics at {server.url}", highlight=False)
         train_so = _train_here if placement.cluster == "none" else train_on_cluster
         progress = train_so(run, placement, metrics, console, stop)
@@ -134,12 +137,13 @@ def _train_here(
             run.journal,
             stop,
         )
+        watch_stream(metrics, config, stream, threads)
         batches = iter(stream)
         # Nothing is written before the data has shown that it can fill a batch.
         first = next(batches)
         write_folder(out, config, run.data)
         stack.enter_context(run.journal.keep_in(out / JOURNAL))
-        log = stack.enter_context(RunLog(out, state.step, run.changed_from))
+        log = stack.enter_context(open_log(run, placement, state.step))
         progress = stack.enter_context(Progress(config.num_steps, state.step, console))
         train(
             config,

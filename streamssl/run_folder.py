@@ -19,6 +19,7 @@ from streamssl.packing import show_packing
 
 JOURNAL = "journal.jsonl"
 CONTROL = ".control"  # what the control plane of a run on a cluster keeps
+METRICS_ADDRESS = ".metrics"  # where a run that lives serves what it measures
 
 
 def check_out(out: Path) -> None:

@@ -11,17 +11,25 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from streamssl.errors import ReplayDiffers, TrainingDiverged
+from streamssl.event_file import EventFile, scalars_of
 from streamssl.trainer import StepReport
 
 
 class RunLog:
     """Appends steps to `out`/metrics.jsonl, whole lines only. Use as a context.
 
-    From block `changed_from` on, the user wants other batches than those that were logged.
+    From block `changed_from` on, the user wants other batches than those that were logged. `events`
+    gets a copy of every step.
     """
 
-    def __init__(self, out: Path, start_step: int, changed_from: int | None = None) -> None:
-        self._path = out / "metrics.jsonl"
+    def __init__(
+        self,
+        out: Path,
+        start_step: int,
+        changed_from: int | None = None,
+        events: EventFile | None = None,
+    ) -> None:
+        self._path, self._events = out / "metrics.jsonl", events
         self._expected: dict[int, str] = {}
         kept: list[str] = []
         for line in self._read_lines():
@@ -68,10 +76,14 @@ class RunLog:
         }
         self._file.write(json.dumps(fields) + "\n")
         self._file.flush()
+        if self._events is not None:
+            self._events.write(report.step, scalars_of(fields))
         return fields
 
     def close(self) -> None:
         self._file.close()
+        if self._events is not None:
+            self._events.close()
 
     def __enter__(self) -> "RunLog":
         return self

@@ -6,7 +6,7 @@ It is handed an iterable of batches, a state and a reporter; it opens nothing an
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,12 +17,17 @@ from shards.records import CropBatch, Cursor, Reject
 from streamssl import health
 from streamssl.checkpoint import TrainState
 from streamssl.config import RunConfig
+from streamssl.gradients import gradient_norm
 from streamssl.methods.base import Method, Samples, StepOutput, step_generator
+from streamssl.phases import Phases, phases_of
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One finished step. `loss` and `readings` may still be on the device: reading them waits."""
+    """One finished step. `loss` and `readings` may still be on the device: reading them waits.
+
+    `sample` is the id of one of its samples: shard row, header offset, epoch.
+    """
 
     step: int
     loss: Tensor | float
@@ -35,6 +40,8 @@ class StepReport:
     cursor: Cursor
     step_seconds: float
     data_wait_seconds: float
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    sample: tuple[int, int, int] | None = None
 
 
 def train(
@@ -54,8 +61,13 @@ def train(
     `save()` is called every `config.save_every` steps and at the end; `batches` must begin where
     `state.cursor` says. Raises StreamEnded when they do not last.
     """
-    iterator = iter(batches)
+    iterator, phases = iter(batches), phases_of(device, config.precision)
     saved = state.step
+    looked: dict[str, Tensor] = {}
+
+    def look(_: StepOutput) -> None:
+        looked["gradient_norm"] = gradient_norm(state.optimizer)
+
     while state.step < config.num_steps:
         asked = time.monotonic()
         try:
@@ -71,12 +83,13 @@ def train(
             )
         began = time.monotonic()
         lr = learning_rate(config, state.step)
-        output = train_step(config, state, batch, device)
+        output = train_step(config, state, batch, device, meet=look, phases=phases)
+        phases.wait()  # whoever reads the loss waits as long
         report(
             StepReport(
                 state.step,
                 output.loss.detach(),
-                dict(output.readings),
+                {**output.readings, **looked, **phases.readings()},
                 lr,
                 batch.digest,
                 len(batch),
@@ -85,11 +98,14 @@ def train(
                 batch.cursor,
                 step_seconds=time.monotonic() - began,
                 data_wait_seconds=began - asked,
+                phase_seconds=phases.take(),
+                sample=first_sample(batch),
             )
         )
         stopping = stop()
         if stopping or state.step % config.save_every == 0 or state.step == config.num_steps:
-            save()
+            with phases.phase("checkpoint"):
+                save()
             saved = state.step
         if stopping:
             return
@@ -103,11 +119,15 @@ def train_step(
     *,
     rank: int = 0,
     meet: Callable[[StepOutput], None] = lambda _: None,
+    phases: Phases | None = None,
 ) -> StepOutput:
     """One optimizer step on the rows of this rank; steps are counted from 0 here.
 
-    `meet` is called when the gradients of these rows are there, to average them over the ranks.
+    `meet` is called when the gradients of these rows are there, to average them over the ranks, or
+    to look at them.
+    `phases` is told what takes how long.
     """
+    phases = phases or Phases(device)
     method: Method = state.method  # type: ignore[assignment]
     step, optimizer = state.step, state.optimizer
     # What a network draws for itself (drop path) depends on the step alone: no state to save.
@@ -115,17 +135,21 @@ def train_step(
     config.optim.set_rates(optimizer, learning_rate(config, step), step / config.num_steps)
     optimizer.zero_grad(set_to_none=True)
     dtype = optimizer.param_groups[0]["params"][0].dtype
-    views = to_tensors(batch.crops, device, dtype)
-    with _precision(config, device):
-        output = method.loss(views, step=step, samples=samples_of(batch, rank))
-    if state.step % health.EVERY == health.EVERY - 1:
-        readings = {**output.readings, **health.measure(output, method.group)}
-        output = replace(output, readings=readings)
-    output.loss.backward()
-    meet(output)
-    method.after_backward(step)
-    optimizer.step()
-    method.after_step(step)
+    with phases.phase("copy"):
+        views = to_tensors(batch.crops, device, dtype)
+    with phases.phase("forward_backward"), phases.counting():
+        with _precision(config, device):
+            output = method.loss(views, step=step, samples=samples_of(batch, rank))
+        if state.step % health.EVERY == health.EVERY - 1:
+            readings = {**output.readings, **health.measure(output, method.group)}
+            output = replace(output, readings=readings)
+        output.loss.backward()
+    with phases.phase("collectives"):
+        meet(output)
+    with phases.phase("optimizer"):
+        method.after_backward(step)
+        optimizer.step()
+        method.after_step(step)
     state.step += 1
     state.cursor = batch.cursor
     return output
@@ -137,6 +161,12 @@ def samples_of(batch: CropBatch, rank: int) -> Samples:
     mine = slice(rank * num_rows, (rank + 1) * num_rows)
     labels = None if batch.labels is None else torch.tensor(batch.labels[mine])
     return Samples(torch.tensor(batch.ids[mine]), torch.tensor(batch.epochs[mine]), labels)
+
+
+def first_sample(batch: CropBatch) -> tuple[int, int, int]:
+    """The id of the first sample of a batch, for whoever wants to see one."""
+    shard, offset = batch.ids[0].tolist()
+    return shard, offset, int(batch.epochs[0])
 
 
 def learning_rate(config: RunConfig, step: int) -> float:

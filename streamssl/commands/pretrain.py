@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from cluster.metrics.bill import parse_prices
 from cluster.scaler import parse_range
 from shards.errors import ConfigError
 from shards.stores.disk_cache import CacheConfig
@@ -62,6 +63,11 @@ class Pretrain:
     """Port of /metrics on the loopback address; 0 takes any free one."""
     num_samples: int | None = None
     """How many samples the data has, for --sizes auto; by default estimated from bytes."""
+    price: tuple[str, ...] = ()
+    """Dollars for an hour of a node of a pool, such as pool=readers=0.05, or 0.05 for every node:
+    /metrics then tells what the run costs."""
+    tensorboard: bool = False
+    """Write loss and readings for TensorBoard, too, into the folder tensorboard of the run."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     sizing: Annotated[Sizing | None, tyro.conf.Suppress] = None
 
@@ -121,6 +127,8 @@ def placement_of(parsed: Pretrain) -> Placement:
         metrics_port=parsed.metrics_port,
         cache=cache,
         decode=parsed.decode,
+        prices=parse_prices(parsed.price),
+        tensorboard=parsed.tensorboard,
     )
 
 

@@ -350,8 +350,9 @@ def test_a_run_started_from_its_own_config_is_the_same_run(
     arguments = ["--data", shards_folder, "--out", out, "--readers", 1]
     text = shown(capsys, "pretrain", finished_run / "config.toml", *arguments)
     assert proof(out) == proof(finished_run)
-    first, metrics, *steps, last = text.splitlines()
+    first, page, metrics, *steps, last = text.splitlines()
     assert first == f"swav on 3 shards, 6 steps, into {out}"
+    assert re.fullmatch(r"live page at http://127\.0\.0\.1:\d+/", page)
     assert re.fullmatch(r"metrics at http://127\.0\.0\.1:\d+/metrics", metrics)
     line = r"step \d/6 · loss \d\.\d{4} · [\d,]+ pictures/s · data wait \d+\.\d% · 0:\d\d left"
     assert steps and all(re.fullmatch(line, step) for step in steps)
@@ -471,5 +472,5 @@ def test_a_process_prints_plain_lines_into_a_pipe(
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout and "\r" not in done.stdout
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        *("swav", "metrics", "step", "step", "done:")
+        *("swav", "live", "metrics", "step", "step", "done:")
     ]

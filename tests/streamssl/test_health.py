@@ -11,9 +11,12 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
-from cluster.metrics import Metrics, MetricsServer
+from cluster.metrics.catalogue import CATALOGUE
+from cluster.metrics.hub import Metrics
+from cluster.metrics.serving import MetricsServer
 from shards.records import Cursor
 from streamssl import health
+from streamssl.exporting import EXPORTED
 from streamssl.health import LIMITS, HealthWatch, measure
 from streamssl.keeping import report_step
 from streamssl.methods.base import StepOutput
@@ -130,7 +133,14 @@ def test_log_metrics_and_terminal_are_told(tmp_path: Path) -> None:
         page = urllib.request.urlopen(server.url, timeout=10).read().decode()
     assert 'streamssl_collapsing{reading="feature_std"} 1.0' in page
     assert 'streamssl_collapsing{reading="effective_rank"} 0.0' in page
-    assert 'streamssl_health{reading="effective_rank"} 20.0' in page
+    assert "streamssl_effective_rank 20.0" in page
+
+
+def test_every_limit_has_its_series() -> None:
+    """The catalogue knows nothing of learning: what it does not list would not be served."""
+    listed = CATALOGUE["collapsing"].labels["reading"]
+    assert sorted(listed) == sorted(limit.reading for limit in LIMITS)
+    assert EXPORTED.keys() >= set(listed)
 
 
 def test_a_run_logs_its_health_every_tenth_step(tmp_path: Path) -> None:

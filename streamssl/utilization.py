@@ -1,0 +1,60 @@
+"""Model FLOPs utilisation: what a step computes over what its GPU could have computed meanwhile."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+# Multiply-adds count twice, as in the makers' data sheets: bfloat16, dense, at full power.
+_PEAKS: Final = (
+    ("B200", 2250e12),
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("A100", 312e12),
+    ("A10", 125e12),
+)
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Operations a second of a known GPU in this precision; None of others."""
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for known, peak in _PEAKS if known in name), None)
+
+
+class Utilization:
+    """Counts the operations of the first step, and holds every later one against `peak` a second.
+
+    Crops have one size, so every step has the same number of operations; what a method begins late,
+    such as a queue, is not counted.
+    """
+
+    def __init__(self, peak: float) -> None:
+        self._peak = peak
+        self._num_flops = 0
+        self._ended: float | None = None
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Forward and backward of a step happen inside; the first one takes longer."""
+        if self._num_flops:
+            yield
+            return
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self._num_flops = counter.get_total_flops()
+
+    def step_ended(self, now: float | None = None) -> dict[str, float]:
+        """The share of the time since the last step ended, as a reading; none of the first."""
+        now = time.monotonic() if now is None else now
+        before, self._ended = self._ended, now
+        if before is None:
+            return {}
+        return {"flops_utilization": self._num_flops / (self._peak * (now - before))}

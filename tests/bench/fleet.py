@@ -156,8 +156,7 @@ def lease_traffic(options: Options, order: Order, manifest: Manifest) -> tuple[T
             held=tuple(held[name] - {f.task for f in finished}),
             held_bytes=len(held[name]) * 20_000_000,
             busy_seconds=now,
-            blocked_seconds={"lease": 0.0, "bucket": 0.0},
-            counts={"pictures": num_made},
+            counts={("samples", "cropped"): num_made},
         )
         orders = timed.call(table.exchange, report, now)
         held[name] -= set(orders.release)

@@ -25,7 +25,7 @@ class Run:
     def __init__(
         self,
         config: RunConfig,
-        data: Path,
+        data: Path | str,
         out: Path,
         *more: object,
         env: Mapping[str, str] | None = None,
@@ -108,7 +108,7 @@ class Run:
 @contextmanager
 def started(
     config: RunConfig,
-    data: Path,
+    data: Path | str,
     out: Path,
     *more: object,
     env: Mapping[str, str] | None = None,

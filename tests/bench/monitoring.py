@@ -1,0 +1,236 @@
+"""What it costs to be watched: `python -m tests.bench.monitoring`.
+
+First, everything that Control and the driver do with the words of many readers, without the
+readers: seconds of one core for each second of the run, and what a scrape takes. Then the steps of
+a real recipe, in pairs of blocks with and without all that is measured in them and beside them.
+"""
+
+import functools
+import pickle
+import statistics
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import tyro
+
+from cluster.core_readings import told_of
+from cluster.messages import ReaderReport
+from cluster.metrics.hub import Metrics
+from cluster.metrics.serving import MetricsServer
+from cluster.metrics.values import flat
+from cluster.orders import ActorEvent
+from cluster.tally import Tally
+from streamssl import trainer
+from streamssl.exporting import exported
+from streamssl.gradients import gradient_norm
+from streamssl.opening import build_state
+from streamssl.phases import Phases
+from streamssl.recipes import RECIPES
+from tests.cluster.metrics.counted import count_step
+from tests.cluster.metrics.made_core import made_core
+from tests.tinyrun import made_batches
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """`readers` are simulated; `steps` are done in blocks of `block`, half of them watched."""
+
+    readers: int = 200
+    steps: int = 96
+    block: int = 3
+    batch: int = 32
+    recipe: str = "swav-small"
+
+
+def report(number: int, second: int) -> ReaderReport:
+    """What a reader of a bucket says after some seconds of work."""
+    counts: dict[tuple[str, ...], float] = {
+        (name, *labels): float(second * value) for value, (name, *labels) in enumerate(_COUNTED, 1)
+    }
+    return ReaderReport(
+        reader=f"reader-1.{number}", term=1, busy_seconds=0.9 * second, counts=counts,
+        memory_bytes=1 << 29, held_bytes=1 << 27,
+    )  # fmt: skip
+
+
+def silent(found: ReaderReport) -> ReaderReport:
+    """The same without what is for /metrics."""
+    return replace(found, counts={}, memory_bytes=0)
+
+
+_COUNTED = (
+    ("samples", "read"), ("samples", "unselected"), ("samples", "cropped"), ("crop_bytes",),
+    ("taken_bytes",), ("reader_busy_seconds", "read"), ("reader_busy_seconds", "crop"),
+    ("reader_blocked_seconds", "lease"), ("reader_blocked_seconds", "bucket"),
+    ("bucket_bytes", "b"), ("bucket_requests", "b"), ("bucket_request_seconds", "b"),
+    *(("bucket_errors", "b", kind) for kind in ("reset", "timeout", "short", "wrong_range",
+      "throttled", "server", "other", "gone", "refused", "changed", "bad_request")),
+    ("cache_ranges", "hit"), ("cache_ranges", "miss"),
+)  # fmt: skip
+
+
+def seconds_of(work: Callable[[], object], times: int = 5) -> float:
+    """Of one core, the least of several tries."""
+    found = []
+    for _ in range(times):
+        began = time.thread_time()
+        work()
+        found.append(time.thread_time() - began)
+    return min(found)
+
+
+def fleet(options: Options) -> dict[str, float]:
+    """What a second of the run costs Control and the driver, in ms of one core."""
+    metrics = Metrics()
+    with made_core() as core:
+        core.tally = Tally()
+        for number in range(options.readers):
+            event = ActorEvent(
+                number=number + 1, name=f"reader-1.{number}", role="reader", kind="started"
+            )
+            core._take_event(event, 0.0)
+        second = 0
+
+        def reports(counting: bool = True) -> None:
+            nonlocal second
+            second += 1
+            for number in range(options.readers):
+                found = report(number, second)
+                core.tally.add(pickle.loads(pickle.dumps(found if counting else silent(found))))
+
+        # Readers count once a second; whatever else they say, they say without metrics, too.
+        added = max(0.0, seconds_of(reports) - seconds_of(lambda: reports(False)))
+        told: list[Any] = []
+
+        def tell() -> None:
+            reports()
+            told.append(pickle.dumps(told_of(core)))
+
+        telling = max(0.0, seconds_of(tell) - seconds_of(reports))
+        hearing = seconds_of(lambda: metrics.heard(pickle.loads(told.pop())))
+    count_step(metrics, 1)
+    ticking = seconds_of(metrics.tick)
+    with MetricsServer(metrics) as server:
+        pages = {}
+        for page in ("/metrics", "/state"):
+            url = server.url.replace("/metrics", page)
+            began, body = time.perf_counter(), b""
+            for _ in range(20):
+                with urllib.request.urlopen(url) as answer:
+                    body = answer.read()
+            pages[page] = ((time.perf_counter() - began) / 20, len(body))
+    return {
+        "Control, reports, ms": 1e3 * added,
+        "Control, telling, ms": 1e3 * telling,
+        "driver, hearing, ms": 1e3 * hearing,
+        "driver, ticking, ms": 1e3 * ticking,
+        "share of a core, %": 1e2 * (added + telling + hearing + ticking),
+        "scrape, ms": 1e3 * pages["/metrics"][0],
+        "scrape, kB": pages["/metrics"][1] / 1e3,
+        "state, ms": 1e3 * pages["/state"][0],
+        "series": len(flat(*metrics.values.snapshot())),
+    }
+
+
+class Unwatched:
+    """What phases are to a step that nobody measures."""
+
+    phase = staticmethod(lambda _: nullcontext())
+    counting = staticmethod(nullcontext)
+
+
+@contextmanager
+def scraped(metrics: Metrics) -> Iterator[None]:
+    """Somebody reads both pages every second."""
+    closed = threading.Event()
+    with MetricsServer(metrics) as server:
+
+        def scrape() -> None:
+            while not closed.wait(1.0):
+                for page in ("/metrics", "/state"):
+                    urllib.request.urlopen(server.url.replace("/metrics", page)).read()
+
+        thread = threading.Thread(target=scrape)
+        thread.start()
+        yield
+        closed.set()
+        thread.join()
+
+
+def steps(options: Options) -> dict[str, float]:
+    """Seconds of steps with all of it and without, in blocks that take turns."""
+    torch.set_num_threads(1)
+    config = RECIPES[options.recipe]()
+    config = replace(config, stream=replace(config.stream, batch_size=options.batch))
+    state = build_state(config, CPU)
+    metrics, phases = Metrics(), Phases(CPU)
+    [batch] = made_batches(config, 1)
+    zero = torch.zeros(())
+
+    def train(watched: bool) -> float:
+        began = time.perf_counter()
+        for _ in range(options.block):
+            asked = time.perf_counter()
+            told: Any = phases if watched else Unwatched()
+            norms: list[torch.Tensor] = []
+
+            def look(_: object, norms: list[torch.Tensor] = norms) -> None:
+                norms.append(gradient_norm(state.optimizer) if watched else zero)
+
+            output = trainer.train_step(config, state, batch, CPU, meet=look, phases=told)
+            loss = float(output.loss.detach())
+            if watched:
+                found = {**output.readings, "gradient_norm": norms[0]}
+                readings = {name: float(value) for name, value in found.items()}
+                metrics.step_trained(
+                    step=state.step,
+                    num_samples=len(batch),
+                    data_wait_seconds=0.0,
+                    rejects=(),
+                    step_seconds=time.perf_counter() - asked,
+                    phase_seconds=phases.take(),
+                    readings=exported({"loss": loss, "lr": 0.1, "readings": readings}),
+                )
+        return (time.perf_counter() - began) / options.block
+
+    def with_all() -> float:
+        with scraped(metrics):
+            return train(True)
+
+    def without() -> float:
+        return train(False)
+
+    with_all(), without()
+    pairs = []
+    for number in range(options.steps // (2 * options.block)):
+        order = (with_all, without) if number % 2 else (without, with_all)
+        found = {one: one() for one in order}
+        pairs.append((found[with_all], found[without]))
+    norm = functools.partial(gradient_norm, state.optimizer)
+    shares = sorted(watched / alone - 1 for watched, alone in pairs)
+    return {
+        "step without, ms": 1e3 * statistics.median(alone for _, alone in pairs),
+        "step with, ms": 1e3 * statistics.median(watched for watched, _ in pairs),
+        "more, median of pairs, %": 1e2 * statistics.median(shares),
+        "more, quartiles, %": 1e2 * shares[len(shares) // 4],
+        "to, %": 1e2 * shares[-1 - len(shares) // 4],
+        "gradient norm alone, ms": 1e3 * seconds_of(norm),
+    }
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    for name, value in {**fleet(options), **steps(options)}.items():
+        print(f"{name:<28} {value:10.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""A real Prometheus scrapes a real run that loses a reader and its Control."""
+
+import signal
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cluster.metrics.panels import BOARDS
+from streamssl.run_folder import METRICS_ADDRESS
+from tests.cluster.metrics.test_dashboards import filled
+from tests.drills.cluster_runs import endless
+from tests.drills.processes import Run, started
+from tests.prometheus import Prometheus, monitored, needs_prometheus
+from tests.tinyrun import read_log
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, needs_prometheus]
+
+# On a machine that does all of this at once trainers may well wait.
+HARMLESS = {"StreamsslStarved"}
+
+
+# How often any counter fell, as Prometheus sees it: without their names series would be alike.
+RESETS = """max(resets(label_replace({__name__=~"streamssl_.*_total"}, "name", "$1", "__name__",
+"(.*)")[20m:2s]))"""
+
+
+class Scraper(threading.Thread):
+    """Reads /metrics twice a second, and notes every counter that falls."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(daemon=True)
+        self._address, self._closed = address, threading.Event()
+        self.fallen: list[tuple[str, float, float]] = []
+        self.values: dict[str, float] = {}
+        self.num_scrapes = 0
+
+    def run(self) -> None:
+        while not self._closed.wait(0.5):
+            try:
+                with urllib.request.urlopen(f"{self._address}/metrics", timeout=10) as answer:
+                    page = answer.read().decode()
+            except OSError:
+                return  # the run has ended
+            found = {
+                f"{sample.name}{sorted(sample.labels.items())}": sample.value
+                for family in text_string_to_metric_families(page)
+                if family.type in ("counter", "histogram")
+                for sample in family.samples
+            }
+            missing = self.values.keys() - found.keys()
+            self.fallen += [(name, self.values[name], -1.0) for name in missing]
+            self.fallen += [
+                (name, self.values[name], value)
+                for name, value in found.items()
+                if value < self.values.get(name, 0.0)
+            ]
+            self.values = found
+            self.num_scrapes += 1
+
+    def close(self) -> None:
+        self._closed.set()
+        self.join()
+
+
+def of_kind(run: Run, kind: str) -> list[psutil.Process]:
+    """The processes of a class of actors."""
+    found = []
+    for child in psutil.Process(run.process.pid).children(recursive=True):
+        try:
+            if f"ray::{kind}" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for(run: Run, condition, what: str) -> float:
+    """How long it took."""
+    began = time.monotonic()
+    run.wait_for(lambda: time.sleep(0.2) or condition(), what)
+    return time.monotonic() - began
+
+
+def empty_panels(prometheus: Prometheus) -> list[str]:
+    """Panels of which no query gives anything."""
+    return [
+        f"{board.uid}: {panel.title}"
+        for board in BOARDS
+        for _, panels in board.rows
+        for panel in panels
+        if not any(prometheus.query(filled(query.expr)) for query in panel.queries)
+    ]
+
+
+def churn(run: Run) -> None:
+    """A reader and Control die, one after the other."""
+    before = run.metric("readers_lost_total")
+    of_kind(run, "Reader")[0].kill()
+    wait_for(run, lambda: run.metric("readers_lost_total") > before, "loss of a reader")
+    wait_for(run, lambda: run.metric("actors", role="reader") == 2, "two readers")
+    of_kind(run, "Control")[0].kill()
+    wait_for(run, lambda: run.metric("control_term") == 2, "a second Control")
+    run.wait_for_step(run.last_step + 20)
+
+
+def test_prometheus_sees_a_run_and_its_losses(shards_folder: Path, tmp_path: Path) -> None:
+    """Counters never fall, targets come and go within ten seconds, no rule fails, no panel is
+    empty, and a run that only loses a reader and a Control raises no alarm."""
+    out, config = tmp_path / "run", endless()
+    options = ("--cluster", "local", "--readers", 2, "--trainers", 2, "--price", "0.5")
+    with (
+        monitored(tmp_path / "prometheus", out) as prometheus,
+        started(config, shards_folder, out, *options) as run,
+    ):
+        run.wait_for((out / METRICS_ADDRESS).exists, "address")
+        came = wait_for(run, lambda: prometheus.value('up{run="run"}') == 1, "target")
+        scraper = Scraper((out / METRICS_ADDRESS).read_text())
+        scraper.start()
+        run.wait_for_step(20)
+        churn(run)
+        began = time.monotonic()
+        while (empty := empty_panels(prometheus)) and time.monotonic() - began < 90:
+            run.wait_for_step(run.last_step + 5)
+        wait_for(
+            run, lambda: all(one["health"] == "ok" for one in prometheus.rules()), "healthy rules"
+        )
+        firing, scraped = prometheus.firing(), prometheus.value('count({run="run"})')
+        resets = prometheus.value(RESETS)
+        slowest = prometheus.value("max_over_time(scrape_duration_seconds[10m])")
+        scraper.close()
+        run.process.send_signal(signal.SIGINT)
+        run.wait_for(lambda: not (out / METRICS_ADDRESS).exists(), "end of its pages")
+        began = time.monotonic()
+        while prometheus.targets():
+            assert time.monotonic() - began < 30
+            time.sleep(0.1)
+        went = time.monotonic() - began
+        assert run.end() == 130, run.text
+    print(f"target came after {came:.1f} s, went after {went:.1f} s; {scraped:.0f} series; "
+          f"slowest scrape {slowest:.3f} s; {scraper.num_scrapes} scrapes by hand")  # fmt: skip
+    assert empty == []
+    assert came < 10 and went < 10
+    assert scraper.fallen == [] and scraper.num_scrapes > 20 and resets == 0
+    assert firing <= HARMLESS
+    steps = [fields["step"] for fields in read_log(out)]
+    assert steps == list(range(1, len(steps) + 1))
+    trained = scraper.values["streamssl_samples_total[('stage', 'trained')]"]
+    assert 0 < trained <= 12 * len(steps)
+    assert scraper.values["streamssl_samples_total[('stage', 'cropped')]"] > 0.5 * trained

@@ -14,6 +14,7 @@ from shards.packing.entries import entries_from_synthetic
 from shards.packing.pack import PackConfig, pack
 from streamssl.evaluation.evaluate import knn_of_run
 from streamssl.evaluation.knn import KnnConfig
+from streamssl.evaluation.scores import keep_score
 from streamssl.recipes.swav import swav_demo
 from streamssl.run import Placement, pretrain
 
@@ -64,6 +65,7 @@ def demo(config: DemoConfig, console: Console, stop: Callable[[], bool]) -> bool
     scores = knn_of_run(
         run, str(train), str(test), ("raw pixels", "untrained", "trained"), KnnConfig()
     )
+    keep_score(run, scores.score)
     console.print(f"k-NN accuracy on {scores.num_test:,} pictures that were never trained on:")
     table = Table()
     for column in ("encoder", "k=20", "k=200"):
@@ -104,7 +106,9 @@ def _print_next(config: DemoConfig, console: Console) -> None:
         "Your own bucket of tars:\n"
         "  streamssl pretrain swav --data 's3://bucket/shards/{00000..00099}.tar' "
         "--out runs/bucket --cluster local\n"
-        "Score any run on labelled shards:\n"
+        "Open the live page of a run that ended:\n"
+        f"  streamssl live {config.out / 'swav'}\n"
+        "Score any run on labelled shards (--follow: every checkpoint while it trains):\n"
         f"  streamssl evaluate knn --run {config.out / 'swav'} --train {config.out / 'train'} "
         f"--test {config.out / 'test'} --baselines",
         soft_wrap=True,

@@ -33,7 +33,6 @@ EXPORTED: Final[Mapping[str, Key]] = {
     "codes_certainty": ("assignment_certainty_ratio",),
     "assignments_used": ("assignments_used",),
     "flops_utilization": ("model_flops_utilization_ratio",),
-    "knn_accuracy": ("knn_accuracy_ratio",),
 }
 
 

@@ -14,6 +14,7 @@ from cluster.metrics.transport import transport_readings
 from shards.stream import BatchStream
 from shards.thread_readers import ThreadReaders
 from streamssl.config import RunConfig
+from streamssl.evaluation.scores import newest_score
 from streamssl.exporting import EXPORTED
 from streamssl.health import LIMITS
 from streamssl.opening import Run
@@ -41,6 +42,8 @@ def watch_run(metrics: Metrics, run: Run, placement: Placement) -> None:
         found: dict[Key, float] = {("steps_wanted",): run.config.num_steps}
         for what, folder in folders.items():
             found |= _disk(what, folder)
+        if (score := newest_score(run.out)) is not None:
+            found["knn_accuracy_ratio",] = score.headline / 100
         if resident := resident_bytes():
             found["memory_bytes", "driver"] = resident
         return found

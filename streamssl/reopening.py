@@ -14,12 +14,14 @@ from cluster.live.gallery import Gallery
 from cluster.live.page import show_live
 from cluster.metrics.history import History
 from cluster.metrics.hub import Metrics
+from cluster.metrics.metric import Readings
 from cluster.metrics.server import HttpServer
 from cluster.metrics.state import Ended, RunInfo, charted
 from cluster.metrics.values import flat
 from shards.errors import ConfigError, StreamSSLError
 from streamssl import checkpoint
 from streamssl.config import RunConfig, read_toml
+from streamssl.evaluation.scores import Score, read_scores
 from streamssl.exporting import exported
 from streamssl.monitoring import thresholds
 from streamssl.opening import crop_job
@@ -67,6 +69,7 @@ def _replay(out: Path, config: RunConfig, lines: Lines) -> Metrics:
     # Steps are chosen here, so every point is kept.
     metrics.history = History(num_points=_NUM_POINTS + 1, interval_seconds=0.0)
     every = math.ceil(len(lines) / _NUM_POINTS)
+    scores = read_scores(out)
     for index, (step, line) in enumerate(lines):
         metrics.step_trained(
             step=step,
@@ -75,7 +78,7 @@ def _replay(out: Path, config: RunConfig, lines: Lines) -> Metrics:
             data_wait_seconds=line["data_wait_seconds"],
             rejects=(),
             phase_seconds={},
-            readings=exported(line),
+            readings={**exported(line), **_scored(scores.get(step))},
         )
         now += seconds[index]
         if index % every == 0 or index + 1 == len(lines):
@@ -93,6 +96,10 @@ def _replay(out: Path, config: RunConfig, lines: Lines) -> Metrics:
     )
     metrics.ended = Ended(at=ended)
     return metrics
+
+
+def _scored(score: Score | None) -> Readings:
+    return {} if score is None else {("knn_accuracy_ratio",): score.headline / 100}
 
 
 def _rejects(out: Path) -> Mapping[str, int]:

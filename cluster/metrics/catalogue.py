@@ -156,8 +156,8 @@ _LEARNING = (
            "Methods with a memory learn once it is full."),
     _gauge("learning", "momentum", "Share that the momentum encoder keeps of itself in a step.",
            "As its schedule says."),
-    _gauge("learning", "knn_accuracy_ratio", "k-NN accuracy of the encoder, where a run probes it.",
-           "The one learning number that is comparable between methods."),
+    _gauge("learning", "knn_accuracy_ratio", "k-NN accuracy of the checkpoint scored last.",
+           "Of `streamssl evaluate knn --follow`; the one number that compares methods."),
 )  # fmt: skip
 
 _CLUSTER = (

@@ -6,8 +6,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from streamssl.evaluation.evaluate import Encoder, knn_of_run, retrieval_of_run
+from shards.errors import UserError
+from streamssl.evaluation.evaluate import (
+    Encoder,
+    find_checkpoint,
+    iter_checkpoints,
+    knn_of_run,
+    retrieval_of_run,
+)
 from streamssl.evaluation.knn import KnnConfig
+from streamssl.evaluation.scores import SCORES, keep_score
 from streamssl.parsing import parse
 
 
@@ -29,14 +37,34 @@ class EvaluateKnn:
     """Side of the pictures in pixels; None: the run's largest crop."""
     baselines: bool = False
     """Score raw pixels and the untrained encoder too."""
+    follow: bool = False
+    """Score every newer checkpoint as it comes, until the run's last step or Ctrl-C."""
 
 
 def evaluate_knn(arguments: list[str], console: Console) -> int:
     """Score the encoder of a run by k-NN on labelled shards."""
     parsed = parse(EvaluateKnn, "streamssl evaluate knn", arguments)
-    encoders = _encoders(parsed.baselines)
+    baselines = parsed.baselines
+    for run in iter_checkpoints(parsed.run) if parsed.follow else (parsed.run,):
+        try:
+            _score(parsed, run, _encoders(baselines), console)
+        except UserError:
+            if run.exists():
+                raise
+            continue  # --keep of the run removed it: there is a newer one
+        baselines = False  # they stay what they are
+    return 0
+
+
+def _score(parsed: EvaluateKnn, run: Path, encoders: tuple[Encoder, ...], console: Console) -> None:
+    """Score one checkpoint, print it, and keep it in the folder of its run."""
     config = KnnConfig(ks=parsed.ks, temperature=parsed.temperature)
-    scores = knn_of_run(parsed.run, parsed.train, parsed.test, encoders, config, parsed.size)
+    scores = knn_of_run(run, parsed.train, parsed.test, encoders, config, parsed.size)
+    folder, _ = find_checkpoint(run)
+    try:
+        keep_score(folder, scores.score)
+    except OSError as error:
+        console.print(f"{folder / SCORES} could not be written ({error}); the score is below")
     console.print(
         f"k-NN accuracy in % at step {scores.step}: {scores.num_train:,} training and "
         f"{scores.num_test:,} test pictures"
@@ -48,7 +76,6 @@ def evaluate_knn(arguments: list[str], console: Console) -> int:
     for encoder, accuracy in scores.accuracy.items():
         table.add_row(encoder, *(f"{accuracy[k]:.1f}" for k in parsed.ks))
     console.print(table)
-    return 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

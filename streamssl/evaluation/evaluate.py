@@ -1,5 +1,6 @@
 """The encoder of a run, scored on labelled shards."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ from streamssl.backbones import build_backbone
 from streamssl.config import RunConfig, read_toml
 from streamssl.evaluation.knn import Features, KnnConfig, embed, knn_accuracy, raw_pixel_features
 from streamssl.evaluation.retrieval import Retrieval, retrieve
+from streamssl.evaluation.scores import Score
 
 Encoder = Literal["raw pixels", "untrained", "trained"]
+_LOOK_SECONDS = 1.0
 _Embedded = tuple[Features, NDArray[np.int64]]
 
 
@@ -32,6 +35,11 @@ class Scores:
     num_train: int
     num_test: int
     step: int
+
+    @property
+    def score(self) -> Score:
+        """That of the trained encoder, as it is kept."""
+        return Score(self.step, self.accuracy["trained"], self.num_train, self.num_test)
 
 
 def knn_of_run(
@@ -54,6 +62,30 @@ def knn_of_run(
         accuracy[encoder] = knn_accuracy(train_x, train_y, test_x, test_y, config)
         num_train, num_test = len(train_y), len(test_y)
     return Scores(accuracy, num_train, num_test, step)
+
+
+def iter_checkpoints(run: Path) -> Iterator[Path]:
+    """The newest checkpoint of a run that trains, then every newer one as it comes, to its last.
+
+    One that comes while another is looked at, and is not the newest any more, is left out. Ends
+    behind the last step only: a run that stopped may go on. Raises ConfigError.
+    """
+    if not (run / "config.toml").exists():
+        raise ConfigError(
+            f"{run} is no folder of a run (it has no config.toml), and only a run can be followed: "
+            "name the --out of `streamssl pretrain` once it trains, or leave --follow out"
+        )
+    num_steps = read_toml(run / "config.toml").num_steps
+    seen = -1
+    while seen < num_steps:
+        for newest in checkpoint.list_checkpoints(run)[-1:]:
+            step = int(checkpoint.read_fields(newest)["step"])
+            if step > seen:
+                yield newest
+                seen = step
+                break
+        else:
+            time.sleep(_LOOK_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

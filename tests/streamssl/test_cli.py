@@ -18,6 +18,7 @@ import pytest
 
 from streamssl.cli import main
 from streamssl.config import read_toml, write_toml
+from streamssl.evaluation.scores import newest_score
 from tests.tinyrun import make_shards, proof, tiny_moco, tiny_swav
 
 Capture = pytest.CaptureFixture[str]
@@ -383,11 +384,13 @@ def test_sizes_that_follow_from_batch_and_data_are_printed_and_kept(
     assert "method.num_prototypes" not in origins and "optim.base_lr" in origins
 
 
-def test_knn_prints_a_table_with_baselines(
-    finished_run: Path, shards_folder: Path, capsys: Capture
+def test_knn_prints_a_table_with_baselines_and_keeps_the_score(
+    finished_run: Path, shards_folder: Path, capsys: Capture, tmp_path: Path
 ) -> None:
-    """One row an encoder, one column a k."""
-    arguments = ["--run", finished_run, "--train", shards_folder, "--test", shards_folder]
+    """One row an encoder, one column a k; whoever watches the run finds what it scored."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    arguments = ["--run", run, "--train", shards_folder, "--test", shards_folder, "--follow"]
     text = shown(capsys, "evaluate", "knn", *arguments, "--ks", 1, 5, "--baselines")
     assert "at step 6: 160 training and 160 test pictures" in text
     rows = [re.split(r" *[│┃] *", line) for line in text.splitlines()]
@@ -395,6 +398,7 @@ def test_knn_prints_a_table_with_baselines(
     assert table["encoder"] == ["k=1", "k=5"]
     assert list(table) == ["encoder", "raw pixels", "untrained", "trained"]
     assert table["raw pixels"][0] == table["trained"][0] == "100.0"
+    assert newest_score(run).step == 6 and newest_score(run).headline == 100.0
 
 
 def test_knn_that_cannot_be_computed_is_one_sentence(

@@ -56,8 +56,8 @@ def stages(shards_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def test_each_stage_goes_on_from_the_one_before(stages: dict[str, Path]) -> None:
     """From shards to a student, by itself and smaller, each with its own readings."""
     assert [set(read_log(stages[name])[-1]["readings"]) for name in ("tuned", "taught")] == [
-        {"accuracy", "labelled"},
-        {"agreement"},
+        {"accuracy", "labelled", "gradient_norm"},
+        {"agreement", "gradient_norm"},
     ]
     student = load_tensors(list_checkpoints(stages["smaller"])[-1])
     assert student["method.classes.weight"].shape == (10, 4)

@@ -51,7 +51,7 @@ def test_a_run_leaves_a_folder_that_tells_all(finished_run: Path) -> None:
     names = {path.name for path in finished_run.iterdir() if not path.name.startswith(".")}
     assert names == {
         *("config.toml", "data.toml", "manifest.parquet"),
-        *("metrics.jsonl", "journal.jsonl", "checkpoints"),
+        *("metrics.jsonl", "journal.jsonl", "gallery.json", "checkpoints"),
     }
     steps = [path.name for path in sorted((finished_run / "checkpoints").iterdir())]
     assert steps == ["step-00000002", "step-00000004", "step-00000006"]

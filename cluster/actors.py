@@ -155,6 +155,7 @@ class Fleet:
             kind=kind,
             pid=where.pid,
             node=where.node,
+            pages=where.pages,
             **more,
         )
 

@@ -15,8 +15,10 @@ import ray
 from cluster.bell import Bell
 from cluster.core import Core
 from cluster.core_readings import told_of
-from cluster.links import StateRef
+from cluster.debugging import ProcessPages
+from cluster.links import CONTROL, StateRef
 from cluster.messages import Beat, Directive, Plans, ReaderOrders, ReaderReport
+from cluster.metrics.metric import Readings
 from cluster.nodes import NodeWatch
 from cluster.orders import ControlNews, DriverReport, Told
 from cluster.spec import ControlSpec, ControlStart, RunPlace, write_place
@@ -39,9 +41,13 @@ class Control:
     def __init__(self) -> None:
         self._began = asyncio.Event()
         self._told_at = float("-inf")
+        self._counted: Readings = {}  # when it was last told
 
     async def start(self, spec: ControlSpec, start: ControlStart) -> int:
         """Begin, and give its term. Raises ConfigError."""
+        pages = ProcessPages(CONTROL, spec.debug_ports, lambda: self._counted)
+        if pages.address:
+            start = replace(start, pages={**start.pages, "control": pages.address})
         self._bell = Bell()
         nodes = NodeWatch()
         self._core = Core(spec, start, nodes, self._bell.ring)
@@ -108,7 +114,9 @@ class Control:
         if now - self._told_at < _TELL_SECONDS:
             return None
         self._told_at = now
-        return told_of(self._core)
+        told = told_of(self._core)
+        self._counted = told.status.readings
+        return told
 
     async def status(self) -> Status:
         """How the run stands."""

@@ -75,7 +75,7 @@ class Core:
         )
         self.nodes = nodes
         self.planning = self._stack.enter_context(self._make_planning(start))
-        self.state, self.begun = start.state, start.begun
+        self.state, self.begun, self.pages = start.state, start.begun, start.pages
         self.members.restore(start.state.step, start.state.cursor)
         self.stopping = False
         self.error: BaseException | None = None

@@ -81,11 +81,7 @@ def _nodes(core: Core, status: Status) -> dict[Key, float]:
         found["object_store_used_ratio",] = max(known)
     for role, pools in core.spec.pools.items():
         names = [str(pool) for pool in pools]
-        ready = Counter(
-            next((str(pool) for pool in pools if pool.holds(node.labels)), names[0])
-            for one in core.staff.there.values()
-            if one.role == role and (node := seen.find(one.node)) is not None
-        )
+        ready = Counter(one.pool for one in status.actors if one.role == role and one.pool)
         asked = names[core.staff.decision.pool % len(names)] if role == "reader" else names[0]
         for name in names:
             elsewhere = sum(ready.values()) - ready[name]

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.actors import Fleet
 from cluster.control import Control
+from cluster.debugging import ProcessPages
 from cluster.errors import ControlLost
 from cluster.feed import FeedConfig
 from cluster.learner import BuildLearner, LearnerState
@@ -82,23 +83,27 @@ def run_cluster(spec: RunSpec, keeper: Keeper, stop: Callable[[], bool]) -> None
     Raises what ended the stream, what a learner raised, ConfigError, GaveUp, and ControlLost.
     """
     job, build = ray.put(spec.job), ray.put(spec.build)
-    config = spec.control.config
+    config, ports = spec.control.config, spec.control.debug_ports
 
     def make_reader(name: str, options: Mapping[str, Any]) -> Any:
-        return Reader.options(**options).remote(name, CONTROL, job, config.readers)  # type: ignore[attr-defined]
+        return Reader.options(**options).remote(name, CONTROL, job, config.readers, ports)  # type: ignore[attr-defined]
 
     def make_trainer(name: str, options: Mapping[str, Any]) -> Any:
         more = {**spec.trainer_options, **options}
-        return Trainer.options(**more).remote(name, CONTROL, build, spec.trainer, spec.feed)  # type: ignore[attr-defined]
+        given = (name, CONTROL, build, spec.trainer, spec.feed, ports)
+        return Trainer.options(**more).remote(*given)  # type: ignore[attr-defined]
 
     fleet = Fleet({"reader": make_reader, "trainer": make_trainer}, spec.control.pools)
-    start = ControlStart(
-        state=StateRef(spec.state.step, (ray.put(spec.state),), spec.state.cursor),
-        begun=False,
-        nonce=mark_folder(spec.control.folder),
-        entries=spec.entries,
-    )
-    Driver(spec.control, start, fleet, keeper).run(stop)
+    # Whoever may ask the driver for /sd is on its machine, and so are its own pages.
+    with ProcessPages("driver", ports and replace(ports, on_nodes=False), dict) as pages:
+        start = ControlStart(
+            state=StateRef(spec.state.step, (ray.put(spec.state),), spec.state.cursor),
+            begun=False,
+            nonce=mark_folder(spec.control.folder),
+            entries=spec.entries,
+            pages={"driver": pages.address} if pages.address else {},
+        )
+        Driver(spec.control, start, fleet, keeper).run(stop)
 
 
 class Driver:

@@ -16,8 +16,8 @@ How actors are made by whoever runs them (`name` is also the actor's name, `cont
 Control); `start` gets ready and raises ConfigError for what no other node would mend, and `left`
 returns when the actor is done, so that whoever waits for it hears of its death at once:
 
-    Reader.remote(name, control, job, config)       start() -> Started      left() -> None
-    Trainer.remote(name, control, build, config)    start() -> Started      left() -> None
+    Reader.remote(name, control, job, config, ...)      start() -> Started      left() -> None
+    Trainer.remote(name, control, build, config, ...)   start() -> Started      left() -> None
 """
 
 from dataclasses import dataclass
@@ -38,10 +38,11 @@ class Unreachable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Where an actor runs: its process and its node."""
+    """Where an actor runs: its process and its node, and where its own pages are, if it has any."""
 
     pid: int
     node: str
+    pages: str = ""
 
 
 @dataclass(frozen=True, slots=True)

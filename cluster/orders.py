@@ -33,7 +33,8 @@ class ActorEvent:
 
     `made`: it does not answer yet. `started`: it answers. `left`: it ended as it was told to.
     `lost`: it died. `refused`: it cannot start, and no other node would help, because of `error`.
-    `with_node`: its node died, `preempted` if because it was taken back.
+    `with_node`: its node died, `preempted` if because it was taken back. `pages`: where it serves
+    its own.
     """
 
     number: int
@@ -42,6 +43,7 @@ class ActorEvent:
     kind: Literal["made", "started", "left", "lost", "refused"]
     pid: int = 0
     node: str = ""
+    pages: str = ""
     reason: str = ""
     with_node: bool = False
     preempted: bool = False

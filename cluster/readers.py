@@ -22,6 +22,7 @@ import ray
 from numpy.typing import NDArray
 from ray import cloudpickle
 
+from cluster.debugging import DebugPorts, ProcessPages
 from cluster.links import Link, Started, Unreachable
 from cluster.memory import resident_bytes
 from cluster.messages import Lease, Rows
@@ -66,8 +67,14 @@ class Reader:
     """One process that crops chunks, one at a time, and keeps the crops until they are released."""
 
     def __init__(
-        self, name: str, control: str, job: CropJob, config: ReaderConfig | None = None
+        self,
+        name: str,
+        control: str,
+        job: CropJob,
+        config: ReaderConfig | None = None,
+        ports: DebugPorts | None = None,
     ) -> None:
+        self._name, self._ports = name, ports
         self._job, self._config = job, config or ReaderConfig()
         self._control = Link(control)
         self._changed = threading.Condition()  # guards the stock
@@ -82,11 +89,12 @@ class Reader:
 
     def start(self) -> Started:
         """Get ready, then begin to ask for work. Raises ConfigError."""
+        pages = ProcessPages(self._name, self._ports, self._readings)
         ready: Future[None] = Future()
         self._start_thread("crop", functools.partial(self._crop_all, ready))
         ready.result()
         self._start_thread("talk", self._talk)
-        return Started(os.getpid(), ray.get_runtime_context().get_node_id())
+        return Started(os.getpid(), ray.get_runtime_context().get_node_id(), pages.address)
 
     @ray.method(concurrency_group="left")
     def left(self) -> None:
@@ -157,6 +165,10 @@ class Reader:
         if now - self._counted < _COUNT_SECONDS:
             return None
         self._counted = now
+        return self._readings()
+
+    def _readings(self) -> Readings:
+        """Waits for nobody: whoever looks for what hangs asks for it, too."""
         return {**self._stock.spent.readings(), **transport_readings(self._source.counters)}
 
     def _wants_to_talk(self) -> bool:

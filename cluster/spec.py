@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cluster.config import ClusterConfig
+from cluster.debugging import DebugPorts
 from cluster.links import StateRef
 from cluster.orders import Role
 from cluster.pools import Pool
@@ -28,7 +29,7 @@ class ControlSpec:
     """A run. `folder` is Control's own, within that of the run, and `journal` the file there.
 
     `readers`: how many at least, and at most. `pools` say which nodes are for whom, in order of
-    preference.
+    preference. `debug_ports`: where every process serves its own pages; None: nowhere.
     """
 
     folder: Path
@@ -42,19 +43,22 @@ class ControlSpec:
     trainers: int
     pools: Mapping[Role, tuple[Pool, ...]]
     config: ClusterConfig = field(default_factory=ClusterConfig)
+    debug_ports: DebugPorts | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ControlStart:
     """Where a Control begins. `begun`: the journal of the run is on disk; else it is `entries`.
 
-    `nonce` is what the driver wrote into the folder, to be found there.
+    `nonce` is what the driver wrote into the folder, to be found there. `pages`: where the driver,
+    and then Control, serve their own, by role.
     """
 
     state: StateRef
     begun: bool
     nonce: str
     entries: tuple[Entry, ...] = ()
+    pages: Mapping[str, str] = field(default_factory=dict)
 
 
 def mark_folder(folder: Path) -> str:

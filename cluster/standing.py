@@ -6,6 +6,7 @@ from collections import Counter
 from cluster.core import Core
 from cluster.members import Member
 from cluster.metrics.metric import Key, Readings
+from cluster.orders import ActorEvent
 from cluster.status import ActorStatus, Decided, NodeStatus, Status
 
 
@@ -43,6 +44,7 @@ def status_of(core: Core) -> Status:
         readings=counters_of(core),
         pending=tuple(f"{one.count} x {one.kind}" for one in nodes.pending) if nodes else (),
         failed=tuple(f"{one.kind}: {one.reason}" for one in nodes.failed) if nodes else (),
+        pages=core.pages,
     )
 
 
@@ -116,9 +118,21 @@ def _actors(core: Core, now: float) -> tuple[ActorStatus, ...]:
                 rank=ranks.index(name) if name in ranks else -1,
                 doing=member.beat.doing if member else "",
                 heard_seconds=now - member.heard if member else 0.0,
+                pool=_pool(core, one),
+                pages=one.pages,
             )
         )
     return tuple(found)
+
+
+def _pool(core: Core, actor: ActorEvent) -> str:
+    """The first pool of its role that holds its node."""
+    seen = core.nodes.latest
+    node = None if seen is None else seen.find(actor.node)
+    if node is None:
+        return ""
+    pools = core.spec.pools[actor.role]
+    return str(next((pool for pool in pools if pool.holds(node.labels)), pools[0]))
 
 
 def _phase(member: Member | None) -> str:

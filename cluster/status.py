@@ -1,7 +1,7 @@
 """Status: how a run on a cluster stands, in plain values, for whoever looks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.lease_readings import LeaseSnapshot
 from cluster.metrics.metric import Readings
@@ -23,7 +23,10 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorStatus:
-    """An actor. `phase`: of a trainer what it says, of a reader whether it works or leaves."""
+    """An actor. `phase`: of a trainer what it says, of a reader whether it works or leaves.
+
+    `pool` is empty where its node is not known, `pages` where it serves none.
+    """
 
     name: str
     role: str
@@ -34,6 +37,8 @@ class ActorStatus:
     rank: int = -1
     doing: str = ""
     heard_seconds: float = 0.0
+    pool: str = ""
+    pages: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,7 @@ class Status:
 
     `rates` are of about the last ten seconds; `wanted` is how many actors of a role there shall be;
     `pending` are launches of nodes that are under way, `failed` those that came to nothing.
+    `pages`: where Control and the driver serve their own, by role.
     """
 
     term: int
@@ -72,3 +78,4 @@ class Status:
     readings: Readings
     pending: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    pages: Mapping[str, str] = field(default_factory=dict)

@@ -7,17 +7,20 @@ once, and makes another one under another name.
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
 import ray
 
+from cluster.debugging import DebugPorts, ProcessPages
 from cluster.feed import Feed, FeedConfig
 from cluster.generations import Door
 from cluster.learner import BuildLearner, LearnerState
 from cluster.links import Link, Started, StateRef, Unreachable
 from cluster.memory import device_bytes, resident_bytes
 from cluster.messages import Beat, Directive, Load
+from cluster.metrics.metric import Key, Readings
 from cluster.pulse import Pulse
 from cluster.training import TrainerConfig, Training
 
@@ -35,18 +38,21 @@ class Trainer:
         build: BuildLearner,
         config: TrainerConfig,
         feed: FeedConfig | None = None,
+        ports: DebugPorts | None = None,
     ) -> None:
         self._name, self._control, self._build = name, control, build
-        self._config, self._feed = config, feed
+        self._config, self._feed, self._ports = config, feed, ports
+        self._read: Callable[[], Readings] = dict
         self._ready: Future[None] = Future()
         self._end: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="training", daemon=True)
 
     def start(self) -> Started:
         """Build the learner, and tell Control of it. Raises what no retry would mend."""
+        pages = ProcessPages(self._name, self._ports, lambda: self._read())
         self._thread.start()
         self._ready.result()
-        return Started(os.getpid(), ray.get_runtime_context().get_node_id())
+        return Started(os.getpid(), ray.get_runtime_context().get_node_id(), pages.address)
 
     @ray.method(concurrency_group="end")
     def left(self) -> None:
@@ -87,6 +93,7 @@ class Trainer:
             Pulse(speak, first, self._config.pulse, lambda: load_of(feed)) as pulse,
         ):
             training = Training(self._build, feed, keeper, pulse, door, self._config)
+            self._read = lambda: {**training.counts, **readings_of(load_of(feed))}
             training.run(on_ready=lambda: self._ready.set_result(None))
 
 
@@ -100,6 +107,18 @@ def load_of(feed: Feed) -> Load:
         batches_ready=int(status["batches_ready"]),
         device_bytes=device_bytes(),
     )
+
+
+def readings_of(load: Load) -> Readings:
+    """What a trainer holds, by key."""
+    found: dict[Key, float] = {
+        ("buffer_bytes", "trainer"): load.held_bytes,
+        ("buffer_limit_bytes", "trainer"): load.limit_bytes,
+        ("batches_ready", "taken"): load.batches_ready,
+    }
+    return found | {
+        ("device_memory_bytes", what): count for what, count in load.device_bytes.items()
+    }
 
 
 class _ObjectStore:

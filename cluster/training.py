@@ -9,7 +9,7 @@ It knows neither Ray nor what is learned; what it talks to is handed in.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ from cluster.generations import Backend, Door, GenerationOver, Place, Ranks
 from cluster.handover import agree, check_same
 from cluster.learner import Batches, BuildLearner, LearnerState, Wish
 from cluster.messages import Directive
+from cluster.metrics.metric import Key
 from cluster.pulse import Pulse, PulseConfig
 from shards.errors import StreamStopped
 
@@ -55,7 +56,10 @@ class Keeper(Protocol):
 
 
 class Training:
-    """One trainer, on the thread that calls `run`. `door` is where others find it as rank 0."""
+    """One trainer, on the thread that calls `run`. `door` is where others find it as rank 0.
+
+    `counts`: where its own time went, by key, since it started; any thread may copy it.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Training:
     ) -> None:
         self._build, self._batches, self._keeper = build, batches, keeper
         self._pulse, self._door, self._config = pulse, door, config
+        self.counts: dict[Key, float] = {}
         self._rank, self._kept_step = 0, -1
         self._keep_seconds = 0.0  # that copies for checkpoints took since the last report
 
@@ -193,15 +198,22 @@ class Training:
         record, wish = self._learner.train_step(batch, pulse.wish)
         step_seconds, wait_seconds = time.monotonic() - began, began - asked
         phases: Any = record.fields.get("phase_seconds", {})
-        times = {
+        times: dict[str, Any] = {
             "step_seconds": round(step_seconds, 4),
             "data_wait_seconds": round(wait_seconds, 4),
             "phase_seconds": {**phases, "checkpoint": round(self._keep_seconds, 4)},
         }
         self._keep_seconds = 0.0
         record = replace(record, fields={**record.fields, **times})
+        self._count(record.step, {**times["phase_seconds"], "input_wait": wait_seconds})
         pulse.finished(record, step_seconds, wait_seconds)
         return wish
+
+    def _count(self, step: int, phase_seconds: Mapping[str, float]) -> None:
+        self.counts["train_step",] = step
+        for phase, seconds in phase_seconds.items():
+            key = ("step_phase_seconds", phase)
+            self.counts[key] = self.counts.get(key, 0.0) + seconds
 
     def _after_step(self, ranks: Ranks | None) -> None:
         step, config = self._learner.step, self._config

@@ -49,6 +49,7 @@ def _spec(run: Run, placement: Placement, state: LearnerState, console: Console)
     job = crop_job(config, run.data, SourceConfig(cache=placement.cache))
     options = _trainer_options(placement)
     by_trainers = place_of_decoding(run, placement, job, options, console) == "trainers"
+    ports = placement.debug_ports
     control = ControlSpec(
         folder=run.out.resolve() / CONTROL,
         journal=run.out.resolve() / JOURNAL,
@@ -64,6 +65,7 @@ def _spec(run: Run, placement: Placement, state: LearnerState, console: Console)
             "trainer": parse_pools(placement.trainer_pools),
         },
         config=placement.patience,
+        debug_ports=ports and replace(ports, on_nodes=placement.cluster != "local"),
     )
     # On a machine of its own a trainer takes what Ray lets it have; here they share the cores.
     shared = placement.cluster == "local"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from cluster.config import ClusterConfig
+from cluster.debugging import DebugPorts
 from cluster.pools import Pool, parse_pools
 from shards.errors import ConfigError
 from shards.stores.disk_cache import CacheConfig
@@ -22,8 +23,9 @@ class Placement:
     `metrics_port` 0 takes any free port of the loopback address. `cache` keeps what was read on a
     disk of every machine that reads. `decode`: who crops the pictures; "auto" measures who should,
     None: as this run began, or trainers where the engine is dali-gpu, else readers. `prices`: of
-    an hour of a node, by pool, in dollars. `tensorboard`: a copy of the log for it. `patience` is
-    that of Control with all the others.
+    an hour of a node, by pool, in dollars. `tensorboard`: a copy of the log for it. `debug_ports`:
+    where every process of a cluster serves pages of its own, None: nowhere. `patience` is that of
+    Control with all the others.
     """
 
     cluster: str = "none"
@@ -38,6 +40,7 @@ class Placement:
     decode: DecodePlace | Literal["auto"] | None = None
     prices: tuple[tuple[Pool, float], ...] = ()
     tensorboard: bool = False
+    debug_ports: DebugPorts | None = None
     patience: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property
@@ -76,6 +79,7 @@ class Placement:
             "--reader-pool": bool(self.reader_pools),
             "--trainer-pool": bool(self.trainer_pools),
             "--decode": self.decode is not None,
+            "--debug-ports": self.debug_ports is not None,
         }
         for name, is_given in given.items():
             if is_given:

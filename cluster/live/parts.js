@@ -94,9 +94,10 @@ export function showCluster(state) {
   table(at("table-nodes"), ["node", "trainers", "readers", "cores", "labels", ""], nodes);
   const actors = (status?.actors ?? []).toSorted(trainersFirst).slice(0, 24).map((/** @type {any} */ one) => [
     one.name, one.node.slice(0, 8), one.phase + (one.doing ? `, ${one.doing}` : ""),
-    one.step >= 0 ? one.step : "", one.rank >= 0 ? one.rank : "",
+    one.step >= 0 ? one.step : "", one.rank >= 0 ? one.rank : "", one.pages ?? "",
   ]);
-  table(at("table-actors"), ["actor", "node", "is", "step", "rank"], actors);
+  const pages = actors.some((row) => row[5]) ? "pages" : "";
+  table(at("table-actors"), ["actor", "node", "is", "step", "rank", pages], actors);
   showEvents(status);
 }
 

@@ -80,6 +80,11 @@ class Metrics:
         if self.onlooker is not None:
             self.onlooker(step, sample, rejects)
 
+    @property
+    def status(self) -> Status | None:
+        """As Control told it last; None without a Control, or when the run has ended."""
+        return None if self._status is None or self.ended else self._status[1]
+
     def mean_step_seconds(self) -> float | None:
         """Of all steps so far, the waits for batches not included."""
         _, histograms = self.values.snapshot()

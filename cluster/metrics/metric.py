@@ -6,6 +6,8 @@ from itertools import product
 from typing import Literal
 
 PREFIX = "streamssl_"
+# Of what single processes serve: no rule that adds up over a run may meet it.
+PROCESS_PREFIX = f"{PREFIX}process_"
 OTHER = "other"
 # Of a label whose values the data or the cluster choose: those beyond are "other".
 MOST_OPEN_VALUES = 16

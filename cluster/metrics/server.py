@@ -1,13 +1,14 @@
-"""Pages over HTTP, on the loopback address: what a run says of itself to whoever asks.
+"""Pages over HTTP: what a run says of itself to whoever asks, on the loopback address.
 
-A page is a function of the query of its address. Nobody on the network is let in, nothing is
-written, and no page is larger than what its function gives.
+A page is a function of the query of its address. Nobody on the network is let in unless another
+address is given, nothing is written, and no page is larger than what its function gives.
 """
 
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from urllib.parse import parse_qsl, urlsplit
 
 from shards.errors import ConfigError
@@ -31,18 +32,18 @@ Page = Callable[[Mapping[str, str]], Answer]
 
 
 class HttpServer:
-    """Serves `pages`, by path, on 127.0.0.1 while it is open. Port 0 takes any free one."""
+    """Serves `pages`, by path, while it is open. Port 0 takes any free one."""
 
-    def __init__(self, pages: Mapping[str, Page], port: int = 0) -> None:
+    def __init__(self, pages: Mapping[str, Page], port: int = 0, host: str = HOST) -> None:
         handler = type("Handler", (_Handler,), {"pages": dict(pages)})
         try:
-            self._server = _Server((HOST, port), handler)
+            self._server = _Server((host, port), handler)
         except OSError as error:
             raise ConfigError(
                 f"/metrics cannot be served on port {port} ({error.strerror}); "
                 "give another --metrics-port, or 0 for any free one"
             ) from error
-        self.address = f"{HOST}:{self._server.server_port}"
+        self.address = f"{host}:{self._server.server_port}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(_LOOK_SECONDS,), name="http", daemon=True
         )
@@ -60,6 +61,12 @@ class HttpServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64  # who has to wait for a busy run shall be answered, not turned away
+
+    def server_bind(self) -> None:
+        """Without asking a name server for the name of the address, which nobody needs."""
+        TCPServer.server_bind(self)
+        host, port = self.server_address[:2]
+        self.server_name, self.server_port = str(host), port
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,7 +2,8 @@
 
 /metrics   for Prometheus
 /state     the same and more as JSON, see `state`
-/sd        where to scrape, for the http_sd_configs of a Prometheus
+/sd        where to scrape, for the http_sd_configs of a Prometheus: here, and the processes of a
+           cluster that serve pages of their own, see `cluster.debugging`
 /healthz   "ok" while the run lives
 """
 
@@ -11,10 +12,12 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cluster.metrics.hub import Metrics
 from cluster.metrics.server import Answer, HttpServer, Page
 from cluster.metrics.state import Ended
+from cluster.status import Status
 from shards.errors import StreamSSLError, StreamStopped
 
 _TICK_SECONDS = 1.0
@@ -67,6 +70,8 @@ class MetricsServer:
         run = self._metrics.run
         labels = {} if run is None else {"run": run.name}
         found = [{"targets": [self._server.address], "labels": labels}]
+        if (status := self._metrics.status) is not None:
+            found += process_targets(status, labels)
         return Answer(json.dumps(found).encode(), "application/json")
 
     def _tick_on(self) -> None:
@@ -90,3 +95,18 @@ class MetricsServer:
         if time.monotonic() - self._last_scrape < _RECENT_SECONDS:
             self._scraped.clear()
             self._scraped.wait(_LAST_WORD_SECONDS)
+
+
+def process_targets(status: Status, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The processes that serve pages at this moment: a group for each role and pool."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for role, address in status.pages.items():
+        groups[role, ""] = [address]
+    for actor in status.actors:
+        if actor.pages:
+            groups.setdefault((actor.role, actor.pool), []).append(actor.pages)
+    found = []
+    for (role, pool), addresses in groups.items():
+        more = {"scope": "process", "role": role} | ({"pool": pool} if pool else {})
+        found.append({"targets": addresses, "labels": {**labels, **more}})
+    return found

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from cluster.debugging import parse_ports
 from cluster.metrics.bill import parse_prices
 from cluster.scaler import parse_range
 from shards.errors import ConfigError
@@ -61,6 +62,9 @@ class Pretrain:
     """How many bytes --cache may take."""
     metrics_port: int = 0
     """Port of /metrics on the loopback address; 0 takes any free one."""
+    debug_ports: str | None = None
+    """Ports such as 9500-9599 on which every process of a cluster serves its counters and the
+    stacks of its threads: on the loopback address with --cluster local, else that of its node."""
     num_samples: int | None = None
     """How many samples the data has, for --sizes auto; by default estimated from bytes."""
     price: tuple[str, ...] = ()
@@ -129,6 +133,7 @@ def placement_of(parsed: Pretrain) -> Placement:
         decode=parsed.decode,
         prices=parse_prices(parsed.price),
         tensorboard=parsed.tensorboard,
+        debug_ports=None if parsed.debug_ports is None else parse_ports(parsed.debug_ports),
     )
 
 

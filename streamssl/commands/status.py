@@ -104,6 +104,7 @@ def _head(status: Status) -> list[Text]:
         f"wanted: {wanted} ({status.scaling}); Control of term {status.term} since "
         f"{status.seconds:,.0f} s",
     ]
+    lines += [f"pages of {role}: http://{address}/stacks" for role, address in status.pages.items()]
     lines += [f"nodes are starting: {text}" for text in status.pending]
     lines += [f"nodes could not be had: {text}" for text in status.failed]
     return [Text(line) for line in lines]
@@ -127,11 +128,12 @@ def _node_table(status: Status) -> Table:
 
 def _actor_table(status: Status) -> Table:
     """All trainers, and as many readers as fit on a page."""
-    table = Table("actor", "node", "pid", "is", "step", "rank", "heard of")
+    has_pages = any(actor.pages for actor in status.actors)
+    table = Table("actor", "node", "pid", "is", "step", "rank", "heard of", *["pages"] * has_pages)
     trainers = [actor for actor in status.actors if actor.role == "trainer"]
     readers = [actor for actor in status.actors if actor.role == "reader"]
     for actor in trainers + readers[:_NUM_ACTORS]:
-        table.add_row(*_actor_row(actor))
+        table.add_row(*_actor_row(actor), *[actor.pages] * has_pages)
     if len(readers) > _NUM_ACTORS:
         table.add_row(f"and {len(readers) - _NUM_ACTORS} readers more")
     return table

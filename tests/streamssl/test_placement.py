@@ -1,10 +1,12 @@
 """Where a run runs is checked before anything starts, and says what would work."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.debugging import DebugPorts
 from shards.errors import ConfigError
 from streamssl.commands.pretrain import parse_pretrain, placement_of
 from streamssl.run import Placement
@@ -24,6 +26,10 @@ from tests.tinyrun import tiny_swav, train_here
         (
             {"decode": "trainers"},
             r"--decode with cluster='none', which is this process alone; give",
+        ),
+        (
+            {"debug_ports": DebugPorts(9500, 9599)},
+            r"--debug-ports with cluster='none', .* give --cluster local",
         ),
         ({"cluster": "everywhere"}, r"cluster='everywhere'; it must be none, local, auto or"),
     ],
@@ -48,9 +54,13 @@ def test_options_say_where_readers_and_trainers_run() -> None:
     """A range of readers, and pools in order of preference, are words on the command line."""
     words = (
         "swav --data a --out b --cluster auto --readers 4..200 --trainers 8 --trainer-gpus 1 "
-        "--reader-pool pool=spot pool=reserved --decode trainers"
+        "--reader-pool pool=spot pool=reserved --decode trainers --debug-ports 9500-9599"
     )
     parsed = parse_pretrain(words.split())
     assert parsed.readers == "4..200" and parsed.trainers == 8 and parsed.trainer_gpus == 1
     assert placement_of(parsed).decode == "trainers"
+    assert placement_of(parsed).debug_ports == DebugPorts(9500, 9599)
+    assert placement_of(replace(parsed, debug_ports=None)).debug_ports is None
+    with pytest.raises(ConfigError, match=r"debug ports '9500'; .* --debug-ports 9500-9599"):
+        placement_of(replace(parsed, debug_ports="9500"))
     assert parsed.reader_pool == ("pool=spot", "pool=reserved")

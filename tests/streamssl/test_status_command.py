@@ -1,6 +1,7 @@
 """`streamssl status` shows what Control says, on a page of a terminal."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,15 @@ def test_a_page_says_who_is_there_what_is_done_and_why() -> None:
     ):
         assert wanted in text, text
     assert "ray.io" not in text
+
+
+def test_pages_of_processes_are_named_where_there_are_any() -> None:
+    """Whoever looks for what hangs needs the address, and everybody else the room."""
+    assert "pages" not in page(STATUS)
+    trainer = replace(STATUS.actors[-1], pages="10.0.0.7:9503")
+    text = page(replace(STATUS, actors=(trainer,), pages={"control": "10.0.0.1:9500"}))
+    assert "pages of control: http://10.0.0.1:9500/stacks" in text
+    assert "┃ pages " in text and "│ 10.0.0.7:9503 │" in text
 
 
 def test_a_run_without_a_control_is_told_from_one_that_is_down(tmp_path: Path) -> None:

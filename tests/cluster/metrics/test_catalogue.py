@@ -9,6 +9,7 @@ import pytest
 from cluster.lease_readings import Late, Loss
 from cluster.metrics.catalogue import CATALOGUE, METRICS, PHASES
 from cluster.metrics.exposition import metrics_page, registry_of
+from cluster.metrics.metric import PROCESS_PREFIX
 from cluster.metrics.page import page
 from cluster.metrics.state import HISTORY
 from cluster.metrics.values import Values
@@ -47,6 +48,7 @@ def test_names_are_there_once_and_labels_are_bounded():
     """Two meanings under one name, or a label with an id in it."""
     assert len(CATALOGUE) == len(METRICS)
     for metric in METRICS:
+        assert not metric.exposed.startswith(PROCESS_PREFIX)  # they would be added up with them
         assert set(metric.labels) <= LABELS
         assert metric.help.endswith(".") and len(metric.how) > 10
         open_labels = [name for name, found in metric.labels.items() if not found]

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from cluster.metrics.catalogue import METRICS
+from cluster.metrics.metric import PREFIX, PROCESS_PREFIX
 from tests.cluster.deployed import ROOT
 
 RULES = ROOT / "cluster" / "deploy" / "prometheus" / "streamssl.rules.yml"
@@ -97,6 +98,18 @@ ILL = {
         {"job": "ray"},
     ),
 }
+# What a process of that run serves beside it, as it is scraped from where /sd lists it: much more
+# than the run has in all; and it hangs, on the port that Ray's autoscaler has elsewhere.
+BESIDE = {
+    name.replace(PREFIX, PROCESS_PREFIX).replace(
+        '{run="a"', '{run="a",scope="process"'
+    ): "9+999x240"
+    for name in HEALTHY
+    if name.startswith(PREFIX)
+} | {
+    'process_resident_memory_bytes{run="a",scope="process",role="reader"}': "9+9x240",
+    'up{run="a",scope="process",role="reader",instance="10.0.0.2:44217"}': "1x60 0x180",
+}
 
 
 def rule_test(series, fires):
@@ -156,6 +169,25 @@ def test_an_alert_fires_for_its_ill_and_for_no_other(alert, tmp_path):
     assert changes.keys() <= HEALTHY.keys()
     fires = {alert: labels}
     run_promtool([rule_test(HEALTHY | changes, fires)], tmp_path)
+
+
+@needs_promtool
+def test_what_processes_serve_beside_a_run_changes_no_rule(tmp_path):
+    """Counted twice, a run would seem twice as fast, and its alerts would come late or never."""
+    trained = 'streamssl:samples:rate1m{run="a", stage="trained"}'
+    recorded = [
+        {"expr": expr, "eval_time": "30m", "exp_samples": [{"labels": labels, "value": value}]}
+        for expr, labels, value in (
+            (trained, trained, 64),
+            ("streamssl:steps:rate5m", 'streamssl:steps:rate5m{run="a"}', 1),
+            ('count({__name__=~"streamssl:.*"})', "{}", 9),
+        )
+    ]
+    alone, beside = rule_test(HEALTHY, {}), rule_test(HEALTHY | BESIDE, {})
+    tests = [one | {"promql_expr_test": recorded} for one in (alone, beside)]
+    for alert, (changes, labels) in ILL.items():
+        tests.append(rule_test(HEALTHY | changes | BESIDE, {alert: labels}))
+    run_promtool(tests, tmp_path)
 
 
 @needs_promtool

@@ -1,18 +1,25 @@
 """What Control tells of a run: counters of everybody, gauges of what was measured, and no more."""
 
+import json
+
 from cluster.core import Core
 from cluster.core_readings import told_of
 from cluster.messages import Beat, Load, ReaderReport
 from cluster.metrics.catalogue import CATALOGUE
 from cluster.metrics.hub import Metrics
+from cluster.metrics.serving import MetricsServer, process_targets
+from cluster.metrics.state import Ended
 from cluster.orders import ActorEvent, Role
+from tests.cluster.metrics.counted import fetch
 from tests.cluster.metrics.made_core import made_core, node
 
 
-def start(core: Core, number: int, name: str, role: Role, place: str) -> None:
+def start(core: Core, number: int, name: str, role: Role, place: str, pages: str = "") -> None:
     """An actor answers."""
     core._take_event(ActorEvent(number=number, name=name, role=role, kind="made"), 0.0)
-    started = ActorEvent(number=number + 1, name=name, role=role, kind="started", node=place)
+    started = ActorEvent(
+        number=number + 1, name=name, role=role, kind="started", node=place, pages=pages
+    )
     core._take_event(started, 0.0)
 
 
@@ -105,3 +112,34 @@ def test_what_control_tells_no_more_goes_and_what_others_say_stays() -> None:
     assert metrics.values.get(("nodes", "staying")) is None
     assert metrics.values.get(("memory_bytes", "driver")) == 5
     assert metrics.values.get(("actors", "reader")) == 1
+
+
+def test_processes_with_pages_are_targets_until_they_are_gone() -> None:
+    """A Prometheus that goes on asking a dead one says `up == 0` for ever."""
+    metrics = Metrics()
+    with made_core(node("a", "readers"), node("c", "trainers")) as core:
+        core.pages = {"driver": "127.0.0.1:9500", "control": "10.0.0.1:9500"}
+        for number, name in enumerate(("reader-1", "reader-2"), 1):
+            start(core, number, name, "reader", "a", f"10.0.0.2:950{number}")
+        start(core, 3, "trainer-1", "trainer", "c", "10.0.0.3:9500")
+        start(core, 4, "trainer-2", "trainer", "gone", "")
+        metrics.heard(told_of(core))
+        assert metrics.status is not None
+        before = process_targets(metrics.status, {"run": "a"})
+        lost = ActorEvent(number=5, name="reader-1", role="reader", kind="lost", node="a")
+        core._take_event(lost, 1.0)
+        metrics.heard(told_of(core))
+        after = process_targets(metrics.status, {"run": "a"})
+    process = {"run": "a", "scope": "process"}
+    assert before == [
+        {"targets": ["127.0.0.1:9500"], "labels": process | {"role": "driver"}},
+        {"targets": ["10.0.0.1:9500"], "labels": process | {"role": "control"}},
+        {"targets": ["10.0.0.2:9501", "10.0.0.2:9502"],
+         "labels": process | {"role": "reader", "pool": "pool=readers"}},
+        {"targets": ["10.0.0.3:9500"],
+         "labels": process | {"role": "trainer", "pool": "pool=trainers"}},
+    ]  # fmt: skip
+    assert after[2]["targets"] == ["10.0.0.2:9502"]
+    metrics.ended = Ended(at=1.0)
+    with MetricsServer(metrics) as server:
+        assert len(json.loads(fetch(server.url.replace("/metrics", "/sd")))) == 1

@@ -1,6 +1,5 @@
 """The pages of one process: they answer when all else hangs, and are there only when asked for."""
 
-import socket
 import threading
 import time
 
@@ -9,19 +8,7 @@ import ray
 
 from cluster.debugging import DebugPorts, ProcessPages, parse_ports
 from shards.errors import ConfigError
-from tests.cluster.metrics.counted import fetch, scrape
-
-
-def some_ports(num: int) -> DebugPorts:
-    """So many that are free at this moment, one after the other."""
-    for first in range(9500, 60_000, num):
-        try:
-            for port in range(first, first + num):
-                socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return DebugPorts(first, first + num - 1)
-    raise AssertionError("no ports are free")
+from tests.cluster.metrics.counted import fetch, scrape, some_ports
 
 
 def hang_here(released: threading.Event) -> None:

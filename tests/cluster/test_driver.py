@@ -1,5 +1,9 @@
 """The driver and Control on a real Ray: every step once, whatever dies, and a reason to end."""
 
+import json
+import os
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -13,6 +17,8 @@ from cluster.driver import RunSpec, run_cluster
 from cluster.errors import GaveUp
 from cluster.feed import FeedConfig
 from cluster.links import CONTROL, Link
+from cluster.metrics.hub import Metrics
+from cluster.metrics.serving import MetricsServer
 from cluster.pools import Pool
 from cluster.spec import ControlSpec
 from cluster.status import Status
@@ -23,6 +29,7 @@ from shards.stream import BatchStream, StreamConfig, build_order
 from shards.thread_readers import ThreadReaders
 from tests.cluster.counting import CountingLearner, Kept, first_state
 from tests.cluster.marked import RECIPE, MarkedShards, build_none
+from tests.cluster.metrics.counted import fetch, scrape, some_ports
 
 pytestmark = pytest.mark.ray
 
@@ -93,6 +100,7 @@ def test_a_run_goes_to_its_last_step_and_leaves_its_last_state(case: Case) -> No
     assert [state.step for state in kept.states][-1] == 12
     assert {state.step for state in kept.states} <= {5, 10, 12}
     assert kept.term == 1
+    assert not any(one.pages for told in kept.told for one in (told.status, *told.status.actors))
     assert (case.out / "run" / "journal.jsonl").exists()
     with pytest.raises(ValueError, match="control"):
         ray.get_actor(CONTROL)
@@ -128,24 +136,69 @@ def test_a_run_outlives_its_control_again_and_again(case: Case) -> None:
     assert kept.term == 3
 
 
-def test_a_status_says_who_is_there_and_a_stop_saves(case: Case) -> None:
-    """Whoever looks must see it without Prometheus; one Ctrl-C is enough."""
-    kept, seen = Kept(), []
+class Targets:
+    """What /sd of `server` lists beside the run itself, as `kept` hears of the run."""
 
-    def stop() -> bool:
-        if not kept.records:
-            return False
+    def __init__(self, kept: Kept, server: MetricsServer, metrics: Metrics) -> None:
+        self._kept, self._server, self._metrics = kept, server, metrics
+
+    def find(self) -> dict[str, str]:
+        """The one process of each role, and where it serves."""
+        if self._kept.told:
+            self._metrics.heard(self._kept.told[-1])
+        _, *groups = json.loads(fetch(f"{self._server.page}sd"))
+        assert all(group["labels"]["scope"] == "process" for group in groups)
+        return {group["labels"]["role"]: group["targets"][0] for group in groups}
+
+    def wait_for(self, *roles: str) -> Iterator[None]:
+        while self.find().keys() != set(roles):
+            yield
+
+
+def test_a_status_says_who_is_there_with_their_pages_and_a_stop_saves(case: Case) -> None:
+    """Whoever looks must see it without Prometheus; a target comes and goes with its process, and
+    counts nothing into what the run says; one Ctrl-C is enough."""
+    kept, metrics, pages, seen = Kept(), Metrics(), {}, []
+    spec = case.spec(10_000, seconds=0.05)
+    spec = replace(spec, control=replace(spec.control, debug_ports=some_ports(8)))
+
+    def watch(targets: Targets) -> Iterator[None]:
+        yield from targets.wait_for("driver", "control", "reader", "trainer")
+        while not kept.records or kept.records[-1].step < 10:
+            yield
         status: Status = Link(CONTROL).call("status")
         seen.append(status)
-        return status.world == 1 and status.step >= 3
+        for role, address in targets.find().items():
+            stacks = fetch(f"http://{address}/stacks").decode()
+            pages[role] = stacks, scrape(f"http://{address}/metrics")
+        os.kill(next(one.pid for one in status.actors if one.role == "reader"), signal.SIGKILL)
+        yield from targets.wait_for("driver", "control", "trainer")
+        yield from targets.wait_for("driver", "control", "reader", "trainer")
+        pages["next"] = fetch(f"http://{targets.find()['reader']}/stacks").decode(), {}
 
-    run_cluster(case.spec(10_000, seconds=0.05), kept, stop)
-    status = seen[-1]
+    with MetricsServer(metrics) as server:
+        watching = watch(Targets(kept, server, metrics))
+        run_cluster(spec, kept, lambda: next(watching, True) is True)
+        of_run = scrape(server.url)
+    [status] = seen
     assert {actor.role for actor in status.actors} == {"reader", "trainer"}
-    assert all(actor.pid > 0 for actor in status.actors)
-    assert status.term == 1 and status.planned >= status.step
+    assert all(actor.pid > 0 and actor.pages for actor in status.actors)
+    assert status.term == 1 and status.planned >= status.step >= 3 and status.world == 1
     assert any("generation" in decided.what for decided in status.decisions)
     assert kept.states[-1].step == kept.records[-1].step
+    loops = {"driver": "in run_cluster", "control": "asyncio",
+             "reader": "in _crop_all", "trainer": "in _take_part"}  # fmt: skip
+    for role, loop in loops.items():
+        stacks, found = pages[role]
+        assert stacks.startswith(role) and loop in stacks, stacks
+        assert found["process_resident_memory_bytes",] > 1e6
+        ours = {name for name, *_ in found if name.startswith("streamssl_")}
+        assert ours.isdisjoint(name for name, *_ in of_run)
+    assert pages["reader"][1]["streamssl_process_samples_total", "cropped"] > 0
+    assert pages["trainer"][1]["streamssl_process_train_step",] > 5
+    assert pages["control"][1]["streamssl_process_generations_total",] == 1
+    first, second = (pages[role][0].splitlines()[0] for role in ("reader", "next"))
+    assert second.startswith("reader-") and second != first
 
 
 def test_a_budget_that_is_exceeded_is_the_error_of_the_run(case: Case) -> None:

@@ -1,10 +1,12 @@
 """What a run counts, made by hand, and what a scrape of it gives."""
 
+import socket
 import urllib.request
 
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.debugging import DebugPorts
 from cluster.metrics.hub import Metrics
 from shards.records import Chunk, ChunkCrops, Reject
 
@@ -53,3 +55,15 @@ def scrape(url: str) -> dict[tuple[str, ...], float]:
         for family in text_string_to_metric_families(fetch(url).decode())
         for sample in family.samples
     }
+
+
+def some_ports(num: int) -> DebugPorts:
+    """So many that are free at this moment, one after the other."""
+    for first in range(9500, 60_000, num):
+        try:
+            for port in range(first, first + num):
+                socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return DebugPorts(first, first + num - 1)
+    raise AssertionError("no ports are free")

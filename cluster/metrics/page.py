@@ -4,7 +4,7 @@ import sys
 from typing import Final, get_args
 
 from cluster.metrics.catalogue import METRICS
-from cluster.metrics.metric import MOST_OPEN_VALUES, Group, Metric
+from cluster.metrics.metric import MOST_OPEN_VALUES, PROCESS_PREFIX, Group, Metric
 
 _HEAD: Final = f"""# Metrics
 
@@ -22,6 +22,14 @@ every series the label `run`; `/healthz` answers while the run lives.
 - **Gauges** that were never measured are absent, not 0.
 - **Labels** have the values below, or, where data or cluster choose them, at most
   {MOST_OPEN_VALUES}, and `other` for the rest. No label holds a key, a shard or an actor.
+
+With `--debug-ports 9500-9599` every process of a cluster, Control and the driver included, serves
+pages of its own on a port of that range. `/metrics` has what it counted since it started, by the
+names below with the prefix `{PROCESS_PREFIX}`, and `process_*` and `python_*` as prometheus_client
+gives them; `/stacks` tells where each of its threads is, also while it hangs; `/healthz`. `/sd`
+lists them as long as they live, with the labels `scope="process"`, `role` and `pool`, and so does
+`streamssl status`. No rule and no dashboard reads them: nothing is counted twice. With `--cluster
+local` they are on the loopback address, else on that of the node: whoever reaches it may read them.
 
 [Alerts](runbook.md) and dashboards (`cluster/deploy/grafana/`) are made of these names. Scrape
 every 5 to 15 seconds.

@@ -25,8 +25,10 @@ HARMLESS = {"StreamsslStarved"}
 
 
 # How often any counter fell, as Prometheus sees it: without their names series would be alike.
-RESETS = """max(resets(label_replace({__name__=~"streamssl_.*_total"}, "name", "$1", "__name__",
-"(.*)")[20m:2s]))"""
+RESETS = """max(resets(label_replace({__name__=~"streamssl_.*_total",scope=""}, "name", "$1",
+"__name__", "(.*)")[20m:2s]))"""
+# Processes that serve pages of their own, by role.
+PROCESSES = 'count by (role) (up{run="run",scope="process"} == 1)'
 
 
 class Scraper(threading.Thread):
@@ -97,6 +99,11 @@ def empty_panels(prometheus: Prometheus) -> list[str]:
     ]
 
 
+def processes(prometheus: Prometheus) -> dict[str, float]:
+    """How many answer on pages of their own."""
+    return {one["metric"]["role"]: float(one["value"][1]) for one in prometheus.query(PROCESSES)}
+
+
 def churn(run: Run) -> None:
     """A reader and Control die, one after the other."""
     before = run.metric("readers_lost_total")
@@ -113,23 +120,27 @@ def test_prometheus_sees_a_run_and_its_losses(shards_folder: Path, tmp_path: Pat
     empty, and a run that only loses a reader and a Control raises no alarm."""
     out, config = tmp_path / "run", endless()
     options = ("--cluster", "local", "--readers", 2, "--trainers", 2, "--price", "0.5")
+    options += ("--debug-ports", "9500-9599")
     with (
         monitored(tmp_path / "prometheus", out) as prometheus,
         started(config, shards_folder, out, *options) as run,
     ):
         run.wait_for((out / METRICS_ADDRESS).exists, "address")
-        came = wait_for(run, lambda: prometheus.value('up{run="run"}') == 1, "target")
+        came = wait_for(run, lambda: prometheus.value('up{run="run",scope=""}') == 1, "target")
         scraper = Scraper((out / METRICS_ADDRESS).read_text())
         scraper.start()
         run.wait_for_step(20)
+        everybody = {"reader": 2.0, "trainer": 2.0, "control": 1.0, "driver": 1.0}
+        wait_for(run, lambda: processes(prometheus) == everybody, "pages of all processes")
         churn(run)
+        wait_for(run, lambda: processes(prometheus) == everybody, "pages of their successors")
         began = time.monotonic()
         while (empty := empty_panels(prometheus)) and time.monotonic() - began < 90:
             run.wait_for_step(run.last_step + 5)
         wait_for(
             run, lambda: all(one["health"] == "ok" for one in prometheus.rules()), "healthy rules"
         )
-        firing, scraped = prometheus.firing(), prometheus.value('count({run="run"})')
+        firing, scraped = prometheus.firing(), prometheus.value('count({run="run",scope=""})')
         resets = prometheus.value(RESETS)
         slowest = prometheus.value("max_over_time(scrape_duration_seconds[10m])")
         scraper.close()

@@ -100,12 +100,16 @@ class ProcessPages:
 
 def stacks(name: str) -> str:
     """The stacks of all threads of this process, the innermost call last."""
+    # Reading source lines gives others the time to go on: all that moves is noted before.
+    places = {
+        ident: list(traceback.walk_stack(frame)) for ident, frame in sys._current_frames().items()
+    }
+    places.pop(threading.get_ident())  # it only asks
     threads = {thread.ident: thread.name for thread in threading.enumerate()}
     parts = [f"{name}, process {os.getpid()}\n"]
-    for ident, frame in sys._current_frames().items():
-        if ident != threading.get_ident():  # it only asks
-            lines = "".join(traceback.format_stack(frame))
-            parts.append(f"thread {threads.get(ident, 'of no name')}:\n{lines}")
+    for ident, calls in places.items():
+        lines = "".join(traceback.StackSummary.extract(iter(calls[::-1])).format())
+        parts.append(f"thread {threads.get(ident, 'of no name')}:\n{lines}")
     return "\n".join(parts)
 
 

@@ -19,9 +19,9 @@ missing or null, never 0. New members may come; those below keep their meaning w
     sections   what other parts of the page show, each under its own name: see their modules
 
 Within `status`: `nodes` (node, address, labels, num_readers, num_trainers, cores, leaves_in,
-is_head), `actors` (name, role, node, pid, phase, step, rank, doing, heard_seconds), `leases`,
-`decisions` and `recoveries` (seconds ago, what, why), `rates`, `wanted`, `scaling`, `pending`,
-`failed`.
+is_head), `actors` (name, role, node, pid, phase, step, rank, doing, heard_seconds, pool, pages),
+`leases`, `decisions` and `recoveries` (seconds ago, what, why), `rates`, `wanted`, `scaling`,
+`pending`, `failed`, `pages` (of Control and the driver, by role).
 """
 
 import json

@@ -98,7 +98,8 @@ class MadeRun:
         )  # fmt: skip
         trainers = tuple(
             ActorStatus(name=f"trainer-1.{7 + rank}", role="trainer", node=nodes[0].node,
-                        pid=2000 + rank, phase="running", step=self.step, rank=rank, doing="step")
+                        pid=2000 + rank, phase="running", step=self.step, rank=rank, doing="step",
+                        pages=f"10.0.0.1:950{rank}")
             for rank in range(2)
         )  # fmt: skip
         return Status(

@@ -208,6 +208,16 @@ def test_questions_without_an_answer_are_not_asked(browser):
     assert set(hidden) == {"seen", "cost"}
 
 
+def test_actors_are_listed_with_their_pages(browser, served):
+    """Whoever sees here that a trainer hangs needs to know where to ask it."""
+    with Visit(browser, served.url) as visit:
+        visit.wait_for("document.querySelectorAll('#table-actors tr').length > 8")
+        rows = visit.tell("[...document.querySelectorAll('#table-actors tr')].map(row => "
+                          "[...row.children].map(cell => cell.textContent))")  # fmt: skip
+    assert rows[0][-1] == "pages"
+    assert [row[-1] for row in rows[1:4]] == ["10.0.0.1:9500", "10.0.0.1:9501", ""]
+
+
 def test_words_of_strangers_are_shown_and_never_obeyed(browser, served):
     """A key in a tar would run in the browser of whoever looks."""
     evil = "<img src=x onerror=alert(1)>"

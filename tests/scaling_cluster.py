@@ -58,14 +58,16 @@ class OrderedProvider(FakeMultiNodeProvider):
 class ScalingCluster:
     """A head, and kinds of nodes of which none is there before somebody needs it.
 
-    `kinds` as in the `available_node_types` of `ray up`.
+    `kinds` as in the `available_node_types` of `ray up`. At `address` it is joined, and its
+    autoscaler serves metrics at `autoscaler`.
     """
 
     def __init__(self, folder: Path, kinds: Mapping[str, Any], idle_seconds: float) -> None:
         self._token = uuid.uuid4().hex
         self._orders = folder / "orders.json"
-        port = _free_port()
+        port, self._metrics_port = _free_port(), _free_port()
         self.address = f"{ray.util.get_node_ip_address()}:{port}"
+        self.autoscaler = f"{ray.util.get_node_ip_address()}:{self._metrics_port}"
         self.order()
         config = folder / "cluster.json"
         config.write_text(json.dumps(self._config(kinds, idle_seconds)))
@@ -92,6 +94,13 @@ class ScalingCluster:
     def num_nodes(self) -> int:
         """Those that run, the head not counted."""
         return sum("raylet/raylet " in _command(pid) for pid in self._pids()) - 1
+
+    def kill_autoscaler(self) -> None:
+        """Nobody starts it again."""
+        monitors = [pid for pid in self._pids() if "autoscaler/v2/monitor.py" in _command(pid)]
+        assert monitors, "no autoscaler runs"
+        for pid in monitors:
+            os.kill(pid, signal.SIGKILL)
 
     def close(self) -> None:
         """End its processes, which carry its token, and no other Ray."""
@@ -146,7 +155,7 @@ class ScalingCluster:
             "PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", "")))),
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             # Ray's own ports for these are fixed: two clusters of one machine would collide.
-            "AUTOSCALER_METRIC_PORT": str(_free_port()),
+            "AUTOSCALER_METRIC_PORT": str(self._metrics_port),
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
             "RAY_CLOUD_INSTANCE_ID": _HEAD,

@@ -1,0 +1,90 @@
+"""`streamssl pretrain` as it is, with one method more: SimCLR whose steps take long, and no core.
+
+A step sleeps, as a trainer does whose GPU computes. So readers keep up with it, and several runs
+have room on one machine.
+"""
+
+import importlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from shards.crops.recipe import CropRecipe, ViewGroup
+from shards.stream import StreamConfig
+from streamssl.cli import main
+from streamssl.config import METHODS, RunConfig
+from streamssl.methods.base import Samples, StepOutput
+from streamssl.methods.simclr import SimCLR, SimCLRConfig
+from streamssl.optim import OptimConfig
+from streamssl.schedules import ScheduleConfig
+from tests.tinyrun import BACKBONE, tiny_swav
+
+PROGRAM = "tests.drills.calm"
+# Crops that are easily found: the loss is well below its plateau after some ten steps.
+_CROPS = CropRecipe((ViewGroup(num_views=2, size=32, scale=(0.8, 1.0)),))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalmConfig(SimCLRConfig):
+    """SimCLR, how long a step takes, and after which step the second rank goes wrong, if any."""
+
+    step_seconds: float = 0.1
+    wrong_step: int = -1
+
+    def build(
+        self,
+        backbone: nn.Module,
+        *,
+        num_views: Sequence[int],
+        num_steps: int = 0,  # noqa: ARG002 - as SimCLR
+        seed: int = 0,  # noqa: ARG002 - as SimCLR
+        group: ProcessGroup | None = None,
+    ) -> "Calm":
+        return Calm(self, backbone, num_views=num_views, group=group)
+
+
+class Calm(SimCLR):
+    """See `CalmConfig`."""
+
+    config: CalmConfig
+
+    def loss(
+        self, views: Sequence[Tensor], *, step: int, samples: Samples | None = None
+    ) -> StepOutput:
+        time.sleep(self.config.step_seconds)
+        return super().loss(views, step=step, samples=samples)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        is_second = self.group is not None and self.group.rank() == 1
+        if is_second and step == self.config.wrong_step:
+            next(self.head.parameters()).mul_(2.0)
+
+
+METHODS["calm"] = CalmConfig
+
+
+def calm(**changes: float) -> RunConfig:
+    """A run of it that outlasts a drill, learns, and is judged from its 50th step on."""
+    return tiny_swav(
+        method=CalmConfig(**{"dim": 16, "temperature": 0.2, **changes}),
+        backbone=replace(BACKBONE, options={**BACKBONE.options, "drop_path_rate": 0.0}),
+        crops=_CROPS,
+        optim=OptimConfig(name="adamw", base_lr=3e-3, weight_decay=1e-4),
+        schedule=ScheduleConfig(kind="warmup_cosine", warmup_steps=2),
+        stream=StreamConfig(batch_size=24, chunk_bytes=1 << 14, chunks_per_block=4),
+        num_steps=5000,
+        save_every=5000,
+    )
+
+
+if __name__ == "__main__":
+    # By its own name: who unpickles a configuration elsewhere must find, and list, that class.
+    importlib.import_module(PROGRAM)
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Alerts about nodes, of a run on Ray's autoscaler: they do not come, or nobody asks for them."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.drills.calm import PROGRAM, calm
+from tests.drills.cluster_runs import on_cluster
+from tests.drills.quick_alerts import PATIENCE, quick_prometheus, wait_for_alerts
+from tests.drills.test_autoscaling import KINDS
+from tests.prometheus import Prometheus, needs_prometheus
+from tests.scaling_cluster import scaling_cluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, needs_prometheus]
+
+
+def autoscaler_is_down(prometheus: Prometheus) -> bool:
+    query = 'ALERTS{alertname="StreamsslAutoscalerDown",alertstate="firing"}'
+    return bool(prometheus.query(query))
+
+
+def test_nodes_that_do_not_come_and_an_autoscaler_that_is_gone_are_told_of(
+    shards_folder: Path, tmp_path: Path
+) -> None:
+    """Nodes for readers are sold out for a while; later the autoscaler dies."""
+    out, ray_targets = tmp_path / "run", tmp_path / "ray.json"
+    options = ("--trainer-pool", "pool=trainers", "--reader-pool", "market=spot", "--readers", 1)
+    with (
+        scaling_cluster(KINDS) as cluster,
+        quick_prometheus(tmp_path / "prometheus", out, ray_targets=ray_targets) as prometheus,
+    ):
+        # By the name that it has where there is one cluster: here its port is any free one.
+        target = {"targets": [cluster.autoscaler], "labels": {"instance": "head:44217"}}
+        ray_targets.write_text(json.dumps([target]))
+        cluster.order(refused=("spot",))
+        with on_cluster(
+            cluster.address, calm(), shards_folder, out, *options, program=PROGRAM
+        ) as run:
+            wait_for_alerts(prometheus, {"StreamsslNodesPending"}, run)
+            cluster.order()
+            run.wait_for_step(20)
+            run.wait_for(
+                lambda: prometheus.value('up{job="ray"}') == 1, "metrics of the autoscaler"
+            )
+            assert not autoscaler_is_down(prometheus)
+            began = time.monotonic()
+            cluster.kill_autoscaler()
+            while not autoscaler_is_down(prometheus):
+                assert run.process.poll() is None, run.text
+                assert time.monotonic() - began < PATIENCE
+                time.sleep(0.3)
+            print(f"StreamsslAutoscalerDown after {time.monotonic() - began:.1f} s")

@@ -1,94 +1,147 @@
-"""Alerts fire for real faults of real runs: the rules as they are, with seconds for minutes.
+"""Alerts fire for what they are for, in real runs of one process, and not in a healthy one beside.
 
-The other alerts are made to fire in `tests/cluster/metrics/test_rules.py` alone.
+Those of runs on Ray are in `test_alerts_on_ray`; the times of the rules in `quick_alerts`.
 """
 
-import re
+import itertools
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from cluster import monitor
-from streamssl.commands.monitor import addresses
-from tests.drills.cluster_runs import endless
+from streamssl.config import RunConfig
+from streamssl.methods.swav import SwAVConfig
+from tests.drills import small_disk
+from tests.drills.calm import PROGRAM, calm
 from tests.drills.processes import Run, started
-from tests.drills.test_monitoring import of_kind
-from tests.prometheus import Prometheus, free_port, needs_prometheus
+from tests.drills.quick_alerts import fired, quick_prometheus, settled, wait_for_alerts
+from tests.fault_proxy import fault_proxy
+from tests.prometheus import needs_prometheus
+from tests.stores import FileHandler, web_server
+from tests.tars import make_tar, samples_by_tarfile
+from tests.tinyrun import tiny_swav
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, needs_prometheus]
+pytestmark = [pytest.mark.slow, needs_prometheus]
+needs_mounts = pytest.mark.skipif(
+    not small_disk.is_possible(), reason="this system lets nobody mount a disk for himself"
+)
 
-PATIENCE = 90.0
+STARVED = {"StreamsslStarved"}
+# Codes without an opinion: "lower epsilon" is what its authors tell whose loss stays at ln K.
+FLAT = tiny_swav(
+    method=SwAVConfig(num_prototypes=24, dim=16, hidden_dim=32, freeze_steps=0, epsilon=1.0),
+    num_steps=5000,
+    save_every=5000,
+)
+
+
+@dataclass
+class Tap:
+    """How quickly a web server answers, and whether at all."""
+
+    seconds: float = 0.0
+    is_open: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
-def quick_prometheus(folder: Path, *runs: Path) -> Iterator[Prometheus]:
-    """One for which ten minutes are one, five are twelve seconds, and `for` is now."""
+def tapped_server(folder: Path) -> Iterator[tuple[str, Tap]]:
+    """The address of a server of that folder, and its tap."""
+    tap = Tap()
+    tap.is_open.set()
+
+    class Handler(FileHandler):
+        def do_GET(self) -> None:
+            time.sleep(tap.seconds)
+            tap.is_open.wait()
+            super().do_GET()
+
+    with web_server(folder, Handler) as address:
+        try:
+            yield address, tap
+        finally:
+            tap.is_open.set()
+
+
+def make_bad_shards(good: Path, folder: Path) -> Path:
+    """The shards of `good`, of which every third picture is none."""
     folder.mkdir()
-    rules = re.sub(r"\bfor: \w+", "for: 0s", monitor.RULES.read_text())
-    for window, shorter in (("1m", "8s"), ("2m", "10s"), ("5m", "12s"), ("10m", "60s")):
-        rules = rules.replace(f"[{window}]", f"[{shorter}]")
-    rules = rules.replace("[30m]", "[60s]")
-    quick, targets, port = folder / "quick.rules.yml", folder / "targets.json", free_port()
-    quick.write_text(rules)
-    monitor.write_targets(targets, [])
-    closed = threading.Event()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(monitor, "RULES", quick)
-        patch.setattr(monitor, "_SCRAPE", "1s")
-        with monitor.prometheus(folder, port, targets) as process:
-            follow = threading.Thread(
-                target=monitor.follow,
-                args=(process, targets, lambda: addresses(tuple(map(str, runs))), closed.is_set),
-            )
-            follow.start()
-            try:
-                yield Prometheus(port)
-            finally:
-                closed.set()
-                follow.join()
+    for shard in sorted(good.glob("*.tar")):
+        members = [
+            (f"{key}.{kind}", b"no picture at all" if number % 3 == 0 and kind != "cls" else data)
+            for number, (key, parts) in enumerate(samples_by_tarfile(shard.read_bytes()))
+            for kind, data in parts.items()
+        ]
+        (folder / shard.name).write_bytes(make_tar(members))
+    return folder
 
 
-def firing(prometheus: Prometheus, run: str) -> set[str]:
-    found = prometheus.query(f'ALERTS{{alertstate="firing",run="{run}"}}')
-    return {one["metric"]["alertname"] for one in found}
+def shards_at(address: str, folder: Path) -> str:
+    """How a run names the shards of a folder that lie behind a web server."""
+    last = len(list(folder.glob("*.tar"))) - 1
+    return f"{address}/shard-{{000000..{last:06d}}}.tar"
 
 
-def wait_for_alerts(prometheus: Prometheus, run: Run, *names: str) -> None:
-    """Until they fire; and says how long that took."""
-    began = time.monotonic()
-    while missing := set(names) - firing(prometheus, run.out.name):
-        assert run.process.poll() is None, run.text
-        assert time.monotonic() - began < PATIENCE, f"no {missing}:\n{run.text}"
-        time.sleep(0.3)
-    print(f"{', '.join(names)} after {time.monotonic() - began:.1f} s")
-
-
-def kill(run: Run, kind: str) -> None:
-    """One of that kind, as soon as there is one."""
-    run.wait_for(lambda: bool(of_kind(run, kind)), f"a {kind}")
-    of_kind(run, kind)[0].kill()
-
-
-def test_a_run_on_a_cluster_that_is_hurt_raises_its_alarms(
+def test_runs_that_are_hurt_raise_their_alarms_and_a_healthy_one_none(
     shards_folder: Path, tmp_path: Path
 ) -> None:
-    """A reader that is missing is told of, and a Control that dies again and again."""
-    out = tmp_path / "hurt"
-    options = ("--cluster", "local", "--readers", 2)
+    """Slow data, then none; bad shards in a bucket that fails; features that collapse."""
+    outs = {name: tmp_path / name for name in ("healthy", "slow", "bad", "flat")}
+    bad = make_bad_shards(shards_folder, tmp_path / "bad-shards")
+    faults = itertools.cycle(["status_500", None, None, None, None])
+    with (
+        quick_prometheus(tmp_path / "prometheus", *outs.values()) as prometheus,
+        tapped_server(shards_folder) as (address, tap),
+        web_server(bad) as upstream,
+        fault_proxy(upstream, lambda _: next(faults)) as proxy,
+        ExitStack() as runs,
+    ):
+
+        def start(name: str, data: Path | str, config: RunConfig) -> Run:
+            run = runs.enter_context(started(config, data, outs[name], program=PROGRAM))
+            run.wait_for_step(1)
+            return run
+
+        healthy = start("healthy", shards_folder, calm())
+        began = settled(prometheus, healthy)
+        tap.seconds = 0.3
+        slow = start("slow", shards_at(address, shards_folder), calm())
+        hit = start("bad", shards_at(proxy.address, bad), calm())
+        assert wait_for_alerts(prometheus, STARVED, slow, healthy) == STARVED
+        tap.is_open.clear()
+        flat = start("flat", shards_folder, FLAT)
+        found = wait_for_alerts(prometheus, {"StreamsslCollapsing"}, flat)
+        assert found - STARVED == {"StreamsslCollapsing"}
+        flat.kill()
+        names = {"StreamsslRejects", "StreamsslBucketErrors"}
+        assert wait_for_alerts(prometheus, names, hit) - STARVED == names
+        names = {"StreamsslInputStalled", "StreamsslNoProgress"}
+        found = wait_for_alerts(prometheus, names, slow)
+        # What is not answered for half a minute is an error, too.
+        assert found - {"StreamsslBucketErrors"} == names
+        healthy.wait_for_step(healthy.last_step + 10)
+        print(f"healthy for {time.time() - began:.0f} s, {healthy.last_step} steps")
+        assert fired(prometheus, "healthy", began) == set()
+
+
+@needs_mounts
+def test_a_disk_that_fills_is_told_of(shards_folder: Path, tmp_path: Path) -> None:
+    """The cache has a disk of its own, of 16 MB, and somebody else fills it."""
+    out, cache = tmp_path / "run", tmp_path / "cache"
+    cache.mkdir()
+    env = {small_disk.PLACE: str(cache)}
     with (
         quick_prometheus(tmp_path / "prometheus", out) as prometheus,
-        started(endless(), shards_folder, out, *options) as run,
+        started(
+            calm(), shards_folder, out, "--cache", cache, env=env, program=small_disk.PROGRAM
+        ) as run,
     ):
         run.wait_for_step(20)
-        run.wait_for(lambda: bool(prometheus.query("up == 1")), "first scrape")
-        kill(run, "Reader")
-        wait_for_alerts(prometheus, run, "StreamsslActorsMissing")
-        for _ in range(3):
-            term = run.metric("control_term")
-            kill(run, "Control")
-            run.wait_for(lambda term=term: run.metric("control_term") > term, "the next Control")
-        wait_for_alerts(prometheus, run, "StreamsslControlRestarts")
+        began = settled(prometheus, run)
+        inside = Path(f"/proc/{run.process.pid}/root", *cache.parts[1:])
+        (inside / "of-somebody-else").write_bytes(bytes(16_200_000))
+        wait_for_alerts(prometheus, {"StreamsslDiskFilling"}, run)
+        assert fired(prometheus, "run", began) == {"StreamsslDiskFilling"}

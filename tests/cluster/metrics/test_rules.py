@@ -217,6 +217,12 @@ def test_every_alert_is_tested_and_has_its_paragraph():
         assert rule["labels"]["severity"] in ("warning", "critical")
 
 
+def test_every_alert_has_its_drill():
+    """What promtool computes of made numbers may never be so in a real run."""
+    drills = "".join(path.read_text() for path in (ROOT / "tests/drills").glob("test_alerts*.py"))
+    assert [name for name in ALERTS if name not in drills] == []
+
+
 def test_rules_name_metrics_that_exist():
     """An alert on a name that nobody serves is silent for ever."""
     served = {name for metric in METRICS for name in metric.exposed_names}

@@ -1,0 +1,29 @@
+"""`tests.drills.calm` for which one folder is a disk of 16 MB, in memory; nobody else sees it.
+
+The processes that it becomes have mounts of their own, so nothing is left when they end.
+"""
+
+import os
+import subprocess
+import sys
+
+from tests.drills import calm
+
+PROGRAM = "tests.drills.small_disk"
+PLACE = "STREAMSSL_DRILL_DISK"  # names the folder, in the environment
+_MOUNT = f'mount -t tmpfs -o size=16m small-disk "${PLACE}"'
+_APART = ("unshare", "--map-root-user", "--mount")
+
+
+def is_possible() -> bool:
+    """Whether this system lets a process have mounts of its own."""
+    try:
+        command = (*_APART, "mount", "-t", "tmpfs", "small-disk", "/mnt")
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    shell = ("sh", "-c", f'{_MOUNT} && exec "$@"', "sh")
+    os.execvp(_APART[0], [*_APART, *shell, sys.executable, "-m", calm.PROGRAM, *sys.argv[1:]])

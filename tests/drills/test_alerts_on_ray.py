@@ -1,0 +1,120 @@
+"""Alerts fire for what they are for, in real runs on Ray, and not in a healthy one beside.
+
+Those of runs of one process are in `test_alerts`; the times of the rules in `quick_alerts`.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from tests.drills.calm import PROGRAM, calm
+from tests.drills.cluster_runs import actors, on_cluster
+from tests.drills.processes import Run, started
+from tests.drills.quick_alerts import (
+    PATIENCE,
+    fired,
+    firing,
+    quick_prometheus,
+    settled,
+    wait_for_alerts,
+)
+from tests.prometheus import Prometheus, needs_prometheus
+from tests.ray_clusters import RayCluster, connected, ray_cluster
+from tests.tinyrun import make_shards
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, needs_prometheus]
+
+# On a machine that does all of this at once trainers may well wait.
+HARMLESS = {"StreamsslStarved"}
+ENV = {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+@contextmanager
+def filled_store(cluster: RayCluster) -> Iterator[None]:
+    """Objects that are in use, so that Ray cannot write them to disk, fill a node's store."""
+    with connected(cluster.address):
+        kept = [ray.put(np.zeros(1_000_000, np.uint8)) for _ in range(74)]
+        views = ray.get(kept)
+        yield
+        del views, kept
+
+
+def kill_readers_until(
+    names: set[str], prometheus: Prometheus, run: Run, cluster: RayCluster
+) -> None:
+    """All but the oldest, as soon as they are there, until these alerts fire."""
+    began, num_killed, told = time.monotonic(), 0, set[str]()
+    while missing := names - told:
+        assert run.process.poll() is None, run.text
+        assert time.monotonic() - began < PATIENCE, f"no {missing}:\n{run.text}"
+        for reader in sorted(actors(cluster, "Reader"), key=lambda one: one.create_time())[1:]:
+            with suppress(psutil.NoSuchProcess):
+                reader.kill()
+                num_killed += 1
+        for name in sorted((firing(prometheus, run.out.name) & names) - told):
+            print(f"{name} after {time.monotonic() - began:.1f} s, {num_killed} readers killed")
+            told.add(name)
+        time.sleep(0.3)
+
+
+def test_a_run_that_is_hurt_raises_its_alarms_and_a_healthy_one_none(tmp_path: Path) -> None:
+    """Readers that die again and again, and their Control; an object store that is full."""
+    data = make_shards(tmp_path / "shards", num=230, per_shard=10)
+    hurt_out, healthy_out = tmp_path / "hurt", tmp_path / "healthy"
+    names = {"StreamsslRestartStorm", "StreamsslActorsMissing", "StreamsslObjectStoreFilling"}
+    with (
+        quick_prometheus(tmp_path / "prometheus", hurt_out, healthy_out) as prometheus,
+        ray_cluster() as cluster,
+    ):
+        cluster.add("trainers", num_cpus=1)
+        cluster.add("readers", num_cpus=3)
+        local = ("--cluster", "local", "--readers", 1, "--trainers", 2)
+        with (
+            started(calm(), data, healthy_out, *local, env=ENV, program=PROGRAM) as healthy,
+            on_cluster(
+                cluster.address, calm(), data, hurt_out, "--readers", 3, program=PROGRAM
+            ) as hurt,
+        ):
+            healthy.wait_for_step(20)
+            hurt.wait_for(lambda: hurt.metric("actors", role="reader") == 3, "three readers")
+            settled(prometheus, hurt)
+            began = settled(prometheus, healthy)
+            with filled_store(cluster):
+                kill_readers_until(names, prometheus, hurt, cluster)
+            for _ in range(3):
+                term = hurt.metric("control_term")
+                hurt.wait_for(lambda: bool(actors(cluster, "Control")), "a Control to kill")
+                actors(cluster, "Control")[0].kill()
+                hurt.wait_for(lambda term=term: hurt.metric("control_term") > term, "the next one")
+            wait_for_alerts(prometheus, {"StreamsslControlRestarts"}, hurt, healthy)
+            healthy.wait_for_step(healthy.last_step + 10)
+            print(f"healthy for {time.time() - began:.0f} s, {healthy.last_step} steps")
+            assert fired(prometheus, "healthy", began) <= HARMLESS
+
+
+def test_trainers_that_differ_are_told_of_when_the_run_has_ended(
+    shards_folder: Path, tmp_path: Path
+) -> None:
+    """The run ends with it, and its target goes: whoever looks later must still see why."""
+    out = tmp_path / "differs"
+    config = calm(wrong_step=90)
+    options = ("--cluster", "local", "--readers", 1, "--trainers", 2)
+    with (
+        quick_prometheus(tmp_path / "prometheus", out) as prometheus,
+        started(config, shards_folder, out, *options, env=ENV, program=PROGRAM) as run,
+    ):
+        run.wait_for_step(20)
+        settled(prometheus, run)
+        assert run.end() == 1
+        began = time.monotonic()
+        while "StreamsslStateMismatch" not in firing(prometheus, out.name) or prometheus.targets():
+            assert time.monotonic() - began < PATIENCE, run.text
+            time.sleep(0.3)
+        print(f"StreamsslStateMismatch {time.monotonic() - began:.1f} s after the end")
+    assert run.last_step == 100, run.text

@@ -183,7 +183,7 @@ _CLUSTER = (
     _counter("cluster", "node_launches_failed", "Launches of nodes that came to nothing.",
              "The provider has none left, or a quota is used up."),
     _gauge("cluster", "object_store_used_ratio", "Used share of the fullest node's object store.",
-           "Near 1 Ray writes crops to disk: lower --stream.max-bytes."),
+           "From 0.8 on Ray writes crops to disk: lower --stream.max-bytes."),
     _counter("cluster", "scale_decisions", "Changes of how many readers there shall be.",
              "`no gain`: the bucket or the network is the limit, more readers would not help.",
              direction=("up", "down", "pool"), reason=get_args(ScalingReason)),

@@ -72,14 +72,27 @@ def settled(prometheus: Prometheus, run: Run) -> float:
     return time.time() + 1
 
 
-def wait_for_alerts(prometheus: Prometheus, names: set[str], run: Run, *others: Run) -> set[str]:
-    """Until all of them fire for the run; all that fire then. No run may end meanwhile."""
-    began = time.monotonic()
+def wait_for_alerts(
+    prometheus: Prometheus, names: set[str], run: Run, *others: Run, since: float
+) -> set[str]:
+    """Until all of them fire for the run; all that fire then. No run may end meanwhile.
+
+    `since` is when that was done which they are for: how long each took is printed.
+    """
+    deadline = time.monotonic() + PATIENCE
     while missing := names - (found := firing(prometheus, run.out.name)):
         for one in (run, *others):
             assert one.process.poll() is None, one.text
-        assert time.monotonic() - began < PATIENCE, f"no {missing}:\n{run.text}"
+        assert time.monotonic() < deadline, f"no {missing}:\n{run.text}"
         time.sleep(0.3)
-    took = time.monotonic() - began
-    print(f"{run.out.name}: {', '.join(sorted(names))} after {took:.1f} s")
+    for name in sorted(names):
+        print(f"{name} after {fired_at(prometheus, name, run.out.name) - since:.0f} s")
+    return found
+
+
+def fired_at(prometheus: Prometheus, name: str, run: str) -> float:
+    """When an alert that fires, or did, began to."""
+    alerts = f'ALERTS{{alertstate="firing",alertname="{name}",run="{run}"}}'
+    found = prometheus.value(f"min_over_time(timestamp({alerts})[30m:1s])")
+    assert found is not None
     return found

@@ -109,17 +109,21 @@ def test_runs_that_are_hurt_raise_their_alarms_and_a_healthy_one_none(
         began = settled(prometheus, healthy)
         tap.seconds = 0.3
         slow = start("slow", shards_at(address, shards_folder), calm())
+        slowed = time.time()
         hit = start("bad", shards_at(proxy.address, bad), calm())
-        assert wait_for_alerts(prometheus, STARVED, slow, healthy) == STARVED
+        was_hit = time.time()
+        assert wait_for_alerts(prometheus, STARVED, slow, healthy, since=slowed) == STARVED
         tap.is_open.clear()
+        stalled = time.time()
         flat = start("flat", shards_folder, FLAT)
-        found = wait_for_alerts(prometheus, {"StreamsslCollapsing"}, flat)
-        assert found - STARVED == {"StreamsslCollapsing"}
+        names = {"StreamsslCollapsing"}
+        found = wait_for_alerts(prometheus, names, flat, since=time.time())
+        assert found - STARVED == names
         flat.kill()
         names = {"StreamsslRejects", "StreamsslBucketErrors"}
-        assert wait_for_alerts(prometheus, names, hit) - STARVED == names
+        assert wait_for_alerts(prometheus, names, hit, since=was_hit) - STARVED == names
         names = {"StreamsslInputStalled", "StreamsslNoProgress"}
-        found = wait_for_alerts(prometheus, names, slow)
+        found = wait_for_alerts(prometheus, names, slow, since=stalled)
         # What is not answered for half a minute is an error, too.
         assert found - {"StreamsslBucketErrors"} == names
         healthy.wait_for_step(healthy.last_step + 10)
@@ -143,5 +147,5 @@ def test_a_disk_that_fills_is_told_of(shards_folder: Path, tmp_path: Path) -> No
         began = settled(prometheus, run)
         inside = Path(f"/proc/{run.process.pid}/root", *cache.parts[1:])
         (inside / "of-somebody-else").write_bytes(bytes(16_200_000))
-        wait_for_alerts(prometheus, {"StreamsslDiskFilling"}, run)
+        wait_for_alerts(prometheus, {"StreamsslDiskFilling"}, run, since=time.time())
         assert fired(prometheus, "run", began) == {"StreamsslDiskFilling"}

@@ -38,7 +38,7 @@ def test_nodes_that_do_not_come_and_an_autoscaler_that_is_gone_are_told_of(
         with on_cluster(
             cluster.address, calm(), shards_folder, out, *options, program=PROGRAM
         ) as run:
-            wait_for_alerts(prometheus, {"StreamsslNodesPending"}, run)
+            wait_for_alerts(prometheus, {"StreamsslNodesPending"}, run, since=time.time())
             cluster.order()
             run.wait_for_step(20)
             run.wait_for(

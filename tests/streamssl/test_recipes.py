@@ -11,7 +11,7 @@ from streamssl.config import METHODS
 from streamssl.recipes import RECIPES, kind_of
 from streamssl.recipes.swav import swav_demo
 from streamssl.run import build_state
-from tests.tinyrun import CPU
+from tests.tinyrun import CPU, own_methods
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -38,10 +38,9 @@ def test_a_published_number_says_where_it_is_from(name: str) -> None:
 
 
 OFFICIAL = [name for name in RECIPES if kind_of(name) == "official"]
-STAGES = {"fine-tune", "distillation"}  # of SimCLR v2, on what was trained before
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - STAGES))
+@pytest.mark.parametrize("method", sorted(own_methods()))
 def test_every_method_has_a_recipe_of_each_kind(method: str) -> None:
     """As its authors ran it, without an end, and for a CPU."""
     kinds = {kind_of(name) for name in RECIPES if RECIPES[name]().method_name == method}
@@ -55,7 +54,7 @@ VARIANTS |= {"simclr-multi-crop": "simclr", "spcl-domains": "spcl"}
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_what_authors_ran_can_run_without_an_end(name: str) -> None:
     """Also of versions that share a method, such as MoCo v1 and v2."""
-    if RECIPES[name]().method_name not in STAGES:
+    if RECIPES[name]().method_name in own_methods():
         assert f"{VARIANTS.get(name, name)}-stream" in RECIPES
 
 

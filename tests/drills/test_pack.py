@@ -1,6 +1,7 @@
 """A pack is killed at any moment, again and again: the shards are the same, byte by byte."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import random
@@ -169,6 +170,8 @@ def interrupted(command: list[str], out: Path) -> tuple[subprocess.Popen[str], s
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever runs these tests in the background of a shell has taught them to ignore it.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     )
     try:
         wait_for(process, lambda: num_shards(out) >= 2)

@@ -39,8 +39,9 @@ def test_readers_that_die_of_a_picture_cost_that_picture(tmp_path: Path) -> None
     assert found == known == expected(shards)
     assert found[-1].endswith("{'kills_decoder': 4}")
     assert [entry.kind for entry in entries] == ["quarantine"] * 2
-    # Two deaths accuse a chunk; a chunk may be in the hands of two readers before it is known.
-    assert 2 <= lost_in_all <= 8
+    # Two deaths accuse a chunk; it may be in the hands of two readers before it is known, and of a
+    # third where a busy machine makes one of them seem slow.
+    assert 2 <= lost_in_all <= 12
     assert len(lost) == lost_in_all
 
 

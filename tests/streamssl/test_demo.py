@@ -31,7 +31,7 @@ def test_the_demo_shows_a_table_and_what_to_do_next(
     assert re.search(r"512 pictures trained on, \d+ pictures/s, data wait \d+\.\d%", text)
     assert [fields["step"] for fields in read_log(out / "swav")] == [1, 2]
     # The last of the commands that it names can be run as it stands.
-    command = text.split("Score any run on labelled shards:\n")[1].strip()
+    command = text.split("every checkpoint while it trains):\n")[1].strip()
     program, *words = shlex.split(command)
     assert program == "streamssl" and main([*words, "--ks", "20", "200"]) == 0
     again = capsys.readouterr().out

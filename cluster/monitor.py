@@ -12,26 +12,38 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from shards.errors import ConfigError, StreamSSLError
 
 RULES: Final = Path(__file__).parent / "deploy" / "prometheus" / "streamssl.rules.yml"
-RAY_TARGETS: Final = "/tmp/ray/prom_metrics_service_discovery.json"  # what a Ray on a head writes
+# What a Ray on a head writes.
+RAY_TARGETS: Final = Path("/tmp/ray/prom_metrics_service_discovery.json")
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 2.0
 _READY_SECONDS = 30.0
 _END_SECONDS = 20.0
-_SCRAPE = "2s"
 
 Addresses = Callable[[], Sequence[str]]
 """Where runs serve their metrics at this moment, such as http://127.0.0.1:9464."""
 Known = dict[str, list[dict[str, Any]]]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watching:
+    """By which rules a Prometheus watches, how often it scrapes, and where a Ray lists its own."""
+
+    rules: Path = RULES
+    scrape: str = "2s"
+    ray_targets: Path = RAY_TARGETS
+
+
 @contextmanager
-def prometheus(folder: Path, port: int, targets: Path) -> Iterator[subprocess.Popen[bytes]]:
+def prometheus(
+    folder: Path, port: int, targets: Path, watching: Watching | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A Prometheus that keeps its data in `folder` and scrapes what `targets` lists, while open.
 
     Raises ConfigError when there is none, or it does not start.
@@ -44,7 +56,7 @@ def prometheus(folder: Path, port: int, targets: Path) -> Iterator[subprocess.Po
         )
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "prometheus.json"
-    config.write_text(json.dumps(prometheus_config(targets), indent=2))
+    config.write_text(json.dumps(prometheus_config(targets, watching), indent=2))
     address = f"127.0.0.1:{port}"
     command = [
         program,
@@ -84,13 +96,14 @@ def follow(
         )
 
 
-def prometheus_config(targets: Path) -> dict[str, Any]:
+def prometheus_config(targets: Path, watching: Watching | None = None) -> dict[str, Any]:
     """What is scraped, and how often. JSON is YAML."""
+    watching = watching or Watching()
     files: list[dict[str, Any]] = [{"files": [str(targets)], "refresh_interval": "5s"}]
-    ray: list[dict[str, Any]] = [{"files": [RAY_TARGETS], "refresh_interval": "15s"}]
+    ray: list[dict[str, Any]] = [{"files": [str(watching.ray_targets)], "refresh_interval": "15s"}]
     return {
-        "global": {"scrape_interval": _SCRAPE, "evaluation_interval": _SCRAPE},
-        "rule_files": [str(RULES)],
+        "global": {"scrape_interval": watching.scrape, "evaluation_interval": watching.scrape},
+        "rule_files": [str(watching.rules)],
         "scrape_configs": [
             {"job_name": "streamssl", "file_sd_configs": files},
             {"job_name": "ray", "file_sd_configs": ray},
@@ -98,13 +111,15 @@ def prometheus_config(targets: Path) -> dict[str, Any]:
     }
 
 
-def find_targets(addresses: Sequence[str], known: Known) -> list[dict[str, Any]]:
+def find_targets(
+    addresses: Sequence[str], known: Known, answer_seconds: float = _ANSWER_SECONDS
+) -> list[dict[str, Any]]:
     """What each run that answers says of itself; the others have ended, or not begun.
 
     One that is too busy to answer in time is what it was: `known` is what was said last.
     """
     for address in addresses:
-        known[address] = _ask(address, known.get(address, []))
+        known[address] = _ask(address, known.get(address, []), answer_seconds)
     return [one for address in addresses for one in known[address]]
 
 
@@ -118,9 +133,9 @@ def write_targets(path: Path, targets: list[dict[str, Any]]) -> None:
     os.replace(draft, path)
 
 
-def _ask(address: str, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _ask(address: str, before: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
     try:
-        with urllib.request.urlopen(f"{address}/sd", timeout=_ANSWER_SECONDS) as answer:
+        with urllib.request.urlopen(f"{address}/sd", timeout=seconds) as answer:
             found: list[dict[str, Any]] = json.load(answer)
     except TimeoutError:
         return before
@@ -139,6 +154,5 @@ def _await_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
         else:
             return
     raise ConfigError(
-        f"prometheus did not start in {_READY_SECONDS:.0f} s; see {log}: if its port is taken, "
-        "give another --port"
+        f"prometheus did not start; see {log}: if its port is taken, give another --port"
     )

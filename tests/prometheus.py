@@ -19,6 +19,9 @@ import pytest
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is not on the PATH"
 )
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not on the PATH"
+)
 
 
 def free_port() -> int:

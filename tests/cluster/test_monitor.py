@@ -7,7 +7,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import monitor
 from cluster.metrics.hub import Metrics
 from cluster.metrics.serving import MetricsServer
 from cluster.metrics.state import RunInfo
@@ -33,14 +32,13 @@ def test_targets_are_the_runs_that_answer() -> None:
     assert find_targets([address], {address: found}) == []
 
 
-def test_a_run_that_is_too_busy_to_answer_stays_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_too_busy_to_answer_stays_a_target() -> None:
     """Its series would have a gap whenever the machine is busy: when they are of most interest."""
-    monkeypatch.setattr(monitor, "_ANSWER_SECONDS", 0.2)
     said = [{"targets": ["a"], "labels": {"run": "a"}}]
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert find_targets([address], {address: said}) == said
-        assert find_targets([address], {}) == []
+        assert find_targets([address], {address: said}, 0.2) == said
+        assert find_targets([address], {}, 0.2) == []
 
 
 def test_targets_are_written_whole(tmp_path: Path) -> None:
@@ -117,9 +115,8 @@ def test_a_prometheus_that_ends_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @needs_prometheus
-def test_a_taken_port_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taken_port_is_a_sentence(tmp_path: Path) -> None:
     """Prometheus itself says it in a log that nobody reads."""
-    monkeypatch.setattr(monitor, "_READY_SECONDS", 10.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with (

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from cluster import monitor
 from streamssl.commands.monitor import addresses
 from tests.drills.processes import Run
@@ -33,21 +31,19 @@ def quick_prometheus(
     quick.write_text(rules)
     monitor.write_targets(targets, [])
     closed = threading.Event()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(monitor, "RULES", quick)
-        patch.setattr(monitor, "RAY_TARGETS", str(ray_targets or folder / "none.json"))
-        patch.setattr(monitor, "_SCRAPE", "1s")
-        with monitor.prometheus(folder, port, targets) as process:
-            follow = threading.Thread(
-                target=monitor.follow,
-                args=(process, targets, lambda: addresses(tuple(map(str, runs))), closed.is_set),
-            )
-            follow.start()
-            try:
-                yield Prometheus(port)
-            finally:
-                closed.set()
-                follow.join()
+    ray_targets = ray_targets or folder / "none.json"
+    watching = monitor.Watching(rules=quick, scrape="1s", ray_targets=ray_targets)
+    with monitor.prometheus(folder, port, targets, watching) as process:
+        follow = threading.Thread(
+            target=monitor.follow,
+            args=(process, targets, lambda: addresses(tuple(map(str, runs))), closed.is_set),
+        )
+        follow.start()
+        try:
+            yield Prometheus(port)
+        finally:
+            closed.set()
+            follow.join()
 
 
 def firing(prometheus: Prometheus, run: str) -> set[str]:

@@ -1,10 +1,7 @@
 """The catalogue is complete, its page is true, and Prometheus takes what is served of it."""
 
-import shutil
 import subprocess
 from typing import get_args
-
-import pytest
 
 from cluster.lease_readings import Late, Loss
 from cluster.metrics.catalogue import CATALOGUE, METRICS, PHASES
@@ -16,6 +13,7 @@ from cluster.metrics.values import Values
 from shards.records import Reason
 from shards.stores.retrying import Kind
 from tests.cluster.deployed import ROOT
+from tests.prometheus import needs_promtool
 
 # What a label may say; who, which shard and which address are for logs.
 LABELS = {"role", "pool", "bucket", "stage", "reason", "kind", "on", "phase", "what",
@@ -75,7 +73,7 @@ def test_a_healthy_series_count_is_far_below_what_a_prometheus_holds():
     assert len(series) < 300
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on the PATH")
+@needs_promtool
 def test_promtool_takes_the_names_and_the_units():
     """It knows the habits of everybody else's metrics."""
     body = metrics_page(registry_of(everything())).body

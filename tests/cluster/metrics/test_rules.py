@@ -10,14 +10,13 @@ import yaml
 from cluster.metrics.catalogue import METRICS
 from cluster.metrics.metric import PREFIX, PROCESS_PREFIX
 from tests.cluster.deployed import ROOT
+from tests.prometheus import needs_promtool
 
 RULES = ROOT / "cluster" / "deploy" / "prometheus" / "streamssl.rules.yml"
 GROUPS = {group["name"]: group["rules"] for group in yaml.safe_load(RULES.read_text())["groups"]}
 ALERTS = {rule["alert"]: rule for rule in GROUPS["streamssl-alerts"]}
 RECORDS = {rule["record"] for rule in GROUPS["streamssl-rates"]}
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
-PROMTOOL = shutil.which("promtool")
-needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not on the PATH")
 
 # A run of a step a second, an hour of it, a value every 15 s.
 HEALTHY = {
@@ -150,7 +149,7 @@ def run_promtool(tests, tmp_path):
             width=1000,
         )
     )
-    command = [PROMTOOL, "test", "rules", "tests.yml"]
+    command = ["promtool", "test", "rules", "tests.yml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -201,7 +200,7 @@ def test_a_run_without_a_cluster_is_healthy_too(tmp_path):
 @needs_promtool
 def test_promtool_takes_the_rules():
     """Prometheus does not start with a file that it cannot read."""
-    command = [PROMTOOL, "check", "rules", "--lint=all", str(RULES)]
+    command = ["promtool", "check", "rules", "--lint=all", str(RULES)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cluster.learner import LearnerState
+from cluster.protocol.learner import LearnerState
 from shards.errors import ConfigError, UserError
 from shards.records import Cursor
 

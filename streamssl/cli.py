@@ -25,14 +25,15 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.drill import Fault
-from cluster.spec import RunPlace
+from cluster.control.control_spec import RunPlace
+from cluster.driver.fault_drill import Fault
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
+from streamssl.commands.argument_parser import parse, unknown
 from streamssl.commands.drill import parse_drill, run_drill
 from streamssl.commands.drill_data import corrupt, slow_bucket
 from streamssl.commands.evaluate import evaluate_knn, evaluate_retrieval
+from streamssl.commands.inspect import stats, verify
 from streamssl.commands.live import live
-from streamssl.commands.look import stats, verify
 from streamssl.commands.monitor import monitor, parse_monitor
 from streamssl.commands.pack import pack_shards
 from streamssl.commands.pretrain import parse_pretrain, run_pretrain
@@ -40,7 +41,6 @@ from streamssl.commands.recipes import show_recipes
 from streamssl.commands.status import find_place, parse_status, show_status
 from streamssl.commands.view import view
 from streamssl.demo import DemoConfig, demo
-from streamssl.parsing import parse, unknown
 from streamssl.recipes import RECIPES
 
 _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130

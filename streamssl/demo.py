@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.errors import ConfigError
-from shards.packing.entries import entries_from_synthetic
-from shards.packing.pack import PackConfig, pack
-from streamssl.evaluation.evaluate import knn_of_run
+from shards.pack.image_entries import entries_from_synthetic
+from shards.pack.pack import PackConfig, pack
 from streamssl.evaluation.knn import KnnConfig
+from streamssl.evaluation.score_run import knn_of_run
 from streamssl.evaluation.scores import keep_score
-from streamssl.recipes.swav import swav_demo
-from streamssl.run import Placement, pretrain
+from streamssl.pretrain.run import Placement, pretrain
+from streamssl.recipes.swav_recipes import swav_demo
 
 _TRAIN_SEED, _TEST_SEED = 1, 2
 

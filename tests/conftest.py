@@ -6,8 +6,8 @@ import cv2
 import pytest
 import torch
 
-from shards.packing.entries import entries_from_synthetic
-from shards.packing.pack import PackConfig, pack
+from shards.pack.image_entries import entries_from_synthetic
+from shards.pack.pack import PackConfig, pack
 
 # Which part of its cases a test with thousands of them runs.
 _SHARE = 0.2

@@ -5,8 +5,8 @@ import time
 
 from shards.errors import NotATar
 from shards.records import Chunk, Reject, Sample
-from shards.tars.cutting import Cut, cut
-from shards.tars.walks import Starts
+from shards.tars.cutter import Cut, cut
+from shards.tars.tar_walk import Starts
 from tests.wild_tars import BLOCK, Expected, expected_samples, wild_tar, with_checksum
 
 CHUNK_SIZES = (1024, 4096, 7680, 16384, 65536, 1 << 20)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cluster.generations import Door, GenerationOver, Place, Ranks
-from cluster.messages import Doing
+from cluster.protocol.messages import Doing
+from cluster.trainers.rendezvous import Door, GenerationOver, Place, Ranks
 
 
 class Nobody:

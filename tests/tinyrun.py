@@ -11,21 +11,21 @@ import torch
 from rich.console import Console
 
 from shards.crops import recipe as crops
-from shards.packing.entries import entries_from_synthetic
-from shards.packing.pack import PackConfig, pack
+from shards.pack.image_entries import entries_from_synthetic
+from shards.pack.pack import PackConfig, pack
 from shards.records import CropBatch, Cursor
-from shards.stream import StreamConfig
-from streamssl.backbones import BackboneConfig
+from shards.stream.batch_stream import StreamConfig
 from streamssl.checkpoint import TrainState
-from streamssl.config import METHODS, RunConfig
-from streamssl.data import DataConfig
-from streamssl.feature_queue import QueueConfig
+from streamssl.config.run_config import METHODS, RunConfig
 from streamssl.methods.moco import MoCoConfig
 from streamssl.methods.swav import SwAVConfig
-from streamssl.optim import OptimConfig
-from streamssl.run import Placement, Summary, pretrain
-from streamssl.schedules import ScheduleConfig
-from streamssl.trainer import StepReport, train
+from streamssl.modules.backbones import BackboneConfig
+from streamssl.modules.feature_queue import QueueConfig
+from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.schedules import ScheduleConfig
+from streamssl.pretrain.run import Placement, Summary, pretrain
+from streamssl.runs.run_data import DataConfig
+from streamssl.training.trainer import StepReport, train
 
 BATCH = 16
 CPU = torch.device("cpu")

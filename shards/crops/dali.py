@@ -20,8 +20,8 @@ from shards.crops.engine import Cropped, Failure
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, pixel_boxes
 from shards.errors import ConfigError
-from shards.pictures.decoding import TURNS, Pixels, decode_stored, stored_box
-from shards.pictures.picture import Picture, PictureError
+from shards.images.decode import TURNS, Pixels, decode_stored, stored_box
+from shards.images.image_header import Picture, PictureError
 
 try:
     from nvidia.dali import Pipeline, fn, types

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image
 
 from shards.crops.recipe import CropRecipe
-from shards.pictures.picture import Picture
+from shards.images.image_header import Picture
 from shards.records import Reason
 
 _BLOCK_BYTES = 1 << 26

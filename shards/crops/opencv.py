@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 
 from shards.crops.engine import Cropped, Failure
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, pixel_boxes
-from shards.pictures.decoding import (
+from shards.images.decode import (
     REDUCED,
     Pixels,
     can_reduce,
@@ -32,7 +32,7 @@ from shards.pictures.decoding import (
     stored_box,
     turn,
 )
-from shards.pictures.picture import Picture, PictureError
+from shards.images.image_header import Picture, PictureError
 
 __all__ = ["OpenCVEngine", "decode"]
 

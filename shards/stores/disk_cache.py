@@ -24,7 +24,7 @@ from pathlib import Path
 from shards.errors import ConfigError
 from shards.records import ShardInfo
 from shards.redaction import redact
-from shards.stores.counters import Counters
+from shards.stores.request_counters import Counters
 
 _HEAD = struct.Struct(">8sQ16s")
 _MAGIC = b"sslrange"

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from shards.errors import ManifestError, PackFailed
 from shards.redaction import cause_to_show, redact, short
-from shards.stores.opening import Stores
-from shards.stores.retrying import GivenUp, RetryConfig
+from shards.stores.retry import GivenUp, RetryConfig
+from shards.stores.store_clients import Stores
 
 # Lies beside shards that are not all there yet.
 UNFINISHED: Final = "pack.unfinished.json"

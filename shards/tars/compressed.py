@@ -17,8 +17,8 @@ import zstandard
 from shards.errors import NotATar, ShardUnreadable
 from shards.records import Chunk, Reason, Reject, ShardInfo
 from shards.redaction import redact
-from shards.stores.sources import RangeReader
-from shards.tars.cutting import Cut, cut
+from shards.stores.range_reader import RangeReader
+from shards.tars.cutter import Cut, cut
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # A shard may become so many times as long, and any shard so long: more is a bomb.

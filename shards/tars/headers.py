@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import adler32
 
-from shards.tars.fields import BLOCK as BLOCK
-from shards.tars.fields import Get, number, padded, pax_records
-from shards.tars.sparse import BrokenMap, Holes, gnu_holes, pax_holes
+from shards.tars.header_fields import BLOCK as BLOCK
+from shards.tars.header_fields import Get, number, padded, pax_records
+from shards.tars.sparse_files import BrokenMap, Holes, gnu_holes, pax_holes
 
 ZEROS = bytes(BLOCK)
 

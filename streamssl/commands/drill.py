@@ -7,14 +7,14 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from cluster.drill import DrillReport, Fault, drill
-from cluster.links import Link, Unreachable
-from cluster.looking import ask_status, watched
-from cluster.spec import RunPlace, read_place
-from cluster.status import Status
+from cluster.control.control_spec import RunPlace, read_place
+from cluster.driver.fault_drill import DrillReport, Fault, drill
+from cluster.driver.status_client import ask_status, watched
+from cluster.protocol.actor_rpc import Link, Unreachable
+from cluster.protocol.run_status import Status
 from shards.errors import ConfigError
-from streamssl.parsing import parse
-from streamssl.run_folder import CONTROL
+from streamssl.commands.argument_parser import parse
+from streamssl.runs.run_folder import CONTROL
 
 _ANSWER_SECONDS = 2.0
 

@@ -10,9 +10,9 @@ import tyro
 from rich.console import Console
 
 from shards.errors import ConfigError
-from shards.looking.damage import DamageConfig, drill_damage
-from shards.looking.slow import SlowConfig, drill_slow
-from streamssl.parsing import parse
+from shards.inspect.damage import DamageConfig, drill_damage
+from shards.inspect.slow_store import SlowConfig, drill_slow
+from streamssl.commands.argument_parser import parse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,16 +7,16 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.errors import UserError
-from streamssl.evaluation.evaluate import (
+from streamssl.commands.argument_parser import parse
+from streamssl.evaluation.knn import KnnConfig
+from streamssl.evaluation.score_run import (
     Encoder,
     find_checkpoint,
     iter_checkpoints,
     knn_of_run,
     retrieval_of_run,
 )
-from streamssl.evaluation.knn import KnnConfig
 from streamssl.evaluation.scores import SCORES, keep_score
-from streamssl.parsing import parse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,9 +11,9 @@ import tyro
 from rich.console import Console
 
 from shards.errors import ConfigError
-from streamssl.parsing import parse
-from streamssl.reopening import reopened
-from streamssl.showing import address_of
+from streamssl.commands.argument_parser import parse
+from streamssl.pretrain.live_run import address_of
+from streamssl.pretrain.replay_page import reopened
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

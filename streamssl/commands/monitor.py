@@ -10,10 +10,10 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from cluster.monitor import follow, prometheus, write_targets
+from cluster.monitoring.prometheus_server import follow, prometheus, write_targets
 from shards.errors import ConfigError
-from streamssl.parsing import parse
-from streamssl.run_folder import METRICS_ADDRESS
+from streamssl.commands.argument_parser import parse
+from streamssl.runs.run_folder import METRICS_ADDRESS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,15 +7,15 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from shards.admission import AdmissionConfig
 from shards.errors import ConfigError
-from shards.packing.entries import Labels
-from shards.packing.entries_table import Columns
-from shards.packing.pack import PackConfig, PackReport, pack
-from shards.packing.source import Kind, check_apart, open_source
-from shards.stores.web import WebConfig
-from streamssl.packing import show_packing
-from streamssl.parsing import parse
+from shards.pack.image_entries import Labels
+from shards.pack.pack import PackConfig, PackReport, pack
+from shards.pack.pack_input import Kind, check_apart, open_source
+from shards.pack.table_entries import Columns
+from shards.samples.admission import AdmissionConfig
+from shards.stores.image_download import WebConfig
+from streamssl.commands.argument_parser import parse
+from streamssl.runs.pack_progress import show_packing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

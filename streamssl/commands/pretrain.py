@@ -8,17 +8,17 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from cluster.debugging import parse_ports
-from cluster.metrics.bill import parse_prices
-from cluster.scaler import parse_range
+from cluster.actors.autoscaler import parse_range
+from cluster.monitoring.node_costs import parse_prices
+from cluster.monitoring.process_pages import parse_ports
 from shards.errors import ConfigError
 from shards.stores.disk_cache import CacheConfig
-from streamssl.config import RunConfig, read_toml
-from streamssl.data import DataConfig
-from streamssl.parsing import parse, unknown
+from streamssl.commands.argument_parser import parse, unknown
+from streamssl.config.run_config import RunConfig, read_toml
+from streamssl.config.sizing import Sizing
+from streamssl.pretrain.run import Placement, pretrain
 from streamssl.recipes import RECIPES
-from streamssl.run import Placement, pretrain
-from streamssl.sizing import Sizing
+from streamssl.runs.run_data import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,8 @@ import tomli_w
 from rich.console import Console
 
 from shards.errors import ConfigError
-from streamssl.config import to_fields
-from streamssl.parsing import unknown
+from streamssl.commands.argument_parser import unknown
+from streamssl.config.run_config import to_fields
 from streamssl.recipes import RECIPES, kind_of
 
 _USAGE = "usage: streamssl recipes [NAME]"

@@ -11,13 +11,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cluster.links import Link
-from cluster.looking import ask_status, find_run, watched
-from cluster.spec import RunPlace, read_place
-from cluster.status import ActorStatus, Status
+from cluster.control.control_spec import RunPlace, read_place
+from cluster.driver.status_client import ask_status, find_run, watched
+from cluster.protocol.actor_rpc import Link
+from cluster.protocol.run_status import ActorStatus, Status
 from shards.errors import ConfigError
-from streamssl.parsing import parse
-from streamssl.run_folder import CONTROL
+from streamssl.commands.argument_parser import parse
+from streamssl.runs.run_folder import CONTROL
 
 _WATCH_SECONDS = 1.0
 _NUM_DECISIONS = 8

@@ -8,16 +8,16 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from shards.admission import AdmissionConfig
 from shards.errors import ConfigError
-from shards.looking.sheet import Sheet, check_suffix, write_sheet
-from shards.looking.view import MOST_TILES, batch_tiles, draw_samples
-from shards.manifest import open_manifest, read_manifest
+from shards.inspect.contact_sheet import Sheet, check_suffix, write_sheet
+from shards.inspect.sample_view import MOST_TILES, batch_tiles, draw_samples
 from shards.redaction import redact
-from shards.stores.sources import RangeReader
-from streamssl.data import open_data, read_data
-from streamssl.parsing import parse
-from streamssl.replay import open_batch
+from shards.samples.admission import AdmissionConfig
+from shards.stores.range_reader import RangeReader
+from shards.stream.manifest import open_manifest, read_manifest
+from streamssl.commands.argument_parser import parse
+from streamssl.pretrain.replay_batch import open_batch
+from streamssl.runs.run_data import open_data, read_data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

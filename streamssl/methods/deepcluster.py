@@ -23,13 +23,13 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.collectives import all_gather_rows, all_reduce_sum, world_size
-from streamssl.heads import swav_head
-from streamssl.kmeans import Centroids, nearest_centroids
-from streamssl.losses import assigned_cross_entropy, at_least_float32
+from streamssl.distributed.collectives import all_gather_rows, all_reduce_sum, world_size
 from streamssl.methods.base import Samples, StepOutput, step_generator
-from streamssl.readings import perplexity
-from streamssl.sample_memory import (
+from streamssl.modules.feature_readings import perplexity
+from streamssl.modules.heads import swav_head
+from streamssl.modules.kmeans import Centroids, nearest_centroids
+from streamssl.modules.losses import assigned_cross_entropy, at_least_float32
+from streamssl.modules.sample_memory import (
     NO_LABEL,
     LabelTable,
     SampleMemory,

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from shards.errors import ConfigError
 from streamssl import checkpoint
-from streamssl.backbones import BackboneConfig, build_backbone
-from streamssl.losses import at_least_float32
 from streamssl.methods.base import Samples, StepOutput
 from streamssl.methods.fine_tuning import Classifier, check_single, newest_checkpoint
+from streamssl.modules.backbones import BackboneConfig, build_backbone
+from streamssl.modules.losses import at_least_float32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from shards.errors import ConfigError
 from streamssl import checkpoint
-from streamssl.collectives import all_reduce_sum, world_size
-from streamssl.heads import simclr_head
-from streamssl.losses import at_least_float32
+from streamssl.distributed.collectives import all_reduce_sum, world_size
 from streamssl.methods.base import Samples, StepOutput
+from streamssl.modules.heads import simclr_head
+from streamssl.modules.losses import at_least_float32
 
 LAYERS_PER_HEAD_LAYER = 3  # linear, batch norm, ReLU
 

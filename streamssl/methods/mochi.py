@@ -16,10 +16,10 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.collectives import all_gather_rows, all_reduce_sum, rank, world_size
-from streamssl.losses import at_least_float32
+from streamssl.distributed.collectives import all_gather_rows, all_reduce_sum, rank, world_size
 from streamssl.methods.base import Samples, step_generator
 from streamssl.methods.moco import Contrast, MoCo, MoCoConfig, enqueue
+from streamssl.modules.losses import at_least_float32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

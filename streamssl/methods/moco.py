@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from shards.errors import ConfigError
-from streamssl.collectives import all_gather_rows, rank, world_size
-from streamssl.drift import DriftProbe, evaluating
-from streamssl.feature_queue import FeatureQueue, QueueConfig
-from streamssl.heads import linear_head, mlp_head
-from streamssl.losses import at_least_float32, info_nce
+from streamssl.distributed.collectives import all_gather_rows, rank, world_size
 from streamssl.methods.base import Samples, StepOutput, as_pair, check_pair, step_generator
-from streamssl.momentum import MomentumCopy
+from streamssl.modules.drift import DriftProbe, evaluating
+from streamssl.modules.feature_queue import FeatureQueue, QueueConfig
+from streamssl.modules.heads import linear_head, mlp_head
+from streamssl.modules.losses import at_least_float32, info_nce
+from streamssl.modules.momentum import MomentumCopy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

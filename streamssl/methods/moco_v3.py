@@ -17,12 +17,12 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.collectives import all_gather_rows, rank
-from streamssl.heads import moco_v3_head
-from streamssl.losses import at_least_float32
+from streamssl.distributed.collectives import all_gather_rows, rank
 from streamssl.methods.base import Samples, StepOutput, as_pair, check_pair
-from streamssl.momentum import MomentumCopy
-from streamssl.schedules import MomentumKind, momentum_at
+from streamssl.modules.heads import moco_v3_head
+from streamssl.modules.losses import at_least_float32
+from streamssl.modules.momentum import MomentumCopy
+from streamssl.optim.schedules import MomentumKind, momentum_at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

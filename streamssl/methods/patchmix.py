@@ -23,12 +23,12 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.collectives import all_gather_rows, rank, world_size
-from streamssl.heads import moco_v3_head
-from streamssl.losses import at_least_float32, soft_info_nce
+from streamssl.distributed.collectives import all_gather_rows, rank, world_size
 from streamssl.methods.base import Samples, StepOutput, step_generator
-from streamssl.momentum import MomentumCopy
-from streamssl.schedules import MomentumKind, momentum_at
+from streamssl.modules.heads import moco_v3_head
+from streamssl.modules.losses import at_least_float32, soft_info_nce
+from streamssl.modules.momentum import MomentumCopy
+from streamssl.optim.schedules import MomentumKind, momentum_at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,9 +20,12 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.collectives import all_gather_rows, all_reduce_max, all_reduce_sum, world_size
-from streamssl.heads import swav_head
-from streamssl.losses import at_least_float32
+from streamssl.distributed.collectives import (
+    all_gather_rows,
+    all_reduce_max,
+    all_reduce_sum,
+    world_size,
+)
 from streamssl.methods.base import Samples, StepOutput
 from streamssl.methods.deepcluster import (
     check_crops,
@@ -33,8 +36,10 @@ from streamssl.methods.deepcluster import (
     label_readings,
     label_spread,
 )
-from streamssl.prototypes import Prototypes
-from streamssl.sample_memory import (
+from streamssl.modules.heads import swav_head
+from streamssl.modules.losses import at_least_float32
+from streamssl.modules.prototypes import Prototypes
+from streamssl.modules.sample_memory import (
     NO_LABEL,
     LabelTable,
     SampleMemory,

@@ -20,10 +20,10 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.collectives import gather_rows_with_gradient, rank, world_size
-from streamssl.heads import simclr_head
-from streamssl.losses import at_least_float32
+from streamssl.distributed.collectives import gather_rows_with_gradient, rank, world_size
 from streamssl.methods.base import Samples, StepOutput
+from streamssl.modules.heads import simclr_head
+from streamssl.modules.losses import at_least_float32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

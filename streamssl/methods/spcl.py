@@ -25,13 +25,13 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.collectives import all_gather_rows, from_first_rank
-from streamssl.losses import at_least_float32
+from streamssl.distributed.collectives import all_gather_rows, from_first_rank
 from streamssl.methods.base import Samples, StepOutput
-from streamssl.neighbourhoods import dbscan, jaccard_neighbours
-from streamssl.readings import perplexity
-from streamssl.sample_memory import SampleMemory, sample_keys
-from streamssl.self_paced import self_paced_labels
+from streamssl.modules.feature_readings import perplexity
+from streamssl.modules.losses import at_least_float32
+from streamssl.modules.neighbourhoods import dbscan, jaccard_neighbours
+from streamssl.modules.sample_memory import SampleMemory, sample_keys
+from streamssl.modules.self_paced import self_paced_labels
 
 # The softmax of the authors' code keeps this away from 0, in the sum and in the logarithm.
 _TINY = 1e-6

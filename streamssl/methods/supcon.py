@@ -20,11 +20,11 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.collectives import all_gather_rows, rank
-from streamssl.heads import mlp_head
-from streamssl.losses import at_least_float32
+from streamssl.distributed.collectives import all_gather_rows, rank
 from streamssl.methods.base import Samples, StepOutput
 from streamssl.methods.simclr import gather_crops
+from streamssl.modules.heads import mlp_head
+from streamssl.modules.losses import at_least_float32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

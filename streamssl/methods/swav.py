@@ -18,14 +18,14 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.collectives import all_gather_rows
-from streamssl.drift import DriftProbe, evaluating
-from streamssl.feature_queue import FeatureQueue, QueueConfig
-from streamssl.heads import swav_head
-from streamssl.losses import at_least_float32, swav_loss
+from streamssl.distributed.collectives import all_gather_rows
 from streamssl.methods.base import Samples, StepOutput
-from streamssl.prototypes import Prototypes
-from streamssl.sinkhorn import sinkhorn
+from streamssl.modules.drift import DriftProbe, evaluating
+from streamssl.modules.feature_queue import FeatureQueue, QueueConfig
+from streamssl.modules.heads import swav_head
+from streamssl.modules.losses import at_least_float32, swav_loss
+from streamssl.modules.prototypes import Prototypes
+from streamssl.modules.sinkhorn import sinkhorn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

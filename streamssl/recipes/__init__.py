@@ -8,8 +8,13 @@ what the authors ran, `-stream` has no end and no epochs, `-small` fits a CPU.
 from collections.abc import Callable
 from typing import Literal
 
-from streamssl.config import RunConfig
-from streamssl.recipes import byol, labels, moco, patchmix, simclr, swav
+from streamssl.config.run_config import RunConfig
+from streamssl.recipes import byol_recipes as byol
+from streamssl.recipes import clustering_recipes as labels
+from streamssl.recipes import moco_recipes as moco
+from streamssl.recipes import patchmix_recipes as patchmix
+from streamssl.recipes import simclr_recipes as simclr
+from streamssl.recipes import swav_recipes as swav
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "swav": swav.swav,

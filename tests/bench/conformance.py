@@ -24,7 +24,7 @@ from shards.crops.dali import DaliEngine
 from shards.crops.engine import Engine
 from shards.crops.opencv import OpenCVEngine, decode
 from shards.crops.recipe import Parameter, draw, swav
-from shards.pictures.picture import Picture, PictureError, inspect
+from shards.images.image_header import Picture, PictureError, inspect
 from tests.pillow_crops import pillow_crop
 from tests.reference_crops import reference_crop
 from tests.shards.crops.made import encoded, made_pixels

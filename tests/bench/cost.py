@@ -23,18 +23,18 @@ import psutil
 import ray
 import tyro
 
-from cluster.messages import ReaderReport
-from cluster.session import ray_session
-from shards.admission import AdmissionConfig
-from shards.chunks import CropJob
+from cluster.driver.ray_session import ray_session
+from cluster.protocol.messages import ReaderReport
+from shards.crops.chunk_cropper import CropJob
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import swav
-from shards.manifest import Manifest, open_manifest
-from shards.packing.entries import entries_from_synthetic
-from shards.packing.pack import pack
+from shards.pack.image_entries import entries_from_synthetic
+from shards.pack.pack import pack
 from shards.records import ChunkCrops
-from shards.stores.sources import RangeReader
-from shards.stream import BatchStream, StreamConfig, ThreadReaders, build_order
+from shards.samples.admission import AdmissionConfig
+from shards.stores.range_reader import RangeReader
+from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
+from shards.stream.manifest import Manifest, open_manifest
 from tests.cluster.data_path import DataPath
 
 

@@ -18,16 +18,23 @@ from typing import Any
 import numpy as np
 import tyro
 
-from cluster.leases import LeaseTable
-from cluster.membership import Membership
-from cluster.messages import BatchPlan, Beat, ChunkHeader, Finished, ReaderReport, StepRecord
-from cluster.scaler import Observation, Scaler, ScalingConfig
-from cluster.sequencer import Sequencer, SequencerConfig
-from shards.admission import AdmissionConfig
-from shards.manifest import Manifest
-from shards.order import Order
+from cluster.actors.autoscaler import Observation, Scaler, ScalingConfig
+from cluster.control.sequencer import Sequencer, SequencerConfig
+from cluster.leases.lease_table import LeaseTable
+from cluster.membership.membership import Membership
+from cluster.protocol.messages import (
+    BatchPlan,
+    Beat,
+    ChunkHeader,
+    Finished,
+    ReaderReport,
+    StepRecord,
+)
 from shards.records import Cursor, ShardInfo, Turn
-from shards.stream import StreamConfig, build_order
+from shards.samples.admission import AdmissionConfig
+from shards.stream.batch_stream import StreamConfig, build_order
+from shards.stream.manifest import Manifest
+from shards.stream.order import Order
 
 _CROP_BYTES = 3 * (2 * 224**2 + 6 * 96**2)
 # A reading of the log: a loss, a learning rate, times and a digest.

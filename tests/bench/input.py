@@ -20,20 +20,20 @@ from typing import Literal
 
 import tyro
 
-from cluster.feed import Feed
-from cluster.session import ray_session
-from shards.admission import AdmissionConfig
-from shards.chunks import CropJob
+from cluster.driver.ray_session import ray_session
+from cluster.trainers.batch_feed import Feed
+from shards.crops.chunk_cropper import CropJob
 from shards.crops.recipe import moco_v2, swav
-from shards.manifest import Manifest, open_manifest
-from shards.packing.entries import entries_from_synthetic
-from shards.packing.pack import pack
+from shards.pack.image_entries import entries_from_synthetic
+from shards.pack.pack import pack
 from shards.records import ChunkCrops, CropBatch
-from shards.stores.sources import RangeReader
-from shards.stream import BatchStream, StreamConfig, ThreadReaders, build_order
-from streamssl.config import RunConfig
+from shards.samples.admission import AdmissionConfig
+from shards.stores.range_reader import RangeReader
+from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
+from shards.stream.manifest import Manifest, open_manifest
+from streamssl.config.run_config import RunConfig
+from streamssl.pretrain.run import build_engine
 from streamssl.recipes import RECIPES
-from streamssl.run import build_engine
 from tests.cluster.data_path import DataPath
 
 _MADE_PICTURES, _MADE_SIDE = 600, 384

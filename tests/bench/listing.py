@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 import pytest
 import tyro
 
-from shards.stores.listing import list_shards
-from shards.stores.opening import Stores
-from shards.stores.retrying import RetryConfig
+from shards.stores.retry import RetryConfig
+from shards.stores.shard_listing import list_shards
+from shards.stores.store_clients import Stores
 from tests.stores import connect, put_many, s3_server, use_s3
 
 _MADE_BYTES = 1 << 20

@@ -20,14 +20,14 @@ import torch
 import tyro
 from rich.console import Console
 
-from shards.packing.entries import entries_from_synthetic
-from shards.packing.pack import PackConfig, pack
-from streamssl.config import RunConfig, read_toml
-from streamssl.evaluation.evaluate import Encoder, knn_of_run
-from streamssl.placement import Placement
+from shards.pack.image_entries import entries_from_synthetic
+from shards.pack.pack import PackConfig, pack
+from streamssl.config.run_config import RunConfig, read_toml
+from streamssl.evaluation.score_run import Encoder, knn_of_run
+from streamssl.pretrain.run import pretrain
 from streamssl.recipes import RECIPES
-from streamssl.run import pretrain
-from streamssl.runlog import read_log
+from streamssl.runs.metrics_log import read_log
+from streamssl.runs.placement import Placement
 
 _ENDING = "-small"
 # Re-identification has a bench of its own, `tests.bench.reid`.

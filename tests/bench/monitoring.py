@@ -19,21 +19,21 @@ from typing import Any
 import torch
 import tyro
 
-from cluster.core_readings import told_of
-from cluster.messages import ReaderReport
-from cluster.metrics.hub import Metrics
-from cluster.metrics.serving import MetricsServer
-from cluster.metrics.values import flat
-from cluster.orders import ActorEvent
-from cluster.tally import Tally
-from streamssl import trainer
-from streamssl.exporting import exported
-from streamssl.gradients import gradient_norm
-from streamssl.opening import build_state
-from streamssl.phases import Phases
+from cluster.actors.reader_totals import Tally
+from cluster.control.control_readings import told_of
+from cluster.monitoring.metric_values import flat
+from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_server import MetricsServer
+from cluster.protocol.driver_protocol import ActorEvent
+from cluster.protocol.messages import ReaderReport
+from streamssl.distributed.gradients import gradient_norm
+from streamssl.pretrain.metric_names import exported
 from streamssl.recipes import RECIPES
-from tests.cluster.metrics.counted import count_step
-from tests.cluster.metrics.made_core import made_core
+from streamssl.training import trainer
+from streamssl.training.step_phases import Phases
+from streamssl.training.train_state import build_state
+from tests.cluster.monitoring.counted import count_step
+from tests.cluster.monitoring.made_core import made_core
 from tests.tinyrun import made_batches
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from shards.packing.entries import entries_from_folder
-from shards.packing.pack import PackConfig, PackReport, pack
+from shards.pack.image_entries import entries_from_folder
+from shards.pack.pack import PackConfig, PackReport, pack
 
 
 def measure(folder: Path, config: PackConfig, num_workers: int) -> tuple[float, PackReport]:

@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 import tyro
 
-from shards.packing.entries import entries_from_synthetic
-from shards.packing.pack import PackConfig, pack
+from shards.pack.image_entries import entries_from_synthetic
+from shards.pack.pack import PackConfig, pack
 from tests.bench.peering.convert import sample_places
 from tests.bench.peering.work import Job
 

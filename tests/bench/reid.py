@@ -18,12 +18,12 @@ import torch
 import tyro
 from rich.console import Console
 
-from shards.packing.entries import entries_from_list
-from shards.packing.pack import pack
-from streamssl.evaluation.evaluate import retrieval_of_run
-from streamssl.placement import Placement
-from streamssl.recipes.labels import spcl_reid_small
-from streamssl.run import pretrain
+from shards.pack.image_entries import entries_from_list
+from shards.pack.pack import pack
+from streamssl.evaluation.score_run import retrieval_of_run
+from streamssl.pretrain.run import pretrain
+from streamssl.recipes.clustering_recipes import spcl_reid_small
+from streamssl.runs.placement import Placement
 
 _HELD_OUT = 5
 _PICTURE = re.compile(r"(\w+)_cam([12])\.jpg")

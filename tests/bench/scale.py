@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import tyro
 
-from shards.journal import Journal
-from shards.manifest import Manifest, read_manifest
-from shards.mixture import parse_weights
-from shards.order import Order
 from shards.records import Cursor, ShardInfo
-from shards.stream import StreamConfig, build_order
+from shards.stream.batch_stream import StreamConfig, build_order
+from shards.stream.journal import Journal
+from shards.stream.manifest import Manifest, read_manifest
+from shards.stream.mixture import parse_weights
+from shards.stream.order import Order
 
 _SAMPLE_BYTES = 100_000
 _SEED = 1

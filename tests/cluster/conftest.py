@@ -9,7 +9,7 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-from cluster.session import ray_session
+from cluster.driver.ray_session import ray_session
 
 
 @pytest.fixture(scope="package")

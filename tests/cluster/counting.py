@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cluster.learner import LearnerState, Wish
-from cluster.messages import StepRecord
-from cluster.orders import Told
+from cluster.protocol.driver_protocol import Told
+from cluster.protocol.learner import LearnerState, Wish
+from cluster.protocol.messages import StepRecord
 from shards.records import CropBatch, Cursor
 
 

@@ -15,19 +15,19 @@ from typing import Any, Self
 
 import ray
 
-from cluster.feed import Feed, FeedConfig
-from cluster.leases import LeaseTable
-from cluster.messages import ChunkHeader, Plans, ReaderOrders, ReaderReport
-from cluster.pace import LeaseConfig
-from cluster.readers import Reader, ReaderConfig
-from cluster.sequencer import Sequencer, SequencerConfig
-from shards.admission import AdmissionConfig
-from shards.chunks import CropJob
-from shards.journal import Entry, Journal
-from shards.manifest import Manifest
-from shards.order import Order
+from cluster.control.sequencer import Sequencer, SequencerConfig
+from cluster.leases.lease_deadlines import LeaseConfig
+from cluster.leases.lease_table import LeaseTable
+from cluster.protocol.messages import ChunkHeader, Plans, ReaderOrders, ReaderReport
+from cluster.readers.reader_actor import Reader, ReaderConfig
+from cluster.trainers.batch_feed import Feed, FeedConfig
+from shards.crops.chunk_cropper import CropJob
 from shards.records import Cursor
-from shards.stream import StreamConfig, build_order
+from shards.samples.admission import AdmissionConfig
+from shards.stream.batch_stream import StreamConfig, build_order
+from shards.stream.journal import Entry, Journal
+from shards.stream.manifest import Manifest
+from shards.stream.order import Order
 
 WAIT = 200.0  # a busy machine starts processes slowly
 _names = itertools.count()

@@ -11,9 +11,9 @@ from random import Random
 import numpy as np
 
 from cluster.errors import ReadersLost
-from cluster.leases import LeaseTable
-from cluster.messages import ChunkHeader, Finished, Lease, ReaderOrders, ReaderReport
-from cluster.pace import LeaseConfig
+from cluster.leases.lease_deadlines import LeaseConfig
+from cluster.leases.lease_table import LeaseTable
+from cluster.protocol.messages import ChunkHeader, Finished, Lease, ReaderOrders, ReaderReport
 from shards.records import Chunk, ShardInfo, Turn
 
 SHARD = ShardInfo("file:///shard.tar", 1 << 20, "1")

@@ -5,12 +5,12 @@ import random
 import time
 from dataclasses import replace
 
-from cluster.lease_readings import LeaseSnapshot
-from cluster.metrics.hub import Metrics
-from cluster.metrics.state import RunInfo, charted
-from cluster.metrics.values import flat
-from cluster.orders import Told
-from cluster.status import ActorStatus, Decided, NodeStatus, Status
+from cluster.monitoring.metric_values import flat
+from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.run_state import RunInfo, charted
+from cluster.protocol.driver_protocol import Told
+from cluster.protocol.lease_counters import LeaseSnapshot
+from cluster.protocol.run_status import ActorStatus, Decided, NodeStatus, Status
 
 NUM_STEPS, BATCH = 2000, 256
 RUN = RunInfo(

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.admission import AdmissionConfig
-from shards.chunks import CropJob
+from shards.crops.chunk_cropper import CropJob
 from shards.crops.engine import Cropped, Engine
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
-from shards.manifest import Manifest, open_manifest
-from shards.order import Order, OrderConfig
-from shards.pictures.picture import Picture
+from shards.images.image_header import Picture
 from shards.records import Turn
-from shards.stores.sources import RangeReader
-from shards.synthetic import encode_jpeg, make_picture
+from shards.samples.admission import AdmissionConfig
+from shards.samples.synthetic_images import encode_jpeg, make_picture
+from shards.stores.range_reader import RangeReader
+from shards.stream.manifest import Manifest, open_manifest
+from shards.stream.order import Order, OrderConfig
 from tests.tars import make_tar
 
 RECIPE = CropRecipe((ViewGroup(num_views=2, size=8, scale=(0.5, 1.0)),))

@@ -2,7 +2,7 @@
 
 import random
 
-from cluster.scaler import Observation, Scaler, ScalingConfig
+from cluster.actors.autoscaler import Observation, Scaler, ScalingConfig
 
 SECONDS = 5.0
 

@@ -9,14 +9,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.live.gallery import NUM_TILES, Gallery, Maker, Place, as_jpeg, mosaic, refused
-from shards.admission import AdmissionConfig
-from shards.chunks import ChunkCropper, CropJob
+from cluster.monitoring.live.gallery import (
+    NUM_TILES,
+    Gallery,
+    Maker,
+    Place,
+    as_jpeg,
+    mosaic,
+    refused,
+)
+from shards.crops.chunk_cropper import ChunkCropper, CropJob
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, swav
-from shards.manifest import open_manifest
 from shards.records import Chunk, Reject, Turn
-from shards.stores.sources import RangeReader
+from shards.samples.admission import AdmissionConfig
+from shards.stores.range_reader import RangeReader
+from shards.stream.manifest import open_manifest
 from tests.shards.crops.made import encoded, made_pixels
 from tests.tars import make_tar
 

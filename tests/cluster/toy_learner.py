@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from cluster.learner import LearnerState, Wish
-from cluster.messages import StepRecord
+from cluster.protocol.learner import LearnerState, Wish
+from cluster.protocol.messages import StepRecord
 from shards.records import CropBatch, Cursor
 
 BATCH = 12

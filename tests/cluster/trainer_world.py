@@ -7,9 +7,9 @@ asserted where it would happen.
 
 import random
 
-from cluster.membership import GENERATIONS_PER_TERM, Membership
-from cluster.messages import Beat, Directive, StepRecord
-from cluster.patience import MembershipConfig
+from cluster.membership.failure_detector import MembershipConfig
+from cluster.membership.membership import GENERATIONS_PER_TERM, Membership
+from cluster.protocol.messages import Beat, Directive, StepRecord
 from shards.records import Cursor
 
 TICK = 0.25

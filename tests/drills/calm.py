@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from shards.crops.recipe import CropRecipe, ViewGroup
-from shards.stream import StreamConfig
+from shards.stream.batch_stream import StreamConfig
 from streamssl.cli import main
-from streamssl.config import METHODS, RunConfig
+from streamssl.config.run_config import METHODS, RunConfig
 from streamssl.methods.base import Samples, StepOutput
 from streamssl.methods.simclr import SimCLR, SimCLRConfig
-from streamssl.optim import OptimConfig
-from streamssl.schedules import ScheduleConfig
+from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.schedules import ScheduleConfig
 from tests.tinyrun import BACKBONE, tiny_swav
 
 PROGRAM = "tests.drills.calm"

@@ -9,14 +9,14 @@ from typing import Any
 
 import psutil
 
-from shards.stores.sources import RangeReader, SourceConfig
-from shards.stream import BatchStream, StreamConfig, build_order
-from shards.thread_readers import ThreadReaders
-from streamssl.config import RunConfig
-from streamssl.data import DataConfig, open_data
-from streamssl.feature_queue import QueueConfig
+from shards.stores.range_reader import RangeReader, SourceConfig
+from shards.stream.batch_stream import BatchStream, StreamConfig, build_order
+from shards.stream.thread_readers import ThreadReaders
+from streamssl.config.run_config import RunConfig
 from streamssl.methods.swav import SwAVConfig
-from streamssl.opening import crop_job
+from streamssl.modules.feature_queue import QueueConfig
+from streamssl.runs.run_data import DataConfig, open_data
+from streamssl.runs.run_setup import crop_job
 from tests.drills.processes import Run, started
 from tests.ray_clusters import RayCluster, workers_of
 from tests.tinyrun import read_log, tiny_swav

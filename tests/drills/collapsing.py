@@ -11,9 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamssl import health
-from streamssl.feature_queue import QueueConfig
-from streamssl.health import HealthWatch
 from streamssl.methods.base import Samples
 from streamssl.methods.byol import BYOLConfig
 from streamssl.methods.deepcluster import DeepClusterConfig
@@ -26,7 +23,10 @@ from streamssl.methods.simclr import SimCLRConfig
 from streamssl.methods.spcl import SpCLConfig
 from streamssl.methods.supcon import SupConConfig
 from streamssl.methods.swav import SwAVConfig
-from streamssl.optim import OptimConfig
+from streamssl.modules.feature_queue import QueueConfig
+from streamssl.optim.optimizers import OptimConfig
+from streamssl.training import health
+from streamssl.training.health import HealthWatch
 
 NUM_STEPS = 300
 _KINDS, _PICTURES, _BATCH, _SIDE = 16, 256, 64, 4

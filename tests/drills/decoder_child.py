@@ -19,19 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from shards.admission import AdmissionConfig, admit
-from shards.cropper import CropJob
 from shards.crops.dali import DaliEngine
 from shards.crops.engine import Cropped, Engine, use_one_core
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
-from shards.manifest import open_manifest
-from shards.pictures.decoding import REDUCED, can_reduce, decode_stored
-from shards.pictures.picture import Picture, PictureError
+from shards.crops.sample_cropper import CropJob
+from shards.images.decode import REDUCED, can_reduce, decode_stored
+from shards.images.image_header import Picture, PictureError
 from shards.records import Chunk, ChunkCrops, Reject, Sample
-from shards.stores.sources import RangeReader
-from shards.stream import BatchStream, StreamConfig, build_order
-from shards.thread_readers import ThreadReaders
+from shards.samples.admission import AdmissionConfig, admit
+from shards.stores.range_reader import RangeReader
+from shards.stream.batch_stream import BatchStream, StreamConfig, build_order
+from shards.stream.manifest import open_manifest
+from shards.stream.thread_readers import ThreadReaders
 from tests.hostile import mutations
 from tests.shards.crops.made import drawn
 

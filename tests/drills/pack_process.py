@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from shards.packing.entries import entries_from_folder
-from shards.packing.pack import PackConfig, pack
+from shards.pack.image_entries import entries_from_folder
+from shards.pack.pack import PackConfig, pack
 
 CONFIG = PackConfig(samples_per_shard=40)
 

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from shards.admission import AdmissionConfig
-from shards.chunks import CropJob
-from shards.crashes import CrashMarks
-from shards.journal import Journal
-from shards.lookahead import Submit
-from shards.manifest import Manifest, open_manifest
-from shards.order import Order
+from shards.crops.chunk_cropper import CropJob
+from shards.crops.crash_marks import CrashMarks
 from shards.records import ChunkCrops, CropBatch
-from shards.stores.sources import RangeReader
-from shards.stream import BatchStream, StreamConfig, build_order
-from shards.thread_readers import ThreadReaders
+from shards.samples.admission import AdmissionConfig
+from shards.stores.range_reader import RangeReader
+from shards.stream.batch_stream import BatchStream, StreamConfig, build_order
+from shards.stream.journal import Journal
+from shards.stream.lookahead import Submit
+from shards.stream.manifest import Manifest, open_manifest
+from shards.stream.order import Order
+from shards.stream.thread_readers import ThreadReaders
 from tests.shards.killers import RECIPE, build_refusing, killer_job, png, tar_of
 
 NUM_BATCHES = 12

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from streamssl.config import RunConfig, write_toml
+from streamssl.config.run_config import RunConfig, write_toml
 from tests.tinyrun import read_log
 
 PATIENCE = 200.0  # seconds until a drill gives up waiting

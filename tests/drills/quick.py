@@ -10,8 +10,8 @@ from types import FrameType
 
 from rich.console import Console
 
-from cluster.config import ClusterConfig
-from cluster.scaler import ScalingConfig
+from cluster.actors.autoscaler import ScalingConfig
+from cluster.control.cluster_config import ClusterConfig
 from streamssl.commands.pretrain import parse_pretrain, placement_of, run_pretrain
 
 PATIENCE = ClusterConfig(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster import monitor
+from cluster.monitoring import prometheus_server as monitor
 from streamssl.commands.monitor import addresses
 from tests.drills.processes import Run
 from tests.prometheus import Prometheus, free_port

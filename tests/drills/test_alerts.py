@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from streamssl.config import RunConfig
+from streamssl.config.run_config import RunConfig
 from streamssl.methods.swav import SwAVConfig
 from tests.drills import small_disk
 from tests.drills.calm import PROGRAM, calm

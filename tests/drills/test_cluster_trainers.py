@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from shards.admission import AdmissionConfig
+from shards.samples.admission import AdmissionConfig
 from streamssl.checkpoint import load_tensors, take
-from streamssl.opening import build_state
-from streamssl.optim import OptimConfig
-from streamssl.run import Placement
+from streamssl.optim.optimizers import OptimConfig
+from streamssl.pretrain.run import Placement
+from streamssl.training.train_state import build_state
 from tests.drills.cluster_runs import Watch, check_steps, endless, on_cluster, stop
 from tests.drills.paced import Pace
 from tests.ray_clusters import ray_cluster, workers_of

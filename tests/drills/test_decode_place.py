@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from streamssl.data import DataConfig
-from streamssl.run import Placement, pretrain
+from streamssl.pretrain.run import Placement, pretrain
+from streamssl.runs.run_data import DataConfig
 from tests.tinyrun import make_shards, proof, stop_at, tiny_swav, train_here, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.golden_checks.ranks import run_ranks
-from tests.streamssl.test_label_ranks import everything
+from tests.streamssl.methods.test_label_ranks import everything
 from tests.streamssl.tiny_methods import train_all
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.admission import AdmissionConfig
-from shards.pictures.picture import PictureError, inspect
+from shards.images.image_header import PictureError, inspect
+from shards.samples.admission import AdmissionConfig
 from tests.hostile import KINDS
 from tests.shards.crops.made import encoded, made_pixels, shared_files
 from tests.tars import make_tar

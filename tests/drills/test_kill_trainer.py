@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from streamssl import checkpoint
-from streamssl.config import RunConfig
+from streamssl.config.run_config import RunConfig
 from tests.drills.processes import started
 from tests.tinyrun import proof, read_log, tiny_moco, tiny_swav, train_here, weights
 

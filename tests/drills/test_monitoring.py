@@ -10,9 +10,9 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.metrics.panels import BOARDS
-from streamssl.run_folder import METRICS_ADDRESS
-from tests.cluster.metrics.test_dashboards import filled
+from cluster.monitoring.grafana.panels import BOARDS
+from streamssl.runs.run_folder import METRICS_ADDRESS
+from tests.cluster.monitoring.test_dashboards import filled
 from tests.drills.cluster_runs import endless
 from tests.drills.processes import Run, started
 from tests.prometheus import Prometheus, monitored, needs_prometheus

@@ -5,8 +5,8 @@ import time
 import pytest
 import ray
 
-from cluster.nodes import NodeWatch, read_nodes
-from cluster.pools import Pool, parse_pool
+from cluster.actors.node_watch import NodeWatch, read_nodes
+from cluster.protocol.node_pools import Pool, parse_pool
 from tests.ray_clusters import connected, ray_cluster, wait_until
 from tests.scaling_cluster import scaling_cluster
 

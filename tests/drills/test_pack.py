@@ -18,11 +18,11 @@ import psutil
 import pytest
 
 from shards.errors import ManifestError
-from shards.packing.entries import entries_from_folder, entries_from_synthetic
-from shards.packing.fetch import Fetcher
-from shards.packing.pack import pack
-from shards.stores.listing import list_shards
-from shards.stores.web import WebConfig
+from shards.pack.fetch import Fetcher
+from shards.pack.image_entries import entries_from_folder, entries_from_synthetic
+from shards.pack.pack import pack
+from shards.stores.image_download import WebConfig
+from shards.stores.shard_listing import list_shards
 from tests.drills.pack_process import CONFIG
 from tests.stores import KEYS, connect, s3_server
 

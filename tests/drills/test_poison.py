@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 
-from cluster.session import ray_session
+from cluster.driver.ray_session import ray_session
 from tests.cluster.data_path import DataPath
 from tests.drills.poisoned import CONFIG, NUM_BATCHES, expected, line, make_poisoned, open_poisoned
 from tests.shards.killers import NULL, SEGFAULT, killer_job

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from streamssl.methods.byol import regression_loss, symmetric_loss
 from streamssl.methods.fine_tuning import classification_loss
-from streamssl.momentum import MomentumCopy
-from streamssl.optim import LARS
-from streamssl.schedules import linearly_scaled_lr, rising_momentum, warmup_cosine_lr
+from streamssl.modules.momentum import MomentumCopy
+from streamssl.optim.optimizers import LARS
+from streamssl.optim.schedules import linearly_scaled_lr, rising_momentum, warmup_cosine_lr
 from tests.golden_checks.vectors import Report, Vectors
 
 

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from streamssl.collectives import all_gather_rows, rank
-from streamssl.kmeans import nearest_centroids, spherical_kmeans
-from streamssl.losses import at_least_float32
+from streamssl.distributed.collectives import all_gather_rows, rank
 from streamssl.methods.deepcluster import gather_crops, label_loss
-from streamssl.sample_memory import LabelTable, SampleMemory
+from streamssl.modules.kmeans import nearest_centroids, spherical_kmeans
+from streamssl.modules.losses import at_least_float32
+from streamssl.modules.sample_memory import LabelTable, SampleMemory
 from tests.golden_checks.vectors import Report, Vectors
 
 

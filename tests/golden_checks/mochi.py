@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from streamssl.feature_queue import FeatureQueue
 from streamssl.methods.mochi import find_hardest, mix, mixed_info_nce
 from streamssl.methods.moco import enqueue
+from streamssl.modules.feature_queue import FeatureQueue
 from tests.golden_checks.vectors import Report, Vectors
 
 

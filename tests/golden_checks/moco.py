@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from streamssl.collectives import rank
-from streamssl.feature_queue import FeatureQueue
-from streamssl.heads import linear_head, mlp_head
+from streamssl.distributed.collectives import rank
 from streamssl.methods.moco import contrast_with_queue
-from streamssl.momentum import MomentumCopy
+from streamssl.modules.feature_queue import FeatureQueue
+from streamssl.modules.heads import linear_head, mlp_head
+from streamssl.modules.momentum import MomentumCopy
 from tests.golden_checks.vectors import Report, Vectors
 
 

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from streamssl.collectives import rank
+from streamssl.distributed.collectives import rank
 from streamssl.methods.moco_v3 import contrast_with_batch
-from streamssl.momentum import MomentumCopy
+from streamssl.modules.momentum import MomentumCopy
 from tests.golden_checks.vectors import Report, Vectors
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from streamssl.optim import LARC, LARS, OptimConfig
+from streamssl.optim.optimizers import LARC, LARS, OptimConfig
 from tests.golden_checks.vectors import Report, Vectors
 
 Parameters = dict[str, nn.Parameter]

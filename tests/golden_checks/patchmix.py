@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from streamssl.collectives import rank, world_size
+from streamssl.distributed.collectives import rank, world_size
 from streamssl.methods.patchmix import (
     Encoded,
     Ring,
@@ -15,7 +15,7 @@ from streamssl.methods.patchmix import (
     patchmix_losses,
     source_targets,
 )
-from streamssl.schedules import rising_momentum
+from streamssl.optim.schedules import rising_momentum
 from tests.golden_checks.vectors import Report, Vectors
 
 # Upstream does not hand its smoothing on to the targets of images that are not mixed.

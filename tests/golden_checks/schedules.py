@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from streamssl.schedules import (
+from streamssl.optim.schedules import (
     cosine,
     linearly_scaled_lr,
     rising_momentum,

@@ -5,10 +5,10 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
-from streamssl.collectives import rank
+from streamssl.distributed.collectives import rank
 from streamssl.methods.distillation import distillation_loss
 from streamssl.methods.simclr import nt_xent
-from streamssl.selective_kernels import SelectiveKernels
+from streamssl.modules.selective_kernels import SelectiveKernels
 from tests.golden_checks.vectors import Report, Vectors
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from streamssl.sinkhorn import sinkhorn
+from streamssl.modules.sinkhorn import sinkhorn
 from tests.golden_checks.vectors import Report, Vectors
 
 # The codes of a case that names none: the paper's settings.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from streamssl.methods.spcl import cluster_contrast, follow_
-from streamssl.neighbourhoods import (
+from streamssl.modules.neighbourhoods import (
     Sparse,
     dbscan,
     encode,
@@ -11,7 +11,7 @@ from streamssl.neighbourhoods import (
     jaccard_rows,
     nearest,
 )
-from streamssl.self_paced import self_paced_labels
+from streamssl.modules.self_paced import self_paced_labels
 from tests.golden_checks.vectors import Report, Vectors
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from streamssl.collectives import all_reduce_sum, rank, world_size
-from streamssl.feature_queue import FeatureQueue, QueueConfig
+from streamssl.distributed.collectives import all_reduce_sum, rank, world_size
 from streamssl.methods.swav import SwAVConfig, swap_assignments
-from streamssl.optim import LARC
-from streamssl.prototypes import Prototypes
+from streamssl.modules.feature_queue import FeatureQueue, QueueConfig
+from streamssl.modules.prototypes import Prototypes
+from streamssl.optim.optimizers import LARC
 from tests.golden_checks.vectors import Report, Vectors
 
 

@@ -3,8 +3,8 @@
 import fsspec
 import pytest
 
-from shards.stores.opening import Stores
-from shards.stores.retrying import RetryConfig
+from shards.stores.retry import RetryConfig
+from shards.stores.store_clients import Stores
 from tests.hub import hub
 from tests.stores import connect, s3_server, tar_bytes, use_s3
 

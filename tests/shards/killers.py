@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.admission import AdmissionConfig
-from shards.cropper import CropJob
 from shards.crops.engine import Cropped, Engine, Failure
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
-from shards.pictures.picture import Picture
+from shards.crops.sample_cropper import CropJob
+from shards.images.image_header import Picture
+from shards.samples.admission import AdmissionConfig
 from tests.tars import make_tar
 
 RECIPE = CropRecipe((ViewGroup(num_views=2, size=8, scale=(0.5, 1.0)),))

@@ -6,12 +6,12 @@ import traceback
 import pytest
 
 from shards.errors import ManifestError, ShardUnreadable
-from shards.manifest import Manifest
 from shards.redaction import cause_to_show, redact, scrub, short
 from shards.stores.disk_cache import CacheConfig
-from shards.stores.listing import list_shards
-from shards.stores.retrying import RetryConfig
-from shards.stores.sources import RangeReader, SourceConfig
+from shards.stores.range_reader import RangeReader, SourceConfig
+from shards.stores.retry import RetryConfig
+from shards.stores.shard_listing import list_shards
+from shards.stream.manifest import Manifest
 from tests.fault_proxy import LASTING, PASSING, fault_proxy
 from tests.hub import DATASET
 from tests.stores import tar_bytes, web_server

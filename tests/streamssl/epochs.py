@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from streamssl.collectives import all_reduce_sum, rank, world_size
+from streamssl.distributed.collectives import all_reduce_sum, rank, world_size
 from streamssl.methods.base import Method, Samples
 from tests.streamssl.tiny import pictures
 

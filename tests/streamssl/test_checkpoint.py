@@ -16,9 +16,9 @@ from safetensors import safe_open
 from shards.errors import ConfigError, UserError
 from streamssl import checkpoint
 from streamssl.checkpoint import TrainState
-from streamssl.config import RunConfig
-from streamssl.optim import OptimConfig
-from streamssl.run import build_state
+from streamssl.config.run_config import RunConfig
+from streamssl.optim.optimizers import OptimConfig
+from streamssl.training.train_state import build_state
 from tests.tinyrun import CPU, assert_same, tiny_moco, tiny_swav, train_on_noise
 
 OPTIMIZERS = {

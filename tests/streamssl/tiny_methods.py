@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from streamssl.collectives import all_reduce_sum, rank, world_size
-from streamssl.feature_queue import QueueConfig
+from streamssl.distributed.collectives import all_reduce_sum, rank, world_size
 from streamssl.methods.base import Samples
 from streamssl.methods.byol import BYOLConfig
 from streamssl.methods.fine_tuning import classification_loss
@@ -16,6 +15,7 @@ from streamssl.methods.mochi import MoCHiConfig
 from streamssl.methods.moco_v3 import MoCoV3Config
 from streamssl.methods.simclr import SimCLRConfig
 from streamssl.methods.supcon import SupConConfig
+from streamssl.modules.feature_queue import QueueConfig
 from tests.streamssl.tiny import TinyBackbone
 
 NUM_SAMPLES, NUM_STEPS, SIDE = 8, 4, 8

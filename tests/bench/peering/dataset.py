@@ -4,7 +4,7 @@ from typing import Any
 
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from shards.crops.loader import CropDataset
+from shards.dataloader.crop_dataset import CropDataset
 from tests.bench.peering.ours import PACKAGE as PACKAGE
 from tests.bench.peering.ours import RECIPE, Batches, Ours, SharedWork, config_of, described
 from tests.bench.peering.work import Job

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from shards.crops.engine import Cropped
 from shards.crops.recipe import CropRecipe, ViewGroup
-from shards.pictures.picture import Picture
-from shards.standalone import ReadConfig
-from shards.stream import StreamConfig
+from shards.dataloader.open_data import ReadConfig
+from shards.images.image_header import Picture
+from shards.stream.batch_stream import StreamConfig
 from tests.bench.peering.work import SIDE, Job, crop
 
 PACKAGE = "streamssl"

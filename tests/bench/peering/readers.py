@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 
-from cluster.session import ray_session
-from shards.cropper import CropJob
+from cluster.driver.ray_session import ray_session
+from shards.crops.sample_cropper import CropJob
+from shards.dataloader.open_data import OpenData, Place
 from shards.records import CropBatch
-from shards.standalone import OpenData, Place
 from tests.bench.peering.ours import PACKAGE as PACKAGE
 from tests.bench.peering.ours import RECIPE, Batches, Ours, SharedWork, config_of, described
 from tests.bench.peering.ours import RESUME as RESUME

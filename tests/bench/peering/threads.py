@@ -3,8 +3,8 @@
 from itertools import islice
 from typing import Any
 
-from shards.crops.loader import CropDataset
-from shards.samples import SampleStream
+from shards.dataloader.crop_dataset import CropDataset
+from shards.dataloader.sample_stream import SampleStream
 from tests.bench.peering.ours import PACKAGE as PACKAGE
 from tests.bench.peering.ours import RECIPE, Batches, Ours, SharedWork, config_of, described
 from tests.bench.peering.ours import RESUME as RESUME

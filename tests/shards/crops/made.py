@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.crops.recipe import CropRecipe, draw
-from shards.pictures.picture import Picture
+from shards.images.image_header import Picture
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.admission import AdmissionConfig, admit
 from shards.crops.dali import DaliEngine
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, byol, swav
-from shards.pictures.picture import Picture
+from shards.images.image_header import Picture
 from shards.records import Sample
+from shards.samples.admission import AdmissionConfig, admit
 from tests.hostile import swapping_profile, valid
 from tests.shards.crops.made import drawn, encoded, made_pixels
-from tests.shards.pictures.test_decoding import turned_back
+from tests.shards.images.test_decode import turned_back
 
 # Every kind of step is in these three views.
 RECIPE = CropRecipe(

@@ -10,7 +10,7 @@ from shards.crops.dali import DaliEngine
 from shards.crops.opencv import OpenCVEngine, decode
 from shards.crops.recipe import CropRecipe, byol, swav
 from shards.errors import ConfigError
-from shards.pictures.picture import inspect
+from shards.images.image_header import inspect
 from tests.reference_crops import reference_crop
 from tests.shards.crops.made import drawn, encoded, made_pixels, shared_files
 

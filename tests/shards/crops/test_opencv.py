@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from shards.crops.opencv import OpenCVEngine, decode
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, byol, swav
-from shards.pictures.picture import inspect
+from shards.images.image_header import inspect
 from tests.pillow_crops import pillow_crop
 from tests.reference_crops import reference_crop
 from tests.shards.crops.made import drawn, encoded, made_pixels, shared_files

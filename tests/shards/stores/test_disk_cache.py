@@ -14,11 +14,11 @@ import pytest
 
 from shards.errors import ConfigError
 from shards.records import ShardInfo
-from shards.stores.counters import Counters
 from shards.stores.disk_cache import CacheConfig, DiskCache
-from shards.stores.listing import list_shards
-from shards.stores.retrying import RetryConfig
-from shards.stores.sources import RangeReader, SourceConfig
+from shards.stores.range_reader import RangeReader, SourceConfig
+from shards.stores.request_counters import Counters
+from shards.stores.retry import RetryConfig
+from shards.stores.shard_listing import list_shards
 from tests.stores import web_server
 
 SHARD = ShardInfo("s3://bucket/0.tar", 1 << 40, "etag")

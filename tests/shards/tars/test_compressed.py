@@ -10,12 +10,12 @@ import pytest
 import zstandard
 
 from shards.errors import NotATar, ShardUnreadable
-from shards.manifest import open_manifest
 from shards.records import Chunk, Reject, Sample
-from shards.stores.listing import list_shards
-from shards.stores.sources import RangeReader
+from shards.stores.range_reader import RangeReader
+from shards.stores.shard_listing import list_shards
+from shards.stream.manifest import open_manifest
+from shards.tars.chunk_reader import look_into, read_chunk
 from shards.tars.compressed import cut_whole
-from shards.tars.reading import look_into, read_chunk
 from tests.tars import make_tar
 from tests.wild_tars import expected_samples, wild_tar
 

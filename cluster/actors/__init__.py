@@ -1,0 +1,1 @@
+"""Actor life cycle: registry, restart policy, autoscaler, node watch, actor fleet."""

@@ -1,0 +1,177 @@
+"""What Control sees of the nodes: who is there, who will leave, who is to come, who never came.
+
+Everything is asked of the head's tables, with a time limit, on a thread of its own: while the head
+restarts, the last answer stands, and says how old it is.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray._private.state import state
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.autoscaler.v2.schema import ClusterStatus, NodeInfo, Stats
+from ray.autoscaler.v2.utils import ClusterStatusParser
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.exceptions import RaySystemError, RpcError
+
+from cluster.protocol.node_pools import Pool
+
+_HEAD = "node:__internal_head__"
+_POLL_SECONDS = 2.0
+_CALL_SECONDS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A node that is alive as far as the head knows.
+
+    `leaves_at` is when it will be taken away, in seconds of the wall clock: None if nobody said
+    so, 0.0 if nobody said when. A node on which nothing runs leaves as soon as it is told to.
+    """
+
+    id: str
+    address: str
+    kind: str
+    labels: Mapping[str, str]
+    total: Mapping[str, float]
+    free: Mapping[str, float]
+    is_head: bool = False
+    leaves_at: float | None = None
+
+    def used_share(self, resource: str) -> float | None:
+        """What part of a resource is used; None where the node has none of it."""
+        total = self.total.get(resource, 0.0)
+        return 1 - self.free.get(resource, 0.0) / total if total > 0 else None
+
+    @property
+    def drains(self) -> bool:
+        """It will be taken away: nothing new belongs there."""
+        return self.leaves_at is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """Nodes of a kind that an autoscaler asked its provider for; `reason` of those that failed."""
+
+    kind: str
+    count: int
+    since: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """The cluster at one moment. `seen` in seconds of the steady clock."""
+
+    seen: float
+    alive: tuple[Node, ...] = ()
+    pending: tuple[Launch, ...] = ()
+    failed: tuple[Launch, ...] = ()
+
+    def of(self, pool: Pool) -> tuple[Node, ...]:
+        """The nodes of a pool. A head that offers no CPU is no place to work."""
+        return tuple(
+            node
+            for node in self.alive
+            if pool.holds(node.labels) and not (node.is_head and not node.total.get("CPU"))
+        )
+
+    @property
+    def draining(self) -> dict[str, float]:
+        """Nodes that will be taken away, and when."""
+        return {node.id: node.leaves_at for node in self.alive if node.leaves_at is not None}
+
+    def find(self, node: str) -> Node | None:
+        """A node by its id, while it is alive."""
+        return next((one for one in self.alive if one.id == node), None)
+
+
+@dataclass(slots=True)
+class NodeWatch:
+    """Asks for the nodes again and again while it is open. A context.
+
+    `latest` is None until the first answer.
+    """
+
+    poll_seconds: float = _POLL_SECONDS
+    latest: Nodes | None = None
+    num_unanswered: int = 0
+    _closed: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def __enter__(self) -> "NodeWatch":
+        self._thread = threading.Thread(target=self._watch, name="nodes", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Not joined: a call that hangs for a head that is gone must not hold up whoever leaves.
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self.latest = read_nodes(self.latest)
+            except (RpcError, RaySystemError, TimeoutError):
+                self.num_unanswered += 1
+            self._closed.wait(self.poll_seconds)
+
+
+def read_nodes(before: Nodes | None = None) -> Nodes:
+    """Ask the head once; waits while it restarts. Raises RpcError when it does not answer.
+
+    A notice is never taken back, but a head that restarts forgets it: those of `before` stand.
+    """
+    status = _status(ray.get_runtime_context().gcs_address)
+    known = before.draining if before else {}
+    leaving = known | {node: ms / 1000 for node, ms in state.get_draining_nodes().items()}
+    alive = tuple(_node(info, leaving) for info in (*status.active_nodes, *status.idle_nodes))
+    booting = Counter(info.ray_node_type_name for info in status.pending_nodes)
+    now = time.time()
+    return Nodes(
+        seen=time.monotonic(),
+        alive=tuple(sorted(alive, key=lambda node: (not node.is_head, node.id))),
+        pending=(
+            *_launches(status.pending_launches),
+            *(Launch(kind=kind, count=count, since=now) for kind, count in booting.items()),
+        ),
+        failed=_launches(status.failed_launches),
+    )
+
+
+def _status(address: str) -> ClusterStatus:
+    """`ray.autoscaler.v2.sdk.get_cluster_status`, with a limit to every call."""
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(GcsClient(address).get_cluster_status(timeout_s=_CALL_SECONDS))
+    return ClusterStatusParser.from_get_cluster_status_reply(reply, stats=Stats())
+
+
+def _node(info: NodeInfo, leaving: Mapping[str, float]) -> Node:
+    total = info.total_resources()
+    return Node(
+        id=info.node_id or "",
+        address=info.ip_address,
+        kind=info.ray_node_type_name,
+        labels=dict(info.labels or {}),
+        total=total,
+        free=info.available_resources(),
+        is_head=_HEAD in total,
+        leaves_at=leaving.get(info.node_id or ""),
+    )
+
+
+def _launches(found: Iterable[Any]) -> tuple[Launch, ...]:
+    return tuple(
+        Launch(
+            kind=one.ray_node_type_name,
+            count=one.count,
+            since=float(one.failed_ts_s or one.request_ts_s),
+            reason=" ".join((one.details or "").split())[:200],
+        )
+        for one in found
+    )

@@ -1,0 +1,1 @@
+"""Control actor: the one place where a run on a cluster is decided."""

@@ -1,0 +1,1 @@
+"""Driver: the process that starts a run on Ray and keeps what it produces."""

@@ -1,0 +1,53 @@
+"""A look at a run from outside, by asking its Control alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray.util import list_named_actors
+
+from cluster.control.control_spec import RunPlace
+from cluster.driver.ray_session import NAMESPACE, joined
+from cluster.protocol.actor_rpc import CONTROL, Link, Unreachable
+from cluster.protocol.run_status import Status
+from shards.errors import ConfigError
+
+_ANSWER_SECONDS = 15.0
+
+
+@contextmanager
+def watched(place: RunPlace) -> Iterator[Link]:
+    """A way to the Control of the run at this place. Raises ConfigError."""
+    with joined(place.address, place.namespace):
+        yield Link(CONTROL)
+
+
+def ask_status(control: Link) -> Status:
+    """How the run stands. Raises ConfigError when nobody answers."""
+    try:
+        found: Status = control.call("status", seconds=_ANSWER_SECONDS)
+    except Unreachable as error:
+        raise ConfigError(
+            f"no Control of this run answers ({error}); a run has one while its command runs: "
+            "start that again, or name another run"
+        ) from error
+    return found
+
+
+def find_run(address: str) -> RunPlace:
+    """The one run of a Ray cluster. Raises ConfigError if there is none, or more than one."""
+    with joined(address):
+        found = sorted(
+            {
+                actor["namespace"]
+                for actor in list_named_actors(all_namespaces=True)
+                if actor["name"] == CONTROL and actor["namespace"].startswith(NAMESPACE)
+            }
+        )
+        gcs = ray.get_runtime_context().gcs_address if "://" not in address else address
+    if len(found) != 1:
+        raise ConfigError(
+            f"{len(found)} runs have a Control at {address!r}; "
+            + ("name the folder of one instead" if found else "start one with --cluster")
+        )
+    return RunPlace(gcs, found[0])

@@ -1,0 +1,1 @@
+"""Lease table: which reader crops which chunk, until when."""

@@ -1,1 +1,0 @@
-"""The live page: what a run answers when a person looks at it in a browser."""

@@ -1,0 +1,1 @@
+"""Trainer membership: generations of trainers, failure detection, world sizes."""

@@ -1,0 +1,1 @@
+"""The live page: answers in words, charts, galleries."""

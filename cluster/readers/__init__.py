@@ -1,0 +1,1 @@
+"""Reader actors: fetch chunks, crop them, hand rows out."""

@@ -1,0 +1,97 @@
+"""How fast readers and trainers are with pictures, measured on nodes of a run before it begins."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from cluster.protocol.driver_protocol import Role
+from cluster.protocol.node_pools import Pool
+from shards.crops.chunk_cropper import CropJob, step_back
+from shards.crops.sample_cropper import SampleCropper
+from shards.errors import ConfigError
+from shards.records import Chunk, Sample, ShardInfo
+from shards.stores.range_reader import RangeReader
+from shards.tars.chunk_reader import read_chunk
+
+# A few seconds on the slowest core; the first pictures of a chunk are like the others.
+_MOST_SAMPLES = 128
+# A node may have to be launched before.
+_MOST_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRates:
+    """Pictures a second: what one reader crops, or verifies, and what one trainer crops."""
+
+    cropping: float
+    verifying: float
+    trainer: float
+
+    def by_readers(self, num_readers: int) -> float:
+        """What reaches trainers where readers crop."""
+        return num_readers * self.cropping
+
+    def by_trainers(self, num_readers: int, num_trainers: int) -> float:
+        """What trainers have where readers only verify."""
+        return min(num_readers * self.verifying, num_trainers * self.trainer)
+
+
+def measure_rates(
+    job: CropJob,
+    shard: ShardInfo,
+    chunk: Chunk,
+    pools: Mapping[Role, Sequence[Pool]],
+    trainer_options: Mapping[str, Any],
+) -> DecodeRates:
+    """The rates of one node of each kind, on the first samples of a chunk, of all samples.
+
+    Needs a connection to Ray. Raises ConfigError, ShardUnreadable.
+    """
+    jobs = (replace(job, subset=None), replace(job, subset=None, only_verify=True))
+    reader = _of_reader.options(num_cpus=1, **pools["reader"][0].options())
+    rates, samples = reader.remote(jobs, shard, chunk)
+    cropping, verifying = _answer(rates)
+    trainer = _of_trainer.options(**trainer_options, **pools["trainer"][0].options())
+    return DecodeRates(cropping, verifying, _answer(trainer.remote(jobs[0], samples)))
+
+
+def _answer(ref: Any) -> Any:
+    try:
+        return ray.get(ref, timeout=_MOST_SECONDS)
+    except RayTaskError as error:
+        raise error.cause from error
+    except (RayError, GetTimeoutError) as error:
+        raise ConfigError(
+            f"--decode auto could not measure on a node ({type(error).__name__}); give --decode "
+            "readers, or trainers"
+        ) from error
+
+
+# What these set for their threads ends with their processes.
+@ray.remote(max_retries=0, max_calls=1, num_returns=2)
+def _of_reader(
+    jobs: Sequence[CropJob], shard: ShardInfo, chunk: Chunk
+) -> tuple[list[float], list[Sample]]:
+    """What one core of this node does with each of these jobs, and with what."""
+    step_back()
+    found = read_chunk(RangeReader(jobs[0].sources), shard, chunk).found
+    samples = [sample for sample in found if isinstance(sample, Sample)][:_MOST_SAMPLES]
+    return [_rate(SampleCropper(job), samples) for job in jobs], samples
+
+
+@ray.remote(max_retries=0, max_calls=1)
+def _of_trainer(job: CropJob, samples: Sequence[Sample]) -> float:
+    """What one thread of this node crops. It may have no right to read the shards."""
+    step_back()
+    return _rate(SampleCropper(job), samples)
+
+
+def _rate(cropper: SampleCropper, samples: Sequence[Sample]) -> float:
+    cropper.try_out()  # whatever is done once is done now
+    began = perf_counter()
+    cropper.crop(samples, 0)
+    return len(samples) / (perf_counter() - began)

@@ -1,0 +1,1 @@
+"""Trainer actors: heartbeat, rendezvous, state transfer, batch feed."""

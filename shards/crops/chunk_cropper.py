@@ -1,0 +1,149 @@
+"""One chunk becomes crops: the unit of work of a reader, on a thread or on another machine.
+
+It is a pure function of (shard bytes, turn, settings): done twice, anywhere, in any order,
+it gives the same arrays. That is what lets a stream compute out of order and decide in order.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from shards.crops.engine import use_one_core
+from shards.crops.isolated_process import Isolation
+from shards.crops.sample_cropper import CropJob as CropJob
+from shards.crops.sample_cropper import Outcome, SampleCropper, picture_digest
+from shards.errors import ConfigError, NotATar
+from shards.records import Chunk, ChunkCrops, Reject, Sample, ShardInfo, Turn
+from shards.samples.admission import reject
+from shards.samples.subset import Subset
+from shards.stores.range_reader import RangeReader
+from shards.tars.chunk_reader import look_into
+from shards.tars.chunk_reader import read_chunk as read_chunk
+from shards.tars.cutter import Cut
+from shards.tars.tar_walk import Walks
+
+_NICENESS = 10
+# How much of a source is looked at for uids before a run.
+_PROBE_BYTES = 1 << 20
+
+
+class ChunkCropper:
+    """Reads, cuts, admits, decodes and crops chunks. Made in the thread or process that uses it.
+
+    It uses one core, and steps back for whatever else wants that core: a trainer on the same
+    machine comes first, and readers get what it leaves while it waits.
+    """
+
+    def __init__(self, job: CropJob, reader: RangeReader) -> None:
+        step_back()
+        self._job = job
+        self._reader = reader
+        self._cropper = SampleCropper(job)
+        self._walks = Walks()
+
+    def crop(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
+        """All samples of a chunk, as crops or as rejects. Raises ShardUnreadable."""
+        began = time.monotonic()
+        found = self.read(shard, turn.chunk)
+        return self.crop_cut(turn, found, time.monotonic() - began)
+
+    def read(self, shard: ShardInfo, chunk: Chunk) -> Cut:
+        """What `crop` begins with; may be called on another thread than the one that crops."""
+        return read_chunk(self._reader, shard, chunk, self._walks)
+
+    def crop_cut(self, turn: Turn, found: Cut, read_seconds: float) -> ChunkCrops:
+        """What `crop` ends with, where `read` was called before, and took so long."""
+        return self._finish(turn, found, read_seconds, self._cropper.crop)
+
+    def crop_isolated(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
+        """As `crop`, in a process that may die: slower, for chunks in which others died.
+
+        Raises DecoderLost when that process cannot run at all.
+        """
+        began = time.monotonic()
+        found = self.read(shard, turn.chunk)
+        read_seconds = time.monotonic() - began
+        with Isolation(self._job) as isolation:
+            return self._finish(turn, found, read_seconds, isolation.crop)
+
+    def _finish(
+        self,
+        turn: Turn,
+        found: Cut,
+        read_seconds: float,
+        crop: Callable[[Sequence[Sample], int], Outcome],
+    ) -> ChunkCrops:
+        began = time.monotonic()
+        items, num_unselected = select(found.found, self._job.subset)
+        rejects = {item.offset: item for item in items if isinstance(item, Reject)}
+        samples: list[Sample] = []
+        for item in items:
+            if isinstance(item, Sample):
+                if turn.quarantine and picture_digest(item) in turn.quarantine:
+                    detail = "a process died while it decoded this picture"
+                    rejects[item.offset] = reject(item, "kills_decoder", detail)
+                else:
+                    samples.append(item)
+        outcome = crop(samples, turn.epoch)
+        rejects |= {item.offset: item for item in outcome.rejects}
+        offsets = np.array([item.offset for item in items], dtype=np.int64)
+        kept = np.array([int(offset) not in rejects for offset in offsets], dtype=bool)
+        return ChunkCrops(
+            turn.chunk,
+            turn.epoch,
+            offsets,
+            kept,
+            outcome.crops,
+            tuple(rejects[offset] for offset in sorted(rejects)),
+            read_seconds=read_seconds,
+            crop_seconds=time.monotonic() - began,
+            num_unselected=num_unselected,
+            leaps=found.leaps,
+            killers=outcome.killers,
+            labels=outcome.labels,
+        )
+
+
+def step_back() -> None:
+    """Have the calling thread use one core, and let others go first."""
+    use_one_core()
+    os.nice(_NICENESS)  # of this thread alone
+
+
+def select(
+    items: list[Sample | Reject], subset: Subset | None
+) -> tuple[list[Sample | Reject], int]:
+    """What is part of the data, and how many samples are none.
+
+    What the tar itself rejects stays: nobody can tell which sample it was.
+    """
+    samples = [item for item in items if isinstance(item, Sample)]
+    if subset is None or not samples:
+        return items, 0
+    wanted = subset.select(samples)
+    left = {sample.offset for sample, is_wanted in zip(samples, wanted, strict=True) if is_wanted}
+    chosen = [item for item in items if isinstance(item, Reject) or item.offset in left]
+    return chosen, len(items) - len(chosen)
+
+
+def check_subset(subset: Subset, shards: Sequence[ShardInfo], reader: RangeReader) -> None:
+    """Refuse a list of uids for samples that have none: it would select nothing, for ever.
+
+    Looks into the first shard of every source. Raises ConfigError, ShardUnreadable.
+    """
+    firsts = {shard.source: shard for shard in reversed(shards)}
+    for shard in firsts.values():
+        try:
+            found = look_into(reader, shard, _PROBE_BYTES).found
+        except NotATar:
+            continue  # it is rejected where it is read
+        samples = [item for item in found if isinstance(item, Sample)]
+        if samples and not any(subset.identify(sample) for sample in samples):
+            members = ", ".join(sorted(samples[0].fields))
+            raise ConfigError(
+                f"the subset lists uids, but sample {samples[0].key!r} (members: {members}) and "
+                f"the {len(samples) - 1} after it have none; each needs 32 hex digits as 'uid' in "
+                "its json member: list keys instead, in a column named 'key' if they look like uids"
+            )

@@ -1,0 +1,1 @@
+"""Stream front ends for other training code: torch DataLoader and webdataset pipelines."""

@@ -1,0 +1,1 @@
+"""Image files: headers, formats, decoding to pixels."""

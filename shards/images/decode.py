@@ -1,0 +1,276 @@
+"""An encoded picture becomes pixels: by OpenCV where it is fast, else by Pillow.
+
+There is one verdict on whether a picture can be decoded, `decode_stored`, and both engines abide by
+it. What OpenCV refuses is given to Pillow as a second opinion, so that a picture is lost only if
+neither can read it.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    IcoImagePlugin,
+    Image,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    PsdImagePlugin,
+    QoiImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from shards.images.color_profile import to_srgb
+from shards.images.formats.bitmaps import alone, largest_icon
+from shards.images.formats.common import Background, Format, Picture, PictureError
+from shards.records import Reason
+
+Pixels = NDArray[np.uint8]
+
+_READ_BY_OPENCV = frozenset({"jpeg", "png", "webp"})
+_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+# The bit that asks for a reduced picture; colour is asked for by `_FLAGS`.
+REDUCED: Final = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+# Used directly: `Image.open` would ask every plugin, and refuses sizes that admission has allowed.
+_PLUGINS: Final[dict[Format, type[ImageFile.ImageFile]]] = {
+    "jpeg": JpegImagePlugin.JpegImageFile,
+    "png": PngImagePlugin.PngImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+    "gif": GifImagePlugin.GifImageFile,
+    "avif": AvifImagePlugin.AvifImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+    "jpeg2000": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    "ppm": PpmImagePlugin.PpmImageFile,
+    "ico": IcoImagePlugin.IcoImageFile,
+    "qoi": QoiImagePlugin.QoiImageFile,
+    "psd": PsdImagePlugin.PsdImageFile,
+}
+_ORIENTATION_TAG = 0x0112
+_STRIP: Final = 256
+_PAINT, _PAINT_OF_CMYK = 128, 64
+_BLOCK: Final = 8
+
+# How a stored picture becomes an upright one: transpose, then flip rows, then flip columns.
+TURNS: Final = {
+    1: (False, False, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+_UNDONE: Final = {6: 8, 8: 6}  # the other turns undo themselves
+
+
+def decode(picture: Picture, reduction: int = 1) -> Pixels:
+    """The upright picture as uint8 RGB (H, W, 3); raises `PictureError`.
+
+    `reduction` 2, 4 or 8 gives a JPEG at that fraction of its size, rounded up; other pictures
+    ignore it. 16 bits become 8, of an animation the first frame is taken.
+    """
+    if not can_reduce(picture):
+        reduction = 1
+    return turn(decode_stored(picture, reduction), picture.orientation)
+
+
+def can_reduce(picture: Picture) -> bool:
+    """Whether the decoder itself can make the picture smaller, which saves most of the work."""
+    return picture.format == "jpeg" and not picture.cmyk
+
+
+def decode_stored(picture: Picture, reduction: int = 1) -> Pixels:
+    """The picture as it is stored, before its orientation is applied; raises `PictureError`."""
+    height, width = picture.stored_size
+    expected = (-(-height // reduction), -(-width // reduction), 3)
+    pixels: Pixels | None = None
+    if picture.format in _READ_BY_OPENCV:
+        pixels = _decode_with_opencv(picture, reduction)
+    if pixels is None or pixels.shape != expected:
+        pixels = _decode_with_pillow(picture)
+        if pixels.shape != (height, width, 3):
+            expected = (height, width, 3)
+            raise PictureError("undecodable", f"decoded to {pixels.shape}, expected {expected}")
+        if reduction > 1:
+            pixels = _shrink(pixels, expected)
+    if picture.format == "jpeg" and _is_painted(picture, pixels, reduction):
+        raise PictureError("truncated", "the data ends before the picture: its foot is plain grey")
+    return to_srgb(pixels, _profile(picture)) if picture.to_srgb else pixels
+
+
+def turn(pixels: Pixels, orientation: int, *, mirror: bool = False) -> Pixels:
+    """Make stored pixels upright, then mirror them left to right if asked."""
+    transpose, flip_rows, flip_columns = TURNS[orientation]
+    flip_columns ^= mirror
+    if transpose:
+        pixels = cv2.transpose(pixels)
+    if flip_rows or flip_columns:
+        pixels = cv2.flip(pixels, -1 if flip_rows and flip_columns else int(flip_columns))
+    return pixels
+
+
+def stored_box(box: Sequence[int], picture: Picture) -> tuple[int, int, int, int]:
+    """An upright box in the coordinates of the stored picture."""
+    transpose, flip_rows, flip_columns = TURNS[picture.orientation]
+    y0, x0, y1, x1 = box
+    if flip_rows:
+        y0, y1 = picture.height - y1, picture.height - y0
+    if flip_columns:
+        x0, x1 = picture.width - x1, picture.width - x0
+    return (x0, y0, x1, y1) if transpose else (y0, x0, y1, x1)
+
+
+def _decode_with_opencv(picture: Picture, reduction: int) -> Pixels | None:
+    """What OpenCV makes of it; None where that is nothing, or not to be relied on."""
+    # It takes CMYK for inverted, and draws the first frame of an animation on what lies beneath.
+    if picture.cmyk or (picture.format != "jpeg" and not picture.plain):
+        return None
+    blended = picture.alpha and picture.background != "drop"
+    flags = cv2.IMREAD_UNCHANGED if blended else _FLAGS | REDUCED[reduction]
+    try:
+        pixels: Pixels | None = cv2.imdecode(np.frombuffer(picture.data, np.uint8), flags)
+    except cv2.error:
+        return None
+    if pixels is None or not blended:
+        return pixels
+    if pixels.dtype != np.uint8 or pixels.shape[2:] != (4,):
+        return None
+    flat = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for rows in _strips(len(flat)):
+        flat[rows] = _lay_on(pixels[rows], picture.background, code=cv2.COLOR_BGRA2RGB)
+    return flat
+
+
+def _decode_with_pillow(picture: Picture) -> Pixels:
+    with _opened(picture) as image:
+        turned = image.getexif().get(_ORIENTATION_TAG, 1) if picture.format == "tiff" else 1
+        image.load()
+        pixels = _to_rgb(image, picture)
+    # Pillow turns TIFFs upright by itself; here that is done later, or not at all.
+    return turn(pixels, _UNDONE.get(turned, turned)) if turned in TURNS else pixels
+
+
+def _profile(picture: Picture) -> bytes:
+    """The embedded colour profile; empty where Pillow cannot read the file."""
+    try:
+        with _opened(picture) as image:
+            profile = image.info.get("icc_profile")
+    except PictureError:
+        return b""
+    return profile if isinstance(profile, bytes) else b""
+
+
+@contextmanager
+def _opened(picture: Picture) -> Iterator[ImageFile.ImageFile]:
+    """The picture in Pillow's hands; whatever it raises there becomes `PictureError`."""
+    try:
+        data, plugin = picture.data, _PLUGINS[picture.format]
+        if picture.format == "ico":
+            data = largest_icon(data)
+            if data.startswith(b"\x89PNG"):
+                plugin = PngImagePlugin.PngImageFile
+            else:
+                data = alone(data)
+        with plugin(io.BytesIO(data)) as image:
+            yield image
+    except Exception as error:
+        # Broken files make the decoders raise nearly anything; whatever it is, it costs one sample.
+        detail = f"{type(error).__name__}: {error}"
+        reason: Reason = "truncated" if "truncated" in detail else "undecodable"
+        raise PictureError(reason, detail) from error
+
+
+def _to_rgb(image: Image.Image, picture: Picture) -> Pixels:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _grey_to_rgb(image, picture)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    transparent = image.has_transparency_data
+    for rows in _strips(image.height):
+        strip = image.crop((0, rows.start, image.width, rows.stop))
+        if transparent and picture.background != "drop":
+            pixels[rows] = _lay_on(np.asarray(strip.convert("RGBA")), picture.background)
+        elif transparent and image.mode == "P":
+            # By way of RGBA, for Pillow warns where a palette's transparency is just dropped.
+            pixels[rows] = np.asarray(strip.convert("RGBA"))[..., :3]
+        else:
+            pixels[rows] = np.asarray(strip.convert("RGB"))
+    return pixels
+
+
+def _strips(height: int) -> Iterator[slice]:
+    """Rows to convert at a time: whole copies of a large picture would take most of the memory."""
+    for top in range(0, height, _STRIP):
+        yield slice(top, min(top + _STRIP, height))
+
+
+def _lay_on(pixels: Pixels, background: Background, *, code: int = cv2.COLOR_RGBA2RGB) -> Pixels:
+    """RGBA pixels (H, W, 4), or what `code` takes, laid on white or black: RGB (H, W, 3)."""
+    colours = cv2.cvtColor(np.ascontiguousarray(pixels), code)
+    opacity = cv2.extractChannel(pixels, 3)
+    if opacity.min() == 255:
+        return colours
+    opacity = cv2.merge((opacity, opacity, opacity))
+    if background == "black":
+        return cv2.multiply(colours, opacity, scale=1 / 255)
+    # On white, what the picture takes away from it is what becomes fainter.
+    return cv2.bitwise_not(cv2.multiply(cv2.bitwise_not(colours), opacity, scale=1 / 255))
+
+
+def _grey_to_rgb(image: Image.Image, picture: Picture) -> Pixels:
+    """Scale grey of more than eight bits, which Pillow's own conversion would clip to white."""
+    levels = np.asarray(image)
+    # Floats are from 0 to 1, unless one is larger. Of twelve bits a TIFF leaves the upper four
+    # empty; the other formats fill them.
+    is_fraction = image.mode == "F" and np.nanmax(levels, initial=0) <= 1
+    shift = picture.bits - 8 if picture.format == "tiff" and 8 < picture.bits < 16 else 8
+    transparency = image.info.get("transparency")
+    pixels = np.empty((*levels.shape, 3), np.uint8)
+    for rows in _strips(len(levels)):
+        if image.mode == "F":
+            grey = np.nan_to_num(levels[rows]) * (255.0 if is_fraction else 1.0)
+        else:
+            grey = levels[rows].astype(np.int64) >> shift
+        grey = np.clip(grey, 0, 255).astype(np.uint8)
+        if isinstance(transparency, int) and picture.background != "drop":
+            grey[levels[rows] == transparency] = 255 if picture.background == "white" else 0
+        pixels[rows] = grey[..., None]
+    return pixels
+
+
+def _shrink(pixels: Pixels, expected: tuple[int, ...]) -> Pixels:
+    shrunk: Pixels = cv2.resize(pixels, expected[1::-1], interpolation=cv2.INTER_AREA)
+    return shrunk
+
+
+def _is_painted(picture: Picture, pixels: Pixels, reduction: int) -> bool:
+    """Whether a JPEG's last rows are what decoders paint where the data has run out.
+
+    That is exactly one grey, from the edge of a block on; smooth chroma upsampling may spoil the
+    first such row. The full picture is judged, or the verdict would depend on the crops.
+    """
+    grey = _PAINT_OF_CMYK if picture.cmyk else _PAINT
+    if not (pixels[-1] == grey).all():
+        return False
+    if reduction > 1:
+        full = _decode_with_opencv(picture, 1)
+        pixels = _decode_with_pillow(picture) if full is None else full
+    is_grey = (pixels == grey).all(axis=(1, 2))
+    start = 0 if is_grey.all() else len(is_grey) - int(is_grey[::-1].argmin())
+    return 0 < start <= len(is_grey) - _BLOCK and start % _BLOCK in (0, 1)

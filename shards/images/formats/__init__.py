@@ -1,0 +1,1 @@
+"""Header parsers, one file per image format."""

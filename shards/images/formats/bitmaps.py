@@ -1,0 +1,124 @@
+"""BMP, PPM, QOI and ICO: what lies in them is uncompressed, or nearly."""
+
+import re
+import struct
+from typing import Final
+
+from PIL import BmpImagePlugin
+
+from shards.images.formats.common import (
+    Picture,
+    PictureError,
+    open_header,
+    refuse_short,
+    refuse_slow,
+)
+from shards.images.formats.png import inspect_png
+
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+def inspect_bmp(data: bytes) -> Picture:
+    """A BMP of any Windows or OS/2 version; all rows must be there."""
+    image, _, _ = open_header(BmpImagePlugin.BmpImageFile, data)
+    width, height = image.size
+    codec, _, offset, arguments = image.tile[0]
+    if codec == "raw":
+        assert isinstance(arguments, tuple)
+        _, stride, _ = arguments
+        refuse_short(data, offset + stride * height)
+    else:
+        refuse_slow(height, width, "a BMP with run lengths")
+    return Picture(data, "bmp", height, width, alpha=image.mode == "RGBA")
+
+
+_SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"
+_PPM: Final = re.compile(
+    rb"P(?:[14]" + _SPACE + rb"+(\d{1,9})" + _SPACE + rb"+(\d{1,9})\s"
+    rb"|([2356])" + _SPACE + rb"+(\d{1,9})" + _SPACE + rb"+(\d{1,9})" + _SPACE + rb"+(\d{1,9})\s"
+    rb"|f" + _SPACE + rb"+(\d{1,9})" + _SPACE + rb"+(\d{1,9})" + _SPACE + rb"+([-+.\deE]{1,40})\s)"
+)
+_MAX_PPM_HEADER: Final = 1 << 16
+
+
+def inspect_ppm(data: bytes) -> Picture:
+    """A portable bitmap, greymap, pixmap or float map; all pixels must be there."""
+    match = _PPM.match(data, 0, _MAX_PPM_HEADER)
+    if match is None:
+        raise PictureError("broken_header", f"a PPM header {data[:40]!r}")
+    kind = data[1:2]
+    width, height, *rest = (
+        field for field in match.groups() if field is not None and field != kind
+    )
+    return _ppm_picture(data, kind, int(height), int(width), rest, match.end())
+
+
+def _ppm_picture(
+    data: bytes, kind: bytes, height: int, width: int, rest: list[bytes], start: int
+) -> Picture:
+    if kind == b"f":
+        refuse_short(data, start + 4 * height * width)
+        return Picture(data, "ppm", height, width, bits=32)
+    most = int(rest[0]) if rest else 1
+    if not 0 < most < 1 << 16:
+        raise PictureError("broken_header", f"a PPM with {most} as its greatest value")
+    values = height * width * (3 if kind in b"36" else 1)
+    if kind in b"123":
+        refuse_short(data, start + (values if kind == b"1" else 2 * values - 1))
+    else:
+        row = (width + 7) // 8 if kind == b"4" else values // max(height, 1)
+        refuse_short(data, start + height * row * (2 if most > 255 else 1))
+    if not (kind == b"4" or most == 255 or (kind == b"5" and most == 65535)) or kind in b"23":
+        refuse_slow(height, width, "such a PPM")
+    return Picture(data, "ppm", height, width, bits=16 if most > 255 else 8)
+
+
+def inspect_qoi(data: bytes) -> Picture:
+    """A QOI, which Pillow decodes in Python."""
+    width, height, channels, _ = struct.unpack_from(">IIBB", data, 4)
+    if channels not in (3, 4):
+        raise PictureError("broken_header", f"a QOI with {channels} channels")
+    refuse_slow(height, width, "a QOI")
+    return Picture(data, "qoi", height, width, alpha=channels == 4)
+
+
+_ICON_ENTRY: Final = struct.Struct("<BBBBHHII")
+
+
+def inspect_ico(data: bytes) -> Picture:
+    """The largest picture of an icon."""
+    inner = largest_icon(data)
+    if inner.startswith(_PNG_MAGIC):
+        png = inspect_png(inner)
+        height, width = png.stored_size
+        return Picture(data, "ico", height, width, bits=png.bits, alpha=png.alpha)
+    # A bitmap of twice the height: colours, then a mask.
+    (length,) = struct.unpack_from("<I", inner)
+    if length < 40:
+        raise PictureError("broken_header", f"an icon with a header of {length} bytes")
+    width, height = struct.unpack_from("<ii", inner, 4)
+    if not 0 < width <= 256 or not 0 < height // 2 <= 256:
+        raise PictureError("broken_header", f"an icon of {width} x {height // 2} pixels")
+    return Picture(data, "ico", height // 2, width, alpha=True)
+
+
+def largest_icon(data: bytes) -> bytes:
+    """The bytes of the largest, then deepest, picture of an icon: a PNG, or a bitmap and mask."""
+    (num_entries,) = struct.unpack_from("<H", data, 4)
+    entries = [_ICON_ENTRY.unpack_from(data, 6 + 16 * index) for index in range(num_entries)]
+    if not entries:
+        raise PictureError("broken_header", "an icon without a picture")
+    best = max(entries, key=lambda entry: ((entry[0] or 256) * (entry[1] or 256), entry[5]))
+    *_, length, offset = best
+    inner = data[offset : offset + length]
+    if len(inner) < length:
+        raise PictureError("truncated", f"{len(inner)} of {length} bytes of an icon")
+    return inner
+
+
+def alone(inner: bytes) -> bytes:
+    """An icon file with this bitmap and mask as its only picture."""
+    width, height = struct.unpack_from("<ii", inner, 4)
+    (depth,) = struct.unpack_from("<H", inner, 14)
+    entry = _ICON_ENTRY.pack(width & 255, height // 2 & 255, 0, 0, 1, depth, len(inner), 22)
+    return b"\0\0\1\0\1\0" + entry + inner

@@ -1,0 +1,75 @@
+"""TIFF and BigTIFF: the first directory, read here so that no decoder opens what is refused."""
+
+import math
+import struct
+from typing import Final
+
+from shards.images.formats.common import Picture, PictureError, oriented
+
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 262, 274
+_SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES, _ICC_PROFILE = 277, 322, 323, 338, 34675
+_WANTED = frozenset(
+    {_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT}
+    | {_EXTRA_SAMPLES, _ICC_PROFILE}
+)
+_WHOLE_NUMBERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
+_MAX_VALUES = 16  # of a tag; no wanted one has more
+_RGB, _CMYK = 2, 5
+# A decoder holds one tile whole, however small the picture is.
+_MAX_TILE_BYTES: Final = 1 << 26
+
+
+def inspect_tiff(data: bytes) -> Picture:
+    """The first picture of a TIFF."""
+    order = "<" if data.startswith(b"II") else ">"
+    (magic,) = struct.unpack_from(f"{order}H", data, 2)
+    tags, following = _read_directory(data, order, big=magic == 43)
+    width, height = (tags.get(tag, ()) for tag in (_WIDTH, _HEIGHT))
+    if len(width) != 1 or len(height) != 1:
+        raise PictureError("broken_header", "a TIFF without dimensions")
+    bits, samples, photometric, orientation = (
+        max(tags.get(tag, ()), default=default)
+        for tag, default in ((_BITS, 1), (_SAMPLES, 1), (_PHOTOMETRIC, 0), (_ORIENTATION, 1))
+    )
+    tile = math.prod(max(tags.get(tag, ()), default=1) for tag in (_TILE_WIDTH, _TILE_HEIGHT))
+    if tile * samples * bits > 8 * _MAX_TILE_BYTES:
+        raise PictureError("too_large", f"tiles of {tile} pixels, {samples} samples, {bits} bits")
+    extra = tags.get(_EXTRA_SAMPLES, ())
+    unnamed = photometric == _RGB and samples == 4 and not extra
+    return Picture(
+        data,
+        "tiff",
+        *oriented((height[0], width[0]), orientation),
+        num_frames=2 if 0 < following < len(data) else 1,
+        bits=max(bits, 8),
+        alpha=unnamed or bool({1, 2} & set(extra)),
+        cmyk=photometric == _CMYK,
+        icc_profile=_ICC_PROFILE in tags,
+    )
+
+
+def _read_directory(
+    data: bytes, order: str, *, big: bool
+) -> tuple[dict[int, tuple[int, ...]], int]:
+    """The wanted tags of the first directory, and where the next one is, 0 for nowhere."""
+    offset, count = (f"{order}Q", f"{order}Q") if big else (f"{order}I", f"{order}H")
+    (place,) = struct.unpack_from(offset, data, 8 if big else 4)
+    (num_entries,) = struct.unpack_from(count, data, place)
+    place += struct.calcsize(count)
+    step, inline = (20, 8) if big else (12, 4)
+    tags: dict[int, tuple[int, ...]] = {}
+    for entry in range(place, place + step * min(num_entries, 1 << 16), step):
+        tag, kind = struct.unpack_from(f"{order}HH", data, entry)
+        if tag not in _WANTED:
+            continue
+        (num_values,) = struct.unpack_from(offset, data, entry + 4)
+        tags[tag] = ()
+        if kind in _WHOLE_NUMBERS and 0 < num_values <= _MAX_VALUES:
+            form = f"{order}{num_values}{_WHOLE_NUMBERS[kind]}"
+            value = entry + step - inline
+            if struct.calcsize(form) > inline:
+                (value,) = struct.unpack_from(offset, data, value)
+            tags[tag] = struct.unpack_from(form, data, value)
+    end = place + step * num_entries
+    following = struct.unpack_from(offset, data, end)[0] if end + inline <= len(data) else 0
+    return tags, following

@@ -1,0 +1,1 @@
+"""Commands' work on shards without training: verify, stats, view, damage, slow stores."""

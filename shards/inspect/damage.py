@@ -1,0 +1,125 @@
+"""Copies of shards are damaged on purpose: what a run would lose, and what it would say of it."""
+
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from shards.errors import ConfigError
+from shards.inspect.survey import Survey, Surveyor
+from shards.samples.admission import AdmissionConfig
+from shards.stores.range_reader import RangeReader
+from shards.stream.manifest import open_manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DamageConfig:
+    """How many places are damaged, in copies of how many shards."""
+
+    num_places: int = 8
+    num_shards: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_places < 1 or self.num_shards < 1:
+            raise ConfigError(
+                f"num_places={self.num_places}, num_shards={self.num_shards}; both must be at "
+                "least 1"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What was done to bytes [start, stop) of a copy."""
+
+    kind: str
+    shard: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DamageReport:
+    """Pictures before and after, and the rejects that came with the damage, by reason."""
+
+    damages: tuple[Damage, ...]
+    num_shards: int
+    num_pictures: int
+    num_left: int
+    rejects: Mapping[str, int]
+    num_unreadable: int
+
+    @property
+    def num_lost(self) -> int:
+        return self.num_pictures - self.num_left
+
+
+def drill_damage(paths: Sequence[Path], folder: Path, config: DamageConfig) -> DamageReport:
+    """Damage copies in `folder`, and look through them as `shards verify` does."""
+    rng = random.Random(config.seed)
+    chosen = rng.sample(list(paths), min(config.num_shards, len(paths)))
+    # Two folders may have shards of one name.
+    copies = [folder / f"{number:02d}-{path.name}" for number, path in enumerate(sorted(chosen))]
+    for path, copy in zip(sorted(chosen), copies, strict=True):
+        shutil.copyfile(path, copy)
+    before = _look(copies)
+    damages = tuple(_damage(rng.choice(copies), number, rng) for number in range(config.num_places))
+    after = _look(copies)
+    more = Counter(after.found.rejects)
+    more.subtract(before.found.rejects)
+    return DamageReport(
+        damages=damages,
+        num_shards=len(copies),
+        num_pictures=before.found.num_pictures,
+        num_left=after.found.num_pictures,
+        rejects={reason: number for reason, number in more.most_common() if number > 0},
+        num_unreadable=sum(bool(report.unreadable) for report in after.shards),
+    )
+
+
+def _look(copies: Sequence[Path]) -> Survey:
+    reader = RangeReader()
+    manifest = open_manifest([str(copy) for copy in copies], reader)
+    return Surveyor(manifest, reader, AdmissionConfig(), isolated=True).look_at_all()
+
+
+def _damage(path: Path, number: int, rng: random.Random) -> Damage:
+    """One damage after the other, of all kinds in turn."""
+    kind, change = _KINDS[number % len(_KINDS)]
+    size = path.stat().st_size
+    start = rng.randrange(size)
+    stop = min(start + 4096, size)
+    with path.open("r+b") as file:
+        file.seek(start)
+        data = file.read(stop - start)
+        file.seek(start)
+        file.write(change(data, rng))
+    return Damage(kind, path.name, start, stop)
+
+
+def _zeros(data: bytes, _: random.Random) -> bytes:
+    """As a disk gives back a block that it has lost."""
+    return bytes(len(data))
+
+
+def _noise(data: bytes, rng: random.Random) -> bytes:
+    """As another file's block in this one's place."""
+    return rng.randbytes(len(data))
+
+
+def _flips(data: bytes, rng: random.Random) -> bytes:
+    """A bit here and there."""
+    changed = bytearray(data)
+    for _ in range(8):
+        changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+_KINDS: Final[tuple[tuple[str, Callable[[bytes, random.Random], bytes]], ...]] = (
+    ("zeros", _zeros),
+    ("noise", _noise),
+    ("flipped bits", _flips),
+)

@@ -1,0 +1,102 @@
+"""What a look at many samples found: counts, and histograms that stay small at 10^9 pictures."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from shards.images.image_header import Picture
+from shards.records import Reject
+
+
+class Histogram:
+    """How often each positive number came, to three digits: a thousand counts for every decade."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[float] = Counter()
+
+    def add(self, value: float) -> None:
+        """Count one number."""
+        self._counts[float(f"{value:.3g}")] += 1
+
+    def merge(self, other: "Histogram") -> None:
+        """Add the counts of another part."""
+        self._counts.update(other._counts)
+
+    def percentiles(self, percents: Iterable[int]) -> dict[str, float]:
+        """{'p50': the number that 50 % do not exceed, ...}; empty where nothing was counted."""
+        found: dict[str, float] = {}
+        values = sorted(self._counts.items())
+        total = self._counts.total()
+        for percent in percents if values else ():
+            passed = itertools.accumulate(count for _, count in values)
+            index = next(i for i, count in enumerate(passed) if 100 * count >= percent * total)
+            value = values[index][0]
+            found[f"p{percent}"] = int(value) if value == int(value) else value
+        return found
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the samples of a part of the shards are like.
+
+    `examples` keeps, for every reason, the reject that comes first in the shards.
+    """
+
+    num_samples: int = 0
+    num_pictures: int = 0
+    num_pixels: int = 0
+    picture_bytes: int = 0
+    num_decoded: int = 0
+    decode_seconds: float = 0.0
+    formats: Counter[str] = field(default_factory=Counter)
+    extensions: Counter[str] = field(default_factory=Counter)
+    rejects: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Reject] = field(default_factory=dict)
+    shorter_sides: Histogram = field(default_factory=Histogram)
+    longer_sides: Histogram = field(default_factory=Histogram)
+    aspect_ratios: Histogram = field(default_factory=Histogram)
+    sizes: Histogram = field(default_factory=Histogram)
+
+    def refuse(self, reject: Reject) -> None:
+        """Count one reject."""
+        self.rejects[reject.reason] += 1
+        self._keep(reject)
+
+    def admit(self, picture: Picture) -> None:
+        """Count one picture that would come in."""
+        short, long = sorted((picture.height, picture.width))
+        self.num_pictures += 1
+        self.num_pixels += short * long
+        self.picture_bytes += len(picture.data)
+        self.formats[picture.format] += 1
+        self.shorter_sides.add(short)
+        self.longer_sides.add(long)
+        self.aspect_ratios.add(picture.width / picture.height)
+        self.sizes.add(len(picture.data))
+
+    def merge(self, other: "Findings") -> None:
+        """Add the findings of another part of the shards."""
+        self.num_samples += other.num_samples
+        self.num_pictures += other.num_pictures
+        self.num_pixels += other.num_pixels
+        self.picture_bytes += other.picture_bytes
+        self.num_decoded += other.num_decoded
+        self.decode_seconds += other.decode_seconds
+        self.formats.update(other.formats)
+        self.extensions.update(other.extensions)
+        self.rejects.update(other.rejects)
+        for mine, others in (
+            (self.shorter_sides, other.shorter_sides),
+            (self.longer_sides, other.longer_sides),
+            (self.aspect_ratios, other.aspect_ratios),
+            (self.sizes, other.sizes),
+        ):
+            mine.merge(others)
+        for reject in other.examples.values():
+            self._keep(reject)
+
+    def _keep(self, reject: Reject) -> None:
+        first = self.examples.get(reject.reason)
+        if first is None or (reject.shard, reject.offset) < (first.shard, first.offset):
+            self.examples[reject.reason] = reject

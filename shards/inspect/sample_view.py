@@ -1,0 +1,168 @@
+"""Looking at data: samples as the order draws them, or the crops of a batch, as tiles."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import ConfigError
+from shards.images.decode import REDUCED, can_reduce, decode
+from shards.images.image_header import Picture, PictureError
+from shards.inspect.contact_sheet import Tile
+from shards.records import Chunk, CropBatch, Reject, Sample, Turn
+from shards.redaction import redact
+from shards.samples.admission import AdmissionConfig
+from shards.samples.metadata import MetadataError, read_metadata
+from shards.samples.sample_check import Judge
+from shards.stores.range_reader import RangeReader
+from shards.stream.batch_stream import StreamConfig, build_order
+from shards.stream.manifest import Manifest
+from shards.stream.order import Order
+from shards.tars.chunk_reader import read_chunk
+
+MOST_TILES = 1024
+THUMBNAIL = 192
+# Samples on a sheet come from so many places of the data at least, where it has so many.
+_PLACES = 8
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 1 << 14, 1 << 24
+_CAPTIONS = ("caption", "txt", "text", "description", "title")
+_LABELS = ("label", "cls", "class", "class_name")
+
+
+def draw_samples(
+    manifest: Manifest,
+    reader: RangeReader,
+    admission: AdmissionConfig,
+    *,
+    num: int,
+    seed: int = 0,
+    num_threads: int = 4,
+) -> Iterator[Tile]:
+    """At most `num` samples of the first epoch of an order, as tiles; rejects are among them.
+
+    The order is that of a run with small chunks, so that a sheet costs a few ranged reads of a few
+    samples each, anywhere in the data. Raises ConfigError, ShardUnreadable.
+    """
+    if not 1 <= num <= MOST_TILES:
+        raise ConfigError(f"num={num}; a sheet shows from 1 to {MOST_TILES} samples: change --num")
+    order = build_order(manifest, _near(manifest, num), seed)
+    judge = Judge(admission)
+    shown = 0
+    for block in range(order.blocks_per_epoch):
+        for item in _read_block(manifest, reader, order, block, num_threads):
+            if shown == num:
+                return
+            shown += 1
+            yield sample_tile(item, judge)
+
+
+def _near(manifest: Manifest, num: int) -> StreamConfig:
+    """Blocks of `_PLACES` chunks that hold about half as much again as is shown."""
+    wanted = 1.5 * num * manifest.sample_bytes / _PLACES
+    chunk_bytes = 1 << round(np.log2(min(max(wanted, _SMALLEST_CHUNK), _LARGEST_CHUNK)))
+    return StreamConfig(batch_size=num, chunk_bytes=chunk_bytes, chunks_per_block=_PLACES)
+
+
+def _read_block(
+    manifest: Manifest, reader: RangeReader, order: Order, block: int, num_threads: int
+) -> Iterator[Sample | Reject]:
+    """The samples of a block in the order's own sequence."""
+
+    def read(turn: Turn) -> Sequence[Sample | Reject]:
+        return read_chunk(reader, manifest.shards[turn.chunk.shard], turn.chunk).found
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        entries = [item for found in pool.map(read, order.block(block)) for item in found]
+    for place in order.mix(block, len(entries)).tolist():
+        yield entries[place]
+
+
+def sample_tile(item: Sample | Reject, judge: Judge) -> Tile:
+    """A sample as it is seen: its picture made small, and what is known of it; or why it is not.
+
+    What admission refuses is never decoded, so no bomb goes off in a viewer.
+    """
+    picture = item if isinstance(item, Reject) else judge(item)
+    words = describe(item) if isinstance(item, Sample) else ()
+    if isinstance(picture, Reject):
+        lines = dict.fromkeys((picture.detail, *words))
+        return Tile(item.key, lines=tuple(lines), reason=picture.reason)
+    size = f"{picture.width} x {picture.height} {picture.format}, {len(picture.data):,} bytes"
+    try:
+        pixels = thumbnail(picture)
+    except PictureError as error:
+        return Tile(item.key, lines=(error.detail, size, *words), reason=error.reason)
+    return Tile(item.key, ((pixels,),), (size, *words))
+
+
+def thumbnail(picture: Picture, side: int = THUMBNAIL) -> NDArray[np.uint8]:
+    """The whole picture within `side` x `side` pixels. Raises PictureError."""
+    longest = max(picture.height, picture.width)
+    factors = REDUCED if can_reduce(picture) else (1,)
+    reduction = max(factor for factor in factors if factor == 1 or longest >= factor * side)
+    pixels = decode(picture, reduction)
+    height, width = pixels.shape[:2]
+    share = side / max(height, width)
+    if share >= 1:
+        return pixels
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def describe(sample: Sample) -> tuple[str, ...]:
+    """What a sample says of itself: label and caption, by its own members or its JSON."""
+    fields = _said(sample)
+    lines = []
+    for title, names in (("label", _LABELS), ("caption", _CAPTIONS)):
+        values = [members.get(name) for members in (sample.fields, fields) for name in names]
+        lines += [f"{title}: {text}" for text in map(_words, values) if text][:1]
+    return (*lines, f"members: {', '.join(sample.fields)}")
+
+
+def _words(value: object) -> str:
+    """A text or a number as it is shown; nothing for anything else."""
+    if isinstance(value, bytes):
+        value = value[:1000].decode("utf-8", "replace")
+    return str(value).strip() if isinstance(value, str | int | float) else ""
+
+
+def _said(sample: Sample) -> Mapping[str, object]:
+    """The fields of the JSON member; none where it cannot be used."""
+    try:
+        return read_metadata(sample)
+    except MetadataError:
+        return {}
+
+
+def find_sample(manifest: Manifest, reader: RangeReader, shard: int, offset: int) -> Sample | None:
+    """The one sample whose first header stands there; None of shards that are only read whole.
+
+    Raises ShardUnreadable.
+    """
+    if manifest.shards[shard].whole:
+        return None
+    found = read_chunk(reader, manifest.shards[shard], Chunk(shard, offset, offset + 1)).found
+    return next((s for s in found if isinstance(s, Sample) and s.offset == offset), None)
+
+
+def batch_tiles(
+    batch: CropBatch, manifest: Manifest, reader: RangeReader, num: int, num_threads: int = 4
+) -> Iterator[Tile]:
+    """The crops of the first `num` samples of a batch, a row for every group of views.
+
+    Names and captions are read again, but for shards that are only read whole.
+    """
+    rows = range(min(num, len(batch)))
+
+    def find(row: int) -> Sample | None:
+        return find_sample(manifest, reader, *batch.ids[row].tolist())
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        for row, sample in zip(rows, pool.map(find, rows), strict=True):
+            shard, offset = batch.ids[row].tolist()
+            where = f"{redact(manifest.shards[shard].uri).rpartition('/')[2]}, byte {offset}"
+            views = tuple(tuple(group[row]) for group in batch.crops)
+            lines = (f"{where}, epoch {batch.epochs[row]}", *(describe(sample) if sample else ()))
+            yield Tile(sample.key if sample else where, views, lines)

@@ -1,0 +1,177 @@
+"""One shard, looked through: are its chunks what a walk says, and do its keys lie together?"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import NotATar
+from shards.records import Chunk, Reject, Sample, ShardInfo
+from shards.redaction import redact
+from shards.stores.range_reader import RangeReader
+from shards.tars.chunk_reader import read_chunk
+from shards.tars.cutter import cut
+from shards.tars.tar_walk import Starts
+
+Found = list[Sample | Reject]
+
+_PAGE = 1 << 20
+# Of a shard that is one chunk, so many samples at a time are handed on.
+_SAMPLES_AT_ONCE = 256
+
+
+@dataclass(slots=True)
+class ShardReport:
+    """What is to be said of one shard.
+
+    `irregular_at`: the first chunk that, cut alone, gives other samples than a walk from byte 0.
+    `leaps_at`: the first chunk that says so of itself; a run walks such a shard. `num_repeated`:
+    samples whose key and an extension came before. `num_scattered`: samples whose key came before
+    with other extensions only, so that they look like parts of one sample that do not lie together.
+    `num_links`: names without bytes, where the file of a sample may have been meant.
+    """
+
+    shard: int
+    uri: str
+    num_bytes: int
+    num_samples: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, Reject] = field(default_factory=dict)
+    irregular_at: int | None = None
+    leaps_at: int | None = None
+    num_repeated: int = 0
+    num_scattered: int = 0
+    first_scattered: int | None = None
+    num_links: int = 0
+    unreadable: str | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether every sample can be used, and each is what it seems to be."""
+        wrong = self.rejects or self.num_scattered or self.unreadable is not None
+        return not wrong and self.irregular_at is None
+
+
+def walk_shard(
+    reader: RangeReader, shard: ShardInfo, report: ShardReport, chunk_bytes: int
+) -> Iterator[tuple[int, Found]]:
+    """All samples of a shard in order, some at a time, each time with the bytes that were passed.
+
+    Fills in what `report` says of chunks and keys. Raises ShardUnreadable.
+    """
+    keys = _Keys()
+    for num_bytes, found in _walk(reader, shard, report, chunk_bytes):
+        keys.add(found)
+        yield num_bytes, found
+    keys.judge(report)
+
+
+def new_report(row: int, shard: ShardInfo) -> ShardReport:
+    """A report that says nothing yet."""
+    return ShardReport(row, redact(shard.uri), shard.num_bytes)
+
+
+def _walk(
+    reader: RangeReader, shard: ShardInfo, report: ShardReport, chunk_bytes: int
+) -> Iterator[tuple[int, Found]]:
+    row, size = report.shard, shard.num_bytes
+    if shard.whole:
+        whole = read_chunk(reader, shard, Chunk(row, 0, size))
+        found, report.num_links = whole.found, whole.num_links
+        for at in range(0, len(found), _SAMPLES_AT_ONCE):
+            yield 0, found[at : at + _SAMPLES_AT_ONCE]
+        yield size, []
+        return
+    pages = _Pages(lambda a, b: reader.read(shard, a, b), size, 3 * chunk_bytes)
+    starts = Starts()
+    for start in range(0, size, chunk_bytes):
+        chunk = Chunk(row, start, min(start + chunk_bytes, size), walked=True)
+        try:
+            walked = cut(pages.read, size, chunk, starts=starts)
+        except NotATar as error:
+            yield size, [Reject(row, 0, "", "broken_tar", str(error))]
+            return
+        alone = cut(pages.read, size, replace(chunk, walked=False), starts=starts)
+        report.num_links += walked.num_links
+        if alone.found != walked.found and report.irregular_at is None:
+            report.irregular_at = start
+        if (alone.leaps or walked.leaps) and report.leaps_at is None:
+            report.leaps_at = start
+        yield chunk.stop - start, walked.found
+
+
+class _Pages:
+    """Reads a file page by page and keeps the last ones: chunks are cut twice, and read once."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int, keep_bytes: int) -> None:
+        self._read, self._size = read, size
+        self._keep = keep_bytes // _PAGE + 8
+        self._pages: OrderedDict[int, bytes] = OrderedDict()
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes [start, stop)."""
+        numbers = range(start // _PAGE, -(-stop // _PAGE))
+        missing = [number for number in numbers if number not in self._pages]
+        got: dict[int, bytes] = {}
+        while missing:
+            length = 1
+            while length < len(missing) and missing[length] == missing[0] + length:
+                length += 1
+            first = missing[0] * _PAGE
+            data = self._read(first, min(first + length * _PAGE, self._size))
+            for index, number in enumerate(missing[:length]):
+                got[number] = data[index * _PAGE : (index + 1) * _PAGE]
+            del missing[:length]
+        parts = [got.get(number) or self._pages[number] for number in numbers]
+        for number, page in zip(numbers, parts, strict=True):
+            self._pages[number] = page
+            self._pages.move_to_end(number)
+        while len(self._pages) > self._keep:
+            self._pages.popitem(last=False)
+        first = numbers.start * _PAGE
+        return b"".join(parts)[start - first : stop - first]
+
+
+class _Keys:
+    """The keys of one shard: 24 bytes for each sample, whatever its name."""
+
+    def __init__(self) -> None:
+        self._bits: dict[str, int] = {}
+        self._parts: list[NDArray[np.int64]] = []
+
+    def add(self, found: Found) -> None:
+        """Samples, in file order."""
+        rows = [
+            (hash(item.key), self._mask(item), item.offset)
+            for item in found
+            if isinstance(item, Sample)
+        ]
+        self._parts.append(np.array(rows, dtype=np.int64).reshape(-1, 3))
+
+    def _mask(self, sample: Sample) -> int:
+        """A bit for every extension; those after the first 62 share one."""
+        mask = 0
+        for extension in sample.fields:
+            mask |= 1 << self._bits.setdefault(extension, min(len(self._bits), 62))
+        return mask
+
+    def judge(self, report: ShardReport) -> None:
+        """Say what was found of keys that came more than once."""
+        rows = np.concatenate([*self._parts, np.empty((0, 3), np.int64)])
+        rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        again = np.flatnonzero(rows[1:, 0] == rows[:-1, 0]) + 1
+        mask, before = 0, -1
+        for index in again.tolist():
+            if index - 1 != before:
+                mask = int(rows[index - 1, 1])
+            before = index
+            if mask & int(rows[index, 1]):
+                report.num_repeated += 1
+            else:
+                report.num_scattered += 1
+                offset = int(rows[index, 2])
+                if report.first_scattered is None or offset < report.first_scattered:
+                    report.first_scattered = offset
+            mask |= int(rows[index, 1])

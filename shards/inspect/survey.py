@@ -1,0 +1,222 @@
+"""Looks through shards without training: `verify` finds what is wrong, `stats` counts.
+
+Each shard is read by one thread, from its beginning to its end; others decode what it finds. What
+is kept grows with the number of shards, not with that of pictures.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+from shards.crops.engine import use_one_core
+from shards.crops.isolated_process import Isolation
+from shards.crops.opencv import OpenCVEngine
+from shards.crops.sample_cropper import CropJob, SampleCropper
+from shards.errors import ShardUnreadable
+from shards.images.decode import decode
+from shards.images.image_header import Picture, PictureError
+from shards.inspect.findings import Findings
+from shards.inspect.labelled_images import central_square
+from shards.inspect.shard_check import Found, ShardReport, new_report, walk_shard
+from shards.records import Chunk, Reject, Sample
+from shards.samples.admission import AdmissionConfig, admit
+from shards.stores.range_reader import RangeReader
+from shards.stream.manifest import Manifest
+from shards.stream.order import Order, OrderConfig
+from shards.tars.chunk_reader import read_chunk
+
+Depth = Literal["headers", "pixels"]
+
+# Whole pictures need not be looked at closely to know that they can be decoded.
+_PROBE_SIDE = 16
+# So many pictures are decoded at full size to know how long it takes: some of every chunk.
+_MOST_TIMED, _TIMED_AT_ONCE = 512, 8
+# A store that gives none of so many shards will not give the others.
+_MOST_UNREADABLE = 8
+
+
+@dataclass(slots=True)
+class Survey:
+    """What was found. `shards` has a report on every shard, or is empty where only some chunks were
+    looked at: those hold `looked_bytes` of the `num_bytes` of all shards."""
+
+    num_shards: int
+    num_bytes: int
+    num_chunks: int
+    chunk_bytes: int
+    looked_bytes: int = 0
+    looked_chunks: int = 0
+    read_seconds: float = 0.0
+    found: Findings = field(default_factory=Findings)
+    shards: list[ShardReport] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing is wrong with what was looked at."""
+        return not self.found.rejects and all(report.is_good for report in self.shards)
+
+
+class Surveyor:
+    """Looks at the shards of one manifest. Call one of its methods, once.
+
+    With depth "pixels" every admitted picture is decoded, in threads of this process, or with
+    `isolated` in processes that may die of it. `progress` is told of bytes as they are passed.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        reader: RangeReader,
+        admission: AdmissionConfig,
+        *,
+        depth: Depth = "pixels",
+        isolated: bool = False,
+        num_threads: int = 2,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._manifest, self._reader, self._admission = manifest, reader, admission
+        self._depth, self._isolated = depth, isolated
+        self._num_threads, self._progress = num_threads, progress
+        chunk_bytes = manifest.suggest_chunk_bytes()
+        config = OrderConfig(seed=0, chunk_bytes=chunk_bytes, chunks_per_block=1)
+        self._order = Order(manifest.shards, manifest.digest, config)
+        self._survey = Survey(
+            len(manifest.shards), manifest.num_bytes, self._order.num_chunks, chunk_bytes
+        )
+        self._timed = threading.Semaphore(_MOST_TIMED)
+        self._stop = threading.Event()
+        self._local = threading.local()
+        self._children: list[Isolation] = []
+
+    def look_at_all(self) -> Survey:
+        """Every byte of every shard, with a report on each; a shard that cannot be read is told in
+        its report. Raises ShardUnreadable when that is so of all the first ones."""
+        survey = self._survey
+        with self._pools() as (readers, looks):
+            rows = range(len(self._manifest.shards))
+            for report, found, seconds in readers.map(lambda row: self._shard(row, looks), rows):
+                survey.found.merge(found)
+                survey.shards.append(report)
+                survey.read_seconds += seconds
+                survey.looked_bytes += report.num_bytes
+                failed = [report.unreadable for report in survey.shards[:_MOST_UNREADABLE]]
+                if len(failed) == len(survey.shards) == _MOST_UNREADABLE and all(failed):
+                    raise ShardUnreadable(f"the first {len(failed)} shards: {failed[0]}")
+        survey.looked_chunks = survey.num_chunks
+        return survey
+
+    def look_at_some(self, num_chunks: int) -> Survey:
+        """About so many chunks, spread evenly over the data. Raises ShardUnreadable."""
+        survey, total = self._survey, self._order.num_chunks
+        indices = sorted({(2 * i + 1) * total // (2 * num_chunks) for i in range(num_chunks)})
+        with self._pools() as (readers, _):
+            chunks = [self._order.chunk(index) for index in indices]
+            for chunk, found, seconds in readers.map(self._chunk, chunks):
+                survey.found.merge(found)
+                survey.read_seconds += seconds
+                survey.looked_bytes += chunk.stop - chunk.start
+                survey.looked_chunks += 1
+                self._progress(chunk.stop - chunk.start)
+        return survey
+
+    @contextmanager
+    def _pools(self) -> Iterator[tuple[ThreadPoolExecutor, ThreadPoolExecutor]]:
+        readers = ThreadPoolExecutor(self._num_threads, "reader", use_one_core)
+        looks = ThreadPoolExecutor(self._num_threads, "look", use_one_core)
+        try:
+            yield readers, looks
+        finally:
+            self._stop.set()
+            readers.shutdown(cancel_futures=True)
+            looks.shutdown(cancel_futures=True)
+            for child in self._children:
+                child.__exit__()
+
+    def _shard(self, row: int, looks: ThreadPoolExecutor) -> tuple[ShardReport, Findings, float]:
+        """Look at one shard, on a thread of the readers."""
+        shard = self._manifest.shards[row]
+        report, total, seconds = new_report(row, shard), Findings(), 0.0
+        pending: deque[Future[Findings]] = deque()
+        parts = walk_shard(self._reader, shard, report, self._survey.chunk_bytes)
+        try:
+            while not self._stop.is_set():
+                began = time.monotonic()
+                num_bytes, found = next(parts, (0, None))
+                seconds += time.monotonic() - began
+                if found is None:
+                    break
+                pending.append(looks.submit(self._look, found))
+                if len(pending) > 2:
+                    total.merge(pending.popleft().result())
+                self._progress(num_bytes)
+        except ShardUnreadable as error:
+            report.unreadable = str(error)
+        for future in pending:
+            total.merge(future.result())
+        report.num_samples = total.num_samples
+        report.rejects, report.examples = dict(total.rejects), total.examples
+        return report, total, seconds
+
+    def _chunk(self, chunk: Chunk) -> tuple[Chunk, Findings, float]:
+        """Look at one chunk, as a run would cut it."""
+        began = time.monotonic()
+        found = read_chunk(self._reader, self._manifest.shards[chunk.shard], chunk).found
+        seconds = time.monotonic() - began
+        return chunk, self._look(found), seconds
+
+    def _look(self, found: Found) -> Findings:
+        part = Findings(num_samples=len(found))
+        admitted: list[tuple[Sample, Picture]] = []
+        for item in found:
+            if isinstance(item, Sample):
+                part.extensions.update(item.fields.keys())
+            picture = item if isinstance(item, Reject) else admit(item, self._admission)
+            if isinstance(picture, Reject):
+                part.refuse(picture)
+            elif isinstance(item, Sample):
+                admitted.append((item, picture))
+        refused: set[int] = set()
+        if self._depth == "pixels":
+            outcome = self._cropper().crop([sample for sample, _ in admitted], 0)
+            for reject in outcome.rejects:
+                part.refuse(reject)
+                refused.add(reject.offset)
+        pictures = [picture for sample, picture in admitted if sample.offset not in refused]
+        for picture in pictures:
+            part.admit(picture)
+        self._time(part, pictures[:_TIMED_AT_ONCE])
+        return part
+
+    def _cropper(self) -> SampleCropper | Isolation:
+        """That of this thread."""
+        cropper: SampleCropper | Isolation | None = getattr(self._local, "cropper", None)
+        if cropper is None:
+            recipe = central_square(_PROBE_SIDE)
+            engine = partial(OpenCVEngine, recipe)
+            job = CropJob(recipe=recipe, seed=0, admission=self._admission, build_engine=engine)
+            if self._isolated:
+                cropper = Isolation(job)
+                self._children.append(cropper)
+            else:
+                cropper = SampleCropper(job)
+            self._local.cropper = cropper
+        return cropper
+
+    def _time(self, part: Findings, pictures: list[Picture]) -> None:
+        """Decode a few pictures at full size, to know how long it takes."""
+        for picture in () if self._isolated else pictures:
+            if not self._timed.acquire(blocking=False):
+                return
+            began = time.thread_time()
+            try:
+                decode(picture)
+            except PictureError:
+                continue  # it is no picture: what is wrong with it, "pixels" says
+            part.decode_seconds += time.thread_time() - began
+            part.num_decoded += 1

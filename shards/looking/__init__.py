@@ -1,1 +1,0 @@
-"""Shards looked at without training: evaluation, verify, stats, view."""

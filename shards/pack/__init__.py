@@ -1,0 +1,1 @@
+"""Packing: images from folders, tables, URLs or other shards become shards."""

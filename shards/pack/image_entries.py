@@ -1,0 +1,265 @@
+"""What can be packed: the pictures of a folder, of a list of files, or made by formula.
+
+A source lists its pictures without opening them; workers get them one by one.
+"""
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from shards.errors import UserError
+from shards.pack.entry_plan import UNKNOWN_BYTES, Entry, PackSource
+from shards.pack.fetch import Fetcher, file_version
+from shards.pack.store_lookup import Lookups
+from shards.records import ShardInfo
+from shards.redaction import redact
+from shards.samples import synthetic_images as synthetic
+from shards.samples.admission import PICTURE_EXTENSIONS
+
+Labels = Literal["auto", "none"]
+# Name, place, what a listing says of it, label.
+_Row = tuple[str, str, ShardInfo | None, int | None]
+
+
+def entries_from_folder(folder: Path | str, labels: Labels = "auto") -> PackSource:
+    """The pictures under `folder`, here or in a store, at any depth, sorted by path.
+
+    With "auto" the sub-folders directly under `folder` are the classes, numbered in the order of
+    their sorted names, if every picture lies in one of at least two such sub-folders; otherwise,
+    and with "none", nothing is labelled.
+    """
+    skipped: Counter[str] = Counter()
+    if is_far(str(folder)):
+        found: list[_Row] = list(_list_store(str(folder)))
+    else:
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            raise UserError(
+                f"{folder} is not a folder; pictures are packed from one; check the path"
+            )
+        found = [(name, str(path / name), None, None) for name in _iter_files(path, skipped)]
+    pictures = [row[0] for row in found if is_picture(row[0])]
+    parents = {name.partition("/")[0] if "/" in name else "" for name in pictures}
+    labelled = labels == "auto" and len(parents) > 1 and "" not in parents
+    class_names = tuple(sorted(parents)) if labelled else ()
+    numbers = {name: number for number, name in enumerate(class_names)}
+    rows = [(*row[:3], numbers.get(row[0].partition("/")[0])) for row in found]
+    return _source(redact(str(folder)), rows, class_names, skipped, is_far(str(folder)))
+
+
+def entries_from_list(file: Path | str, labels: Labels = "auto") -> PackSource:
+    """The pictures that a text file names, one a line: paths relative to its own folder, addresses
+    of the web or of a store.
+
+    A label may follow, after a tab, or after a space where the path before it ends as a picture's
+    does. Whole numbers are kept as they are; other labels are numbered in sorted order; with
+    "none" there are none.
+    """
+    lines = _read_text(str(file)).splitlines()
+    rows = [_split_line(line.strip()) for line in lines if line.strip()]
+    if labels == "none":
+        rows = [(path, None) for path, _ in rows]
+    words = [word for _, word in rows if word is not None]
+    if words and len(words) < len(rows):
+        bare = next(path for path, word in rows if word is None)
+        raise UserError(
+            f"{len(rows) - len(words)} of {len(rows)} lines of {redact(str(file))} have no label, "
+            f"{redact(bare)!r} for one; all lines have a label or none has; complete the list"
+        )
+    class_names = () if all(word.isdecimal() for word in words) else tuple(sorted(set(words)))
+    numbers = {name: number for number, name in enumerate(class_names)}
+    skipped: Counter[str] = Counter()
+    parent = parent_of(str(file))
+    found = [
+        (path, place_of(path, parent), None,
+         None if word is None else numbers[word] if class_names else int(word))
+        for path, word in rows
+    ]  # fmt: skip
+    far = any(is_far(place) for _, place, _, _ in found)
+    return _source(redact(str(file)), found, class_names, skipped, far)
+
+
+def entries_from_synthetic(
+    num: int,
+    *,
+    seed: int = 0,
+    size: int = 48,
+    num_classes: int = len(synthetic.CLASS_NAMES),
+) -> PackSource:
+    """`num` labelled pictures made by formula, as `synthetic.iter_pictures` yields them."""
+    synthetic.check_size(size)
+    labels = synthetic.balanced_labels(num, seed=seed, num_classes=num_classes)
+    # Samples of what the formula draws now name its version: a changed formula is a new input.
+    samples = [_draw(seed, 0, label, size) for label in range(num_classes)]
+    version = blake2b(b"".join(samples), digest_size=16).hexdigest()
+    entries = [
+        Entry("synthetic.jpg", "jpg", partial(_draw, seed, index, label, size), version, label)
+        for index, label in enumerate(labels.tolist())
+    ]
+    return PackSource(
+        name=f"{num} synthetic pictures",
+        entries=entries,
+        class_names=synthetic.CLASS_NAMES[:num_classes],
+        sizes=np.full(num, sum(map(len, samples)) // len(samples), np.int64),
+    )
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file is called as pictures are."""
+    return _extension(name) in PICTURE_EXTENSIONS
+
+
+def is_far(place: str) -> bool:
+    """Whether it is an address, not a path."""
+    return "://" in place and not place.startswith("file://")
+
+
+def parent_of(file: str) -> str:
+    """The folder of a file, to which the paths in it are relative."""
+    return file.rpartition("/")[0] if is_far(file) else os.path.dirname(file)
+
+
+def place_of(path: str, parent: str) -> str:
+    """Where the file is that a list in the folder `parent` calls `path`."""
+    if "://" in path:
+        return path
+    if is_far(parent):
+        # Somebody else's list must not reach into this machine.
+        return f"{parent}/{path}" if not path.startswith("/") else f"file://{path}"
+    return os.path.join(parent, path)
+
+
+def entry_at(name: str, place: str, label: int | None = None) -> Entry:
+    """The picture at a place that nobody has looked at yet."""
+    if "://" not in place:
+        return Entry(name, "", partial(_read_file, place, ""), "", label)
+    version = blake2b(place.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return Entry(redact(place), "", partial(_get, place), version, label)
+
+
+def _source(
+    name: str, rows: Iterable[_Row], class_names: tuple[str, ...], skipped: Counter[str], far: bool
+) -> PackSource:
+    entries: list[Entry] = []
+    sizes: list[int] = []
+    for row in rows:
+        for entry, size in _open(row, skipped):
+            entries.append(entry)
+            sizes.append(size)
+    return PackSource(
+        name=name,
+        entries=entries,
+        class_names=class_names,
+        skipped=dict(+skipped),
+        sizes=np.array(sizes, np.int64),
+        is_far=far,
+    )
+
+
+def _open(row: _Row, skipped: Counter[str]) -> Iterator[tuple[Entry, int]]:
+    """The entry of a row and its length; none where it cannot be a picture, which is counted."""
+    name, place, info, label = row
+    if info is None and "://" in place:
+        yield entry_at(name, place, label), UNKNOWN_BYTES
+        return
+    extension = _extension(name)
+    if not is_picture(name):
+        skipped["not_a_picture"] += 1
+        return
+    if info is not None:
+        get = partial(_get_listed, info)
+        yield Entry(name, extension, get, info.version, label), info.num_bytes
+        return
+    try:
+        status = os.stat(place)
+    except (OSError, ValueError):
+        skipped["unreadable"] += 1
+        return
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device may never end
+        skipped["unreadable"] += 1
+        return
+    version = file_version(status)
+    read = partial(_read_file, place, version)
+    yield Entry(name, extension, read, version, label), status.st_size
+
+
+def _read_file(path: str, version: str, fetcher: Fetcher) -> bytes:
+    return fetcher.file(path, version)
+
+
+def _get_listed(info: ShardInfo, fetcher: Fetcher) -> bytes:
+    return fetcher.listed(info)
+
+
+def _get(address: str, fetcher: Fetcher) -> bytes:
+    return fetcher.address(address)
+
+
+def _draw(seed: int, index: int, label: int, size: int, _: Fetcher | None = None) -> bytes:
+    return synthetic.encode_jpeg(synthetic.make_picture(seed, index, label, size))
+
+
+def _iter_files(folder: Path, skipped: Counter[str]) -> Iterator[str]:
+    """Paths of all files under `folder`, relative to it, sorted within each folder."""
+
+    def count(_: OSError) -> None:
+        skipped["unreadable"] += 1
+
+    root = len(os.path.join(folder, ""))
+    for parent, folders, files in os.walk(folder, onerror=count):
+        folders.sort()
+        # A link may lead back up, so none is followed.
+        skipped["linked_folder"] += sum(os.path.islink(os.path.join(parent, f)) for f in folders)
+        for name in sorted(files):
+            yield os.path.join(parent, name)[root:]
+
+
+def _list_store(folder: str) -> Iterator[_Row]:
+    """The same of a folder in a store."""
+    files = Lookups().files_below(folder)
+    if files is None:
+        raise UserError(
+            f"{redact(folder)} is not a folder of its store; pictures are packed from one; check "
+            "the address"
+        )
+    root = len(folder.rstrip("/")) + 1
+    for file in files:
+        info = ShardInfo(file.uri, file.num_bytes or 0, file.version)
+        yield file.uri[root:], file.uri, info, None
+
+
+def _read_text(file: str) -> str:
+    if is_far(file):
+        data = Lookups().read(file)
+        reason = "there is none"
+    else:
+        try:
+            data = Path(file).expanduser().read_bytes()
+        except OSError as error:
+            data, reason = None, str(error.strerror)
+    if data is None:
+        raise UserError(
+            f"the list {redact(file)} cannot be read ({reason}); a text file with one path a line "
+            f"is needed; check the path"
+        )
+    return data.decode("utf-8-sig", "surrogateescape")
+
+
+def _split_line(line: str) -> tuple[str, str | None]:
+    """'a b.jpg 3' -> ('a b.jpg', '3'); 'a b.jpg' -> ('a b.jpg', None)."""
+    for space in ("\t", " "):
+        path, found, label = line.rpartition(space)
+        if found and (space == "\t" or not is_picture(line)):
+            return path.strip(), label.strip()
+    return line, None
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1][1:].lower()

@@ -1,0 +1,121 @@
+"""From what a user names to what can be packed: a folder, a list, a Parquet file, or shards."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, Literal
+
+from shards.crops.chunk_cropper import check_subset
+from shards.errors import ConfigError
+from shards.pack.image_entries import (
+    Labels,
+    entries_from_folder,
+    entries_from_list,
+    is_far,
+    is_picture,
+)
+from shards.pack.pack_plan import Source
+from shards.pack.reshard import ShardsSource
+from shards.pack.store_lookup import Lookups
+from shards.pack.table_entries import Columns, entries_from_parquet
+from shards.redaction import redact
+from shards.samples.subset import load_subset
+from shards.stores.range_reader import RangeReader
+from shards.stream.manifest import open_manifest
+
+Kind = Literal["auto", "folder", "list", "parquet", "shards"]
+
+_SHARD: Final = re.compile(r"\.(tar|tar\.gz|tgz|tar\.zst)$", re.IGNORECASE)
+_PATTERN: Final = re.compile(r"[*{\[]")
+
+
+def open_source(
+    name: str, kind: Kind, labels: Labels, columns: Columns, subset: str | None
+) -> Source:
+    """What is to be packed. Raises UserError, or ShardUnreadable."""
+    if kind == "auto":
+        kind = _kind(name)
+    if subset is not None and kind != "shards":
+        raise ConfigError(
+            f"subset={subset!r} with a {kind} of pictures; a subset list chooses from shards: list "
+            "the wanted pictures instead"
+        )
+    if kind == "shards":
+        return _open_shards(name, subset)
+    if kind == "parquet":
+        return entries_from_parquet(_parquet_files(name), columns, labels)
+    return entries_from_list(name, labels) if kind == "list" else entries_from_folder(name, labels)
+
+
+def check_apart(source: str, out: str) -> None:
+    """Raise ConfigError when the shards would be written into what is packed."""
+    if is_far(source) != is_far(out):
+        return
+    if is_far(source):
+        inside = f"{out.rstrip('/')}/".startswith(f"{source.rstrip('/')}/")
+    else:
+        folder, place = (Path(name).expanduser().resolve() for name in (source, out))
+        inside = folder.is_dir() and place.is_relative_to(folder)
+    if inside:
+        raise ConfigError(
+            f"{redact(out)} lies in {redact(source)}; the next start would find the shards among "
+            "what is packed: give a place outside of it"
+        )
+
+
+def _open_shards(pattern: str, subset: str | None) -> ShardsSource:
+    reader = RangeReader()
+    manifest = open_manifest(pattern, reader)
+    chosen = None if subset is None else load_subset(subset)
+    if chosen is not None:
+        check_subset(chosen, manifest.shards, reader)
+    return ShardsSource(name=redact(pattern), manifest=manifest, subset=chosen)
+
+
+def _kind(name: str) -> Kind:
+    """By its name, or by what a folder holds. What is nowhere is a folder, and refused as one."""
+    folder = _files_of_folder(name)
+    if folder is not None:
+        return _kind_of_folder(name, folder)
+    shown = redact(name).lower()
+    if shown.endswith(".parquet"):
+        return "parquet"
+    if _SHARD.search(shown) or _PATTERN.search(shown):
+        return "shards"
+    return "list" if is_far(name) or Path(name).expanduser().is_file() else "folder"
+
+
+def _files_of_folder(name: str) -> Iterable[str] | None:
+    if not is_far(name):
+        folder = Path(name).expanduser()
+        return map(str, folder.rglob("*")) if folder.is_dir() else None
+    if _SHARD.search(redact(name)) or _PATTERN.search(redact(name)):
+        return None
+    files = Lookups().files_below(name)
+    return None if files is None else [file.uri for file in files]
+
+
+def _kind_of_folder(name: str, files: Iterable[str]) -> Kind:
+    has_shard = has_picture = False
+    for file in files:
+        has_shard = has_shard or bool(_SHARD.search(file))
+        has_picture = has_picture or is_picture(file)
+    if has_shard and has_picture:
+        raise ConfigError(
+            f"{redact(name)} holds pictures and shards; one kind is packed at a time: give --kind "
+            "folder or --kind shards"
+        )
+    return "shards" if has_shard else "folder"
+
+
+def _parquet_files(name: str) -> list[str]:
+    """One file, or those of a local glob in the order of their names."""
+    if is_far(name) or not _PATTERN.search(name) or Path(name).expanduser().exists():
+        return [name]
+    pattern = Path(name).expanduser()
+    found = sorted(map(str, Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))))
+    if not found:
+        raise ConfigError(
+            f"no file matches {name!r}; at least one Parquet file is needed; check the path"
+        )
+    return found

@@ -1,0 +1,160 @@
+"""Shards become other shards: larger, smaller, mixed, or with some of the samples.
+
+What is dealt are byte ranges of the input shards, so nothing has to be read to plan. The members
+of a sample stay as they are, and so does its key, unless its new shard has that key already.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.pack.fetch import Fetcher
+from shards.pack.pack_plan import PackConfig, ShardTask, Skipped, Step, deal, shuffled
+from shards.records import Chunk, Reject, Sample, ShardInfo
+from shards.redaction import redact
+from shards.samples.subset import Subset
+from shards.stream.manifest import Manifest
+from shards.tars.chunk_reader import read_chunk
+
+# A shard is put together from this many ranges: so many places it is mixed from.
+_CHUNKS_PER_SHARD: Final = 64
+_LEAST_CHUNK_BYTES, _MOST_CHUNK_BYTES = 1 << 14, 1 << 23
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardsSource:
+    """Shards that are packed again, or those of their samples that `subset` selects."""
+
+    name: str
+    manifest: Manifest
+    subset: Subset | None = None
+    class_names: tuple[str, ...] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """See `Source.digest`."""
+        subset = "" if self.subset is None else self.subset.digest
+        text = f"{self.manifest.digest}/{subset}"
+        return blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def unit(self) -> Literal["pictures", "bytes"]:
+        return "bytes"
+
+    def plan(self, config: PackConfig) -> "ShardsPlan":
+        """Which byte ranges go into which shard.
+
+        How many samples a range holds is known from a look into a few shards, about.
+        """
+        most = int(config.samples_per_shard * self.manifest.sample_bytes)
+        max_bytes = max(1, min(config.max_bytes, most))
+        chunks = _chunks(self.manifest.shards, max_bytes)
+        order = shuffled(len(chunks), config.seed)
+        bounds = deal(chunks[order, 2] - chunks[order, 1], len(chunks), max_bytes)
+        return ShardsPlan(self.manifest.shards, chunks[order], bounds, config.seed)
+
+
+class ShardsPlan:
+    """Shard n holds the chunks (shard row, start, stop) of rows [bounds[n], bounds[n + 1])."""
+
+    def __init__(
+        self,
+        shards: Sequence[ShardInfo],
+        chunks: NDArray[np.int64],
+        bounds: NDArray[np.int64],
+        seed: int | None,
+    ) -> None:
+        self._shards, self._chunks, self._bounds, self._seed = shards, chunks, bounds, seed
+        self.num_shards = len(bounds) - 1
+
+    def units(self, number: int) -> int:
+        """See `Plan.units`."""
+        rows = self._rows(number)
+        return int((rows[:, 2] - rows[:, 1]).sum())
+
+    def cost(self) -> int:
+        """See `Plan.cost`."""
+        return sum(shard.num_bytes for shard in self._shards)
+
+    def variant(self, number: int, irregular: frozenset[int]) -> str:
+        """See `Plan.variant`: the input shards that are walked through."""
+        if not irregular:
+            return ""
+        walked = irregular.intersection(self._rows(number)[:, 0].tolist())
+        return "".join(f" {shard}" for shard in sorted(walked))
+
+    def task(self, number: int, irregular: frozenset[int]) -> ShardTask:
+        """See `Plan.task`."""
+        chunks = tuple(
+            Chunk(shard, start, stop, walked=shard in irregular)
+            for shard, start, stop in self._rows(number).tolist()
+        )
+        shards = {chunk.shard: self._shards[chunk.shard] for chunk in chunks}
+        variant = self.variant(number, irregular)
+        return ShardsTask(number, chunks, shards, self._seed, variant)
+
+    def _rows(self, number: int) -> NDArray[np.int64]:
+        return self._chunks[self._bounds[number] : self._bounds[number + 1]]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardsTask:
+    """The chunks of one shard. With a seed their samples are mixed, for which all are held."""
+
+    number: int
+    chunks: tuple[Chunk, ...]
+    shards: Mapping[int, ShardInfo]
+    seed: int | None
+    variant: str
+
+    def read(self, fetcher: Fetcher, subset: Subset | None) -> Iterator[Step]:
+        """See `ShardTask.read`."""
+        held: list[Sample] = []
+        for chunk in self.chunks:
+            step = _read(fetcher, self.shards[chunk.shard], chunk, subset)
+            if self.seed is not None:
+                held += step.samples
+                step = replace(step, samples=())
+            yield step
+        if held:
+            order = shuffled(len(held), self.seed, self.number)
+            yield Step(0, samples=[held[number] for number in order])
+
+
+def _read(fetcher: Fetcher, shard: ShardInfo, chunk: Chunk, subset: Subset | None) -> Step:
+    cut = read_chunk(fetcher.reader, shard, chunk, fetcher.walks)
+    samples = [item for item in cut.found if isinstance(item, Sample)]
+    name = redact(shard.uri)
+    skipped = [
+        Skipped(f"{name} at byte {item.offset}", item.reason)
+        for item in cut.found
+        if isinstance(item, Reject)
+    ]
+    num_found = len(samples)
+    if subset is not None and samples:
+        wanted = subset.select(samples)
+        samples = [sample for sample, is_in in zip(samples, wanted, strict=True) if is_in]
+    return Step(
+        chunk.stop - chunk.start,
+        samples,
+        skipped,
+        num_found - len(samples),
+        (chunk.shard,) if cut.leaps else (),
+    )
+
+
+def _chunks(shards: Sequence[ShardInfo], max_bytes: int) -> NDArray[np.int64]:
+    """Rows (shard, start, stop) that cover all shards, in order."""
+    wanted = max_bytes // _CHUNKS_PER_SHARD
+    size = int(min(max(wanted, _LEAST_CHUNK_BYTES), _MOST_CHUNK_BYTES))
+    lengths = np.array([shard.num_bytes for shard in shards], np.int64)
+    steps = np.where([shard.whole for shard in shards], lengths, size)
+    counts = -(-lengths // steps)
+    rows = np.repeat(np.arange(len(shards)), counts)
+    starts = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) * steps[rows]
+    return np.stack([rows, starts, np.minimum(starts + steps[rows], lengths[rows])], axis=1)

@@ -1,0 +1,239 @@
+"""One shard is written: a plain tar without a clock, byte by byte the same whoever writes it."""
+
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from shards.errors import PackFailed
+from shards.pack.fetch import Fetcher
+from shards.pack.pack_plan import PackConfig, ShardStats, ShardTask, Skipped
+from shards.pack.pack_target import Target, open_target
+from shards.records import Reason, Reject, Sample
+from shards.samples.admission import AdmissionConfig, admit
+from shards.samples.predicate import ask, resolve_predicate
+from shards.samples.subset import Subset
+from shards.stores.image_download import WebConfig
+from shards.tars.headers import BLOCK
+
+Advance = Callable[[int], None]
+_BUFFER: Final = 1 << 20
+_PLAIN_NAME_BYTES: Final = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackJob:
+    """All that a worker must know besides the task. Travels by pickle.
+
+    `made_from` is the digest of what decides the bytes. `scratch` is the folder of this machine
+    where shards grow until they are whole. Without `admission` all is kept that can be read.
+    """
+
+    target: str
+    scratch: Path
+    made_from: str
+    config: PackConfig
+    web: WebConfig
+    admission: AdmissionConfig | None
+    subset: Subset | None
+    num_workers: int = 1
+
+
+class ShardMaker:
+    """Makes one shard after the other, with connections that it keeps. Use it as a context."""
+
+    def __init__(self, job: PackJob, target: Target | None = None) -> None:
+        self._job = job
+        self._target = target or open_target(job.target)
+        self._fetcher = Fetcher(job.web, job.num_workers)
+        self._judge = _Judge(job.admission)
+
+    def make(self, task: ShardTask, advance: Advance) -> ShardStats:
+        """Write one shard where it belongs, and behind it the side-car that says it is complete.
+
+        Raises PackFailed or ShardUnreadable, and OSError where it cannot be written.
+        """
+        job = self._job
+        name = shard_name(job.config, task.number)
+        draft = job.scratch / f".{name}.part-{os.getpid()}"
+        try:
+            stats = self._write(task, draft, advance)
+            self._target.put(name, draft)
+        finally:
+            draft.unlink(missing_ok=True)
+        self._target.write(sidecar_name(job.config, task.number), stats.to_json())
+        return stats
+
+    def __enter__(self) -> "ShardMaker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._fetcher.close()
+
+    def _write(self, task: ShardTask, draft: Path, advance: Advance) -> ShardStats:
+        left_out: dict[str, list[str]] = {}
+        lost: Counter[str] = Counter()
+        num_read = num_unselected = 0
+        leaps: set[int] = set()
+        with ShardFile(draft) as file:
+            for step in task.read(self._fetcher, self._job.subset):
+                skipped = list(step.skipped)
+                for sample in step.samples:
+                    reason = self._judge.refuses(sample)
+                    if reason is None:
+                        file.add(sample.key, sample.fields)
+                    else:
+                        skipped.append(Skipped(sample.key, reason))
+                for entry in skipped:
+                    left_out.setdefault(entry.reason, []).append(entry.name)
+                    lost[entry.reason] += entry.lost
+                num_read += len(step.samples) + len(step.skipped)
+                num_unselected += step.num_unselected
+                leaps.update(step.leaps)
+                advance(step.units)
+        _check_lost(shard_name(self._job.config, task.number), self._job.web, num_read, +lost)
+        return ShardStats(
+            made_from=f"{self._job.made_from}{task.variant}",
+            number=task.number,
+            num_samples=file.num_samples,
+            num_bytes=file.num_bytes,
+            digest=file.digest,
+            num_renamed=file.num_renamed,
+            num_unselected=num_unselected,
+            leaps=tuple(sorted(leaps)),
+            left_out=dict(sorted(left_out.items())),
+        )
+
+
+def shard_name(config: PackConfig, number: int) -> str:
+    """'shard-000012.tar'."""
+    return config.pattern.format(number)
+
+
+def sidecar_name(config: PackConfig, number: int) -> str:
+    """'shard-000012.json'."""
+    return shard_name(config, number).removesuffix(".tar") + ".json"
+
+
+class _Judge:
+    """What a run would say of a sample before it decodes the picture."""
+
+    def __init__(self, admission: AdmissionConfig | None) -> None:
+        self._admission = admission
+        name = admission.predicate if admission else ""
+        self._predicate = resolve_predicate(name) if name else None
+
+    def refuses(self, sample: Sample) -> Reason | None:
+        """Why the sample is left out; None where it is not."""
+        if self._admission is None:
+            return None
+        picture = admit(sample, self._admission)
+        if isinstance(picture, Reject):
+            return picture.reason
+        refused = ask(self._predicate, sample, picture) if self._predicate else None
+        return refused[0] if refused else None
+
+
+def _check_lost(name: str, web: WebConfig, num_read: int, lost: Counter[str]) -> None:
+    """A network that is down must not look like a web without pictures."""
+    if lost.total() > web.max_lost_fraction * num_read:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in lost.most_common())
+        raise PackFailed(
+            f"{lost.total()} of {num_read} pictures of {name} were lost to the network "
+            f"({reasons}), at most {web.max_lost_fraction:.0%} may be; start the same command "
+            "again when it is better, it goes on where it was, or raise --web.max-lost-fraction"
+        )
+
+
+class ShardFile:
+    """A tar that grows. Use it as a context: when it is left without an error, it is complete.
+
+    Plain USTAR headers; PAX before a name that does not fit into one. A key that the shard has
+    already gets a number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.num_samples = self.num_renamed = self.num_bytes = 0
+        self._keys: dict[str, int] = {}
+        self._digest = blake2b(digest_size=16)
+        self._file = open(path, "wb", buffering=_BUFFER)  # noqa: SIM115 - closed by __exit__
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits over all bytes written."""
+        return self._digest.hexdigest()
+
+    def add(self, key: str, fields: Mapping[str, bytes]) -> None:
+        """Append a sample: a member `<key>.<extension>` for every field."""
+        key = self._free(key)
+        for extension, data in fields.items():
+            self._write(_header(f"{key}.{extension}" if extension else key, len(data)))
+            self._write(data)
+            self._write(bytes(-len(data) % BLOCK))
+        self.num_samples += 1
+
+    def __enter__(self) -> "ShardFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                end = self.num_bytes + 2 * BLOCK
+                self._write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
+                self._file.flush()
+                # The side-car that follows vouches for these bytes, even after a power cut.
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+    def _free(self, key: str) -> str:
+        """`key`, or the first of key-2, key-3, … that the shard does not have."""
+        free, number = key, self._keys.get(key, 0)
+        while free in self._keys:
+            number += 1
+            free = f"{key}-{number}"
+        self._keys[free] = 1
+        if free != key:
+            self._keys[key] = number
+            self.num_renamed += 1
+        return free
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.num_bytes += len(data)
+
+
+def _header(name: str, num_bytes: int) -> bytes:
+    """The header of a regular file, its PAX header before it where its name needs one."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if name.isascii() and len(encoded) <= _PLAIN_NAME_BYTES and num_bytes < 8**11:
+        block = encoded.ljust(_PLAIN_NAME_BYTES, b"\0") + _BEFORE_SIZE + b"%011o\0" % num_bytes
+        total = sum(block) + _SUM_BEHIND_SIZE
+        return block + _TIME + b"%06o\0 " % total + _BEHIND_SUM
+    info = tarfile.TarInfo(name)
+    info.mode, info.size = 0o444, num_bytes
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+def _template() -> bytes:
+    info = tarfile.TarInfo("x")
+    info.mode = 0o444
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+# A header between its variable parts: name [0, 100), size [124, 136), checksum [148, 156).
+_BEFORE_SIZE: Final = _template()[100:124]
+_TIME: Final = _template()[136:148]
+_BEHIND_SUM: Final = _template()[156:]
+_SUM_BEHIND_SIZE: Final = sum(_TIME) + 8 * ord(" ") + sum(_BEHIND_SUM)

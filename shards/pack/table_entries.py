@@ -1,0 +1,228 @@
+"""What can be packed: pictures that the rows of Parquet files name, with what is known of them."""
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date, datetime, time
+from decimal import Decimal
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final, Literal, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shards.errors import ConfigError, UserError
+from shards.pack.entry_plan import UNKNOWN_BYTES, Entry, PackSource
+from shards.pack.image_entries import Labels, entry_at, is_far, parent_of, place_of
+from shards.pack.store_lookup import Lookups
+from shards.redaction import redact, short
+
+_ADDRESSES: Final = ("url", "path", "uri")
+_LABELS: Final = ("label", "class")
+_KEYS: Final = ("key", "uid")
+_CAPTIONS: Final = ("caption", "text")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """Which columns of a Parquet file say what. An empty name: the usual one, if it is there."""
+
+    address: str = ""
+    """URLs or paths; usually url, path or uri."""
+    label: str = ""
+    """Class numbers or names, for .cls; usually label or class."""
+    key: str = ""
+    """What a sample is called, also put into .json; usually key or uid."""
+    caption: str = ""
+    """Text, for .txt; usually caption or text."""
+    others: Literal["none", "json"] = "none"
+    """json: all other columns go into .json."""
+
+
+def entries_from_parquet(
+    files: Sequence[str], columns: Columns | None = None, labels: Labels = "auto"
+) -> PackSource:
+    """The pictures that the rows of Parquet files name, relative to the folder of the first.
+
+    With labels "none" no column is one. Raises UserError when a file cannot be read, or has no
+    column of addresses.
+    """
+    columns = columns or Columns()
+    digest = blake2b(repr((asdict(columns), labels)).encode(), digest_size=16)
+    tables: list[pa.Table] = []
+    for file in files:
+        data = _read(file)
+        digest.update(blake2b(data).digest())
+        tables.append(_parse(data, file, columns))
+    try:
+        table = pa.concat_tables(tables)
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{redact(files[0])} and the {len(files) - 1} files after it have different columns; "
+            "they must agree; pack them one by one"
+        ) from error
+    numbers, class_names = _labels(table, redact(files[0]), labels)
+    rows = _Rows(table, numbers, parent_of(files[0]))
+    return PackSource(
+        name=redact(files[0]) if len(files) == 1 else f"{len(files)} Parquet files",
+        entries=rows,
+        class_names=class_names,
+        sizes=np.full(len(rows), UNKNOWN_BYTES, np.int64),
+        content=digest.hexdigest(),
+        is_far=rows.is_far,
+    )
+
+
+class _Rows(Sequence[Entry]):
+    """An entry is made when it is asked for: a table takes a tenth of the memory."""
+
+    def __init__(self, table: pa.Table, labels: Sequence[int] | None, parent: str) -> None:
+        self._table, self._labels, self._parent = table, labels, parent
+        self._extras = [name for name in table.column_names if name.startswith(_JSON)]
+
+    @property
+    def is_far(self) -> bool:
+        """Whether any row is an address."""
+        found = pc.any(pc.match_substring(self._table[_ADDRESS], "://")).as_py()
+        return is_far(self._parent) or bool(found)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @overload
+    def __getitem__(self, row: int) -> Entry: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[Entry]: ...
+    def __getitem__(self, row: int | slice) -> Entry | Sequence[Entry]:
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        address = str(self._value(_ADDRESS, row) or "").strip()
+        # A row without an address is counted when its turn comes.
+        place = place_of(address, self._parent) if address else "://"
+        label = None if self._labels is None else int(self._labels[row])
+        entry = entry_at(address, place, label)
+        key = self._value(_KEY, row)
+        return replace(entry, key=None if key is None else str(key), fields=self._fields(row))
+
+    def _fields(self, row: int) -> dict[str, bytes]:
+        fields: dict[str, bytes] = {}
+        facts = {name.removeprefix(_JSON): self._value(name, row) for name in self._extras}
+        if facts:
+            fields["json"] = json.dumps(_plain(facts), ensure_ascii=False).encode()
+        caption = self._value(_CAPTION, row)
+        if caption is not None:
+            fields["txt"] = str(caption).encode("utf-8", "surrogatepass")
+        return fields
+
+    def _value(self, column: str, row: int) -> Any:
+        return self._table[column][row].as_py() if column in self._table.column_names else None
+
+
+# What columns are called once it is clear what they are for; a prefix keeps their own names.
+_ADDRESS, _LABEL, _KEY, _CAPTION, _JSON = "address", "label", "key", "caption", "json:"
+
+
+def _read(file: str) -> bytes:
+    if is_far(file):
+        data, reason = Lookups().read(file), "there is none"
+    else:
+        try:
+            data, reason = Path(file).expanduser().read_bytes(), ""
+        except OSError as error:
+            data, reason = None, str(error.strerror)
+    if data is None:
+        raise UserError(
+            f"{redact(file)} cannot be read ({reason}); a Parquet file is needed; check the path"
+        )
+    return data
+
+
+def _parse(data: bytes, file: str, columns: Columns) -> pa.Table:
+    """The columns that are needed, under our names."""
+    try:
+        with pq.ParquetFile(io.BytesIO(data)) as parquet:
+            names = parquet.schema_arrow.names
+            wanted = _wanted(names, columns, redact(file))
+            # A column may be needed twice: as the key and in the JSON.
+            table = parquet.read(columns=sorted(set(wanted.values())))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{redact(file)} cannot be read as Parquet ({short(error)}); a file with a column of "
+            "URLs or paths is needed; check the path, or write it again"
+        ) from error
+    return pa.table({ours: table[name] for ours, name in wanted.items()})
+
+
+def _wanted(names: Sequence[str], columns: Columns, file: str) -> dict[str, str]:
+    """Our name of a column -> its name in the file."""
+    wanted: dict[str, str] = {}
+    for ours, named, usual in (
+        (_ADDRESS, columns.address, _ADDRESSES),
+        (_LABEL, columns.label, _LABELS),
+        (_KEY, columns.key, _KEYS),
+        (_CAPTION, columns.caption, _CAPTIONS),
+    ):
+        if named and named not in names:
+            raise ConfigError(
+                f"columns.{ours}={named!r}, but {file} has no such column; it has "
+                f"{', '.join(names)}: name one of these"
+            )
+        found = [name for word in usual for name in names if name.lower() == word]
+        if named or found:
+            wanted[ours] = named or found[0]
+    if _ADDRESS not in wanted:
+        raise ConfigError(
+            f"{file} has the columns {', '.join(names)}, none is {', '.join(_ADDRESSES)}; one must "
+            "hold URLs or paths: name it with --columns.address"
+        )
+    in_json = [wanted[_KEY]] if _KEY in wanted else []
+    if columns.others == "json":
+        in_json = [name for name in names if name not in (*map(wanted.get, (_LABEL, _CAPTION)),)]
+    return wanted | {f"{_JSON}{name}": name for name in in_json}
+
+
+def _labels(
+    table: pa.Table, file: str, labels: Labels
+) -> tuple[Sequence[int] | None, tuple[str, ...]]:
+    """A class number for every row, and the names of the classes where the labels are names."""
+    if labels == "none" or _LABEL not in table.column_names:
+        return None, ()
+    column = table[_LABEL].combine_chunks()
+    if column.null_count:
+        raise UserError(
+            f"{column.null_count} of {len(column)} rows of {file} have no label; all rows have a "
+            "label or none has; complete the column, or rename it to pack without labels"
+        )
+    if pa.types.is_integer(column.type):
+        return column.to_numpy(), ()
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise UserError(
+            f"the labels of {file} are of type {column.type}; they must be whole numbers or names; "
+            "convert the column, or name another with --columns.label"
+        )
+    if pc.all(pc.utf8_is_decimal(column)).as_py():
+        return pc.cast(column, pa.int64()).to_numpy(), ()
+    names = sorted(pc.unique(column).to_pylist())
+    return pc.index_in(column, pa.array(names, column.type)).to_numpy(), tuple(names)
+
+
+def _plain(value: Any) -> Any:
+    """`value` with nothing in it that JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    return str(value) if isinstance(value, Decimal) else value

@@ -1,1 +1,0 @@
-"""What a picture file is, and its pixels."""

@@ -1,0 +1,1 @@
+"""Samples and what they carry: admission, labels, metadata, subsets."""

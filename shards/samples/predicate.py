@@ -1,0 +1,75 @@
+"""The user's own word on a sample: an importable function of its metadata and its picture.
+
+    def keep(metadata, picture):            # --admission.predicate my_filters:keep
+        return metadata.get("similarity", 0) > 0.3 and picture.width > 200
+
+It is part of what the data is, so it must be a pure function: the same answer in every process,
+whenever it is asked. It sees the picture's header and its encoded bytes, no pixels.
+"""
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shards.errors import ConfigError
+from shards.images.image_header import Picture
+from shards.records import Reason, Sample
+from shards.samples.metadata import MetadataError, read_metadata
+
+Predicate = Callable[[Mapping[str, Any], Picture], bool]
+
+
+def resolve_predicate(name: str) -> Predicate:
+    """The function that "package.module:function" names. Raises ConfigError."""
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise ConfigError(
+            f"predicate={name!r}; it must name a function as 'package.module:function'"
+        )
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise ConfigError(
+            f"predicate={name!r} cannot be imported ({type(error).__name__}: {error}); it must be "
+            "a function of a module that is installed, or lies on PYTHONPATH, wherever pictures "
+            "are read"
+        ) from error
+    if not callable(found):
+        raise ConfigError(
+            f"predicate={name!r} is a {type(found).__name__}; it must be a function of "
+            "(metadata, picture) that returns whether to keep the sample"
+        )
+    _check_arguments(name, found)
+    predicate: Predicate = found
+    return predicate
+
+
+def _check_arguments(name: str, function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C: it says nothing, so the first sample will tell
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"predicate={name!r} takes {signature}; it must take (metadata, picture) and return "
+            "whether to keep the sample"
+        ) from error
+
+
+def ask(predicate: Predicate, sample: Sample, picture: Picture) -> tuple[Reason, str] | None:
+    """None where the predicate keeps the sample, otherwise the reason and a detail.
+
+    The metadata are the sample's JSON object, and its key as "__key__".
+    """
+    try:
+        metadata = {**read_metadata(sample), "__key__": sample.key}
+    except MetadataError as error:
+        return "predicate_failed", str(error)
+    try:
+        answer = predicate(metadata, picture)
+        return None if answer else ("predicate", f"it said {answer!r}"[:200])
+    except Exception as error:  # other people's code on other people's data may raise anything
+        return "predicate_failed", f"{type(error).__name__}: {error}"[:200]

@@ -1,0 +1,26 @@
+"""All that decides whether a sample is kept before it is cropped: header, predicate, pixels."""
+
+from shards.images.image_header import Picture
+from shards.records import Reject, Sample
+from shards.samples.admission import AdmissionConfig, admit, check_pixels, reject
+from shards.samples.predicate import Predicate, ask, resolve_predicate
+
+
+class Judge:
+    """Says of every sample what picture it is, or why it is rejected. Made where it is used.
+
+    Raises ConfigError when the predicate cannot be found.
+    """
+
+    def __init__(self, config: AdmissionConfig) -> None:
+        self._config = config
+        name = config.predicate
+        self._predicate: Predicate | None = resolve_predicate(name) if name else None
+
+    def __call__(self, sample: Sample) -> Picture | Reject:
+        picture = admit(sample, self._config)
+        if isinstance(picture, Reject):
+            return picture
+        refused = ask(self._predicate, sample, picture) if self._predicate else None
+        refused = refused or check_pixels(picture, self._config)
+        return picture if refused is None else reject(sample, *refused)

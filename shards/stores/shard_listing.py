@@ -1,0 +1,185 @@
+"""Which shards there are: brace patterns, globs, folders and single names become sorted shards."""
+
+import posixpath
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from braceexpand import braceexpand
+
+from shards.errors import ManifestError
+from shards.records import ShardInfo
+from shards.redaction import cause_to_show, redact, short
+from shards.stores.retry import GivenUp, RetryConfig, error_code
+from shards.stores.store import Listed, Store, store_name
+from shards.stores.store_clients import Stores
+from shards.stores.uploads import UNFINISHED
+
+_SHARD = re.compile(r"\.(tar|tar\.gz|tgz|tar\.zst)$", re.IGNORECASE)
+_PACKED = re.compile(r"\.(tar\.gz|tgz|tar\.zst)$", re.IGNORECASE)
+_GLOB = re.compile(r"[*\[]")
+# Below this many shards a folder is not listed: asking for each is cheaper than a huge listing.
+_LIST_FROM = 8
+_NUM_THREADS = 16
+
+
+def list_shards(pattern: str, stores: Stores | None = None) -> list[ShardInfo]:
+    """Expand a brace pattern, a glob, a folder or a single shard into shards, sorted by URI.
+
+    Raises ManifestError when nothing matches, a named shard is missing, or access is refused.
+    """
+    stores = stores or Stores(RetryConfig())
+    try:
+        found = list(_list(stores, pattern))
+        shards = {shard.uri: shard for shard in _shards(stores, found)}
+    except GivenUp as given_up:
+        cause = cause_to_show(pattern, given_up.error)
+        raise ManifestError(_explain(pattern, given_up)) from cause
+    if not shards:
+        raise ManifestError(
+            f"no shard matches {redact(pattern)!r}; give a folder, a glob such as 'dir/*.tar', "
+            "a brace pattern such as 'dir/{0000..0099}.tar', or a single .tar file"
+        )
+    empty = [shard.uri for shard in shards.values() if shard.num_bytes == 0]
+    if empty:
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        raise ManifestError(
+            f"{redact(empty[0])}{more} holds 0 bytes; a shard is a tar of at least one sample; "
+            "remove it or leave it out of the pattern"
+        )
+    return [shards[uri] for uri in sorted(shards)]
+
+
+def _list(stores: Stores, pattern: str) -> Iterator[Listed]:
+    plain: list[str] = []
+    names = _expand(pattern)
+    for name in names:
+        store = stores.open(name) if len(names) == 1 or _is_glob(name) else None
+        if store is not None and _is_glob(name):
+            matches = store.glob(name)
+            _check_finished(store, {posixpath.dirname(entry.uri) for entry in matches})
+            yield from _with_sizes(store, matches)
+        elif store is not None and (found := _find(store, name)) is not None:
+            yield from _with_sizes(store, found)
+        else:
+            plain.append(name)
+    yield from _look_up(stores, plain)
+
+
+def _expand(pattern: str) -> list[str]:
+    if "{" not in pattern:
+        return [pattern]
+    try:
+        return list(braceexpand(pattern))
+    except ValueError as error:
+        raise ManifestError(
+            f"the braces of {redact(pattern)!r} do not match; write {{0000..0099}} or {{a,b}}"
+        ) from cause_to_show(pattern, error)
+
+
+def _is_glob(name: str) -> bool:
+    return bool(_GLOB.search(redact(name))) or ("?" in name and store_name(name) == "file")
+
+
+def _find(store: Store, name: str) -> list[Listed] | None:
+    """The shards below `name`; None where that is no folder."""
+    # Asked whether it is a folder, a web server would send the whole shard.
+    if _SHARD.search(redact(name)) and store_name(name) != "file":
+        return None
+    found = store.find(name)
+    unfinished = [e.uri for e in found or () if posixpath.basename(e.uri) == UNFINISHED]
+    _check_finished(store, map(posixpath.dirname, unfinished))
+    return None if found is None else [e for e in found if _SHARD.search(redact(e.uri))]
+
+
+def _check_finished(store: Store, folders: Iterable[str]) -> None:
+    """Refuse folders in which `streamssl shards pack` has not come to its end."""
+    marks = [f"{folder}/{UNFINISHED}" for folder in sorted(folders)]
+    # A web server lists nothing that is worth so many questions.
+    found = _ask_for_each(store, [mark for mark in marks if not mark.startswith("http")])
+    unfinished = [posixpath.dirname(entry.uri) for entry in found if entry is not None]
+    if unfinished:
+        raise ManifestError(
+            f"{redact(unfinished[0])} holds an unfinished pack; its shards are data once all are "
+            "there: start the same `streamssl shards pack` again, it goes on where it was"
+        )
+
+
+def _with_sizes(store: Store, listed: Iterable[Listed]) -> Iterator[Listed]:
+    """The pages that web servers list files on do not tell their sizes."""
+    entries = list(listed)
+    unknown = [entry.uri for entry in entries if entry.num_bytes is None and not entry.is_folder]
+    sizes = dict(zip(unknown, _ask_for_each(store, unknown), strict=True))
+    return (sizes.get(entry.uri) or entry for entry in entries)
+
+
+def _look_up(stores: Stores, names: list[str]) -> Iterator[Listed]:
+    """The listing of every name; one listing a folder where there are many of them."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folders.setdefault(posixpath.dirname(name), []).append(name)
+    missing: list[str] = []
+    for folder, members in folders.items():
+        store = stores.open(members[0])
+        if len(members) >= _LIST_FROM and not folder.startswith("http"):
+            prefix = posixpath.commonprefix([posixpath.basename(name) for name in members])
+            listed = {posixpath.basename(e.uri): e for e in store.members(folder, prefix)}
+            found = [listed.get(posixpath.basename(name)) for name in members]
+        else:
+            found = _ask_for_each(store, members)
+        missing += [name for name, entry in zip(members, found, strict=True) if entry is None]
+        yield from (entry for entry in found if entry is not None)
+    if len(names) == len(missing) == 1:
+        raise ManifestError(
+            f"{redact(names[0])} does not exist; give a folder, a glob, a brace pattern or a "
+            "shard that does"
+        )
+    if missing:
+        raise ManifestError(
+            f"{len(missing)} of {len(names)} shards do not exist, the first is "
+            f"{redact(missing[0])}; every name of a pattern must be there: mend the pattern, or "
+            "give a glob such as '*.tar' for those that are there"
+        )
+
+
+def _ask_for_each(store: Store, uris: list[str]) -> list[Listed | None]:
+    if len(uris) < 2:
+        return [store.look_up(uri) for uri in uris]
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return list(pool.map(store.look_up, uris))
+
+
+def _shards(stores: Stores, listed: Iterable[Listed]) -> Iterator[ShardInfo]:
+    for entry in listed:
+        name = redact(entry.uri)
+        if entry.is_folder:
+            raise ManifestError(
+                f"{name} is a folder; a shard is a .tar file: give the folder itself, "
+                "or a pattern of its files"
+            )
+        if entry.num_bytes is None:
+            raise ManifestError(
+                f"{name} has no known length; the server must answer with Content-Length: "
+                "copy the shard to a store that does"
+            )
+        packed = _PACKED.search(name) is not None
+        whole = packed or not stores.open(entry.uri).can_range(entry.uri)
+        yield ShardInfo(entry.uri, entry.num_bytes, entry.version, whole=whole)
+
+
+def _explain(pattern: str, given_up: GivenUp) -> str:
+    name, kind = redact(pattern), given_up.trouble.kind
+    reason = short(given_up.error, pattern)
+    if kind == "refused" or "credential" in reason.lower():
+        return (
+            f"access to {name!r} was refused ({reason}); check the credentials in the "
+            "environment and the bucket's policy"
+        )
+    if error_code(given_up.error) in ("NoSuchBucket", "ContainerNotFound"):
+        return (
+            f"there is no bucket {store_name(pattern)!r}; give the name of one that exists: look "
+            "for a slip in it"
+        )
+    if kind == "gone":
+        return f"{name!r} does not exist; give a folder, glob, brace pattern or .tar that does"
+    return f"{name!r} could not be listed ({reason}); check the address and the network"

@@ -1,0 +1,1 @@
+"""The one sample order: manifest, permutation, slots, journal, batches."""

@@ -1,0 +1,64 @@
+"""Readers as threads of this process: what a laptop needs, and what tests compare others with."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+
+from shards.crops.chunk_cropper import ChunkCropper, CropJob
+from shards.crops.crash_marks import CrashMarks
+from shards.records import ChunkCrops, Turn
+from shards.stores.range_reader import RangeReader
+from shards.stores.request_counters import TransportCounts
+from shards.stream.manifest import Manifest
+
+# A chunk that was in hand when so many processes died is cropped in isolation.
+_DEATHS_TO_ISOLATE = 2
+
+
+class ThreadReaders:
+    """Readers as threads of this process. Use as a context; `submit` is what a stream needs.
+
+    A picture that kills a decoder kills this process, at every new start. With `marks` that is
+    known at the second, and there the picture costs itself alone.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        job: CropJob,
+        num_readers: int = 2,
+        on_crops: Callable[[ChunkCrops], None] = lambda _: None,
+        marks: CrashMarks | None = None,
+    ) -> None:
+        self._manifest, self._job, self._on_crops = manifest, job, on_crops
+        self._marks = marks
+        self._source = RangeReader(job.sources)
+        self._local = threading.local()
+        self._pool = ThreadPoolExecutor(num_readers, thread_name_prefix="reader")
+
+    def submit(self, turn: Turn) -> Future[ChunkCrops]:
+        """A future of the crops of this chunk in this epoch."""
+        return self._pool.submit(self._crop, turn)
+
+    @property
+    def transport(self) -> TransportCounts:
+        """What was asked of buckets, and came, so far."""
+        return self._source.counters
+
+    def _crop(self, turn: Turn) -> ChunkCrops:
+        cropper: ChunkCropper | None = getattr(self._local, "cropper", None)
+        if cropper is None:
+            cropper = self._local.cropper = ChunkCropper(self._job, self._source)
+        shard = self._manifest.shards[turn.chunk.shard]
+        with self._marks.in_hand(turn.chunk) if self._marks else nullcontext(0) as deaths:
+            isolated = deaths >= _DEATHS_TO_ISOLATE
+            result = (cropper.crop_isolated if isolated else cropper.crop)(shard, turn)
+        self._on_crops(result)
+        return result
+
+    def __enter__(self) -> "ThreadReaders":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)

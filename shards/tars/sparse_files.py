@@ -1,0 +1,111 @@
+"""Files with holes, which GNU tar can store without the zeros: four ways to say where these were.
+
+The old GNU header has a map of its own. PAX records carry one in version 0.0 (a record for every
+number) and 0.1 (one record for all); version 1.0 puts it before the data.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from shards.tars.header_fields import BLOCK, Get, number, padded
+
+_NUMBER = re.compile(rb"\d{1,19}")
+_ENTRY = 24
+_IN_HEADER, _IN_EXTENSION = 4, 21
+# A picture has a few holes at most; a longer map is damage or an attack.
+_MAX_MAP_BYTES = 1 << 16
+
+
+class BrokenMap(Exception):
+    """The map of a sparse file cannot be read, or contradicts itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holes:
+    """A file of `num_bytes` whose stored bytes, from `skip` on, fill `pieces` (offset, length)."""
+
+    num_bytes: int
+    pieces: tuple[tuple[int, int], ...]
+    skip: int = 0
+
+    def fill(self, stored: bytes) -> bytes:
+        """The whole file. Raises BrokenMap when there is less stored than the map says."""
+        if self.skip + sum(length for _, length in self.pieces) > len(stored):
+            raise BrokenMap
+        out, at = bytearray(self.num_bytes), self.skip
+        for offset, length in self.pieces:
+            out[offset : offset + length] = stored[at : at + length]
+            at += length
+        return bytes(out)
+
+
+def gnu_holes(header: bytes, get: Get, data_start: int) -> tuple[Holes, int]:
+    """The map of an old GNU sparse header, and where the data begins behind it."""
+    numbers = _entries(header, 386, _IN_HEADER)
+    more = header[482]
+    first = data_start
+    while more:
+        block = get(data_start, data_start + BLOCK)
+        if len(block) < BLOCK or data_start - first > _MAX_MAP_BYTES:
+            raise BrokenMap
+        numbers += _entries(block, 0, _IN_EXTENSION)
+        more = block[504]
+        data_start += BLOCK
+    return _holes(number(header[483:495]), numbers), data_start
+
+
+def pax_holes(
+    records: Iterable[tuple[bytes, bytes]], get: Get, data_start: int, num_bytes: int
+) -> Holes | None:
+    """The map in PAX records, or in the data behind them; None where the file has no holes."""
+    records = list(records)
+    pax = dict(records)
+    if b"GNU.sparse.map" in pax:
+        size = pax.get(b"GNU.sparse.realsize", pax.get(b"GNU.sparse.size", b""))
+        return _holes(_int(size), [_int(n) for n in pax[b"GNU.sparse.map"].split(b",") if n])
+    if b"GNU.sparse.major" in pax:
+        if (pax[b"GNU.sparse.major"], pax.get(b"GNU.sparse.minor")) != (b"1", b"0"):
+            raise BrokenMap
+        numbers, skip = _map_in_data(get, data_start, num_bytes)
+        return _holes(_int(pax.get(b"GNU.sparse.realsize", b"")), numbers, skip)
+    if b"GNU.sparse.size" in pax:
+        names = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
+        numbers = [_int(value) for name, value in records if name in names]
+        return _holes(_int(pax[b"GNU.sparse.size"]), numbers)
+    return None
+
+
+def _map_in_data(get: Get, data_start: int, num_bytes: int) -> tuple[list[int], int]:
+    """Version 1.0: lines of decimal digits, the first their count, filled up to whole blocks."""
+    text, stop = b"", data_start
+    while stop - data_start < min(_MAX_MAP_BYTES, padded(num_bytes)):
+        text += get(stop, stop + BLOCK)
+        stop += BLOCK
+        lines = text.split(b"\n")[:-1]
+        count = 2 * _int(lines[0]) if lines else 0
+        if lines and len(lines) > count:
+            return [_int(line) for line in lines[1 : count + 1]], stop - data_start
+    raise BrokenMap
+
+
+def _entries(block: bytes, at: int, count: int) -> list[int]:
+    return [number(block[i : i + 12]) for i in range(at, at + count * _ENTRY, _ENTRY // 2)]
+
+
+def _holes(num_bytes: int, numbers: Sequence[int], skip: int = 0) -> Holes:
+    pieces = [(o, n) for o, n in zip(numbers[::2], numbers[1::2], strict=False) if n]
+    at = 0
+    for offset, length in pieces:
+        if offset < at:
+            raise BrokenMap
+        at = offset + length
+    if len(numbers) % 2 or at > num_bytes:
+        raise BrokenMap
+    return Holes(num_bytes, tuple(pieces), skip)
+
+
+def _int(text: bytes) -> int:
+    if not _NUMBER.fullmatch(text):
+        raise BrokenMap
+    return int(text)

@@ -1,0 +1,1 @@
+"""RunConfig, and sizes derived from the batch and the data."""

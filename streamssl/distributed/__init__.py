@@ -1,0 +1,1 @@
+"""Collectives and gradient averaging over ranks."""

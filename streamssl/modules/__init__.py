@@ -1,0 +1,1 @@
+"""Building blocks of methods: losses, heads, queues, prototypes, memories, backbones."""

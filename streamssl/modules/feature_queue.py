@@ -1,0 +1,146 @@
+"""The feature queue: the last features of the run as one ring, in global sample order.
+
+Every rank holds the whole ring, so it is saved as it is, survives the loss of any rank, and fits
+any number of ranks; it is small (3,840 rows of 128 numbers are 2 MB). Where each row needs to be
+worked on only once, `share` deals the rows by rank.
+
+Shape letters: L capacity, N rows of a push, D feature, W ranks.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn import functional as F
+
+from shards.errors import ConfigError
+from streamssl.distributed.collectives import rank, world_size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueConfig:
+    """How many features of all ranks together are kept, and from which step they are used.
+
+    The queue fills from the first step on, so it is full, and fresh, when `start_step` comes. With
+    `max_drift` it waits on, until a feature that is as old as the oldest has drifted by no more.
+    Drift is 1 - the mean cosine of what some pictures were encoded to with what they are encoded to
+    now, looked at once in the age of the oldest (`drift.DriftProbe`). What has started goes on.
+    """
+
+    capacity: int
+    start_step: int = 0
+    max_drift: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise ConfigError(
+                f"queue capacity={self.capacity}; a queue holds at least 1 feature; "
+                "set it to a few global batches, or leave the queue out"
+            )
+        if self.max_drift is not None and not 0 < self.max_drift <= 2:
+            raise ConfigError(
+                f"queue max_drift={self.max_drift}; it is 1 - a cosine, above 0 and at most 2; "
+                "0.175 fits SwAV's epsilon of 0.05, or leave it out to start at start_step"
+            )
+
+    def build(self, dim: int) -> "FeatureQueue":
+        """An empty queue for features of `dim` numbers."""
+        return FeatureQueue(self.capacity, dim)
+
+
+class FeatureQueue(nn.Module):
+    """A ring of `capacity` rows of `dim` numbers, float32, each with the step of its push.
+
+    Buffers, all in the state dict: `rows` (L, D) float32; `steps` (L,) int64, -1 where nothing was
+    pushed yet; `position` and `num_filled` int64 scalars. Slots fill from 0 and then wrap exactly.
+    A push waits for nothing on the device.
+    """
+
+    rows: Tensor
+    steps: Tensor
+    position: Tensor
+    num_filled: Tensor
+
+    def __init__(self, capacity: int, dim: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.register_buffer("rows", torch.zeros(capacity, dim))
+        self.register_buffer("steps", torch.full((capacity,), -1, dtype=torch.int64))
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("num_filled", torch.zeros((), dtype=torch.int64))
+        # A full queue stays full, so the device is asked only until the first yes.
+        self._known_full = False
+
+    @torch.no_grad()
+    def push(self, rows_ND: Tensor, step: int) -> None:
+        """Write rows in their order; when the ring is full the oldest make room."""
+        num_rows = len(rows_ND)
+        if num_rows > self.capacity:
+            raise ConfigError(
+                f"a queue of capacity {self.capacity} was given a global batch of {num_rows} rows; "
+                "the capacity must be at least one global batch; raise it to a multiple of that"
+            )
+        slots_N = (self.position + torch.arange(num_rows, device=self.rows.device)) % self.capacity
+        self.rows[slots_N] = rows_ND.detach().to(self.rows.dtype)
+        self.steps[slots_N] = step
+        self.position.copy_((self.position + num_rows) % self.capacity)
+        self.num_filled.copy_((self.num_filled + num_rows).clamp(max=self.capacity))
+
+    @torch.no_grad()
+    def fill_with_noise(self, generator: torch.Generator) -> None:
+        """Fill with random directions, older than every step: what MoCo starts from."""
+        noise_LD = torch.randn(self.rows.shape, generator=generator)
+        self.rows.copy_(F.normalize(noise_LD, dim=1))
+        self.steps.fill_(-1)
+        self.position.zero_()
+        self.num_filled.fill_(self.capacity)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot holds a feature. Waits for the device until it once was."""
+        self._known_full = self._known_full or int(self.num_filled) == self.capacity
+        return self._known_full
+
+    def newest_first(self) -> Tensor:
+        """A copy of the rows that hold a feature, newest first, (num_filled, D)."""
+        num_filled = self.capacity if self.is_full else int(self.num_filled)
+        ages_N = torch.arange(1, num_filled + 1, device=self.rows.device)
+        return self.rows[(self.position - ages_N) % self.capacity]
+
+    def filled(self) -> Tensor:
+        """A copy of the rows that hold a feature, oldest first, (num_filled, D)."""
+        return self.newest_first().flip(0)
+
+    def share(self, num_rows: int, group: ProcessGroup | None) -> Tensor:
+        """This rank's part of a full queue, newest first; the ranks' parts together are all rows.
+
+        When every push was a global batch of W * `num_rows` rows, newest row first within it, and
+        the capacity is a multiple of that, these are the rows that this rank itself computed.
+        """
+        rows_LD = self.newest_first()
+        num_ranks = world_size(group)
+        if num_ranks == 1:
+            return rows_LD
+        if self.capacity % (num_ranks * num_rows):
+            return rows_LD[rank(group) :: num_ranks]
+        by_rank = rows_LD.view(-1, num_ranks, num_rows, rows_LD.shape[1])
+        return by_rank[:, rank(group)].reshape(-1, rows_LD.shape[1])
+
+    def readings(self, step: int) -> dict[str, Tensor]:
+        """`queue_fill` in [0, 1]; `queue_age_p50` and `queue_age_max` in steps (NaN when empty)."""
+        slots_L = torch.arange(self.capacity, device=self.rows.device)
+        is_filled_L = slots_L < self.num_filled
+        ages_L = torch.where(is_filled_L, step - self.steps, -1).float()
+        nothing = torch.full_like(ages_L, float("nan"))
+        oldest = ages_L.max()
+        return {
+            "queue_fill": self.num_filled / self.capacity,
+            "queue_age_p50": torch.where(is_filled_L, ages_L, nothing).nanmedian(),
+            "queue_age_max": torch.where(oldest < 0, nothing[0], oldest),
+        }
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known_full = False

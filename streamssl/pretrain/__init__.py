@@ -1,0 +1,1 @@
+"""Pretraining runs, in one process or on a cluster, and their live page."""

@@ -1,0 +1,104 @@
+"""A run on a Ray cluster: what `cluster` must know of it, and what is kept of what it gives."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+
+from cluster.control.control_spec import ControlSpec
+from cluster.driver.driver import RunSpec, run_cluster
+from cluster.driver.ray_session import count_gpus, ray_session
+from cluster.monitoring.metrics_hub import Metrics
+from cluster.protocol.learner import LearnerState
+from cluster.protocol.node_pools import parse_pools
+from cluster.trainers.batch_feed import FeedConfig
+from cluster.trainers.elastic_training import TrainerConfig
+from cluster.trainers.trainer_crops import CroppingConfig
+from shards.stores.range_reader import SourceConfig
+from streamssl import checkpoint
+from streamssl.pretrain.run_recorder import RunKeeper
+from streamssl.runs.decode_placement import place_of_decoding
+from streamssl.runs.placement import Placement
+from streamssl.runs.progress import Progress
+from streamssl.runs.run_folder import CONTROL, JOURNAL
+from streamssl.runs.run_setup import Run, crop_job
+from streamssl.training.learner import build_learner
+
+# What a trainer holds of batches that it has not come to.
+_MOST_FEED_BYTES = 1 << 30
+
+
+def train_on_cluster(
+    run: Run, placement: Placement, metrics: Metrics, console: Console, stop: Callable[[], bool]
+) -> Progress:
+    """Train `run` by actors of a Ray cluster that is started here or joined; what was counted."""
+    state = checkpoint.take(run.state)
+    cores = placement.most + placement.trainers
+    with (
+        ray_session(placement.cluster, cores, _room(run, state)),
+        RunKeeper(run, placement, metrics, console) as keeper,
+    ):
+        run_cluster(_spec(run, placement, state, console), keeper, stop)
+        return keeper.progress
+
+
+def _spec(run: Run, placement: Placement, state: LearnerState, console: Console) -> RunSpec:
+    config = run.config
+    job = crop_job(config, run.data, SourceConfig(cache=placement.cache))
+    options = _trainer_options(placement)
+    by_trainers = place_of_decoding(run, placement, job, options, console) == "trainers"
+    ports = placement.debug_ports
+    control = ControlSpec(
+        folder=run.out.resolve() / CONTROL,
+        journal=run.out.resolve() / JOURNAL,
+        manifest=run.data.manifest,
+        order=run.order,
+        stream=config.stream,
+        admission=config.admission,
+        num_steps=config.num_steps,
+        readers=(placement.readers, placement.most),
+        trainers=placement.trainers,
+        pools={
+            "reader": parse_pools(placement.reader_pools),
+            "trainer": parse_pools(placement.trainer_pools),
+        },
+        config=placement.patience,
+        debug_ports=ports and replace(ports, on_nodes=placement.cluster != "local"),
+    )
+    # On a machine of its own a trainer takes what Ray lets it have; here they share the cores.
+    shared = placement.cluster == "local"
+    threads = max(1, torch.get_num_threads() // placement.trainers) if shared else None
+    return RunSpec(
+        control=control,
+        job=replace(job, only_verify=by_trainers),
+        build=functools.partial(build_learner, config),
+        trainer=TrainerConfig(
+            num_steps=config.num_steps, save_every=config.save_every, num_threads=threads
+        ),
+        feed=FeedConfig(
+            max_bytes=min(_MOST_FEED_BYTES, config.stream.max_bytes),
+            cropping=CroppingConfig.of(job) if by_trainers else None,
+        ),
+        state=state,
+        entries=run.journal.entries,
+        trainer_options=options,
+    )
+
+
+def _trainer_options(placement: Placement) -> dict[str, int]:
+    """What a trainer takes of its node: GPUs alone, for nodes with them may keep their cores from
+    Ray, so that no reader comes there."""
+    num_gpus = placement.trainer_gpus
+    if num_gpus is None:
+        num_gpus = min(1, count_gpus())
+    return {"num_gpus": num_gpus, "num_cpus": 0 if num_gpus else 1}
+
+
+def _room(run: Run, state: LearnerState) -> int:
+    """Bytes that lie in Ray's object store: crops on their way, lists, states on theirs."""
+    subset = run.data.subset
+    listed = 0 if subset is None else subset.num_bytes
+    saved = sum(tensor.nbytes for tensor in state.tensors.values())
+    return run.config.stream.max_bytes + listed + 4 * saved

@@ -1,0 +1,161 @@
+"""A run from data to checkpoints: the place where the three planes are put together."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from cluster.membership.world_sizes import check_trainers
+from cluster.monitoring.metrics_hub import Metrics
+from shards.crops.crash_marks import CrashMarks
+from shards.errors import StreamStopped
+from shards.stores.range_reader import RangeReader, SourceConfig
+from shards.stream.batch_stream import BatchStream
+from shards.stream.thread_readers import ThreadReaders
+from streamssl import checkpoint
+from streamssl.checkpoint import TrainState
+from streamssl.config.run_config import RunConfig, flatten, to_fields
+from streamssl.config.sizing import Sizing, size
+from streamssl.pretrain.cluster_run import train_on_cluster
+from streamssl.pretrain.live_run import show_run
+from streamssl.pretrain.run_metrics import watch_run, watch_stream
+from streamssl.pretrain.run_recorder import open_log, report_step
+from streamssl.runs.decode_placement import check_engine
+from streamssl.runs.placement import Placement as Placement
+from streamssl.runs.progress import Progress
+from streamssl.runs.run_data import Data, DataConfig, open_data
+from streamssl.runs.run_folder import JOURNAL, check_out, locked, prepare_data, write_folder
+from streamssl.runs.run_setup import Run, open_run
+from streamssl.runs.run_setup import build_engine as build_engine
+from streamssl.runs.run_setup import crop_job as crop_job
+from streamssl.training.health import HealthWatch
+from streamssl.training.train_state import build_state as build_state
+from streamssl.training.trainer import train
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a run went. `finished` is false when it was stopped before its last step."""
+
+    finished: bool
+    step: int
+    num_samples: int
+    pictures_per_second: float
+    data_wait_share: float
+    metrics_url: str
+    checkpoint: Path
+
+
+def pretrain(
+    config: RunConfig,
+    data: DataConfig | str,
+    out: Path,
+    placement: Placement,
+    console: Console,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    sizing: Sizing | None = None,
+) -> Summary:
+    """Train `config` on the shards of `data` into the run folder `out`; resumes what is there.
+
+    Everything a user can get wrong is checked before anything is written. `sizing` says what the
+    sizes follow from where `config` leaves them open; by default `config` itself is the recipe.
+    Raises UserError.
+    """
+    data = DataConfig(patterns=(data,)) if isinstance(data, str) else data
+    check_out(out)
+    check_engine(config, placement)
+    check_trainers(config.stream.batch_size, placement.trainers)
+    with locked(out):
+        opened = open_data(prepare_data(data, out, console), RangeReader())
+        if config.sizes == "auto":
+            config = _size(config, sizing or Sizing(recipe=config), opened, console)
+        return _train(open_run(config, opened, out, console), placement, console, stop)
+
+
+def _size(config: RunConfig, sizing: Sizing, data: Data, console: Console) -> RunConfig:
+    """The settings with sizes that follow from the batch and the data; says which, and why."""
+    num_samples = sizing.num_samples or data.num_samples
+    config = size(config, replace(sizing, num_samples=num_samples))
+    known = "" if sizing.num_samples else "about "
+    console.print(
+        f"sizes for batches of {config.stream.batch_size} of {known}{num_samples:,} samples:",
+        highlight=False,
+    )
+    tables = flatten(to_fields(config))
+    for name, origin in config.origins.items():
+        value = f" = {tables[name]}" if name in tables else ""
+        console.print(f"  {name}{value} ({origin})", highlight=False, markup=False)
+    return config
+
+
+def _train(run: Run, placement: Placement, console: Console, stop: Callable[[], bool]) -> Summary:
+    metrics = Metrics()
+    watch_run(metrics, run, placement)
+    with show_run(run, metrics, placement.metrics_port) as server:
+        console.print(f"live page at {server.page}", highlight=False)
+        console.print(f"metrics at {server.url}", highlight=False)
+        train_so = _train_here if placement.cluster == "none" else train_on_cluster
+        progress = train_so(run, placement, metrics, console, stop)
+        saved = checkpoint.list_checkpoints(run.out)
+        if not progress.num_samples or not saved:
+            raise StreamStopped("stopped before anything was saved")
+        step = checkpoint.read_fields(saved[-1])["step"]
+        return Summary(
+            finished=step == run.config.num_steps,
+            step=step,
+            num_samples=progress.num_samples,
+            pictures_per_second=progress.num_samples / progress.seconds,
+            data_wait_share=progress.data_wait_seconds / progress.seconds,
+            metrics_url=server.url,
+            checkpoint=saved[-1],
+        )
+
+
+def _train_here(
+    run: Run, placement: Placement, metrics: Metrics, console: Console, stop: Callable[[], bool]
+) -> Progress:
+    """Read in threads of this process and train in it; what was counted."""
+    config, out, state = run.config, run.out, run.state
+    job = crop_job(config, run.data, SourceConfig(cache=placement.cache))
+    manifest = run.data.manifest
+    with ExitStack() as stack:
+        marks = stack.enter_context(CrashMarks(out / ".crashes"))
+        threads = stack.enter_context(
+            ThreadReaders(manifest, job, placement.readers, metrics.chunk_cropped, marks)
+        )
+        stream = BatchStream(
+            run.order,
+            config.stream,
+            config.admission,
+            threads.submit,
+            state.cursor,
+            run.journal,
+            stop,
+        )
+        watch_stream(metrics, config, stream, threads)
+        batches = iter(stream)
+        # Nothing is written before the data has shown that it can fill a batch.
+        first = next(batches)
+        write_folder(out, config, run.data)
+        stack.enter_context(run.journal.keep_in(out / JOURNAL))
+        log = stack.enter_context(open_log(run, placement, state.step))
+        progress = stack.enter_context(Progress(config.num_steps, state.step, console))
+        train(
+            config,
+            state,
+            itertools.chain([first], batches),
+            device=run.device,
+            report=functools.partial(report_step, log, metrics, progress, HealthWatch.of(config)),
+            save=lambda: _save(out, state, config),
+            stop=stop,
+        )
+        return progress
+
+
+def _save(out: Path, state: TrainState, config: RunConfig) -> None:
+    checkpoint.save(out, state, config.method_name, config.keep)

@@ -1,0 +1,223 @@
+"""MoCo v1, v2, v3 and MoCHi: as published, without an end, and for a CPU."""
+
+from dataclasses import replace
+
+from shards.crops import recipe as crops
+from shards.stream.batch_stream import StreamConfig
+from streamssl.config.run_config import RunConfig
+from streamssl.methods.mochi import MoCHiConfig
+from streamssl.methods.moco import MoCoConfig
+from streamssl.methods.moco_v3 import MoCoV3Config
+from streamssl.modules.backbones import BackboneConfig
+from streamssl.modules.feature_queue import QueueConfig
+from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.schedules import ScheduleConfig, linearly_scaled_lr
+from streamssl.recipes import crop_recipes as views
+from streamssl.recipes.common import IMAGENET_STEPS_256, IMAGENET_STEPS_4096, SMALL_NET
+
+
+def moco_v1() -> RunConfig:
+    """MoCo v1: a linear head, temperature 0.07, the rate falls by ten at 120 and 160 of 200 epochs.
+
+    Paper: arXiv:1911.05722. The authors ran it on 8 GPUs at batch 256: views of 20 % of the area at
+    least, colours always changed, no blur.
+    Differs: keys share batch norm in shuffled groups of 32, whatever the number of GPUs.
+    Published: 60.8 % linear accuracy on ImageNet, the mean of five runs (their README).
+    """
+    jitter = crops.ColourJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4)
+    view = replace(
+        crops.moco_v2().groups[0], jitter=jitter, jitter_probability=1.0, blur_probability=0.0
+    )
+    return replace(
+        moco_v2(),
+        method=MoCoConfig(head="linear", temperature=0.07),
+        crops=crops.CropRecipe((view,)),
+        schedule=ScheduleConfig(kind="stepped", milestones=(0.6, 0.8)),
+    )
+
+
+def moco_v2() -> RunConfig:
+    """MoCo v2: batch 256, queue of 65,536 keys, ResNet-50, two views of 224 pixels.
+
+    Paper: arXiv:2003.04297. The authors ran it on 8 GPUs for 200 epochs of ImageNet: SGD at 0.03
+    with a cosine, `--mlp --moco-t 0.2 --aug-plus --cos` of their code.
+    Differs: keys share batch norm in shuffled groups of 32, whatever the number of GPUs.
+    Published: 67.5 % linear accuracy, the mean of five runs; 71.1 % after 800 epochs (their
+    README).
+    Command: `streamssl pretrain moco-v2 --data 's3://bucket/{0000..0999}.tar' --out runs/b`.
+    """
+    return RunConfig(
+        method=MoCoConfig(),
+        backbone=BackboneConfig(name="resnet50"),
+        crops=crops.moco_v2(),
+        optim=OptimConfig(name="sgd", base_lr=0.03, weight_decay=1e-4),
+        schedule=ScheduleConfig(kind="warmup_cosine"),
+        stream=StreamConfig(batch_size=256),
+        num_steps=200 * IMAGENET_STEPS_256,
+    )
+
+
+def moco_v1_stream() -> RunConfig:
+    """MoCo v1 on a stream without an end: the rate stays after the warm-up.
+
+    Paper: arXiv:1911.05722; otherwise `moco-v1`.
+    Differs: warm-up of 5,000 steps, no fall of the rate. Nothing depends on `--num-steps`.
+    Published: nothing of the kind; the paper's run on a billion pictures of Instagram is the
+    nearest.
+    """
+    return replace(
+        moco_v1(),
+        schedule=ScheduleConfig(kind="constant", warmup_steps=5000),
+        num_steps=1_000_000,
+    )
+
+
+def moco_v2_small() -> RunConfig:
+    """MoCo v2 on pictures of about 32 pixels, on a CPU: CIFAR-10 to 54 % k-NN in ten minutes.
+
+    Paper: arXiv:2003.04297. Queue, momentum and temperature are those of the authors' own CIFAR-10
+    demonstration, which has ResNet-18 and 200 epochs; results are in BENCHMARKS.md.
+    """
+    return RunConfig(
+        method=MoCoConfig(queue=QueueConfig(capacity=4096), momentum=0.99, temperature=0.1),
+        backbone=SMALL_NET,
+        crops=crops.cifar(),
+        optim=OptimConfig(name="adamw", base_lr=3e-3, weight_decay=1e-4),
+        schedule=ScheduleConfig(kind="warmup_cosine", warmup_steps=20),
+        stream=StreamConfig(batch_size=256),
+        num_steps=2400,
+        save_every=200,
+        precision="fp32",
+    )
+
+
+def moco_v2_stream() -> RunConfig:
+    """MoCo v2 on a stream without an end: the rate stays after the warm-up.
+
+    Paper: arXiv:2003.04297; otherwise `moco-v2`.
+    Differs: warm-up of 5,000 steps, no cosine. Nothing depends on `--num-steps`.
+    Published: nothing of the kind.
+    """
+    return replace(
+        moco_v2(),
+        schedule=ScheduleConfig(kind="constant", warmup_steps=5000),
+        num_steps=1_000_000,
+    )
+
+
+def moco_v3() -> RunConfig:
+    """MoCo v3 with a ResNet-50: batch 4096, 100 epochs of ImageNet.
+
+    Paper: arXiv:2104.02057. The authors ran it on 16 GPUs: LARS at 0.6 per 256, warm-up of ten
+    epochs, momentum from 0.99 to 1, views of 20 % of the area at least. For 1,000 epochs they give
+    what is here `--optim.base-lr 4.8 --optim.weight-decay 1.5e-6 --method.momentum 0.996`.
+    Differs: a blur is as wide as its sigma asks, on uint8.
+    Published: 68.9 % linear accuracy after 100 epochs, 74.6 % after 1,000 (their README).
+    """
+    return RunConfig(
+        method=MoCoV3Config(),
+        backbone=BackboneConfig(name="resnet50"),
+        crops=crops.byol(scale=(0.2, 1.0)),
+        optim=OptimConfig(name="lars", base_lr=linearly_scaled_lr(0.6, 4096), weight_decay=1e-6),
+        schedule=ScheduleConfig(kind="warmup_cosine", warmup_steps=10 * IMAGENET_STEPS_4096),
+        stream=StreamConfig(batch_size=4096, max_bytes=16 << 30),
+        num_steps=100 * IMAGENET_STEPS_4096,
+    )
+
+
+def moco_v3_vit() -> RunConfig:
+    """MoCo v3 with a ViT-S of 12 heads: batch 4096, 300 epochs of ImageNet.
+
+    Paper: arXiv:2104.02057. AdamW at 1.5e-4 per 256, warm-up of 40 epochs. The first layer stays
+    random, which is what keeps large transformers from falling over (section 4), positions are
+    sines and cosines.
+    Differs: a blur is as wide as its sigma asks, on uint8.
+    Published: 73.2 % linear accuracy (the authors' README).
+    """
+    return replace(
+        moco_v3(),
+        method=MoCoV3Config(head="vit", temperature=0.2),
+        backbone=BackboneConfig(
+            name="vit_small_patch16_224",
+            options={"num_heads": 12, "weight_init": "moco"},
+            patches="moco-v3",
+        ),
+        crops=crops.byol(),
+        optim=OptimConfig(name="adamw", base_lr=linearly_scaled_lr(1.5e-4, 4096), weight_decay=0.1),
+        schedule=ScheduleConfig(kind="warmup_cosine", warmup_steps=40 * IMAGENET_STEPS_4096),
+        num_steps=300 * IMAGENET_STEPS_4096,
+    )
+
+
+def moco_v3_stream() -> RunConfig:
+    """MoCo v3 on a stream without an end: batch 1024, rate and momentum stay after the warm-up.
+
+    Paper: arXiv:2104.02057; otherwise `moco-v3`.
+    Differs: warm-up of 5,000 steps, then the rate and the momentum of 0.99 stay. Nothing depends on
+    `--num-steps`.
+    Published: nothing of the kind.
+    """
+    return replace(
+        moco_v3(),
+        method=MoCoV3Config(momentum_kind="constant"),
+        optim=OptimConfig(name="lars", base_lr=linearly_scaled_lr(0.6, 1024), weight_decay=1e-6),
+        schedule=ScheduleConfig(kind="constant", warmup_steps=5000),
+        stream=StreamConfig(batch_size=1024, max_bytes=8 << 30),
+        num_steps=1_000_000,
+    )
+
+
+def moco_v3_small() -> RunConfig:
+    """MoCo v3 on pictures of about 32 pixels, on a CPU.
+
+    Paper: arXiv:2104.02057. Views without blur, the temperature of its transformers.
+    """
+    return replace(
+        moco_v2_small(),
+        method=MoCoV3Config(dim=128, hidden_dim=512, temperature=0.2),
+        crops=views.byol_small(),
+        num_steps=2000,
+    )
+
+
+def mochi() -> RunConfig:
+    """MoCHi: MoCo v2 with 1,024 + 128 mixed negatives of the 1,024 hardest, from epoch 15 on.
+
+    Paper: arXiv:2010.01028. There is no code of its authors; two implementations by others agree
+    with this one. How many are mixed, and from when, is `--method.num-hardest`,
+    `--method.num-mixed`, `--method.num-mixed-with-query` and `--method.start-step`.
+    Differs: keys of the picture itself are no negatives; otherwise as `moco-v2` does.
+    Published: not quoted, for want of a text to check it by; it gains less on ImageNet itself than
+    in transfer.
+    """
+    return replace(moco_v2(), method=MoCHiConfig())
+
+
+def mochi_stream() -> RunConfig:
+    """MoCHi on a stream without an end; pictures that come again are no negatives of themselves.
+
+    Paper: arXiv:2010.01028; otherwise `moco-v2-stream`.
+    Differs: mixing starts with step 10,000, since there are no epochs: the rate has warmed up, and
+    the queue was filled 39 times by then. Nothing depends on `--num-steps`.
+    Published: nothing of the kind.
+    """
+    return replace(moco_v2_stream(), method=MoCHiConfig(start_step=10_000))
+
+
+def mochi_small() -> RunConfig:
+    """MoCHi on pictures of about 32 pixels, on a CPU: `moco-v2-small` with 64 + 16 mixtures.
+
+    Paper: arXiv:2010.01028. Of the 128 hardest of 4,096 keys, from step 400 on.
+    """
+    return replace(
+        moco_v2_small(),
+        method=MoCHiConfig(
+            queue=QueueConfig(capacity=4096),
+            momentum=0.99,
+            temperature=0.1,
+            num_hardest=128,
+            num_mixed=64,
+            num_mixed_with_query=16,
+            start_step=400,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Run folders: data, settings, placement, log, progress."""

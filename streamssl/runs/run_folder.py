@@ -1,0 +1,112 @@
+"""The folder of a run: who may write to it, and what lies in it besides checkpoints and logs."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from shards.errors import ConfigError
+from shards.pack.image_entries import entries_from_folder
+from shards.pack.pack import pack
+from shards.stream.order import Order
+from streamssl.config.run_config import RunConfig, check_same, read_toml, write_toml
+from streamssl.runs.pack_progress import show_packing
+from streamssl.runs.run_data import Data, DataConfig, write_data
+
+JOURNAL = "journal.jsonl"
+CONTROL = ".control"  # what the control plane of a run on a cluster keeps
+METRICS_ADDRESS = ".metrics"  # where a run that lives serves what it measures
+
+
+def check_out(out: Path) -> None:
+    """Raise ConfigError unless `out` is a run, or can become one."""
+    taken = next((path for path in (out, *out.parents) if path.exists()), out)
+    if not taken.is_dir():
+        raise ConfigError(f"{taken} is a file; --out is the folder of a run: give another one")
+    if taken != out or (out / "config.toml").exists():
+        return
+    # What a start that was interrupted may have left, packed shards first of all, is no stranger.
+    strangers = [path for path in out.iterdir() if not path.name.startswith((".", "shards"))]
+    if strangers:
+        raise ConfigError(
+            f"{out} is not empty and no run (it has no config.toml); give a new --out, or the "
+            "folder of a run to resume"
+        )
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """`out`, written to by nobody else meanwhile; gone again if nothing was. Raises ConfigError."""
+    missing = [path for path in (out, *out.parents) if not path.exists()]
+    is_new = not (out / ".lock").exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written to ({error}); give another --out") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another process trains into {out} at this moment; wait for it, or give another "
+                "--out"
+            ) from error
+        try:
+            yield
+        finally:
+            if is_new and [path.name for path in out.iterdir()] == [".lock"]:
+                (out / ".lock").unlink()
+                for folder in missing:
+                    folder.rmdir()
+
+
+def write_folder(out: Path, config: RunConfig, data: Data) -> None:
+    """Write down what the run is. The configuration comes first: it makes the folder a run."""
+    write_toml(config, out / "config.toml")
+    write_data(data.config, out / "data.toml")
+    data.manifest.write(out / "manifest.parquet")
+
+
+def is_same_start(out: Path, config: RunConfig, order: Order) -> bool:
+    """Whether a start that never came to a checkpoint was of these very settings and data."""
+    try:
+        check_same(read_toml(out / "config.toml"), config)
+        header = json.loads((out / JOURNAL).read_text().partition("\n")[0])
+    except (ConfigError, OSError, ValueError):
+        return False
+    return bool(header.get("order") == order.digest)
+
+
+def prepare_data(data: DataConfig, out: Path, console: Console) -> DataConfig:
+    """`data` itself; local folders of pictures without a tar are packed into `out` first."""
+    several = len(data.patterns) > 1
+    patterns = [
+        _prepare(pattern, out / (f"shards-{number}" if several else "shards"), console)
+        for number, pattern in enumerate(data.patterns)
+    ]
+    return replace(data, patterns=tuple(patterns))
+
+
+def _prepare(pattern: str, target: Path, console: Console) -> str:
+    folder = Path(pattern).expanduser()
+    if "://" in pattern or not folder.is_dir() or any(map(_has_shards, folder.rglob("*"))):
+        return pattern if "://" in pattern else str(folder)
+    with show_packing(console) as watch:
+        report = pack(entries_from_folder(folder), target, num_workers=None, watch=watch)
+    done = "already packed into" if report.reused else "packed into"
+    skipped = f", {sum(report.skipped.values())} files skipped" if report.skipped else ""
+    console.print(
+        f"{pattern} holds pictures and no tar: {report.num_samples} pictures {done} {target} "
+        f"({report.num_shards} shards{skipped})",
+        highlight=False,
+    )
+    return str(target)
+
+
+def _has_shards(path: Path) -> bool:
+    return path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.zst"))

@@ -1,0 +1,37 @@
+"""The folder of Control: it is the one that the driver means, and says where Control is."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.control.control_spec import (
+    RunPlace,
+    check_folder,
+    mark_folder,
+    read_place,
+    write_place,
+)
+from shards.errors import ConfigError
+
+
+def test_a_folder_that_the_head_cannot_see_is_refused(tmp_path: Path) -> None:
+    """The journals of Control would be written to a disk that goes with its node."""
+    seen, elsewhere = tmp_path / "run" / ".control", tmp_path / "head" / "run" / ".control"
+    seen.parent.mkdir()
+    nonce = mark_folder(seen)
+    check_folder(seen, nonce)
+    with pytest.raises(ConfigError, match=r"cannot see .*run, .* a folder that both see: start"):
+        check_folder(elsewhere, nonce)
+    elsewhere.parent.mkdir(parents=True)
+    mark_folder(elsewhere)  # a folder of the same name, of another run
+    with pytest.raises(ConfigError, match="cannot see"):
+        check_folder(elsewhere, nonce)
+
+
+def test_who_looks_at_a_run_is_told_where_its_control_is(tmp_path: Path) -> None:
+    """Otherwise status would have to guess among the runs of a cluster."""
+    place = RunPlace("127.0.0.1:6379", "streamssl-1")
+    write_place(tmp_path, place)
+    assert read_place(tmp_path) == place
+    with pytest.raises(ConfigError, match=r"says nothing of a Ray cluster .* give --address"):
+        read_place(tmp_path / "none")

@@ -1,0 +1,341 @@
+"""The Kubernetes files mean what they must: each rule here was somebody's outage or leak."""
+
+import copy
+import os
+import re
+import shlex
+import subprocess
+
+import click
+import pytest
+
+# Settled before Ray is imported: left open, it would write a token into the home directory.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+from ray.autoscaler._private.kuberay.autoscaling_config import (
+    _derive_autoscaling_config_from_ray_cr as autoscaler_config,
+)
+from ray.scripts.scripts import drain_node
+from ray.scripts.scripts import start as ray_start
+
+from cluster.control.sequencer import SequencerConfig
+from cluster.membership.world_sizes import check_trainers
+from cluster.protocol.node_pools import parse_pools
+from streamssl.commands.pretrain import parse_pretrain, placement_of
+from tests.cluster.deploy_schema import DEPLOY, errors
+from tests.cluster.deployed import (
+    BOOT_SECONDS,
+    CLUSTER,
+    JOB,
+    METRICS_PORTS,
+    NAMESPACE,
+    PROJECT,
+    ROOT,
+    SPECS,
+    containers,
+    groups,
+    pods,
+    ray_container,
+    size,
+)
+
+SPOT = {
+    "cloud.google.com/gke-spot": "true",
+    "eks.amazonaws.com/capacityType": "SPOT",
+    "karpenter.sh/capacity-type": "spot",
+    "kubernetes.azure.com/scalesetpriority": "spot",
+}
+READER_BYTES = 1 << 30  # of a reader without crops: torch, the chunks that it reads and crops
+PODS = list(pods())
+CONTAINERS = list(containers())
+
+
+def pre_stop(group):
+    """The script that runs before a pod is ended, and the seconds that it has."""
+    *shell, script = ray_container(group)["lifecycle"]["preStop"]["exec"]["command"]
+    assert shell == ["/bin/sh", "-c"]
+    assert subprocess.run(["sh", "-n", "-c", script], check=False).returncode == 0
+    return script, group["template"]["spec"]["terminationGracePeriodSeconds"]
+
+
+def entrypoint():
+    """The job's command line, as the shell that runs it takes it apart."""
+    words = shlex.split(JOB["entrypoint"])
+    assert words[:3] == ["exec", "streamssl", "pretrain"]
+    return parse_pretrain(words[3:])
+
+
+@pytest.mark.parametrize(("which", "container"), CONTAINERS, ids=[w for w, _ in CONTAINERS])
+def test_no_container_can_become_root_or_write_to_its_image(which, container):
+    """A picture that takes over a decoder would take over the node."""
+    context = container["securityContext"]
+    assert context["runAsNonRoot"] is True
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert "privileged" not in context
+
+
+@pytest.mark.parametrize(("which", "pod"), PODS, ids=[w for w, _ in PODS])
+def test_pods_run_as_a_plain_user_and_see_nothing_of_the_host(which, pod):
+    """The namespace refuses such pods, and the cluster would never start."""
+    context = pod["securityContext"]
+    assert context["runAsNonRoot"] is True and context["runAsUser"] >= 1000
+    assert context["fsGroup"] == context["runAsGroup"]
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    kinds = {kind for volume in pod["volumes"] for kind in set(volume) - {"name"}}
+    assert kinds <= {"emptyDir", "persistentVolumeClaim"}
+
+
+@pytest.mark.parametrize(("which", "container"), CONTAINERS, ids=[w for w, _ in CONTAINERS])
+def test_secrets_come_from_secrets_and_stand_in_no_command(which, container):
+    """What stands in an argument is shown by `ps` and by `kubectl describe`."""
+    entries = {entry["name"]: entry for entry in container.get("env", ())}
+    secret = {name for name in entries if re.search("TOKEN|SECRET|PASSWORD|KEY", name)}
+    assert all("secretKeyRef" in entries[name].get("valueFrom", {}) for name in secret)
+    assert not any("value" in entries[name] for name in secret)
+    words = [*container.get("command", ()), *container.get("args", ())]
+    assert not re.search("token|secret|password|AKIA", " ".join(words), re.IGNORECASE)
+
+
+def test_every_ray_process_asks_for_the_token():
+    """One node without it would be a door for whoever can reach a port."""
+    for spec in SPECS.values():
+        assert spec["authOptions"] == {"mode": "token", "secretName": "streamssl-ray-token"}
+    for _, pod in PODS:
+        env = {entry["name"]: entry for entry in pod["containers"][0]["env"]}
+        assert env["RAY_AUTH_MODE"]["value"] == "token"
+        ref = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+        assert ref == {"name": "streamssl-ray-token", "key": "auth_token"}
+
+
+def test_only_who_reads_shards_has_the_credentials_of_the_bucket():
+    """A trainer or a submitter that is taken over would read the data too. The head lists them."""
+    holders = {
+        which
+        for which, pod in pods()
+        if "AWS_SECRET_ACCESS_KEY" in {e["name"] for e in pod["containers"][0]["env"]}
+    }
+    assert {which.partition(" ")[2] for which in holders} == {"head", "readers"}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_the_head_does_no_work_and_is_the_last_to_be_evicted(spec):
+    """A head that is busy, or moved to save a node, stops everybody."""
+    head = spec["headGroupSpec"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    resources = ray_container(head)["resources"]
+    assert resources["requests"] == resources["limits"]
+    notes = head["template"]["metadata"]["annotations"]
+    assert notes["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+    assert spec["autoscalerOptions"]["version"] == "v2" and spec["enableInTreeAutoscaling"]
+    assert spec["gcsFaultToleranceOptions"]["backend"] == "rocksdb"
+
+
+def test_the_alpha_of_the_head_fault_tolerance_is_said():
+    """An operator without the gate refuses the cluster, and nobody would know why."""
+    for name in ("cluster", "job"):
+        text = (DEPLOY / f"kuberay-{name}.yaml").read_text()
+        before = text.partition("gcsFaultToleranceOptions:")[0].rsplit("\n\n", 1)[-1]
+        assert "ALPHA" in before and "GCSFaultToleranceEmbeddedStorage" in before
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_readers_are_on_spot_nodes_and_trainers_are_not(spec):
+    """A trainer on a spot node loses steps; readers on demand cost three times as much."""
+    readers, trainers = groups(spec)["readers"], groups(spec)["trainers"]
+    assert SPOT.items() & readers["template"]["spec"]["nodeSelector"].items()
+    selector = trainers["template"]["spec"]["nodeSelector"]
+    assert not SPOT.items() & selector.items()
+    assert int(ray_container(trainers)["resources"]["limits"]["nvidia.com/gpu"]) == 1
+    assert "nvidia.com/gpu" not in ray_container(readers)["resources"]["limits"]
+    zones = {
+        group["template"]["spec"]["nodeSelector"]["topology.kubernetes.io/zone"]
+        for group in (readers, trainers)
+    }
+    assert len(zones) == 1
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_pools_have_bounds_and_outlive_the_boot_of_a_node(spec):
+    """An idle time-out below the boot adds and removes nodes for ever."""
+    for name, group in groups(spec).items():
+        assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] < 100
+        assert group["idleTimeoutSeconds"] >= 2 * BOOT_SECONDS
+        assert group["labels"] == {"pool": name}
+        assert (
+            ray_container(group)["resources"]["requests"]
+            == (ray_container(group)["resources"]["limits"])
+        )
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_the_autoscaler_of_ray_takes_the_pools_as_they_are_meant(spec):
+    """Ray's own code reads the file: cores in one pool, the GPU in the other, none on the head."""
+    found = autoscaler_config({"metadata": {"name": "a", "namespace": "b"}, "spec": spec})
+    cores = {name: kind["resources"] for name, kind in found["available_node_types"].items()}
+    assert {name: r["CPU"] for name, r in cores.items()} == {
+        "headgroup": 0,
+        "readers": 14,
+        "trainers": 0,
+    }
+    assert [name for name, r in cores.items() if r.get("GPU")] == ["trainers"]
+    assert found["available_node_types"]["readers"]["idle_timeout_s"] == 600
+
+
+@pytest.mark.parametrize(("which", "pod"), PODS, ids=[w for w, _ in PODS])
+def test_what_ray_must_write_to_is_there_and_the_object_store_fits(which, pod):
+    """With a read-only root, Ray fails to start; with a small /dev/shm, it is slow for ever."""
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {m["mountPath"]: volumes[m["name"]] for m in pod["containers"][0]["volumeMounts"]}
+    assert {"/tmp", "/home/streamssl"} <= {
+        p for p, volume in mounts.items() if "emptyDir" in volume
+    }
+    if which == "job submitter":
+        return
+    assert "emptyDir" in mounts["/tmp/ray"]
+    shm = mounts["/dev/shm"]["emptyDir"]
+    kind, group = which.split()
+    owner = {"head": SPECS[kind]["headGroupSpec"], **groups(SPECS[kind])}[group]
+    assert shm["medium"] == "Memory"
+    assert size(owner["rayStartParams"]["object-store-memory"]) < size(shm["sizeLimit"])
+    assert size(shm["sizeLimit"]) < size(pod["containers"][0]["resources"]["limits"]["memory"]) // 2
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_the_ports_to_scrape_are_named(spec):
+    """A port that is not declared is no target: its panels say "No data"."""
+    head = {port["containerPort"] for port in ray_container(spec["headGroupSpec"])["ports"]}
+    assert {8080, 44217, 44227} <= head
+    for group in groups(spec).values():
+        assert 8080 in {port["containerPort"] for port in ray_container(group)["ports"]}
+    [sidecar] = spec["headGroupSpec"]["template"]["spec"]["initContainers"]
+    assert sidecar["restartPolicy"] == "Always"  # what makes it a sidecar
+    assert [port["containerPort"] for port in sidecar["ports"]] == [9464]
+
+
+def test_the_job_is_a_command_line_that_streamssl_takes():
+    """A job would start a cluster and then say what it did not understand."""
+    parsed = entrypoint()
+    place = placement_of(parsed)
+    assert (place.cluster, place.metrics_port) == ("auto", 9464)
+    head = ray_container(JOB["rayClusterSpec"]["headGroupSpec"])
+    mounts = {m["mountPath"] for m in head["volumeMounts"]}
+    assert str(parsed.out.parent) in mounts  # else the run folder goes with the pod
+    # It is on the head that jobs run which ask for nothing: there the run folder is, and Control.
+    assert not {"entrypointNumGpus", "entrypointNumCpus", "entrypointResources"} & set(JOB)
+
+
+def test_the_job_fits_its_own_cluster():
+    """Actors that no node has room for wait for ever."""
+    place, pools = placement_of(entrypoint()), groups(JOB["rayClusterSpec"])
+    readers, trainers = pools["readers"], pools["trainers"]
+    for given, group in ((place.reader_pools, readers), (place.trainer_pools, trainers)):
+        [pool] = parse_pools(given)
+        assert pool.holds(group["labels"])
+    cores = int(ray_container(readers)["resources"]["limits"]["cpu"])
+    assert place.most_readers <= cores * readers["maxReplicas"]
+    gpus = int(ray_container(trainers)["resources"]["limits"]["nvidia.com/gpu"])
+    assert place.trainers * place.trainer_gpus <= gpus * trainers["maxReplicas"]
+    check_trainers(entrypoint().run.stream.batch_size, place.trainers)
+    # What a node of readers holds: each reader its process and its share of the crops that wait.
+    share = SequencerConfig(num_readers=place.most_readers).max_bytes(entrypoint().run.stream)
+    share //= place.most_readers
+    needed = cores * (share + READER_BYTES) + int(readers["rayStartParams"]["object-store-memory"])
+    assert needed < size(ray_container(readers)["resources"]["limits"]["memory"])
+
+
+def test_the_cluster_of_the_job_is_the_cluster_that_stays():
+    """What was mended in one file would stay broken in the other."""
+    job, cluster = copy.deepcopy(JOB["rayClusterSpec"]), copy.deepcopy(CLUSTER)
+    for group in (*job["workerGroupSpecs"], *cluster["workerGroupSpecs"]):
+        del group["maxReplicas"]
+    assert job == cluster
+
+
+def test_a_head_that_must_go_lets_its_commands_save():
+    """Ray would only kill them; the hook's own shell must not be what pkill finds first."""
+    for spec in SPECS.values():
+        script, grace = pre_stop(spec["headGroupSpec"])
+        [pattern] = set(re.findall(r"-f '([^']+)'", script))
+        assert re.search(pattern, "/opt/venv/bin/python /opt/venv/bin/streamssl pretrain swav")
+        assert not re.search(pattern, script)
+        assert grace >= 300
+
+
+@pytest.mark.parametrize("name", ["readers", "trainers"])
+def test_a_pod_that_must_go_says_so_in_time(name):
+    """The run would hear of it by losing what was there."""
+    for spec in SPECS.values():
+        script, grace = pre_stop(groups(spec)[name])
+        words = shlex.split(script.partition("ray drain-node")[2].partition(";")[0])
+        options = drain_node.make_parser(click.Context(drain_node)).parse_args(words)[0]
+        assert options["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
+        assert 10 <= int(options["deadline_remaining_seconds"]) <= grace - 5
+        assert f"sleep {options['deadline_remaining_seconds']}" in script
+
+
+def test_images_are_one_version_of_ours_and_ray_is_the_locked_one():
+    """Two versions of Ray do not speak to each other."""
+    images = {which: container["image"] for which, container in CONTAINERS if "image" in container}
+    wanted = {
+        which: f"registry.example.com/streamssl:{PROJECT['version']}-"
+        + ("trainer" if "trainers" in which else "reader")
+        for which in images
+    }
+    assert images == wanted
+    for lock in (ROOT / "requirements.txt", DEPLOY / "requirements.txt"):
+        for spec in SPECS.values():
+            assert f"ray=={spec['rayVersion']}" in lock.read_text().splitlines()
+
+
+def test_the_network_is_open_inside_the_namespace_and_to_scrapers():
+    """Whoever reaches Ray's ports runs code there."""
+    policy = NAMESPACE["NetworkPolicy"]["spec"]
+    assert policy["podSelector"] == {} and policy["policyTypes"] == ["Ingress"]
+    inside, *others = policy["ingress"]
+    assert inside == {"from": [{"podSelector": {}}]}
+    ports = {}
+    for rule in others:
+        [peer] = rule["from"]
+        [name] = peer["namespaceSelector"]["matchLabels"].values()
+        ports[name] = {entry["port"] for entry in rule["ports"]}
+        assert name != "monitoring" or "podSelector" in peer
+    assert ports == {"monitoring": METRICS_PORTS, "kuberay-operator": {8265}}
+
+
+def test_what_the_pods_name_is_made_with_the_namespace():
+    """A pod whose claim or account does not exist is pending for ever."""
+    label = NAMESPACE["Namespace"]["metadata"]["labels"]
+    assert label["pod-security.kubernetes.io/enforce"] == "restricted"
+    for which, pod in PODS:
+        for volume in pod["volumes"]:
+            if claim := volume.get("persistentVolumeClaim"):
+                made = NAMESPACE["PersistentVolumeClaim"]["metadata"]["name"]
+                assert claim["claimName"] == made, which
+        if "serviceAccountName" in pod:
+            assert pod["serviceAccountName"] == NAMESPACE["ServiceAccount"]["metadata"]["name"]
+            assert pod["automountServiceAccountToken"] is False
+    for kind, document in NAMESPACE.items():
+        assert kind == "Namespace" or document["metadata"]["namespace"] == "streamssl"
+
+
+def test_the_check_against_a_crd_finds_a_misspelt_key():
+    """The API server drops such a key without a word; a check that cannot fail proves nothing."""
+    schema = {"properties": {"spec": {"properties": {"rayVersion": {"type": "string"}}}}}
+    for name in ("apiVersion", "kind"):
+        schema["properties"][name] = {"type": "string"}
+    crd = {"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}}
+    good = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "spec": {"rayVersion": "2.60.0"}}
+    assert list(errors(crd, good)) == []
+    [found] = errors(crd, {**good, "spec": {"rayVersoin": "2.60.0"}})
+    assert "rayVersoin" in found
+
+
+def test_options_of_ray_start_in_kubernetes_are_those_of_ray():
+    """KubeRay hands them on as they are; a head with an unknown one restarts for ever."""
+    known = {option.removeprefix("--") for p in ray_start.params for option in p.opts}
+    for spec in SPECS.values():
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            assert set(group["rayStartParams"]) <= known

@@ -1,0 +1,154 @@
+"""The page "From a laptop to a hundred nodes": its commands are taken, its numbers are computed."""
+
+import contextlib
+import io
+import math
+import os
+import re
+import shlex
+
+import click
+import pytest
+import tyro
+
+# Settled before Ray is imported: left open, it would write a token into the home directory.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+from ray.dashboard.modules.job.cli import submit
+from ray.scripts.scripts import cli as ray_commands
+
+from cluster.actors.restart_policy import SupervisorConfig
+from cluster.control.sequencer import SequencerConfig
+from cluster.membership.failure_detector import MembershipConfig
+from cluster.membership.world_sizes import check_trainers
+from cluster.monitoring.metric_catalogue import METRICS
+from cluster.readers.reader_actor import ReaderConfig
+from cluster.trainers.batch_feed import FeedConfig
+from streamssl.commands.argument_parser import parse
+from streamssl.commands.inspect import Look
+from streamssl.commands.pretrain import parse_pretrain, placement_of
+from streamssl.pretrain.run import Placement
+from tests.bench.input import Options
+from tests.cluster.deployed import ROOT
+
+PAGE = (ROOT / "docs" / "from-a-laptop-to-a-hundred-nodes.md").read_text()
+LINES = [
+    line
+    for block in re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+OURS = [match[0] for line in LINES if (match := re.search(r"(?:^|(?<= -- ))streamssl .*", line))]
+
+
+@pytest.fixture(scope="module")
+def program():
+    """The Python of the page, run: its names, and what it printed."""
+    names: dict[str, object] = {"__name__": "page"}
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(re.search(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[1], names)
+    return names, said.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("line", OURS)
+def test_every_command_of_the_page_is_one_that_streamssl_takes(line):
+    """Whoever copies it has paid for the node on which it fails."""
+    _, *words = shlex.split(line)
+    if words[0] == "pretrain":
+        parsed = parse_pretrain(words[1:])
+        check_trainers(parsed.run.stream.batch_size, placement_of(parsed).trainers)
+    else:
+        assert words[:2] == ["shards", "stats"]
+        parse(Look, "streamssl shards stats", words[2:])
+
+
+def test_the_page_has_commands_for_every_rung():
+    """The test above would say nothing of a page without commands."""
+    assert {re.search(r"--cluster (\S+)", line)[1] for line in OURS if "--cluster" in line} == {
+        "local",
+        "auto",
+    }
+    assert len(OURS) >= 4
+    for address in re.findall(r"--cluster (ray://[\w:]+)", PAGE):
+        Placement(cluster=address)
+
+
+def test_commands_of_ray_on_the_page_are_ray_s_own():
+    """An option that Ray does not know ends the evening before the first node."""
+    found = [shlex.split(line.partition(" -- ")[0])[1:] for line in LINES if line[:4] == "ray "]
+    assert {words[0] for words in found} >= {"up", "dashboard", "job", "get-auth-token"}
+    for words in found:
+        if words[:2] == ["job", "submit"]:
+            parser = submit.make_parser(click.Context(submit))
+            options, _, _ = parser.parse_args([*words[2:], "--", "true"])
+            # It is on the head that jobs run which ask for nothing.
+            assert not [
+                name for name in options if name.replace("-", "_").startswith("entrypoint_")
+            ]
+        else:
+            assert words[0] in ray_commands.commands
+
+
+def test_files_that_the_page_names_exist():
+    """A path that is not there stops a reader at once."""
+    named = set(re.findall(r"cluster/deploy/[\w.-]+", PAGE))
+    assert len(named) >= 7
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+    bench = re.search(r"`python -m tests\.bench\.input (.*?)`", PAGE)[1]
+    tyro.cli(Options, args=shlex.split(bench))
+
+
+def test_metrics_that_the_page_asks_for_are_served():
+    """A question to which Prometheus has no answer looks like an answer of nothing."""
+    served = {name for metric in METRICS for name in (metric.exposed, *metric.exposed_names)}
+    asked = set(re.findall(r"\bstreamssl_[a-z_]+", PAGE))
+    assert len(asked) >= 5 and asked - served == set()
+
+
+def test_the_table_of_costs_is_what_the_program_prints(program):
+    """A figure that nobody computes goes on being wrong."""
+    _, printed = program
+    assert len(printed) == 6
+    assert [line for line in printed if f"\n{line}\n" not in PAGE] == []
+
+
+def test_the_measured_rate_is_one_of_the_benchmarks(program):
+    """All figures of the page follow from it: a new measurement is a new page."""
+    names, _ = program
+    rows = (ROOT / "BENCHMARKS.md").read_text().splitlines()
+    rate = round(2 * names["PICTURES_PER_CORE"])
+    assert any("tests.bench.input" in row and "--readers 2" in row and f"| {rate} |" in row
+               for row in rows)  # fmt: skip
+    assert f"**{rate} pictures/s with two readers on two cores**" in PAGE
+
+
+def test_the_network_is_computed_from_the_measured_rate(program):
+    """Readers that no network can carry are bought for nothing."""
+    names, _ = program
+    rate, crops, picture = (
+        names[name] for name in ("PICTURES_PER_CORE", "CROP_BYTES", "PICTURE_BYTES")
+    )
+    assert f"| pictures | {rate:.0f} |" in PAGE or f"| pictures | {math.floor(rate)} |" in PAGE
+    assert f"| {rate * picture / 1e6:.1f} MB ({rate * picture * 8e-9:.2f} Gbit/s) |" in PAGE
+    assert f"| {rate * crops / 1e6:.0f} MB ({rate * crops * 8e-9:.2f} Gbit/s)" in PAGE
+    for gigabits in (10, 25, 100):
+        most = gigabits * 1e9 / 8 / crops
+        assert f"| {gigabits} Gbit/s | {most:,.0f} | {most / rate:.0f} |" in PAGE
+
+
+def test_the_memory_of_readers_on_the_page_is_what_they_may_take():
+    """Nodes that are too small lose one reader after the other."""
+    [line] = [line for line in OURS if "--cluster auto" in line]
+    parsed = parse_pretrain(shlex.split(line)[2:])
+    readers = placement_of(parsed).most_readers
+    held = SequencerConfig(num_readers=readers).max_bytes(parsed.run.stream)
+    assert f"({held / 1e9:.1f} GB for the {readers} readers above)" in PAGE
+    assert f"{held // readers >> 20} MiB each" in PAGE
+    assert f"up to {FeedConfig().max_bytes >> 30} GiB of" in PAGE
+    assert ReaderConfig().num_ahead == 3
+
+
+def test_the_patience_on_the_page_is_that_of_control():
+    """Whoever waits for a GPU must know for how long."""
+    assert SupervisorConfig().start_seconds == 900 and "a quarter of an hour" in PAGE
+    assert MembershipConfig().gather_seconds == 60 and "a minute after they were ready" in PAGE

@@ -1,0 +1,229 @@
+"""The driver and Control on a real Ray: every step once, whatever dies, and a reason to end."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.control.control_spec import ControlSpec
+from cluster.driver.driver import RunSpec, run_cluster
+from cluster.errors import GaveUp
+from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_server import MetricsServer
+from cluster.protocol.actor_rpc import CONTROL, Link
+from cluster.protocol.node_pools import Pool
+from cluster.protocol.run_status import Status
+from cluster.trainers.batch_feed import FeedConfig
+from cluster.trainers.elastic_training import TrainerConfig
+from shards.errors import BudgetExceeded, ConfigError
+from shards.samples.admission import AdmissionConfig
+from shards.stream.batch_stream import BatchStream, StreamConfig, build_order
+from shards.stream.thread_readers import ThreadReaders
+from tests.cluster.counting import CountingLearner, Kept, first_state
+from tests.cluster.marked import RECIPE, MarkedShards, build_none
+from tests.cluster.monitoring.counted import fetch, scrape, some_ports
+
+pytestmark = pytest.mark.ray
+
+STREAM = StreamConfig(batch_size=6, chunk_bytes=1 << 14, chunks_per_block=2)
+
+
+@dataclass
+class Case:
+    """A small run, and what becomes of it."""
+
+    shards: MarkedShards
+    out: Path
+
+    def spec(self, num_steps: int = 12, seconds: float = 0.0, **changes: Any) -> RunSpec:
+        job = changes.pop("job", self.shards.job())
+        folder = self.out / "run"
+        folder.mkdir(parents=True, exist_ok=True)
+        control = ControlSpec(
+            folder=folder / ".control",
+            journal=folder / "journal.jsonl",
+            manifest=self.shards.manifest,
+            order=build_order(self.shards.manifest, STREAM, 0),
+            stream=STREAM,
+            admission=job.admission,
+            num_steps=num_steps,
+            readers=(1, 1),
+            trainers=1,
+            pools={"reader": (Pool(),), "trainer": (Pool(),)},
+        )
+        fields: dict[str, Any] = {
+            "build": partial(CountingLearner, seconds),
+            "trainer": TrainerConfig(num_steps=num_steps, save_every=5, num_threads=1),
+            "feed": FeedConfig(),
+            "state": first_state(),
+            "entries": (),
+            "trainer_options": {"num_cpus": 1},
+        }
+        return RunSpec(control=control, job=job, **fields | changes)
+
+    def digests(self, num: int) -> list[str]:
+        order = build_order(self.shards.manifest, STREAM, 0)
+        job = self.shards.job()
+        with ThreadReaders(self.shards.manifest, job, 1) as threads:
+            stream = BatchStream(order, STREAM, job.admission, threads.submit)
+            return [batch.digest for batch in islice(stream, num)]
+
+
+@pytest.fixture
+def case(one_ray: None, tmp_path: Path) -> Case:
+    return Case(MarkedShards(tmp_path / "shards", 4, {}), tmp_path)
+
+
+def check(case: Case, kept: Kept, first: int, last: int) -> None:
+    assert [record.step for record in kept.records] == list(range(first, last + 1))
+    found = [record.fields["digest"] for record in kept.records]
+    assert found == case.digests(last)[first - 1 :]
+
+
+def never() -> bool:
+    return False
+
+
+def test_a_run_goes_to_its_last_step_and_leaves_its_last_state(case: Case) -> None:
+    """Steps come in order and once, states as they are due, and nobody is left behind."""
+    kept = Kept()
+    run_cluster(case.spec(12), kept, never)
+    check(case, kept, 1, 12)
+    assert [state.step for state in kept.states][-1] == 12
+    assert {state.step for state in kept.states} <= {5, 10, 12}
+    assert kept.term == 1
+    assert not any(one.pages for told in kept.told for one in (told.status, *told.status.actors))
+    assert (case.out / "run" / "journal.jsonl").exists()
+    with pytest.raises(ValueError, match="control"):
+        ray.get_actor(CONTROL)
+    # It goes on from the state that was kept.
+    state, more = kept.states[-1], Kept()
+    spec = replace(case.spec(16), state=state)
+    run_cluster(spec, more, never)
+    check(case, more, 13, 16)
+    assert more.term == 2
+
+
+@pytest.mark.slow
+def test_a_run_outlives_its_control_again_and_again(case: Case) -> None:
+    """Two Controls die at any moment; every step is done once, and the stop still saves."""
+    kept = Kept()
+    moments = iter([4, 9])
+    due = next(moments)
+
+    def stop() -> bool:
+        nonlocal due
+        if kept.records and kept.records[-1].step >= due:
+            if due == 20:
+                return True
+            ray.kill(ray.get_actor(CONTROL))
+            due = next(moments, 20)
+        return False
+
+    run_cluster(case.spec(10_000, seconds=0.1), kept, stop)
+    last = kept.records[-1].step
+    assert last >= 20
+    check(case, kept, 1, last)
+    assert kept.states[-1].step == last
+    assert kept.term == 3
+
+
+class Targets:
+    """What /sd of `server` lists beside the run itself, as `kept` hears of the run."""
+
+    def __init__(self, kept: Kept, server: MetricsServer, metrics: Metrics) -> None:
+        self._kept, self._server, self._metrics = kept, server, metrics
+
+    def find(self) -> dict[str, str]:
+        """The one process of each role, and where it serves."""
+        if self._kept.told:
+            self._metrics.heard(self._kept.told[-1])
+        _, *groups = json.loads(fetch(f"{self._server.page}sd"))
+        assert all(group["labels"]["scope"] == "process" for group in groups)
+        return {group["labels"]["role"]: group["targets"][0] for group in groups}
+
+    def wait_for(self, *roles: str) -> Iterator[None]:
+        while self.find().keys() != set(roles):
+            yield
+
+
+def test_a_status_says_who_is_there_with_their_pages_and_a_stop_saves(case: Case) -> None:
+    """Whoever looks must see it without Prometheus; a target comes and goes with its process, and
+    counts nothing into what the run says; one Ctrl-C is enough."""
+    kept, metrics, pages, seen = Kept(), Metrics(), {}, []
+    spec = case.spec(10_000, seconds=0.05)
+    spec = replace(spec, control=replace(spec.control, debug_ports=some_ports(8)))
+
+    def watch(targets: Targets) -> Iterator[None]:
+        yield from targets.wait_for("driver", "control", "reader", "trainer")
+        while not kept.records or kept.records[-1].step < 10:
+            yield
+        status: Status = Link(CONTROL).call("status")
+        seen.append(status)
+        for role, address in targets.find().items():
+            stacks = fetch(f"http://{address}/stacks").decode()
+            pages[role] = stacks, scrape(f"http://{address}/metrics")
+        os.kill(next(one.pid for one in status.actors if one.role == "reader"), signal.SIGKILL)
+        yield from targets.wait_for("driver", "control", "trainer")
+        yield from targets.wait_for("driver", "control", "reader", "trainer")
+        pages["next"] = fetch(f"http://{targets.find()['reader']}/stacks").decode(), {}
+
+    with MetricsServer(metrics) as server:
+        watching = watch(Targets(kept, server, metrics))
+        run_cluster(spec, kept, lambda: next(watching, True) is True)
+        of_run = scrape(server.url)
+    [status] = seen
+    assert {actor.role for actor in status.actors} == {"reader", "trainer"}
+    assert all(actor.pid > 0 and actor.pages for actor in status.actors)
+    assert status.term == 1 and status.planned >= status.step >= 3 and status.world == 1
+    assert any("generation" in decided.what for decided in status.decisions)
+    assert kept.states[-1].step == kept.records[-1].step
+    loops = {"driver": "in run_cluster", "control": "asyncio",
+             "reader": "in _crop_all", "trainer": "in _take_part"}  # fmt: skip
+    for role, loop in loops.items():
+        stacks, found = pages[role]
+        assert stacks.startswith(role) and loop in stacks, stacks
+        assert found["process_resident_memory_bytes",] > 1e6
+        ours = {name for name, *_ in found if name.startswith("streamssl_")}
+        assert ours.isdisjoint(name for name, *_ in of_run)
+    assert pages["reader"][1]["streamssl_process_samples_total", "cropped"] > 0
+    assert pages["trainer"][1]["streamssl_process_train_step",] > 5
+    assert pages["control"][1]["streamssl_process_generations_total",] == 1
+    first, second = (pages[role][0].splitlines()[0] for role in ("reader", "next"))
+    assert second.startswith("reader-") and second != first
+
+
+def test_a_budget_that_is_exceeded_is_the_error_of_the_run(case: Case) -> None:
+    """The user must see why, not that some actor died."""
+    strict = AdmissionConfig(min_side=64, probation=5, max_reject_fraction=0.1)
+    with pytest.raises(BudgetExceeded):
+        run_cluster(case.spec(job=case.shards.job(admission=strict)), Kept(), never)
+
+
+@pytest.mark.slow
+def test_readers_that_cannot_start_end_the_run_with_the_reason(case: Case) -> None:
+    """Not a restart loop, and not a silence either."""
+    job = replace(case.shards.job(), build_engine=partial(build_none, RECIPE))
+    kept = Kept()
+    with pytest.raises(GaveUp, match=r"readers died before they did anything .*no such engine"):
+        run_cluster(case.spec(job=job), kept, never)
+    assert not kept.begun
+
+
+def test_a_learner_that_cannot_be_built_is_the_error_of_the_run(case: Case) -> None:
+    """A setting that no node can work with is the user's to mend."""
+    spec = replace(case.spec(), build=refuse)
+    with pytest.raises(ConfigError, match="no such learner"):
+        run_cluster(spec, Kept(), never)
+
+
+def refuse() -> CountingLearner:
+    raise ConfigError("no such learner")

@@ -1,0 +1,25 @@
+"""The history of a run fits into memory, however long the run."""
+
+from cluster.monitoring.history import History
+
+
+def test_a_long_history_reaches_back_to_the_beginning_with_fewer_points() -> None:
+    """A week at a point a second would be a page that no browser opens."""
+    history = History(num_points=8)
+    for second in range(1000, 2000):
+        history.add({"loss": float(second)}, now=second)
+    columns = history.columns()
+    assert len(columns["time"]) <= 8 and columns["time"][-1] > 1800
+    assert columns["time"][0] == 1000
+    gaps = {b - a for a, b in zip(columns["time"], columns["time"][1:], strict=False)}
+    assert gaps == {history.interval_seconds} and columns["loss"] == columns["time"]
+
+
+def test_series_that_come_late_or_go_leave_gaps() -> None:
+    """Not a 0 where nothing was measured, and not a shifted line."""
+    history = History()
+    history.add({"a": 1.0}, now=10)
+    history.add({"b": 2.0}, now=10.5)  # too early
+    history.add({"b": 3.0}, now=11)
+    assert history.columns() == {"time": [10, 11], "a": [1.0, None], "b": [None, 3.0]}
+    assert history.columns(since=10) == {"time": [11], "b": [3.0]}

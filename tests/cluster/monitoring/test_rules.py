@@ -1,0 +1,239 @@
+"""Every alert fires when it should and is quiet in a healthy run; promtool computes both."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from cluster.monitoring.metric_catalogue import METRICS
+from cluster.protocol.metric import PREFIX, PROCESS_PREFIX
+from tests.cluster.deployed import ROOT
+from tests.prometheus import needs_promtool
+
+RULES = ROOT / "cluster" / "deploy" / "prometheus" / "streamssl.rules.yml"
+GROUPS = {group["name"]: group["rules"] for group in yaml.safe_load(RULES.read_text())["groups"]}
+ALERTS = {rule["alert"]: rule for rule in GROUPS["streamssl-alerts"]}
+RECORDS = {rule["record"] for rule in GROUPS["streamssl-rates"]}
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
+
+# A run of a step a second, an hour of it, a value every 15 s.
+HEALTHY = {
+    'streamssl_data_wait_seconds_total{run="a"}': "0+0.3x240",
+    'streamssl_step_seconds_sum{run="a"}': "0+14x240",
+    'streamssl_step_seconds_count{run="a"}': "0+15x240",
+    'streamssl_train_step{run="a"}': "0+15x240",
+    'streamssl_steps_wanted{run="a"}': "100000x240",
+    'streamssl_samples_total{run="a",stage="cropped"}': "0+960x240",
+    'streamssl_samples_total{run="a",stage="trained"}': "0+960x240",
+    'streamssl_lead_seconds{run="a"}': "20x240",
+    'streamssl_rejects_total{run="a",reason="empty"}': "0+9x240",
+    'streamssl_bucket_requests_total{run="a",bucket="b"}': "0+100x240",
+    'streamssl_bucket_errors_total{run="a",bucket="b",kind="throttled"}': "0+1x240",
+    'streamssl_restarts_total{run="a",role="reader",reason="failure"}': "0x120 1x120",
+    'streamssl_restarts_total{run="a",role="reader",reason="preemption"}': "0+1x240",
+    'streamssl_control_term{run="a"}': "1x120 2x120",
+    'streamssl_actors{run="a",role="reader"}': "2x100 1x20 2x120",
+    'streamssl_actors_wanted{run="a",role="reader"}': "2x240",
+    'streamssl_state_mismatches_total{run="a"}': "0x240",
+    'streamssl_collapsing{run="a",reading="feature_std"}': "0x240",
+    'streamssl_disk_free_bytes{run="a",what="out"}': "40x240",
+    'streamssl_disk_size_bytes{run="a",what="out"}': "100x240",
+    'streamssl_object_store_used_ratio{run="a"}': "0.4x240",
+    'streamssl_nodes{run="a",kind="pending"}': "0x100 2x20 0x120",
+    'up{job="ray",instance="10.0.0.1:44217"}': "1x240",
+}
+# Alert: (what is otherwise from the beginning on, the labels that it then has).
+ILL = {
+    "StreamsslStarved": ({'streamssl_data_wait_seconds_total{run="a"}': "0+9x240"}, {"run": "a"}),
+    "StreamsslInputStalled": (
+        {
+            'streamssl_samples_total{run="a",stage="cropped"}': "9x240",
+            'streamssl_lead_seconds{run="a"}': "0x240",
+        },
+        {"run": "a"},
+    ),
+    "StreamsslNoProgress": ({'streamssl_train_step{run="a"}': "7x240"}, {"run": "a"}),
+    "StreamsslRejects": (
+        {'streamssl_rejects_total{run="a",reason="empty"}': "0+500x240"},
+        {"run": "a"},
+    ),
+    "StreamsslBucketErrors": (
+        {'streamssl_bucket_errors_total{run="a",bucket="b",kind="throttled"}': "0+20x240"},
+        {"run": "a", "bucket": "b"},
+    ),
+    "StreamsslRestartStorm": (
+        {'streamssl_restarts_total{run="a",role="reader",reason="failure"}': "0+1x240"},
+        {"run": "a", "role": "reader"},
+    ),
+    "StreamsslControlRestarts": (
+        {'streamssl_control_term{run="a"}': "1x60 2x10 3x10 4x10 5x160"},
+        {"run": "a"},
+    ),
+    "StreamsslActorsMissing": (
+        {'streamssl_actors{run="a",role="reader"}': "1x240"},
+        {"run": "a", "role": "reader"},
+    ),
+    "StreamsslStateMismatch": (
+        {'streamssl_state_mismatches_total{run="a"}': "0x60 1x180"},
+        {"run": "a"},
+    ),
+    "StreamsslCollapsing": (
+        {'streamssl_collapsing{run="a",reading="feature_std"}': "0x60 1x180"},
+        {"run": "a", "reading": "feature_std"},
+    ),
+    "StreamsslDiskFilling": (
+        {'streamssl_disk_free_bytes{run="a",what="out"}': "4x240"},
+        {"run": "a", "what": "out"},
+    ),
+    "StreamsslObjectStoreFilling": (
+        {'streamssl_object_store_used_ratio{run="a"}': " ".join(["0.3x2 0.85"] * 60)},
+        {"run": "a"},
+    ),
+    "StreamsslNodesPending": ({'streamssl_nodes{run="a",kind="pending"}': "2x240"}, {"run": "a"}),
+    "StreamsslAutoscalerDown": (
+        {'up{job="ray",instance="10.0.0.1:44217"}': "1x60 0x180"},
+        {"job": "ray"},
+    ),
+}
+# What a process of that run serves beside it, as it is scraped from where /sd lists it: much more
+# than the run has in all; and it hangs, on the port that Ray's autoscaler has elsewhere.
+BESIDE = {
+    name.replace(PREFIX, PROCESS_PREFIX).replace(
+        '{run="a"', '{run="a",scope="process"'
+    ): "9+999x240"
+    for name in HEALTHY
+    if name.startswith(PREFIX)
+} | {
+    'process_resident_memory_bytes{run="a",scope="process",role="reader"}': "9+9x240",
+    'up{run="a",scope="process",role="reader",instance="10.0.0.2:44217"}': "1x60 0x180",
+}
+
+
+def rule_test(series, fires):
+    """A test for promtool: after half an hour exactly these alerts fire, with their labels."""
+    checks = [
+        {"eval_time": minutes, "alertname": name, "exp_alerts": expected(name, fires)}
+        for name in ALERTS
+        for minutes in ("30m",)
+    ]
+    return {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "alert_rule_test": checks,
+    }
+
+
+def expected(name, fires):
+    if name not in fires:
+        return []
+    rule, labels = ALERTS[name], fires[name]
+
+    def filled(text):
+        return re.sub(r"{{ \$labels\.(\w+) }}", lambda match: labels[match[1]], text)
+
+    return [
+        {
+            "exp_labels": {**rule["labels"], **labels},
+            "exp_annotations": {key: filled(text) for key, text in rule["annotations"].items()},
+        }
+    ]
+
+
+def run_promtool(tests, tmp_path):
+    shutil.copy(RULES, tmp_path / RULES.name)
+    (tmp_path / "tests.yml").write_text(
+        yaml.safe_dump(
+            {"rule_files": [RULES.name], "evaluation_interval": "15s", "tests": tests},
+            width=1000,
+        )
+    )
+    command = ["promtool", "test", "rules", "tests.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_a_healthy_run_is_left_alone(tmp_path):
+    """Alerts that come every day are read by nobody; a lost reader or Control is no alarm."""
+    run_promtool([rule_test(HEALTHY, {})], tmp_path)
+
+
+@needs_promtool
+@pytest.mark.parametrize("alert", ILL)
+def test_an_alert_fires_for_its_ill_and_for_no_other(alert, tmp_path):
+    """One that cannot fire is worse than none."""
+    changes, labels = ILL[alert]
+    assert changes.keys() <= HEALTHY.keys()
+    fires = {alert: labels}
+    run_promtool([rule_test(HEALTHY | changes, fires)], tmp_path)
+
+
+@needs_promtool
+def test_what_processes_serve_beside_a_run_changes_no_rule(tmp_path):
+    """Counted twice, a run would seem twice as fast, and its alerts would come late or never."""
+    trained = 'streamssl:samples:rate1m{run="a", stage="trained"}'
+    recorded = [
+        {"expr": expr, "eval_time": "30m", "exp_samples": [{"labels": labels, "value": value}]}
+        for expr, labels, value in (
+            (trained, trained, 64),
+            ("streamssl:steps:rate5m", 'streamssl:steps:rate5m{run="a"}', 1),
+            ('count({__name__=~"streamssl:.*"})', "{}", 9),
+        )
+    ]
+    alone, beside = rule_test(HEALTHY, {}), rule_test(HEALTHY | BESIDE, {})
+    tests = [one | {"promql_expr_test": recorded} for one in (alone, beside)]
+    for alert, (changes, labels) in ILL.items():
+        tests.append(rule_test(HEALTHY | changes | BESIDE, {alert: labels}))
+    run_promtool(tests, tmp_path)
+
+
+@needs_promtool
+def test_a_run_without_a_cluster_is_healthy_too(tmp_path):
+    """It has no actors, no Control and no lease: that must not look like losing them all."""
+    names = ("data_wait", "step_seconds", "train_step", "steps_wanted", "samples", "lead", "disk")
+    series = {name: values for name, values in HEALTHY.items() if any(n in name for n in names)}
+    run_promtool([rule_test(series, {})], tmp_path)
+
+
+@needs_promtool
+def test_promtool_takes_the_rules():
+    """Prometheus does not start with a file that it cannot read."""
+    command = ["promtool", "check", "rules", "--lint=all", str(RULES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested_and_has_its_paragraph():
+    """Whoever is woken by it must be told what it means and what to do."""
+    assert ALERTS.keys() == ILL.keys()
+    found = dict(re.findall(r"^## (Streamssl\w+)\n\n(.+?)(?=\n## |\Z)", RUNBOOK, re.M | re.S))
+    assert found.keys() == ALERTS.keys()
+    assert [name for name, text in found.items() if len(text.split()) < 30] == []
+    for name, rule in ALERTS.items():
+        assert rule["annotations"]["runbook"] == f"docs/runbook.md#{name.lower()}"
+        assert rule["labels"]["severity"] in ("warning", "critical")
+
+
+def test_every_alert_has_its_drill():
+    """What promtool computes of made numbers may never be so in a real run."""
+    drills = "".join(path.read_text() for path in (ROOT / "tests/drills").glob("test_alerts*.py"))
+    assert [name for name in ALERTS if name not in drills] == []
+
+
+def test_rules_name_metrics_that_exist():
+    """An alert on a name that nobody serves is silent for ever."""
+    served = {name for metric in METRICS for name in metric.exposed_names}
+    for rule in (*GROUPS["streamssl-rates"], *ALERTS.values()):
+        named = set(re.findall(r"\bstreamssl_[a-z_0-9]+", rule["expr"]))
+        recorded = set(re.findall(r"\bstreamssl:[a-z_0-9:]+", rule["expr"]))
+        assert named <= served and recorded <= RECORDS, rule
+
+
+def test_what_the_runbook_names_exists():
+    """Advice that cannot be followed costs the time it was to save."""
+    served = {name for metric in METRICS for name in (metric.exposed, *metric.exposed_names)}
+    assert set(re.findall(r"`(streamssl_[a-z_0-9]+)", RUNBOOK)) <= served
+    for path in re.findall(r"\]\(((?!http)[\w./-]+)\)", RUNBOOK):
+        assert (ROOT / "docs" / path).exists(), path

@@ -1,0 +1,70 @@
+"""A reader on Ray: what it shares with others, and what keeps it from starting."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from cluster.driver.ray_session import ray_session
+from cluster.readers.reader_actor import Reader
+from shards.crops.chunk_cropper import CropJob
+from shards.errors import ConfigError
+from shards.samples.admission import AdmissionConfig
+from shards.samples.subset import build_subset
+from tests.cluster.marked import MarkedShards
+
+pytestmark = pytest.mark.ray
+
+
+@ray.remote(num_cpus=0)
+def look(job: CropJob) -> dict[str, Any]:
+    """How the list of a job lies in the memory of a process that was given the job."""
+    assert job.subset is not None
+    pairs = job.subset.pairs
+    return {"owns": pairs.flags.owndata, "writes": pairs.flags.writeable, "length": len(pairs)}
+
+
+def test_a_subset_list_is_shared_by_the_readers_of_a_node(one_ray: None, tmp_path: Path) -> None:
+    """A list of a billion has 16 GB: a copy in every reader would fill any machine."""
+    shards = MarkedShards(tmp_path / "shards", 1, {})
+    subset = build_subset("uid", np.arange(200_000, dtype=np.uint64).reshape(-1, 2))
+    job = ray.put(shards.job(subset=subset))
+    found = ray.get(look.remote(job), timeout=50)
+    assert found == {"owns": False, "writes": False, "length": 100_000}
+
+
+def keep(metadata: object, picture: object) -> bool:
+    return True
+
+
+def test_a_predicate_that_a_node_does_not_have_ends_the_run_before_it_begins(
+    one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the user's to mend; readers that die again and again would say nothing of it."""
+    here = ModuleType("known_to_the_trainer_alone")
+    here.keep = keep  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, here.__name__, here)
+    shards = MarkedShards(tmp_path / "shards", 1, {})
+    job = shards.job(admission=AdmissionConfig(predicate=f"{here.__name__}:keep"))
+    reader = Reader.remote("r", "nobody", job)
+    with pytest.raises(ray.exceptions.RayTaskError) as error:
+        ray.get(reader.start.remote(), timeout=50)
+    assert isinstance(error.value.cause, ConfigError)
+    assert "known_to_the_trainer_alone" in str(error.value.cause)
+    assert "on PYTHONPATH, wherever" in str(error.value.cause)
+    ray.kill(reader)
+
+
+def test_no_cluster_at_an_address_is_a_sentence() -> None:
+    """Not a stack of gRPC."""
+    with (
+        pytest.raises(
+            ConfigError, match=r"no Ray cluster answers at 'nonsense://x'.*--cluster local"
+        ),
+        ray_session("nonsense://x", 1, 1 << 20),
+    ):
+        pass

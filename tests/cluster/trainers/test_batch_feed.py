@@ -1,0 +1,306 @@
+"""On a real Ray: plans, readers and feeds give the batches of one process, whatever is lost."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from cluster.errors import ReadersLost
+from cluster.leases.lease_deadlines import LeaseConfig
+from shards.crops.chunk_cropper import CropJob
+from shards.errors import ShardUnreadable, StreamStopped
+from shards.records import CropBatch
+from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
+from shards.stream.manifest import Manifest
+from tests.cluster.data_path import WAIT, DataPath
+from tests.cluster.marked import DIES, KILLS_READER, MarkedShards
+
+pytestmark = pytest.mark.ray
+
+BATCH = 12
+STREAM = StreamConfig(batch_size=BATCH, chunk_bytes=1 << 20, chunks_per_block=3)
+
+
+def in_process(manifest: Manifest, job: CropJob, num_batches: int) -> list[CropBatch]:
+    """The batches of a single process."""
+    with ThreadReaders(manifest, job, 1) as threads:
+        order = build_order(manifest, STREAM, 0)
+        stream = BatchStream(order, STREAM, job.admission, threads.submit)
+        return list(itertools.islice(stream, num_batches))
+
+
+def assert_same(ours: CropBatch, theirs: CropBatch, rank: int = 0, world: int = 1) -> None:
+    rows = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    for group, other in zip(ours.crops, theirs.crops, strict=True):
+        assert np.array_equal(group, other[rows])
+    assert np.array_equal(ours.ids, theirs.ids) and np.array_equal(ours.epochs, theirs.epochs)
+    assert (ours.cursor, ours.digest) == (theirs.cursor, theirs.digest)
+    assert [(r.offset, r.reason) for r in ours.rejects] == [
+        (r.offset, r.reason) for r in theirs.rejects
+    ]
+
+
+@dataclass
+class Running:
+    """A data path that tests share, since readers take seconds to start, and what it must give."""
+
+    shards: MarkedShards
+    path: DataPath
+    expected: list[CropBatch]
+    term: int = 1
+
+    def restart(self) -> None:
+        """Plan from the first step on, in a new term; the readers stay."""
+        self.term += 1
+        ray.get(self.path.control.begin.remote(term=self.term), timeout=WAIT)
+
+
+@pytest.fixture(scope="module")
+def running(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    shards = MarkedShards(tmp_path_factory.mktemp("feed") / "shards", 7, {})
+    expected = in_process(shards.manifest, shards.job(), 60)
+    with DataPath(shards.manifest, shards.job(), STREAM) as path:
+        yield Running(shards, path, expected)
+
+
+def test_ranks_get_their_rows_of_the_batches_of_one_process(running: Running) -> None:
+    """Who crops, who asks, and in how many ranks, must not show in a single pixel."""
+    path, expected = running.path, running.expected
+    with path.feed("t0") as first, path.feed("t1") as second:
+        for rank, feed in enumerate((first, second)):
+            feed.enter(rank, 2, 0)
+        for step in range(4):
+            assert_same(first.next(), expected[step], 0, 2)
+            assert_same(second.next(), expected[step], 1, 2)
+            path.tell("committed", step)
+        # The other one is lost; the step under way is trained again, with all rows.
+        first.enter(0, 1, 3)
+        for step in range(3, 8):
+            assert_same(first.next(), expected[step])
+            path.tell("committed", step + 1)
+        assert first.status()["lost_calls"] == 0
+    path.wait(lambda status: status["num_held"] < 40)
+
+
+def test_rows_that_are_here_are_not_asked_for_again_by_the_same_rank(running: Running) -> None:
+    """After a loss elsewhere a rank would wait for what it has in its hands."""
+    running.restart()
+    with running.path.feed() as feed:
+        feed.enter(0, 1, 0)
+        assert_same(feed.next(), running.expected[0])
+        wait_until(lambda: feed.status()["batches_ready"] == 3)
+        before = feed.status()["calls"]
+        feed.enter(0, 1, 0)
+        for step in range(4):
+            assert_same(feed.next(), running.expected[step])
+        assert feed.status()["calls"] == before
+
+
+def test_a_reader_that_is_killed_costs_time_and_no_row(running: Running) -> None:
+    """What it held was cropped and is gone; trainers wait for some of it already."""
+    running.restart()
+    path, expected = running.path, running.expected
+    started = {name: path.started(name) for name in path.readers}
+    with path.feed(max_bytes=1) as feed:
+        feed.enter(0, 1, 0)
+        assert_same(feed.next(), expected[0])
+        status = path.wait(lambda status: status["planned"] == 4)
+        [(victim, _)] = status["held_by"].most_common(1)
+        os.kill(started[victim].pid, signal.SIGKILL)
+        path.lose(victim)
+        for step in range(1, 10):
+            assert_same(feed.next(), expected[step])
+            path.tell("committed", step + 1)
+    assert path.tell("status")["counters"].remade > 0
+    path.add_reader()
+
+
+def test_a_new_control_goes_on_where_trainers_are(running: Running) -> None:
+    """Its tasks have other numbers; crops of the old ones must not be taken for theirs."""
+    running.restart()
+    path, expected = running.path, running.expected
+    with path.feed() as feed:
+        feed.enter(0, 1, 0)
+        for step in range(3):
+            assert_same(feed.next(), expected[step])
+        running.term += 1
+        path.replace_control(term=running.term, cursor=expected[2].cursor, step=3)
+        for step in range(3, 9):
+            assert_same(feed.next(), expected[step])
+            path.tell("committed", step + 1)
+
+
+def test_a_reader_that_is_drained_leaves_when_what_it_holds_was_trained_on(
+    running: Running,
+) -> None:
+    """A node that is given back must cost nobody anything."""
+    running.restart()
+    path, expected = running.path, running.expected
+    leaver = path.add_reader()
+    path.started(leaver)
+    with path.feed() as feed:
+        feed.enter(0, 1, 0)
+        assert_same(feed.next(), expected[0])
+        left = path.readers[leaver][0].left.remote()
+        path.tell("drain", leaver)
+        for step in range(1, 12):
+            assert_same(feed.next(), expected[step])
+            path.tell("committed", step + 1)
+        ray.get(left, timeout=WAIT)
+        assert feed.status()["lost_calls"] == 0
+    path.lose(leaver)
+    assert path.tell("status")["counters"].remade == 0
+
+
+def test_a_feed_that_waits_can_be_interrupted(running: Running) -> None:
+    """A trainer whose generation is over may be waiting for data."""
+    running.restart()
+    with running.path.feed() as feed:
+        feed.enter(0, 1, 50)  # nobody trains, so this is never planned
+        threading.Timer(0.3, feed.interrupt).start()
+        with pytest.raises(StreamStopped):
+            feed.next()
+        feed.enter(0, 1, 0)
+        assert_same(feed.next(), running.expected[0])
+
+
+def test_a_shard_that_cannot_be_read_arrives_as_our_own_error(running: Running) -> None:
+    """The trainer must see the same error as without Ray, behind the batches before it."""
+    path = running.shards.path("plain3")
+    content, times = path.read_bytes(), path.stat()
+    path.unlink()
+    try:
+        running.restart()
+        with running.path.feed() as feed:
+            feed.enter(0, 1, 0)
+            with pytest.raises(ShardUnreadable, match=r"plain3\.tar is gone") as error:
+                for step in range(20):
+                    assert_same(feed.next(), running.expected[step])
+                    running.path.tell("committed", step + 1)
+            assert type(error.value) is ShardUnreadable
+    finally:
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_readers_are_processes_of_their_own_that_step_back(running: Running) -> None:
+    """A trainer on the same machine comes first; decoding in its process would hold it up."""
+    for name in running.path.readers:
+        pid = running.path.started(name).pid
+        assert psutil.Process() in psutil.Process(pid).parents()
+        threads = [thread.id for thread in psutil.Process(pid).threads()]
+        assert max(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads) >= 10
+
+
+def test_nothing_of_a_local_ray_listens_beyond_the_loopback(running: Running) -> None:
+    """Ray runs what it is sent; nobody outside this machine may send it anything."""
+    assert running.path.readers
+    addresses = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert addresses == {"127.0.0.1"}
+
+
+def wait_until(condition) -> None:  # type: ignore[no-untyped-def]
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_reader_that_hangs_is_given_up_and_refused_when_it_comes_back(
+    one_ray: None, tmp_path: Path
+) -> None:
+    """A zombie holds crops and leases of its own; none of them may count."""
+    shards = MarkedShards(tmp_path / "shards", 7, {})
+    expected = in_process(shards.manifest, shards.job(), 20)
+    leases = LeaseConfig(silence_seconds=5.0)
+    with DataPath(shards.manifest, shards.job(), STREAM, leases=leases) as path:
+        started = {name: path.started(name) for name in path.readers}
+        with path.feed(answer_seconds=1.0) as feed:
+            feed.enter(0, 1, 0)
+            assert_same(feed.next(), expected[0])
+            zombie = next(iter(started))
+            os.kill(started[zombie].pid, signal.SIGSTOP)
+            deadline = time.monotonic() + WAIT
+            while zombie not in path.tell("given_up"):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            path.tell("lost", zombie)
+            for step in range(1, 10):
+                assert_same(feed.next(), expected[step])
+                path.tell("committed", step + 1)
+            os.kill(started[zombie].pid, signal.SIGCONT)
+            ray.get(path.readers[zombie][0].left.remote(), timeout=WAIT)  # it is told to leave
+            for step in range(10, 14):
+                assert_same(feed.next(), expected[step])
+                path.tell("committed", step + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_picture_that_kills_readers_costs_itself_alone(one_ray: None, tmp_path: Path) -> None:
+    """After two readers it is alone with its decoder; its neighbours in the chunk are kept."""
+    shards = MarkedShards(tmp_path / "shards", 4, {"dies": DIES})
+    with DataPath(shards.manifest, shards.job(), STREAM) as path, path.feed() as feed:
+        feed.enter(0, 1, 0)
+        batches = [feed.next() for _ in go_on(path, 6)]
+        rejects = [reject for batch in batches for reject in batch.rejects]
+        assert {(reject.reason, reject.detail) for reject in rejects[:1]} == {
+            ("kills_decoder", "died of SIGSEGV")
+        }
+        assert path.tell("status")["counters"].reissued["died"] >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_chunk_that_kills_its_readers_in_isolation_ends_the_stream_with_its_place(
+    one_ray: None, tmp_path: Path
+) -> None:
+    """Not a restart loop."""
+    shards = MarkedShards(tmp_path / "shards", 3, {"dies": KILLS_READER})
+    with DataPath(shards.manifest, shards.job(), STREAM) as path, path.feed() as feed:
+        feed.enter(0, 1, 0)
+        with pytest.raises(
+            ReadersLost,
+            match=r"4 readers died .* in isolation, on bytes 0-\d+ of \S+dies\.tar; look",
+        ):
+            for _ in go_on(path, 20):
+                feed.next()
+
+
+def go_on(path: DataPath, num_steps: int) -> Iterator[int]:
+    """Steps, while readers that die are replaced, as whoever supervises them would."""
+    ended = threading.Event()
+
+    def replace() -> None:
+        while not ended.is_set():
+            lefts = {reader.left.remote(): name for name, (reader, _) in path.readers.items()}
+            done, _ = ray.wait(list(lefts), num_returns=1, timeout=0.5)
+            for ref in done:
+                path.lose(lefts[ref])
+                path.add_reader()
+
+    supervisor = threading.Thread(target=replace)
+    supervisor.start()
+    try:
+        for step in range(num_steps):
+            path.tell("committed", step)
+            yield step
+    finally:
+        ended.set()
+        supervisor.join()

@@ -1,0 +1,382 @@
+"""The parts of the data path, without Ray: whatever is lost, ranks get the batches of one process.
+
+What runs in production is all there but its threads and calls: the sequencer, the lease table, what
+readers hold, what arrives at ranks. The test is what lies between them, and it loses messages,
+readers, ranks and Control.
+"""
+
+import itertools
+import pickle
+import random
+import time
+from functools import cache
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from cluster.control.sequencer import Sequencer, SequencerConfig
+from cluster.leases.lease_table import LeaseTable
+from cluster.protocol.messages import ReaderOrders
+from cluster.readers.reader_state import Stock
+from cluster.trainers.batch_assembly import Arriving
+from shards.errors import BudgetExceeded, ShardUnreadable
+from shards.records import ChunkCrops, Reject, ShardInfo, Turn, bytes_of
+from shards.samples.admission import AdmissionConfig
+from shards.stream.batch_stream import BatchStream, StreamConfig
+from shards.stream.journal import Journal
+from shards.stream.order import Order, OrderConfig
+
+LENIENT = AdmissionConfig(max_reject_fraction=1.0)
+EMPTY = (np.empty((0, 2, 1, 1, 3), np.uint8), np.empty((0, 1, 1, 1, 3), np.uint8))
+ROW_BYTES = 9
+
+
+@cache
+def crops(turn, seed=0):
+    """What a chunk gives: a pure function of its turn, with rejects, leaps and killers."""
+    chunk = turn.chunk
+    rng = np.random.default_rng((seed, chunk.shard, chunk.start, turn.epoch))
+    num = int(rng.integers(0, 12))
+    kept = rng.random(num) < 0.8
+    offsets = chunk.start + 512 * np.arange(num, dtype=np.int64)
+    rejects = tuple(Reject(chunk.shard, int(offset), "", "blank") for offset in offsets[~kept])
+    pixels = rng.integers(0, 256, (int(kept.sum()), ROW_BYTES), dtype=np.uint8)
+    return ChunkCrops(
+        chunk,
+        turn.epoch,
+        offsets,
+        kept,
+        (pixels[:, :6].reshape(-1, 2, 1, 1, 3), pixels[:, 6:].reshape(-1, 1, 1, 1, 3)),
+        rejects,
+        num_unselected=int(rng.integers(0, 3)),
+        leaps=bool(rng.random() < 0.1),
+        killers=(f"{chunk.shard}-{chunk.start}",) if rng.random() < 0.1 else (),
+    )
+
+
+def order_of(shards, chunks_per_block):
+    config = OrderConfig(seed=0, chunk_bytes=4096, chunks_per_block=chunks_per_block)
+    return Order(shards, "m", config)
+
+
+class World:
+    """Readers, ranks and Control; what lies between them is this test."""
+
+    def __init__(self, seed):
+        rng = self.rng = random.Random(seed)
+        self.now = 0.0
+        self.shards = tuple(
+            ShardInfo(f"{number}.tar", rng.randint(1, 5 * 4096), "v") for number in range(4)
+        )
+        self.stream = StreamConfig(
+            batch_size=rng.choice((4, 8, 12)), chunk_bytes=4096,
+            chunks_per_block=rng.randint(1, 4), max_bytes=600,
+        )  # fmt: skip
+        self.order = order_of(self.shards, self.stream.chunks_per_block)
+        self.journal, self.term, self.losses = Journal("m", self.order.digest), 0, 0
+        self.sequencer = None
+        self.control()
+        self.stocks, self.zombies, self.num_readers, self.num_idle = {}, set(), 0, 0
+        for _ in range(rng.randint(1, 4)):
+            self.add_reader()
+        self.enter()
+
+    def expected(self, num_batches):
+        """The batches of one process."""
+
+        class Done:
+            def __init__(self, turn):
+                self.turn = turn
+
+            def done(self):
+                return True
+
+            def add_done_callback(self, callback):
+                callback(self)
+
+            def exception(self, _=None):
+                return None
+
+            def result(self):
+                return crops(self.turn)
+
+        stream = BatchStream(self.order, self.stream, LENIENT, Done)
+        return list(islice(stream, num_batches))
+
+    def control(self, cursor=None, step=0):
+        """A Control, or its successor: the journal is all that it knows of the one before."""
+        if self.sequencer is not None:
+            self.sequencer.__exit__()
+        self.term += 1
+        self.table = LeaseTable(self.term)
+        self.sequencer = Sequencer(
+            self.table, self.shards, self.order, self.stream, LENIENT,
+            SequencerConfig(num_readers=1, steps_ahead=self.rng.randint(2, 5)),
+            journal=self.journal, cursor=cursor, step=step,
+        )  # fmt: skip
+        self.sequencer._most_planned = 300  # smaller than readers really are
+        self.sequencer.__enter__()
+
+    def add_reader(self):
+        name = f"r{self.num_readers}"
+        self.num_readers += 1
+        self.stocks[name] = Stock(name, self.rng.randint(1, 4), EMPTY)
+
+    def enter(self):
+        """A new generation of ranks, at what was committed."""
+        world = self.rng.choice((1, 2, 4))
+        step = min(self.ranks) if getattr(self, "ranks", None) else 0
+        same = getattr(self, "arriving", [])
+        self.arriving = [
+            same[rank] if rank < len(same) else Arriving(50 * ROW_BYTES, 5 * ROW_BYTES)
+            for rank in range(world)
+        ]
+        self.ranks = [step] * world
+        for rank, arriving in enumerate(self.arriving):
+            arriving.enter(rank, world, step)
+
+    def exchange(self, name):
+        stock = self.stocks[name]
+        report = stock.report(self.now)
+        if self.rng.random() < 0.05:
+            return  # the report is lost
+        with self.sequencer.leases() as table:
+            orders = table.exchange(report, self.now)
+        if self.rng.random() < 0.9:
+            stock.obey(report, orders)
+        if orders.leave and stock.is_done:
+            self.stocks.pop(name, None)
+            self.zombies.discard(name)
+
+    def work(self, name):
+        stock = self.stocks[name]
+        for lease in stock.waiting()[:1]:
+            if stock.begin(lease, self.now):
+                if self.rng.random() < 0.5:
+                    self.exchange(name)
+                stock.finish(lease, crops(lease.turn))
+
+    def lose(self, name):
+        """It is given up; perhaps it lives."""
+        self.losses += 1
+        with self.sequencer.leases() as table:
+            table.lost(name, self.now, "left" if self.rng.random() < 0.9 else "died")
+        if self.rng.random() < 0.5 and name not in self.zombies:
+            self.zombies.add(name)
+        else:
+            self.stocks.pop(name, None)
+            self.zombies.discard(name)
+        if len(self.stocks) - len(self.zombies) < 1 or self.rng.random() < 0.7:
+            self.add_reader()
+
+    def feed(self, rank, expected):
+        arriving = self.arriving[rank]
+        first = arriving.first_unplanned(4)
+        if first is not None and self.rng.random() < 0.7:
+            arriving.plan(self.sequencer.plans(first, 4))
+        for reader in arriving.readers():
+            pieces = arriving.pop_call(reader)
+            stock = self.stocks.get(reader)
+            if stock is None or self.rng.random() < 0.05:
+                arriving.lost(pieces)
+                missing = {piece.task for piece in pieces}
+            else:
+                wanted = [(piece.task, piece.rows) for piece in pieces]
+                parts = stock.find(pieces[0].term, [task for task, _ in wanted])
+                rows = stock.gather(parts, wanted)
+                arriving.put(pieces, rows, bytes_of(rows.crops))
+                missing = set(rows.missing)
+            for task in missing:
+                with self.sequencer.leases() as table:
+                    table.missing(task, reader)
+        if arriving.is_ready:
+            self.check(arriving.pop(), expected[self.ranks[rank]], rank)
+            self.ranks[rank] += 1
+            self.sequencer.committed(min(self.ranks))
+
+    def check(self, batch, expected, rank):
+        share = len(expected) // len(self.ranks)
+        for ours, theirs in zip(batch.crops, expected.crops, strict=True):
+            assert np.array_equal(ours, theirs[rank * share : (rank + 1) * share])
+        assert batch.digest == expected.digest and batch.cursor == expected.cursor
+        assert batch.rejects == expected.rejects
+        assert batch.num_unselected == expected.num_unselected
+
+    def turn_the_wheel(self, expected):
+        time.sleep(0)  # for the sequencer's thread
+        rng = self.rng
+        self.now += rng.random()
+        dice = rng.random()
+        name = rng.choice(list(self.stocks))
+        if dice < 0.4:
+            self.exchange(name)
+        elif dice < 0.7:
+            self.work(name)
+        elif dice < 0.97:
+            behind = [r for r, step in enumerate(self.ranks) if step - min(self.ranks) < 2]
+            self.feed(rng.choice(behind), expected)
+        elif dice < 0.985:
+            self.lose(name)
+        elif dice < 0.99:
+            self.enter()
+        elif dice < 0.992:
+            step = min(self.ranks)
+            self.control(expected[step - 1].cursor if step else None, step)
+            time.sleep(0.001)
+
+    def settle(self):
+        """Nothing more is lost, and everybody says what there is to say."""
+        self.sequencer.committed(min(self.ranks))
+        for name in set(self.stocks) - self.zombies:
+            for _ in range(2):
+                stock = self.stocks[name]
+                report = stock.report(self.now)
+                with self.sequencer.leases() as table:
+                    stock.obey(report, table.exchange(report, self.now))
+
+
+def run(seed, num_batches):
+    world = World(seed)
+    try:
+        expected = world.expected(num_batches + 20)
+        deadline = time.monotonic() + 30
+        while min(world.ranks) < num_batches:
+            world.turn_the_wheel(expected)
+            assert time.monotonic() < deadline, (seed, world.ranks, world.sequencer.status())
+        world.settle()
+        for name in set(world.stocks) - world.zombies:
+            held = world.stocks[name].report(world.now).held
+            assert set(world.table.holders(held).values()) <= {name}
+            assert len(world.table.holders(held)) == len(held)
+            waiting = {int(t) for p in world.sequencer.plans(0, 10**6).plans for t in p.tasks}
+            world.num_idle += len(set(held) - waiting)
+        return world
+    finally:
+        world.sequencer.__exit__()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_lost_ranks_get_the_batches_of_one_process(seed):
+    """A message, a reader, a rank, Control: no row may be lost, doubled or another's."""
+    run(seed, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_nothing_is_lost_in_two_hundred_orders_of_events():
+    """As above, oftener."""
+    worlds = [run(seed, 40) for seed in range(100, 300)]
+    assert sum(world.losses for world in worlds) > 1000
+
+
+class Quiet:
+    """One reader that does as it is told, and a Control."""
+
+    def __init__(self, spoil=lambda turn: crops(turn), admission=LENIENT, **fields):
+        self.shards = tuple(ShardInfo(f"{number}.tar", 5 * 4096, "v") for number in range(4))
+        self.stream = StreamConfig(
+            batch_size=4, chunk_bytes=4096, chunks_per_block=2, max_bytes=10**6
+        )
+        self.order = order_of(self.shards, 2)
+        self.table = LeaseTable(1)
+        self.sequencer = Sequencer(
+            self.table, self.shards, self.order, self.stream, admission,
+            SequencerConfig(num_readers=1, steps_ahead=fields.pop("steps_ahead", 4)), **fields,
+        )  # fmt: skip
+        self.stock, self.spoil = Stock("r", 4, EMPTY), spoil
+        self.sequencer.__enter__()
+
+    def work_until(self, condition):
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline
+            report = self.stock.report(time.monotonic())
+            with self.sequencer.leases() as table:
+                self.stock.obey(report, table.exchange(report, time.monotonic()))
+            for lease in self.stock.waiting()[:1]:
+                self.stock.begin(lease, 0.0)
+                self.stock.finish(lease, self.spoil(lease.turn))
+            time.sleep(0.001)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.sequencer.__exit__()
+
+
+def test_plans_are_few_steps_ahead_of_what_was_trained_on():
+    """Readers would fill their memory with crops of batches that nobody trains on yet."""
+    with Quiet(steps_ahead=3) as quiet:
+        quiet.work_until(lambda: quiet.sequencer.status()["planned"] == 3)
+        quiet.work_until(
+            lambda: not quiet.stock.waiting() and not quiet.table.snapshot(0).num_waiting
+        )
+        assert quiet.sequencer.status()["planned"] == 3
+        quiet.sequencer.committed(2)
+        quiet.work_until(lambda: quiet.sequencer.status()["planned"] == 5)
+        assert [plan.step for plan in quiet.sequencer.plans(0, 10).plans] == [2, 3, 4]
+
+
+def test_what_ends_the_stream_comes_behind_the_last_batch_before_it():
+    """A bad shard far ahead must not cost batches that are whole."""
+    number = itertools.count()
+
+    def spoil(turn):
+        return ShardUnreadable("a.tar is gone") if next(number) == 9 else crops(turn)
+
+    with Quiet(spoil, steps_ahead=100) as quiet:
+
+        def ended():
+            try:
+                return not quiet.sequencer.plans(quiet.sequencer.status()["planned"], 1)
+            except ShardUnreadable:
+                return True
+
+        quiet.work_until(ended)
+        planned = quiet.sequencer.status()["planned"]
+        assert planned > 2 and len(quiet.sequencer.plans(0, 100).plans) == planned
+        with pytest.raises(ShardUnreadable, match=r"a\.tar is gone"):
+            quiet.sequencer.plans(planned, 1)
+
+
+def test_crops_that_cannot_be_made_again_end_the_stream_at_once():
+    """Ranks would wait for them for ever."""
+    gone = set()
+
+    def spoil(turn):
+        return ShardUnreadable("a.tar is gone") if turn in gone else crops(turn)
+
+    with Quiet(spoil) as quiet:
+        quiet.work_until(lambda: quiet.sequencer.status()["planned"] >= 2)
+        plans = quiet.sequencer.plans(0, 1)
+        task = int(plans.plans[0].tasks[0])
+        gone.update(Turn(chunk, 0) for chunk in map(quiet.order.chunk, range(20)))
+        quiet.stock.obey(quiet.stock.report(0.0), ReaderOrders(term=1, release=(task,)))
+        with quiet.sequencer.leases() as table:
+            table.missing(task, "r")
+
+        def ended():
+            try:
+                quiet.sequencer.plans(0, 1)
+            except ShardUnreadable:
+                return True
+            return False
+
+        quiet.work_until(ended)
+
+
+def test_too_many_rejects_end_the_stream_as_in_one_process():
+    """The budget is the user's; the cluster must not lose the table of reasons on the way."""
+    with Quiet(admission=AdmissionConfig(max_reject_fraction=0.001), steps_ahead=10**6) as quiet:
+
+        def ended():
+            try:
+                return not quiet.sequencer.plans(quiet.sequencer.status()["planned"], 1)
+            except BudgetExceeded as error:
+                sent = pickle.loads(pickle.dumps(error))
+                assert str(sent) == str(error) and sent.reasons == error.reasons
+                return True
+
+        quiet.work_until(ended)

@@ -1,0 +1,159 @@
+"""Readers that verify, feeds that crop: the batches of readers that crop, bit by bit."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import pytest
+import ray
+
+from cluster.errors import VerifiedNotCropped
+from cluster.protocol.messages import Rows
+from cluster.trainers.batch_assembly import Piece
+from cluster.trainers.trainer_crops import Cropping, CroppingConfig
+from shards.crops.chunk_cropper import CropJob
+from shards.crops.dali import DaliEngine
+from shards.crops.engine import Engine
+from shards.crops.opencv import OpenCVEngine
+from shards.crops.recipe import CropRecipe, swav
+from shards.crops.verify_engine import as_rows
+from shards.images.image_header import inspect
+from shards.records import CropBatch, bytes_of
+from shards.samples.admission import AdmissionConfig
+from shards.stores.range_reader import RangeReader
+from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
+from shards.stream.manifest import Manifest, open_manifest
+from tests.cluster.data_path import WAIT, DataPath
+from tests.hostile import valid
+from tests.shards.crops.made import encoded, made_pixels
+from tests.tars import make_tar
+
+RECIPE = CropRecipe(swav(counts=(1, 2), sizes=(32, 16)).groups)
+BATCH = 16
+STREAM = StreamConfig(batch_size=BATCH, chunk_bytes=1 << 16, chunks_per_block=3)
+TERMS = itertools.count(2)
+LENIENT = AdmissionConfig(max_reject_fraction=1.0, formats=("jpeg", "png", "webp", "tiff", "avif"))
+
+
+def build_dali(device: Literal["cpu", "gpu"]) -> DaliEngine:
+    return DaliEngine(RECIPE, max_batch_size=8, device=device, num_threads=1)
+
+
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "opencv": partial(OpenCVEngine, RECIPE),
+    "dali-cpu": partial(build_dali, "cpu"),
+    "dali-gpu": partial(build_dali, "gpu"),
+}
+
+
+def job(engine: str) -> CropJob:
+    return CropJob(recipe=RECIPE, seed=0, admission=LENIENT, build_engine=ENGINES[engine])
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Pictures of every kind, whole and spoilt, some of them large enough to be reduced."""
+    folder = tmp_path_factory.mktemp("cropping") / "shards"
+    folder.mkdir()
+    for shard in range(3):
+        files = list(valid(shard).values())
+        files += [data[: len(data) * 2 // 3] for data in files[::2]]
+        files += [encoded(made_pixels(seed, 200 + seed, 260)) for seed in range(5)]
+        files += [b"", b"no picture"]
+        members = [(f"{place:03d}.jpg", data) for place, data in enumerate(files)]
+        (folder / f"{shard}.tar").write_bytes(make_tar([*members, ("note.txt", b"no picture")]))
+    return open_manifest(str(folder), RangeReader())
+
+
+@pytest.fixture(scope="module")
+def path(one_ray: None, manifest: Manifest) -> Iterator[DataPath]:
+    with DataPath(manifest, replace(job("opencv"), only_verify=True), STREAM) as path:
+        yield path
+
+
+def by_readers(manifest: Manifest, engine: str, num_batches: int) -> list[CropBatch]:
+    """The batches of a single process that crops with this engine."""
+    with ThreadReaders(manifest, job(engine), 1) as threads:
+        order = build_order(manifest, STREAM, 0)
+        stream = BatchStream(order, STREAM, LENIENT, threads.submit)
+        return list(itertools.islice(stream, num_batches))
+
+
+def begin_anew(path: DataPath) -> None:
+    """Plan from the first step on, in a new term; the readers stay."""
+    ray.get(path.control.begin.remote(term=next(TERMS)), timeout=WAIT)
+
+
+def assert_same(ours: CropBatch, theirs: CropBatch, rows: slice) -> None:
+    for group, other in zip(ours.crops, theirs.crops, strict=True):
+        assert group.dtype == np.uint8
+        np.testing.assert_array_equal(group, other[rows])
+    assert (ours.cursor, ours.digest) == (theirs.cursor, theirs.digest)
+    assert ours.rejects == theirs.rejects
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "engine", ["opencv", "dali-cpu", pytest.param("dali-gpu", marks=pytest.mark.gpu)]
+)
+def test_ranks_crop_what_readers_would_have(
+    path: DataPath, manifest: Manifest, engine: str
+) -> None:
+    """Where a picture is cropped must not show in a pixel, nor in what is kept, nor in a digest.
+
+    A rank leaves, and a reader is lost on the way.
+    """
+    expected = by_readers(manifest, engine, 12)
+    assert len({reject.reason for batch in expected for reject in batch.rejects}) > 4
+    begin_anew(path)
+    cropping = CroppingConfig.of(job(engine))
+    with path.feed("t0", cropping=cropping) as first, path.feed("t1", cropping=cropping) as second:
+        for rank, feed in enumerate((first, second)):
+            feed.enter(rank, 2, 0)
+        for step in range(4):
+            assert_same(first.next(), expected[step], slice(0, BATCH // 2))
+            assert_same(second.next(), expected[step], slice(BATCH // 2, BATCH))
+            path.tell("committed", step)
+        path.lose(next(iter(path.readers)))
+        path.add_reader()
+        first.enter(0, 1, 3)
+        for step in range(3, 12):
+            assert_same(first.next(), expected[step], slice(BATCH))
+            path.tell("committed", step + 1)
+
+
+@pytest.mark.ray
+def test_readers_that_verify_hold_what_is_encoded(path: DataPath, manifest: Manifest) -> None:
+    """Their memory would be counted as if it held crops, or not at all."""
+    begin_anew(path)
+    found = path.wait(lambda status: status["finished"]["pictures"] > 50)["finished"]
+    assert 0 < found["bytes"] < sum(shard.num_bytes for shard in manifest.shards) * 20
+
+
+def test_a_picture_that_a_trainer_cannot_crop_is_named_and_ends_the_run() -> None:
+    """To leave it out would give this rank another batch than the plan says."""
+    whole = encoded(made_pixels(0, 60, 80))
+    pictures = [inspect(whole), replace(inspect(whole), data=whole[:700] + b"\xff\xd9")]
+    places = np.arange(2)
+    ids = np.array([[3, 512], [3, 4096]])
+    piece = Piece(0, 1, 7, places, places, ids, np.array([5, 5]))
+    cropping = Cropping(CroppingConfig.of(job("opencv")))
+    try:
+        future = cropping.submit([piece], Rows((as_rows(pictures),)))
+        with pytest.raises(
+            VerifiedNotCropped,
+            match=r"at byte 4096 of shard 3 of manifest\.parquet .*epoch 5 .*--decode readers",
+        ):
+            future.result()
+        alone = replace(
+            piece, rows=places[:1], places=places[:1], ids=ids[:1], epochs=piece.epochs[:1]
+        )
+        gone = replace(piece, task=8)
+        rows = cropping.submit([gone, alone], Rows((as_rows(pictures[:1]),), (8,))).result()
+        assert rows.missing == (8,) and len(rows.crops[0]) == 1
+        assert bytes_of(rows.crops) == RECIPE.num_bytes
+    finally:
+        cropping.close()

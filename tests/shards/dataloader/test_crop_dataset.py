@@ -1,0 +1,203 @@
+"""The stream behind a DataLoader: the batches of a run, and a state that is the consumer's."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from shards.crops.opencv import OpenCVEngine
+from shards.crops.recipe import swav
+from shards.crops.sample_cropper import CropJob
+from shards.dataloader.crop_dataset import CropDataset
+from shards.dataloader.open_data import ReadConfig
+from shards.dataloader.tensors import to_tensors
+from shards.errors import ConfigError, CursorMismatch
+from shards.samples.admission import AdmissionConfig
+from shards.stores.range_reader import RangeReader
+from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
+from shards.stream.manifest import open_manifest
+from tests.shards.dataloader.test_sample_stream import refuse
+
+RECIPE = swav(counts=(2, 3), sizes=(16, 8))
+STREAM = StreamConfig(batch_size=12, chunk_bytes=4096, chunks_per_block=5)
+CONFIG = ReadConfig(seed=3, stream=STREAM)
+# torchdata sets a mark of torch that this torch has given up.
+pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
+
+
+def dataset(folder, **options):
+    return CropDataset(str(folder), RECIPE, options.pop("config", CONFIG), **options)
+
+
+def loader(folder, num_workers, kind=DataLoader, **options):
+    return kind(dataset(folder, **options), batch_size=None, num_workers=num_workers)
+
+
+def take(batches, num):
+    return list(islice(iter(batches), num))
+
+
+def same(one, other):
+    """Whether two batches are the same in everything, to the pixel."""
+    return (
+        one.digest == other.digest
+        and one.state == other.state
+        and torch.equal(one.ids, other.ids)
+        and torch.equal(one.epochs, other.epochs)
+        and all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(synthetic_shards):
+    """The first batches of a run."""
+    manifest = open_manifest(str(synthetic_shards), RangeReader())
+    job = CropJob(
+        recipe=RECIPE,
+        seed=3,
+        admission=AdmissionConfig(),
+        build_engine=partial(OpenCVEngine, RECIPE),
+    )
+    with ThreadReaders(manifest, job) as readers:
+        order = build_order(manifest, STREAM, 3)
+        return take(BatchStream(order, STREAM, AdmissionConfig(), readers.submit), 24)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_dataloader_gives_the_batches_of_a_run(synthetic_shards, expected, num_workers):
+    """In this process or in a worker, across epochs: the same pictures, the same pixels."""
+    for batch, run in zip(take(loader(synthetic_shards, num_workers), 12), expected, strict=False):
+        assert batch.digest == run.digest
+        assert batch.ids.tolist() == run.ids.tolist()
+        assert batch.epochs.tolist() == run.epochs.tolist()
+        assert [view.dtype for view in batch.views] == [torch.uint8] * 2
+        for view, group in zip(batch.views, run.crops, strict=True):
+            assert np.array_equal(view.numpy(), group)
+
+
+def test_normalised_batches_are_those_that_a_model_eats(synthetic_shards, expected):
+    """A second idea of mean and deviation would be a silent difference."""
+    batch = take(loader(synthetic_shards, 1, form="normalised"), 1)[0]
+    for view, wanted in zip(batch.views, to_tensors(expected[0].crops, "cpu"), strict=True):
+        assert torch.equal(view, wanted) and view.dtype == torch.float32
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("used", [1, 7])
+def test_every_batch_carries_the_state_that_follows_it(synthetic_shards, num_workers, used):
+    """A loader that has fetched ahead must not skip what it fetched."""
+    whole = take(loader(synthetic_shards, 0), used + 4)
+    batches = iter(loader(synthetic_shards, num_workers))
+    state = json.loads(json.dumps(take(batches, used)[-1].state))
+    again = dataset(synthetic_shards)
+    again.load_state_dict(state)
+    resumed = take(DataLoader(again, batch_size=None, num_workers=num_workers), 4)
+    assert all(map(same, resumed, whole[used:]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_stateful_dataloader_resumes_exactly(synthetic_shards, num_workers, every):
+    """torchdata's own state, with its prefetch and its snapshots every few steps."""
+    whole = take(loader(synthetic_shards, 0), 9)
+
+    def open_loader():
+        return StatefulDataLoader(
+            dataset(synthetic_shards),
+            batch_size=None,
+            num_workers=num_workers,
+            snapshot_every_n_steps=every,
+        )
+
+    for used in (0, 6):
+        first = open_loader()
+        batches = iter(first)
+        taken = take(batches, used)
+        state = first.state_dict()
+        again = open_loader()
+        again.load_state_dict(state)
+        resumed = take(again, 3)
+        assert all(map(same, taken, whole))
+        assert all(map(same, resumed, whole[used:])), used
+
+
+def test_the_state_of_a_dataset_is_that_of_the_last_batch_it_gave(synthetic_shards):
+    """Without a worker the dataset itself may be asked, as torchdata does."""
+    whole = take(loader(synthetic_shards, 0), 9)
+    first = dataset(synthetic_shards)
+    fresh = first.state_dict()
+    batches = iter(DataLoader(first, batch_size=None))
+    assert take(batches, 5)[-1].state == first.state_dict() != fresh
+    again = dataset(synthetic_shards)
+    again.load_state_dict(first.state_dict())
+    assert again.state_dict() == first.state_dict()
+    assert all(map(same, take(again, 4), whole[5:]))
+    again.load_state_dict(fresh)
+    assert same(take(again, 1)[0], whole[0])
+
+
+def test_a_state_from_the_wrong_process_is_refused(synthetic_shards):
+    """The main process knows nothing of what a worker gave; its answer would be the start."""
+    there = dataset(synthetic_shards)
+    batches = iter(DataLoader(there, batch_size=None, num_workers=1))
+    batch = next(batches)
+    with pytest.raises(ConfigError, match=r"in the main process, .* take batch\.state"):
+        there.state_dict()
+    there.load_state_dict(batch.state)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_several_workers_are_refused(synthetic_shards):
+    """Each would make every batch: the same pictures over and over."""
+    refuse(loader(synthetic_shards, 2), r"num_workers=2, but (?s:.*) raise num_readers")
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_ranks_take_rows_of_the_same_batch(synthetic_shards, expected, world):
+    """Together they have the batch of one process, whatever their number."""
+    ranks = [take(dataset(synthetic_shards, rank=r, world=world), 3) for r in range(world)]
+    for index, run in enumerate(expected[:3]):
+        parts = [rank[index] for rank in ranks]
+        assert {part.digest for part in parts} == {run.digest}
+        assert {len(part.ids) for part in parts} == {12 // world}
+        assert torch.cat([part.ids for part in parts]).tolist() == run.ids.tolist()
+        for group, crops in enumerate(run.crops):
+            views = torch.cat([part.views[group] for part in parts])
+            assert np.array_equal(views.numpy(), crops)
+
+
+def test_a_state_may_be_resumed_by_another_number_of_ranks(synthetic_shards):
+    """The place is that of the global batch, so half of the machines may be lost."""
+    two = take(dataset(synthetic_shards, rank=1, world=2), 4)
+    again = dataset(synthetic_shards, rank=0, world=1)
+    again.load_state_dict(two[3].state)
+    assert same(take(again, 1)[0], take(dataset(synthetic_shards), 5)[4])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 2, "world": 2}, "rank=2 of world=2; ranks are numbered from 0 to world - 1"),
+        ({"world": 5}, "batch_size=12 over 5 ranks"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(synthetic_shards, options, message):
+    """At once, and not in a worker whose traceback nobody can read."""
+    with pytest.raises(ConfigError, match=message):
+        dataset(synthetic_shards, **options)
+
+
+def test_a_state_of_other_data_is_refused(synthetic_shards, tmp_path):
+    """Also where the state is no state at all."""
+    state = take(dataset(synthetic_shards), 1)[0].state
+    other = dataset(synthetic_shards, config=replace(CONFIG, seed=4))
+    with pytest.raises(CursorMismatch, match="belongs to another order"):
+        other.load_state_dict(state)
+    with pytest.raises(CursorMismatch, match="no state of a place in a stream"):
+        other.load_state_dict({"epoch": 3})

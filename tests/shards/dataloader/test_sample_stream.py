@@ -1,0 +1,309 @@
+"""Encoded samples: the order of a run, its cursors, its rejects; and a real webdataset pipeline."""
+
+import json
+import threading
+from dataclasses import replace
+from functools import partial
+from itertools import islice, takewhile
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+
+from shards.crops.chunk_cropper import CropJob
+from shards.crops.opencv import OpenCVEngine
+from shards.crops.recipe import cifar
+from shards.dataloader.open_data import Place, ReadConfig
+from shards.dataloader.sample_stream import SampleStream
+from shards.errors import BudgetExceeded, ConfigError, CursorMismatch
+from shards.records import Sample
+from shards.samples.admission import AdmissionConfig
+from shards.samples.subset import load_subset
+from shards.stores.range_reader import RangeReader
+from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
+from shards.stream.manifest import open_manifest
+from tests.tars import make_tar, samples_by_tarfile
+
+RECIPE = cifar(counts=(1,), sizes=(8,))
+SMALL = StreamConfig(batch_size=4, chunk_bytes=4096, chunks_per_block=5)
+CONFIG = ReadConfig(stream=SMALL)
+
+
+def encode(height, width, extension=".jpg", seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return cv2.imencode(extension, pixels)[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """Three shards with trouble among 60 good samples; one picture breaks only when decoded."""
+    folder = tmp_path_factory.mktemp("mixed")
+    hidden = encode(50, 50, ".png")
+    bad = [
+        *(("b0.jpg", b""), ("b1.jpg", b"<html>"), ("b2.jpg", encode(50, 50)[:-300])),
+        *(("b3.png", encode(4, 50, ".png")), ("b4.txt", b"words")),
+        ("b5.png", hidden[:200] + bytes(60) + hidden[260:]),
+    ]
+    for shard in range(3):
+        good = [
+            (f"{shard}{i:03d}.{name}", data)
+            for i in range(20)
+            for name, data in (("jpg", encode(40, 40, seed=i)), ("cls", str(i).encode()))
+        ]
+        (folder / f"{shard}.tar").write_bytes(make_tar([*good[:20], *bad, *good[20:]]))
+    return folder
+
+
+def refuse(loader, message):
+    """Every worker refuses. They are heard to the end, or torch would wait seconds for each."""
+    batches = iter(loader)
+    with pytest.raises(ConfigError, match=message):
+        next(batches)
+    while True:
+        try:
+            next(batches)
+        except ConfigError:
+            continue
+        except StopIteration:
+            return
+
+
+def place(placed):
+    return (placed.epoch, placed.sample.shard, placed.sample.offset)
+
+
+def take(stream, num):
+    return list(islice(stream, num))
+
+
+def batches(folder, num, config=SMALL, seed=0, cursor=None):
+    """Batches of crops of the same data, as a run would get them."""
+    manifest = open_manifest(str(folder), RangeReader())
+    order = build_order(manifest, config, seed)
+    job = CropJob(
+        recipe=RECIPE,
+        seed=seed,
+        admission=AdmissionConfig(),
+        build_engine=partial(OpenCVEngine, RECIPE),
+    )
+    with ThreadReaders(manifest, job) as readers:
+        stream = BatchStream(order, config, AdmissionConfig(), readers.submit, cursor)
+        return take(stream, num)
+
+
+def rows(found):
+    return [
+        (epoch, *ids)
+        for batch in found
+        for epoch, ids in zip(batch.epochs.tolist(), batch.ids.tolist(), strict=True)
+    ]
+
+
+def test_samples_come_in_the_order_of_a_run(synthetic_shards):
+    """Two orders for one seed, and nobody could say what a run had seen."""
+    placed = take(SampleStream(str(synthetic_shards), CONFIG), 200)
+    assert [place(p) for p in placed] == rows(batches(synthetic_shards, 50))
+
+
+def test_samples_are_what_lies_in_the_tars(synthetic_shards):
+    """Every member, byte for byte, each sample once in a pass."""
+    stream = SampleStream(str(synthetic_shards), CONFIG)
+    first = list(takewhile(lambda placed: placed.epoch == 0, stream))
+    expected = {
+        key: fields
+        for shard in sorted(synthetic_shards.glob("*.tar"))
+        for key, fields in samples_by_tarfile(shard.read_bytes())
+    }
+    assert len(first) == 96
+    assert {p.sample.key: dict(p.sample.fields) for p in first} == expected
+    assert all(p.uri.endswith(f"shard-{p.sample.shard:06d}.tar") for p in first)
+
+
+@pytest.mark.parametrize("num_readers", [1, 5])
+def test_readers_change_nothing_and_any_place_can_be_resumed(mixed, num_readers):
+    """A stop between any two samples loses and repeats none, rejects among them or not."""
+    whole = take(SampleStream(str(mixed), CONFIG), 90)
+    config = replace(CONFIG, num_readers=num_readers)
+    for index in range(0, 80, 3):
+        saved = json.loads(json.dumps(whole[index].place.state()))
+        again = take(SampleStream(str(mixed), config, saved), 5)
+        assert [place(p) for p in again] == [place(p) for p in whole[index + 1 : index + 6]]
+        assert [p.place for p in again] == [p.place for p in whole[index + 1 : index + 6]]
+
+
+def test_a_place_in_a_run_is_a_place_among_the_samples(synthetic_shards):
+    """One may stop training and look at what would have come next."""
+    found = batches(synthetic_shards, 20)
+    state = Place(found[7].cursor).state()
+    stream = SampleStream(str(synthetic_shards), CONFIG, state)
+    assert [place(p) for p in take(stream, 48)] == rows(found[8:])
+    placed = take(SampleStream(str(synthetic_shards), CONFIG), 32)
+    again = batches(synthetic_shards, 12, cursor=placed[31].place.cursor)
+    assert rows(again) == rows(found[8:])
+
+
+def test_what_the_header_forbids_is_counted_and_the_rest_comes(mixed):
+    """Admission is that of a run; only a decoder's verdict is left to the caller."""
+    stream = SampleStream(str(mixed), CONFIG)
+    first = list(takewhile(lambda placed: placed.epoch == 0, stream))
+    assert len(first) == 63  # 20 good ones of each shard, and b5, which no header gives away
+    assert sorted(p.sample.key for p in first if p.sample.key.startswith("b")) == ["b5"] * 3
+    reasons = first[-1].place.cursor.reject_reasons
+    assert sum(reasons.values()) <= 15 and set(reasons) <= {
+        *("empty", "not_a_picture", "truncated", "too_small", "no_picture"),
+    }
+    later = next(placed for placed in SampleStream(str(mixed), CONFIG) if placed.epoch == 1)
+    assert sum(later.place.cursor.reject_reasons.values()) >= 15
+
+
+def even(metadata, picture):
+    """A predicate: keys that end in an even digit."""
+    return metadata["__key__"][-1] in "02468"
+
+
+def test_predicate_and_entropy_are_asked_as_in_a_run(synthetic_shards, tmp_path):
+    """What a user forbids is forbidden here too, and counted under the same reasons."""
+    blank = cv2.imencode(".png", np.full((40, 40, 3), 200, np.uint8))[1].tobytes()
+    members = [(f"{i:03d}.png", blank if i % 3 else encode(40, 40, ".png", i)) for i in range(40)]
+    (tmp_path / "0.tar").write_bytes(make_tar(members))
+    admission = AdmissionConfig(
+        min_entropy=2.0,
+        predicate="tests.shards.dataloader.test_sample_stream:even",
+        max_reject_fraction=1.0,
+    )
+    stream = SampleStream(str(tmp_path), replace(CONFIG, admission=admission))
+    first = list(takewhile(lambda placed: placed.epoch == 0, stream))
+    assert sorted(p.sample.key for p in first) == [f"{i:03d}" for i in range(0, 40, 6)]
+    last = next(placed for placed in stream if placed.epoch == 2).place.cursor.reject_reasons
+    assert last["predicate"] >= 40 and last["blank"] >= 26 and set(last) == {"predicate", "blank"}
+
+
+def test_a_subset_leaves_out_the_others(synthetic_shards, tmp_path):
+    """The list is applied on the fly, and what it leaves out is counted apart from rejects."""
+    keys = [p.sample.key for p in take(SampleStream(str(synthetic_shards), CONFIG), 96)]
+    wanted = sorted(keys)[::3]
+    (tmp_path / "list.txt").write_text("\n".join(wanted))
+    subset = load_subset(str(tmp_path / "list.txt"))
+    stream = SampleStream(str(synthetic_shards), replace(CONFIG, subset=subset))
+    first = list(takewhile(lambda placed: placed.epoch == 0, stream))
+    assert sorted(p.sample.key for p in first) == wanted
+    later = next(placed for placed in stream if placed.epoch == 1)
+    assert later.place.cursor.num_unselected >= 64 and not later.place.cursor.reject_reasons
+
+
+def test_data_without_a_picture_ends_with_its_reasons(tmp_path):
+    """Not a stream that reads on and on and gives nothing."""
+    (tmp_path / "0.tar").write_bytes(make_tar([(f"{i}.txt", b"words") for i in range(30)]))
+    with pytest.raises(BudgetExceeded, match="no_picture"):
+        next(iter(SampleStream(str(tmp_path))))
+
+
+def test_a_webdataset_pipeline_decodes_and_batches_the_stream(synthetic_shards):
+    """The neighbour's own stages, on our order."""
+    stream = SampleStream(str(synthetic_shards), CONFIG)
+    pipeline = wds.DataPipeline(
+        stream, wds.decode("rgb8"), wds.to_tuple("__key__", "jpg", "cls"), wds.batched(8)
+    )
+    expected = take(stream, 48)
+    for index, (keys, pictures, labels) in enumerate(islice(pipeline, 6)):
+        part = expected[8 * index : 8 * index + 8]
+        assert list(keys) == [p.sample.key for p in part]
+        assert pictures.shape == (8, 32, 32, 3) and pictures.dtype == np.uint8
+        assert [int(label) for label in labels] == [int(p.sample.fields["cls"]) for p in part]
+
+
+def test_a_pipeline_goes_on_behind_the_sample_that_was_used_last(synthetic_shards):
+    """What lies in buffers when it stops is read again, so nothing is lost and nothing twice."""
+
+    def pipeline(state):
+        stream = SampleStream(str(synthetic_shards), CONFIG, state)
+        return wds.DataPipeline(stream, wds.decode("pil"), wds.batched(8, collation_fn=None))
+
+    whole = [sample["__key__"] for batch in islice(pipeline(None), 12) for sample in batch]
+    used = take(pipeline(None), 5)
+    saved = json.loads(json.dumps(used[-1][-1]["__place__"].state()))
+    rest = [sample["__key__"] for batch in islice(pipeline(saved), 7) for sample in batch]
+    assert whole[40:] == rest and used[0][0]["jpg"].size == (32, 32)
+
+
+def test_a_dataloader_of_several_workers_is_refused(synthetic_shards):
+    """Each of them would give every sample: an epoch of duplicates, in silence."""
+
+    def loader(num_workers):
+        pipeline = wds.DataPipeline(
+            SampleStream(str(synthetic_shards), CONFIG), wds.to_tuple("__key__")
+        )
+        return torch.utils.data.DataLoader(pipeline, batch_size=None, num_workers=num_workers)
+
+    alone = take(loader(0), 20)
+    assert take(loader(1), 20) == alone
+    refuse(loader(2), r"num_workers=2, but (?s:.*)num_workers=0 or 1")
+
+
+def test_a_signed_address_is_not_passed_on(synthetic_shards):
+    """Pipelines log the address of a sample that they cannot decode."""
+    placed = next(iter(SampleStream(str(synthetic_shards), CONFIG)))
+    signed = replace(placed, uri="https://host/a.tar?sig=secret")
+    assert signed.to_dict()["__url__"] == "https://host/a.tar"
+    assert set(placed.to_dict()) == {
+        *("__key__", "__url__", "__epoch__", "__place__"), *("jpg", "cls"),
+    }  # fmt: skip
+
+
+def test_a_place_in_other_data_is_refused(synthetic_shards, mixed):
+    """A place that is taken for another one is an error that nobody sees."""
+    state = take(SampleStream(str(synthetic_shards), CONFIG), 3)[-1].place.state()
+    with pytest.raises(CursorMismatch, match="belongs to other data"):
+        SampleStream(str(mixed), CONFIG, state)
+    with pytest.raises(CursorMismatch, match="belongs to another order"):
+        SampleStream(str(synthetic_shards), replace(CONFIG, seed=1), state)
+    with pytest.raises(CursorMismatch, match=r"no state of a place .*\(it has cursor\)"):
+        SampleStream(str(synthetic_shards), CONFIG, {"cursor": state["cursor"]})
+    with pytest.raises(CursorMismatch, match=r"journal in this state cannot be read"):
+        SampleStream(str(synthetic_shards), CONFIG, {**state, "journal": ["{}"]})
+    with pytest.raises(ConfigError, match="num_readers=0; they are threads"):
+        ReadConfig(num_readers=0)
+
+
+def test_sources_are_mixed_in_their_shares(synthetic_shards, mixed):
+    """As in a run with weights, and a state knows which they were."""
+    config = replace(CONFIG, weights=(3, 1))
+    patterns = [str(synthetic_shards), str(mixed)]
+    whole = take(SampleStream(patterns, config), 300)
+    of_first = sum("synthetic" in placed.uri for placed in whole)
+    assert 0 < of_first < 300
+    state = json.loads(json.dumps(whole[200].place.state()))
+    again = take(SampleStream(patterns, config, state), 90)
+    assert [place(p) for p in again] == [place(p) for p in whole[201:291]]
+    with pytest.raises(ConfigError, match="2 weights for 1 patterns; each needs one"):
+        SampleStream(patterns[0], config)
+
+
+def test_a_shard_that_is_irregular_is_known_to_whoever_goes_on(tmp_path):
+    """A tar in a tar leads chunks astray; from the block after that is seen, it is walked."""
+    inner = make_tar([(f"in{i}.jpg", encode(40, 40, seed=i)) for i in range(60)])
+    for shard in range(3):
+        good = [(f"{shard}{i:03d}.jpg", encode(40, 40, seed=i)) for i in range(40)]
+        (tmp_path / f"{shard}.tar").write_bytes(
+            make_tar([*good[:20], (f"n{shard}.jpg", inner), (f"n{shard}.txt", b"."), *good[20:]])
+        )
+    config = replace(CONFIG, admission=AdmissionConfig(max_reject_fraction=1.0))
+    whole = take(SampleStream(str(tmp_path), config), 400)
+    assert whole[-1].place.entries
+    for index in range(0, 360, 23):
+        saved = json.loads(json.dumps(whole[index].place.state()))
+        again = take(SampleStream(str(tmp_path), config, saved), 20)
+        assert [place(p) for p in again] == [place(p) for p in whole[index + 1 : index + 21]]
+    last = [p for p in whole if p.epoch == whole[-1].epoch - 1]
+    assert not any(p.sample.key.startswith("in") for p in last)
+
+
+def test_an_iteration_that_is_left_stops_its_readers(synthetic_shards):
+    """A stream that is taken from for a look must not read on behind it."""
+    before = threading.active_count()
+    iterator = iter(SampleStream(str(synthetic_shards), CONFIG))
+    assert isinstance(next(iterator).sample, Sample) and threading.active_count() > before
+    iterator.close()
+    assert threading.active_count() == before

@@ -1,0 +1,62 @@
+"""`tensors`: order, memory format and normalisation of what a model gets."""
+
+import numpy as np
+import pytest
+import torch
+
+from shards.crops.recipe import IMAGENET_MEAN, IMAGENET_STD
+from shards.dataloader.tensors import to_tensors
+
+NUM_SAMPLES, NUM_VIEWS, SIZE = 3, 2, 8
+
+
+@pytest.fixture
+def crops():
+    rng = np.random.default_rng(0)
+    shape = (NUM_SAMPLES, NUM_VIEWS, SIZE, SIZE, 3)
+    return rng.integers(0, 256, shape, dtype=np.uint8), np.zeros(
+        (NUM_SAMPLES, 1, 4, 4, 3), np.uint8
+    )
+
+
+def test_rows_are_crop_major_and_normalised(crops):
+    """A loss would pair the crops of different samples."""
+    large, small = to_tensors(crops, "cpu")
+    assert large.shape == (NUM_VIEWS * NUM_SAMPLES, 3, SIZE, SIZE)
+    assert small.shape == (NUM_SAMPLES, 3, 4, 4)
+    for view in range(NUM_VIEWS):
+        for sample in range(NUM_SAMPLES):
+            expected = (crops[0][sample, view] / 255 - IMAGENET_MEAN) / IMAGENET_STD
+            found = large[view * NUM_SAMPLES + sample].permute(1, 2, 0).numpy()
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_tensors_are_channels_last(crops):
+    """Convolutions would copy every batch before they start."""
+    for tensor in to_tensors(crops, "cpu"):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bfloat16_is_rounded_once(crops):
+    """Pixels would lose two bits before they are normalised."""
+    exact, rounded = to_tensors(crops, "cpu")[0], to_tensors(crops, "cpu", torch.bfloat16)[0]
+    assert rounded.dtype == torch.bfloat16
+    assert torch.equal(exact.to(torch.bfloat16), rounded)
+
+
+def test_read_only_crops_are_taken(crops):
+    """Arrays out of an object store are read-only and would make torch warn."""
+    crops[0].flags.writeable = False
+    assert torch.equal(to_tensors(crops, "cpu")[0], to_tensors((crops[0].copy(),), "cpu")[0])
+
+
+@pytest.mark.gpu
+def test_the_gpu_gives_what_the_cpu_gives(crops):
+    """Normalisation would differ by device."""
+    for here, there in zip(to_tensors(crops, "cpu"), to_tensors(crops, "cuda"), strict=True):
+        torch.testing.assert_close(there.cpu(), here, atol=1e-5, rtol=0)
+
+
+def test_red_is_divided_by_the_deviation_that_everybodys_weights_expect():
+    """SwAV's code has 0.228: a slip that spread with its files."""
+    assert IMAGENET_STD == (0.229, 0.224, 0.225)

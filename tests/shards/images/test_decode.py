@@ -1,0 +1,275 @@
+"""`decoding`: the pixels of every kind of file, against Pillow and against what was put in."""
+
+import dataclasses
+import io
+import re
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps
+
+from shards.images.decode import REDUCED, decode
+from shards.images.image_header import Picture, PictureError, inspect
+from shards.records import Sample
+from shards.samples.admission import AdmissionConfig, admit
+from tests.hostile import (
+    HEIGHT,
+    KINDS,
+    WIDTH,
+    picture_pixels,
+    png_chunk,
+    png_of,
+    saved,
+    steps,
+    swapping_profile,
+    valid,
+)
+from tests.shards.crops.made import encoded, made_pixels, shared_files
+
+PIXELS = picture_pixels()
+# The mean difference, in grey levels, that a lossy format or a palette makes.
+LOSSY = {"jpeg": 5, "webp": 6, "avif": 6, "gif": 12, "palette": 12}
+
+
+@pytest.fixture(scope="module")
+def files():
+    """One good file of every kind."""
+    return valid()
+
+
+def decoded(data, **policy):
+    """What an engine gets to see under this policy, as numbers that can be subtracted."""
+    picture = admit(Sample(0, 0, "a", {"img": data}), AdmissionConfig(**policy))
+    assert isinstance(picture, Picture)
+    return decode(picture).astype(int)
+
+
+def loss(kind):
+    if "lossless" in kind or "2000" in kind or kind in ("webp_alpha", "webp_animated"):
+        return 0.5
+    return max((most for word, most in LOSSY.items() if word in kind), default=0.5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "one_bit" not in kind])
+def test_every_kind_gives_the_pixels_that_were_put_in(kind, files):
+    """Colours would be swapped, a wrong frame taken, or sixteen bits shown as white."""
+    expected = PIXELS.astype(int)
+    if "grey" in kind:
+        luma = cv2.cvtColor(PIXELS, cv2.COLOR_RGB2GRAY) if _by_luma(kind) else PIXELS[..., 1]
+        expected = np.repeat(luma[..., None], 3, axis=-1).astype(int)
+    found = decoded(files[kind], alpha="drop")
+    assert found.shape == (HEIGHT, WIDTH, 3)
+    assert np.abs(found - expected).mean() < loss(kind)
+
+
+def _by_luma(kind):
+    return not any(word in kind for word in ("16", "float", "runs"))
+
+
+# Pillow's own conversion makes white of sixteen bits, and black of floats.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "16" not in kind and "fl" not in kind])
+def test_every_kind_gives_the_pixels_that_pillow_gives(kind, files):
+    """A picture would look otherwise here than in other people's pipelines."""
+    with Image.open(io.BytesIO(files[kind])) as image:
+        image.load()
+        expected = np.asarray(image.convert("RGBA").convert("RGB")).astype(int)
+    found = decoded(files[kind], alpha="drop")
+    assert np.abs(found - expected).mean() < (1.5 if kind.startswith(("jpeg", "webp")) else 0.01)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.endswith("alpha")])
+@pytest.mark.parametrize(("background", "level"), [("white", 255), ("black", 0), ("drop", None)])
+def test_transparency_is_laid_on_what_was_asked_for(kind, background, level, files):
+    """A drawing would be lost in black, or a picture show what its author made invisible."""
+    found = decoded(files[kind], alpha=background)
+    beneath = decoded(files[kind], alpha="drop")
+    if "palette" in kind or "key" in kind:
+        with Image.open(io.BytesIO(files[kind])) as image:
+            opacity = np.asarray(image.convert("RGBA"))[..., 3:].astype(int)
+    else:
+        opacity = steps(PIXELS.shape)[..., None].astype(int)
+    expected = beneath if level is None else (beneath * opacity + level * (255 - opacity)) / 255
+    # A codec that loses something blurs the edges of opacity too.
+    most = 3 if kind in ("webp_lossy_alpha", "avif_alpha") else 0.6
+    assert np.abs(found - expected).mean() < most
+    assert opacity.min() < 255
+
+
+@pytest.mark.parametrize("background", ["white", "black"])
+def test_opaque_pictures_with_an_opacity_are_as_they_were(background):
+    """Rounding would change every screenshot by a level."""
+    stack = np.dstack([PIXELS, np.full(PIXELS.shape[:2], 255, np.uint8)])
+    assert (decoded(png_of(stack, colour=6), alpha=background) == PIXELS).all()
+
+
+def test_sixteen_bits_of_colour_may_have_a_transparent_one():
+    """A rare kind of PNG would be refused, or its transparent colour shown."""
+    deep = PIXELS.astype(">u2") * 257
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    data = b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            png_chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)),
+            png_chunk(b"tRNS", deep[5, 5].tobytes()),
+            png_chunk(b"IDAT", zlib.compress(rows)),
+            png_chunk(b"IEND", b""),
+        ]
+    )
+    found = decoded(data, alpha="white")
+    assert np.abs(found - PIXELS).mean() < 0.5
+
+
+def test_twelve_bits_in_a_tiff_fill_the_range():
+    """Pictures of scientific cameras would be nearly black."""
+    levels = (PIXELS[..., 1].astype(np.uint16) << 4) + 7
+    tags = [(256, WIDTH), (257, HEIGHT), (258, 12), (259, 1), (262, 1), (277, 1), (278, HEIGHT)]
+    packed = _pack_twelve(levels)
+    tags += [(273, 8), (279, len(packed))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags))
+    start = 8 + len(packed)
+    data = b"II*\0" + struct.pack("<I", start) + packed + struct.pack("<H", len(tags)) + entries
+    found = decoded(data + bytes(4))
+    assert np.abs(found[..., 0] - PIXELS[..., 1]).mean() < 0.5
+
+
+def _pack_twelve(levels):
+    pairs = levels.reshape(-1, 2).astype(int)
+    first, second = pairs[:, 0], pairs[:, 1]
+    stack = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=1)
+    return stack.astype(np.uint8).tobytes()
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", [*range(1, 9), 42])
+def test_every_orientation_gives_the_same_upright_picture(format_, orientation):
+    """Phone pictures would be trained on lying on their side."""
+    lossless = {"WEBP": {"lossless": True}, "AVIF": {"quality": 95}, "JPEG": {"quality": 95}}
+    stored = PIXELS if orientation == 42 else turned_back(PIXELS, orientation)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, format_, exif=exif, **lossless.get(format_, {}))
+    near = 4 if format_ in ("JPEG", "AVIF") else 0.01
+    for config, expected in (("apply", PIXELS), ("ignore", stored)):
+        found = decoded(data, orientation=config)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).mean() < near
+
+
+def turned_back(pixels, orientation):
+    """The pixels that `orientation` turns into these."""
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = {6: 8, 8: 6}.get(orientation, orientation)
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_a_colour_profile_is_followed_where_that_is_asked_for(format_):
+    """Pictures of cameras with wide colours would be pale."""
+    lossless = {"WEBP": {"lossless": True}, "AVIF": {"quality": 98}}
+    options = lossless.get(format_, {"quality": 95} if format_ == "JPEG" else {})
+    data = encoded(PIXELS, format_, icc_profile=swapping_profile(), **options)
+    near = 4 if format_ in ("JPEG", "AVIF") else 1
+    assert np.abs(decoded(data) - PIXELS).mean() < near
+    assert np.abs(decoded(data, icc_profile="srgb") - PIXELS[..., [1, 0, 2]]).mean() < near
+
+
+def test_a_profile_that_cannot_be_used_changes_nothing():
+    """A broken profile would cost its picture, or the reader."""
+    whole = swapping_profile()
+    grey = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    for profile in (b"junk", whole[:300], whole[:128] + bytes(len(whole) - 128), grey):
+        data = encoded(PIXELS, "PNG", icc_profile=profile)
+        assert (decoded(data, icc_profile="srgb") == PIXELS).all()
+
+
+def test_real_files_of_every_orientation_are_the_same_upright():
+    """Made EXIF would hide what cameras write."""
+    files = shared_files("nasty-a.tar")
+    upright = {}
+    for name, data in files.items():
+        if match := re.match(r"(.*(?:Landscape|Portrait|hopper)(?:_orientation)?)_\d\.jpg", name):
+            found = cv2.resize(
+                decoded(data).astype(np.uint8), (60, 60), interpolation=cv2.INTER_AREA
+            )
+            upright.setdefault(match[1], []).append(found.astype(int))
+    assert sorted(map(len, upright.values())) == [4, 5, 6]
+    for first, *others in upright.values():
+        assert max(np.abs(first - other).mean() for other in others) < 4
+
+
+def test_real_files_are_turned_as_pillow_turns_them():
+    """A number would stand for another turn, or an impossible one for some turn."""
+    files = shared_files("made-a.tar")
+    for number in (*range(1, 9), 42):
+        data = files[f"exif_orientation_{number}.jpg"]
+        with Image.open(io.BytesIO(data)) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        assert np.abs(decoded(data) - expected).mean() < 1
+
+
+@pytest.mark.parametrize("reduction", sorted(REDUCED))
+@pytest.mark.parametrize("kind", ["jpeg", "jpeg_cmyk", "png"])
+def test_a_reduced_picture_is_the_picture_reduced(kind, reduction, files):
+    """A quarter of a picture would be taken for the whole."""
+    picture = inspect(files[kind])
+    found = decode(picture, reduction)
+    reduction = reduction if kind == "jpeg" else 1
+    assert found.shape == (HEIGHT // reduction, WIDTH // reduction, 3)
+    expected = cv2.resize(decode(picture), found.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(found.astype(int) - expected).mean() < 6
+
+
+def test_what_opencv_refuses_pillow_may_read(files):
+    """A picture with nothing but a wrong checksum would be lost, and at a reduced size too."""
+    spoilt = bytearray(files["png"])
+    spoilt[-13] ^= 1  # of the checksum of the pixels
+    assert cv2.imdecode(np.frombuffer(spoilt, np.uint8), cv2.IMREAD_COLOR) is None
+    assert (decode(inspect(bytes(spoilt))) == PIXELS).all()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize(("mode", "subsampling"), [("RGB", 0), ("RGB", 2), ("L", 0), ("CMYK", 0)])
+def test_a_cut_jpeg_with_a_forged_end_does_not_become_grey(share, mode, subsampling):
+    """The decoder paints the missing foot grey without a word."""
+    whole = saved("JPEG", mode, quality=90, subsampling=subsampling)(made_pixels(4, 200, 160))
+    forged = inspect(whole[: int(share * len(whole))] + b"\xff\xd9")
+    for reduction in REDUCED:
+        with pytest.raises(PictureError, match="foot is plain grey"):
+            decode(forged, reduction)
+
+
+@pytest.mark.parametrize("start", range(100, 129, 4))
+def test_the_verdict_does_not_depend_on_the_reduction(start):
+    """A picture would be kept in one epoch and refused in the next, whose boxes are smaller."""
+    pixels = made_pixels(4, 129, 160)
+    pixels[start:] = 128
+    verdicts = set()
+    for quality in (75, 98):
+        picture = inspect(encoded(pixels, quality=quality, subsampling=0))
+        for reduction in REDUCED:
+            try:
+                decode(picture, reduction)
+                verdicts.add((quality, "ok"))
+            except PictureError as error:
+                verdicts.add((quality, error.reason))
+    assert len(verdicts) == 2
+
+
+def test_a_picture_that_is_grey_by_itself_is_kept():
+    """Plain grey pictures, and pictures with a grey border, would be refused."""
+    grey = np.full((100, 100, 3), 128, np.uint8)
+    assert (decode(inspect(encoded(grey))) == 128).all()
+    framed = made_pixels(5, 100, 100)
+    framed[85:] = 128
+    assert decode(inspect(encoded(framed, quality=95))).shape == (100, 100, 3)
+
+
+def test_a_header_that_lies_about_the_size_is_found_out(files):
+    """Boxes would be drawn outside the picture."""
+    for kind in ("png", "gif_palette", "jpeg_cmyk"):
+        picture = dataclasses.replace(inspect(files[kind]), width=WIDTH + 1)
+        with pytest.raises(PictureError, match="expected"):
+            decode(picture)

@@ -1,0 +1,296 @@
+"""`picture`: what a file is, told from its header; hostile files cost one reject each."""
+
+import random
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from shards.images.decode import decode
+from shards.images.image_header import MAX_SIDE, PictureError, inspect
+from tests.hostile import HEIGHT, KINDS, WIDTH, png_chunk, valid
+from tests.shards.crops.made import encoded, made_pixels
+
+PIXELS = made_pixels(0, 40, 60)
+FORMATS = {
+    "JPEG": "jpeg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "GIF": "gif",
+    "BMP": "bmp",
+    "TIFF": "tiff",
+    "PPM": "ppm",
+    "AVIF": "avif",
+    "JPEG2000": "jpeg2000",
+    "QOI": "qoi",
+}
+
+
+def reason(data):
+    with pytest.raises(PictureError) as caught:
+        inspect(data)
+    return caught.value.reason
+
+
+@pytest.fixture(scope="module")
+def files():
+    """One good file of every kind."""
+    return valid()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_header_of_every_kind_says_what_is_special(kind, files):
+    """A policy would refuse what it should not, or let in what it should refuse."""
+    picture = inspect(files[kind])
+    assert picture.format == {"ico": "ico"}.get(kind, kind.partition("_")[0])
+    assert (picture.height, picture.width, picture.orientation) == (HEIGHT, WIDTH, 1)
+    several = {"jpeg_pictures", "tiff_pages"} | {name for name in KINDS if "animated" in name}
+    assert (picture.num_frames > 1) == (kind in several)
+    # An icon's bitmap has a mask, and Pillow's encoder of animated WebP says it may need one.
+    assert picture.alpha == ("alpha" in kind or kind in ("ico_bitmap", "webp_animated"))
+    assert picture.bits == (32 if "float" in kind else 16 if "16" in kind else 8)
+    assert picture.cmyk == ("cmyk" in kind)
+    assert not picture.icc_profile
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_a_colour_profile_is_seen(format_):
+    """A policy about profiles would do nothing."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert inspect(encoded(PIXELS, format_, icc_profile=profile)).icc_profile
+
+
+def test_only_usual_jpegs_are_plain(files):
+    """Decoders would be trusted to agree on what they do not agree on."""
+    usual = {kind for kind in KINDS if kind.startswith("jpeg") and "2000" not in kind}
+    assert {kind for kind in usual if not inspect(files[kind]).plain} == {"jpeg_cmyk"}
+    data = files["jpeg_progressive"]
+    last = data.rindex(b"\xff\xda")
+    for odd in (data[:last] + b"\xff\xd9", data[:-2] + data[last:]):  # a scan less, a scan twice
+        assert not inspect(odd).plain
+    data = files["jpeg"]
+    assert not inspect(encoded(PIXELS, keep_rgb=True)).plain
+    # The name of a component, the tables, the end of the band, arithmetic coding.
+    for old, new in [
+        (b"\x03\x01\x22\x00", b"\x03R\x22\x00"),
+        (b"\xff\xc4", b"\xff\xfe"),
+        (b"\xff\xdb", b"\xff\xfe"),
+        (b"\x00\x3f\x00", b"\x00\x3e\x00"),
+        (b"\xff\xc0", b"\xff\xc9"),
+    ]:
+        odd = data.replace(old, new, 1)
+        assert odd != data and not inspect(odd).plain, old
+
+
+def test_thousands_of_scans_are_refused():
+    """A few kilobytes would keep a decoder busy for minutes."""
+    data = encoded(PIXELS, progressive=True)
+    last = data.rindex(b"\xff\xda")
+    assert reason(data[:-2] + 101 * data[last:-2] + b"\xff\xd9") == "undecodable"
+
+
+def test_a_format_that_is_not_allowed_is_not_read():
+    """A decoder that nobody wants could be attacked all the same."""
+    assert inspect(encoded(PIXELS), ("png", "jpeg")).format == "jpeg"
+    with pytest.raises(PictureError, match="bmp; allowed are png, jpeg") as caught:
+        inspect(b"BM and no more", ("png", "jpeg"))
+    assert caught.value.reason == "format"
+
+
+def tiff_header(tags):
+    """A TIFF of nothing but tags with one number each."""
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+
+def test_what_costs_far_more_than_its_bytes_is_refused():
+    """A small file would take minutes or gigabytes though its picture is of an ordinary size."""
+    assert reason(b"qoif" + struct.pack(">IIBB", 3000, 3000, 3, 0)) == "too_large"
+    sides = [(256, 60), (257, 40)]
+    assert inspect(tiff_header([*sides, (322, 1 << 12), (323, 1 << 12)])).width == 60
+    assert reason(tiff_header([*sides, (322, 1 << 15), (323, 1 << 15)])) == "too_large"
+    stream = bytearray(encoded(PIXELS, "JPEG2000", no_jp2=True))
+    stream[24:32] = struct.pack(">II", 1, 1)
+    stream[8:16] = struct.pack(">II", 90, 90)
+    assert inspect(bytes(stream)).width == 90
+    stream[8:16] = struct.pack(">II", 1000, 1000)
+    assert reason(bytes(stream)) == "too_large"
+
+
+def test_the_largest_picture_of_an_icon_is_taken():
+    """A toy of 16 pixels would stand for the picture, or one size hide another."""
+    icon = encoded(made_pixels(0, 256, 256), "ICO", sizes=[(16, 16), (64, 64), (32, 32)])
+    assert inspect(icon).height == 64
+    assert reason(icon[:200]) == "truncated"
+
+
+@pytest.mark.parametrize(("pillow", "ours"), FORMATS.items())
+def test_the_magic_bytes_name_the_format(pillow, ours):
+    """A format would be refused, or trusted to a file's extension."""
+    picture = inspect(encoded(PIXELS, pillow))
+    assert (picture.format, picture.height, picture.width) == (ours, 40, 60)
+    assert (picture.orientation, picture.num_frames) == (1, 1)
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"optimize": True}])
+@pytest.mark.parametrize("size", [(1, 1), (1, 333), (257, 3), (64, 64)])
+def test_every_kind_of_whole_jpeg_is_accepted(options, size):
+    """The bound on missing bits would refuse plain pictures."""
+    for pixels in (made_pixels(1, *size), np.full((*size, 3), 128, np.uint8)):
+        for picture in (pixels, pixels[..., 0]):
+            assert inspect(encoded(picture, **options)).height == size[0]
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("value", "orientation"), [(1, 1), (3, 3), (6, 6), (8, 8), (0, 1), (9, 1), (42, 1)]
+)
+def test_orientation_is_read_and_a_wrong_one_is_none(byte_order, value, orientation):
+    """Boxes would be drawn for a picture lying on its side."""
+    magic = b"II*\0" if byte_order == "<" else b"MM\0*"
+    entry = struct.pack(byte_order + "HHIHH", 0x0112, 3, 1, value, 0)
+    tiff = magic + struct.pack(byte_order + "IH", 8, 1) + entry + bytes(4)
+    segment = b"Exif\0\0" + tiff
+    data = encoded(PIXELS)
+    data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
+    picture = inspect(data)
+    assert picture.orientation == orientation
+    assert (picture.height, picture.width) == ((60, 40) if orientation > 4 else (40, 60))
+
+
+@pytest.mark.parametrize("format_", ["PNG", "WEBP", "TIFF", "AVIF"])
+def test_orientation_is_read_from_other_formats(format_):
+    """Only JPEGs would be turned upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = inspect(encoded(PIXELS, format_, exif=exif))
+    assert (picture.height, picture.width) == (60, 40)
+    assert decode(picture).shape == (60, 40, 3)
+
+
+@pytest.mark.parametrize("tiff", [b"", b"II*\0", b"XX*\0\x08\0\0\0", b"II*\0\xff\xff\xff\xff"])
+def test_broken_exif_does_not_cost_a_picture(tiff):
+    """Many cameras and editors write EXIF that cannot be read."""
+    segment = b"Exif\0\0" + tiff
+    data = encoded(PIXELS)
+    data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
+    assert inspect(data).orientation == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_cut_jpeg_is_truncated_wherever_it_is_cut(options):
+    """The decoder would paint the missing part grey."""
+    data = encoded(PIXELS, **options)
+    for end in range(3, len(data)):
+        assert reason(data[:end]) == "truncated", end
+
+
+def test_a_thumbnails_end_is_not_the_end_of_the_picture():
+    """A cut picture would pass because its thumbnail is whole."""
+    thumbnail = encoded(made_pixels(1, 16, 16))
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 8) + b"Exif\0\0" + thumbnail
+    data = encoded(PIXELS)
+    data = data[:2] + segment + data[2:]
+    assert inspect(data).width == 60
+    assert reason(data[:-100]) == "truncated"
+    assert reason(data[:-100] + thumbnail) == "truncated"
+
+
+def test_junk_after_a_jpeg_and_fill_bytes_in_it_do_no_harm():
+    """Pictures with appended data, which are common, would be refused."""
+    data = encoded(PIXELS)
+    assert inspect(data + b"junk" * 99).width == 60
+    assert inspect(data + data[: len(data) // 2]).width == 60
+    assert inspect(data[:2] + b"\xff\xff\xff" + data[3:]).width == 60
+
+
+@pytest.mark.parametrize("marker", [b"\xff\x4b", b"\xff\xdc", b"\xff\xe5"])
+def test_a_marker_within_the_scan_is_undecodable(marker):
+    """The decoder would stop there and paint the rest grey."""
+    data = bytearray(encoded(PIXELS))
+    middle = data.index(b"\xff\xda") + (len(data) - data.index(b"\xff\xda")) // 2
+    data[middle : middle + 4] = marker + b"\xf0\x00"
+    assert reason(bytes(data)) == "undecodable"
+
+
+def test_a_height_that_the_data_cannot_fill_is_truncated():
+    """A header that promises too much would give a picture that is nearly all grey."""
+    data = bytearray(encoded(np.full((64, 64, 3), 128, np.uint8)))
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 7] = struct.pack(">H", 6000)
+    assert reason(bytes(data)) == "truncated"
+
+
+def test_lossless_and_twelve_bit_jpegs_are_undecodable():
+    """Every engine would have to find that out for itself."""
+    for place, value in ((1, 0xC3), (4, 12)):
+        data = bytearray(encoded(PIXELS))
+        data[data.index(b"\xff\xc0") + place] = value
+        assert reason(bytes(data)) == "undecodable"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", "empty"),
+        (b"\0", "not_a_picture"),
+        (b"<!DOCTYPE html><html>404", "not_a_picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "not_a_picture"),
+        (b"\xef\xbb\xbf\n" + encoded(PIXELS), "not_a_picture"),
+        (b"\xff\xd8\xff", "truncated"),
+        (b"\xff\xd8\xff\xd9", "broken_header"),
+        (b"\xff\xd8\xff\xe0\0\0", "broken_header"),
+        (b"\x89PNG\r\n\x1a\n", "truncated"),
+        (encoded(PIXELS, "PNG")[:-12], "truncated"),
+        (encoded(PIXELS, "PNG").replace(b"IHDR\0\0\0", b"IHDR\0\0\1"), "broken_header"),
+        (encoded(PIXELS, "WEBP")[:-1], "truncated"),
+        (b"RIFF\x04\0\0\0WEBP", "broken_header"),
+        (encoded(PIXELS, "GIF")[:20], "truncated"),
+        (encoded(PIXELS, "TIFF")[:9], "truncated"),
+        (b"II*\0\x08\0\0\0\0\0", "broken_header"),
+        (encoded(PIXELS, "BMP")[:17], "broken_header"),
+        (encoded(PIXELS, "BMP")[:-1], "truncated"),
+        (b"\0\0\0\x18ftypavif" + bytes(30), "broken_header"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(30), "not_a_picture"),
+        (b"P6\n60 forty\n255\n", "broken_header"),
+        (encoded(PIXELS, "PPM")[:-1], "truncated"),
+        (b"P2\n9999 9999\n255\n" + b"1 " * (1 << 20), "truncated"),
+        (b"\0\0\1\0\0\0", "broken_header"),
+        (b"qoif" + bytes(3), "truncated"),
+    ],
+)
+def test_every_kind_of_bad_file_has_its_reason(data, expected):
+    """Rejects would be counted under the wrong reason, or crash."""
+    assert reason(data) == expected
+
+
+def png_header(height, width):
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IEND", b"")
+
+
+def test_a_bomb_is_seen_and_not_set_off():
+    """A picture of a few bytes would take gigabytes."""
+    assert inspect(png_header(40000, 40000)).height == 40000
+    assert reason(png_header(MAX_SIDE + 1, 1)) == "too_large"
+    assert reason(png_header(0, 5)) == "broken_header"
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of much in broken files
+def test_damaged_files_raise_nothing_but_picture_errors(format_):
+    """Some broken file would kill a reader."""
+    rng = random.Random(format_)
+    whole = encoded(made_pixels(2, 24, 24), format_)
+    for _ in range(120):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 6)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        data = bytes(data[: rng.choice([len(data), len(data), rng.randrange(len(data))])])
+        try:
+            picture = inspect(data)
+            if picture.height * picture.width < 1_000_000:
+                decode(picture)
+        except PictureError:
+            continue

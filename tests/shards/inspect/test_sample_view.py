@@ -1,0 +1,261 @@
+"""Contact sheets: what they show, what they read for it, and that strangers' words stay words."""
+
+import base64
+import html.parser
+import io
+import re
+import shutil
+import subprocess
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.errors import ConfigError
+from shards.images.image_header import inspect
+from shards.inspect.contact_sheet import Sheet, Tile, draw_sheet, page, plain, write_sheet
+from shards.inspect.sample_view import describe, draw_samples, sample_tile, thumbnail
+from shards.records import Sample
+from shards.samples.admission import AdmissionConfig
+from shards.samples.sample_check import Judge
+from shards.stores.range_reader import RangeReader
+from shards.stream.manifest import open_manifest
+from tests.tars import make_tar
+
+HOSTILE = "</b><script>alert(1)</script>\"' onload=x\N{RIGHT-TO-LEFT OVERRIDE}gpj.\x00\udcff\n"
+
+
+def encode(height, width, extension=".jpg", seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return cv2.imencode(extension, pixels)[1].tobytes()
+
+
+def draw(folder, num, **options):
+    reader = RangeReader()
+    manifest = open_manifest(str(folder), reader)
+    return list(draw_samples(manifest, reader, AdmissionConfig(), num=num, **options))
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser makes of a page: elements, attributes and words."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def pictures(self):
+        return [
+            Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2])))
+            for tag, attrs in self.elements
+            if tag == "img"
+        ]
+
+
+def test_a_seed_draws_the_same_samples_again_and_another_seed_others(synthetic_shards):
+    """A sheet is looked at together; a second one must show something new."""
+    one, again = draw(synthetic_shards, 20), draw(synthetic_shards, 20)
+    assert [t.title for t in one] == [t.title for t in again]
+    other = draw(synthetic_shards, 20, seed=1)
+    assert len(other) == 20 and {t.title for t in one} != {t.title for t in other}
+
+
+def test_no_sample_is_shown_twice_and_no_more_than_there_are(synthetic_shards):
+    """A sheet of everything holds everything once."""
+    titles = [tile.title for tile in draw(synthetic_shards, 1000)]
+    assert len(titles) == len(set(titles)) == 96
+
+
+def test_a_sheet_costs_a_few_chunks_of_a_large_bucket(tmp_path):
+    """To look at ten pictures nobody reads a hundred shards."""
+    picture = encode(64, 64)
+    for shard in range(100):
+        members = [(f"{shard:03d}-{i:03d}.jpg", picture) for i in range(40)]
+        (tmp_path / f"{shard:03d}.tar").write_bytes(make_tar(members))
+
+    uris = []
+
+    class Counting(RangeReader):
+        def read(self, shard, start, stop):
+            uris.append(shard.uri)
+            return super().read(shard, start, stop)
+
+    reader = Counting()
+    manifest = open_manifest(str(tmp_path), reader)
+    uris.clear()
+    tiles = list(draw_samples(manifest, reader, AdmissionConfig(), num=10))
+    assert len(tiles) == 10 and len(set(uris)) <= 16
+    assert len({tile.title[:3] for tile in tiles}) >= 4  # from many places
+
+
+def test_a_reject_is_shown_with_its_reason(tmp_path):
+    """What a run leaves out is what one most wants to see."""
+    members = [
+        ("good.jpg", encode(40, 60)), ("good.cls", b"3"),
+        ("tiny.png", encode(4, 4, ".png")),
+        ("html.jpg", b"<html>gone</html>"),
+        ("cut.jpg", encode(50, 50)[:-300]),
+        ("none.txt", b"only words"),
+    ]  # fmt: skip
+    (tmp_path / "0.tar").write_bytes(make_tar(members))
+    tiles = {tile.title: tile for tile in draw(tmp_path, 10)}
+    assert {key: tile.reason for key, tile in tiles.items()} == {
+        "good": "", "tiny": "too_small", "html": "not_a_picture", "cut": "truncated",
+        "none": "no_picture",
+    }  # fmt: skip
+    assert tiles["good"].lines[0].startswith("60 x 40 jpeg, ")
+    assert tiles["good"].lines[1] == "label: 3" and tiles["none"].lines[1] == "caption: only words"
+    assert all(bool(tile.rows) == (not tile.reason) for tile in tiles.values())
+
+
+def test_what_admission_refuses_is_not_decoded():
+    """A bomb among the samples must not go off on the desk of who looks for it."""
+    bomb = encode(3000, 3000, ".png")
+    tile = sample_tile(
+        Sample(0, 0, "bomb", {"png": bomb}), Judge(AdmissionConfig(max_pixels=10_000))
+    )
+    assert tile.reason == "too_large" and not tile.rows
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (1000, 30), (4000, 3000), (1, 500)])
+def test_a_thumbnail_keeps_its_proportions(height, width):
+    """A stretched picture looks like bad data."""
+    shown = thumbnail(inspect(encode(height, width)))
+    assert max(shown.shape[:2]) == min(192, max(height, width))
+    share = max(shown.shape[:2]) / max(height, width)
+    assert shown.shape[:2] == (max(1, round(height * share)), max(1, round(width * share)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "lines"),
+    [
+        ({"cls": b"7", "txt": b" a cat \n"}, ("label: 7", "caption: a cat")),
+        ({"json": b'{"label": 3, "caption": "a dog"}'}, ("label: 3", "caption: a dog")),
+        ({"json": b'{"caption": "json"}', "txt": b"own"}, ("caption: own",)),
+        ({"json": b"[" * 100_000}, ()),
+        ({"json": b'{"label": {"a": [1, 2]}, "caption": null}'}, ()),
+        ({"json": b"no json", "txt": b"\xff\xfe"}, ("caption: ��",)),
+        ({"cls": b"0"}, ("label: 0",)),
+    ],
+)
+def test_a_sample_says_what_it_is_where_it_can(fields, lines):
+    """Labels and captions lie in many places; a broken one is no error."""
+    assert describe(Sample(0, 0, "k", fields))[:-1] == lines
+
+
+def test_words_of_strangers_stay_words_on_the_page():
+    """A key or a caption must not become an element, a script, or a change of direction."""
+    tile = Tile(HOSTILE, ((np.zeros((2, 3, 3), np.uint8),),), (HOSTILE,), HOSTILE)
+    text = page(Sheet(HOSTILE, [tile], (HOSTILE,), HOSTILE))
+    text.encode()  # no lone surrogate is left
+    found = Page(text)
+    names = {tag for tag, _ in found.elements}
+    assert names <= {
+        *("html", "head", "meta", "title", "style", "body", "h1", "p", "main", "figure"),
+        *("div", "img", "figcaption", "b", "span"),
+    }
+    assert not any(name.startswith("on") for _, attrs in found.elements for name in attrs)
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 8
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in text and "\x00" not in text
+
+
+def test_the_page_needs_nothing_but_itself(synthetic_shards):
+    """It is read offline, and in years; it must not tell a server that it is."""
+    text = page(Sheet("all", draw(synthetic_shards, 96)))
+    found = Page(text)
+    images = [attrs for tag, attrs in found.elements if tag == "img"]
+    assert len(images) == 96
+    assert all(attrs["src"].startswith("data:image/webp;base64,") for attrs in images)
+    assert all(attrs["loading"] == "lazy" and attrs["alt"] for attrs in images)
+    assert "//" not in re.sub(r'src="[^"]*"', "", text)
+    assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
+
+
+def test_exact_pictures_are_kept_to_the_pixel():
+    """Whoever compares crops of two runs must not compare a codec."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 24, 24, 3), np.uint8)
+    tiles = [Tile("a", (tuple(pixels[0]),)), Tile("b", (tuple(pixels[1]),))]
+    shown = Page(page(Sheet("crops", tiles, quality="exact"))).pictures()
+    assert len(shown) == 10
+    for image, expected in zip(shown, pixels.reshape(10, 24, 24, 3), strict=True):
+        assert np.array_equal(np.asarray(image.convert("RGB")), expected)
+    drawn = np.asarray(draw_sheet(Sheet("crops", tiles)))
+    at = np.argwhere((drawn[:-23, :-23] == pixels[0, 0, 0, 0]).all(-1)).tolist()
+    assert any(np.array_equal(drawn[y : y + 24, x : x + 24], pixels[0, 0]) for y, x in at)
+
+
+def test_a_sheet_is_whole_or_not_there(tmp_path, synthetic_shards):
+    """Half a page looks like half the data."""
+    tiles = draw(synthetic_shards, 9)
+    for name in ("a.png", "a.html", "a.PNG"):
+        write_sheet(Sheet("nine", tiles, ("a fact",), "a warning"), tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PNG", "a.html", "a.png"]
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG" and image.width > 500
+    with pytest.raises(ConfigError, match=r"ends in '\.gif'; a sheet is written as \.html or"):
+        write_sheet(Sheet("nine", tiles), tmp_path / "a.gif")
+    with pytest.raises(ConfigError, match=r"lies in no folder; .* make .*nowhere first"):
+        write_sheet(Sheet("nine", tiles), tmp_path / "nowhere" / "a.png")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_sheet(Sheet("nine", tiles), tmp_path / "folder.png")
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("num", [0, 1025])
+def test_a_sheet_has_a_size_that_fits_in_memory(synthetic_shards, num):
+    """A million tiles would end as a process that was killed."""
+    with pytest.raises(ConfigError, match=rf"num={num}; a sheet shows from 1 to 1024"):
+        draw(synthetic_shards, num)
+
+
+def test_hostile_pictures_can_be_looked_at(shared_data, tmp_path):
+    """The sheet is for finding trouble, so it must survive it."""
+    tiles = draw(shared_data / "nasty-a.tar", 1000)
+    assert len(tiles) == 186
+    assert sum(bool(tile.reason) for tile in tiles) > 20
+    write_sheet(Sheet("nasty", tiles), tmp_path / "nasty.html")
+
+
+def test_long_and_strange_words_are_shortened():
+    """A caption of a megabyte is a line."""
+    assert len(plain("x" * 1_000_000)) == 160 and plain("a\r\n\tb\u2028c") == "a b c"
+    assert plain("naïve 長 é") == "naïve 長 é"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_real_browser_shows_every_picture(tmp_path, synthetic_shards, scheme):
+    """What a parser accepts a browser may still refuse: a policy, a codec, a quote."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium on the PATH")
+    write_sheet(Sheet(HOSTILE, draw(synthetic_shards, 60)), tmp_path / "sheet.html")
+    shot = tmp_path / "shot.png"
+    subprocess.run(
+        [
+            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,1600"),
+            *(
+                ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]
+                * (scheme == "dark")
+            ),
+            *(f"--screenshot={shot}", (tmp_path / "sheet.html").as_uri()),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=50,
+    )
+    with Image.open(shot) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    paper = pixels[2, 2].astype(int)
+    assert (paper.mean() < 60) == (scheme == "dark")
+    # Pictures have many colours; a page of broken images has a few.
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 5000

@@ -1,0 +1,216 @@
+"""Pictures from stores, shards into stores: a real S3 server, and stores that fsspec knows."""
+
+import io
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from shards.errors import ManifestError, PackFailed, UserError
+from shards.pack.image_entries import entries_from_folder, entries_from_list
+from shards.pack.pack import PackConfig, pack
+from shards.pack.table_entries import entries_from_parquet
+from shards.stores import uploads
+from shards.stores.retry import RetryConfig
+from shards.stores.shard_listing import list_shards
+from tests.shards.pack.helpers import Stop, StopAfter
+from tests.shards.pack.test_pack import jpeg, make_folder, shard_bytes
+
+CONFIG = PackConfig(samples_per_shard=4)
+QUICK = RetryConfig(num_attempts=3, first_wait_seconds=0.0, longest_wait_seconds=0.0)
+
+
+@pytest.fixture
+def bucket(s3, request):
+    """A bucket of its own for every test."""
+    name = re.sub("[^a-z0-9]+", "-", request.node.name)[:60].strip("-")
+    s3.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Eleven pictures in two folders."""
+    files = {f"{'ab'[i % 2]}/{i}.jpg": jpeg(i) for i in range(11)}
+    return make_folder(tmp_path / "pictures", files)
+
+
+def objects(s3, bucket, prefix):
+    """Name -> bytes of everything below a prefix."""
+    listed = s3.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", [])
+    return {
+        entry["Key"][len(prefix) + 1 :]: s3.get_object(Bucket=bucket, Key=entry["Key"])[
+            "Body"
+        ].read()
+        for entry in listed
+    }
+
+
+def put_folder(s3, bucket, folder):
+    for path in folder.rglob("*.*"):
+        key = f"{folder.name}/{path.relative_to(folder)}"
+        s3.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
+
+
+def test_a_bucket_gets_the_bytes_that_a_folder_gets(s3, bucket, pictures, tmp_path):
+    """Where shards go must not show in them."""
+    source = entries_from_folder(pictures)
+    pack(source, tmp_path / "here", CONFIG)
+    report = pack(source, f"s3://{bucket}/there", CONFIG)
+    here = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+    assert objects(s3, bucket, "there") == here
+    assert (report.num_samples, report.num_shards, report.out) == (11, 3, f"s3://{bucket}/there")
+    assert len(list_shards(f"s3://{bucket}/there")) == 3
+    assert pack(source, f"s3://{bucket}/there/", CONFIG).reused
+    assert not list(Path(tempfile.gettempdir()).glob("streamssl-pack-*"))
+
+
+def test_a_pack_into_a_bucket_goes_on_where_it_was(s3, bucket, pictures):
+    """What was uploaded is not uploaded again; nobody trains on it before it is complete."""
+    source, out = entries_from_folder(pictures), f"s3://{bucket}/out"
+    with pytest.raises(Stop):
+        pack(source, out, CONFIG, watch=StopAfter(9))
+    assert set(objects(s3, bucket, "out")) == {
+        *("shard-000000.tar", "shard-000000.json", "shard-000001.tar", "shard-000001.json"),
+        "pack.unfinished.json",
+    }
+    for pattern in (out, f"{out}/*.tar", f"s3://{bucket}/*/*.tar"):
+        with pytest.raises(ManifestError, match="holds an unfinished pack"):
+            list_shards(pattern)
+    first = s3.head_object(Bucket=bucket, Key="out/shard-000000.tar")["LastModified"]
+    assert pack(source, out, CONFIG).num_found == 2
+    assert s3.head_object(Bucket=bucket, Key="out/shard-000000.tar")["LastModified"] == first
+    with pytest.raises(UserError, match="is not a complete pack of these pictures"):
+        pack(source, out, PackConfig(samples_per_shard=5))
+
+
+def test_a_prefix_that_holds_something_else_is_refused(s3, bucket, pictures):
+    """Shards written among others' files would be trained on together."""
+    s3.put_object(Bucket=bucket, Key="out/sub/thesis.tex", Body=b"mine")
+    with pytest.raises(UserError, match="is not a complete pack of these pictures"):
+        pack(entries_from_folder(pictures), f"s3://{bucket}/out", CONFIG)
+    assert set(objects(s3, bucket, "out")) == {"sub/thesis.tex"}
+
+
+def test_a_bucket_that_is_not_there_is_one_sentence(s3, pictures):
+    """Found out before anything is read."""
+    with pytest.raises(PackFailed, match=r"s3://nosuchbucket1/x could not be .*; check address"):
+        pack(entries_from_folder(pictures), "s3://nosuchbucket1/x", CONFIG)
+    with pytest.raises(ManifestError, match="is on the web; shards are written to a folder or to"):
+        pack(entries_from_folder(pictures), "http://127.0.0.1/x", CONFIG)
+
+
+def test_a_folder_of_a_bucket_is_packed_as_one_of_this_machine(s3, bucket, pictures, tmp_path):
+    """Nobody should have to copy a bucket to a disk first."""
+    (pictures / "a" / "notes.txt").write_text("x")
+    (pictures / "a" / "page.jpg").write_text("<html>")
+    put_folder(s3, bucket, pictures)
+    source = entries_from_folder(f"s3://{bucket}/pictures")
+    assert source.class_names == ("a", "b") and source.is_far
+    report = pack(source, tmp_path / "far", CONFIG)
+    assert report.skipped == {"not_a_picture": 2}
+    pack(entries_from_folder(pictures), tmp_path / "near", CONFIG)
+    assert shard_bytes(tmp_path / "far") == shard_bytes(tmp_path / "near")
+
+
+def test_an_object_that_was_replaced_is_left_out(s3, bucket, pictures, tmp_path):
+    """The input's digest names the etags that were listed."""
+    put_folder(s3, bucket, pictures)
+    source = entries_from_folder(f"s3://{bucket}/pictures")
+    s3.put_object(Bucket=bucket, Key="pictures/a/0.jpg", Body=jpeg(70))
+    report = pack(source, tmp_path / "out", CONFIG)
+    assert report.num_samples == 10 and report.skipped == {"changed": 1}
+
+
+def test_lists_and_tables_may_lie_in_a_bucket_and_name_what_lies_there(s3, bucket, tmp_path):
+    """Paths are relative to the list; nothing of this machine can be named from there."""
+    private = make_folder(tmp_path / "private", {"me.jpg": jpeg(99)}) / "me.jpg"
+    for index in range(3):
+        s3.put_object(Bucket=bucket, Key=f"lists/p/{index}.jpg", Body=jpeg(index))
+    names = ["p/0.jpg", f"s3://{bucket}/lists/p/1.jpg", "p/none.jpg", str(private), "p/2.jpg"]
+    s3.put_object(Bucket=bucket, Key="lists/list.txt", Body="\n".join(names).encode())
+    table = io.BytesIO()
+    pq.write_table(pa.table({"path": names}), table)
+    s3.put_object(Bucket=bucket, Key="lists/table.parquet", Body=table.getvalue())
+    listed = entries_from_list(f"s3://{bucket}/lists/list.txt")
+    rows = entries_from_parquet([f"s3://{bucket}/lists/table.parquet"])
+    for number, source in enumerate((listed, rows)):
+        report = pack(source, tmp_path / str(number))
+        assert report.num_samples == 3
+        assert report.skipped == {"bad_address": 1, "not_found": 1}
+    assert shard_bytes(tmp_path / "0") == shard_bytes(tmp_path / "1")
+
+
+class Shelf(MemoryFileSystem):
+    """A store in which files grow under their names, and which fails as often as `plan` says."""
+
+    protocol = "shelf"
+    store, pseudo_dirs = {}, [""]
+    plan, calls = [], []
+
+    def put_file(self, lpath, rpath, **options):
+        self.calls.append(("put", rpath))
+        if self.plan:
+            raise self.plan.pop(0)
+        return super().put_file(lpath, rpath, **options)
+
+    def pipe_file(self, path, value, **options):
+        self.calls.append(("put", path))
+        return super().pipe_file(path, value, **options)
+
+    def mv(self, path1, path2, **options):
+        self.calls.append(("mv", path2))
+        return super().mv(path1, path2, **options)
+
+
+@pytest.fixture
+def shelf():
+    """An empty shelf that works."""
+    fsspec.register_implementation("shelf", Shelf, clobber=True)
+    for container in (Shelf.store, Shelf.plan, Shelf.calls):
+        container.clear()
+    return fsspec.filesystem("shelf", skip_instance_cache=True)
+
+
+def test_where_files_grow_under_their_name_they_get_it_last(shelf, pictures):
+    """Half an upload to a server of files would be half a shard, under the name of a whole one."""
+    pack(entries_from_folder(pictures), "shelf://data/out", CONFIG)
+    puts = [path for call, path in Shelf.calls if call == "put"]
+    moves = [path for call, path in Shelf.calls if call == "mv"]
+    assert len(puts) == len(moves) > 3
+    assert all(".part" in path for path in puts) and not any(".part" in path for path in moves)
+    left = {name.rpartition("/")[2] for name in shelf.find("shelf://data/out")}
+    assert {"shard-000000.tar", "pack.json", "classes.txt"} < left
+    assert not any(name.startswith(".") or "unfinished" in name for name in left)
+
+
+def test_a_draft_in_a_store_is_nobody_elses_file(shelf, pictures):
+    """A pack that was killed at its first step must not be refused as foreign."""
+    shelf.pipe_file("shelf://data/out/.pack.unfinished.json.part", b"half")
+    assert pack(entries_from_folder(pictures), "shelf://data/out", CONFIG).num_samples == 11
+
+
+def test_an_upload_that_fails_is_made_again(shelf, pictures, monkeypatch):
+    """A single reset in a day of uploads must not end the day."""
+    monkeypatch.setattr(uploads, "RetryConfig", lambda: QUICK)
+    Shelf.plan.extend([ConnectionResetError("reset"), TimeoutError()])
+    assert pack(entries_from_folder(pictures), "shelf://data/out", CONFIG).num_samples == 11
+    Shelf.plan.extend([ConnectionResetError("reset by peer")] * 3)
+    message = r"shelf://data/two could not be written to in 3 attempts \(reset by peer\).*goes on"
+    with pytest.raises(PackFailed, match=message):
+        pack(entries_from_folder(pictures), "shelf://data/two", CONFIG)
+
+
+def test_the_report_of_a_pack_in_a_store_can_be_read_there(shelf, pictures):
+    """Who finds the shards must be able to tell what they are."""
+    pack(entries_from_folder(pictures), "shelf://data/out", CONFIG)
+    saved = json.loads(shelf.cat_file("shelf://data/out/pack.json"))
+    assert saved["report"]["num_samples"] == 11
+    sizes = {shard["name"]: shard["num_bytes"] for shard in saved["shards"]}
+    assert sizes == {name: shelf.size(f"shelf://data/out/{name}") for name in sizes}

@@ -1,0 +1,307 @@
+"""Pictures from a real web server on loopback that misbehaves in all the ways of the web."""
+
+import http.server
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shards.errors import ConfigError, PackFailed, UserError
+from shards.pack.fetch import Fetcher, FetchError
+from shards.pack.image_entries import entries_from_list
+from shards.pack.pack import PackConfig, pack
+from shards.pack.table_entries import entries_from_parquet
+from shards.stores.image_download import Web, WebConfig
+from tests.shards.pack.test_pack import jpeg, read_with_webdataset, shard_bytes
+
+QUICK = WebConfig(timeout_seconds=0.4, total_seconds=1.0, num_attempts=2, max_bytes=20_000)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers by the first word of the path."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked, self.num_busy, self.most_busy = Counter(), 0, 0
+        self.lock = threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        server = self.server
+        with server.lock:
+            server.asked[self.path] += 1
+            server.num_busy += 1
+            server.most_busy = max(server.most_busy, server.num_busy)
+        try:
+            word, _, rest = self.path[1:].partition("/")
+            getattr(self, f"answer_{word}", self.answer_missing)(rest)
+        except OSError:
+            self.close_connection = True
+        finally:
+            with server.lock:
+                server.num_busy -= 1
+
+    def send(self, data, status=200, **headers):
+        self.send_response(status)
+        for name, value in {"Content_Length": len(data), **headers}.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def answer_good(self, rest):
+        self.send(jpeg(int(rest.partition("?")[0].partition(".")[0])))
+
+    def answer_calm(self, rest):
+        time.sleep(0.02)
+        self.answer_good(rest)
+
+    def answer_page(self, _):
+        self.send(b"<!doctype html><title>Not here any more</title>", Content_Type="image/jpeg")
+
+    def answer_missing(self, _):
+        self.send(b"no", 404)
+
+    def answer_busy(self, rest):
+        if self.server.asked[self.path] < 2:
+            self.send(b"later", 503, Retry_After="0")
+        else:
+            self.answer_good(rest)
+
+    def answer_down(self, _):
+        self.send(b"never", 503)
+
+    def answer_slow(self, _):
+        time.sleep(3)
+
+    def answer_drip(self, _):
+        self.send_response(200)
+        self.send_header("Content-Length", "9000")
+        self.end_headers()
+        for _ in range(40):
+            self.wfile.write(b"\xff")
+            time.sleep(0.1)
+
+    def answer_headers(self, _):
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Never: ")
+        for _ in range(40):
+            self.wfile.write(b"x")
+            time.sleep(0.1)
+
+    def answer_short(self, _):
+        self.send(jpeg(1)[:500], Content_Length=9000)
+        self.close_connection = True
+
+    def answer_long(self, _):
+        self.send(b"\xff" * 100, Content_Length=10**9)
+
+    def answer_endless(self, _):
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        while True:
+            self.wfile.write(b"1000\r\n" + b"\xff" * 4096 + b"\r\n")
+
+    def answer_moved(self, rest):
+        self.send(b"", 302, Location=f"/good/{rest}")
+
+    def answer_thief(self, _):
+        self.send(b"", 302, Location="file:///etc/hostname")
+
+    def answer_loop(self, _):
+        self.send(b"", 302, Location=self.path)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving():
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The server; what it was asked is forgotten for every test."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _forget(server):
+    server.asked.clear()
+
+
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        return closed.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason", "num_asked"),
+    [
+        ("missing/1.jpg", "http_404", 1),
+        ("down/1.jpg", "http_503", 2),
+        ("slow/1.jpg", "timeout", 2),
+        ("drip/1.jpg", "timeout", 2),
+        ("headers/1.jpg", "timeout", 2),
+        ("short/1.jpg", "broken_connection", 2),
+        ("long/1.jpg", "too_many_bytes", 1),
+        ("endless/1.jpg", "too_many_bytes", 1),
+        ("thief/1.jpg", "bad_address", 1),
+        ("loop/1.jpg", "too_many_redirects", 10),
+    ],
+)
+def test_what_cannot_be_had_has_a_reason_in_bounded_time(server, path, reason, num_asked):
+    """One server that drips would hold up ten thousand pictures; one that lies, fill the memory."""
+    began = time.monotonic()
+    with Web(QUICK) as web, pytest.raises(FetchError) as caught:
+        web.get(f"{server.url}/{path}")
+    assert caught.value.reason == reason
+    assert server.asked[f"/{path}"] == num_asked
+    assert time.monotonic() - began < 8
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("file:///etc/hostname", "bad_address"),
+        ("local:///etc/hostname", "bad_address"),
+        ("simplecache::file:///etc/hostname", "bad_address"),
+        ("ftp://127.0.0.1/x.jpg", "bad_address"),
+        ("http://", "bad_address"),
+        ("http://[::1/x.jpg", "bad_address"),
+        ("http://127.0.0.1:99999/x.jpg", "bad_address"),
+        ("://", "bad_address"),
+        (f"http://127.0.0.1:{closed_port()}/x.jpg", "unreachable"),
+        ("http://no-such-host.invalid/x.jpg", "no_such_host|unreachable"),
+    ],
+)
+def test_addresses_that_are_none_are_counted(address, reason):
+    """A list from the web must not read files of this machine."""
+    with Fetcher(QUICK) as fetcher, pytest.raises(FetchError, match=reason):
+        fetcher.address(address)
+
+
+def test_a_server_that_is_busy_or_points_elsewhere_is_asked_again(server):
+    """Most of what fails once does not fail twice."""
+    with Web(QUICK) as web:
+        assert web.get(f"{server.url}/busy/3.jpg") == jpeg(3)
+        assert web.get(f"{server.url}/moved/4.jpg") == jpeg(4)
+    assert server.asked["/busy/3.jpg"] == 2
+
+
+def make_table(path, urls, **columns):
+    pq.write_table(pa.table({"url": urls, **columns}), path)
+    return str(path)
+
+
+def test_a_table_of_addresses_becomes_samples_with_all_that_is_known(server, tmp_path):
+    """Captions and ids belong to the picture: joined later by hand they belong to another one."""
+    urls = [f"{server.url}/good/{i}.jpg?signature=secret{i}" for i in range(6)]
+    urls[4] = f"{server.url}/page/4.jpg"
+    file = make_table(
+        tmp_path / "in.parquet",
+        urls,
+        uid=[f"{i:032x}" for i in range(6)],
+        caption=["a cat", "ein Hündchen", None, "", "x", "y"],
+        label=["cat", "dog", "cat", "cat", "dog", "dog"],
+        similarity=[0.5, float("nan"), 0.25, 1.0, 2.0, 3.0],
+    )
+    source = entries_from_parquet([file])
+    config = PackConfig(samples_per_shard=4)
+    report = pack(source, tmp_path / "out", config, web=QUICK)
+    assert (report.num_samples, report.num_shards) == (5, 2)
+    assert report.skipped == {"not_a_picture": 1}
+    samples = {s["__key__"]: s for s in read_with_webdataset(tmp_path / "out")}
+    assert set(samples) == {f"{i:032x}" for i in (0, 1, 2, 3, 5)}
+    for number, sample in ((int(key, 16), sample) for key, sample in samples.items()):
+        assert sample["jpg"] == jpeg(number)
+        assert sample["cls"] == str(int(number in (1, 5))).encode()
+        assert json.loads(sample["json"]) == {"uid": sample["__key__"]}
+    assert samples[f"{1:032x}"]["txt"].decode() == "ein Hündchen"
+    assert "txt" not in samples[f"{2:032x}"] and samples[f"{3:032x}"]["txt"] == b""
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir())
+    assert b"secret" not in written
+
+
+def test_order_of_arrival_does_not_show(server, tmp_path):
+    """Shards in the order in which servers answer could not be made again."""
+    lines = [f"{server.url}/{'calm' if i % 3 else 'good'}/{i}.jpg" for i in range(40)]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    source, made = entries_from_list(tmp_path / "list.txt"), []
+    for connections in (1, 7, 32):
+        out = tmp_path / str(connections)
+        web = WebConfig(connections=connections)
+        assert pack(source, out, PackConfig(samples_per_shard=15), web=web).num_samples == 40
+        made.append(shard_bytes(out))
+    assert made[0] == made[1] == made[2]
+
+
+def test_a_host_is_asked_by_few_at_a_time(server, tmp_path):
+    """A small server that breaks under us is a complaint, and its pictures are lost."""
+    (tmp_path / "list.txt").write_text("\n".join(f"{server.url}/calm/{i}.jpg" for i in range(40)))
+    source = entries_from_list(tmp_path / "list.txt")
+    for per_host in (3, 16):
+        server.most_busy = 0
+        web = WebConfig(connections=32, per_host=per_host)
+        pack(source, tmp_path / str(per_host), web=web)
+        assert 1 < server.most_busy <= per_host
+
+
+def test_a_network_that_is_down_stops_the_pack_and_leaves_it_resumable(server, tmp_path):
+    """An hour without a network must not become a data set with a hole."""
+    lines = [f"{server.url}/{'down' if 10 <= i < 20 else 'good'}/{i}.jpg" for i in range(30)]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    source, out = entries_from_list(tmp_path / "list.txt"), tmp_path / "out"
+    config = PackConfig(samples_per_shard=10, seed=None)
+    message = r"10 of 10 pictures of shard-000001\.tar were lost .*\(10 http_503\), at most 50%"
+    with pytest.raises(PackFailed, match=message + ".*start the same command again when"):
+        pack(source, out, config, web=QUICK)
+    assert sorted(shard_bytes(out)) == ["shard-000000.tar"]
+    patient = WebConfig(num_attempts=1, max_bytes=QUICK.max_bytes, max_lost_fraction=1.0)
+    report = pack(source, out, config, web=patient)
+    assert (report.num_found, report.num_samples, report.skipped) == (1, 20, {"http_503": 10})
+    sidecar = json.loads((out / "shard-000001.json").read_text())
+    assert sidecar["left_out"] == {"http_503": lines[10:20]}
+
+
+def test_a_list_of_dead_links_is_no_data(server, tmp_path):
+    """Counted by reason, and nothing is left behind."""
+    (tmp_path / "list.txt").write_text(f"{server.url}/gone/1.jpg\n{server.url}/page/2.jpg\n")
+    with pytest.raises(UserError, match=r"list.txt \(1 http_404, 1 not_a_picture\)"):
+        pack(entries_from_list(tmp_path / "list.txt"), tmp_path / "out", web=QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"connections": 0}, "connections=0; it must be at least 1"),
+        ({"timeout_seconds": 0}, "timeout_seconds=0; it must be more than 0"),
+        ({"max_lost_fraction": 2}, "max_lost_fraction=2; it must be from 0 to 1"),
+    ],
+)
+def test_settings_of_the_web_that_cannot_work_are_refused(settings, message):
+    """No connection fetches nothing, for ever."""
+    with pytest.raises(ConfigError, match=message):
+        WebConfig(**settings)

@@ -1,0 +1,277 @@
+"""Admission: kept or rejected, once, with a reason; and how many rejects a run may spend."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from shards.errors import BudgetExceeded, ConfigError
+from shards.images.image_header import Picture, inspect
+from shards.records import Reject, Sample
+from shards.samples.admission import (
+    PICTURE_EXTENSIONS,
+    AdmissionConfig,
+    admit,
+    check_budget,
+    check_pixels,
+    entropy,
+    picture_bytes,
+    reject,
+)
+from tests.hostile import HEIGHT, KINDS, WIDTH, png_of, valid
+from tests.shards.crops.made import encoded, made_pixels
+
+
+def png(height, width):
+    return cv2.imencode(".png", np.zeros((height, width, 3), np.uint8))[1].tobytes()
+
+
+def sample(**fields):
+    return Sample(2, 1536, "a/7", {name.replace("_", "."): data for name, data in fields.items()})
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"jpg": b"1", "json": b"{}"}, b"1"),
+        ({"json": b"{}", "webp": b"2"}, b"2"),
+        ({"png": b"mask", "jpg": b"picture"}, b"picture"),
+        ({"txt": b"words", "front_png": b"3"}, b"3"),
+        ({"cls": b"1", "txt": b"words"}, None),
+        ({"jpg": b""}, b""),
+        ({}, None),
+    ],
+)
+def test_the_picture_is_found_by_the_extension(fields, found):
+    """The mask or the caption would be decoded in its place."""
+    assert picture_bytes(sample(**fields)) == found
+
+
+@pytest.mark.parametrize("extension", PICTURE_EXTENSIONS)
+def test_what_the_bytes_are_does_not_depend_on_the_extension(extension):
+    """Half of the web's .jpg files are something else."""
+    picture = admit(sample(**{extension: png(20, 30)}), AdmissionConfig())
+    assert isinstance(picture, Picture)
+    assert (picture.format, picture.height, picture.width) == ("png", 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "detail"),
+    [
+        ({"txt": b"words", "cls": b"1"}, "no_picture", "members: cls, txt"),
+        ({}, "no_picture", "members: nothing"),
+        ({"jpg": b""}, "empty", "0 bytes"),
+        ({"jpg": b"<html>"}, "not_a_picture", "begins with b'<html>'"),
+        ({"png": png(7, 300)}, "too_small", "300x7, a side must have 8 pixels"),
+        ({"png": png(200, 300)}, "too_large", "300x200 is over 50000 pixels"),
+        ({"png": png(20, 30)[:40]}, "truncated", None),
+    ],
+)
+def test_every_reject_says_which_sample_and_why(fields, reason, detail):
+    """A count without a reason cannot be acted on."""
+    found = admit(sample(**fields), AdmissionConfig(max_pixels=50_000))
+    assert isinstance(found, Reject)
+    assert (found.shard, found.offset, found.key, found.reason) == (2, 1536, "a/7", reason)
+    assert detail is None or found.detail == detail
+
+
+@pytest.fixture(scope="module")
+def files():
+    """One good file of every kind."""
+    return valid()
+
+
+def refused(files, **policy):
+    """The kinds that this policy refuses, by reason."""
+    found = {}
+    for kind, data in files.items():
+        result = admit(sample(img=data), AdmissionConfig(**policy))
+        if isinstance(result, Reject):
+            found.setdefault(result.reason, set()).add(kind)
+    return found
+
+
+def having(*words):
+    return {kind for kind in KINDS if any(word in kind for word in words)}
+
+
+def test_every_kind_comes_in_by_default(files):
+    """Pictures of the web would be lost to somebody who set nothing."""
+    assert refused(files) == {}
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason", "kinds"),
+    [
+        ({"animated": "reject"}, "animated", having("animated", "pages", "pictures")),
+        ({"alpha": "reject"}, "alpha", having("alpha", "ico_bitmap", "webp_animated")),
+        ({"cmyk": "reject"}, "cmyk", having("cmyk")),
+        ({"sixteen_bit": "reject"}, "bit_depth", having("16", "float")),
+        ({"formats": ("png", "jpeg")}, "format", set(KINDS) - having("png_", "jpeg_") | {"png"}),
+        ({"max_pixels": HEIGHT * WIDTH - 1}, "too_large", set(KINDS)),
+        ({"min_side": HEIGHT + 1}, "too_small", set(KINDS)),
+        ({"max_aspect_ratio": 1.3}, "aspect_ratio", set(KINDS)),
+        ({"max_bytes": 60}, "too_many_bytes", set(KINDS)),
+    ],
+)
+def test_a_policy_refuses_what_it_names_and_nothing_else(policy, reason, kinds, files):
+    """A setting would do nothing, or cost other pictures too."""
+    if reason == "format":
+        kinds = {kind for kind in KINDS if inspect(files[kind]).format not in ("png", "jpeg")}
+    assert refused(files, **policy) == {reason: kinds}
+
+
+def test_a_colour_profile_is_ignored_converted_or_refused():
+    """The policy about profiles would do nothing."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = encoded(made_pixels(0, 20, 20), "JPEG", icc_profile=profile)
+    for policy in ("ignore", "srgb"):
+        picture = admit(sample(jpg=data), AdmissionConfig(icc_profile=policy))
+        assert isinstance(picture, Picture) and picture.to_srgb == (policy == "srgb")
+    found = admit(sample(jpg=data), AdmissionConfig(icc_profile="reject"))
+    assert isinstance(found, Reject) and found.reason == "icc_profile"
+
+
+def test_orientation_is_applied_or_ignored():
+    """Boxes would be drawn for another picture than the one that is decoded."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(made_pixels(0, 20, 30), "JPEG", exif=exif)
+    for orientation, found in (("apply", (30, 20, 6)), ("ignore", (20, 30, 1))):
+        picture = admit(sample(jpg=data), AdmissionConfig(orientation=orientation))
+        assert isinstance(picture, Picture)
+        assert (picture.height, picture.width, picture.orientation) == found
+
+
+@pytest.mark.parametrize("background", ["white", "black", "drop"])
+def test_the_picture_carries_what_its_transparency_is_laid_on(background, files):
+    """Engines would each have an opinion of their own."""
+    config = AdmissionConfig(alpha=background)
+    picture = admit(sample(png=files["png_alpha"]), config)
+    assert isinstance(picture, Picture) and picture.background == background
+    opaque = admit(sample(png=files["png"]), config)
+    assert isinstance(opaque, Picture) and opaque.background == "drop"
+
+
+def test_formats_that_cost_more_may_be_smaller(files):
+    """A picture of an ordinary size would take gigabytes, or a minute."""
+    for kind, factor in (("jpeg", 1), ("webp_animated", 2), ("jpeg_cmyk", 2), ("jpeg2000", 3)):
+        enough = HEIGHT * WIDTH * factor
+        assert isinstance(
+            admit(sample(img=files[kind]), AdmissionConfig(max_pixels=enough)), Picture
+        )
+        assert isinstance(
+            admit(sample(img=files[kind]), AdmissionConfig(max_pixels=enough - 1)), Reject
+        )
+
+
+def half_black(shape=(80, 120)):
+    pixels = np.zeros((*shape, 3), np.uint8)
+    pixels[:, : shape[1] // 2] = 255
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("pixels", "low", "high"),
+    [
+        (np.full((80, 120, 3), 77, np.uint8), 0.0, 0.0),
+        (half_black(), 1.0, 1.0),
+        (made_pixels(0, 200, 300), 6.0, 8.0),
+        (np.random.default_rng(0).integers(120, 136, (800, 800, 3), np.uint8), 0.0, 2.5),
+    ],
+    ids=["plain", "halves", "picture", "noise"],
+)
+@pytest.mark.parametrize("format_", ["PNG", "JPEG"])
+def test_entropy_is_that_of_what_is_seen(pixels, low, high, format_):
+    """Plain paper would pass for a picture because of its grain, or a picture for plain paper."""
+    bits = entropy(inspect(encoded(pixels, format_)))
+    assert low - 0.05 <= bits <= high + 0.4 * (format_ == "JPEG")
+
+
+def test_blank_pictures_are_refused_where_that_is_asked_for():
+    """Placeholders and empty scans, of which the web is full, would be trained on."""
+    blank = inspect(encoded(np.full((300, 300, 3), 250, np.uint8)))
+    picture = inspect(encoded(made_pixels(0, 300, 300)))
+    config = AdmissionConfig(min_entropy=2.0)
+    assert check_pixels(blank, AdmissionConfig()) is None
+    assert check_pixels(blank, config) == (
+        "blank",
+        "0.00 bits of entropy, at least 2 are asked for",
+    )
+    assert check_pixels(picture, config) is None
+    broken = replace(picture, data=b"no picture")
+    assert check_pixels(broken, config)[0] == "undecodable"
+
+
+def test_transparent_pictures_are_blank_where_nothing_is_to_be_seen():
+    """A black drawing on nothing would come in where dropping makes it plain black."""
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[16:48, 16:48, 3] = 255
+    data = png_of(pixels, colour=6)
+    config = AdmissionConfig(min_entropy=0.5)
+    for alpha, blank in (("white", False), ("drop", True)):
+        picture = admit(sample(png=data), replace(config, alpha=alpha))
+        assert isinstance(picture, Picture)
+        assert (check_pixels(picture, config) is not None) == blank
+
+
+def test_limits_are_inclusive():
+    """A picture of exactly the least side, or exactly the most pixels, is welcome."""
+    config = AdmissionConfig(min_side=8, max_pixels=8 * 100, max_aspect_ratio=12.5)
+    assert isinstance(admit(sample(png=png(8, 100)), config), Picture)
+    assert isinstance(admit(sample(png=png(8, 101)), config), Reject)
+    assert isinstance(admit(sample(png=png(7, 100)), config), Reject)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"min_side": 0}, "min_side=0 and max_pixels=100000000 admit no picture; .* at least 1"),
+        ({"min_side": 100, "max_pixels": 9999}, "max_pixels=9999 admit no picture; .* its square"),
+        ({"max_reject_fraction": 1.5}, r"max_reject_fraction=1\.5; it must be from 0 to 1"),
+        ({"max_reject_fraction": -0.1}, r"max_reject_fraction=-0\.1; it must be from 0 to 1"),
+        ({"max_reject_fraction": float("nan")}, "max_reject_fraction=nan; it must be"),
+        ({"probation": -1}, "probation=-1; it must be at least 0"),
+        ({"formats": ("png", "heic")}, "formats=heic; there are jpeg, png, .*; choose"),
+        ({"max_aspect_ratio": 0.5}, r"max_aspect_ratio=0\.5; it must be at least 1, .*; raise it"),
+        ({"max_aspect_ratio": float("nan")}, "max_aspect_ratio=nan"),
+        ({"max_bytes": 0}, "max_bytes=0; it must be at least 1"),
+        ({"min_entropy": 9}, "min_entropy=9; it must be from 0 to 8 bits; 0 switches it off"),
+        ({"predicate": "mine.keep"}, "predicate='mine.keep'; .* 'package.module:function'; mend"),
+        ({"predicate": "os:system()"}, "predicate='os:system\\(\\)'"),
+    ],
+)
+def test_admission_that_cannot_work_is_refused(fields, message):
+    """A run that admits nothing should not need an hour to say so."""
+    with pytest.raises(ConfigError, match=message):
+        AdmissionConfig(**fields)
+
+
+def test_the_budget_is_a_share_of_what_was_decided():
+    """One reject too many ends the run, one less does not."""
+    config = AdmissionConfig(max_reject_fraction=0.25, probation=100)
+    check_budget(config, 74, {"empty": 20, "truncated": 5})
+    check_budget(config, 75, {"empty": 20, "truncated": 5})
+    with pytest.raises(BudgetExceeded) as caught:
+        check_budget(config, 74, {"truncated": 5, "empty": 21})
+    assert str(caught.value) == (
+        "26 of 100 samples were rejected, more than 25%; look at the data, or raise "
+        "--admission.max-reject-fraction\n  empty            21\n  truncated        5"
+    )
+    assert caught.value.reasons == {"empty": 21, "truncated": 5}
+
+
+def test_within_the_probation_nothing_is_too_much():
+    """The first ten samples of a run prove nothing."""
+    config = AdmissionConfig(max_reject_fraction=0.0, probation=50)
+    check_budget(config, 0, {"empty": 49})
+    with pytest.raises(BudgetExceeded):
+        check_budget(config, 49, {"empty": 1})
+    check_budget(replace(config, max_reject_fraction=1.0), 0, {"empty": 10**6})
+
+
+def test_a_reject_names_its_sample():
+    """It is all that is left of it."""
+    assert reject(sample(), "undecodable", "why") == Reject(2, 1536, "a/7", "undecodable", "why")

@@ -1,0 +1,122 @@
+"""Labels: any field of a sample as a whole number, beside its crops, whoever made them."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from shards.crops.chunk_cropper import ChunkCropper, CropJob
+from shards.crops.opencv import OpenCVEngine
+from shards.crops.recipe import cifar
+from shards.records import Chunk, Sample, Turn
+from shards.samples.admission import AdmissionConfig
+from shards.samples.labels import NO_LABEL, read_label, read_labels
+from shards.stores.range_reader import RangeReader
+from shards.stores.shard_listing import list_shards
+from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
+from shards.stream.manifest import open_manifest
+from tests.shards.crops.test_chunk_cropper import png
+from tests.tars import make_tar
+
+RECIPE = cifar(sizes=(16,))
+JOB = CropJob(
+    recipe=RECIPE,
+    seed=0,
+    admission=AdmissionConfig(),
+    build_engine=partial(OpenCVEngine, RECIPE),
+    label="cls",
+)
+
+
+def sample(offset=0, **fields):
+    return Sample(0, offset, "k", {name: bytes(data) for name, data in fields.items()})
+
+
+def said(value):
+    return sample(json=json.dumps({"tag": value}).encode())
+
+
+@pytest.mark.parametrize(
+    ("given", "label"),
+    [
+        (said(7), 7),
+        (said("7"), 7),
+        (said(" 7\n"), 7),
+        (said(0), 0),
+        (said(["3"]), 3),
+        (said(None), NO_LABEL),
+        (said(""), NO_LABEL),
+        (said([]), NO_LABEL),
+        (said({"a": 1}), NO_LABEL),
+        (sample(json=b"{"), NO_LABEL),
+        (sample(json=b"[1]"), NO_LABEL),
+        (sample(), NO_LABEL),
+        (sample(tag=b"5\n", json=b'{"tag": 6}'), 5),
+    ],
+)
+def test_a_label_is_a_member_or_a_field_of_the_json(given, label):
+    """Whole numbers stand for themselves; what says nothing has no label."""
+    assert read_label(given, "tag", 0) == label
+
+
+def test_words_are_large_numbers_that_are_the_same_everywhere():
+    """A hash of Python's would differ in every process, and a small number would be a class."""
+    words = ["cat", "dog", "Cat", "-3", "2.5", True, 1 << 40]
+    labels = [read_label(said(word), "tag", 0) for word in words]
+    assert len(set(labels)) == len(words) and all(1 << 31 <= label < 1 << 63 for label in labels)
+    assert labels[0] == 3790442931510345597
+
+
+def test_of_a_list_every_epoch_draws_one():
+    """All hashtags of a picture count, none of them more, and the same epoch draws alike."""
+    tags = ["a", "b", "c"]
+    known = {read_label(said(tag), "tag", 0) for tag in tags}
+    drawn = [read_label(said(tags), "tag", epoch) for epoch in range(60)]
+    assert set(drawn) == known and min(drawn.count(label) for label in known) > 8
+    assert read_labels([said(tags)], "tag", 3).tolist() == [drawn[3]]
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """Ten pictures, three of them unusable; number i is of class i % 4, number 4 of none."""
+    members = []
+    for i in range(10):
+        data = b"junk" if i in (0, 5, 9) else png(i)
+        members.append((f"{i:03d}.png", data))
+        if i != 4:
+            members.append((f"{i:03d}.cls", str(i % 4).encode()))
+    (tmp_path / "0.tar").write_bytes(make_tar(members))
+    return list_shards(str(tmp_path / "0.tar"))[0]
+
+
+EXPECTED = [1, 2, 3, NO_LABEL, 2, 3, 0]
+
+
+def test_labels_lie_beside_the_crops_that_were_kept(shard):
+    """A reject must not move the labels of those behind it; a process of its own changes none."""
+    cropper, turn = ChunkCropper(JOB, RangeReader()), Turn(Chunk(0, 0, shard.num_bytes), 0)
+    for found in (cropper.crop(shard, turn), cropper.crop_isolated(shard, turn)):
+        assert found.labels is not None and found.labels.tolist() == EXPECTED
+        assert len(found.crops[0]) == len(EXPECTED)
+
+
+def test_nobody_who_does_not_ask_gets_labels(shard):
+    """They would cost a look into every JSON."""
+    cropper = ChunkCropper(replace(JOB, label=""), RangeReader())
+    assert cropper.crop(shard, Turn(Chunk(0, 0, shard.num_bytes), 0)).labels is None
+
+
+def test_a_batch_has_the_labels_of_its_samples(shard):
+    """Of each by its place in the tar, in whatever order they come."""
+    reader = RangeReader()
+    manifest = open_manifest((shard.uri,), reader)
+    config = StreamConfig(batch_size=7, chunk_bytes=4096, chunks_per_block=2)
+    order = build_order(manifest, config, seed=1)
+    found = ChunkCropper(JOB, reader).crop(shard, Turn(Chunk(0, 0, shard.num_bytes), 0))
+    by_offset = dict(zip(found.offsets[found.kept].tolist(), EXPECTED, strict=True))
+    with ThreadReaders(manifest, JOB, 1) as readers:
+        batch = next(iter(BatchStream(order, config, JOB.admission, readers.submit)))
+    assert batch.labels is not None and batch.labels.dtype == np.int64
+    assert batch.labels.tolist() == [by_offset[offset] for offset in batch.ids[:, 1].tolist()]

@@ -1,0 +1,251 @@
+"""Patterns become shards, in folders, S3 and the web; what cannot be listed says why."""
+
+import os
+import time
+import urllib.request
+
+import fsspec
+import pytest
+
+from shards.errors import ManifestError
+from shards.stores.retry import RetryConfig
+from shards.stores.shard_listing import list_shards
+from shards.stores.store_clients import Stores
+from tests.stores import put_many, tar_bytes, web_server
+
+QUICK = RetryConfig(num_attempts=3, first_wait_seconds=0.0, longest_wait_seconds=0.0)
+
+
+def names(shards):
+    return [shard.uri.rpartition("/")[2] for shard in shards]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("{00..02}.tar", ["00.tar", "01.tar", "02.tar"]),
+        ("{00..11}.tar", [f"{i:02d}.tar" for i in range(12)]),
+        ("{07,03}.tar", ["03.tar", "07.tar"]),
+        ("{03,03}.tar", ["03.tar"]),
+        ("0[1-3].tar", ["01.tar", "02.tar", "03.tar"]),
+        ("?5.tar", ["05.tar"]),
+        ("{00,1*}.tar", ["00.tar", "10.tar", "11.tar"]),
+        ("*/*.TAR", ["x.TAR"]),
+        ("", [*(f"{i:02d}.tar" for i in range(12)), "x.TAR"]),
+        ("07.tar", ["07.tar"]),
+    ],
+)
+def test_patterns_name_shards_in_sorted_order(folder, pattern, found):
+    """Two ways to name the same shards would be two different data sets."""
+    shards = list_shards(f"{folder}/{pattern}")
+    assert names(shards) == found
+    assert all(shard.num_bytes == os.path.getsize(shard.uri) for shard in shards)
+    assert not any(shard.whole for shard in shards)
+
+
+def test_home_relative_and_file_addresses_name_the_same_shards(folder, monkeypatch):
+    """A run started from another directory would not find its checkpoint's data."""
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.chdir(folder)
+    expected = list_shards(str(folder))
+    for pattern in (f"~/{folder.name}", ".", f"file://{folder}", f"{folder}/"):
+        assert list_shards(pattern) == expected
+    assert list_shards("{00..11}.tar") == expected[:12]
+
+
+def test_compressed_tars_are_shards_that_are_read_whole(tmp_path):
+    """People keep what they downloaded; a range of a gzip file is nothing."""
+    for name in ("a.tar", "b.tar.gz", "c.tgz", "d.TAR.ZST", "e.zip", "f.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    found = {os.path.basename(shard.uri): shard.whole for shard in list_shards(str(tmp_path))}
+    assert found == {"a.tar": False, "b.tar.gz": True, "c.tgz": True, "d.TAR.ZST": True}
+
+
+def test_a_link_is_the_file_that_it_leads_to(tmp_path):
+    """What the Hub downloads is a folder of links: their own dates say nothing of the shards."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "blobs" / "x").write_bytes(tar_bytes())
+    (tmp_path / "links" / "0.tar").symlink_to(tmp_path / "blobs" / "x")
+    os.utime(tmp_path / "blobs" / "x", (1000, 1000))
+    (shard,) = list_shards(str(tmp_path / "links"))
+    assert shard.version == f"1000.0-{len(tar_bytes())}"
+    assert list_shards(str(tmp_path / "links" / "*.tar")) == [shard]
+    assert list_shards(str(tmp_path / "links" / "0.tar")) == [shard]
+    (tmp_path / "links" / "1.tar").symlink_to(tmp_path / "nothing")
+    with pytest.raises(ManifestError, match=r"links/1\.tar holds 0 bytes"):
+        list_shards(str(tmp_path / "links"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{00..14}.tar", r"3 of 15 shards do not exist, the first is .*/12\.tar; .* mend the pat"),
+        ("{00..01", r"the braces of .* do not match; write \{0000\.\.0099\}"),
+        ("nothing-*.tar", r"no shard matches '.*nothing-\*\.tar'; give a folder, a glob"),
+        ("missing", r"^/.*/missing does not exist; give a folder, a glob, a brace pattern or a sh"),
+        ("99.tar", r"^/.*/99\.tar does not exist; give"),
+        ("00.tar/below.tar", r"00\.tar/below\.tar does not exist; give"),
+        ("missing/{00..20}.tar", r"missing/\{00\.\.20\}\.tar' does not exist; give a folder"),
+        ("empty", r"no shard matches .*; give a folder, a glob such as"),
+        ("zero.tar", r"zero\.tar holds 0 bytes; a shard is .*; remove it"),
+        ("zero*.tar", r"zero\.tar \(and 1 more\) holds 0 bytes; a shard is .*; remove it"),
+        ("bel*", r"below is a folder; a shard is a \.tar file: give the folder itself"),
+    ],
+)
+def test_what_cannot_be_listed_is_refused_with_the_remedy(folder, pattern, message):
+    """A run that starts on half of its data is noticed weeks later, if at all."""
+    (folder / "empty").mkdir()
+    (folder / "zero.tar").touch()
+    (folder / "zero2.tar").touch()
+    with pytest.raises(ManifestError, match=message):
+        list_shards(f"{folder}/{pattern}")
+
+
+def test_unknown_stores_and_missing_libraries_are_named():
+    """A slip in the address must not read like a network failure."""
+    with pytest.raises(ManifestError, match="the store 's4', which is unknown; allowed are a loc"):
+        list_shards("s4://bucket/x.tar")
+    fsspec.register_implementation("needslib", "no_such_library.Store", clobber=True)
+    with pytest.raises(ManifestError, match="needs a library that is not installed"):
+        list_shards("needslib://bucket/x.tar")
+
+
+def test_a_second_listing_sees_new_shards(folder):
+    """A cached listing would train on yesterday's bucket."""
+    stores = Stores(QUICK)
+    before = list_shards(str(folder), stores)
+    (folder / "12.tar").write_bytes(tar_bytes())
+    assert len(list_shards(str(folder), stores)) == len(before) + 1
+
+
+def test_ten_thousand_names_of_one_folder_take_one_listing(tmp_path):
+    """A bucket of 10^5 shards is ordinary: a request each would take an hour, a search each too."""
+    for index in range(10_000):
+        with open(tmp_path / f"{index:05d}.tar", "wb") as file:
+            file.truncate(512)
+    stores = Stores(QUICK)
+    started = time.process_time()
+    shards = list_shards(f"{tmp_path}/{{00000..09999}}.tar", stores)
+    assert time.process_time() - started < 5
+    assert len(shards) == 10_000 and stores.counters.snapshot().requests == 1
+    assert shards == list_shards(str(tmp_path), stores)
+
+
+def test_a_bucket_is_listed_by_pattern_glob_and_folder_alike(s3, s3_stores):
+    """The same shards must have the same names and versions, or a resume finds other data."""
+    expected = [f"s3://shelf/set/{i:02d}.tar" for i in range(12)]
+    by_folder = list_shards("s3://shelf/set", s3_stores)
+    assert [shard.uri for shard in by_folder] == expected
+    for pattern in ("", "/", "/set/", "/set/*.tar", "/set/{00..11}.tar", "/s*/*.tar", "/**/*.tar"):
+        assert list_shards(f"s3://shelf{pattern}", s3_stores) == by_folder
+    assert list_shards("s3://shelf/set/{00..02}.tar", s3_stores) == by_folder[:3]
+    assert list_shards("s3://shelf/set/0[5-7].tar", s3_stores) == by_folder[5:8]
+    assert list_shards("s3://shelf/set/07.tar", s3_stores) == [by_folder[7]]
+
+
+def test_a_listing_of_many_pages_is_complete_and_new_each_time(s3, s3_stores):
+    """S3 lists a thousand names at a time."""
+    s3.create_bucket(Bucket="pages")
+    put_many("pages", (f"{index:04d}.tar" for index in range(2005)), b"x")
+    before = s3_stores.counters.snapshot().requests
+    assert len(list_shards("s3://pages/{0000..2004}.tar", s3_stores)) == 2005
+    assert s3_stores.counters.snapshot().requests == before + 3
+    put_many("pages", ["2005.tar"], b"x")
+    assert len(list_shards("s3://pages/*.tar", s3_stores)) == 2006
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("no-such-bucket/{00..11}.tar", "there is no bucket 's3://no-such-bucket'; give the name"),
+        ("no-such-bucket/*.tar", "there is no bucket 's3://no-such-bucket'; give the name"),
+        ("no-such-bucket", "there is no bucket 's3://no-such-bucket'; give the name"),
+        ("shelf/set/{00..13}.tar", r"2 of 14 shards do not exist.*s3://shelf/set/12\.tar"),
+        ("shelf/set/99.tar", r"^s3://shelf/set/99\.tar does not exist; give a folder"),
+        ("shelf/nothing", r"^s3://shelf/nothing does not exist; give a folder"),
+        ("shelf/se*", r"^s3://shelf/set is a folder; a shard is a \.tar file: give the fold"),
+        ("{shelf,other}", r"^s3://shelf is a folder; a shard is"),
+    ],
+)
+def test_missing_buckets_and_objects_are_named(s3, s3_stores, pattern, message):
+    """The first thing that goes wrong in a new place is the name of the bucket."""
+    with pytest.raises(ManifestError, match=message):
+        list_shards(f"s3://{pattern}", s3_stores)
+
+
+def test_missing_credentials_are_refused_quickly_in_one_sentence(s3, monkeypatch):
+    """Botocore would look for a metadata service; the user has to hear about credentials."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    started = time.monotonic()
+    with pytest.raises(
+        ManifestError,
+        match=r"access to 's3://bucket/.*' was refused \(Unable to locate credentials\); check the",
+    ):
+        list_shards("s3://bucket/set/{00..11}.tar")
+    assert time.monotonic() - started < 10
+
+
+def test_wrong_credentials_are_refused_in_one_sentence(s3, s3_address, s3_stores):
+    """A traceback of four libraries hides the one word that matters."""
+
+    def allow_unchecked(count):
+        address = f"{s3_address}/moto-api/reset-auth"
+        kind = {"Content-Type": "text/plain"}
+        with urllib.request.urlopen(
+            urllib.request.Request(address, str(count).encode(), headers=kind)
+        ):
+            pass
+
+    allow_unchecked(0)
+    try:
+        with pytest.raises(ManifestError, match=r"access to .* was refused \(.*does not exist"):
+            list_shards("s3://shelf/set/{00..11}.tar", s3_stores)
+    finally:
+        allow_unchecked(10**9)
+
+
+def test_shards_of_a_web_server_are_listed(folder):
+    """Public data lies on plain web servers, listed by hand or by an index page."""
+    stores = Stores(QUICK)
+    with web_server(folder) as address:
+        shards = list_shards(f"{address}/{{00..11}}.tar", stores)
+        assert names(shards) == [f"{i:02d}.tar" for i in range(12)]
+        assert [shard.num_bytes for shard in shards] == [
+            os.path.getsize(folder / name) for name in names(shards)
+        ]
+        assert list_shards(f"{address}/05.tar", stores) == [shards[5]]
+        assert list_shards(f"{address}/0[45].tar", stores) == shards[4:6]
+        assert names(list_shards(f"{address}/", stores)) == [*names(shards), "x.TAR"]
+        with pytest.raises(ManifestError, match=r"1 of 2 shards do not exist.*/nothing\.tar"):
+            list_shards(f"{address}/{{00,nothing}}.tar", stores)
+
+
+def test_a_server_without_ranges_gives_shards_that_are_read_whole(folder):
+    """Asked for a part, it would send everything, once for every chunk."""
+    stores = Stores(QUICK)
+    with web_server(folder) as address:
+        assert all(shard.whole for shard in list_shards(f"{address}/flat/{{00..11}}.tar", stores))
+        assert stores.counters.snapshot().requests == 12 + 1
+        assert not any(shard.whole for shard in list_shards(f"{address}/{{00..11}}.tar", stores))
+
+
+def test_a_server_that_refuses_head_is_asked_for_one_byte(folder):
+    """A signed address is often signed for GET alone."""
+    with web_server(folder) as address:
+        (shard,) = list_shards(f"{address}/closed/05.tar")
+        (same,) = list_shards(f"{address}/05.tar")
+    assert (shard.num_bytes, shard.version) == (same.num_bytes, same.version)
+
+
+def test_what_says_no_length_cannot_be_a_shard(folder):
+    """A page that is made while it is sent has none; nor has the order of such shards."""
+    with (
+        web_server(folder) as address,
+        pytest.raises(ManifestError, match=r"05\.tar has no known length; the server must answer"),
+    ):
+        list_shards(f"{address}/endless/05.tar", Stores(QUICK))

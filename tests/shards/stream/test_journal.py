@@ -1,0 +1,180 @@
+"""The journal: on disk before it takes effect, found again by whoever goes on from any place."""
+
+import pytest
+
+from shards.errors import CursorMismatch, UserError
+from shards.records import Chunk, Cursor, Turn
+from shards.stream.journal import Journal
+from shards.stream.mixture import parse_weights
+
+HALVES, THIRDS = parse_weights([1, 1]), parse_weights([1, 2])
+
+
+def read(path, order="o", *, anew=False):
+    return Journal.read(path, "m", order, anew=anew)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A journal with an entry of every kind."""
+    path = tmp_path / "journal.jsonl"
+    journal = Journal("m", "o")
+    journal.add_weights(HALVES, 0)
+    with journal.keep_in(path):
+        assert journal.add_irregular(3, 11)
+        assert journal.add_quarantine("d1", 12)
+    return path
+
+
+def test_what_was_added_is_found_again(path):
+    """A resumed run would read a shard as before, and get other samples."""
+    journal = read(path)
+    assert [(entry.kind, entry.block, entry.value) for entry in journal.entries] == [
+        ("weights", 0, "1/2 1/2"),
+        ("irregular", 11, 3),
+        ("quarantine", 12, "d1"),
+    ]
+    assert len(path.read_text().splitlines()) == 4
+
+
+def test_an_entry_is_on_disk_when_it_takes_effect(tmp_path):
+    """A process that is killed right after must find it."""
+    journal = Journal("m", "o")
+    with journal.keep_in(tmp_path / "j"):
+        journal.add_irregular(1, 5)
+        assert read(tmp_path / "j").entries == journal.entries
+    journal.add_irregular(2, 5)  # of no run folder any more
+    assert len(read(tmp_path / "j").entries) == 1
+
+
+def test_adding_what_is_known_does_nothing(path):
+    """Steps that are trained again after a crash would write everything twice."""
+    journal, before = read(path), path.read_bytes()
+    with journal.keep_in(path):
+        assert not journal.add_irregular(3, 11) and not journal.add_irregular(3, 19)
+        assert not journal.add_quarantine("d1", 40) and not journal.add_weights(HALVES, 7)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("torn", [b'{"kind": "irre', b"\0\0\0\0", b"{"])
+def test_a_torn_last_line_is_dropped_and_written_over(path, torn):
+    """A power cut in the middle of a line must not cost the run."""
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    journal = read(path)
+    assert len(journal.entries) == 3
+    with journal.keep_in(path):
+        assert path.read_bytes() == whole
+        journal.add_irregular(9, 20)
+    assert read(path).entries == journal.entries
+
+
+def test_a_journal_cut_anywhere_loses_its_last_entries_only(path):
+    """Whatever length a disk kept, the rest must be readable."""
+    whole = path.read_bytes()
+    entries = read(path).entries
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        found = read(path).entries
+        assert found == entries[: len(found)]
+        assert len(found) == max(0, whole[:length].count(b"\n") - 1)
+
+
+def test_what_is_learned_earlier_holds_earlier(path):
+    """After a change of weights a shard may come sooner than it did on the way that was left."""
+    journal = read(path)
+    assert journal.add_irregular(3, 5)
+    assert (
+        journal.amend(5, turns(3))[0].chunk.walked
+        and not journal.amend(4, turns(3))[0].chunk.walked
+    )
+
+
+def turns(*shards):
+    return [Turn(Chunk(shard, 0, 4096), 2) for shard in shards]
+
+
+def test_entries_hold_from_their_block_on(path):
+    """What was read before the discovery has to be read the same way again."""
+    journal = read(path)
+    assert journal.amend(10, turns(1, 3)) == turns(1, 3)
+    one, other = journal.amend(11, turns(1, 3))
+    assert [one.chunk.walked, other.chunk.walked] == [False, True]
+    assert (other.chunk.start, other.chunk.stop, other.epoch) == (0, 4096, 2)
+    assert [journal.amend(b, turns(0))[0].quarantine for b in (11, 12)] == [
+        frozenset(),
+        frozenset({"d1"}),
+    ]
+    # A known killer only saves time: no turn is another one by it, nothing is read twice.
+    assert journal.amend(12, turns(0)) == turns(0)
+
+
+def test_what_a_cursor_counts_depends_on_nothing_that_comes_later(path):
+    """A run that repeats some steps would save other cursors than the first time."""
+    journal = read(path)
+    places = [(0, 0), (0, 1), (10, 0), (10, 1), (11, 0), (12, 0), (12, 1), (99, 0)]
+    assert [journal.count(*place) for place in places] == [1, 1, 1, 2, 2, 2, 3, 3]
+
+
+def test_weights_written_last_hold(path):
+    """A run that goes back and on with other weights means those."""
+    journal = read(path)
+    assert journal.add_weights(THIRDS, 20) and journal.weights == [(0, HALVES), (20, THIRDS)]
+    assert not journal.add_weights(THIRDS, 25)
+    assert journal.add_weights(HALVES, 15) and journal.weights == [(0, HALVES), (15, HALVES)]
+    assert journal.add_weights(THIRDS, 0) and journal.weights == [(0, THIRDS)]
+
+
+def test_a_journal_shorter_than_the_cursor_says_is_refused(path):
+    """Without its entries, other samples would follow than before."""
+    journal = read(path)
+    place = Cursor(manifest="m", order="o", block=12, slot=1, journal=3)
+    journal.check(place)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(
+        CursorMismatch, match=r"knows 3 entries of the journal, and 2 .*: put journal\.jsonl back"
+    ):
+        read(path).check(place)
+
+
+def test_a_journal_of_something_else_is_refused_or_left_aside(path):
+    """Row 3 of other data is another shard."""
+    with pytest.raises(CursorMismatch, match=r"of other data or another order; put back the one"):
+        read(path, "other")
+    fresh = read(path, "other", anew=True)
+    assert fresh.entries == ()
+    with fresh.keep_in(path):
+        fresh.add_irregular(7, 1)
+    assert [entry.value for entry in read(path, "other").entries] == [7]
+
+
+@pytest.mark.parametrize("line", ["{}", '{"kind": "new", "block": 1}', "junk", "[]", '"x"'])
+def test_damage_in_the_middle_is_refused(path, line):
+    """To go on without an entry is to train on other samples."""
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
+    with pytest.raises(CursorMismatch, match=r"damaged in line 3 .*: put back a copy, or give"):
+        read(path)
+
+
+def test_two_processes_cannot_write_one_journal(path):
+    """Entries of the other one would be lost."""
+    journal, other = read(path), read(path)
+    with other.keep_in(path):
+        other.add_irregular(8, 30)
+    journal.add_irregular(9, 30)
+    with (
+        pytest.raises(UserError, match=r"written to by another process .*: start the same comm"),
+        journal.keep_in(path),
+    ):
+        pass
+    assert read(path).entries == other.entries
+
+
+def test_a_journal_that_cannot_be_written_ends_the_run_with_the_remedy(tmp_path):
+    """To go on without writing it down breaks the next resume."""
+    with (
+        pytest.raises(UserError, match=r"the journal .* cannot be written .*: make room there"),
+        Journal("m", "o").keep_in(tmp_path / "no folder" / "j"),
+    ):
+        pass

@@ -1,0 +1,84 @@
+"""Whatever is typed wrongly is answered with one sentence."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from shards.errors import ConfigError
+from streamssl.commands.argument_parser import parse, unknown
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A part."""
+
+    base_lr: float = 0.1
+    kind: Literal["swav", "constant"] = "swav"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of a command."""
+
+    data: str
+    out: Path
+    readers: int = 2
+    ks: tuple[int, ...] = (1, 2)
+    part: Part = field(default_factory=Part)
+
+
+GIVEN = ["--data", "d", "--out", "o"]
+
+
+def test_arguments_become_values_of_their_types() -> None:
+    """Every field of a nested dataclass is an option."""
+    found = parse(Options, "p", [*GIVEN, "--part.base-lr", "0.5", "--ks", "3", "4", "--readers=7"])
+    assert found == Options(
+        data="d", out=Path("o"), readers=7, ks=(3, 4), part=Part(base_lr=0.5, kind="swav")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([*GIVEN, "--reader", "3"], "^unknown option --reader; did you mean --readers"),
+        ([*GIVEN, "--reader=3"], "^unknown option --reader=3; did you mean --readers"),
+        ([*GIVEN, "--part.base_rate", "3"], "^unknown option --part.base.rate; "),
+        ([*GIVEN, "--zzz"], "^unknown option --zzz; `p --help` lists"),
+        ([*GIVEN, "stray"], "^unknown argument stray; `p --help` lists"),
+        (["--out", "o"], "^--data is missing; `p --help` lists"),
+        (["--data", "d"], "^--out is missing; `p --help` lists"),
+        ([], "^--data is missing; `p --help` lists"),
+        ([*GIVEN, "--readers", "two"], "^--readers='two'; it must be a whole number; `p --help`"),
+        ([*GIVEN, "--part.base-lr", "x"], "^--part.base-lr='x'; it must be a number; `p --help`"),
+        ([*GIVEN, "--readers"], "^--readers needs a value; `p --help` lists"),
+        ([*GIVEN, "--part.kind", "x"], "^--part.kind.*'?x'?.*swav.*constant.*; `p --help` lists"),
+        (["--data"], "^--data needs a value; `p --help` lists"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments: list[str], expected: str) -> None:
+    """No box of several lines, no usage page: what was found and what to do."""
+    with pytest.raises(ConfigError, match=expected) as error:
+        parse(Options, "p", arguments)
+    text = str(error.value)
+    assert "\n" not in text and not re.search(r"[│╭╰]", text)
+    assert len(text) < 250
+
+
+def test_help_is_shown_and_leaves_with_success(capsys: pytest.CaptureFixture[str]) -> None:
+    """Help is no error."""
+    with pytest.raises(SystemExit) as left:
+        parse(Options, "p", ["--help"])
+    assert not left.value.code
+    assert "--part.base-lr" in capsys.readouterr().out
+
+
+def test_a_wrong_name_is_answered_with_the_right_ones() -> None:
+    """The nearest one first."""
+    assert unknown("recipe 'swab'", "swab", ["swav", "moco"]) == (
+        "unknown recipe 'swab'; did you mean 'swav'? known are swav, moco"
+    )
+    assert unknown("recipe 'x'", "x", ["swav"]) == "unknown recipe 'x'; known are swav"

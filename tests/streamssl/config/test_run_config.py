@@ -1,0 +1,123 @@
+"""A run as plain TOML: the same run comes back, and whatever is wrong in it is named."""
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from shards.errors import ConfigError
+from shards.stream.batch_stream import StreamConfig
+from streamssl.config.run_config import check_same, from_fields, read_toml, to_fields, write_toml
+from streamssl.optim.optimizers import OptimConfig
+from streamssl.recipes import RECIPES
+from streamssl.recipes.swav_recipes import swav_demo
+from tests.tinyrun import tiny_moco, tiny_swav
+
+Tables = dict[str, Any]
+EVERY_RUN = {**RECIPES, "demo": swav_demo, "tiny-swav": tiny_swav, "tiny-moco": tiny_moco}
+
+
+@pytest.mark.parametrize("name", EVERY_RUN)
+def test_a_run_written_as_toml_is_the_same_run(name: str, tmp_path: Path) -> None:
+    """Nothing may get lost or become another type on the way through the file."""
+    config = EVERY_RUN[name]()
+    write_toml(config, tmp_path / "config.toml")
+    assert read_toml(tmp_path / "config.toml") == config
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_what_a_file_leaves_out_has_its_default() -> None:
+    """A short file is a valid one."""
+    tables = to_fields(tiny_swav())
+    for name in ("admission", "num_steps", "seed"):
+        del tables[name]
+    config = from_fields(tables)
+    assert (config.num_steps, config.seed) == (100_000, 0)
+
+
+WRONG: dict[str, tuple[Callable[[Tables], Any], str]] = {
+    "unknown method": (
+        lambda t: t["method"].update(name="dino"),
+        r"method\.name='dino'; it must be one of swav, moco",
+    ),
+    "no method": (lambda t: t.pop("method"), r"method\.name=None; it must be one of swav, moco"),
+    "method is no table": (lambda t: t.update(method=3), r"method=3; it must be a table"),
+    "options are no table": (lambda t: t["backbone"].update(options=3), "options=3; it must be a"),
+    "word for a number": (lambda t: t.update(num_steps="many"), r"^num_steps='many': .*integer"),
+    "half a step": (lambda t: t.update(num_steps=2.5), r"^num_steps=2\.5: .*integer"),
+    "number in a part": (lambda t: t["optim"].update(base_lr="x"), r"^optim\.base_lr='x': "),
+    "unknown optimizer": (lambda t: t["optim"].update(name="adam"), r"^optim\.name='adam': .*sgd"),
+    "half an interval": (
+        lambda t: t["crops"]["groups"][1].update(scale=[0.1]),
+        r"^crops\.groups\.1\.scale\.1 is missing",
+    ),
+    "a part is missing": (lambda t: t.pop("stream"), "^stream is missing; add it"),
+    "zero steps": (lambda t: t.update(num_steps=0), "num_steps=0; it must be at least 1"),
+    "seed": (lambda t: t.update(seed=-1), "seed=-1; it must be from 0"),
+    "queue below a batch": (
+        lambda t: t["stream"].update(batch_size=64),
+        r"capacity=32 with batch_size=64; it must be at least .*--method\.queue\.capacity 64",
+    ),
+    "unknown field": (lambda t: t.update(num_stepz=3), r"^num_stepz is no field .*num_steps, "),
+    "unknown in a part": (
+        lambda t: t["method"].update(prototypes=3),
+        r"^method\.prototypes is no field .*method\.num_prototypes",
+    ),
+    "unknown in a list": (
+        lambda t: t["crops"]["groups"][0].update(blur=1.0),
+        r"^crops\.groups\.0\.blur is no field .*blur_probability",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_field_is_named(name: str) -> None:
+    """A field that is misspelt or of the wrong type must never fall back to a default."""
+    spoil, expected = WRONG[name]
+    tables = tomllib.loads(tomli_w.dumps(to_fields(tiny_swav())))
+    spoil(tables)
+    with pytest.raises(ConfigError, match=expected):
+        from_fields(tables)
+
+
+def test_a_queue_of_moco_must_hold_whole_batches() -> None:
+    """Refused before anything is read or written, with the nearest capacity that fits."""
+    stream = replace(tiny_moco().stream, batch_size=24)
+    with pytest.raises(ConfigError, match=r"must be a multiple of .*--method\.queue\.capacity 72"):
+        tiny_moco(stream=stream)
+
+
+@pytest.mark.parametrize("data", [b"a = = 1", b"\xff\xfe", None])
+def test_a_file_that_is_no_toml_is_a_sentence(data: bytes | None, tmp_path: Path) -> None:
+    """Not a parser's stack."""
+    path = tmp_path / "config.toml"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"cannot be read as a configuration .*config\.toml of a"):
+        read_toml(path)
+
+
+def test_a_run_goes_on_with_its_own_settings_only() -> None:
+    """The sentence names the field, what it was and what it is."""
+    config = tiny_swav()
+    check_same(config, config)
+    for changed, expected in (
+        (replace(config, seed=1), "seed=0, now it is 1"),
+        (replace(config, precision="bf16"), "precision=fp32, now it is bf16"),
+        (replace(config, optim=OptimConfig(base_lr=9.0)), r"optim\.base_lr=0.1, now it is 9.0"),
+        (replace(config, method=replace(config.method, queue=None)), r"method\.queue\.capacity=32"),
+        (replace(config, crops=tiny_moco().crops), r"crops\.groups\."),
+    ):
+        with pytest.raises(ConfigError, match=f"started with {expected}.*or give a new --out"):
+            check_same(config, changed)
+
+
+def test_what_changes_nothing_that_was_learned_may_change() -> None:
+    """More steps, other checkpoints, more memory: the run goes on."""
+    stream = replace(tiny_swav().stream, max_bytes=1 << 20, num_lookahead_blocks=5)
+    assert isinstance(stream, StreamConfig)
+    check_same(tiny_swav(), tiny_swav(stream=stream, num_steps=9, save_every=4, keep=1))

@@ -1,0 +1,125 @@
+"""SimCLR v2's stages, one after the other: pretrained, fine-tuned, taught to another net."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from shards.errors import ConfigError
+from streamssl.checkpoint import list_checkpoints, load_tensors
+from streamssl.config.run_config import RunConfig
+from streamssl.methods.base import Samples
+from streamssl.methods.distillation import DistillationConfig
+from streamssl.methods.fine_tuning import FineTuneConfig, classification_loss
+from streamssl.methods.simclr import SimCLRConfig
+from streamssl.recipes import crop_recipes as views
+from streamssl.training.train_state import build_state
+from tests.tinyrun import BACKBONE, CPU, read_log, tiny_swav, train_here
+
+PLAIN = views.plain(size=32)
+
+
+def tuned_from(run: Path, **changes: object) -> RunConfig:
+    method = FineTuneConfig(start=str(run), num_classes=10)
+    return tiny_swav(method=method, crops=PLAIN, label="cls", num_steps=2, save_every=2, **changes)
+
+
+def taught_by(run: Path, **changes: object) -> RunConfig:
+    method = DistillationConfig(teacher=str(run))
+    return tiny_swav(method=method, crops=PLAIN, num_steps=2, save_every=2, **changes)
+
+
+@pytest.fixture(scope="module")
+def stages(shards_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of a run of each stage. Not to be written to."""
+    out = tmp_path_factory.mktemp("stages")
+    pretrained = tiny_swav(
+        method=SimCLRConfig(dim=8, num_layers=3),
+        crops=views.simclr(size=32),
+        num_steps=2,
+        save_every=2,
+    )
+    smaller = replace(BACKBONE, options={**BACKBONE.options, "channels": (4, 4, 4, 4)})
+    configs = {
+        "pretrained": pretrained,
+        "tuned": tuned_from(out / "pretrained"),
+        "taught": taught_by(out / "tuned"),
+        "smaller": taught_by(out / "tuned", backbone=smaller),
+    }
+    for name, config in configs.items():
+        train_here(config, shards_folder, out / name)
+    return {name: out / name for name in configs}
+
+
+def test_each_stage_goes_on_from_the_one_before(stages: dict[str, Path]) -> None:
+    """From shards to a student, by itself and smaller, each with its own readings."""
+    assert [set(read_log(stages[name])[-1]["readings"]) for name in ("tuned", "taught")] == [
+        {"accuracy", "labelled", "gradient_norm"},
+        {"agreement", "gradient_norm"},
+    ]
+    student = load_tensors(list_checkpoints(stages["smaller"])[-1])
+    assert student["method.classes.weight"].shape == (10, 4)
+    assert student["method.teacher.classes.weight"].shape == (10, 8)
+
+
+def test_fine_tuning_begins_with_the_first_layer_of_the_head(stages: dict[str, Path]) -> None:
+    """Of three layers the first stays; classes come after it."""
+    before = load_tensors(list_checkpoints(stages["pretrained"])[-1])
+    method = build_state(tuned_from(stages["pretrained"]), CPU).method
+    for name, value in method.state_dict().items():
+        if not name.startswith("classes"):
+            assert torch.equal(value, before[f"method.{name}"]), name
+    assert [type(layer).__name__ for layer in method.head] == ["Linear", "BatchNorm1d", "ReLU"]
+
+
+def test_a_teacher_is_what_was_fine_tuned_and_never_changes(stages: dict[str, Path]) -> None:
+    """Not its weights, nor what its batch norm knows, whatever mode the student is in."""
+    tuned = load_tensors(list_checkpoints(stages["tuned"])[-1])
+    taught = load_tensors(list_checkpoints(stages["taught"])[-1])
+    for name, value in tuned.items():
+        if name.startswith("method."):
+            assert torch.equal(value, taught[name.replace("method.", "method.teacher.")]), name
+    method = build_state(taught_by(stages["tuned"]), CPU).method.train()
+    assert method.backbone.training
+    assert not any(module.training for module in method.teacher.modules())
+    trained = {id(parameter) for parameter in method.parameters_to_optimise()}
+    assert not trained & {id(parameter) for parameter in method.teacher.parameters()}
+
+
+def test_the_loss_is_the_mean_over_those_with_a_label() -> None:
+    """And nothing at all where nobody has one."""
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits.requires_grad_()
+    labels = torch.tensor([0, -1, 2, -1, 1])
+    expected = F.cross_entropy(logits[labels >= 0], labels[labels >= 0])
+    torch.testing.assert_close(classification_loss(logits, labels, None), expected)
+    assert torch.autograd.gradcheck(lambda x: classification_loss(x, labels, None), logits)
+    assert classification_loss(logits, labels.fill_(-1), None).item() == 0
+
+
+def test_what_cannot_be_begun_is_a_sentence(stages: dict[str, Path], tmp_path: Path) -> None:
+    """Before any work: no start, another net, no teacher, no labels, two views."""
+    for config, words in (
+        (tuned_from(tmp_path), r"method\.start='.*' holds no checkpoint.*--method\.start runs/a"),
+        (
+            tuned_from(stages["pretrained"], backbone=replace(BACKBONE, stem="small", options={})),
+            "does not fit this model",
+        ),
+        (taught_by(stages["pretrained"]), "is of method 'simclr'; only a run of fine-tune"),
+        (replace(taught_by(stages["tuned"]), crops=views.simclr(size=32)), "takes one view"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            build_state(config, CPU)
+    with pytest.raises(ConfigError, match="learns from labels; give --label cls"):
+        tiny_swav(method=FineTuneConfig())
+
+
+def test_a_class_that_there_is_not_is_a_sentence(stages: dict[str, Path]) -> None:
+    """A word, or one class too many."""
+    method = build_state(tuned_from(stages["pretrained"]), CPU).method
+    ids = torch.zeros(2, 2, dtype=torch.int64)
+    samples = Samples(ids, ids[:, 0], torch.tensor([0, 10]))
+    with pytest.raises(ConfigError, match="a label of 10 with num_classes=10"):
+        method.loss([torch.zeros(2, 3, 32, 32)], step=0, samples=samples)

@@ -1,0 +1,235 @@
+"""PatchMix as a whole: what is mixed, what must be found, and who makes the keys."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shards.errors import ConfigError
+from streamssl.methods.patchmix import (
+    Encoded,
+    PatchMix,
+    PatchMixConfig,
+    Ring,
+    Targets,
+    identity_targets,
+    mix_patches,
+    mixture_targets,
+    patchmix_losses,
+    source_targets,
+)
+from streamssl.modules.losses import soft_info_nce
+from tests.streamssl.epochs import classes_apart, in_epochs, patterned, run, state
+from tests.streamssl.tiny import TinyBackbone, pictures
+
+CONFIG = PatchMixConfig(patch_size=4, dim=6, hidden_dim=16, momentum=0.9)
+ALONE = replace(CONFIG, keys="own")
+# Every sample has a pattern of its own: what is contrasted here are samples.
+CLASSES = 32
+
+
+class DropsPaths(nn.Module):
+    """Stands where a vision transformer drops paths."""
+
+    drop_prob = 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def build(config: PatchMixConfig = CONFIG, seed: int = 0) -> PatchMix:
+    torch.manual_seed(seed)
+    backbone = TinyBackbone(norm=DropsPaths())
+    return config.build(backbone, num_views=(1, 1, 2), seed=seed, num_steps=20)
+
+
+def views(numbers: list[int], step: int) -> list[Tensor]:
+    return [
+        patterned(numbers, 1, 16, step, CLASSES),
+        patterned(numbers, 1, 16, 300 + step, CLASSES),
+        patterned(numbers, 2, 8, 600 + step, CLASSES),
+    ]
+
+
+def train(method: PatchMix, steps: range, lr: float = 0.05) -> list[float]:
+    return run(method, steps, views=views, numbers=in_epochs(32, 8), lr=lr)
+
+
+@pytest.mark.parametrize("num_mixed", [1, 2, 3])
+def test_a_mixed_image_has_patches_of_images_that_follow(num_mixed: int) -> None:
+    """Patch by patch: group j of image g is that of image g + j, at its own place."""
+    num, patch, side = 5, 2, 6
+    # Every pixel tells its image and its patch.
+    ids = torch.arange(num).view(-1, 1, 1, 1) * 100
+    grid = torch.arange(9).view(3, 3).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+    images = (ids + grid).float().expand(num, 3, side, side)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    mixed = mix_patches(
+        images, order, patch_size=patch, num_mixed=num_mixed, following=images[: num_mixed - 1]
+    )
+    group = 9 // num_mixed
+    for place, number in enumerate(order.tolist()):
+        shift = min(place // group, num_mixed) % num_mixed if place < group * num_mixed else 0
+        row, column = divmod(number, 3)
+        found = mixed[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        expected = (torch.arange(num) + shift) % num * 100 + number
+        assert (found == expected.view(-1, 1, 1, 1)).all()
+
+
+def test_targets_share_out_by_common_sources() -> None:
+    """m = 3: thirds for sources; 1, 2, 3, 2, 1 ninths for mixtures; around the ring."""
+    ring = Ring(offset=4, length=7, num_columns=7)
+    source = source_targets(2, ring, num_mixed=3, smoothing=0.0)
+    assert torch.allclose(source[1, [5, 6, 0]], torch.tensor(1 / 3)) and source[1].sum() == 1
+    mixture = mixture_targets(2, ring, num_mixed=3, smoothing=0.0)
+    expected = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0]) / 9
+    torch.testing.assert_close(mixture[0, [2, 3, 4, 5, 6]], expected)
+    smooth = identity_targets(1, ring, smoothing=0.1)
+    torch.testing.assert_close(smooth[0, 4], torch.tensor(0.9 + 0.1 / 7))
+    torch.testing.assert_close(smooth.sum(), torch.tensor(1.0))
+
+
+def test_the_loss_of_equal_similarities_is_ln_g() -> None:
+    """The plateau that a collapsed encoder sits on."""
+    q, targets = F.normalize(torch.ones(4, 3), dim=1), torch.full((4, 6), 1 / 6)
+    loss = soft_info_nce(q, q[:1].expand(6, 3), targets, 0.2)
+    assert math.isclose(float(loss), math.log(6), rel_tol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_loss() -> None:
+    """In float64, of queries of every kind; keys get none."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(num: int) -> Tensor:
+        return torch.randn(num, 3, generator=generator, dtype=torch.float64)
+
+    ring = Ring(0, 4, 4)
+    targets = Targets(
+        identity_targets(4, ring, smoothing=0.1),
+        source_targets(4, ring, num_mixed=2, smoothing=0.0),
+        mixture_targets(4, ring, num_mixed=2, smoothing=0.0),
+    )
+    k1, k2, mixed_k1 = (rows(4).requires_grad_() for _ in range(3))
+
+    def loss(q1: Tensor, mixed_q2: Tensor, crops: Tensor, mixed_crops: Tensor) -> Tensor:
+        encoded = Encoded(q1, k1, k2, mixed_k1, mixed_q2, crops, mixed_crops)
+        return torch.stack(list(patchmix_losses(encoded, targets, 0.2, None).values())).sum()
+
+    queries = tuple(rows(num).requires_grad_() for num in (4, 4, 8, 8))
+    assert torch.autograd.gradcheck(loss, queries)
+    loss(*queries).backward()
+    assert k1.grad is None and k2.grad is None and mixed_k1.grad is None
+
+
+def test_the_momentum_is_that_of_the_step_not_of_its_epoch() -> None:
+    """Upstream a shadowed index leaves it where it was in the second step of each epoch."""
+    method = build()
+    found = [
+        method.loss(views(list(range(8)), step), step=step).readings["key_momentum"]
+        for step in (0, 1, 7, 19)
+    ]
+    expected = [1 - 0.1 * 0.5 * (1 + math.cos(math.pi * step / 20)) for step in (0, 1, 7, 19)]
+    assert found == pytest.approx(expected)
+
+
+def test_keys_are_made_by_all_layers_and_queries_may_drop_some() -> None:
+    """As upstream: drop path belongs to the encoder that is trained."""
+    method = build()
+    assert method.key_encoder is not None
+    assert method.key_encoder.network[0].norm.drop_prob == 0.0
+    assert method.backbone.norm.drop_prob == 0.5
+
+
+def test_the_copy_moves_before_its_keys_are_made() -> None:
+    """By what the step before has learned."""
+    method = build()
+    train(method, range(2))
+    assert method.key_encoder is not None
+    momentum = 1 - 0.1 * 0.5 * (1 + math.cos(math.pi * 2 / 20))
+    weight = method.key_encoder.network[0].linear.weight.clone()
+    method.loss(views(list(range(8)), 2), step=2)
+    expected = momentum * weight + (1 - momentum) * method.backbone.linear.weight.detach()
+    torch.testing.assert_close(method.key_encoder.network[0].linear.weight, expected)
+
+
+def test_without_a_copy_keys_are_the_encoders_own() -> None:
+    """As for ViT-T: no predictor on keys, no gradient to them, nothing more to save."""
+    method, seen = build(ALONE), []
+    method.projector.register_forward_hook(lambda *args: seen.append(args[2].requires_grad))
+    output = method.loss(views(list(range(8)), 0), step=0)
+    output.loss.backward()
+    assert method.key_encoder is None and "key_momentum" not in output.readings
+    assert seen.count(False) == 2 and seen.count(True) == 4
+    for name, parameter in method.named_parameters():
+        assert parameter.grad is not None, name
+
+
+def test_mixing_changes_with_the_step_and_draws_nothing_from_the_global_generator() -> None:
+    """A step's randomness depends on seed and step alone."""
+    method = build()
+    images = pictures(6, 16, 0)
+    before = torch.get_rng_state()
+    one, again, other = (method._mix(images, step, "view 1") for step in (3, 3, 4))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("config", [CONFIG, ALONE], ids=["momentum", "alone"])
+def test_a_restored_method_goes_on_bit_for_bit(config: PatchMixConfig) -> None:
+    """Encoder, predictor and momentum copy, with their batch norms."""
+    method = build(config)
+    train(method, range(4))
+    restored = build(config, seed=1)
+    restored.seed = 0
+    restored.load_state_dict(state(method))
+    assert train(restored, range(4, 8)) == train(method, range(4, 8))
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, restored.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("config", [CONFIG, ALONE], ids=["momentum", "alone"])
+def test_it_learns_to_know_a_sample_again(config: PatchMixConfig) -> None:
+    """Images of one sample come to lie together, whatever their colour."""
+    method = build(replace(config, dim=16, hidden_dim=32))
+
+    def encode(crops: Tensor) -> Tensor:
+        return method.projector(method.backbone(crops))
+
+    before = classes_apart(encode, CLASSES)
+    run(method, range(60), views=views, numbers=in_epochs(32, 32), lr=0.05)
+    assert classes_apart(encode, CLASSES) > before + 0.15
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_mixed": 0}, "num_mixed=0"),
+        ({"momentum": 2.0}, "momentum=2.0"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"smoothing": 1.0}, "smoothing=1.0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, object], words: str) -> None:
+    """Before any work is done."""
+    with pytest.raises(ConfigError, match=words):
+        PatchMixConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_views_and_batches_that_cannot_be_mixed_are_refused() -> None:
+    """Found, allowed, remedy."""
+    with pytest.raises(ConfigError, match=r"num_views=\(6, 2\).*two large views first"):
+        CONFIG.build(TinyBackbone(), num_views=(6, 2))
+    with pytest.raises(ConfigError, match=r"patch_size=4 with views of 16 x 6"):
+        mix_patches(
+            torch.zeros(3, 3, 16, 6),
+            torch.arange(4),
+            patch_size=4,
+            num_mixed=2,
+            following=torch.zeros(1, 3, 16, 6),
+        )
+    method = build(replace(CONFIG, num_mixed=5))
+    with pytest.raises(ConfigError, match=r"num_mixed=5 with a global batch of 8.*over 9"):
+        method.loss(views(list(range(8)), 0), step=0)

@@ -1,0 +1,205 @@
+"""SwAV as a whole: what it swaps, what it freezes, what it keeps between steps."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from shards.errors import ConfigError
+from streamssl.methods.swav import SwAV, SwAVConfig, swap_assignments
+from streamssl.modules.feature_queue import FeatureQueue, QueueConfig
+from streamssl.modules.prototypes import Prototypes
+from streamssl.optim.optimizers import OptimConfig
+from tests.streamssl.tiny import TinyBackbone, pictures
+
+CONFIG = SwAVConfig(num_prototypes=10, dim=6, hidden_dim=8, freeze_steps=2)
+WITH_QUEUE = SwAVConfig(
+    num_prototypes=10, dim=6, hidden_dim=8, freeze_steps=2, queue=QueueConfig(capacity=8)
+)
+
+
+def build(config: SwAVConfig = CONFIG, seed: int = 0) -> SwAV:
+    torch.manual_seed(seed)
+    return config.build(TinyBackbone(), num_views=(2, 3), seed=seed)
+
+
+def views(step: int, num_samples: int = 4) -> list[Tensor]:
+    return [pictures(2 * num_samples, 16, step), pictures(3 * num_samples, 8, 100 + step)]
+
+
+def train(method: SwAV, steps: range) -> list[float]:
+    optimizer = OptimConfig(name="sgd", base_lr=0.1).build(method.parameters_to_optimise())
+    losses = []
+    for step in steps:
+        optimizer.zero_grad()
+        output = method.loss(views(step), step=step)
+        output.loss.backward()
+        method.after_backward(step)
+        optimizer.step()
+        method.after_step(step)
+        losses.append(output.loss.item())
+    return losses
+
+
+def test_crops_of_all_sizes_meet_in_one_pass_of_the_head() -> None:
+    """The head's batch norm must see all crops of all views, crop-major, at once."""
+    method, seen = build(), []
+    method.head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].detach()))
+    given = views(0)
+    method.loss(given, step=0)
+    assert len(seen) == 1 and seen[0].shape == (20, 12)
+    torch.testing.assert_close(seen[0][8:], method.backbone(given[1]).detach())
+
+
+def test_prototypes_stay_for_the_first_steps_and_then_move() -> None:
+    """They are renormalised from the start, and trained from `freeze_steps` on."""
+    method = build()
+    method.prototypes.normalise_()
+    before = method.prototypes.weight.detach().clone()
+    train(method, range(2))
+    torch.testing.assert_close(method.prototypes.weight.detach(), before)
+    train(method, range(2, 4))
+    assert (method.prototypes.weight.detach() - before).abs().max() > 1e-4
+
+
+def test_the_queue_is_used_only_when_full_and_after_its_start() -> None:
+    """Half a queue is not used; neither is a full one before `start_step`."""
+    method = build(WITH_QUEUE)
+    used = [method.loss(views(step), step=step).readings["queue_used"] for step in range(4)]
+    assert used == [0.0, 0.0, 1.0, 1.0]
+    late = SwAVConfig(
+        num_prototypes=10, dim=6, hidden_dim=8, queue=QueueConfig(capacity=8, start_step=3)
+    )
+    method = build(late)
+    used = [method.loss(views(step), step=step).readings["queue_used"] for step in range(4)]
+    assert used == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_there_is_no_queue_unless_one_is_asked_for() -> None:
+    """A queue of 65,536 by default is 256 batches old."""
+    method = build(SwAVConfig(num_prototypes=10, dim=6, hidden_dim=8))
+    assert method.probe is None and len(method.queues) == 0
+    for step in range(3):
+        assert method.loss(views(step), step=step).readings["queue_used"] == 0.0
+
+
+def test_each_assigned_crop_has_a_queue_of_its_own_embeddings() -> None:
+    """Newest first, in sample order within a batch, as upstream lays it out."""
+    config = WITH_QUEUE
+    prototypes, queues = Prototypes(10, 6), [FeatureQueue(8, 6), FeatureQueue(8, 6)]
+    prototypes.normalise_()
+    swaps = [
+        swap_assignments(
+            torch.randn(8, 6), prototypes, queues, config, num_crops=2, step=step, group=None
+        )
+        for step in range(2)
+    ]
+    for crop, queue in enumerate(queues):
+        rows = slice(4 * crop, 4 * crop + 4)
+        expected = torch.cat([swap.embeddings[rows] for swap in reversed(swaps)])
+        assert torch.equal(queue.newest_first(), expected.detach())
+
+
+def test_a_collapsed_encoder_sits_at_ln_k() -> None:
+    """Identical features: uniform codes, loss ln K, whatever the prototypes."""
+    prototypes = Prototypes(10, 6)
+    prototypes.normalise_()
+    features = torch.randn(1, 6).expand(8, 6)
+    config = SwAVConfig(num_prototypes=10, dim=6, temperature=1e6)
+    swap = swap_assignments(features, prototypes, [], config, num_crops=2, step=0, group=None)
+    torch.testing.assert_close(swap.codes[0], torch.full((4, 10), 0.1))
+    assert math.isclose(swap.loss.item(), math.log(10), rel_tol=1e-4)
+
+
+def test_gradient_reaches_all_that_is_trained_and_nothing_from_codes() -> None:
+    """Backbone, head and prototypes learn; codes are constants."""
+    method = build()
+    method.loss(views(0), step=0).loss.backward()
+    for name, parameter in method.named_parameters():
+        # The bias before batch norm has a zero gradient, but it has one.
+        assert parameter.grad is not None, name
+    swap = swap_assignments(
+        torch.randn(8, 6, requires_grad=True),
+        method.prototypes,
+        [],
+        CONFIG,
+        num_crops=2,
+        step=0,
+        group=None,
+    )
+    assert swap.scores.requires_grad and not any(q.requires_grad for q in swap.codes.values())
+
+
+def test_a_restored_method_goes_on_bit_for_bit() -> None:
+    """Weights, prototypes, queues and counters are all in the state dict."""
+    method = build(WITH_QUEUE)
+    train(method, range(3))
+    restored = build(WITH_QUEUE, seed=1)
+    restored.load_state_dict(method.state_dict())
+    assert train(restored, range(3, 6)) == train(method, range(3, 6))
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, restored.state_dict()[name]), name
+
+
+def test_autocast_keeps_codes_and_loss_in_float32() -> None:
+    """bf16 features must be compared with prototypes in float32, or codes are noise."""
+    prototypes, features = Prototypes(10, 6), torch.randn(8, 6).bfloat16()
+    prototypes.normalise_()
+
+    def swap(x: Tensor) -> tuple[Tensor, Tensor]:
+        result = swap_assignments(x, prototypes, [], CONFIG, num_crops=2, step=0, group=None)
+        return result.loss, result.codes[0]
+
+    expected = swap(features.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = swap(features)
+        method_loss = build().loss(views(0), step=0).loss
+    assert method_loss.dtype == torch.float32
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
+def test_learning_lowers_the_loss() -> None:
+    """Crops that share a colour must come to share a code."""
+    method = build(SwAVConfig(num_prototypes=10, dim=6, hidden_dim=16, freeze_steps=0))
+    optimizer = OptimConfig(name="sgd", base_lr=0.1).build(method.parameters_to_optimise())
+    colours = 3.0 * torch.randn(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for step in range(40):
+        crops = [group + colours.repeat(len(group) // 16, 1, 1, 1) for group in views(step, 16)]
+        optimizer.zero_grad()
+        output = method.loss(crops, step=step)
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_readings_are_detached_scalars() -> None:
+    """Reading must not keep the graph of a step alive."""
+    output = build(WITH_QUEUE).loss(views(0), step=0)
+    for name, value in output.readings.items():
+        assert isinstance(value, float) or (value.ndim == 0 and not value.requires_grad), name
+    assert output.features is not None and output.features.shape == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_prototypes": 0}, "num_prototypes=0"),
+        ({"epsilon": 0.0}, "epsilon=0.0"),
+        ({"crops_for_assign": (0, 0)}, r"crops_for_assign=\(0, 0\)"),
+        ({"crops_for_assign": ()}, "at least one crop"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, object], words: str) -> None:
+    """Before any work is done."""
+    with pytest.raises(ConfigError, match=words):
+        SwAVConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_a_crop_that_is_not_there_cannot_be_assigned() -> None:
+    """The views decide how many crops there are."""
+    with pytest.raises(ConfigError, match=r"\(0, 7\) with 2 crops"):
+        SwAVConfig(crops_for_assign=(0, 7)).build(TinyBackbone(), num_views=(2,))

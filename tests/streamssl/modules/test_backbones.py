@@ -1,0 +1,101 @@
+"""Backbones: any timm network, the right stem, words that help."""
+
+import pytest
+import torch
+from torch import nn
+
+from shards.errors import ConfigError
+from streamssl.modules.backbones import BackboneConfig, build_backbone
+
+TINY_RESNET = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
+
+
+def tiny(name: str) -> dict[str, object]:
+    if name.startswith("vit"):
+        return {"embed_dim": 24, "depth": 1, "num_heads": 2}
+    return TINY_RESNET if name.startswith("resnet") else {}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("resnet18", (32, 24)),
+        ("resnet18", (96, 64)),
+        ("vit_tiny_patch16_224", (32, 20)),
+        ("vit_tiny_patch16_224", (96, 48)),
+        ("mobilenetv3_small_050", (32, 24)),
+        ("convnext_atto", (64, 32)),
+    ],
+)
+def test_crops_of_several_sizes_give_features_of_the_stated_width(
+    name: str, sizes: tuple[int, int]
+) -> None:
+    """Multi-crop sends two sizes through one network."""
+    backbone = build_backbone(BackboneConfig(name=name, options=tiny(name)), max(sizes)).eval()
+    for size in sizes:
+        features = backbone(torch.zeros(2, 3, size, size))
+        assert features.shape == (2, backbone.num_features)
+
+
+def test_a_resnet_for_small_crops_looks_at_every_pixel() -> None:
+    """3x3, stride 1, no pooling up to 64 pixels; above, the stem of ImageNet."""
+    config = BackboneConfig(name="resnet18", options=TINY_RESNET)
+    small, large = build_backbone(config, 64), build_backbone(config, 65)
+    assert (small.conv1.kernel_size, small.conv1.stride) == ((3, 3), (1, 1))
+    assert isinstance(small.maxpool, nn.Identity)
+    assert (large.conv1.kernel_size, large.conv1.stride) == ((7, 7), (2, 2))
+    forced = BackboneConfig(name="resnet18", options=TINY_RESNET, stem="imagenet")
+    assert build_backbone(forced, 32).conv1.stride == (2, 2)
+
+
+def test_a_deep_stem_keeps_its_convolutions() -> None:
+    """A ResNet-D loses stride and pooling, not its layers."""
+    config = BackboneConfig(name="resnet26d", options=TINY_RESNET)
+    backbone = build_backbone(config, 32)
+    assert [layer.stride for layer in backbone.conv1 if isinstance(layer, nn.Conv2d)] == [
+        (1, 1)
+    ] * 3
+    assert isinstance(backbone.maxpool, nn.Identity)
+
+
+def test_a_transformer_for_small_crops_has_small_patches_unless_told() -> None:
+    """The option wins over the default of the small stem."""
+    options = tiny("vit")
+    backbone = build_backbone(BackboneConfig(name="vit_tiny_patch16_224", options=options), 32)
+    assert backbone.patch_embed.patch_size == (4, 4)
+    told = BackboneConfig(name="vit_tiny_patch16_224", options={**options, "patch_size": 2})
+    assert build_backbone(told, 32).patch_embed.patch_size == (2, 2)
+
+
+def test_a_wrong_name_is_answered_with_near_ones() -> None:
+    """Found, allowed, remedy."""
+    with pytest.raises(ConfigError, match=r"'resnet_18'.*near it are resnet18"):
+        BackboneConfig(name="resnet_18")
+
+
+def test_a_wrong_option_or_stem_is_refused() -> None:
+    """timm's own complaint is kept in the sentence."""
+    with pytest.raises(
+        ConfigError, match=r"'depht': 3.*unexpected keyword.*arguments of the model"
+    ):
+        build_backbone(BackboneConfig(name="resnet18", options={"depht": 3}), 32)
+    with pytest.raises(ConfigError, match="auto, imagenet, small and half"):
+        BackboneConfig(stem="tiny")  # type: ignore[arg-type]
+
+
+def test_a_small_stem_that_cannot_be_made_is_refused_only_when_asked_for() -> None:
+    """Swin's windows are tied to its patches."""
+    options = {"embed_dim": 12, "depths": (1, 1), "num_heads": (2, 2), "img_size": 56}
+    config = BackboneConfig(name="swin_tiny_patch4_window7_224", options=options, stem="small")
+    with pytest.raises(ConfigError, match=r"whose stem is not known.*use stem='auto'"):
+        build_backbone(config, 56)
+
+
+def test_a_half_stem_sees_every_other_pixel_and_only_resnets_have_it() -> None:
+    """3x3, stride 2, no pooling: a quarter of the work of the small stem."""
+    model = build_backbone(BackboneConfig(name="resnet18", options=TINY_RESNET, stem="half"), 32)
+    assert model.conv1.kernel_size == (3, 3)
+    assert model.conv1.stride == (2, 2)
+    assert isinstance(model.maxpool, nn.Identity)
+    with pytest.raises(ConfigError, match=r"only ResNets.*use stem='small' or 'auto'"):
+        build_backbone(BackboneConfig(name="vgg11", stem="half"), 32)

@@ -1,0 +1,139 @@
+"""What a run writes down, and how it notices that a repeated step is not the same."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards.records import Cursor, Reject
+from streamssl.errors import ReplayDiffers, TrainingDiverged
+from streamssl.runs.metrics_log import RunLog
+from streamssl.runs.metrics_log import read_log as read_steps
+from streamssl.training.trainer import StepReport
+from tests.tinyrun import read_log
+
+
+def report(step: int, *, loss: float = 1.0, digest: str | None = None) -> StepReport:
+    return StepReport(
+        step,
+        torch.tensor(loss),
+        {"queue_fill": torch.tensor(0.5), "plain": 2.0},
+        0.1,
+        digest or f"digest-{step}",
+        16,
+        (Reject(0, 0, "a", "too_small"),),
+        2,
+        Cursor(manifest="m", order="o", block=step // 2, slot=8 * (step % 2)),
+        step_seconds=0.5,
+        data_wait_seconds=0.25,
+    )
+
+
+def write_steps(out: Path, start: int, stop: int) -> None:
+    with RunLog(out, start) as log:
+        for step in range(start + 1, stop + 1):
+            log.write(report(step))
+
+
+def test_a_step_is_one_line_with_everything_in_it(tmp_path: Path) -> None:
+    """Tools read this file line by line."""
+    with RunLog(tmp_path, 0) as log:
+        fields = log.write(report(1))
+    assert read_log(tmp_path) == [fields]
+    assert fields == {
+        "step": 1,
+        "loss": 1.0,
+        "lr": 0.1,
+        "digest": "digest-1",
+        "cursor": [0, 8],
+        "num_samples": 16,
+        "num_rejects": 1,
+        "num_unselected": 2,
+        "step_seconds": 0.5,
+        "data_wait_seconds": 0.25,
+        "readings": {"queue_fill": 0.5, "plain": 2.0},
+    }
+
+
+def test_a_step_is_on_disk_before_the_next_one_begins(tmp_path: Path) -> None:
+    """A killed run must leave every step that it finished."""
+    with RunLog(tmp_path, 0) as log:
+        log.write(report(1))
+        assert len(read_log(tmp_path)) == 1
+
+
+def test_steps_after_the_checkpoint_are_written_again_once(tmp_path: Path) -> None:
+    """After a crash each step stands in the file once, in order."""
+    write_steps(tmp_path, 0, 5)
+    write_steps(tmp_path, 3, 7)
+    assert [fields["step"] for fields in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3, "lo', "{", "7", "null", '{"loss": 1}', "\ufffd"])
+def test_a_torn_line_is_left_out(torn: str, tmp_path: Path) -> None:
+    """A process that is killed while it writes leaves half a line."""
+    write_steps(tmp_path, 0, 2)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(torn)
+    write_steps(tmp_path, 2, 3)
+    assert [fields["step"] for fields in read_log(tmp_path)] == [1, 2, 3]
+
+
+def test_a_replay_on_other_samples_is_an_error(tmp_path: Path) -> None:
+    """The promise of one order would be broken silently."""
+    write_steps(tmp_path, 0, 5)
+    with RunLog(tmp_path, 3) as log:
+        log.write(report(4))
+        with pytest.raises(ReplayDiffers, match=r"step 5 .*digest-5 before the restart and on x"):
+            log.write(report(5, digest="x"))
+    assert [fields["step"] for fields in read_log(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_what_the_user_changed_is_not_held_against_a_replay(tmp_path: Path) -> None:
+    """Other weights from block 2 on are other batches from there, and no broken promise."""
+    write_steps(tmp_path, 0, 6)
+    with RunLog(tmp_path, 2, changed_from=2) as log:
+        with pytest.raises(ReplayDiffers, match="step 3 "):
+            log.write(report(3, digest="x"))
+        for step in (4, 5, 6):  # step 4 ended before block 2, step 5 in it
+            log.write(report(step, digest="digest-4" if step == 4 else "other"))
+    with RunLog(tmp_path, 2) as log, pytest.raises(ReplayDiffers, match="step 5 was trained on"):
+        log.write(report(5))
+
+
+def test_the_log_is_read_by_step(tmp_path: Path) -> None:
+    """Whoever makes a batch again looks up its place and its digest."""
+    write_steps(tmp_path, 0, 3)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "dig')
+    log = read_steps(tmp_path)
+    assert list(log) == [1, 2, 3] and log[2]["digest"] == "digest-2" and log[3]["cursor"] == [1, 8]
+    assert read_steps(tmp_path / "nowhere") == {}
+
+
+def test_a_new_run_has_nothing_to_compare_with(tmp_path: Path) -> None:
+    """Steps after the end of the log are new ones."""
+    write_steps(tmp_path, 0, 2)
+    with RunLog(tmp_path, 2) as log:
+        log.write(report(3, digest="anything"))
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_ends_the_run(loss: float, tmp_path: Path) -> None:
+    """Training on after that point costs days and learns nothing."""
+    with (
+        RunLog(tmp_path, 0) as log,
+        pytest.raises(TrainingDiverged, match=r"loss is -?(nan|inf) at step 1; lower --optim"),
+    ):
+        log.write(report(1, loss=loss))
+    assert read_log(tmp_path) == []
+
+
+def test_every_line_is_strict_json(tmp_path: Path) -> None:
+    """NaN is no JSON; other languages' parsers refuse the line."""
+    write_steps(tmp_path, 0, 1)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in {text}"))

@@ -1,0 +1,66 @@
+"""Where a run runs is checked before anything starts, and says what would work."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.monitoring.process_pages import DebugPorts
+from shards.errors import ConfigError
+from streamssl.commands.pretrain import parse_pretrain, placement_of
+from streamssl.pretrain.run import Placement
+from tests.tinyrun import tiny_swav, train_here
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"readers": 0}, r"readers=0; it must be at least 1"),
+        ({"trainers": 0}, r"trainers=0; it must be at least 1"),
+        ({"cluster": "local", "readers": 9, "most_readers": 4}, r"readers=9\.\.4; the second"),
+        ({"trainers": 2}, r"--trainers with cluster='none', .* give --cluster local"),
+        ({"most_readers": 8}, r"--readers as a range with cluster='none'"),
+        ({"reader_pools": ("pool=readers",)}, r"--reader-pool with cluster='none'"),
+        ({"cluster": "local", "trainer_pools": ("readers",)}, r"'readers' is no label"),
+        (
+            {"decode": "trainers"},
+            r"--decode with cluster='none', which is this process alone; give",
+        ),
+        (
+            {"debug_ports": DebugPorts(9500, 9599)},
+            r"--debug-ports with cluster='none', .* give --cluster local",
+        ),
+        ({"cluster": "everywhere"}, r"cluster='everywhere'; it must be none, local, auto or"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_sentence(options: dict[str, Any], message: str) -> None:
+    """A Ray that is started for nothing costs half a minute, one of the cloud more."""
+    with pytest.raises(ConfigError, match=message):
+        Placement(**options)
+
+
+def test_trainers_that_cannot_share_a_batch_are_refused_with_those_that_can(
+    shards_folder: Path, tmp_path: Path
+) -> None:
+    """Of 16 rows three ranks would see different numbers; nothing may be written before."""
+    out, placement = tmp_path / "run", Placement(cluster="local", trainers=3)
+    with pytest.raises(ConfigError, match=r"one of 1, 2, 4, 8, 16; give --trainers 2 or 4"):
+        train_here(tiny_swav(), shards_folder, out, placement=placement)
+    assert not out.exists()
+
+
+def test_options_say_where_readers_and_trainers_run() -> None:
+    """A range of readers, and pools in order of preference, are words on the command line."""
+    words = (
+        "swav --data a --out b --cluster auto --readers 4..200 --trainers 8 --trainer-gpus 1 "
+        "--reader-pool pool=spot pool=reserved --decode trainers --debug-ports 9500-9599"
+    )
+    parsed = parse_pretrain(words.split())
+    assert parsed.readers == "4..200" and parsed.trainers == 8 and parsed.trainer_gpus == 1
+    assert placement_of(parsed).decode == "trainers"
+    assert placement_of(parsed).debug_ports == DebugPorts(9500, 9599)
+    assert placement_of(replace(parsed, debug_ports=None)).debug_ports is None
+    with pytest.raises(ConfigError, match=r"debug ports '9500'; .* --debug-ports 9500-9599"):
+        placement_of(replace(parsed, debug_ports="9500"))
+    assert parsed.reader_pool == ("pool=spot", "pool=reserved")

@@ -1,0 +1,59 @@
+"""What a person sees of a run."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from streamssl.runs.progress import Progress
+
+
+def shown(num_steps: int, *, terminal: bool, steps: list[int], start: int = 0) -> str:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=200)
+    with Progress(num_steps, start, console) as progress:
+        for step in steps:
+            progress.step(step, 1.23456, 100, 3, 1.5, 0.5)
+    return text.getvalue()
+
+
+def test_a_file_gets_plain_lines_with_all_that_matters() -> None:
+    """A log of a batch job must be readable: no escape codes, no line per step."""
+    lines = shown(101, terminal=False, steps=[1, 2, 3]).splitlines()
+    assert lines == [
+        "step 1/101 · loss 1.2346 · 50 pictures/s · data wait 25.0% · 3 rejected · 3:20 left"
+    ]
+
+
+def test_the_last_step_is_always_shown() -> None:
+    """The end of a log says how it ended."""
+    lines = shown(3, terminal=False, steps=[1, 2, 3]).splitlines()
+    assert len(lines) == 2
+    assert lines[-1].startswith("step 3/3 ") and lines[-1].endswith("9 rejected · 0:00 left")
+
+
+def test_a_terminal_gets_one_live_line() -> None:
+    """Whatever was shown is gone when the run ends."""
+    text = shown(10, terminal=True, steps=[1, 2])
+    assert "step 2/10" in text
+    visible = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.splitlines()[-1])
+    assert visible.strip() == ""
+
+
+def test_totals_are_those_of_this_start() -> None:
+    """Pictures a second of a resumed run must not count the steps before it."""
+    console = Console(quiet=True)
+    with Progress(100, 90, console) as progress:
+        for step in (91, 92):
+            progress.step(step, 1.0, 64, 1, 0.75, 0.25)
+    assert (progress.num_samples, progress.num_rejects) == (128, 2)
+    assert (progress.seconds, progress.data_wait_seconds) == (2.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(31, "1:00 left"), (1801, "1:00:00 left"), (2, "0:02 left")]
+)
+def test_time_left_is_told_in_hours_and_minutes(steps: int, expected: str) -> None:
+    """Seconds alone say nothing about a run of days."""
+    assert shown(steps, terminal=False, steps=[1]).strip().endswith(expected)

@@ -1,0 +1,173 @@
+"""What says that a run collapses: readings, limits, patience, and who is told."""
+
+import io
+import math
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from torch.nn import functional as F
+
+from cluster.monitoring.metric_catalogue import CATALOGUE
+from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_server import MetricsServer
+from shards.records import Cursor
+from streamssl.methods.base import StepOutput
+from streamssl.pretrain.metric_names import EXPORTED
+from streamssl.pretrain.run_recorder import report_step
+from streamssl.runs.metrics_log import RunLog
+from streamssl.runs.progress import Progress
+from streamssl.training import health
+from streamssl.training.health import LIMITS, HealthWatch, measure
+from streamssl.training.trainer import StepReport
+from tests.streamssl.tiny_methods import build, views_of
+from tests.tinyrun import make_shards, read_log, tiny_swav, train_here
+
+GOOD = {"feature_std": 0.7, "effective_rank": 20.0, "loss_over_plateau": 0.8}
+# What a collapsed encoder has.
+BAD = {
+    "feature_std": 0.01,
+    "effective_rank": 1.1,
+    "loss_over_plateau": 1.0,
+    "codes_certainty": 0.001,
+    "assignments_used": 1.0,
+}
+
+
+def test_readings_of_the_same_features_say_so() -> None:
+    """The two ends, through what a method gives."""
+    generator = torch.Generator().manual_seed(0)
+    spread = F.normalize(torch.randn(256, 16, generator=generator), dim=1)
+    loss = torch.tensor(2.0)
+    well = measure(StepOutput(loss, features=spread, plateau=4.0), None)
+    assert well["effective_rank"] > 14 and well["feature_std"] > 0.9
+    assert well["loss_over_plateau"] == 0.5
+    badly = measure(StepOutput(loss, features=spread[:1].expand(256, -1)), None)
+    assert badly["effective_rank"] == pytest.approx(1) and badly["feature_std"] < 1e-6
+    assert "loss_over_plateau" not in badly
+    assert measure(StepOutput(loss), None) == {}
+    # Two samples lie on a plane whatever they show.
+    assert measure(StepOutput(loss, features=spread[:2]), None) == {}
+
+
+def test_features_that_are_no_numbers_end_nothing() -> None:
+    """The loss says it, in a sentence; a look must not raise before that."""
+    features = torch.full((32, 4), math.nan)
+    found = measure(StepOutput(torch.tensor(math.nan), features=features, plateau=1.0), None)
+    readings = {name: float(value) for name, value in found.items()}
+    assert HealthWatch(100).look(60, readings).crossed == ()
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit.reading)
+def test_each_reading_is_flagged_in_the_third_look_in_a_row(limit: health.Limit) -> None:
+    """A single odd batch is no collapse; the warning comes once, with all that helps."""
+    watch = HealthWatch(100)
+    looks = [watch.look(step, {limit.reading: BAD[limit.reading]}) for step in (60, 70, 80, 90)]
+    assert [look.crossed for look in looks] == [(), (), (limit.reading,), (limit.reading,)]
+    assert [look.readings["collapsing"] for look in looks] == [0, 0, 1, 1]
+    assert [len(look.news) for look in looks] == [0, 0, 1, 0]
+    sentence = looks[2].news[0]
+    assert f"collapsing at step 80: {limit.reading} is {BAD[limit.reading]:.3g}" in sentence
+    assert (
+        f"{limit.side} its limit of {limit.value:g}" in sentence
+        and limit.remedy in sentence
+        and "--" in limit.remedy
+    )
+
+
+def test_a_look_within_the_limit_starts_the_count_anew_and_is_told() -> None:
+    """Two odd batches apart are two odd batches; who was warned hears that it is over."""
+    watch = HealthWatch(100)
+    for place, reading in enumerate((0.01, 0.01, 0.7, 0.01, 0.01)):
+        assert watch.look(60 + 10 * place, {"feature_std": reading}).crossed == ()
+    assert watch.look(110, {"feature_std": 0.01}).crossed == ("feature_std",)
+    over = watch.look(120, {"feature_std": 0.7})
+    assert over.crossed == () and "feature_std is 0.7, within its limit again" in over.news[0]
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "warmup", "grace"), [(100, 0, 50), (100, 80, 80), (100_000, 80, 1000)]
+)
+def test_nothing_is_flagged_while_a_run_begins(num_steps: int, warmup: int, grace: int) -> None:
+    """Fresh networks look collapsed; how long that may last depends on the run."""
+    watch = HealthWatch(num_steps, warmup)
+    steps = range(grace - 50, grace + 31, 10)
+    first = next(step for step in steps if watch.look(step, BAD).crossed)
+    assert first == grace + 30
+
+
+def test_steps_between_two_looks_are_not_counted() -> None:
+    """Some methods tell how their codes are at every step; patience is in looks."""
+    watch = HealthWatch(100)
+    looks = [watch.look(step, BAD) for step in range(51, 90)]
+    assert [look.crossed for look in looks] == [()] * 29 + [tuple(BAD)] + [()] * 9
+
+
+def test_certainty_that_rounds_below_nothing_is_none() -> None:
+    """Entropies of equal codes come out a little above ln K."""
+    watch = HealthWatch(100)
+    looks = [watch.look(step, {"codes_certainty": -1e-7}) for step in (60, 70, 80)]
+    assert looks[-1].crossed == ("codes_certainty",)
+
+
+def report(step: int, readings: dict[str, float]) -> StepReport:
+    cursor = Cursor(manifest="m", order="o", block=step, slot=0)
+    return StepReport(step, 1.0, readings, 0.1, f"digest-{step}", 16, (), 0, cursor, 0.5, 0.1)
+
+
+def test_log_metrics_and_terminal_are_told(tmp_path: Path) -> None:
+    """A line that stays, a reading in metrics.jsonl, a gauge that an alert can use."""
+    shown, metrics, watch = io.StringIO(), Metrics(), HealthWatch(100)
+    console = Console(file=shown, width=400)
+    with RunLog(tmp_path, 0) as log, Progress(100, 0, console) as progress:
+        for step in range(60, 100, 10):
+            for number, readings in ((step, GOOD | {"feature_std": 0.01}), (step + 1, {"x": 1.0})):
+                report_step(log, metrics, progress, watch, report(number, readings))
+    logged = {fields["step"]: fields["readings"].get("collapsing") for fields in read_log(tmp_path)}
+    assert logged == {60: 0, 61: None, 70: 0, 71: None, 80: 1, 81: None, 90: 1, 91: None}
+    assert shown.getvalue().count("warning: collapsing at step 80: feature_std is 0.01") == 1
+    with MetricsServer(metrics) as server:
+        page = urllib.request.urlopen(server.url, timeout=10).read().decode()
+    assert 'streamssl_collapsing{reading="feature_std"} 1.0' in page
+    assert 'streamssl_collapsing{reading="effective_rank"} 0.0' in page
+    assert "streamssl_effective_rank 20.0" in page
+
+
+def test_every_limit_has_its_series() -> None:
+    """The catalogue knows nothing of learning: what it does not list would not be served."""
+    listed = CATALOGUE["collapsing"].labels["reading"]
+    assert sorted(listed) == sorted(limit.reading for limit in LIMITS)
+    assert EXPORTED.keys() >= set(listed)
+
+
+def test_a_run_logs_its_health_every_tenth_step(tmp_path: Path) -> None:
+    """In the readings of these steps alone; resumed runs go on with it."""
+    data = make_shards(tmp_path / "data")
+    train_here(tiny_swav(num_steps=21, save_every=7), data, tmp_path / "run")
+    names = {"effective_rank", "feature_std", "loss_over_plateau", "collapsing"}
+    with_health = [
+        fields["step"]
+        for fields in read_log(tmp_path / "run")
+        if names <= fields["readings"].keys()
+    ]
+    assert with_health == [10, 20]
+
+
+@pytest.mark.parametrize(
+    "name", ["simclr", "simclr-v2", "supcon", "supcon-one", "moco-v3", "moco-v3-vit", "mochi"]
+)
+def test_a_plateau_is_the_loss_of_features_that_are_all_alike(name: str) -> None:
+    """Off by a crop or a factor, and nobody's loss would ever stand at it."""
+    method = build(name)
+    with torch.no_grad():
+        method.backbone.linear.weight.zero_()  # its bias alone is left
+    if hasattr(method, "key_encoder"):
+        head = method.head if name == "mochi" else method.projection
+        method.key_encoder.update(nn.Sequential(method.backbone, head), 0.0)
+    if name == "mochi":
+        method.queue.rows.copy_(method.loss(views_of(name, 0), step=0).features[:1])
+    output = method.loss(views_of(name, 0), step=0)
+    assert output.loss.item() == pytest.approx(output.plateau, rel=1e-6)

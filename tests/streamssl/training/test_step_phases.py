@@ -1,0 +1,62 @@
+"""Where the time of a step goes, and what share of a device it uses."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from streamssl.distributed.gradients import gradient_norm
+from streamssl.training.step_phases import Phases
+from streamssl.training.utilization import Utilization, peak_flops
+
+CPU = torch.device("cpu")
+
+
+def test_seconds_go_to_their_phase_once() -> None:
+    """A phase that is entered twice in a step counts twice; what was told is not told again."""
+    phases = Phases(CPU)
+    for _ in range(2):
+        with phases.phase("copy"):
+            time.sleep(0.02)
+    phases.add("checkpoint", 1.5)
+    found = phases.take()
+    assert found.keys() == {"copy", "checkpoint"} and found["checkpoint"] == 1.5
+    assert 0.04 <= found["copy"] < 1 and phases.take() == {}
+
+
+def test_a_step_that_breaks_leaves_no_time_behind() -> None:
+    """It is undone, and done again."""
+    phases = Phases(CPU)
+    with pytest.raises(RuntimeError), phases.phase("copy"):
+        raise RuntimeError
+    assert phases.take() == {}
+
+
+def test_operations_of_a_step_are_held_against_the_peak() -> None:
+    """Forward and backward of (8, 16) @ (16, 4): three products of 2 * 8 * 16 * 4."""
+    layer, x = nn.Linear(16, 4, bias=False), torch.ones(8, 16, requires_grad=True)
+    utilization = Utilization(peak=3 * 2 * 8 * 16 * 4 * 10.0)  # ten such steps a second
+    for _ in range(2):
+        with utilization.counting():
+            layer(x).sum().backward()
+    assert utilization.step_ended(now=100.0) == {}
+    found = utilization.step_ended(now=100.5)
+    assert found == {"flops_utilization": pytest.approx(1 / 5)}
+
+
+def test_only_known_devices_have_a_peak() -> None:
+    """A share of a number that somebody guessed is worth nothing."""
+    assert peak_flops(CPU, "bf16") is None
+    assert Phases(CPU).readings() == {}
+
+
+def test_the_norm_is_that_of_all_gradients_together() -> None:
+    """As torch's own clipping computes it."""
+    layer = nn.Linear(3, 2)
+    layer(torch.ones(1, 3)).pow(2).sum().backward()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    expected = nn.utils.clip_grad_norm_(layer.parameters(), 1e9)
+    torch.testing.assert_close(gradient_norm(optimizer), expected)
+    optimizer.zero_grad()
+    assert gradient_norm(optimizer) == 0

@@ -48,17 +48,17 @@ soak: $(READY) ## Break a run on a local cluster for MINUTES=5, in an order that
 test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
 
-demo: $(READY) ## Pictures by formula -> shards -> Ray readers -> SwAV -> k-NN, in under five minutes
+demo: $(READY) ## Images by formula -> shards -> Ray readers -> SwAV -> k-NN, in under five minutes
 	$(BIN)/streamssl demo
 
-bench: $(READY) ## Measure the input path on made pictures; BENCHMARKS.md has the other commands
-	$(BIN)/python -m tests.bench.input --readers 2 --pictures 1024
+bench: $(READY) ## Measure the input path on made images; BENCHMARKS.md has the other commands
+	$(BIN)/python -m tests.bench.input --readers 2 --images 1024
 
 bench-methods: $(READY) ## Train every method for MINUTES=5 of CPU and print k-NN before and after; METHODS="byol swav" TRAIN=shards TEST=shards
 	$(BIN)/python -m tests.bench.methods --minutes $(or $(MINUTES),5) \
 		$(if $(METHODS),--methods $(METHODS)) $(if $(TRAIN),--train $(TRAIN) --test $(TEST))
 
-bench-peers: $(PEERS)/.ready ## Measure other loaders beside ours on made pictures; installs them into .venv-peers first
+bench-peers: $(PEERS)/.ready ## Measure other loaders beside ours on made images; installs them into .venv-peers first
 	$(BIN)/python -m tests.bench.peers
 
 $(PEERS)/.ready: tests/bench/peers-requirements.txt $(READY)

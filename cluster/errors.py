@@ -33,4 +33,4 @@ class StateDiffers(StreamSSLError):
 
 
 class VerifiedNotCropped(StreamSSLError):
-    """Readers and trainers judge a picture differently: going on would change the order."""
+    """Readers and trainers judge an image differently: going on would change the order."""

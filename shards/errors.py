@@ -41,7 +41,7 @@ class CursorMismatch(UserError):
 
 
 class DecoderLost(StreamSSLError):
-    """A process that crops in isolation cannot run, whatever the picture."""
+    """A process that crops in isolation cannot run, whatever the image."""
 
 
 class ShardUnreadable(StreamSSLError):

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from shards.errors import CursorMismatch
 
 Reason = Literal[
-    "no_picture",  # the sample has no member that could be a picture
-    "empty",  # the picture member has no bytes
-    "not_a_picture",  # the bytes are of no format that is read here
+    "no_image",  # the sample has no member that could be an image
+    "empty",  # the image member has no bytes
+    "not_an_image",  # the bytes are of no format that is read here
     "broken_header",  # the format is known, the header cannot be read
     "too_small",  # a side is shorter than `AdmissionConfig.min_side`
     "too_large",  # more pixels than `AdmissionConfig.max_pixels`, or a sample of over 512 MiB
-    "too_many_bytes",  # the encoded picture is over `AdmissionConfig.max_bytes`
+    "too_many_bytes",  # the encoded image is over `AdmissionConfig.max_bytes`
     "format",  # a format that `AdmissionConfig.formats` leaves out
     "aspect_ratio",  # one side is over `AdmissionConfig.max_aspect_ratio` times the other
     "animated",  # more than one frame, where `AdmissionConfig.animated` refuses that
@@ -34,8 +34,8 @@ Reason = Literal[
     "blank",  # less entropy than `AdmissionConfig.min_entropy`
     "predicate",  # the user's predicate said no
     "predicate_failed",  # the user's predicate raised
-    "kills_decoder",  # a process died while it decoded this picture
-    "truncated",  # the end of the picture is missing
+    "kills_decoder",  # a process died while it decoded this image
+    "truncated",  # the end of the image is missing
     "undecodable",  # the decoder gave up
     "truncated_tar",  # the tar ends in the middle of the sample
     "broken_tar",  # there is no tar header where one must be
@@ -70,7 +70,7 @@ class Chunk:
 class Turn:
     """A chunk and the epoch of its source in which its turn comes.
 
-    `quarantine` holds digests of pictures that are known to kill decoders; knowing them only saves
+    `quarantine` holds digests of images that are known to kill decoders; knowing them only saves
     finding them again, so two turns that differ in it alone are equal.
     """
 
@@ -130,9 +130,9 @@ class ChunkCrops:
     `offsets` (num_samples,) int64 lists every sample of the chunk in file order, rejects included;
     `kept` (num_samples,) bool says which have a row in `crops`; `crops` holds, for every view
     group, a uint8 array (kept.sum(), V, S, S, 3) in RGB; of a job that only verifies, one array
-    (kept.sum(),) of `Picture`. `num_unselected` samples are no part of the data, because a subset
+    (kept.sum(),) of `ImageHeader`. `num_unselected` samples are no part of the data, because a subset
     list leaves them out. `leaps`: what is inside a member of the
-    chunk could be taken for samples in a later one (see `tar`). `killers`: digests of pictures that
+    chunk could be taken for samples in a later one (see `tar`). `killers`: digests of images that
     killed a decoder. `labels` (kept.sum(),) int64 as in `labels`, or None where nobody asks.
     """
 
@@ -155,9 +155,9 @@ class ChunkCrops:
 
 
 def bytes_of(rows: Sequence[NDArray[Any]]) -> int:
-    """What crops take, or encoded pictures in their place."""
+    """What crops take, or encoded images in their place."""
     return sum(
-        sum(len(picture.data) for picture in array) if array.dtype == object else array.nbytes
+        sum(len(image.data) for image in array) if array.dtype == object else array.nbytes
         for array in rows
     )
 

@@ -16,7 +16,7 @@ _NAMED = re.compile(
 _HEADER = re.compile(r"(?i)((?:authorization|x-amz-[\w-]+)['\"]?: ?['\"]?)[^'\"\r\n]+")
 _KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{12,}\b")
 # Shorter values of a query, such as "dl=1", are words of every other message.
-_LEAST_SECRET = 5
+_MIN_SECRET = 5
 
 
 def redact(uri: str) -> str:
@@ -85,4 +85,4 @@ def _secrets(uri: str) -> list[str]:
     found |= {query, *(value for _, value in parse_qsl(query))}
     found |= {spelling(value) for value in found for spelling in (quote, unquote)}
     found |= {quote(value, safe="") for value in found}
-    return sorted((value for value in found if len(value) >= _LEAST_SECRET), key=len, reverse=True)
+    return sorted((value for value in found if len(value) >= _MIN_SECRET), key=len, reverse=True)

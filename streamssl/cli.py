@@ -94,7 +94,7 @@ def _pretrain(arguments: list[str], console: Console) -> int:
 
 
 def _demo(arguments: list[str], console: Console) -> int:
-    """The whole path on made pictures, in minutes on a CPU."""
+    """The whole path on made images, in minutes on a CPU."""
     parsed = parse(DemoConfig, "streamssl demo", arguments)
     _prepare_ray(parsed.cluster)
     with _stop_on_signals(console) as stop:

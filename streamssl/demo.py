@@ -1,4 +1,4 @@
-"""The whole path in a few minutes on a laptop's CPU, on pictures that are made on the spot."""
+"""The whole path in a few minutes on a laptop's CPU, on images that are made on the spot."""
 
 import shutil
 import time
@@ -23,14 +23,14 @@ _TRAIN_SEED, _TEST_SEED = 1, 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoConfig:
-    """Made pictures -> shards -> Ray readers -> SwAV -> k-NN accuracy."""
+    """Made images -> shards -> Ray readers -> SwAV -> k-NN accuracy."""
 
     out: Path = Path("runs/demo")
     """Everything is written here; it may be deleted afterwards."""
     num_train: int = 6000
-    """Pictures to train on."""
+    """Images to train on."""
     num_test: int = 1500
-    """Pictures to score."""
+    """Images to score."""
     steps: int | None = None
     """Training steps; None: the recipe's own number."""
     readers: int = 2
@@ -43,7 +43,7 @@ class DemoConfig:
         if self.num_train < 512 or self.num_test < 100:
             raise ConfigError(
                 f"num_train={self.num_train} and num_test={self.num_test}; the demo needs at "
-                "least 512 and 100 pictures to say anything"
+                "least 512 and 100 images to say anything"
             )
 
 
@@ -66,7 +66,7 @@ def demo(config: DemoConfig, console: Console, stop: Callable[[], bool]) -> bool
         run, str(train), str(test), ("raw pixels", "untrained", "trained"), KnnConfig()
     )
     keep_score(run, scores.score)
-    console.print(f"k-NN accuracy on {scores.num_test:,} pictures that were never trained on:")
+    console.print(f"k-NN accuracy on {scores.num_test:,} images that were never trained on:")
     table = Table()
     for column in ("encoder", "k=20", "k=200"):
         table.add_column(column, justify="left" if column == "encoder" else "right")
@@ -74,8 +74,8 @@ def demo(config: DemoConfig, console: Console, stop: Callable[[], bool]) -> bool
         table.add_row(encoder, *(f"{accuracy[k]:.1f} %" for k in (20, 200)))
     console.print(table)
     console.print(
-        f"{summary.num_samples:,} pictures trained on, {summary.pictures_per_second:,.0f} "
-        f"pictures/s, data wait {summary.data_wait_share:.1%}, metrics were at "
+        f"{summary.num_samples:,} images trained on, {summary.images_per_second:,.0f} "
+        f"images/s, data wait {summary.data_wait_share:.1%}, metrics were at "
         f"{summary.metrics_url}, {time.monotonic() - began:.0f} s in all"
     )
     _print_next(config, console)
@@ -93,7 +93,7 @@ def _make_shards(config: DemoConfig, console: Console) -> tuple[Path, Path]:
         report = pack(source, folder, PackConfig(samples_per_shard=1000))
         done = "found" if report.reused else "made and packed"
         console.print(
-            f"{report.num_samples:,} pictures of {len(source.class_names)} classes {done}: "
+            f"{report.num_samples:,} images of {len(source.class_names)} classes {done}: "
             f"{report.num_shards} shards in {folder} ({time.monotonic() - began:.1f} s)"
         )
     return train, test
@@ -101,7 +101,7 @@ def _make_shards(config: DemoConfig, console: Console) -> tuple[Path, Path]:
 
 def _print_next(config: DemoConfig, console: Console) -> None:
     console.print(
-        "\nYour own pictures (a folder is packed into shards first):\n"
+        "\nYour own images (a folder is packed into shards first):\n"
         "  streamssl pretrain swav --data ~/Pictures --out runs/mine\n"
         "Your own bucket of tars:\n"
         "  streamssl pretrain swav --data 's3://bucket/shards/{00000..00099}.tar' "

@@ -1,4 +1,4 @@
-"""What tests of all planes share: small real shards, the pictures kept beside the repository."""
+"""What tests of all planes share: small real shards, the images kept beside the repository."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def _one_core():
 
 @pytest.fixture(scope="session")
 def synthetic_shards(tmp_path_factory):
-    """A folder of three shards with 96 labelled pictures of 32 pixels. Not to be written to."""
+    """A folder of three shards with 96 labelled images of 32 pixels. Not to be written to."""
     out = tmp_path_factory.mktemp("synthetic") / "shards"
     pack(entries_from_synthetic(96, size=32), out, PackConfig(samples_per_shard=32))
     return out
@@ -42,7 +42,7 @@ def synthetic_shards(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The folder of real pictures beside the repository; tests of them are skipped without it."""
+    """The folder of real images beside the repository; tests of them are skipped without it."""
     if not _SHARED_DATA.is_dir():
         pytest.skip("no folder shared/data beside the repository")
     return _SHARED_DATA

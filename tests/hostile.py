@@ -1,4 +1,4 @@
-"""Pictures of every kind that is read, ways to spoil them, and what a stream makes of such files.
+"""Images of every kind that is read, ways to spoil them, and what a stream makes of such files.
 
 Run as a program it is the child of the drills: it reads tars or mutations under a memory limit and
 prints one JSON line. Whatever kills it, kills nobody else.
@@ -150,7 +150,7 @@ KINDS: dict[str, Maker] = {
     "jpeg_restarts": saved("JPEG", quality=92, restart_marker_blocks=3),
     "jpeg_grey": saved("JPEG", "L", quality=92),
     "jpeg_cmyk": saved("JPEG", "CMYK", quality=92),
-    "jpeg_pictures": animated("MPO", quality=92),
+    "jpeg_images": animated("MPO", quality=92),
     "png": saved("PNG"),
     "png_grey": saved("PNG", "L"),
     "png_one_bit": saved("PNG", "1"),
@@ -206,14 +206,14 @@ KINDS: dict[str, Maker] = {
 HEIGHT, WIDTH = 48, 64
 
 
-def picture_pixels(seed: int = 0) -> Pixels:
-    """A made picture that survives lossy formats."""
+def image_pixels(seed: int = 0) -> Pixels:
+    """A made image that survives lossy formats."""
     return cv2.GaussianBlur(made_pixels(seed, HEIGHT, WIDTH), (0, 0), 2)
 
 
 def valid(seed: int = 0) -> dict[str, bytes]:
-    """One picture of 48 x 64 pixels in every kind."""
-    return {name: make(picture_pixels(seed)) for name, make in KINDS.items()}
+    """One image of 48 x 64 pixels in every kind."""
+    return {name: make(image_pixels(seed)) for name, make in KINDS.items()}
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
@@ -329,7 +329,7 @@ _DAMAGES = (
     _mend,
 )
 _OTHERS = {
-    name: KINDS[name](picture_pixels(1))
+    name: KINDS[name](image_pixels(1))
     for name in ("jpeg", "png", "webp", "gif_palette", "bmp", "tiff", "jpeg2000", "ico", "avif")
 }
 

@@ -1,4 +1,4 @@
-"""A row of parameters executed by torchvision on Pillow pictures: what everybody trains with."""
+"""A row of parameters executed by torchvision on Pillow images: what everybody trains with."""
 
 import numpy as np
 import torchvision.transforms.functional as transforms
@@ -16,11 +16,11 @@ _ADJUST = {
 _NEUTRAL = {Parameter.HUE: 0.0}
 
 
-def pillow_crop(picture: NDArray[np.uint8], row: NDArray[np.float32], size: int) -> Image.Image:
-    """One crop of a picture (H, W, 3) from one row of parameters (P,)."""
-    y0, x0, y1, x1 = pixel_boxes(row[None, None], [picture.shape[:2]])[0, 0].tolist()
+def pillow_crop(image: NDArray[np.uint8], row: NDArray[np.float32], size: int) -> Image.Image:
+    """One crop of an image (H, W, 3) from one row of parameters (P,)."""
+    y0, x0, y1, x1 = pixel_boxes(row[None, None], [image.shape[:2]])[0, 0].tolist()
     crop = transforms.resized_crop(
-        Image.fromarray(picture), y0, x0, y1 - y0, x1 - x0, [size, size], antialias=True
+        Image.fromarray(image), y0, x0, y1 - y0, x1 - x0, [size, size], antialias=True
     )
     if row[Parameter.FLIP]:
         crop = transforms.hflip(crop)

@@ -16,10 +16,10 @@ Pixels = NDArray[np.float64]
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def reference_crop(picture: NDArray[np.uint8], row: NDArray[np.float32], size: int) -> Pixels:
-    """One crop (size, size, 3) of a picture (H, W, 3) from one row of parameters (P,)."""
-    y0, x0, y1, x1 = pixel_boxes(row[None, None], [picture.shape[:2]])[0, 0]
-    crop = resize(picture[y0:y1, x0:x1].astype(np.float64), size)
+def reference_crop(image: NDArray[np.uint8], row: NDArray[np.float32], size: int) -> Pixels:
+    """One crop (size, size, 3) of an image (H, W, 3) from one row of parameters (P,)."""
+    y0, x0, y1, x1 = pixel_boxes(row[None, None], [image.shape[:2]])[0, 0]
+    crop = resize(image[y0:y1, x0:x1].astype(np.float64), size)
     if row[Parameter.FLIP]:
         crop = crop[:, ::-1]
     crop = jitter(crop, row)

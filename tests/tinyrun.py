@@ -1,4 +1,4 @@
-"""Whole runs that take seconds: the smallest network, on shards of made pictures."""
+"""Whole runs that take seconds: the smallest network, on shards of made images."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -82,7 +82,7 @@ def own_methods() -> set[str]:
 
 
 def make_shards(folder: Path, num: int = 160, seed: int = 0, per_shard: int = 60) -> Path:
-    """`num` labelled pictures of 32 pixels in several shards."""
+    """`num` labelled images of 32 pixels in several shards."""
     source = entries_from_synthetic(num, seed=seed, size=32)
     pack(source, folder, PackConfig(samples_per_shard=per_shard))
     return folder

@@ -17,7 +17,7 @@ from cluster.protocol.driver_protocol import ActorEvent, MakeOrder, Role
 from cluster.protocol.node_pools import Pool
 from shards.errors import StreamSSLError
 
-_MOST_CAUSE = 200  # characters of a reason
+_MAX_CAUSE = 200  # characters of a reason
 
 _NODE_DIED = "its node has died"  # Ray says so in the text alone
 # Makes an actor of this name with these options of Ray.
@@ -165,4 +165,4 @@ def _cause(error: BaseException) -> str:
     death everything that could ever be its cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1] if lines else type(error).__name__
-    return textwrap.shorten(last.partition(" Worker exit type:")[0], _MOST_CAUSE, placeholder=" …")
+    return textwrap.shorten(last.partition(" Worker exit type:")[0], _MAX_CAUSE, placeholder=" …")

@@ -43,7 +43,7 @@ class ScalingConfig:
     start_seconds: float = 600.0
     failed_seconds: float = 60.0  # for the other readers, once a node could not be launched
     absent_seconds: float = 120.0
-    least_gain: float = 0.3
+    min_gain: float = 0.3
     retry_seconds: float = 900.0
 
     def __post_init__(self) -> None:
@@ -136,7 +136,7 @@ class Plan:
     short_since: float | None = None  # since when fewer are ready than are wanted
     num_failed: int = 0  # launches since then
     ample_since: float | None = None
-    most_needed: int = 0  # since then
+    max_needed: int = 0  # since then
     growth: Growth | None = None
     ceiling: int | None = None
     ceiling_until: float = -math.inf
@@ -237,7 +237,7 @@ def _judge_growth(
     assert plan.made is not None and plan.eaten is not None
     gained = seen.rate - growth.rate
     expected = min((plan.target - growth.num_readers) * plan.made, plan.eaten - growth.rate)
-    if expected > 0 and gained < config.least_gain * expected and seen.is_starved:
+    if expected > 0 and gained < config.min_gain * expected and seen.is_starved:
         return _go_back(config, plan, seen, max(growth.num_readers, config.least), "no gain")
     return replace(plan, growth=None), None
 
@@ -279,16 +279,16 @@ def _shrink(
 
     On a single node, which stays whatever happens, down to what is needed.
     """
-    most_needed = needed if plan.ample_since is None else max(plan.most_needed, needed)
-    drain = () if seen.starting else _superfluous(plan, seen, most_needed)
+    max_needed = needed if plan.ample_since is None else max(plan.max_needed, needed)
+    drain = () if seen.starting else _superfluous(plan, seen, max_needed)
     if not drain:
         # What was needed a moment ago is forgotten: only what holds for a while counts.
         return replace(plan, ample_since=None), Decision(target=plan.target, reason="enough")
     since = seen.now if plan.ample_since is None else plan.ample_since
-    plan = replace(plan, ample_since=since, most_needed=most_needed)
+    plan = replace(plan, ample_since=since, max_needed=max_needed)
     if min(seen.now - since, seen.now - plan.changed) < config.cool_down_seconds:
         return plan, Decision(target=plan.target, reason="enough")
-    target = plan.target - len(drain) if _num_nodes(seen) > 1 else most_needed
+    target = plan.target - len(drain) if _num_nodes(seen) > 1 else max_needed
     plan = replace(plan, target=target, changed=seen.now, ample_since=None, growth=None)
     return plan, Decision(target=target, reason=reason, drain=drain)
 

@@ -25,13 +25,13 @@ class SupervisorConfig:
     """Patience with what dies. Counts are of deaths within `window_seconds`."""
 
     first_seconds: float = 1.0
-    most_seconds: float = 60.0
+    max_seconds: float = 60.0
     healthy_seconds: float = 60.0
     window_seconds: float = 300.0
-    most_failures: int = 12  # of a role; at least as many as there are actors of it
-    most_preemptions: int = 100
-    most_in_a_row: int = 8  # in one place, none of them healthy, and nobody else alive
-    most_at_start: int = 4  # in a row, before they answered
+    max_failures: int = 12  # of a role; at least as many as there are actors of it
+    max_preemptions: int = 100
+    max_in_a_row: int = 8  # in one place, none of them healthy, and nobody else alive
+    max_at_start: int = 4  # in a row, before they answered
     node_failures: int = 3
     node_seconds: float = 600.0
     shard_failures: int = 8
@@ -173,8 +173,8 @@ class Supervisor:
             death.cause != "preemption" and death.shard not in suspects for death in state.deaths
         )
         config = self._config
-        return num_failed >= max(config.most_failures, state.wanted) or num_taken >= max(
-            config.most_preemptions, state.wanted
+        return num_failed >= max(config.max_failures, state.wanted) or num_taken >= max(
+            config.max_preemptions, state.wanted
         )
 
     def avoided(self, nodes: Collection[str], now: float) -> frozenset[str]:
@@ -226,7 +226,7 @@ class Supervisor:
             role.debts.append(_Debt(now, actor.num_failures))
             return
         num_failures = 1 if healthy else actor.num_failures + 1
-        seconds = min(config.most_seconds, config.first_seconds * 2.0 ** min(num_failures - 1, 30))
+        seconds = min(config.max_seconds, config.first_seconds * 2.0 ** min(num_failures - 1, 30))
         role.debts.append(_Debt(now + seconds * self._random.uniform(0.5, 1.0), num_failures))
 
     def _judge(self, kind: Role, role: _Role, actor: _Actor, why: str, now: float) -> None:
@@ -240,13 +240,13 @@ class Supervisor:
                 f"{blamed[worst]} actors died while they cropped {worst}; look at the shard with "
                 "`streamssl shards verify`, and at the memory of the nodes"
             )
-        elif alone and role.num_at_start >= self._config.most_at_start:
+        elif alone and role.num_at_start >= self._config.max_at_start:
             self._gave_up = (
                 f"{role.num_at_start} {kind}s died before they did anything ({why}); mend that, "
                 "then start the same command again"
             )
         elif alone and (
-            actor.num_failures + 1 >= self._config.most_in_a_row or self.is_slow(kind, now)
+            actor.num_failures + 1 >= self._config.max_in_a_row or self.is_slow(kind, now)
         ):
             self._gave_up = (
                 f"{kind}s died again and again, {len(role.deaths)} in the last "
@@ -262,7 +262,7 @@ class Supervisor:
         role.debts += [_Debt(now, 0) for _ in range(missing - len(role.debts))]
         due = [debt for debt in role.debts if debt.due <= now]
         if self.is_slow(kind, now):
-            rested = now - role.last_made >= self._config.most_seconds
+            rested = now - role.last_made >= self._config.max_seconds
             due = due[: 1 if rested else 0]
         for debt in due:
             role.debts.remove(debt)

@@ -67,7 +67,7 @@ def counters_of(core: Core) -> Readings:
 
 
 def _rates(core: Core) -> dict[str, float]:
-    """Pictures a second that are cropped and trained on, and what part of readers' time is work."""
+    """Images a second that are cropped and trained on, and what part of readers' time is work."""
     first, last = core.history[0], core.history[-1]
     seconds = last.at - first.at
     if seconds <= 0:

@@ -33,7 +33,7 @@ _BYTES_PER_READER = 256 << 20
 # Of the bytes that readers may hold, those of batches that were planned and not trained on yet.
 _PLANNED_SHARE = 4
 # One batch is trained on while the next one travels.
-_LEAST_STEPS_AHEAD = 2
+_MIN_STEPS_AHEAD = 2
 _POLL_SECONDS = 0.5
 
 
@@ -48,9 +48,9 @@ class SequencerConfig:
     steps_ahead: int = 16
 
     def __post_init__(self) -> None:
-        if self.steps_ahead < _LEAST_STEPS_AHEAD:
+        if self.steps_ahead < _MIN_STEPS_AHEAD:
             raise ConfigError(
-                f"steps_ahead={self.steps_ahead}; it must be at least {_LEAST_STEPS_AHEAD}: a "
+                f"steps_ahead={self.steps_ahead}; it must be at least {_MIN_STEPS_AHEAD}: a "
                 "batch travels while another one is trained on"
             )
 
@@ -103,7 +103,7 @@ class Sequencer:
     ) -> None:
         self._table, self._shards, self._on_change = table, shards, on_change
         self._batch_size, self._config = stream.batch_size, config
-        self._most_planned = config.max_bytes(stream) // _PLANNED_SHARE
+        self._max_planned = config.max_bytes(stream) // _PLANNED_SHARE
         self._changed = threading.Condition()  # guards all that follows, and the table
         self._under_way: dict[int, _Asked] = {}
         self._made: dict[int, _Asked] = {}  # by the identity of the header, which lives as long
@@ -237,10 +237,10 @@ class Sequencer:
 
     def _has_room(self) -> bool:
         ahead = self._forming.step - self._committed
-        if ahead < _LEAST_STEPS_AHEAD:
+        if ahead < _MIN_STEPS_AHEAD:
             return True
         next_bytes = self._plans[-1][1] if self._plans else 0
-        fits = self._planned_bytes + next_bytes <= self._most_planned
+        fits = self._planned_bytes + next_bytes <= self._max_planned
         return ahead < self._config.steps_ahead and fits
 
     def _forget(self, futures: Sequence[Future[ChunkHeader]]) -> None:

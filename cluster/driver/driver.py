@@ -35,7 +35,7 @@ from shards.stream.journal import Entry
 _LOOK_SECONDS = 0.2  # how late a wish to stop may be seen
 _SILENCE_SECONDS = 20.0  # without a word of Control, that it is taken for dead
 _NAME_SECONDS = 30.0  # that Ray may need to free the name of a dead one
-_MOST_DEATHS = 5  # of Control, with less than a healthy minute between them
+_MAX_DEATHS = 5  # of Control, with less than a healthy minute between them
 _HEALTHY_SECONDS = 60.0
 
 
@@ -267,7 +267,7 @@ class Driver:
         """Make another Control, unless it dies again and again."""
         now = time.monotonic()
         self._deaths = [*(at for at in self._deaths if now - at < _HEALTHY_SECONDS), now]
-        if len(self._deaths) > _MOST_DEATHS:
+        if len(self._deaths) > _MAX_DEATHS:
             raise ControlLost(
                 f"Control was lost {len(self._deaths)} times within {_HEALTHY_SECONDS:.0f} s, the "
                 f"last time because {reason}; look at the memory of the head node and at "

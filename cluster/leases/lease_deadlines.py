@@ -11,8 +11,8 @@ from shards.errors import ConfigError
 # How often the usual time a chunk may take before another reader tries it, and before it is lost.
 _TIMES_TO_HEDGE = 3
 _TIMES_TO_EXPIRE = 4
-_MOST_SAMPLES = 256
-_LEAST_SAMPLES = 8
+_MAX_SAMPLES = 256
+_MIN_SAMPLES = 8
 _PERCENTILE = 0.95
 
 
@@ -21,25 +21,25 @@ class LeaseConfig:
     """How long is too long.
 
     A chunk of up to 16 MiB may be in a reader's hands for four times what 95 of 100 take, but
-    `least_deadline` to `most_deadline` seconds; in isolation, where pictures have time-outs of
+    `min_deadline` to `max_deadline` seconds; in isolation, where images have time-outs of
     their own, `isolated_seconds`. A reader is silent after `silence_seconds`. Readers ask every
     `poll_seconds`; many ask less often, `asks_per_second` together.
     """
 
-    least_deadline: float = 15.0
-    most_deadline: float = 120.0
+    min_deadline: float = 15.0
+    max_deadline: float = 120.0
     isolated_seconds: float = 900.0
-    least_hedge_seconds: float = 1.0
+    min_hedge_seconds: float = 1.0
     silence_seconds: float = 10.0
     poll_seconds: float = 0.2
     asks_per_second: float = 500.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.least_deadline <= self.most_deadline <= self.isolated_seconds:
+        if not 0 < self.min_deadline <= self.max_deadline <= self.isolated_seconds:
             raise ConfigError(
-                f"deadlines of {self.least_deadline:g}, {self.most_deadline:g} and "
+                f"deadlines of {self.min_deadline:g}, {self.max_deadline:g} and "
                 f"{self.isolated_seconds:g} s; they must be over 0 and rise: give "
-                "least_deadline <= most_deadline <= isolated_seconds"
+                "min_deadline <= max_deadline <= isolated_seconds"
             )
         if not 0 < 2 * self.poll_seconds <= self.silence_seconds or self.asks_per_second <= 0:
             raise ConfigError(
@@ -50,20 +50,20 @@ class LeaseConfig:
 
 
 class Awake:
-    """A clock that counts a gap between two looks as `most_gap` seconds at most.
+    """A clock that counts a gap between two looks as `max_gap` seconds at most.
 
     Who was stopped for a minute has heard of nobody for a minute, and must not blame them for it.
     """
 
-    def __init__(self, most_gap: float) -> None:
-        self._most_gap = most_gap
+    def __init__(self, max_gap: float) -> None:
+        self._max_gap = max_gap
         self._last: float | None = None
         self._seconds = 0.0
 
     def look(self, now: float) -> float:
         """Seconds that were watched until `now`; a time before the last look adds none."""
         if self._last is not None:
-            self._seconds += min(max(now - self._last, 0.0), self._most_gap)
+            self._seconds += min(max(now - self._last, 0.0), self._max_gap)
         self._last = now if self._last is None else max(self._last, now)
         return self._seconds
 
@@ -78,13 +78,13 @@ class Durations:
     def add(self, seconds: float) -> None:
         self._newest.append(seconds)
         insort(self._sorted, seconds)
-        if len(self._newest) > _MOST_SAMPLES:
+        if len(self._newest) > _MAX_SAMPLES:
             del self._sorted[bisect_left(self._sorted, self._newest.popleft())]
 
     @property
     def p95(self) -> float | None:
         """The 95th percentile; None while too few are known to tell."""
-        if len(self._sorted) < _LEAST_SAMPLES:
+        if len(self._sorted) < _MIN_SAMPLES:
             return None
         return self._sorted[math.ceil(_PERCENTILE * len(self._sorted)) - 1]
 
@@ -112,7 +112,7 @@ class Pace:
     @property
     def deadline(self) -> float:
         """How long a chunk of the usual size may be in a reader's hands."""
-        least, most = self._config.least_deadline, self._config.most_deadline
+        least, most = self._config.min_deadline, self._config.max_deadline
         return most if self.p95 is None else min(max(_TIMES_TO_EXPIRE * self.p95, least), most)
 
     def deadline_of(self, lease: GivenLease) -> float:
@@ -124,7 +124,7 @@ class Pace:
         if self.p95 is None:
             return None
         # What is said of a reader's hands is as old as its last report.
-        least = max(self._config.least_hedge_seconds, 2 * self.poll_seconds(num_readers))
+        least = max(self._config.min_hedge_seconds, 2 * self.poll_seconds(num_readers))
         return max(_TIMES_TO_HEDGE * self.p95, least)
 
     def poll_seconds(self, num_readers: int) -> float:

@@ -8,7 +8,7 @@ from cluster.membership.members import Generation, Member, alive, all_run
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MembershipConfig:
-    """How patient Control is with trainers, in seconds; `most_fruitless` counts generations."""
+    """How patient Control is with trainers, in seconds; `max_fruitless` counts generations."""
 
     silence_seconds: float = 5.0  # without a beat, or without rolling back after a break
     hang_seconds: float = 30.0  # at least, in a step for which the others wait, or before a join
@@ -18,7 +18,7 @@ class MembershipConfig:
     gather_seconds: float = 60.0  # until a run starts with fewer trainers than were asked for
     stop_seconds: float = 3.0  # for the step under way, when all stop and no data comes for it
     settle_seconds: float = 5.0  # until a run that goes on does so without those that are missing
-    most_fruitless: int = 5  # in a row that break without a loss and without a finished step
+    max_fruitless: int = 5  # in a row that break without a loss and without a finished step
 
 
 class Patience:

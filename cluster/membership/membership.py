@@ -303,7 +303,7 @@ class Membership:
     def _check_fruitless(self) -> None:
         """Count generations that nobody disturbed, and that came to nothing all the same."""
         self._num_fruitless += self._broken and not self._had_loss
-        if self._num_fruitless >= self._config.most_fruitless:
+        if self._num_fruitless >= self._config.max_fruitless:
             self._gave_up = (
                 f"{self._num_fruitless} generations of trainers in a row broke before they "
                 f"finished a step, although no trainer was lost ({self._pace.trouble}); mend that, "

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from cluster.monitoring.metric_catalogue import CATALOGUE, METRICS
-from cluster.protocol.metric import MOST_OPEN_VALUES, OTHER, Counted, Key, Metric, Readings
+from cluster.protocol.metric import MAX_OPEN_VALUES, OTHER, Counted, Key, Metric, Readings
 
 # Names of processes that said nothing for so many others are forgotten.
-_MOST_SOURCES = 20_000
+_MAX_SOURCES = 20_000
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Values:
                     self._count(key, value - (before or 0.0))
                     heard[key] = value
             self._heard[counted.source] = heard
-            if len(self._heard) > _MOST_SOURCES:
+            if len(self._heard) > _MAX_SOURCES:
                 del self._heard[next(iter(self._heard))]
 
     def take_all(self, source: str, readings: Readings) -> None:
@@ -128,7 +128,7 @@ class Values:
         if allowed:
             return OTHER
         seen = self._open.setdefault((metric.name, index), set())
-        if value not in seen and len(seen) >= MOST_OPEN_VALUES:
+        if value not in seen and len(seen) >= MAX_OPEN_VALUES:
             return OTHER
         seen.add(value)
         return value

@@ -4,7 +4,7 @@ import sys
 from typing import Final, get_args
 
 from cluster.monitoring.metric_catalogue import METRICS
-from cluster.protocol.metric import MOST_OPEN_VALUES, PROCESS_PREFIX, Group, Metric
+from cluster.protocol.metric import MAX_OPEN_VALUES, PROCESS_PREFIX, Group, Metric
 
 _HEAD: Final = f"""# Metrics
 
@@ -21,7 +21,7 @@ every series the label `run`; `/healthz` answers while the run lives.
   What a process counted in its last second may die with it.
 - **Gauges** that were never measured are absent, not 0.
 - **Labels** have the values below, or, where data or cluster choose them, at most
-  {MOST_OPEN_VALUES}, and `other` for the rest. No label holds a key, a shard or an actor.
+  {MAX_OPEN_VALUES}, and `other` for the rest. No label holds a key, a shard or an actor.
 
 With `--debug-ports 9500-9599` every process of a cluster, Control and the driver included, serves
 pages of its own on a port of that range. `/metrics` has what it counted since it started, by the

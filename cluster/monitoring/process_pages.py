@@ -25,7 +25,7 @@ from cluster.monitoring.http_server import HOST, Answer, HttpServer
 from cluster.protocol.metric import Readings
 from shards.errors import ConfigError
 
-_LEAST_PORT, _MOST_PORT = 1024, 65_535
+_MIN_PORT, _MAX_PORT = 1024, 65_535
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class DebugPorts:
     on_nodes: bool = False
 
     def __post_init__(self) -> None:
-        if not _LEAST_PORT <= self.first <= self.last <= _MOST_PORT:
+        if not _MIN_PORT <= self.first <= self.last <= _MAX_PORT:
             raise ConfigError(_refusal(str(self)))
 
     def __str__(self) -> str:
@@ -115,6 +115,6 @@ def stacks(name: str) -> str:
 
 def _refusal(found: str) -> str:
     return (
-        f"debug ports {found!r}; they must be two ports from {_LEAST_PORT} to {_MOST_PORT}, the "
+        f"debug ports {found!r}; they must be two ports from {_MIN_PORT} to {_MAX_PORT}, the "
         "second not below the first: give for example --debug-ports 9500-9599"
     )

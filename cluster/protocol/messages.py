@@ -174,7 +174,7 @@ class Rows:
 
     `crops`: for every view group a contiguous uint8 array (N, V, S, S, 3), the rows as they were
     asked for, those of `missing` tasks left out: this reader does not hold them. Of readers that
-    only verify it is one array (N,) of `Picture`, for the feed to crop.
+    only verify it is one array (N,) of `ImageHeader`, for the feed to crop.
     """
 
     crops: tuple[NDArray[np.uint8], ...]

@@ -10,7 +10,7 @@ PREFIX = "streamssl_"
 PROCESS_PREFIX = f"{PREFIX}process_"
 OTHER = "other"
 # Of a label whose values the data or the cluster choose: those beyond are "other".
-MOST_OPEN_VALUES = 16
+MAX_OPEN_VALUES = 16
 
 Kind = Literal["counter", "gauge", "histogram"]
 Group = Literal["input", "training", "learning", "cluster"]
@@ -32,7 +32,7 @@ class Metric:
     """What is measured. `help` is one line for /metrics; `how` says how to read it.
 
     `labels` gives every label its values; none: the data or the cluster choose them, and only
-    the first `MOST_OPEN_VALUES` are kept apart. `buckets` are those of a histogram.
+    the first `MAX_OPEN_VALUES` are kept apart. `buckets` are those of a histogram.
     """
 
     name: str

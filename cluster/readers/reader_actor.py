@@ -37,7 +37,7 @@ from shards.stores.range_reader import RangeReader
 from shards.tars.cutter import Cut
 
 # However much there is to say: Control has others to listen to.
-_LEAST_SECONDS = 0.02
+_MIN_SECONDS = 0.02
 _PAUSE_SECONDS = 0.5
 _COUNT_SECONDS = 1.0
 
@@ -151,14 +151,14 @@ class Reader:
                 time.sleep(_PAUSE_SECONDS)
                 continue
             heard = time.monotonic()
-            seconds = max(orders.seconds, _LEAST_SECONDS)
+            seconds = max(orders.seconds, _MIN_SECONDS)
             with self._changed:
                 self._stock.obey(report, orders)
                 self._num_answers = self._num_reports
                 if self._stock.is_done:
                     return
                 self._changed.notify_all()
-            time.sleep(_LEAST_SECONDS)
+            time.sleep(_MIN_SECONDS)
 
     def _counts(self, now: float) -> Readings | None:
         """Since it started, for /metrics; Control has others to listen to."""

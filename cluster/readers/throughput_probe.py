@@ -1,4 +1,4 @@
-"""How fast readers and trainers are with pictures, measured on nodes of a run before it begins."""
+"""How fast readers and trainers are with images, measured on nodes of a run before it begins."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +17,15 @@ from shards.records import Chunk, Sample, ShardInfo
 from shards.stores.range_reader import RangeReader
 from shards.tars.chunk_reader import read_chunk
 
-# A few seconds on the slowest core; the first pictures of a chunk are like the others.
-_MOST_SAMPLES = 128
+# A few seconds on the slowest core; the first images of a chunk are like the others.
+_MAX_SAMPLES = 128
 # A node may have to be launched before.
-_MOST_SECONDS = 600.0
+_MAX_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeRates:
-    """Pictures a second: what one reader crops, or verifies, and what one trainer crops."""
+    """Images a second: what one reader crops, or verifies, and what one trainer crops."""
 
     cropping: float
     verifying: float
@@ -61,7 +61,7 @@ def measure_rates(
 
 def _answer(ref: Any) -> Any:
     try:
-        return ray.get(ref, timeout=_MOST_SECONDS)
+        return ray.get(ref, timeout=_MAX_SECONDS)
     except RayTaskError as error:
         raise error.cause from error
     except (RayError, GetTimeoutError) as error:
@@ -79,7 +79,7 @@ def _of_reader(
     """What one core of this node does with each of these jobs, and with what."""
     step_back()
     found = read_chunk(RangeReader(jobs[0].sources), shard, chunk).found
-    samples = [sample for sample in found if isinstance(sample, Sample)][:_MOST_SAMPLES]
+    samples = [sample for sample in found if isinstance(sample, Sample)][:_MAX_SAMPLES]
     return [_rate(SampleCropper(job), samples) for job in jobs], samples
 
 

@@ -241,7 +241,7 @@ class Arriving:
                 step.put(piece.places, [group[part] for group in rows.crops])
         if start:
             self._sent_row_bytes = -(-sent_bytes // start)
-            # Until a picture is cropped, it is what lies here.
+            # Until an image is cropped, it is what lies here.
             self._row_bytes = max(self._sent_row_bytes, bytes_of(rows.crops) // start)
 
     def lost(self, pieces: Sequence[Piece]) -> None:

@@ -101,7 +101,7 @@ class Feed:
             try:
                 while not self._arriving.is_ready or self._interrupted:
                     if self._interrupted or self._closed:
-                        raise StreamStopped("stopped while it waited for pictures")
+                        raise StreamStopped("stopped while it waited for images")
                     if self._error is not None:
                         raise self._error
                     self._changed.wait()

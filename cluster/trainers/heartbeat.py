@@ -26,7 +26,7 @@ _UNDER_WAY: Final = ("joining", "running")
 # A training thread that was told of the end may be in the middle of a long step of its own.
 _COME_OUT_SECONDS: Final = 1.0
 # After a long silence of Control, what there is to report comes bit by bit.
-_MOST_RECORDS: Final = 256
+_MAX_RECORDS: Final = 256
 
 
 def _unknown() -> None:
@@ -188,7 +188,7 @@ class Pulse:
             term=self._heard.term,
             doing=self.doing,
             load=self._look(),
-            reports=tuple(self._records[:_MOST_RECORDS]),
+            reports=tuple(self._records[:_MAX_RECORDS]),
         )
         since = self._over_since
         if since is None or time.monotonic() - since < _COME_OUT_SECONDS:

@@ -1,6 +1,6 @@
-"""Pictures that readers verified become crops on a trainer, beside its training.
+"""Images that readers verified become crops on a trainer, beside its training.
 
-The crops are those that a reader with the same engine would have made: they depend on the picture,
+The crops are those that a reader with the same engine would have made: they depend on the image,
 its sample and its epoch, and on nobody who makes them.
 """
 
@@ -17,7 +17,7 @@ from cluster.trainers.batch_assembly import Piece
 from shards.crops.chunk_cropper import step_back
 from shards.crops.engine import Engine, Failure
 from shards.crops.recipe import CropRecipe
-from shards.crops.sample_cropper import CropJob, PictureCropper
+from shards.crops.sample_cropper import CropJob, ImageCropper
 
 # One prepares and decodes on the CPU while the other one has the GPU.
 _NUM_THREADS = 2
@@ -63,18 +63,18 @@ class Cropping:
             return rows
         ids = np.concatenate([piece.ids for piece in there])
         epochs = np.concatenate([piece.epochs for piece in there])
-        (pictures,) = rows.crops
-        cropped = self._cropper().crop(pictures.tolist(), ids, epochs)
+        (images,) = rows.crops
+        cropped = self._cropper().crop(images.tolist(), ids, epochs)
         for failure in cropped.failures:
             raise _not_cropped(failure, ids[failure.row].tolist(), int(epochs[failure.row]))
         return Rows(cropped.crops, rows.missing)
 
-    def _cropper(self) -> PictureCropper:
+    def _cropper(self) -> ImageCropper:
         """An engine belongs to the thread that uses it."""
-        cropper: PictureCropper | None = getattr(self._local, "cropper", None)
+        cropper: ImageCropper | None = getattr(self._local, "cropper", None)
         if cropper is None:
             step_back()
-            cropper = PictureCropper(self._config.build_engine(), self._config.seed)
+            cropper = ImageCropper(self._config.build_engine(), self._config.seed)
             self._local.cropper = cropper
         return cropper
 

@@ -13,7 +13,7 @@ import numpy as np
 from shards.crops.engine import use_one_core
 from shards.crops.isolated_process import Isolation
 from shards.crops.sample_cropper import CropJob as CropJob
-from shards.crops.sample_cropper import Outcome, SampleCropper, picture_digest
+from shards.crops.sample_cropper import Outcome, SampleCropper, image_digest
 from shards.errors import ConfigError, NotATar
 from shards.records import Chunk, ChunkCrops, Reject, Sample, ShardInfo, Turn
 from shards.samples.admission import reject
@@ -81,8 +81,8 @@ class ChunkCropper:
         samples: list[Sample] = []
         for item in items:
             if isinstance(item, Sample):
-                if turn.quarantine and picture_digest(item) in turn.quarantine:
-                    detail = "a process died while it decoded this picture"
+                if turn.quarantine and image_digest(item) in turn.quarantine:
+                    detail = "a process died while it decoded this image"
                     rejects[item.offset] = reject(item, "kills_decoder", detail)
                 else:
                     samples.append(item)

@@ -1,6 +1,6 @@
 """Which chunks were in hand when this process died: for readers that are threads of a trainer.
 
-A picture that kills a thread's decoder kills the trainer, too, and so it would at every new start.
+An image that kills a thread's decoder kills the trainer, too, and so it would at every new start.
 So whoever crops a chunk says so first, in a small file: what it still holds at the next start was
 in hand at the end of the last one.
 """

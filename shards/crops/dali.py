@@ -1,12 +1,12 @@
 """The same crops by NVIDIA DALI: on a GPU for speed, on a CPU as the referee of the same graph.
 
-One graph decodes a picture once and makes every view from it. All randomness comes in with the
+One graph decodes an image once and makes every view from it. All randomness comes in with the
 parameters, as arrays; no operator here draws anything, so a crop does not depend on its batch, on
 the number of threads, or on what ran before.
 
 DALI decodes JPEGs in which nothing is unusual. All else, what it refuses, and what it would
 silently paint grey, is decoded by `decoding.decode_stored` and fed as pixels, so that both engines
-keep and reject the same pictures for the same reasons.
+keep and reject the same images for the same reasons.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, pixel_boxes
 from shards.errors import ConfigError
 from shards.images.decode import TURNS, Pixels, decode_stored, stored_box
-from shards.images.image_header import Picture, PictureError
+from shards.images.image_header import ImageError, ImageHeader
 
 try:
     from nvidia.dali import Pipeline, fn, types
@@ -46,9 +46,9 @@ _GREY_SLOT = _NUM_LINEAR
 _LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
 # float32 may land just below a whole level; without a hair, dropping the fraction would lose one.
 _HAIR = 1e-3
-# Pictures of a batch have so many pixels together, and DALI keeps the memory of the largest batch
-# for good. A picture of more is cropped by the OpenCV engine, which has to hold one at a time.
-_MOST_PIXELS: Final = 1 << 25
+# Images of a batch have so many pixels together, and DALI keeps the memory of the largest batch
+# for good. An image of more is cropped by the OpenCV engine, which has to hold one at a time.
+_MAX_PIXELS: Final = 1 << 25
 
 Node = Any  # DALI publishes no type for an edge of its graph
 
@@ -75,22 +75,22 @@ class DaliEngine:
         self._encoded = _build(recipe, max_batch_size, device, num_threads, source="encoded")
         self._pixels = _build(recipe, max_batch_size, device, num_threads, source="pixels")
 
-    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:
-        """Crops of N pictures from parameters (N, V, P); a bad picture is a failure, no more."""
-        ok = np.zeros(len(pictures), np.bool_)
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:
+        """Crops of N images from parameters (N, V, P); a bad image is a failure, no more."""
+        ok = np.zeros(len(images), np.bool_)
         crops = tuple(
-            np.empty((len(pictures), group.num_views, group.size, group.size, 3), np.uint8)
+            np.empty((len(images), group.num_views, group.size, group.size, 3), np.uint8)
             for group in self.recipe.groups
         )
-        sizes = np.array([picture.height * picture.width for picture in pictures], np.int64)
-        by_dali = [index for index, picture in enumerate(pictures) if _is_for_dali(picture)]
+        sizes = np.array([image.height * image.width for image in images], np.int64)
+        by_dali = [index for index, image in enumerate(images) if _is_for_dali(image)]
         for indices in self._batches(by_dali, sizes):
-            self._crop_encoded(pictures, parameters, indices, ok, crops)
+            self._crop_encoded(images, parameters, indices, ok, crops)
         failures: list[Failure] = []
         for indices in self._batches(np.flatnonzero(~ok).tolist(), sizes):
-            failures += self._crop_pixels(pictures, parameters, indices, ok, crops)
-        for index in np.flatnonzero(sizes > _MOST_PIXELS).tolist():
-            cropped = self._opencv.crop([pictures[index]], parameters[index : index + 1])
+            failures += self._crop_pixels(images, parameters, indices, ok, crops)
+        for index in np.flatnonzero(sizes > _MAX_PIXELS).tolist():
+            cropped = self._opencv.crop([images[index]], parameters[index : index + 1])
             failures += [failure._replace(row=index) for failure in cropped.failures]
             ok[index] = cropped.ok[0]
             for array, output in zip(crops, cropped.crops, strict=True):
@@ -101,9 +101,9 @@ class DaliEngine:
         """Those of `indices` that are not too large, as many at a time as may be."""
         batch: list[int] = []
         for index in indices:
-            if sizes[index] > _MOST_PIXELS:
+            if sizes[index] > _MAX_PIXELS:
                 continue
-            if len(batch) == self.max_batch_size or sizes[[*batch, index]].sum() > _MOST_PIXELS:
+            if len(batch) == self.max_batch_size or sizes[[*batch, index]].sum() > _MAX_PIXELS:
                 yield batch
                 batch = []
             batch.append(index)
@@ -112,7 +112,7 @@ class DaliEngine:
 
     def _crop_encoded(
         self,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageHeader],
         parameters: NDArray[np.float32],
         indices: list[int],
         ok: NDArray[np.bool_],
@@ -120,22 +120,22 @@ class DaliEngine:
     ) -> None:
         """Let DALI decode these; what it cannot is left not `ok`.
 
-        One bad picture fails its whole batch and often without a name, so the batch is halved until
-        the picture is alone.
+        One bad image fails its whole batch and often without a name, so the batch is halved until
+        the image is alone.
         """
-        chosen = [pictures[index] for index in indices]
-        encoded = [np.frombuffer(picture.data, np.uint8) for picture in chosen]
+        chosen = [images[index] for index in indices]
+        encoded = [np.frombuffer(image.data, np.uint8) for image in chosen]
         try:
             outputs = _run(self._encoded, encoded, parameters[indices], chosen)
         except RuntimeError:
             if len(indices) > 1:
                 middle = len(indices) // 2
                 for half in (indices[:middle], indices[middle:]):
-                    self._crop_encoded(pictures, parameters, half, ok, crops)
+                    self._crop_encoded(images, parameters, half, ok, crops)
             return
         *groups, shapes, foot_low, foot_high = outputs
-        # A picture that ends in grey, or whose header DALI reads otherwise, is judged again.
-        sizes = np.array([picture.stored_size for picture in chosen])
+        # An image that ends in grey, or whose header DALI reads otherwise, is judged again.
+        sizes = np.array([image.stored_size for image in chosen])
         good = (shapes[:, :2] == sizes).all(axis=1) & ~((foot_low == 128) & (foot_high == 128))
         kept = np.array(indices)[good]
         ok[kept] = True
@@ -144,7 +144,7 @@ class DaliEngine:
 
     def _crop_pixels(
         self,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageHeader],
         parameters: NDArray[np.float32],
         indices: list[int],
         ok: NDArray[np.bool_],
@@ -155,15 +155,15 @@ class DaliEngine:
         decoded: list[Pixels] = []
         kept: list[int] = []
         for index, pixels in zip(
-            indices, self._pool.map(_try, [pictures[index] for index in indices]), strict=True
+            indices, self._pool.map(_try, [images[index] for index in indices]), strict=True
         ):
-            if isinstance(pixels, PictureError):
+            if isinstance(pixels, ImageError):
                 failures.append(Failure(index, pixels.reason, pixels.detail))
             else:
                 decoded.append(pixels)
                 kept.append(index)
         if kept:
-            chosen = [pictures[index] for index in kept]
+            chosen = [images[index] for index in kept]
             groups = _run(self._pixels, decoded, parameters[kept], chosen)
             ok[kept] = True
             for array, output in zip(crops, groups, strict=True):
@@ -171,14 +171,14 @@ class DaliEngine:
         return failures
 
 
-def _is_for_dali(picture: Picture) -> bool:
-    return picture.format == "jpeg" and picture.plain and not picture.to_srgb
+def _is_for_dali(image: ImageHeader) -> bool:
+    return image.format == "jpeg" and image.plain and not image.to_srgb
 
 
-def _try(picture: Picture) -> Pixels | PictureError:
+def _try(image: ImageHeader) -> Pixels | ImageError:
     try:
-        return np.ascontiguousarray(decode_stored(picture))
-    except PictureError as error:
+        return np.ascontiguousarray(decode_stored(image))
+    except ImageError as error:
         return error
 
 
@@ -186,9 +186,9 @@ def _run(
     pipeline: Any,
     sources: Sequence[NDArray[np.uint8]],
     parameters: NDArray[np.float32],
-    pictures: Sequence[Picture],
+    images: Sequence[ImageHeader],
 ) -> list[NDArray[Any]]:
-    whole, fractions = _translate(parameters, pictures)
+    whole, fractions = _translate(parameters, images)
     pipeline.feed_input("source", list(sources))
     pipeline.feed_input("whole", list(whole))
     pipeline.feed_input("fractions", list(fractions))
@@ -196,23 +196,23 @@ def _run(
 
 
 def _translate(
-    parameters: NDArray[np.float32], pictures: Sequence[Picture]
+    parameters: NDArray[np.float32], images: Sequence[ImageHeader]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Parameters (N, V, P) as the graph wants them: int32 and float32 columns (N, V, ...).
 
-    The graph crops the picture as it is stored and turns the crop, which is cheaper than turning
-    the picture.
+    The graph crops the image as it is stored and turns the crop, which is cheaper than turning
+    the image.
     """
     rows = parameters.reshape(-1, parameters.shape[-1])
-    sizes = [(picture.height, picture.width) for picture in pictures]
+    sizes = [(image.height, image.width) for image in images]
     upright = pixel_boxes(parameters, sizes).tolist()
     stored = [
-        stored_box(box, picture)
-        for picture, boxes in zip(pictures, upright, strict=True)
+        stored_box(box, image)
+        for image, boxes in zip(images, upright, strict=True)
         for box in boxes
     ]
     boxes = np.array(stored, np.int32).reshape(-1, 4)
-    turns = np.array([TURNS[picture.orientation] for picture in pictures])
+    turns = np.array([TURNS[image.orientation] for image in images])
     turns = np.repeat(turns, parameters.shape[1], axis=0)
     whole = np.zeros((len(rows), _NUM_WHOLE), np.int32)
     whole[:, _TOP : _LEFT + 1] = boxes[:, :2]
@@ -264,7 +264,7 @@ def _build(
     """A built pipeline that takes `source`, `whole` and `fractions` and gives every group.
 
     From an encoded source it also gives the decoded shape and the least and greatest value of the
-    picture's last row.
+    image's last row.
     """
     pipeline = Pipeline(
         batch_size=max_batch_size,
@@ -277,18 +277,18 @@ def _build(
         fractions = fn.external_source(name="fractions", dtype=types.FLOAT, ndim=2)
         checks: list[Node] = []
         if source == "encoded":
-            picture = _decode(fn.external_source(name="source", dtype=types.UINT8, ndim=1), device)
-            foot = picture[-1:, :, :]
-            checks = [picture.shape(), fn.reductions.min(foot), fn.reductions.max(foot)]
+            image = _decode(fn.external_source(name="source", dtype=types.UINT8, ndim=1), device)
+            foot = image[-1:, :, :]
+            checks = [image.shape(), fn.reductions.min(foot), fn.reductions.max(foot)]
         else:
-            picture = fn.external_source(name="source", dtype=types.UINT8, ndim=3, layout="HWC")
-            picture = picture.gpu() if device == "gpu" else picture
+            image = fn.external_source(name="source", dtype=types.UINT8, ndim=3, layout="HWC")
+            image = image.gpu() if device == "gpu" else image
         outputs: list[Node] = []
         view = 0
         for group in recipe.groups:
             crops = []
             for _ in range(group.num_views):
-                crops.append(_view(picture, group, whole[view], fractions[view], device))
+                crops.append(_view(image, group, whole[view], fractions[view], device))
                 view += 1
             outputs.append(fn.stack(*crops, axis=0))
         pipeline.set_outputs(*outputs, *checks)
@@ -297,7 +297,7 @@ def _build(
 
 
 def _decode(encoded: Node, device: Literal["cpu", "gpu"]) -> Node:
-    # The hardware decoder takes some pictures of a batch and not others, with slightly different
+    # The hardware decoder takes some images of a batch and not others, with slightly different
     # pixels, and chroma may be upsampled in two ways: both are pinned. EXIF was read long before.
     return fn.decoders.image(
         encoded,
@@ -310,13 +310,13 @@ def _decode(encoded: Node, device: Literal["cpu", "gpu"]) -> Node:
 
 
 def _view(
-    picture: Node, group: ViewGroup, whole: Node, fractions: Node, device: Literal["cpu", "gpu"]
+    image: Node, group: ViewGroup, whole: Node, fractions: Node, device: Literal["cpu", "gpu"]
 ) -> Node:
     """One view (S, S, 3) uint8; the steps are those of the definition in `recipe`."""
     # Arguments of operators live on the CPU, operands of expressions where the pixels are.
     operands = fractions.gpu() if device == "gpu" else fractions
     crop = fn.slice(
-        picture, start=whole[_TOP : _LEFT + 1], shape=whole[_HEIGHT : _WIDTH + 1], axes=(0, 1)
+        image, start=whole[_TOP : _LEFT + 1], shape=whole[_HEIGHT : _WIDTH + 1], axes=(0, 1)
     )
     crop = fn.resize(
         crop, size=(group.size, group.size), interp_type=types.INTERP_LINEAR, antialias=True

@@ -1,8 +1,8 @@
-"""Samples are cropped one by one in a process of their own, so that a picture kills no other.
+"""Samples are cropped one by one in a process of their own, so that an image kills no other.
 
 A decoder is C that runs on the data of strangers. Where it took its process along, the chunk is
-done here: whatever a picture does to the child, crash it, hang it or eat its memory, costs that
-picture alone, which is rejected as `kills_decoder` and named by the digest of its bytes.
+done here: whatever an image does to the child, crash it, hang it or eat its memory, costs that
+image alone, which is rejected as `kills_decoder` and named by the digest of its bytes.
 """
 
 import faulthandler
@@ -20,17 +20,17 @@ from typing import Final
 import numpy as np
 
 from shards.crops.engine import use_one_core
-from shards.crops.sample_cropper import CropJob, Outcome, SampleCropper, no_crops, picture_digest
+from shards.crops.sample_cropper import CropJob, Outcome, SampleCropper, image_digest, no_crops
 from shards.errors import DecoderLost
 from shards.records import Reject, Sample
 from shards.samples.admission import reject
 
-# The largest picture that admission lets in takes a few seconds.
+# The largest image that admission lets in takes a few seconds.
 _SECONDS_PER_SAMPLE: Final = 60.0
 # A new process imports the engine first.
 _SECONDS_TO_START: Final = 180.0
 _SECONDS_OF_GRACE: Final = 10.0
-# A picture is accused when it was the end of this many children: one may have died of a machine
+# An image is accused when it was the end of this many children: one may have died of a machine
 # without memory, or of a signal to all processes of a run.
 _TRIALS: Final = 2
 # What a child may take besides what it has when it begins. Pixels are decoded to three bytes, and
@@ -43,7 +43,7 @@ class Isolation:
     """A child process that crops, and is started again whenever it dies. Use as a context.
 
     `crop` gives what `SampleCropper.crop` would, had nothing died. A sample may take
-    `seconds_per_sample`. Raises DecoderLost when a child dies with no picture to blame.
+    `seconds_per_sample`. Raises DecoderLost when a child dies with no image to blame.
     """
 
     def __init__(self, job: CropJob, seconds_per_sample: float = _SECONDS_PER_SAMPLE) -> None:
@@ -58,7 +58,7 @@ class Isolation:
         rejects: list[Reject] = []
         deaths: dict[str, str] = {}
         for sample in samples:
-            digest = picture_digest(sample)
+            digest = image_digest(sample)
             answer = deaths.get(digest) or self._crop_one(sample, epoch)
             if isinstance(answer, Outcome):
                 rows.append(answer.crops)
@@ -110,8 +110,8 @@ class _Child:
         answer = self._receive(_SECONDS_TO_START)
         if isinstance(answer, str):
             raise DecoderLost(
-                f"a process for pictures that kill decoders could not start: it {answer}; it must "
-                "crop a plain picture first: look at the engine and the memory of this machine"
+                f"a process for images that kill decoders could not start: it {answer}; it must "
+                "crop a plain image first: look at the engine and the memory of this machine"
             )
 
     def crop(self, sample: Sample, epoch: int) -> Outcome | str:
@@ -159,7 +159,7 @@ def _serve(pipe: Connection, job: CropJob, seconds: float) -> None:
         _limit_memory(job)
         if not cropper.try_out():
             raise DecoderLost(
-                "the engine cannot crop a plain picture; it must, or all pictures would be "
+                "the engine cannot crop a plain image; it must, or all images would be "
                 "rejected: look at its installation"
             )
         pipe.send(Outcome((), ()))
@@ -179,7 +179,7 @@ def _serve(pipe: Connection, job: CropJob, seconds: float) -> None:
 
 
 def _limit_memory(job: CropJob) -> None:
-    """Let no picture take the memory of the machine."""
+    """Let no image take the memory of the machine."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     room = max(_MEMORY_BYTES, _BYTES_PER_PIXEL * job.admission.max_pixels)
     _, most = resource.getrlimit(resource.RLIMIT_AS)

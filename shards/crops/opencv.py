@@ -1,4 +1,4 @@
-"""The fast engine for any CPU: one decode a picture, then every crop of it.
+"""The fast engine for any CPU: one decode an image, then every crop of it.
 
 One call works on one thread and spends nearly all its time outside the interpreter's lock, so a
 caller may run several in threads. It must then tell OpenCV and torch not to start threads of their
@@ -32,14 +32,14 @@ from shards.images.decode import (
     stored_box,
     turn,
 )
-from shards.images.image_header import Picture, PictureError
+from shards.images.image_header import ImageError, ImageHeader
 
 __all__ = ["OpenCVEngine", "decode"]
 
 # A JPEG is decoded at 1/r of its size where every box keeps at least this many pixels for each
-# pixel of its crop. On web pictures 3 leaves a mean difference of 0.6 grey levels from the full
+# pixel of its crop. On web images 3 leaves a mean difference of 0.6 grey levels from the full
 # decode and a 99th percentile of 4, which is what Pillow's rounding of hue costs; 2 leaves 0.9 and
-# 6 or more. A large camera picture then takes less than half the time.
+# 6 or more. A large camera image then takes less than half the time.
 _PIXELS_TO_SPARE = 3.0
 
 
@@ -49,19 +49,19 @@ class OpenCVEngine:
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe
 
-    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:
-        """Crops of N pictures from parameters (N, V, P); a bad picture is a failure, no more."""
-        ok = np.zeros(len(pictures), np.bool_)
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:
+        """Crops of N images from parameters (N, V, P); a bad image is a failure, no more."""
+        ok = np.zeros(len(images), np.bool_)
         crops = tuple(
-            np.empty((len(pictures), group.num_views, group.size, group.size, 3), np.uint8)
+            np.empty((len(images), group.num_views, group.size, group.size, 3), np.uint8)
             for group in self.recipe.groups
         )
         failures: list[Failure] = []
         row = 0
-        for index, (picture, rows) in enumerate(zip(pictures, parameters, strict=True)):
+        for index, (image, rows) in enumerate(zip(images, parameters, strict=True)):
             try:
-                self._crop_one(picture, rows, [array[row] for array in crops])
-            except PictureError as error:
+                self._crop_one(image, rows, [array[row] for array in crops])
+            except ImageError as error:
                 failures.append(Failure(index, error.reason, error.detail))
             else:
                 ok[index] = True
@@ -69,26 +69,26 @@ class OpenCVEngine:
         return Cropped(tuple(array[:row] for array in crops), ok, failures)
 
     def _crop_one(
-        self, picture: Picture, rows: NDArray[np.float32], outputs: Sequence[Pixels]
+        self, image: ImageHeader, rows: NDArray[np.float32], outputs: Sequence[Pixels]
     ) -> None:
-        """Write every view of one picture, from rows (V, P), into arrays (V, S, S, 3)."""
-        boxes = pixel_boxes(rows[None], [[picture.height, picture.width]])[0]
-        reduction = self._reduction(picture, boxes)
-        stored = decode_stored(picture, reduction)
+        """Write every view of one image, from rows (V, P), into arrays (V, S, S, 3)."""
+        boxes = pixel_boxes(rows[None], [[image.height, image.width]])[0]
+        reduction = self._reduction(image, boxes)
+        stored = decode_stored(image, reduction)
         views = iter(zip(boxes.tolist(), rows.tolist(), strict=True))
         for group, output in zip(self.recipe.groups, outputs, strict=True):
             for crop, (box, row) in zip(output, views, strict=False):
-                box = stored_box(box, picture)
+                box = stored_box(box, image)
                 if reduction == 1:
                     pixels = _resize(stored, box, group.size)
                 else:
                     pixels = _resize_reduced(stored, box, group.size, reduction)
-                pixels = turn(pixels, picture.orientation, mirror=row[Parameter.FLIP] > 0)
+                pixels = turn(pixels, image.orientation, mirror=row[Parameter.FLIP] > 0)
                 crop[:] = _colour(pixels, row)
 
-    def _reduction(self, picture: Picture, boxes: NDArray[np.int64]) -> int:
+    def _reduction(self, image: ImageHeader, boxes: NDArray[np.int64]) -> int:
         """The largest reduction of a JPEG that every one of its boxes (V, 4) allows."""
-        if not can_reduce(picture):
+        if not can_reduce(image):
             return 1
         sizes = np.repeat(
             [group.size for group in self.recipe.groups],
@@ -111,7 +111,7 @@ def _resize(pixels: Pixels, box: tuple[int, int, int, int], size: int) -> Pixels
 def _resize_reduced(
     pixels: Pixels, box: tuple[int, int, int, int], size: int, reduction: int
 ) -> Pixels:
-    """As `_resize`, of a picture decoded at 1 / `reduction`: there the box ends between pixels.
+    """As `_resize`, of an image decoded at 1 / `reduction`: there the box ends between pixels.
 
     Only Pillow resizes such a box. Rounding it instead would shift the crop by up to a quarter of
     one of its pixels.
@@ -138,7 +138,7 @@ def _colour(pixels: Pixels, row: Sequence[float]) -> Pixels:
             pixels = _LINEAR[operation](pixels, amount)
     if row[Parameter.GREY]:
         pixels = _grey(pixels)
-    if row[Parameter.BLUR] > _LEAST_SIGMA:
+    if row[Parameter.BLUR] > _MIN_SIGMA:
         pixels = _blur(pixels, row[Parameter.BLUR])
     if row[Parameter.SOLARISE]:
         pixels = np.where(pixels >= 128, 255 - pixels, pixels)
@@ -195,7 +195,7 @@ def _turn_hue(pixels: Pixels, turns: float) -> Pixels:
 
 
 # Below this deviation a blur changes no pixel by even half a level.
-_LEAST_SIGMA = 0.25
+_MIN_SIGMA = 0.25
 
 
 def _blur(pixels: Pixels, sigma: float) -> Pixels:

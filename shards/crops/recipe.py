@@ -2,7 +2,7 @@
 
 A `CropRecipe` says what may happen; `draw` says what happens, as a pure function of (seed, epoch,
 sample id, size); an engine (`opencv`, `dali`) only executes it. Executing one row of parameters on
-a picture of H x W pixels, EXIF orientation applied, means:
+an image of H x W pixels, EXIF orientation applied, means:
 
  1. crop the whole pixels [y0, y1) x [x0, x1), which `pixel_boxes` gives back exactly;
  2. resize to S x S: bilinear, antialiased (a triangle filter as wide as the reduction), half-pixel
@@ -11,7 +11,7 @@ a picture of H x W pixels, EXIF orientation applied, means:
  4. the four colour operations in the order `ORDERS[ORDER]`. Each gives whole grey levels in
     [0, 255]; the first three drop the fraction, as torchvision and Pillow do, hue rounds:
       brightness   f x
-      contrast     m + f (x - m),  m = the picture's mean grey at this point, rounded
+      contrast     m + f (x - m),  m = the image's mean grey at this point, rounded
       saturation   g + f (x - g),  g = the pixel's grey, rounded
       hue          the HSV hexcone turned by HUE turns
     Grey is 0.299 R + 0.587 G + 0.114 B.
@@ -113,7 +113,7 @@ class ColourJitter:
 class ViewGroup:
     """`num_views` crops of `size` x `size` pixels, all drawn from the same distribution.
 
-    `scale` is the share of the picture's area, `ratio` width over height. A pair whose halves
+    `scale` is the share of the image's area, `ratio` width over height. A pair whose halves
     differ, such as BYOL's, is two groups of one view.
     """
 
@@ -216,7 +216,7 @@ def cifar(
     sizes: tuple[int, ...] = (32,),
     scales: tuple[tuple[float, float], ...] = ((0.2, 1.0),),
 ) -> CropRecipe:
-    """Views of pictures that are themselves 32 pixels wide: no blur, mild colours.
+    """Views of images that are themselves 32 pixels wide: no blur, mild colours.
 
     `counts=(2, 4), sizes=(32, 16), scales=((0.2, 1.0), (0.05, 0.2))` adds small crops.
     """

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from shards.crops.engine import Cropped, Engine
 from shards.crops.recipe import CropRecipe, draw
 from shards.crops.verify_engine import VerifyingEngine, as_rows
-from shards.images.image_header import Picture, inspect
+from shards.images.image_header import ImageHeader, inspect
 from shards.records import Reject, Sample
-from shards.samples.admission import AdmissionConfig, picture_bytes, reject
+from shards.samples.admission import AdmissionConfig, image_bytes, reject
 from shards.samples.labels import read_labels
 from shards.samples.predicate import resolve_predicate
 from shards.samples.sample_check import Judge
 from shards.samples.subset import Subset
-from shards.samples.synthetic_images import encode_jpeg, make_picture
+from shards.samples.synthetic_images import encode_jpeg, make_image
 from shards.stores.range_reader import SourceConfig
 
 _PLAIN_SIDE = 64
@@ -33,7 +33,7 @@ class CropJob:
 
     `build_engine` is called once by every reader. `subset` None means all samples. `label` names
     what is a sample's label (see `labels`); empty where nobody asks. `sources` says how shards are
-    read, and changes nothing that is read. `only_verify`: pictures are verified and handed on as
+    read, and changes nothing that is read. `only_verify`: images are verified and handed on as
     they are, with the verdict that an engine would give, for others to crop. Raises ConfigError
     when the predicate of `admission` cannot be found here.
     """
@@ -55,7 +55,7 @@ class CropJob:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of some samples: `crops` and `labels` as in `ChunkCrops`, a row for each that is
-    not among `rejects`, in order. `killers`: digests of pictures that killed a decoder."""
+    not among `rejects`, in order. `killers`: digests of images that killed a decoder."""
 
     crops: tuple[NDArray[np.uint8], ...]
     rejects: tuple[Reject, ...]
@@ -70,21 +70,21 @@ class SampleCropper:
         self._job = job
         self._judge = Judge(job.admission)
         engine = VerifyingEngine(job.recipe) if job.only_verify else job.build_engine()
-        self._pictures = PictureCropper(engine, job.seed)
+        self._images = ImageCropper(engine, job.seed)
 
     def crop(self, samples: Sequence[Sample], epoch: int) -> Outcome:
         """Every sample as a row of crops or as a reject. Decodes what was admitted, no more."""
-        admitted: list[tuple[Sample, Picture]] = []
+        admitted: list[tuple[Sample, ImageHeader]] = []
         rejects: list[Reject] = []
         for sample in samples:
-            picture = self._judge(sample)
-            if isinstance(picture, Reject):
-                rejects.append(picture)
+            image = self._judge(sample)
+            if isinstance(image, Reject):
+                rejects.append(image)
             else:
-                admitted.append((sample, picture))
+                admitted.append((sample, image))
         ids = np.array([(s.shard, s.offset) for s, _ in admitted], dtype=np.int64).reshape(-1, 2)
-        pictures = [picture for _, picture in admitted]
-        cropped = self._pictures.crop(pictures, ids, np.full(len(ids), epoch, np.int64))
+        images = [image for _, image in admitted]
+        cropped = self._images.crop(images, ids, np.full(len(ids), epoch, np.int64))
         rejects += [
             reject(admitted[row][0], reason, detail) for row, reason, detail in cropped.failures
         ]
@@ -95,25 +95,25 @@ class SampleCropper:
         return Outcome(cropped.crops, tuple(rejects), labels=labels)
 
     def try_out(self) -> bool:
-        """Whether the engine crops a picture that nothing is wrong with."""
-        picture = inspect(encode_jpeg(make_picture(0, 0, 0, _PLAIN_SIDE)))
+        """Whether the engine crops an image that nothing is wrong with."""
+        image = inspect(encode_jpeg(make_image(0, 0, 0, _PLAIN_SIDE)))
         ids, epochs = np.zeros((1, 2), np.int64), np.zeros(1, np.int64)
-        return bool(self._pictures.crop([picture], ids, epochs).ok.all())
+        return bool(self._images.crop([image], ids, epochs).ok.all())
 
 
-class PictureCropper:
-    """Crops pictures that were admitted. What their crops are depends on ids and epochs alone."""
+class ImageCropper:
+    """Crops images that were admitted. What their crops are depends on ids and epochs alone."""
 
     def __init__(self, engine: Engine, seed: int) -> None:
         self._engine, self._seed = engine, seed
 
     def crop(
-        self, pictures: Sequence[Picture], ids: NDArray[np.int64], epochs: NDArray[np.int64]
+        self, images: Sequence[ImageHeader], ids: NDArray[np.int64], epochs: NDArray[np.int64]
     ) -> Cropped:
-        """Crops of N pictures, of the samples `ids` (N, 2) in `epochs` (N,)."""
-        sizes = np.array([(p.height, p.width) for p in pictures], dtype=np.int64).reshape(-1, 2)
+        """Crops of N images, of the samples `ids` (N, 2) in `epochs` (N,)."""
+        sizes = np.array([(p.height, p.width) for p in images], dtype=np.int64).reshape(-1, 2)
         parameters = draw(self._engine.recipe, self._seed, epochs, ids, sizes)
-        return self._engine.crop(pictures, parameters)
+        return self._engine.crop(images, parameters)
 
 
 def no_crops(job: CropJob) -> tuple[NDArray[np.uint8], ...]:
@@ -126,6 +126,6 @@ def no_crops(job: CropJob) -> tuple[NDArray[np.uint8], ...]:
     )
 
 
-def picture_digest(sample: Sample) -> str:
-    """Names the sample's picture by its bytes: 32 hex digits, whatever it is called."""
-    return blake2b(picture_bytes(sample) or b"", digest_size=16).hexdigest()
+def image_digest(sample: Sample) -> str:
+    """Names the sample's image by its bytes: 32 hex digits, whatever it is called."""
+    return blake2b(image_bytes(sample) or b"", digest_size=16).hexdigest()

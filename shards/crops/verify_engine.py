@@ -1,6 +1,6 @@
-"""An engine that decides and does not crop: for readers whose pictures are cropped elsewhere.
+"""An engine that decides and does not crop: for readers whose images are cropped elsewhere.
 
-Whether a picture can be decoded is the verdict of `decoding`, the same at every reduction. So the
+Whether an image can be decoded is the verdict of `decoding`, the same at every reduction. So the
 cheapest one is asked, and what passes comes out as it came in.
 """
 
@@ -12,32 +12,32 @@ from numpy.typing import NDArray
 from shards.crops.engine import Cropped, Failure
 from shards.crops.recipe import CropRecipe
 from shards.images.decode import REDUCED, can_reduce, decode_stored
-from shards.images.image_header import Picture, PictureError
+from shards.images.image_header import ImageError, ImageHeader
 
 
 class VerifyingEngine:
-    """Gives the pictures themselves, encoded: one array (ok.sum(),) of `Picture` for all groups."""
+    """Gives the images themselves, encoded: one array (ok.sum(),) of `ImageHeader` for all groups."""
 
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe
 
-    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:  # noqa: ARG002
-        """The pictures that any engine of this recipe can crop, and why not the others."""
-        ok = np.zeros(len(pictures), np.bool_)
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:  # noqa: ARG002
+        """The images that any engine of this recipe can crop, and why not the others."""
+        ok = np.zeros(len(images), np.bool_)
         failures: list[Failure] = []
-        for index, picture in enumerate(pictures):
+        for index, image in enumerate(images):
             try:
-                decode_stored(picture, max(REDUCED) if can_reduce(picture) else 1)
-            except PictureError as error:
+                decode_stored(image, max(REDUCED) if can_reduce(image) else 1)
+            except ImageError as error:
                 failures.append(Failure(index, error.reason, error.detail))
             else:
                 ok[index] = True
-        rows = as_rows([pictures[index] for index in np.flatnonzero(ok).tolist()])
+        rows = as_rows([images[index] for index in np.flatnonzero(ok).tolist()])
         return Cropped((rows,), ok, failures)
 
 
-def as_rows(pictures: Sequence[Picture]) -> NDArray[np.uint8]:
-    """Pictures as an array (N,), to be handed on as crops are."""
-    rows = np.empty(len(pictures), dtype=object)
-    rows[:] = pictures
+def as_rows(images: Sequence[ImageHeader]) -> NDArray[np.uint8]:
+    """Images as an array (N,), to be handed on as crops are."""
+    rows = np.empty(len(images), dtype=object)
+    rows[:] = images
     return rows

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from webdataset.utils import pytorch_worker_info
 
 from shards.crops.chunk_cropper import select
-from shards.crops.sample_cropper import picture_digest
+from shards.crops.sample_cropper import image_digest
 from shards.dataloader.open_data import OpenData, Place, ReadConfig
 from shards.errors import ConfigError
 from shards.records import Chunk, Reject, Sample, Turn
@@ -142,11 +142,11 @@ class _Reading:
         )
 
     def _judge(self, sample: Sample, turn: Turn) -> Sample | Reject:
-        if turn.quarantine and picture_digest(sample) in turn.quarantine:
-            detail = "a process died while it decoded this picture"
+        if turn.quarantine and image_digest(sample) in turn.quarantine:
+            detail = "a process died while it decoded this image"
             return reject(sample, "kills_decoder", detail)
-        picture = self._admit(sample)
-        return picture if isinstance(picture, Reject) else sample
+        image = self._admit(sample)
+        return image if isinstance(image, Reject) else sample
 
 
 def _check_alone() -> None:

@@ -1,7 +1,7 @@
-"""An encoded picture becomes pixels: by OpenCV where it is fast, else by Pillow.
+"""An encoded image becomes pixels: by OpenCV where it is fast, else by Pillow.
 
-There is one verdict on whether a picture can be decoded, `decode_stored`, and both engines abide by
-it. What OpenCV refuses is given to Pillow as a second opinion, so that a picture is lost only if
+There is one verdict on whether an image can be decoded, `decode_stored`, and both engines abide by
+it. What OpenCV refuses is given to Pillow as a second opinion, so that an image is lost only if
 neither can read it.
 """
 
@@ -32,14 +32,14 @@ from PIL import (
 
 from shards.images.color_profile import to_srgb
 from shards.images.formats.bitmaps import alone, largest_icon
-from shards.images.formats.common import Background, Format, Picture, PictureError
+from shards.images.formats.common import Background, Format, ImageError, ImageHeader
 from shards.records import Reason
 
 Pixels = NDArray[np.uint8]
 
 _READ_BY_OPENCV = frozenset({"jpeg", "png", "webp"})
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-# The bit that asks for a reduced picture; colour is asked for by `_FLAGS`.
+# The bit that asks for a reduced image; colour is asked for by `_FLAGS`.
 REDUCED: Final = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -66,7 +66,7 @@ _STRIP: Final = 256
 _PAINT, _PAINT_OF_CMYK = 128, 64
 _BLOCK: Final = 8
 
-# How a stored picture becomes an upright one: transpose, then flip rows, then flip columns.
+# How a stored image becomes an upright one: transpose, then flip rows, then flip columns.
 TURNS: Final = {
     1: (False, False, False),
     2: (False, False, True),
@@ -80,39 +80,39 @@ TURNS: Final = {
 _UNDONE: Final = {6: 8, 8: 6}  # the other turns undo themselves
 
 
-def decode(picture: Picture, reduction: int = 1) -> Pixels:
-    """The upright picture as uint8 RGB (H, W, 3); raises `PictureError`.
+def decode(image: ImageHeader, reduction: int = 1) -> Pixels:
+    """The upright image as uint8 RGB (H, W, 3); raises `ImageError`.
 
-    `reduction` 2, 4 or 8 gives a JPEG at that fraction of its size, rounded up; other pictures
+    `reduction` 2, 4 or 8 gives a JPEG at that fraction of its size, rounded up; other images
     ignore it. 16 bits become 8, of an animation the first frame is taken.
     """
-    if not can_reduce(picture):
+    if not can_reduce(image):
         reduction = 1
-    return turn(decode_stored(picture, reduction), picture.orientation)
+    return turn(decode_stored(image, reduction), image.orientation)
 
 
-def can_reduce(picture: Picture) -> bool:
-    """Whether the decoder itself can make the picture smaller, which saves most of the work."""
-    return picture.format == "jpeg" and not picture.cmyk
+def can_reduce(image: ImageHeader) -> bool:
+    """Whether the decoder itself can make the image smaller, which saves most of the work."""
+    return image.format == "jpeg" and not image.cmyk
 
 
-def decode_stored(picture: Picture, reduction: int = 1) -> Pixels:
-    """The picture as it is stored, before its orientation is applied; raises `PictureError`."""
-    height, width = picture.stored_size
+def decode_stored(image: ImageHeader, reduction: int = 1) -> Pixels:
+    """The image as it is stored, before its orientation is applied; raises `ImageError`."""
+    height, width = image.stored_size
     expected = (-(-height // reduction), -(-width // reduction), 3)
     pixels: Pixels | None = None
-    if picture.format in _READ_BY_OPENCV:
-        pixels = _decode_with_opencv(picture, reduction)
+    if image.format in _READ_BY_OPENCV:
+        pixels = _decode_with_opencv(image, reduction)
     if pixels is None or pixels.shape != expected:
-        pixels = _decode_with_pillow(picture)
+        pixels = _decode_with_pillow(image)
         if pixels.shape != (height, width, 3):
             expected = (height, width, 3)
-            raise PictureError("undecodable", f"decoded to {pixels.shape}, expected {expected}")
+            raise ImageError("undecodable", f"decoded to {pixels.shape}, expected {expected}")
         if reduction > 1:
             pixels = _shrink(pixels, expected)
-    if picture.format == "jpeg" and _is_painted(picture, pixels, reduction):
-        raise PictureError("truncated", "the data ends before the picture: its foot is plain grey")
-    return to_srgb(pixels, _profile(picture)) if picture.to_srgb else pixels
+    if image.format == "jpeg" and _is_painted(image, pixels, reduction):
+        raise ImageError("truncated", "the data ends before the image: its foot is plain grey")
+    return to_srgb(pixels, _profile(image)) if image.to_srgb else pixels
 
 
 def turn(pixels: Pixels, orientation: int, *, mirror: bool = False) -> Pixels:
@@ -126,26 +126,26 @@ def turn(pixels: Pixels, orientation: int, *, mirror: bool = False) -> Pixels:
     return pixels
 
 
-def stored_box(box: Sequence[int], picture: Picture) -> tuple[int, int, int, int]:
-    """An upright box in the coordinates of the stored picture."""
-    transpose, flip_rows, flip_columns = TURNS[picture.orientation]
+def stored_box(box: Sequence[int], image: ImageHeader) -> tuple[int, int, int, int]:
+    """An upright box in the coordinates of the stored image."""
+    transpose, flip_rows, flip_columns = TURNS[image.orientation]
     y0, x0, y1, x1 = box
     if flip_rows:
-        y0, y1 = picture.height - y1, picture.height - y0
+        y0, y1 = image.height - y1, image.height - y0
     if flip_columns:
-        x0, x1 = picture.width - x1, picture.width - x0
+        x0, x1 = image.width - x1, image.width - x0
     return (x0, y0, x1, y1) if transpose else (y0, x0, y1, x1)
 
 
-def _decode_with_opencv(picture: Picture, reduction: int) -> Pixels | None:
+def _decode_with_opencv(image: ImageHeader, reduction: int) -> Pixels | None:
     """What OpenCV makes of it; None where that is nothing, or not to be relied on."""
     # It takes CMYK for inverted, and draws the first frame of an animation on what lies beneath.
-    if picture.cmyk or (picture.format != "jpeg" and not picture.plain):
+    if image.cmyk or (image.format != "jpeg" and not image.plain):
         return None
-    blended = picture.alpha and picture.background != "drop"
+    blended = image.alpha and image.background != "drop"
     flags = cv2.IMREAD_UNCHANGED if blended else _FLAGS | REDUCED[reduction]
     try:
-        pixels: Pixels | None = cv2.imdecode(np.frombuffer(picture.data, np.uint8), flags)
+        pixels: Pixels | None = cv2.imdecode(np.frombuffer(image.data, np.uint8), flags)
     except cv2.error:
         return None
     if pixels is None or not blended:
@@ -154,59 +154,59 @@ def _decode_with_opencv(picture: Picture, reduction: int) -> Pixels | None:
         return None
     flat = np.empty((*pixels.shape[:2], 3), np.uint8)
     for rows in _strips(len(flat)):
-        flat[rows] = _lay_on(pixels[rows], picture.background, code=cv2.COLOR_BGRA2RGB)
+        flat[rows] = _lay_on(pixels[rows], image.background, code=cv2.COLOR_BGRA2RGB)
     return flat
 
 
-def _decode_with_pillow(picture: Picture) -> Pixels:
-    with _opened(picture) as image:
-        turned = image.getexif().get(_ORIENTATION_TAG, 1) if picture.format == "tiff" else 1
-        image.load()
-        pixels = _to_rgb(image, picture)
+def _decode_with_pillow(image: ImageHeader) -> Pixels:
+    with _opened(image) as pil_image:
+        turned = pil_image.getexif().get(_ORIENTATION_TAG, 1) if image.format == "tiff" else 1
+        pil_image.load()
+        pixels = _to_rgb(pil_image, image)
     # Pillow turns TIFFs upright by itself; here that is done later, or not at all.
     return turn(pixels, _UNDONE.get(turned, turned)) if turned in TURNS else pixels
 
 
-def _profile(picture: Picture) -> bytes:
+def _profile(image: ImageHeader) -> bytes:
     """The embedded colour profile; empty where Pillow cannot read the file."""
     try:
-        with _opened(picture) as image:
-            profile = image.info.get("icc_profile")
-    except PictureError:
+        with _opened(image) as pil_image:
+            profile = pil_image.info.get("icc_profile")
+    except ImageError:
         return b""
     return profile if isinstance(profile, bytes) else b""
 
 
 @contextmanager
-def _opened(picture: Picture) -> Iterator[ImageFile.ImageFile]:
-    """The picture in Pillow's hands; whatever it raises there becomes `PictureError`."""
+def _opened(image: ImageHeader) -> Iterator[ImageFile.ImageFile]:
+    """The image in Pillow's hands; whatever it raises there becomes `ImageError`."""
     try:
-        data, plugin = picture.data, _PLUGINS[picture.format]
-        if picture.format == "ico":
+        data, plugin = image.data, _PLUGINS[image.format]
+        if image.format == "ico":
             data = largest_icon(data)
             if data.startswith(b"\x89PNG"):
                 plugin = PngImagePlugin.PngImageFile
             else:
                 data = alone(data)
-        with plugin(io.BytesIO(data)) as image:
-            yield image
+        with plugin(io.BytesIO(data)) as pil_image:
+            yield pil_image
     except Exception as error:
         # Broken files make the decoders raise nearly anything; whatever it is, it costs one sample.
         detail = f"{type(error).__name__}: {error}"
         reason: Reason = "truncated" if "truncated" in detail else "undecodable"
-        raise PictureError(reason, detail) from error
+        raise ImageError(reason, detail) from error
 
 
-def _to_rgb(image: Image.Image, picture: Picture) -> Pixels:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _grey_to_rgb(image, picture)
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    transparent = image.has_transparency_data
-    for rows in _strips(image.height):
-        strip = image.crop((0, rows.start, image.width, rows.stop))
-        if transparent and picture.background != "drop":
-            pixels[rows] = _lay_on(np.asarray(strip.convert("RGBA")), picture.background)
-        elif transparent and image.mode == "P":
+def _to_rgb(pil_image: Image.Image, image: ImageHeader) -> Pixels:
+    if pil_image.mode.startswith("I") or pil_image.mode == "F":
+        return _grey_to_rgb(pil_image, image)
+    pixels = np.empty((pil_image.height, pil_image.width, 3), np.uint8)
+    transparent = pil_image.has_transparency_data
+    for rows in _strips(pil_image.height):
+        strip = pil_image.crop((0, rows.start, pil_image.width, rows.stop))
+        if transparent and image.background != "drop":
+            pixels[rows] = _lay_on(np.asarray(strip.convert("RGBA")), image.background)
+        elif transparent and pil_image.mode == "P":
             # By way of RGBA, for Pillow warns where a palette's transparency is just dropped.
             pixels[rows] = np.asarray(strip.convert("RGBA"))[..., :3]
         else:
@@ -215,7 +215,7 @@ def _to_rgb(image: Image.Image, picture: Picture) -> Pixels:
 
 
 def _strips(height: int) -> Iterator[slice]:
-    """Rows to convert at a time: whole copies of a large picture would take most of the memory."""
+    """Rows to convert at a time: whole copies of a large image would take most of the memory."""
     for top in range(0, height, _STRIP):
         yield slice(top, min(top + _STRIP, height))
 
@@ -229,27 +229,27 @@ def _lay_on(pixels: Pixels, background: Background, *, code: int = cv2.COLOR_RGB
     opacity = cv2.merge((opacity, opacity, opacity))
     if background == "black":
         return cv2.multiply(colours, opacity, scale=1 / 255)
-    # On white, what the picture takes away from it is what becomes fainter.
+    # On white, what the image takes away from it is what becomes fainter.
     return cv2.bitwise_not(cv2.multiply(cv2.bitwise_not(colours), opacity, scale=1 / 255))
 
 
-def _grey_to_rgb(image: Image.Image, picture: Picture) -> Pixels:
+def _grey_to_rgb(pil_image: Image.Image, image: ImageHeader) -> Pixels:
     """Scale grey of more than eight bits, which Pillow's own conversion would clip to white."""
-    levels = np.asarray(image)
+    levels = np.asarray(pil_image)
     # Floats are from 0 to 1, unless one is larger. Of twelve bits a TIFF leaves the upper four
     # empty; the other formats fill them.
-    is_fraction = image.mode == "F" and np.nanmax(levels, initial=0) <= 1
-    shift = picture.bits - 8 if picture.format == "tiff" and 8 < picture.bits < 16 else 8
-    transparency = image.info.get("transparency")
+    is_fraction = pil_image.mode == "F" and np.nanmax(levels, initial=0) <= 1
+    shift = image.bits - 8 if image.format == "tiff" and 8 < image.bits < 16 else 8
+    transparency = pil_image.info.get("transparency")
     pixels = np.empty((*levels.shape, 3), np.uint8)
     for rows in _strips(len(levels)):
-        if image.mode == "F":
+        if pil_image.mode == "F":
             grey = np.nan_to_num(levels[rows]) * (255.0 if is_fraction else 1.0)
         else:
             grey = levels[rows].astype(np.int64) >> shift
         grey = np.clip(grey, 0, 255).astype(np.uint8)
-        if isinstance(transparency, int) and picture.background != "drop":
-            grey[levels[rows] == transparency] = 255 if picture.background == "white" else 0
+        if isinstance(transparency, int) and image.background != "drop":
+            grey[levels[rows] == transparency] = 255 if image.background == "white" else 0
         pixels[rows] = grey[..., None]
     return pixels
 
@@ -259,18 +259,18 @@ def _shrink(pixels: Pixels, expected: tuple[int, ...]) -> Pixels:
     return shrunk
 
 
-def _is_painted(picture: Picture, pixels: Pixels, reduction: int) -> bool:
+def _is_painted(image: ImageHeader, pixels: Pixels, reduction: int) -> bool:
     """Whether a JPEG's last rows are what decoders paint where the data has run out.
 
     That is exactly one grey, from the edge of a block on; smooth chroma upsampling may spoil the
-    first such row. The full picture is judged, or the verdict would depend on the crops.
+    first such row. The full image is judged, or the verdict would depend on the crops.
     """
-    grey = _PAINT_OF_CMYK if picture.cmyk else _PAINT
+    grey = _PAINT_OF_CMYK if image.cmyk else _PAINT
     if not (pixels[-1] == grey).all():
         return False
     if reduction > 1:
-        full = _decode_with_opencv(picture, 1)
-        pixels = _decode_with_pillow(picture) if full is None else full
+        full = _decode_with_opencv(image, 1)
+        pixels = _decode_with_pillow(image) if full is None else full
     is_grey = (pixels == grey).all(axis=(1, 2))
     start = 0 if is_grey.all() else len(is_grey) - int(is_grey[::-1].argmin())
     return 0 < start <= len(is_grey) - _BLOCK and start % _BLOCK in (0, 1)

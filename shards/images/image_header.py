@@ -11,21 +11,21 @@ from typing import Final
 
 from shards.images.formats.bitmaps import inspect_bmp, inspect_ico, inspect_ppm, inspect_qoi
 from shards.images.formats.codecs import inspect_avif, inspect_jpeg2000, inspect_psd
-from shards.images.formats.common import FORMATS, Background, Format, Picture, PictureError
+from shards.images.formats.common import FORMATS, Background, Format, ImageError, ImageHeader
 from shards.images.formats.gif import inspect_gif
 from shards.images.formats.jpeg import inspect_jpeg
 from shards.images.formats.png import inspect_png
 from shards.images.formats.tiff import inspect_tiff
 from shards.images.formats.webp import inspect_webp
 
-__all__ = ["FORMATS", "MAX_SIDE", "Background", "Format", "Picture", "PictureError", "inspect"]
+__all__ = ["FORMATS", "MAX_SIDE", "Background", "Format", "ImageHeader", "ImageError", "inspect"]
 
 # Above this side the boxes of `crops.recipe`, relative numbers in float32, would lose pixels.
 MAX_SIDE: Final = 2**22
 
 # A list of what may come in, because Pillow would also start Ghostscript for an EPS and tries
 # dozens of plugins on anything it is given.
-_READERS: Final[tuple[tuple[re.Pattern[bytes], Format, Callable[[bytes], Picture]], ...]] = (
+_READERS: Final[tuple[tuple[re.Pattern[bytes], Format, Callable[[bytes], ImageHeader]], ...]] = (
     (re.compile(rb"\xff\xd8\xff"), "jpeg", inspect_jpeg),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), "png", inspect_png),
     (re.compile(rb"(?s)RIFF....WEBP"), "webp", inspect_webp),
@@ -41,29 +41,29 @@ _READERS: Final[tuple[tuple[re.Pattern[bytes], Format, Callable[[bytes], Picture
 )
 
 
-def inspect(data: bytes, formats: tuple[Format, ...] = ()) -> Picture:
-    """Say what `data` is, or raise `PictureError`. No pixel is decoded, so no bomb goes off.
+def inspect(data: bytes, formats: tuple[Format, ...] = ()) -> ImageHeader:
+    """Say what `data` is, or raise `ImageError`. No pixel is decoded, so no bomb goes off.
 
     Of a format that is not among `formats`, nothing but its first bytes is read; () allows all.
     """
     if not data:
-        raise PictureError("empty", "0 bytes")
+        raise ImageError("empty", "0 bytes")
     for magic, format_, read in _READERS:
         if magic.match(data):
             if formats and format_ not in formats:
-                raise PictureError("format", f"{format_}; allowed are {', '.join(formats)}")
+                raise ImageError("format", f"{format_}; allowed are {', '.join(formats)}")
             return _checked(data, read)
-    raise PictureError("not_a_picture", f"begins with {data[:8]!r}")
+    raise ImageError("not_an_image", f"begins with {data[:8]!r}")
 
 
-def _checked(data: bytes, read: Callable[[bytes], Picture]) -> Picture:
+def _checked(data: bytes, read: Callable[[bytes], ImageHeader]) -> ImageHeader:
     try:
-        picture = read(data)
+        image = read(data)
     except (struct.error, IndexError) as error:
         # The walks read as if the file were whole; falling off its end says it is not.
-        raise PictureError("truncated", f"the header ends after {len(data)} bytes") from error
-    if picture.height < 1 or picture.width < 1:
-        raise PictureError("broken_header", f"{picture.height} x {picture.width} pixels")
-    if max(picture.height, picture.width) > MAX_SIDE:
-        raise PictureError("too_large", f"{picture.height} x {picture.width} pixels")
-    return picture
+        raise ImageError("truncated", f"the header ends after {len(data)} bytes") from error
+    if image.height < 1 or image.width < 1:
+        raise ImageError("broken_header", f"{image.height} x {image.width} pixels")
+    if max(image.height, image.width) > MAX_SIDE:
+        raise ImageError("too_large", f"{image.height} x {image.width} pixels")
+    return image

@@ -1,4 +1,4 @@
-"""A contact sheet of pictures with a few words each: one PNG, or one HTML file that needs no other.
+"""A contact sheet of images with a few words each: one PNG, or one HTML file that needs no other.
 
 Every word on it comes from strangers' data. It is shown, never obeyed: escaped, without control or
 direction characters, and the page allows itself no script and no address to load from.
@@ -23,14 +23,14 @@ from shards.errors import ConfigError
 Pixels = NDArray[np.uint8]
 
 SUFFIXES: Final = (".html", ".png")
-_MOST_LETTERS = 160
-_LINE, _MARGIN, _GAP, _LEAST_WIDTH = 15, 16, 10, 160
+_MAX_LETTERS = 160
+_LINE, _MARGIN, _GAP, _MIN_WIDTH = 15, 16, 10, 160
 _PAPER, _INK, _FAINT, _ALARM = "#ffffff", "#1a1a1a", "#666666", "#b3261e"
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One place of a sheet: rows of pictures (H, W, 3) uint8 RGB, a title, and lines below it.
+    """One place of a sheet: rows of images (H, W, 3) uint8 RGB, a title, and lines below it.
 
     `reason` is set where there is nothing to show, or where what is shown was refused.
     """
@@ -43,7 +43,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """`facts` are said once, above the tiles. `exact` pictures are kept to the pixel."""
+    """`facts` are said once, above the tiles. `exact` images are kept to the pixel."""
 
     heading: str
     tiles: Sequence[Tile]
@@ -87,9 +87,9 @@ def write_sheet(sheet: Sheet, path: Path) -> None:
 
 def plain(text: str) -> str:
     """`text` on one line, in characters that do nothing but stand there, not too many of them."""
-    words = " ".join(text[: 4 * _MOST_LETTERS].split())
+    words = " ".join(text[: 4 * _MAX_LETTERS].split())
     kept = "".join("�" if unicodedata.category(c).startswith("C") else c for c in words)
-    return kept if len(kept) <= _MOST_LETTERS else kept[: _MOST_LETTERS - 1] + "…"
+    return kept if len(kept) <= _MAX_LETTERS else kept[: _MAX_LETTERS - 1] + "…"
 
 
 def page(sheet: Sheet) -> str:
@@ -172,10 +172,10 @@ figcaption b {{ font-weight: 600; unicode-bidi: isolate; }}
 
 
 def draw_sheet(sheet: Sheet) -> Image.Image:
-    """The sheet as one picture: tiles in rows, the words below each."""
+    """The sheet as one image: tiles in rows, the words below each."""
     font = ImageFont.load_default(12)
     sizes = [_measure(tile) for tile in sheet.tiles]
-    width = max((size[0] for size in sizes), default=_LEAST_WIDTH) + _GAP
+    width = max((size[0] for size in sizes), default=_MIN_WIDTH) + _GAP
     height = sum(size[1] + _GAP for size in sizes) / max(1, len(sizes))
     columns = max(1, min(len(sizes), round(math.sqrt(len(sizes) * height / width * 1.3))))
     rows = [sizes[first : first + columns] for first in range(0, len(sizes), columns)]
@@ -200,7 +200,7 @@ def _measure(tile: Tile) -> tuple[int, int]:
     widths = [sum(p.shape[1] + 2 for p in row) for row in tile.rows]
     heights = [max((p.shape[0] for p in row), default=0) + 2 for row in tile.rows]
     words = 1 + bool(tile.reason) + len(tile.lines)
-    return max([_LEAST_WIDTH, *widths]), sum(heights) + words * _LINE
+    return max([_MIN_WIDTH, *widths]), sum(heights) + words * _LINE
 
 
 def _draw_tile(

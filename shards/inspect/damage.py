@@ -43,18 +43,18 @@ class Damage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DamageReport:
-    """Pictures before and after, and the rejects that came with the damage, by reason."""
+    """Images before and after, and the rejects that came with the damage, by reason."""
 
     damages: tuple[Damage, ...]
     num_shards: int
-    num_pictures: int
+    num_images: int
     num_left: int
     rejects: Mapping[str, int]
     num_unreadable: int
 
     @property
     def num_lost(self) -> int:
-        return self.num_pictures - self.num_left
+        return self.num_images - self.num_left
 
 
 def drill_damage(paths: Sequence[Path], folder: Path, config: DamageConfig) -> DamageReport:
@@ -73,8 +73,8 @@ def drill_damage(paths: Sequence[Path], folder: Path, config: DamageConfig) -> D
     return DamageReport(
         damages=damages,
         num_shards=len(copies),
-        num_pictures=before.found.num_pictures,
-        num_left=after.found.num_pictures,
+        num_images=before.found.num_images,
+        num_left=after.found.num_images,
         rejects={reason: number for reason, number in more.most_common() if number > 0},
         num_unreadable=sum(bool(report.unreadable) for report in after.shards),
     )

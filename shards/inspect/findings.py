@@ -1,11 +1,11 @@
-"""What a look at many samples found: counts, and histograms that stay small at 10^9 pictures."""
+"""What a look at many samples found: counts, and histograms that stay small at 10^9 images."""
 
 import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from shards.images.image_header import Picture
+from shards.images.image_header import ImageHeader
 from shards.records import Reject
 
 
@@ -44,9 +44,9 @@ class Findings:
     """
 
     num_samples: int = 0
-    num_pictures: int = 0
+    num_images: int = 0
     num_pixels: int = 0
-    picture_bytes: int = 0
+    image_bytes: int = 0
     num_decoded: int = 0
     decode_seconds: float = 0.0
     formats: Counter[str] = field(default_factory=Counter)
@@ -63,24 +63,24 @@ class Findings:
         self.rejects[reject.reason] += 1
         self._keep(reject)
 
-    def admit(self, picture: Picture) -> None:
-        """Count one picture that would come in."""
-        short, long = sorted((picture.height, picture.width))
-        self.num_pictures += 1
+    def admit(self, image: ImageHeader) -> None:
+        """Count one image that would come in."""
+        short, long = sorted((image.height, image.width))
+        self.num_images += 1
         self.num_pixels += short * long
-        self.picture_bytes += len(picture.data)
-        self.formats[picture.format] += 1
+        self.image_bytes += len(image.data)
+        self.formats[image.format] += 1
         self.shorter_sides.add(short)
         self.longer_sides.add(long)
-        self.aspect_ratios.add(picture.width / picture.height)
-        self.sizes.add(len(picture.data))
+        self.aspect_ratios.add(image.width / image.height)
+        self.sizes.add(len(image.data))
 
     def merge(self, other: "Findings") -> None:
         """Add the findings of another part of the shards."""
         self.num_samples += other.num_samples
-        self.num_pictures += other.num_pictures
+        self.num_images += other.num_images
         self.num_pixels += other.num_pixels
-        self.picture_bytes += other.picture_bytes
+        self.image_bytes += other.image_bytes
         self.num_decoded += other.num_decoded
         self.decode_seconds += other.decode_seconds
         self.formats.update(other.formats)

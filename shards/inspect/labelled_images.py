@@ -1,4 +1,4 @@
-"""Labelled pictures, each once, in file order: what an evaluation reads.
+"""Labelled images, each once, in file order: what an evaluation reads.
 
 No random crops here: the central square, shrunk to one size. A label is the whole number in a
 sample's `cls` member, or `label` or `cls` in its `json` member.
@@ -19,7 +19,7 @@ from shards.crops.engine import use_one_core
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, Parameter, ViewGroup, draw
 from shards.errors import BudgetExceeded, UserError
-from shards.images.image_header import Picture
+from shards.images.image_header import ImageHeader
 from shards.records import Chunk, Reject, Sample
 from shards.redaction import redact
 from shards.samples.admission import AdmissionConfig, admit
@@ -29,15 +29,15 @@ from shards.stream.order import Order, OrderConfig
 from shards.tars.chunk_reader import read_chunk
 from shards.tars.tar_walk import Walks
 
-# The share of the central square that is kept: 224 of 256 for large pictures, all of small ones.
+# The share of the central square that is kept: 224 of 256 for large images, all of small ones.
 _LARGE_SHARE, _SMALL_SIDE = 0.875, 64
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """`pictures` (N, S, S, 3) uint8 RGB, `labels` (N,) int64, and why other samples are missing."""
+    """`images` (N, S, S, 3) uint8 RGB, `labels` (N,) int64, and why other samples are missing."""
 
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     rejects: dict[str, int] = field(default_factory=dict)
 
@@ -45,14 +45,14 @@ class Labelled:
 def iter_labelled(
     manifest: Manifest, reader: RangeReader, size: int, num_threads: int = 2
 ) -> Iterator[Labelled]:
-    """Every labelled picture of `manifest` as `size` x `size` pixels, some at a time, in order.
+    """Every labelled image of `manifest` as `size` x `size` pixels, some at a time, in order.
 
-    Raises UserError at the first sample without a label, BudgetExceeded when no picture is left.
+    Raises UserError at the first sample without a label, BudgetExceeded when no image is left.
     """
     config = OrderConfig(seed=0, chunk_bytes=manifest.suggest_chunk_bytes(), chunks_per_block=1)
     order = Order(manifest.shards, manifest.digest, config)
     rejects: Counter[str] = Counter()
-    num_pictures = 0
+    num_images = 0
     under_way: deque[tuple[Chunk, Future[tuple[Labelled, bool]]]] = deque()
     waiting = iter(range(order.num_chunks))
     read = partial(_read, manifest, reader, Walks(), size)
@@ -73,11 +73,11 @@ def iter_labelled(
             if leaps:
                 irregular.add(chunk.shard)
             rejects.update(part.rejects)
-            num_pictures += len(part.labels)
+            num_images += len(part.labels)
             yield part
-    if not num_pictures:
+    if not num_images:
         raise BudgetExceeded(
-            "every sample of the labelled shards was rejected; at least one picture is needed; "
+            "every sample of the labelled shards was rejected; at least one image is needed; "
             "look at the reasons, and at the shards with `streamssl shards verify`",
             rejects,
         )
@@ -91,8 +91,8 @@ def read_labelled(
     rejects: Counter[str] = Counter()
     for part in parts:
         rejects.update(part.rejects)
-    pictures = np.concatenate([part.pictures for part in parts])
-    return Labelled(pictures, np.concatenate([part.labels for part in parts]), dict(rejects))
+    images = np.concatenate([part.images for part in parts])
+    return Labelled(images, np.concatenate([part.labels for part in parts]), dict(rejects))
 
 
 def read_label(sample: Sample, uri: str) -> int:
@@ -132,18 +132,18 @@ def central_square(size: int) -> CropRecipe:
 def _read(
     manifest: Manifest, reader: RangeReader, walks: Walks, size: int, chunk: Chunk
 ) -> tuple[Labelled, bool]:
-    """The labelled pictures of a chunk, and whether it leaps."""
+    """The labelled images of a chunk, and whether it leaps."""
     shard = manifest.shards[chunk.shard]
     cut = read_chunk(reader, shard, chunk, walks)
     rejects: Counter[str] = Counter()
-    admitted: list[Picture] = []
+    admitted: list[ImageHeader] = []
     labels: list[int] = []
     for item in cut.found:
-        picture = item if isinstance(item, Reject) else admit(item, AdmissionConfig())
-        if isinstance(picture, Reject):
-            rejects[picture.reason] += 1
+        image = item if isinstance(item, Reject) else admit(item, AdmissionConfig())
+        if isinstance(image, Reject):
+            rejects[image.reason] += 1
         elif isinstance(item, Sample):
-            admitted.append(picture)
+            admitted.append(image)
             labels.append(read_label(item, shard.uri))
     cropped = OpenCVEngine(central_square(size)).crop(admitted, _parameters(admitted, size))
     rejects.update(reason for _, reason, _ in cropped.failures)
@@ -151,10 +151,10 @@ def _read(
     return Labelled(cropped.crops[0][:, 0], kept, dict(rejects)), cut.leaps
 
 
-def _parameters(pictures: list[Picture], size: int) -> NDArray[np.float32]:
-    sizes = np.array([(p.height, p.width) for p in pictures], dtype=np.int64).reshape(-1, 2)
-    none = np.zeros(len(pictures), dtype=np.int64)
-    parameters = draw(central_square(size), 0, none, np.zeros((len(pictures), 2)), sizes)
+def _parameters(images: list[ImageHeader], size: int) -> NDArray[np.float32]:
+    sizes = np.array([(p.height, p.width) for p in images], dtype=np.int64).reshape(-1, 2)
+    none = np.zeros(len(images), dtype=np.int64)
+    parameters = draw(central_square(size), 0, none, np.zeros((len(images), 2)), sizes)
     if size > _SMALL_SIDE:
         for low, high in ((Parameter.Y0, Parameter.Y1), (Parameter.X0, Parameter.X1)):
             margin = (parameters[..., high] - parameters[..., low]) * (1 - _LARGE_SHARE) / 2

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from shards.errors import ConfigError
 from shards.images.decode import REDUCED, can_reduce, decode
-from shards.images.image_header import Picture, PictureError
+from shards.images.image_header import ImageError, ImageHeader
 from shards.inspect.contact_sheet import Tile
 from shards.records import Chunk, CropBatch, Reject, Sample, Turn
 from shards.redaction import redact
@@ -22,7 +22,7 @@ from shards.stream.manifest import Manifest
 from shards.stream.order import Order
 from shards.tars.chunk_reader import read_chunk
 
-MOST_TILES = 1024
+MAX_TILES = 1024
 THUMBNAIL = 192
 # Samples on a sheet come from so many places of the data at least, where it has so many.
 _PLACES = 8
@@ -45,8 +45,8 @@ def draw_samples(
     The order is that of a run with small chunks, so that a sheet costs a few ranged reads of a few
     samples each, anywhere in the data. Raises ConfigError, ShardUnreadable.
     """
-    if not 1 <= num <= MOST_TILES:
-        raise ConfigError(f"num={num}; a sheet shows from 1 to {MOST_TILES} samples: change --num")
+    if not 1 <= num <= MAX_TILES:
+        raise ConfigError(f"num={num}; a sheet shows from 1 to {MAX_TILES} samples: change --num")
     order = build_order(manifest, _near(manifest, num), seed)
     judge = Judge(admission)
     shown = 0
@@ -80,29 +80,29 @@ def _read_block(
 
 
 def sample_tile(item: Sample | Reject, judge: Judge) -> Tile:
-    """A sample as it is seen: its picture made small, and what is known of it; or why it is not.
+    """A sample as it is seen: its image made small, and what is known of it; or why it is not.
 
     What admission refuses is never decoded, so no bomb goes off in a viewer.
     """
-    picture = item if isinstance(item, Reject) else judge(item)
+    image = item if isinstance(item, Reject) else judge(item)
     words = describe(item) if isinstance(item, Sample) else ()
-    if isinstance(picture, Reject):
-        lines = dict.fromkeys((picture.detail, *words))
-        return Tile(item.key, lines=tuple(lines), reason=picture.reason)
-    size = f"{picture.width} x {picture.height} {picture.format}, {len(picture.data):,} bytes"
+    if isinstance(image, Reject):
+        lines = dict.fromkeys((image.detail, *words))
+        return Tile(item.key, lines=tuple(lines), reason=image.reason)
+    size = f"{image.width} x {image.height} {image.format}, {len(image.data):,} bytes"
     try:
-        pixels = thumbnail(picture)
-    except PictureError as error:
+        pixels = thumbnail(image)
+    except ImageError as error:
         return Tile(item.key, lines=(error.detail, size, *words), reason=error.reason)
     return Tile(item.key, ((pixels,),), (size, *words))
 
 
-def thumbnail(picture: Picture, side: int = THUMBNAIL) -> NDArray[np.uint8]:
-    """The whole picture within `side` x `side` pixels. Raises PictureError."""
-    longest = max(picture.height, picture.width)
-    factors = REDUCED if can_reduce(picture) else (1,)
+def thumbnail(image: ImageHeader, side: int = THUMBNAIL) -> NDArray[np.uint8]:
+    """The whole image within `side` x `side` pixels. Raises ImageError."""
+    longest = max(image.height, image.width)
+    factors = REDUCED if can_reduce(image) else (1,)
     reduction = max(factor for factor in factors if factor == 1 or longest >= factor * side)
-    pixels = decode(picture, reduction)
+    pixels = decode(image, reduction)
     height, width = pixels.shape[:2]
     share = side / max(height, width)
     if share >= 1:

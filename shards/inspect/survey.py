@@ -1,7 +1,7 @@
 """Looks through shards without training: `verify` finds what is wrong, `stats` counts.
 
 Each shard is read by one thread, from its beginning to its end; others decode what it finds. What
-is kept grows with the number of shards, not with that of pictures.
+is kept grows with the number of shards, not with that of images.
 """
 
 import threading
@@ -20,7 +20,7 @@ from shards.crops.opencv import OpenCVEngine
 from shards.crops.sample_cropper import CropJob, SampleCropper
 from shards.errors import ShardUnreadable
 from shards.images.decode import decode
-from shards.images.image_header import Picture, PictureError
+from shards.images.image_header import ImageError, ImageHeader
 from shards.inspect.findings import Findings
 from shards.inspect.labelled_images import central_square
 from shards.inspect.shard_check import Found, ShardReport, new_report, walk_shard
@@ -33,12 +33,12 @@ from shards.tars.chunk_reader import read_chunk
 
 Depth = Literal["headers", "pixels"]
 
-# Whole pictures need not be looked at closely to know that they can be decoded.
+# Whole images need not be looked at closely to know that they can be decoded.
 _PROBE_SIDE = 16
-# So many pictures are decoded at full size to know how long it takes: some of every chunk.
-_MOST_TIMED, _TIMED_AT_ONCE = 512, 8
+# So many images are decoded at full size to know how long it takes: some of every chunk.
+_MAX_TIMED, _TIMED_AT_ONCE = 512, 8
 # A store that gives none of so many shards will not give the others.
-_MOST_UNREADABLE = 8
+_MAX_UNREADABLE = 8
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Survey:
 class Surveyor:
     """Looks at the shards of one manifest. Call one of its methods, once.
 
-    With depth "pixels" every admitted picture is decoded, in threads of this process, or with
+    With depth "pixels" every admitted image is decoded, in threads of this process, or with
     `isolated` in processes that may die of it. `progress` is told of bytes as they are passed.
     """
 
@@ -89,7 +89,7 @@ class Surveyor:
         self._survey = Survey(
             len(manifest.shards), manifest.num_bytes, self._order.num_chunks, chunk_bytes
         )
-        self._timed = threading.Semaphore(_MOST_TIMED)
+        self._timed = threading.Semaphore(_MAX_TIMED)
         self._stop = threading.Event()
         self._local = threading.local()
         self._children: list[Isolation] = []
@@ -105,8 +105,8 @@ class Surveyor:
                 survey.shards.append(report)
                 survey.read_seconds += seconds
                 survey.looked_bytes += report.num_bytes
-                failed = [report.unreadable for report in survey.shards[:_MOST_UNREADABLE]]
-                if len(failed) == len(survey.shards) == _MOST_UNREADABLE and all(failed):
+                failed = [report.unreadable for report in survey.shards[:_MAX_UNREADABLE]]
+                if len(failed) == len(survey.shards) == _MAX_UNREADABLE and all(failed):
                     raise ShardUnreadable(f"the first {len(failed)} shards: {failed[0]}")
         survey.looked_chunks = survey.num_chunks
         return survey
@@ -172,25 +172,25 @@ class Surveyor:
 
     def _look(self, found: Found) -> Findings:
         part = Findings(num_samples=len(found))
-        admitted: list[tuple[Sample, Picture]] = []
+        admitted: list[tuple[Sample, ImageHeader]] = []
         for item in found:
             if isinstance(item, Sample):
                 part.extensions.update(item.fields.keys())
-            picture = item if isinstance(item, Reject) else admit(item, self._admission)
-            if isinstance(picture, Reject):
-                part.refuse(picture)
+            image = item if isinstance(item, Reject) else admit(item, self._admission)
+            if isinstance(image, Reject):
+                part.refuse(image)
             elif isinstance(item, Sample):
-                admitted.append((item, picture))
+                admitted.append((item, image))
         refused: set[int] = set()
         if self._depth == "pixels":
             outcome = self._cropper().crop([sample for sample, _ in admitted], 0)
             for reject in outcome.rejects:
                 part.refuse(reject)
                 refused.add(reject.offset)
-        pictures = [picture for sample, picture in admitted if sample.offset not in refused]
-        for picture in pictures:
-            part.admit(picture)
-        self._time(part, pictures[:_TIMED_AT_ONCE])
+        images = [image for sample, image in admitted if sample.offset not in refused]
+        for image in images:
+            part.admit(image)
+        self._time(part, images[:_TIMED_AT_ONCE])
         return part
 
     def _cropper(self) -> SampleCropper | Isolation:
@@ -208,15 +208,15 @@ class Surveyor:
             self._local.cropper = cropper
         return cropper
 
-    def _time(self, part: Findings, pictures: list[Picture]) -> None:
-        """Decode a few pictures at full size, to know how long it takes."""
-        for picture in () if self._isolated else pictures:
+    def _time(self, part: Findings, images: list[ImageHeader]) -> None:
+        """Decode a few images at full size, to know how long it takes."""
+        for image in () if self._isolated else images:
             if not self._timed.acquire(blocking=False):
                 return
             began = time.thread_time()
             try:
-                decode(picture)
-            except PictureError:
-                continue  # it is no picture: what is wrong with it, "pixels" says
+                decode(image)
+            except ImageError:
+                continue  # it is no image: what is wrong with it, "pixels" says
             part.decode_seconds += time.thread_time() - began
             part.num_decoded += 1

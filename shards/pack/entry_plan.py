@@ -1,4 +1,4 @@
-"""Single pictures are dealt to shards and read: files, objects of a store, addresses of the web."""
+"""Single images are dealt to shards and read: files, objects of a store, addresses of the web."""
 
 import json
 import re
@@ -13,17 +13,17 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.images.image_header import PictureError, inspect
+from shards.images.image_header import ImageError, inspect
 from shards.pack.fetch import Fetcher, FetchError
 from shards.pack.pack_plan import PackConfig, ShardTask, Skipped, Step, deal, shuffled
 from shards.records import Sample
 from shards.samples.subset import Subset
 from shards.tars.headers import BLOCK
 
-# How long a picture is taken to be that nobody has looked at yet.
+# How long an image is taken to be that nobody has looked at yet.
 UNKNOWN_BYTES: Final = 1 << 18
-# While one more picture is opened, looked at and named, so many bytes could be copied.
-_BYTES_PER_PICTURE: Final = 1 << 16
+# While one more image is opened, looked at and named, so many bytes could be copied.
+_BYTES_PER_IMAGE: Final = 1 << 16
 _MAX_STEM: Final = 40
 _MAX_KEY: Final = 200
 # What a member is called that came without a name of its own; others are called "img".
@@ -35,10 +35,10 @@ _EXTENSIONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One picture that can be read. `version` differs when the bytes differ.
+    """One image that can be read. `version` differs when the bytes differ.
 
     Without an `extension` the member is called after what the bytes are. `fields` are members
-    beside the picture, by extension. `read` travels by pickle where there are several workers.
+    beside the image, by extension. `read` travels by pickle where there are several workers.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackSource:
-    """Pictures in a fixed order. Class number i is called `class_names[i]`, where names are known.
+    """Images in a fixed order. Class number i is called `class_names[i]`, where names are known.
 
     `skipped` counts, by reason, the files that were found but cannot be packed. `sizes` (N,) int64
     are bytes, about. `content` names what the entries are, where that is known without asking
@@ -78,25 +78,25 @@ class PackSource:
         return digest.hexdigest()
 
     @property
-    def unit(self) -> Literal["pictures", "bytes"]:
-        return "pictures"
+    def unit(self) -> Literal["images", "bytes"]:
+        return "images"
 
     @property
     def subset(self) -> None:
-        """No list chooses from single pictures: what is not wanted is not listed."""
+        """No list chooses from single images: what is not wanted is not listed."""
 
     def plan(self, config: PackConfig) -> "EntriesPlan":
-        """Which picture goes into which shard."""
+        """Which image goes into which shard."""
         order = shuffled(len(self.entries), config.seed)
         sizes = self.sizes
         if sizes is None:
             sizes = np.full(len(self.entries), UNKNOWN_BYTES, np.int64)
-        # A header block and whole blocks of data, for the picture and for its label.
+        # A header block and whole blocks of data, for the image and for its label.
         lengths = BLOCK + -(-sizes // BLOCK) * BLOCK
         if len(self.entries) and self.entries[0].label is not None:
             lengths = lengths + 2 * BLOCK
         bounds = deal(lengths[order], config.samples_per_shard, config.max_bytes)
-        cost = int(lengths.sum()) + _BYTES_PER_PICTURE * len(order)
+        cost = int(lengths.sum()) + _BYTES_PER_IMAGE * len(order)
         return EntriesPlan(self, order, bounds, cost)
 
 
@@ -134,7 +134,7 @@ class EntriesPlan:
 
 @dataclass(frozen=True, slots=True)
 class EntriesTask:
-    """The pictures of one shard, each with its row in the source."""
+    """The images of one shard, each with its row in the source."""
 
     number: int
     entries: tuple[tuple[int, Entry], ...]
@@ -155,7 +155,7 @@ def _read(fetcher: Fetcher, row: tuple[int, Entry]) -> Step:
         format_ = inspect(data).format
     except FetchError as error:
         return Step(1, skipped=(Skipped(entry.name, error.reason, error.lost),))
-    except PictureError as error:
+    except ImageError as error:
         return Step(1, skipped=(Skipped(entry.name, error.reason),))
     fields = {entry.extension or _EXTENSIONS.get(format_, "img"): data}
     if entry.label is not None:

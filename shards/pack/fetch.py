@@ -1,4 +1,4 @@
-"""One picture from wherever it lies: a file, an object of a store, an address of the web.
+"""One image from wherever it lies: a file, an object of a store, an address of the web.
 
 A file or an object that was listed must still be what was listed. What cannot be had is a
 `FetchError` with a reason that can be counted.
@@ -33,7 +33,7 @@ _STORES: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
 
 
 class Fetcher:
-    """Gets pictures, `config.connections` at a time. To be closed; connects only when asked to."""
+    """Gets images, `config.connections` at a time. To be closed; connects only when asked to."""
 
     def __init__(self, config: WebConfig, num_workers: int = 1) -> None:
         # What one host may be asked at once is shared by all workers.

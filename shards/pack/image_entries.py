@@ -1,6 +1,6 @@
-"""What can be packed: the pictures of a folder, of a list of files, or made by formula.
+"""What can be packed: the images of a folder, of a list of files, or made by formula.
 
-A source lists its pictures without opening them; workers get them one by one.
+A source lists its images without opening them; workers get them one by one.
 """
 
 import os
@@ -21,7 +21,7 @@ from shards.pack.store_lookup import Lookups
 from shards.records import ShardInfo
 from shards.redaction import redact
 from shards.samples import synthetic_images as synthetic
-from shards.samples.admission import PICTURE_EXTENSIONS
+from shards.samples.admission import IMAGE_EXTENSIONS
 
 Labels = Literal["auto", "none"]
 # Name, place, what a listing says of it, label.
@@ -29,10 +29,10 @@ _Row = tuple[str, str, ShardInfo | None, int | None]
 
 
 def entries_from_folder(folder: Path | str, labels: Labels = "auto") -> PackSource:
-    """The pictures under `folder`, here or in a store, at any depth, sorted by path.
+    """The images under `folder`, here or in a store, at any depth, sorted by path.
 
     With "auto" the sub-folders directly under `folder` are the classes, numbered in the order of
-    their sorted names, if every picture lies in one of at least two such sub-folders; otherwise,
+    their sorted names, if every image lies in one of at least two such sub-folders; otherwise,
     and with "none", nothing is labelled.
     """
     skipped: Counter[str] = Counter()
@@ -41,12 +41,10 @@ def entries_from_folder(folder: Path | str, labels: Labels = "auto") -> PackSour
     else:
         path = Path(folder).expanduser()
         if not path.is_dir():
-            raise UserError(
-                f"{folder} is not a folder; pictures are packed from one; check the path"
-            )
+            raise UserError(f"{folder} is not a folder; images are packed from one; check the path")
         found = [(name, str(path / name), None, None) for name in _iter_files(path, skipped)]
-    pictures = [row[0] for row in found if is_picture(row[0])]
-    parents = {name.partition("/")[0] if "/" in name else "" for name in pictures}
+    images = [row[0] for row in found if is_image(row[0])]
+    parents = {name.partition("/")[0] if "/" in name else "" for name in images}
     labelled = labels == "auto" and len(parents) > 1 and "" not in parents
     class_names = tuple(sorted(parents)) if labelled else ()
     numbers = {name: number for number, name in enumerate(class_names)}
@@ -55,10 +53,10 @@ def entries_from_folder(folder: Path | str, labels: Labels = "auto") -> PackSour
 
 
 def entries_from_list(file: Path | str, labels: Labels = "auto") -> PackSource:
-    """The pictures that a text file names, one a line: paths relative to its own folder, addresses
+    """The images that a text file names, one a line: paths relative to its own folder, addresses
     of the web or of a store.
 
-    A label may follow, after a tab, or after a space where the path before it ends as a picture's
+    A label may follow, after a tab, or after a space where the path before it ends as an image's
     does. Whole numbers are kept as they are; other labels are numbered in sorted order; with
     "none" there are none.
     """
@@ -93,7 +91,7 @@ def entries_from_synthetic(
     size: int = 48,
     num_classes: int = len(synthetic.CLASS_NAMES),
 ) -> PackSource:
-    """`num` labelled pictures made by formula, as `synthetic.iter_pictures` yields them."""
+    """`num` labelled images made by formula, as `synthetic.iter_images` yields them."""
     synthetic.check_size(size)
     labels = synthetic.balanced_labels(num, seed=seed, num_classes=num_classes)
     # Samples of what the formula draws now name its version: a changed formula is a new input.
@@ -104,16 +102,16 @@ def entries_from_synthetic(
         for index, label in enumerate(labels.tolist())
     ]
     return PackSource(
-        name=f"{num} synthetic pictures",
+        name=f"{num} synthetic images",
         entries=entries,
         class_names=synthetic.CLASS_NAMES[:num_classes],
         sizes=np.full(num, sum(map(len, samples)) // len(samples), np.int64),
     )
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file is called as pictures are."""
-    return _extension(name) in PICTURE_EXTENSIONS
+def is_image(name: str) -> bool:
+    """Whether a file is called as images are."""
+    return _extension(name) in IMAGE_EXTENSIONS
 
 
 def is_far(place: str) -> bool:
@@ -137,7 +135,7 @@ def place_of(path: str, parent: str) -> str:
 
 
 def entry_at(name: str, place: str, label: int | None = None) -> Entry:
-    """The picture at a place that nobody has looked at yet."""
+    """The image at a place that nobody has looked at yet."""
     if "://" not in place:
         return Entry(name, "", partial(_read_file, place, ""), "", label)
     version = blake2b(place.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
@@ -164,14 +162,14 @@ def _source(
 
 
 def _open(row: _Row, skipped: Counter[str]) -> Iterator[tuple[Entry, int]]:
-    """The entry of a row and its length; none where it cannot be a picture, which is counted."""
+    """The entry of a row and its length; none where it cannot be an image, which is counted."""
     name, place, info, label = row
     if info is None and "://" in place:
         yield entry_at(name, place, label), UNKNOWN_BYTES
         return
     extension = _extension(name)
-    if not is_picture(name):
-        skipped["not_a_picture"] += 1
+    if not is_image(name):
+        skipped["not_an_image"] += 1
         return
     if info is not None:
         get = partial(_get_listed, info)
@@ -203,7 +201,7 @@ def _get(address: str, fetcher: Fetcher) -> bytes:
 
 
 def _draw(seed: int, index: int, label: int, size: int, _: Fetcher | None = None) -> bytes:
-    return synthetic.encode_jpeg(synthetic.make_picture(seed, index, label, size))
+    return synthetic.encode_jpeg(synthetic.make_image(seed, index, label, size))
 
 
 def _iter_files(folder: Path, skipped: Counter[str]) -> Iterator[str]:
@@ -226,7 +224,7 @@ def _list_store(folder: str) -> Iterator[_Row]:
     files = Lookups().files_below(folder)
     if files is None:
         raise UserError(
-            f"{redact(folder)} is not a folder of its store; pictures are packed from one; check "
+            f"{redact(folder)} is not a folder of its store; images are packed from one; check "
             "the address"
         )
     root = len(folder.rstrip("/")) + 1
@@ -256,7 +254,7 @@ def _split_line(line: str) -> tuple[str, str | None]:
     """'a b.jpg 3' -> ('a b.jpg', '3'); 'a b.jpg' -> ('a b.jpg', None)."""
     for space in ("\t", " "):
         path, found, label = line.rpartition(space)
-        if found and (space == "\t" or not is_picture(line)):
+        if found and (space == "\t" or not is_image(line)):
             return path.strip(), label.strip()
     return line, None
 

@@ -1,7 +1,7 @@
-"""Pictures, or other shards, become tar shards: in a folder or in any store, all or resumably.
+"""Images, or other shards, become tar shards: in a folder or in any store, all or resumably.
 
 The shards are what the `webdataset` library reads and writes: a sample is `<key>.<ext>` with the
-picture's own bytes, never encoded anew, and `<key>.cls` with its class number where it has one.
+image's own bytes, never encoded anew, and `<key>.cls` with its class number where it has one.
 The same input gives the same bytes, whoever writes them, wherever, after whatever interruption.
 
 Beside every shard lies a side-car, which is written behind it and says what became of it. While
@@ -36,13 +36,13 @@ CLASSES_FILE: Final = "classes.txt"
 REPORT_FILE: Final = "pack.json"
 # Side-cars are small, and a store takes its time over each.
 _NUM_READS: Final = 16
-# A process takes more than a second to start, and single pictures are packed fast without it.
+# A process takes more than a second to start, and single images are packed fast without it.
 _WORTH_A_WORKER: Final = 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackReport:
-    """What lies in `out`. `skipped` maps a reason to how many pictures were left out for it.
+    """What lies in `out`. `skipped` maps a reason to how many images were left out for it.
 
     `digest` is of all shards' digests, in order; `num_bytes` their length. `num_renamed` samples
     have another key because it was taken, `num_unselected` were not in the subset list. `reused`
@@ -65,7 +65,7 @@ class Watch:
     """What a caller may want to see of a pack; does nothing. To be derived from."""
 
     def begin(self, num_units: int, unit: str) -> None:
-        """So much work lies ahead, in pictures or in bytes of the input."""
+        """So much work lies ahead, in images or in bytes of the input."""
 
     def advance(self, num_units: int) -> None:
         """So much of it was done."""
@@ -89,7 +89,7 @@ def pack(
     What an earlier call finished of the same input is left as it is, all of it or some shards.
     With `admission` is left out what it rejects, without it what cannot be read. `num_workers`
     processes work side by side; None: a core each, where there is enough work. Raises UserError
-    when `out` holds anything else, or when the source has no picture; PackFailed and
+    when `out` holds anything else, or when the source has no image; PackFailed and
     ShardUnreadable for what may go better another time.
     """
     config, web = config or PackConfig(), web or WebConfig()
@@ -98,7 +98,7 @@ def pack(
     target = open_target(str(out))
     rules = {} if admission is None else {"admission": asdict(admission)}
     # What was bounded otherwise is another content.
-    inputs = describe(source, config, max_picture_bytes=web.max_bytes, **rules)
+    inputs = describe(source, config, max_image_bytes=web.max_bytes, **rules)
     work = _Pack(source, str(out), config, target, inputs, watch or Watch())
     try:
         with target.hold(work.watch.say) as scratch:
@@ -201,7 +201,7 @@ class _Pack:
         if not report.num_samples:
             for name in (*self._names(len(made)), UNFINISHED):
                 self._target.remove(name)
-            raise UserError(_no_picture_message(self._source, report.skipped))
+            raise UserError(_no_image_message(self._source, report.skipped))
         if self._source.class_names:
             lines = (" ".join(name.splitlines()) + "\n" for name in self._source.class_names)
             text = "".join(lines).encode("utf-8", "backslashreplace")
@@ -279,7 +279,7 @@ class _Pack:
 
     def _refusal(self) -> UserError:
         return UserError(
-            f"{self._out} exists and is not a complete pack of these pictures with these settings, "
+            f"{self._out} exists and is not a complete pack of these images with these settings, "
             "nor the beginning of one; shards go into a new or empty folder; name another, or "
             "remove this one"
         )
@@ -294,9 +294,9 @@ def _to_json(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, indent=2).encode() + b"\n"
 
 
-def _no_picture_message(source: Source, skipped: Mapping[str, int]) -> str:
+def _no_image_message(source: Source, skipped: Mapping[str, int]) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     return (
-        f"no picture found in {source.name} ({reasons or 'it is empty'}); at least one file must "
-        f"be a picture that can be read; check the path"
+        f"no image found in {source.name} ({reasons or 'it is empty'}); at least one file must "
+        f"be an image that can be read; check the path"
     )

@@ -12,7 +12,7 @@ from shards.pack.image_entries import (
     entries_from_folder,
     entries_from_list,
     is_far,
-    is_picture,
+    is_image,
 )
 from shards.pack.pack_plan import Source
 from shards.pack.reshard import ShardsSource
@@ -37,8 +37,8 @@ def open_source(
         kind = _kind(name)
     if subset is not None and kind != "shards":
         raise ConfigError(
-            f"subset={subset!r} with a {kind} of pictures; a subset list chooses from shards: list "
-            "the wanted pictures instead"
+            f"subset={subset!r} with a {kind} of images; a subset list chooses from shards: list "
+            "the wanted images instead"
         )
     if kind == "shards":
         return _open_shards(name, subset)
@@ -96,13 +96,13 @@ def _files_of_folder(name: str) -> Iterable[str] | None:
 
 
 def _kind_of_folder(name: str, files: Iterable[str]) -> Kind:
-    has_shard = has_picture = False
+    has_shard = has_image = False
     for file in files:
         has_shard = has_shard or bool(_SHARD.search(file))
-        has_picture = has_picture or is_picture(file)
-    if has_shard and has_picture:
+        has_image = has_image or is_image(file)
+    if has_shard and has_image:
         raise ConfigError(
-            f"{redact(name)} holds pictures and shards; one kind is packed at a time: give --kind "
+            f"{redact(name)} holds images and shards; one kind is packed at a time: give --kind "
             "folder or --kind shards"
         )
     return "shards" if has_shard else "folder"

@@ -1,7 +1,7 @@
 """What a pack is made of: the tasks, one a shard, that are settled before anything is read.
 
 So every shard can be made alone, by anybody, again: what a shard holds depends on the listing and
-the settings. A picture that turns out to be none leaves its shard smaller and moves nobody else.
+the settings. An image that turns out to be none leaves its shard smaller and moves nobody else.
 """
 
 import json
@@ -27,7 +27,7 @@ class PackConfig:
     """How samples are dealt to shards. A shard is closed by whichever limit it would pass first.
 
     Lengths are those that are known before anything is read: of files and of objects in a store.
-    A picture from the web is taken for 256 KiB.
+    An image from the web is taken for 256 KiB.
     """
 
     samples_per_shard: int = 10_000
@@ -54,7 +54,7 @@ class PackConfig:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A picture that is not in its shard, and why. `lost`: another time it may be there."""
+    """An image that is not in its shard, and why. `lost`: another time it may be there."""
 
     name: str
     reason: str
@@ -126,7 +126,7 @@ class Source(Protocol):
         """By reason, what was found and cannot be packed."""
 
     @property
-    def unit(self) -> Literal["pictures", "bytes"]: ...
+    def unit(self) -> Literal["images", "bytes"]: ...
 
     @property
     def subset(self) -> Subset | None:

@@ -86,7 +86,7 @@ class Folder:
             self._path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(
-                f"{self._path} exists and is not a complete pack of these pictures: it, or what it "
+                f"{self._path} exists and is not a complete pack of these images: it, or what it "
                 "lies in, is a file; shards go into a new or empty folder; name another"
             ) from error
         except OSError as error:

@@ -22,7 +22,7 @@ from shards.tars.chunk_reader import read_chunk
 
 # A shard is put together from this many ranges: so many places it is mixed from.
 _CHUNKS_PER_SHARD: Final = 64
-_LEAST_CHUNK_BYTES, _MOST_CHUNK_BYTES = 1 << 14, 1 << 23
+_MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 1 << 14, 1 << 23
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class ShardsSource:
         return blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property
-    def unit(self) -> Literal["pictures", "bytes"]:
+    def unit(self) -> Literal["images", "bytes"]:
         return "bytes"
 
     def plan(self, config: PackConfig) -> "ShardsPlan":
@@ -151,7 +151,7 @@ def _read(fetcher: Fetcher, shard: ShardInfo, chunk: Chunk, subset: Subset | Non
 def _chunks(shards: Sequence[ShardInfo], max_bytes: int) -> NDArray[np.int64]:
     """Rows (shard, start, stop) that cover all shards, in order."""
     wanted = max_bytes // _CHUNKS_PER_SHARD
-    size = int(min(max(wanted, _LEAST_CHUNK_BYTES), _MOST_CHUNK_BYTES))
+    size = int(min(max(wanted, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES))
     lengths = np.array([shard.num_bytes for shard in shards], np.int64)
     steps = np.where([shard.whole for shard in shards], lengths, size)
     counts = -(-lengths // steps)

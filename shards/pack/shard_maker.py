@@ -121,7 +121,7 @@ def sidecar_name(config: PackConfig, number: int) -> str:
 
 
 class _Judge:
-    """What a run would say of a sample before it decodes the picture."""
+    """What a run would say of a sample before it decodes the image."""
 
     def __init__(self, admission: AdmissionConfig | None) -> None:
         self._admission = admission
@@ -132,19 +132,19 @@ class _Judge:
         """Why the sample is left out; None where it is not."""
         if self._admission is None:
             return None
-        picture = admit(sample, self._admission)
-        if isinstance(picture, Reject):
-            return picture.reason
-        refused = ask(self._predicate, sample, picture) if self._predicate else None
+        image = admit(sample, self._admission)
+        if isinstance(image, Reject):
+            return image.reason
+        refused = ask(self._predicate, sample, image) if self._predicate else None
         return refused[0] if refused else None
 
 
 def _check_lost(name: str, web: WebConfig, num_read: int, lost: Counter[str]) -> None:
-    """A network that is down must not look like a web without pictures."""
+    """A network that is down must not look like a web without images."""
     if lost.total() > web.max_lost_fraction * num_read:
         reasons = ", ".join(f"{count} {reason}" for reason, count in lost.most_common())
         raise PackFailed(
-            f"{lost.total()} of {num_read} pictures of {name} were lost to the network "
+            f"{lost.total()} of {num_read} images of {name} were lost to the network "
             f"({reasons}), at most {web.max_lost_fraction:.0%} may be; start the same command "
             "again when it is better, it goes on where it was, or raise --web.max-lost-fraction"
         )

@@ -1,4 +1,4 @@
-"""What can be packed: pictures that the rows of Parquet files name, with what is known of them."""
+"""What can be packed: images that the rows of Parquet files name, with what is known of them."""
 
 import io
 import json
@@ -47,7 +47,7 @@ class Columns:
 def entries_from_parquet(
     files: Sequence[str], columns: Columns | None = None, labels: Labels = "auto"
 ) -> PackSource:
-    """The pictures that the rows of Parquet files name, relative to the folder of the first.
+    """The images that the rows of Parquet files name, relative to the folder of the first.
 
     With labels "none" no column is one. Raises UserError when a file cannot be read, or has no
     column of addresses.

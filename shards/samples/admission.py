@@ -10,27 +10,27 @@ import numpy as np
 
 from shards.errors import BudgetExceeded, ConfigError
 from shards.images.decode import REDUCED, can_reduce, decode
-from shards.images.image_header import FORMATS, Format, Picture, PictureError, inspect
+from shards.images.image_header import FORMATS, Format, ImageError, ImageHeader, inspect
 from shards.records import Reason, Reject, Sample
 
 # Looked for in this order; what the bytes really are is sniffed, whatever the extension says.
-PICTURE_EXTENSIONS = (
+IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "jfif", "jpe"),
     *("jp2", "j2k", "ppm", "pgm", "ico", "img", "image"),
 )
 
 _PREDICATE: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
-_MOST_ENTROPY = 8.0
+_MAX_ENTROPY = 8.0
 # Entropy is that of a small copy, so that noise and compression do not pass for content.
 _COPY_SIDE: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdmissionConfig:
-    """Which pictures may come in, how they are decoded, and how many may be refused.
+    """Which images may come in, how they are decoded, and how many may be refused.
 
     All but `min_entropy` and `predicate` is decided from the header: a bomb is never decoded.
-    `min_entropy` costs one more, reduced, decode of every picture.
+    `min_entropy` costs one more, reduced, decode of every image.
     """
 
     formats: tuple[Format, ...] = ()
@@ -44,11 +44,11 @@ class AdmissionConfig:
     max_pixels: int = 100_000_000
     """Height times width at most; of CMYK and animated WebP half of it, of JPEG 2000 a third."""
     max_bytes: int = 1 << 26
-    """Bytes that the encoded picture may have."""
+    """Bytes that the encoded image may have."""
     animated: Literal["first_frame", "reject"] = "first_frame"
     """Several frames or pages: take the first, or refuse."""
     orientation: Literal["apply", "ignore"] = "apply"
-    """What EXIF says about which side is up: turn the picture, or take it as it is stored."""
+    """What EXIF says about which side is up: turn the image, or take it as it is stored."""
     alpha: Literal["white", "black", "drop", "reject"] = "white"
     """Transparency: lay on white, as pages do, or on black; drop it; or refuse what has any."""
     cmyk: Literal["convert", "reject"] = "convert"
@@ -60,7 +60,7 @@ class AdmissionConfig:
     min_entropy: float = 0.0
     """Bits of the grey histogram of a small copy: 0 of plain paper, 7 of photographs. 0: off."""
     predicate: str = ""
-    """As "package.module:function"; called with metadata and picture of a sample, true keeps it."""
+    """As "package.module:function"; called with metadata and image of a sample, true keeps it."""
     max_reject_fraction: float = 0.5
     """A run ends once more than this share of the samples was rejected."""
     probation: int = 1000
@@ -69,7 +69,7 @@ class AdmissionConfig:
     def __post_init__(self) -> None:
         if self.min_side < 1 or self.max_pixels < self.min_side**2:
             raise ConfigError(
-                f"min_side={self.min_side} and max_pixels={self.max_pixels} admit no picture; "
+                f"min_side={self.min_side} and max_pixels={self.max_pixels} admit no image; "
                 "min_side must be at least 1 and max_pixels at least its square"
             )
         if unknown := set(self.formats) - set(FORMATS):
@@ -84,9 +84,9 @@ class AdmissionConfig:
             )
         if self.max_bytes < 1:
             raise ConfigError(f"max_bytes={self.max_bytes}; it must be at least 1; raise it")
-        if not 0 <= self.min_entropy <= _MOST_ENTROPY:
+        if not 0 <= self.min_entropy <= _MAX_ENTROPY:
             raise ConfigError(
-                f"min_entropy={self.min_entropy}; it must be from 0 to {_MOST_ENTROPY:g} bits; "
+                f"min_entropy={self.min_entropy}; it must be from 0 to {_MAX_ENTROPY:g} bits; "
                 "0 switches it off"
             )
         if self.predicate and not _PREDICATE.fullmatch(self.predicate):
@@ -102,84 +102,84 @@ class AdmissionConfig:
             raise ConfigError(f"probation={self.probation}; it must be at least 0")
 
 
-def admit(sample: Sample, config: AdmissionConfig) -> Picture | Reject:
-    """The picture of a sample, its header checked; or why it is rejected. Decodes nothing."""
-    data = picture_bytes(sample)
+def admit(sample: Sample, config: AdmissionConfig) -> ImageHeader | Reject:
+    """The image of a sample, its header checked; or why it is rejected. Decodes nothing."""
+    data = image_bytes(sample)
     if data is None:
         found = ", ".join(sorted(sample.fields)) or "nothing"
-        return reject(sample, "no_picture", f"members: {found}")
+        return reject(sample, "no_image", f"members: {found}")
     try:
         if len(data) > config.max_bytes:
-            raise PictureError("too_many_bytes", f"{len(data)} bytes, over {config.max_bytes}")
-        picture = inspect(data, config.formats)
-        _check_size(picture, config)
-        _check_kind(picture, config)
-    except PictureError as error:
+            raise ImageError("too_many_bytes", f"{len(data)} bytes, over {config.max_bytes}")
+        image = inspect(data, config.formats)
+        _check_size(image, config)
+        _check_kind(image, config)
+    except ImageError as error:
         return reject(sample, error.reason, error.detail)
-    return _as_asked(picture, config)
+    return _as_asked(image, config)
 
 
-def _check_size(picture: Picture, config: AdmissionConfig) -> None:
-    height, width = picture.height, picture.width
+def _check_size(image: ImageHeader, config: AdmissionConfig) -> None:
+    height, width = image.height, image.width
     size = f"{width}x{height}"
-    most = int(config.max_pixels / picture.weight)
+    most = int(config.max_pixels / image.weight)
     if width * height > most:
-        raise PictureError("too_large", f"{size} is over {most} pixels")
+        raise ImageError("too_large", f"{size} is over {most} pixels")
     if min(width, height) < config.min_side:
-        raise PictureError("too_small", f"{size}, a side must have {config.min_side} pixels")
+        raise ImageError("too_small", f"{size}, a side must have {config.min_side} pixels")
     if max(width, height) > config.max_aspect_ratio * min(width, height):
-        raise PictureError(
+        raise ImageError(
             "aspect_ratio", f"{size}, a side may be {config.max_aspect_ratio:g} times the other"
         )
 
 
-def _check_kind(picture: Picture, config: AdmissionConfig) -> None:
-    if picture.num_frames > 1 and config.animated == "reject":
-        raise PictureError("animated", f"{picture.num_frames} frames")
-    if picture.alpha and config.alpha == "reject":
-        raise PictureError("alpha", f"a {picture.format} with transparency")
-    if picture.cmyk and config.cmyk == "reject":
-        raise PictureError("cmyk", f"a {picture.format} in printing colours")
-    if picture.bits > 8 and config.sixteen_bit == "reject":
-        raise PictureError("bit_depth", f"{picture.bits} bits a channel")
-    if picture.icc_profile and config.icc_profile == "reject":
-        raise PictureError("icc_profile", "an embedded colour profile")
+def _check_kind(image: ImageHeader, config: AdmissionConfig) -> None:
+    if image.num_frames > 1 and config.animated == "reject":
+        raise ImageError("animated", f"{image.num_frames} frames")
+    if image.alpha and config.alpha == "reject":
+        raise ImageError("alpha", f"a {image.format} with transparency")
+    if image.cmyk and config.cmyk == "reject":
+        raise ImageError("cmyk", f"a {image.format} in printing colours")
+    if image.bits > 8 and config.sixteen_bit == "reject":
+        raise ImageError("bit_depth", f"{image.bits} bits a channel")
+    if image.icc_profile and config.icc_profile == "reject":
+        raise ImageError("icc_profile", "an embedded colour profile")
 
 
-def _as_asked(picture: Picture, config: AdmissionConfig) -> Picture:
-    """The same picture, with what the settings say about how it is decoded."""
-    if picture.alpha and config.alpha in ("white", "black"):
-        picture = replace(picture, background=config.alpha)
-    if picture.icc_profile and config.icc_profile == "srgb":
-        picture = replace(picture, to_srgb=True)
-    if picture.orientation != 1 and config.orientation == "ignore":
-        height, width = picture.stored_size
-        picture = replace(picture, height=height, width=width, orientation=1)
-    return picture
+def _as_asked(image: ImageHeader, config: AdmissionConfig) -> ImageHeader:
+    """The same image, with what the settings say about how it is decoded."""
+    if image.alpha and config.alpha in ("white", "black"):
+        image = replace(image, background=config.alpha)
+    if image.icc_profile and config.icc_profile == "srgb":
+        image = replace(image, to_srgb=True)
+    if image.orientation != 1 and config.orientation == "ignore":
+        height, width = image.stored_size
+        image = replace(image, height=height, width=width, orientation=1)
+    return image
 
 
-def check_pixels(picture: Picture, config: AdmissionConfig) -> tuple[Reason, str] | None:
-    """Why a picture that `admit` let in is refused for its pixels; None where it is not.
+def check_pixels(image: ImageHeader, config: AdmissionConfig) -> tuple[Reason, str] | None:
+    """Why an image that `admit` let in is refused for its pixels; None where it is not.
 
     Both engines crop what passes, so what they make of the pixels plays no part in it.
     """
     if config.min_entropy <= 0:
         return None
     try:
-        bits = entropy(picture)
-    except PictureError as error:
+        bits = entropy(image)
+    except ImageError as error:
         return error.reason, error.detail
     if bits < config.min_entropy:
         return "blank", f"{bits:.2f} bits of entropy, at least {config.min_entropy:g} are asked for"
     return None
 
 
-def entropy(picture: Picture) -> float:
-    """Bits of the histogram of 256 grey levels of a small copy; raises `PictureError`."""
-    shortest = min(picture.height, picture.width)
-    factors = REDUCED if can_reduce(picture) else (1,)
+def entropy(image: ImageHeader) -> float:
+    """Bits of the histogram of 256 grey levels of a small copy; raises `ImageError`."""
+    shortest = min(image.height, image.width)
+    factors = REDUCED if can_reduce(image) else (1,)
     reduction = max(factor for factor in factors if factor == 1 or shortest >= _COPY_SIDE * factor)
-    grey = cv2.cvtColor(decode(picture, reduction), cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(decode(image, reduction), cv2.COLOR_RGB2GRAY)
     scale = _COPY_SIDE / min(grey.shape)
     if scale < 1:
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -188,13 +188,13 @@ def entropy(picture: Picture) -> float:
     return float(np.abs(np.sum(shares * np.log2(shares))))
 
 
-def picture_bytes(sample: Sample) -> bytes | None:
-    """The bytes of the member that is the picture, by extension; None where there is none."""
-    for extension in PICTURE_EXTENSIONS:
+def image_bytes(sample: Sample) -> bytes | None:
+    """The bytes of the member that is the image, by extension; None where there is none."""
+    for extension in IMAGE_EXTENSIONS:
         if extension in sample.fields:
             return sample.fields[extension]
     for extension, data in sample.fields.items():  # such as "front.jpg"
-        if extension.rpartition(".")[2] in PICTURE_EXTENSIONS:
+        if extension.rpartition(".")[2] in IMAGE_EXTENSIONS:
             return data
     return None
 

@@ -1,10 +1,10 @@
-"""The user's own word on a sample: an importable function of its metadata and its picture.
+"""The user's own word on a sample: an importable function of its metadata and its image.
 
-    def keep(metadata, picture):            # --admission.predicate my_filters:keep
-        return metadata.get("similarity", 0) > 0.3 and picture.width > 200
+    def keep(metadata, image):            # --admission.predicate my_filters:keep
+        return metadata.get("similarity", 0) > 0.3 and image.width > 200
 
 It is part of what the data is, so it must be a pure function: the same answer in every process,
-whenever it is asked. It sees the picture's header and its encoded bytes, no pixels.
+whenever it is asked. It sees the image's header and its encoded bytes, no pixels.
 """
 
 import inspect
@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from shards.errors import ConfigError
-from shards.images.image_header import Picture
+from shards.images.image_header import ImageHeader
 from shards.records import Reason, Sample
 from shards.samples.metadata import MetadataError, read_metadata
 
-Predicate = Callable[[Mapping[str, Any], Picture], bool]
+Predicate = Callable[[Mapping[str, Any], ImageHeader], bool]
 
 
 def resolve_predicate(name: str) -> Predicate:
@@ -32,13 +32,13 @@ def resolve_predicate(name: str) -> Predicate:
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ConfigError(
             f"predicate={name!r} cannot be imported ({type(error).__name__}: {error}); it must be "
-            "a function of a module that is installed, or lies on PYTHONPATH, wherever pictures "
+            "a function of a module that is installed, or lies on PYTHONPATH, wherever images "
             "are read"
         ) from error
     if not callable(found):
         raise ConfigError(
             f"predicate={name!r} is a {type(found).__name__}; it must be a function of "
-            "(metadata, picture) that returns whether to keep the sample"
+            "(metadata, image) that returns whether to keep the sample"
         )
     _check_arguments(name, found)
     predicate: Predicate = found
@@ -54,12 +54,12 @@ def _check_arguments(name: str, function: Callable[..., Any]) -> None:
         signature.bind(None, None)
     except TypeError as error:
         raise ConfigError(
-            f"predicate={name!r} takes {signature}; it must take (metadata, picture) and return "
+            f"predicate={name!r} takes {signature}; it must take (metadata, image) and return "
             "whether to keep the sample"
         ) from error
 
 
-def ask(predicate: Predicate, sample: Sample, picture: Picture) -> tuple[Reason, str] | None:
+def ask(predicate: Predicate, sample: Sample, image: ImageHeader) -> tuple[Reason, str] | None:
     """None where the predicate keeps the sample, otherwise the reason and a detail.
 
     The metadata are the sample's JSON object, and its key as "__key__".
@@ -69,7 +69,7 @@ def ask(predicate: Predicate, sample: Sample, picture: Picture) -> tuple[Reason,
     except MetadataError as error:
         return "predicate_failed", str(error)
     try:
-        answer = predicate(metadata, picture)
+        answer = predicate(metadata, image)
         return None if answer else ("predicate", f"it said {answer!r}"[:200])
     except Exception as error:  # other people's code on other people's data may raise anything
         return "predicate_failed", f"{type(error).__name__}: {error}"[:200]

@@ -1,13 +1,13 @@
 """All that decides whether a sample is kept before it is cropped: header, predicate, pixels."""
 
-from shards.images.image_header import Picture
+from shards.images.image_header import ImageHeader
 from shards.records import Reject, Sample
 from shards.samples.admission import AdmissionConfig, admit, check_pixels, reject
 from shards.samples.predicate import Predicate, ask, resolve_predicate
 
 
 class Judge:
-    """Says of every sample what picture it is, or why it is rejected. Made where it is used.
+    """Says of every sample what image it is, or why it is rejected. Made where it is used.
 
     Raises ConfigError when the predicate cannot be found.
     """
@@ -17,10 +17,10 @@ class Judge:
         name = config.predicate
         self._predicate: Predicate | None = resolve_predicate(name) if name else None
 
-    def __call__(self, sample: Sample) -> Picture | Reject:
-        picture = admit(sample, self._config)
-        if isinstance(picture, Reject):
-            return picture
-        refused = ask(self._predicate, sample, picture) if self._predicate else None
-        refused = refused or check_pixels(picture, self._config)
-        return picture if refused is None else reject(sample, *refused)
+    def __call__(self, sample: Sample) -> ImageHeader | Reject:
+        image = admit(sample, self._config)
+        if isinstance(image, Reject):
+            return image
+        refused = ask(self._predicate, sample, image) if self._predicate else None
+        refused = refused or check_pixels(image, self._config)
+        return image if refused is None else reject(sample, *refused)

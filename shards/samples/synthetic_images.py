@@ -1,11 +1,11 @@
-"""Labelled pictures made by formula, for the demo and for tests: no download, any number.
+"""Labelled images made by formula, for the demo and for tests: no download, any number.
 
 A class is a silhouette filled with a texture, so a crop that misses the outline still shows the
 class. Everything else is drawn without looking at the label: place, size, tilt, colours, which
 tone is the lighter, background, clutter, noise. So the mean colour says nothing about the class,
 and a comparison pixel by pixel says little. No class is the mirror image of another.
 
-Shape letters: S the side of the picture in pixels.
+Shape letters: S the side of the image in pixels.
 """
 
 from collections.abc import Callable, Iterator
@@ -146,40 +146,40 @@ _DRAWINGS = tuple(_CLASSES.values())
 _CENTRED = frozenset({_rings, _spokes, _shading})
 
 
-def make_picture(seed: int, index: int, label: int, size: int) -> NDArray[np.uint8]:
-    """Picture `index` of the set `seed`, showing class `label`: uint8 RGB (S, S, 3). Pure."""
+def make_image(seed: int, index: int, label: int, size: int) -> NDArray[np.uint8]:
+    """Image `index` of the set `seed`, showing class `label`: uint8 RGB (S, S, 3). Pure."""
     rng = _generator("picture", seed, index)
     back, first, second = _draw_colours(rng)
-    picture = _draw_background(rng, back, size)
+    image = _draw_background(rng, back, size)
     mask, tone = _draw_object(rng, label, size)
     fill = second + tone[..., None] * (first - second)
-    picture += mask[..., None] * (fill - picture)
-    picture += rng.standard_normal((size, size, 3), np.float32) * rng.uniform(1, 5)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    image += mask[..., None] * (fill - image)
+    image += rng.standard_normal((size, size, 3), np.float32) * rng.uniform(1, 5)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def encode_jpeg(picture: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
-    """`picture` uint8 RGB (S, S, 3) as the bytes of a JPEG."""
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+def encode_jpeg(image: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
+    """`image` uint8 RGB (S, S, 3) as the bytes of a JPEG."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     done, buffer = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert done, "the JPEG encoder refused a picture of its own program"
+    assert done, "the JPEG encoder refused an image of its own program"
     return buffer.tobytes()
 
 
-def iter_pictures(
+def iter_images(
     num: int, *, seed: int = 0, size: int = 48, num_classes: int = len(CLASS_NAMES)
 ) -> Iterator[tuple[str, bytes, int]]:
     """Yield (key, JPEG bytes, label) `num` times, labels as `balanced_labels` gives them."""
     labels = balanced_labels(num, seed=seed, num_classes=num_classes)
     check_size(size)
     for index, label in enumerate(labels.tolist()):
-        yield f"{index:08d}", encode_jpeg(make_picture(seed, index, label, size)), label
+        yield f"{index:08d}", encode_jpeg(make_image(seed, index, label, size)), label
 
 
 def balanced_labels(num: int, *, seed: int, num_classes: int) -> NDArray[np.int64]:
     """`num` labels in an order that only `seed` decides; class sizes differ by one at most."""
     if num < 1:
-        raise ConfigError(f"{num} synthetic pictures asked for; at least 1 can be made; raise it")
+        raise ConfigError(f"{num} synthetic images asked for; at least 1 can be made; raise it")
     if not 1 <= num_classes <= len(CLASS_NAMES):
         raise ConfigError(
             f"{num_classes} synthetic classes asked for; 1 to {len(CLASS_NAMES)} can be drawn; "
@@ -192,13 +192,13 @@ def check_size(size: int) -> None:
     """Refuse a side on which the textures could not be drawn."""
     if size < MIN_SIZE:
         raise ConfigError(
-            f"synthetic pictures of {size} pixels asked for; the textures need {MIN_SIZE} or more; "
+            f"synthetic images of {size} pixels asked for; the textures need {MIN_SIZE} or more; "
             f"raise the size"
         )
 
 
 def _generator(purpose: str, seed: int, index: int) -> np.random.Generator:
-    # Keyed by a digest, never by seed + index: neighbouring seeds must not share pictures.
+    # Keyed by a digest, never by seed + index: neighbouring seeds must not share images.
     key = blake2b(f"{purpose}/{seed}/{index}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(key, "<u8")))
 
@@ -223,16 +223,16 @@ def _draw_background(rng: np.random.Generator, colour: Plane, size: int) -> Plan
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     down, across = rng.uniform(-40, 40, (2, 3)).astype(np.float32)
     sky = colour + ramp[:, None, None] * down + ramp[None, :, None] * across
-    picture = np.clip(sky, 0, 255).astype(np.uint8)  # OpenCV smooths edges on bytes only
+    image = np.clip(sky, 0, 255).astype(np.uint8)  # OpenCV smooths edges on bytes only
     for _ in range(rng.integers(2, 6)):
         x0, y0, x1, y1 = rng.integers(0, size, 4).tolist()
         paint = (colour + rng.uniform(-55, 55, 3)).tolist()
         if rng.random() < 0.5:
-            cv2.line(picture, (x0, y0), (x1, y1), paint, max(1, size // 32), cv2.LINE_AA)
+            cv2.line(image, (x0, y0), (x1, y1), paint, max(1, size // 32), cv2.LINE_AA)
         else:
             radius = round(size * rng.uniform(0.04, 0.16))
-            cv2.circle(picture, (x0, y0), radius, paint, cv2.FILLED, cv2.LINE_AA)
-    return picture.astype(np.float32)
+            cv2.circle(image, (x0, y0), radius, paint, cv2.FILLED, cv2.LINE_AA)
+    return image.astype(np.float32)
 
 
 def _draw_object(rng: np.random.Generator, label: int, size: int) -> tuple[Plane, Plane]:

@@ -11,7 +11,7 @@ from shards.stores.retry import Asker, GivenUp, RetryConfig
 from shards.stores.store import Listed, Source, came_whole, changed, version_of
 
 # A store whose bytes come slower than this is taken for one from which nothing comes.
-_LEAST_BYTES_PER_TIMEOUT = 1 << 20
+_MIN_BYTES_PER_TIMEOUT = 1 << 20
 
 
 class OtherStore:
@@ -73,7 +73,7 @@ class OtherStore:
         """A call that ends in time: every megabyte may take what a read may take."""
         if not self._fs.async_impl:
             return getattr(self._fs, call)(uri, **options)
-        reads = 1 + num_bytes // _LEAST_BYTES_PER_TIMEOUT
+        reads = 1 + num_bytes // _MIN_BYTES_PER_TIMEOUT
         seconds = self._retry.connect_timeout_seconds + reads * self._retry.read_timeout_seconds
         return sync(self._fs.loop, getattr(self._fs, f"_{call}"), uri, timeout=seconds, **options)
 

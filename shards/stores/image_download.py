@@ -1,4 +1,4 @@
-"""Pictures from the web, many at a time: bounded in bytes, time, attempts and requests a host.
+"""Images from the web, many at a time: bounded in bytes, time, attempts and requests a host.
 
 Nobody vouches for these addresses. Only http and https are followed, wherever a server points; a
 body is dropped once it is too long, however it is sent; a server that drips is left in time.
@@ -23,19 +23,19 @@ from shards.errors import ConfigError
 
 _PIECE: Final = 1 << 16
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
-_MOST_REDIRECTS: Final = 10
+_MAX_REDIRECTS: Final = 10
 # Answers that mean "not now".
 _NOT_NOW: Final = (408, 425, 429, 500, 502, 503, 504)
 _HEADERS: Final = {
     "User-Agent": "streamssl",
     "Accept": "image/*, */*;q=0.5",
-    # A picture is compressed already; what comes compressed again is not unpacked.
+    # An image is compressed already; what comes compressed again is not unpacked.
     "Accept-Encoding": "identity",
 }
 
 
 class FetchError(Exception):
-    """A picture cannot be had. `lost`: the network is to blame, another time it may be there."""
+    """An image cannot be had. `lost`: the network is to blame, another time it may be there."""
 
     def __init__(self, reason: str, *, lost: bool = False) -> None:
         super().__init__(reason)
@@ -44,10 +44,10 @@ class FetchError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WebConfig:
-    """How pictures are fetched that lie elsewhere."""
+    """How images are fetched that lie elsewhere."""
 
     max_bytes: int = 1 << 26
-    """A picture from the web that has more is left out."""
+    """An image from the web that has more is left out."""
     timeout_seconds: float = 10.0
     """A server that sends nothing for so long is left."""
     total_seconds: float = 60.0
@@ -59,7 +59,7 @@ class WebConfig:
     per_host: int = 8
     """How many of them to one host, all workers together."""
     max_lost_fraction: float = 0.5
-    """A shard is not written when the network loses more of its pictures; 1 writes it anyway."""
+    """A shard is not written when the network loses more of its images; 1 writes it anyway."""
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "num_attempts", "connections", "per_host"):
@@ -176,7 +176,7 @@ class Web:
             async with (
                 self._turn(parts.hostname),
                 asyncio.timeout(self._config.total_seconds),
-                self._session.get(url, max_redirects=_MOST_REDIRECTS) as answer,
+                self._session.get(url, max_redirects=_MAX_REDIRECTS) as answer,
             ):
                 if answer.status != 200:
                     lost = answer.status in _NOT_NOW

@@ -30,7 +30,7 @@ _TALKATIVE = (
     "aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "fsspec", "gcsfs", "httpcore",
     "httpx", "httpx2", "huggingface_hub", "s3fs", "urllib3",
 )  # fmt: skip
-_MOST_LOCAL_READS = 1024.0
+_MAX_LOCAL_READS = 1024.0
 
 
 class Stores:
@@ -67,7 +67,7 @@ class Stores:
         protocol = name.partition("://")[0]
         filesystem = self._open_filesystem(name, protocol)
         if protocol == "file":
-            gate = Gate(Pace(_MOST_LOCAL_READS))
+            gate = Gate(Pace(_MAX_LOCAL_READS))
             return LocalStore(filesystem, Asker(self._retry, gate, self._counters, name))
         ask = Asker(self._retry, Gate(), self._counters, name)
         if protocol in _S3:

@@ -27,7 +27,7 @@ from shards.stream.thread_readers import ThreadReaders as ThreadReaders
 
 # More ready than this helps no trainer: small crops would fill `max_bytes` with later epochs, and
 # rejects, which take no bytes, would never fill it.
-_MOST_BATCHES_AHEAD = 64
+_MAX_BATCHES_AHEAD = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +143,7 @@ def bounds_of(config: StreamConfig) -> Bounds:
     """How far ahead a stream with these settings may read."""
     return Bounds(
         max_bytes=config.max_bytes,
-        max_slots=_MOST_BATCHES_AHEAD * config.batch_size,
+        max_slots=_MAX_BATCHES_AHEAD * config.batch_size,
         num_blocks=config.num_lookahead_blocks,
     )
 

@@ -49,7 +49,7 @@ class Passes:
             if found.num_kept < self._batch_size and self._order.num_sources == 1:
                 raise ConfigError(
                     f"batch_size={self._batch_size}, but a pass over the data holds only "
-                    f"{found.num_kept} pictures; give more data, or --stream.batch-size of at most "
+                    f"{found.num_kept} images; give more data, or --stream.batch-size of at most "
                     f"{found.num_kept}"
                 )
         self._whole.clear()
@@ -64,6 +64,6 @@ class Passes:
             )
         raise BudgetExceeded(
             f"every sample of the data{source} was rejected; a pass must hold at least one "
-            "picture; look at the reasons, and at the shards with `streamssl shards verify`",
+            "image; look at the reasons, and at the shards with `streamssl shards verify`",
             reasons,
         )

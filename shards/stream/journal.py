@@ -1,6 +1,6 @@
 """What cannot be worked out again, written down before it takes effect: an append-only file.
 
-Which shards turned out to be irregular, which pictures killed a decoder, which weights were asked
+Which shards turned out to be irregular, which images killed a decoder, which weights were asked
 for. Every entry holds from a block on, and whoever goes on from any place before that block finds
 it there already; so a stream with its journal is as reproducible as one without.
 
@@ -23,12 +23,12 @@ from shards.records import Cursor, Turn
 from shards.stream.mixture import Weights
 
 _FORMAT = 1
-_VALUES = {"irregular": "shard", "quarantine": "picture", "weights": "weights"}
+_VALUES = {"irregular": "shard", "quarantine": "image", "weights": "weights"}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """`value`: the row of a shard, the digest of a picture, or weights such as "7/10 3/10"."""
+    """`value`: the row of a shard, the digest of an image, or weights such as "7/10 3/10"."""
 
     kind: Literal["irregular", "quarantine", "weights"]
     block: int
@@ -47,6 +47,8 @@ class Entry:
     def from_json(cls, line: str) -> "Entry":
         """What `to_json` gave. Raises ValueError or KeyError for anything else."""
         fields = json.loads(line)
+        if "picture" in fields:  # the name of an image in journals of version 0.1
+            fields["image"] = fields.pop("picture")
         return cls(fields["kind"], int(fields["block"]), fields[_VALUES[fields["kind"]]])
 
 
@@ -103,14 +105,14 @@ class Journal:
         """The turns of a block as the entries want them."""
         if not (self._irregular or self._quarantine):
             return turns
-        pictures = frozenset(d for d, since in self._quarantine.items() if since <= block)
-        return [self._amend(turn, block, pictures) for turn in turns]
+        images = frozenset(d for d, since in self._quarantine.items() if since <= block)
+        return [self._amend(turn, block, images) for turn in turns]
 
-    def _amend(self, turn: Turn, block: int, pictures: frozenset[str]) -> Turn:
+    def _amend(self, turn: Turn, block: int, images: frozenset[str]) -> Turn:
         since = self._irregular.get(turn.chunk.shard)
         walked = since is not None and since <= block
         chunk = replace(turn.chunk, walked=True) if walked else turn.chunk
-        return Turn(chunk, turn.epoch, pictures)
+        return Turn(chunk, turn.epoch, images)
 
     def add_irregular(self, shard: int, block: int) -> bool:
         """From `block` on the tar of row `shard` is walked. False if that was known."""
@@ -119,9 +121,9 @@ class Journal:
             return False
         return self._add(Entry("irregular", block, shard))
 
-    def add_quarantine(self, picture: str, block: int) -> bool:
-        """From `block` on the picture with this digest is not decoded. False if that was known."""
-        return picture not in self._quarantine and self._add(Entry("quarantine", block, picture))
+    def add_quarantine(self, image: str, block: int) -> bool:
+        """From `block` on the image with this digest is not decoded. False if that was known."""
+        return image not in self._quarantine and self._add(Entry("quarantine", block, image))
 
     def add_weights(self, weights: Weights, block: int) -> bool:
         """From `block` on these weights hold. False if they do already."""

@@ -120,7 +120,7 @@ class Lookahead(Generic[R]):
                 future.exception(_POLL_SECONDS)
             except TimeoutError:
                 if self._stop():
-                    raise StreamStopped("stopped while it waited for pictures") from None
+                    raise StreamStopped("stopped while it waited for images") from None
 
     def extend(self) -> None:
         """Ask for chunks ahead, in canonical order, as far as the bounds allow."""

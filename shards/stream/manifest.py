@@ -21,8 +21,8 @@ from shards.tars.headers import BLOCK, is_header
 
 # Samples in a chunk: enough that handing it over is worth its cost, few enough to lose cheaply.
 _SAMPLES_PER_CHUNK = 48
-_LEAST_CHUNK_BYTES = 1 << 18
-_MOST_CHUNK_BYTES = 1 << 24
+_MIN_CHUNK_BYTES = 1 << 18
+_MAX_CHUNK_BYTES = 1 << 24
 _NUM_PROBES = 3
 _PROBE_BYTES = 1 << 20
 _METADATA = b"streamssl"
@@ -60,7 +60,7 @@ class Manifest:
         """A power of two that holds about 48 samples: 256 KiB to 16 MiB."""
         wanted = _SAMPLES_PER_CHUNK * self.sample_bytes
         power = 1 << max(0, round(np.log2(max(wanted, 1.0))))
-        return int(min(max(power, _LEAST_CHUNK_BYTES), _MOST_CHUNK_BYTES))
+        return int(min(max(power, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES))
 
     def samples_per_chunk(self, chunk_bytes: int) -> float:
         """About how many samples a chunk holds; shards that are read whole are one chunk each."""
@@ -179,6 +179,6 @@ def _probe(shard: ShardInfo, reader: RangeReader) -> float | None:
             if data[257:262] == b"ustar" and is_header(data[:BLOCK]):
                 raise ManifestError(
                     f"{redact(shard.uri)} holds a tar inside the tar ({sample.key}.{extension}); a "
-                    "shard holds the pictures themselves: extract it and give the inner tars"
+                    "shard holds the images themselves: extract it and give the inner tars"
                 )
     return min(shard.num_bytes, _PROBE_BYTES) / len(samples) if samples else None

@@ -19,7 +19,7 @@ from shards.errors import ConfigError
 
 Weights = tuple[Fraction, ...]
 
-_MOST_SLOTS = 100_000
+_MAX_SLOTS = 100_000
 
 
 def parse_weights(texts: Sequence[str | float]) -> Weights:
@@ -35,10 +35,10 @@ def parse_weights(texts: Sequence[str | float]) -> Weights:
         )
     weights = tuple(weight / total for weight in given)
     period = math.lcm(*(weight.denominator for weight in weights))
-    if period > _MOST_SLOTS:
+    if period > _MAX_SLOTS:
         rounded = " ".join(f"{float(weight):.3f}" for weight in weights)
         raise ConfigError(
-            f"weights={_show(texts)} repeat after {period} chunks only; at most {_MOST_SLOTS} are "
+            f"weights={_show(texts)} repeat after {period} chunks only; at most {_MAX_SLOTS} are "
             f"allowed: round them, such as {rounded}"
         )
     return weights

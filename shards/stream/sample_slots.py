@@ -141,8 +141,8 @@ class OrderedSlots(Generic[R]):
         for turn, result in zip(block.turns, results, strict=True):
             if result.leaps and not turn.chunk.walked:
                 news |= self._journal.add_irregular(turn.chunk.shard, block.number + 1)
-            for picture in result.killers:
-                news |= self._journal.add_quarantine(picture, block.number)
+            for image in result.killers:
+                news |= self._journal.add_quarantine(image, block.number)
         if news:
             self._lookahead.revise()
 

@@ -19,8 +19,8 @@ _DEATHS_TO_ISOLATE = 2
 class ThreadReaders:
     """Readers as threads of this process. Use as a context; `submit` is what a stream needs.
 
-    A picture that kills a decoder kills this process, at every new start. With `marks` that is
-    known at the second, and there the picture costs itself alone.
+    An image that kills a decoder kills this process, at every new start. With `marks` that is
+    known at the second, and there the image costs itself alone.
     """
 
     def __init__(

@@ -22,12 +22,12 @@ from shards.tars.cutter import Cut, cut
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # A shard may become so many times as long, and any shard so long: more is a bomb.
-_MOST_RATIO, _ALWAYS_ALLOWED = 64, 1 << 30
+_MAX_RATIO, _ALWAYS_ALLOWED = 64, 1 << 30
 # Given to a decoder at once: few enough that a bomb cannot fill the memory in one call.
 _GZIP_STEP, _ZSTD_STEP = 1 << 14, 1 << 10
-_MOST_OUT = 1 << 20
+_MAX_OUT = 1 << 20
 # As `zstd --decompress` without `--long`: what a decoder may have to remember.
-_MOST_WINDOW = 1 << 27
+_MAX_WINDOW = 1 << 27
 # Of a stream that broke, so much must have come before it is said to hold no tar.
 _ENOUGH_TO_TELL = 1 << 16
 
@@ -45,7 +45,7 @@ class _Broken(Exception):
 
 def cut_whole(reader: RangeReader, shard: ShardInfo, chunk: Chunk) -> Cut:
     """All samples of a shard that is one chunk. Raises NotATar, ShardUnreadable."""
-    limit = max(_ALWAYS_ALLOWED, _MOST_RATIO * shard.num_bytes)
+    limit = max(_ALWAYS_ALLOWED, _MAX_RATIO * shard.num_bytes)
     with tempfile.TemporaryFile() as file:
         size, broken = _unpack(reader.read_whole(shard), limit, _writer(file, shard))
         file.flush()
@@ -56,7 +56,7 @@ def look_into_whole(reader: RangeReader, shard: ShardInfo, num_bytes: int) -> Cu
     """The samples within about the first `num_bytes` of the packed shard, and no others."""
     first = next(reader.read_whole(shard))[:num_bytes]
     held = bytearray()
-    size, broken = _unpack(iter([first]), _MOST_RATIO * num_bytes, held.extend)
+    size, broken = _unpack(iter([first]), _MAX_RATIO * num_bytes, held.extend)
     found = _cut_unpacked(lambda a, b: bytes(held[a:b]), size, Chunk(0, 0, size), broken).found
     return Cut([item for item in found if not isinstance(item, Reject)])
 
@@ -120,7 +120,7 @@ def _inflate(inflate: "zlib._Decompress", data: bytes) -> Pieces:
     while out:
         before = inflate.copy()
         try:
-            out = inflate.decompress(data, _MOST_OUT)
+            out = inflate.decompress(data, _MAX_OUT)
         except zlib.error as error:
             yield from _until_damage(before, data)
             raise _Broken("broken_tar", f"the gzip stream is damaged: {error}") from error
@@ -138,7 +138,7 @@ def _until_damage(inflate: "zlib._Decompress", data: bytes) -> Pieces:
 
 
 def _unzstd(pieces: Pieces) -> Pieces:
-    frames = zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW)
+    frames = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
     frame = frames.decompressobj()
     for data in _steps(pieces, _ZSTD_STEP):
         while data:

@@ -22,7 +22,7 @@ from shards.errors import NotATar
 from shards.records import Chunk, Reason, Reject, Sample
 from shards.tars.headers import BLOCK, ZEROS, Damage, Member, header_offsets, read_member
 from shards.tars.nested_tars import Insides
-from shards.tars.read_window import LEAST_STEP, Read, Window
+from shards.tars.read_window import MIN_STEP, Read, Window
 from shards.tars.sparse_files import BrokenMap
 from shards.tars.tar_walk import Starts
 
@@ -30,10 +30,10 @@ from shards.tars.tar_walk import Starts
 _TRUSTED_HEADERS = 8
 # How far before a range a header is looked for before the walk from byte 0, which holds no more
 # than a few steps at a time, is taken.
-_MOST_BACK = 1 << 25
+_MAX_BACK = 1 << 25
 # More zeros than this at the end are no padding.
-_MOST_PADDING = 1 << 20
-# A sample is held in memory as a whole, so it must not be larger than any picture could need.
+_MAX_PADDING = 1 << 20
+# A sample is held in memory as a whole, so it must not be larger than any image could need.
 _MAX_SAMPLE_BYTES = 1 << 29
 # A file with holes may be so many times as long as it is stored, or a chunk of them is a bomb.
 _MAX_EXPANSION = 16
@@ -62,7 +62,7 @@ def cut(
     the same tar. Raises NotATar when no header is found at the start of the file; of such a file
     the later chunks hold nothing, or what of a tar begins further on.
     """
-    step = min(window_bytes, max(LEAST_STEP, (chunk.stop - chunk.start) // 4))
+    step = min(window_bytes, max(MIN_STEP, (chunk.stop - chunk.start) // 4))
     begin, walked = None, None
     if not chunk.walked:
         first = chunk.start - step if chunk.start else 0
@@ -84,7 +84,7 @@ def cut(
 
 def _begins_with_tar(window: Window) -> bool:
     """Whether there is a header at byte 0, or soon: its first block may be what is damaged."""
-    head = window.get(0, LEAST_STEP)
+    head = window.get(0, MIN_STEP)
     return head[:BLOCK] == ZEROS or next(header_offsets(head), None) is not None
 
 
@@ -116,7 +116,7 @@ def _synchronise(window: Window, chunk: Chunk) -> int | None:
             if begin is not None:
                 return begin
         back = chunk.start - window.start
-        if back > _MOST_BACK:
+        if back > _MAX_BACK:
             return None
         window.reach_back(window.start - max(BLOCK, back))
     return 0
@@ -155,7 +155,7 @@ def _chain(window: Window, offset: int) -> Iterator[Member]:
     while offset + BLOCK <= window.size:
         if window.peek(offset, offset + BLOCK) == ZEROS:
             padding = window.size - offset
-            if padding > _MOST_PADDING or window.peek(offset, window.size).strip(b"\0"):
+            if padding > _MAX_PADDING or window.peek(offset, window.size).strip(b"\0"):
                 raise Damage(offset, offset + BLOCK)
             return
         member = read_member(window.peek, offset)

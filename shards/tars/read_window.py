@@ -6,8 +6,8 @@ from shards.tars.headers import BLOCK, header_offsets
 
 Read = Callable[[int, int], bytes]
 
-LEAST_STEP = 1 << 16
-_MOST_STEP = 1 << 23
+MIN_STEP = 1 << 16
+_MAX_STEP = 1 << 23
 # A gap that is longer than this is not read over: a request costs about as much as so many bytes.
 _LONG_GAP = 1 << 20
 
@@ -28,7 +28,7 @@ class Window:
         """Bytes [start, stop), fewer at the end of the file."""
         assert start >= self.start, "a walk never goes back"
         if stop > self.stop and self.stop < self.size:
-            self._step = min(2 * self._step, _MOST_STEP)
+            self._step = min(2 * self._step, _MAX_STEP)
             wanted = min(max(stop, self.stop + self._step), self.size)
             self._hold(self.start, self._data + self._read(self.stop, wanted))
         return self._data[start - self.start : max(0, stop - self.start)]
@@ -39,7 +39,7 @@ class Window:
             return self.get(start, stop)
         stop = min(stop, self.size)
         if not self._far_start <= start <= stop <= self._far_start + len(self._far):
-            self._far = self._read(start, min(max(stop, start + LEAST_STEP), self.size))
+            self._far = self._read(start, min(max(stop, start + MIN_STEP), self.size))
             self._far_start = start
         return self._far[start - self._far_start : max(0, stop - self._far_start)]
 
@@ -52,7 +52,7 @@ class Window:
         """Nothing before `offset` will be asked for again; what was not read yet is skipped."""
         if offset >= self.stop:
             if offset > self.stop + _LONG_GAP:
-                self._step = LEAST_STEP
+                self._step = MIN_STEP
             self._hold(min(offset, self.size), b"")
         elif 2 * (offset - self.start) > self.stop - self.start:
             self._hold(offset, self._data[offset - self.start :])
@@ -67,10 +67,10 @@ class Window:
         stop = min(stop, self.size)
         while offset < stop:
             self.forget(offset)
-            piece = self.get(offset, offset + LEAST_STEP)
+            piece = self.get(offset, offset + MIN_STEP)
             for at in header_offsets(piece):
                 return offset + at if offset + at < stop else None
-            offset += LEAST_STEP
+            offset += MIN_STEP
         return None
 
     def skip_zeros(self, offset: int) -> int:
@@ -79,7 +79,7 @@ class Window:
             self.forget(offset)
             if self.get(offset, offset + 1) != b"\0":
                 return offset
-            piece = self.get(offset, offset + LEAST_STEP)
+            piece = self.get(offset, offset + MIN_STEP)
             zeros = len(piece) - len(piece.lstrip(b"\0"))
             if zeros < min(BLOCK, len(piece)):
                 return offset

@@ -13,7 +13,7 @@ from shards.tars.header_fields import BLOCK, Get, number, padded
 _NUMBER = re.compile(rb"\d{1,19}")
 _ENTRY = 24
 _IN_HEADER, _IN_EXTENSION = 4, 21
-# A picture has a few holes at most; a longer map is damage or an attack.
+# An image has a few holes at most; a longer map is damage or an attack.
 _MAX_MAP_BYTES = 1 << 16
 
 

@@ -11,15 +11,15 @@ from collections import OrderedDict
 from shards.records import ShardInfo
 
 # Starts that lie closer together are not worth keeping.
-_LEAST_DISTANCE = 1 << 18
-_MOST_STARTS = 1 << 14
-_MOST_SHARDS = 64
+_MIN_DISTANCE = 1 << 18
+_MAX_STARTS = 1 << 14
+_MAX_SHARDS = 64
 
 
 class Starts:
     """Offsets of one tar at which a sample begins: some of them, never more than about 16,000."""
 
-    def __init__(self, distance: int = _LEAST_DISTANCE) -> None:
+    def __init__(self, distance: int = _MIN_DISTANCE) -> None:
         self._offsets = [0]
         self._distance = distance
         self._lock = threading.Lock()
@@ -38,7 +38,7 @@ class Starts:
             if at < len(self._offsets) and self._offsets[at] - offset < self._distance:
                 return
             insort(self._offsets, offset)
-            if len(self._offsets) > _MOST_STARTS:
+            if len(self._offsets) > _MAX_STARTS:
                 self._distance *= 2
                 self._offsets = self._offsets[::2]
 
@@ -56,6 +56,6 @@ class Walks:
         with self._lock:
             starts = self._shards.pop(name, None) or Starts()
             self._shards[name] = starts
-            if len(self._shards) > _MOST_SHARDS:
+            if len(self._shards) > _MAX_SHARDS:
                 self._shards.popitem(last=False)
             return starts

@@ -59,8 +59,7 @@ def corrupt(arguments: list[str], console: Console) -> int:
             f"done: {damage.kind} in bytes {damage.start}-{damage.stop} of {damage.shard}"
         )
     console.print(
-        f"lost: {report.num_lost:,} of {report.num_pictures:,} pictures in {report.num_shards} "
-        "copies"
+        f"lost: {report.num_lost:,} of {report.num_images:,} images in {report.num_shards} copies"
     )
     console.print(f"counted as: {_counts(report.rejects) or 'no rejects'}")
     if report.num_unreadable:

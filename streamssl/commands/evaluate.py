@@ -26,7 +26,7 @@ class EvaluateKnn:
     run: Path
     """A run folder (its newest checkpoint), or one checkpoint."""
     train: str
-    """Labelled shards whose pictures are the neighbours."""
+    """Labelled shards whose images are the neighbours."""
     test: str
     """Labelled shards that are scored."""
     ks: tuple[int, ...] = (20, 200)
@@ -34,7 +34,7 @@ class EvaluateKnn:
     temperature: float = 0.1
     """How sharply votes are weighed; smaller is sharper."""
     size: int | None = None
-    """Side of the pictures in pixels; None: the run's largest crop."""
+    """Side of the images in pixels; None: the run's largest crop."""
     baselines: bool = False
     """Score raw pixels and the untrained encoder too."""
     follow: bool = False
@@ -67,7 +67,7 @@ def _score(parsed: EvaluateKnn, run: Path, encoders: tuple[Encoder, ...], consol
         console.print(f"{folder / SCORES} could not be written ({error}); the score is below")
     console.print(
         f"k-NN accuracy in % at step {scores.step}: {scores.num_train:,} training and "
-        f"{scores.num_test:,} test pictures"
+        f"{scores.num_test:,} test images"
     )
     table = Table()
     table.add_column("encoder")
@@ -80,19 +80,19 @@ def _score(parsed: EvaluateKnn, run: Path, encoders: tuple[Encoder, ...], consol
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateRetrieval:
-    """Score the encoder of a run by retrieval: pictures of --query look for those with their label
+    """Score the encoder of a run by retrieval: images of --query look for those with their label
     in --gallery, such as the same vehicle seen by another camera."""
 
     run: Path
     """A run folder (its newest checkpoint), or one checkpoint."""
     query: str
-    """Labelled shards whose pictures look for others."""
+    """Labelled shards whose images look for others."""
     gallery: str
     """Labelled shards that are ranked."""
     ranks: tuple[int, ...] = (1, 5, 10)
     """How many of the first are looked at; one share of found queries for each."""
     size: int | None = None
-    """Side of the pictures in pixels; None: the run's largest crop."""
+    """Side of the images in pixels; None: the run's largest crop."""
     baselines: bool = False
     """Score raw pixels and the untrained encoder too."""
 
@@ -112,7 +112,7 @@ def evaluate_retrieval(arguments: list[str], console: Console) -> int:
     lonely = f" ({counts.num_lonely:,} without a match left out)" if counts.num_lonely else ""
     console.print(
         f"retrieval in % at step {scores.step}: {counts.num_queries:,} queries{lonely}, "
-        f"{scores.num_gallery:,} pictures in the gallery"
+        f"{scores.num_gallery:,} images in the gallery"
     )
     table = Table()
     table.add_column("encoder")

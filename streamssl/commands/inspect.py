@@ -25,7 +25,7 @@ from shards.stream.manifest import Manifest, open_manifest
 from streamssl.commands.argument_parser import parse
 
 # As many bad shards are named on a screen; a report has them all.
-_MOST_SHOWN = 20
+_MAX_SHOWN = 20
 _PERCENTS = (1, 5, 25, 50, 75, 95, 99)
 
 
@@ -53,7 +53,7 @@ class Verify(Look):
     """Read every shard once and say what is wrong."""
 
     depth: Depth = "pixels"
-    """pixels decodes every picture, in processes that may die of one; headers is quicker."""
+    """pixels decodes every image, in processes that may die of one; headers is quicker."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +61,7 @@ class Stats(Look):
     """Count what is in shards."""
 
     depth: Depth = "headers"
-    """headers counts what a picture says of itself; pixels decodes every picture as well."""
+    """headers counts what an image says of itself; pixels decodes every image as well."""
     sample: int | None = None
     """Look at so many chunks, spread over the data, and at nothing else."""
 
@@ -166,7 +166,7 @@ def _counts(survey: Survey, manifest: Manifest) -> dict[str, Any]:
         "looked_at_chunks": survey.looked_chunks,
         "looked_at_bytes": survey.looked_bytes,
         "samples": found.num_samples,
-        "pictures": found.num_pictures,
+        "images": found.num_images,
         "rejected": found.rejects.total(),
         "reject_reasons": dict(found.rejects.most_common()),
         "unreadable": [report.uri for report in survey.shards if report.unreadable],
@@ -225,10 +225,10 @@ def _print_troubles(survey: Survey, console: Console) -> None:
         line = f"  {reason:<16} {count:>8,}   first: {where}: {first.detail}"
         console.print(line, markup=False)
     lines = [line for report in survey.shards for line in _say(report)]
-    for line in lines[:_MOST_SHOWN]:
+    for line in lines[:_MAX_SHOWN]:
         console.print(line, markup=False)
-    if len(lines) > _MOST_SHOWN:
-        console.print(f"and {len(lines) - _MOST_SHOWN} more: --report FILE lists them")
+    if len(lines) > _MAX_SHOWN:
+        console.print(f"and {len(lines) - _MAX_SHOWN} more: --report FILE lists them")
 
 
 def _say(report: ShardReport) -> Iterator[str]:
@@ -271,8 +271,8 @@ def _sizes(survey: Survey) -> dict[str, Any]:
         "shorter_side": found.shorter_sides.percentiles(_PERCENTS),
         "longer_side": found.longer_sides.percentiles(_PERCENTS),
         "width_to_height": found.aspect_ratios.percentiles(_PERCENTS),
-        "picture_bytes": found.sizes.percentiles(_PERCENTS),
-        "mean_picture_bytes": round(found.picture_bytes / max(1, found.num_pictures)),
+        "image_bytes": found.sizes.percentiles(_PERCENTS),
+        "mean_image_bytes": round(found.image_bytes / max(1, found.num_images)),
         "samples_per_shard": [min(per_shard), max(per_shard)] if per_shard else None,
         "samples_in_all": _scaled(survey),
         "decoded_per_second_by_a_core": round(decoding),

@@ -1,4 +1,4 @@
-"""`streamssl shards pack`: pictures, or other shards, become shards."""
+"""`streamssl shards pack`: images, or other shards, become shards."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ from streamssl.runs.pack_progress import show_packing
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pack:
-    """Make shards from pictures, or from other shards. The same command goes on where it was."""
+    """Make shards from images, or from other shards. The same command goes on where it was."""
 
     source: Annotated[str, tyro.conf.Positional]
-    """A folder of pictures, a text file with a path or an address a line, a Parquet file with a
+    """A folder of images, a text file with a path or an address a line, a Parquet file with a
     column of them, or shards; on this machine or in any store."""
     out: Annotated[str, tyro.conf.Positional]
     """A new or empty folder for the shards, or an address such as s3://bucket/prefix."""
@@ -49,7 +49,7 @@ class Pack:
 
 
 def pack_shards(arguments: list[str], console: Console) -> int:
-    """Make shards from pictures, lists of addresses, or other shards."""
+    """Make shards from images, lists of addresses, or other shards."""
     parsed = parse(Pack, "streamssl shards pack", arguments)
     check_apart(parsed.source, parsed.out)
     source = open_source(parsed.source, parsed.kind, parsed.labels, parsed.columns, parsed.subset)

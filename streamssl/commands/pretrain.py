@@ -27,7 +27,7 @@ class Pretrain:
 
     data: tuple[str, ...]
     """Folders, globs, brace patterns such as 's3://bucket/{0000..0999}.tar', single tars, or
-    folders of pictures (packed first)."""
+    folders of images (packed first)."""
     out: Path
     """The run folder; if it holds a run, that run goes on."""
     weights: tuple[str, ...] = ()
@@ -123,7 +123,7 @@ def placement_of(parsed: Pretrain) -> Placement:
     return Placement(
         cluster=parsed.cluster,
         readers=least,
-        most_readers=most,
+        max_readers=most,
         trainers=parsed.trainers,
         reader_pools=parsed.reader_pool,
         trainer_pools=parsed.trainer_pool,
@@ -156,7 +156,7 @@ def run_pretrain(
         console.print(f"stopped at step {summary.step}; the same command goes on from there")
         return False
     console.print(
-        f"done: {summary.num_samples:,} pictures at {summary.pictures_per_second:,.0f}/s, data "
+        f"done: {summary.num_samples:,} images at {summary.images_per_second:,.0f}/s, data "
         f"wait {summary.data_wait_share:.1%}; {summary.checkpoint}"
     )
     return True

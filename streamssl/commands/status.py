@@ -99,7 +99,7 @@ def _head(status: Status) -> list[Text]:
     lines = [
         f"step {status.step} of {status.num_steps}, planned up to {status.planned}; {world}; "
         f"{status.step_seconds:.2f} s a step",
-        f"pictures/s: {rates.get('trained', 0):,.0f} trained on, {rates.get('cropped', 0):,.0f} "
+        f"images/s: {rates.get('trained', 0):,.0f} trained on, {rates.get('cropped', 0):,.0f} "
         f"cropped; readers work {rates.get('busy', 0):.0%} of their time",
         f"wanted: {wanted} ({status.scaling}); Control of term {status.term} since "
         f"{status.seconds:,.0f} s",

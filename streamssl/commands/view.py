@@ -10,7 +10,7 @@ from rich.console import Console
 
 from shards.errors import ConfigError
 from shards.inspect.contact_sheet import Sheet, check_suffix, write_sheet
-from shards.inspect.sample_view import MOST_TILES, batch_tiles, draw_samples
+from shards.inspect.sample_view import MAX_TILES, batch_tiles, draw_samples
 from shards.redaction import redact
 from shards.samples.admission import AdmissionConfig
 from shards.stores.range_reader import RangeReader
@@ -40,9 +40,9 @@ class View:
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num <= MOST_TILES:
+        if not 1 <= self.num <= MAX_TILES:
             raise ConfigError(
-                f"num={self.num}; a sheet shows from 1 to {MOST_TILES} samples: change --num"
+                f"num={self.num}; a sheet shows from 1 to {MAX_TILES} samples: change --num"
             )
         if (self.run is None) != (self.batch is None):
             given, missing = ("--batch", "--run") if self.run is None else ("--run", "--batch")

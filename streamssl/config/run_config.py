@@ -74,7 +74,7 @@ _FREE_ON_RESUME = {
 class RunConfig:
     """Everything that decides what is learned, besides the data.
 
-    A batch is `stream.batch_size` pictures over all ranks.
+    A batch is `stream.batch_size` images over all ranks.
     """
 
     method: MethodConfig

@@ -48,12 +48,12 @@ from streamssl.methods.swav import SwAVConfig
 from streamssl.modules.feature_queue import QueueConfig
 
 ROWS_PER_PROTOTYPE: Final = 4096 / 3000
-MOST_QUEUED_BATCHES: Final = 15
+MAX_QUEUED_BATCHES: Final = 15
 SAMPLES_PER_PROTOTYPE: Final = 100
 REMEMBERED_PER_PROTOTYPE: Final = 20
 MANY_ROWS: Final = 4096
 SHARP_EPSILON: Final = 0.03
-MOST_PASSES_BEFORE_QUEUE: Final = 15
+MAX_PASSES_BEFORE_QUEUE: Final = 15
 DATA_PER_KEY: Final = 12
 _WITHOUT_END: Final = 1 << 62
 
@@ -128,18 +128,18 @@ def lr_power(config: RunConfig) -> float:
 def num_queued(num_prototypes: int, batch: int) -> int:
     """Rows of a queue, in whole batches, that prototypes want besides a batch; 0 is none."""
     missing = num_prototypes * ROWS_PER_PROTOTYPE - batch
-    num_batches = min(MOST_QUEUED_BATCHES, -(-round(missing) // batch))
+    num_batches = min(MAX_QUEUED_BATCHES, -(-round(missing) // batch))
     return max(0, num_batches) * batch
 
 
-def most_prototypes(num_rows: int | None, num_samples: int | None) -> int:
+def max_prototypes(num_rows: int | None, num_samples: int | None) -> int:
     """How many prototypes codes from so many rows, and so much data, can have; None has no end."""
     by_rows = _WITHOUT_END if num_rows is None else int(num_rows / ROWS_PER_PROTOTYPE)
     by_data = _WITHOUT_END if num_samples is None else num_samples // SAMPLES_PER_PROTOTYPE
     return max(2, min(by_rows, by_data))
 
 
-def most_drift(epsilon: float, dim: int) -> float:
+def max_drift(epsilon: float, dim: int) -> float:
     """How far entries may drift before it blurs their codes: 1 - a cosine, above 0."""
     return float(f"{1 - math.sqrt(max(0.0, 1 - dim * epsilon**2)):.3g}")
 
@@ -162,12 +162,12 @@ def _size_rates(sizes: _Sizes, config: RunConfig) -> None:
 
 def _size_swav(sizes: _Sizes, method: SwAVConfig, recipe: SwAVConfig) -> SwAVConfig:
     batch, known = sizes.batch, sizes.sizing.num_samples
-    most_rows = (1 + MOST_QUEUED_BATCHES) * batch
-    most = most_prototypes(most_rows, known)
+    max_rows = (1 + MAX_QUEUED_BATCHES) * batch
+    most = max_prototypes(max_rows, known)
     why = f"the recipe's {recipe.num_prototypes}"
     if recipe.num_prototypes > most:
-        why = f"3,000 for 4,096 rows, of which there are at most {most_rows:,}"
-        if most < most_prototypes(most_rows, None):
+        why = f"3,000 for 4,096 rows, of which there are at most {max_rows:,}"
+        if most < max_prototypes(max_rows, None):
             why = f"one for {SAMPLES_PER_PROTOTYPE} of {known:,} samples"
     num = sizes.choose(
         "method.num_prototypes", min(recipe.num_prototypes, most), why, method.num_prototypes
@@ -182,7 +182,7 @@ def _size_swav(sizes: _Sizes, method: SwAVConfig, recipe: SwAVConfig) -> SwAVCon
     sizes.choose("method.freeze_steps", *frozen, method.freeze_steps)
     queue = None
     if capacity:
-        limit = most_drift(epsilon, method.dim)
+        limit = max_drift(epsilon, method.dim)
         queue = _size_start(sizes, capacity, method.queue, recipe.queue, limit)
     return replace(method, queue=queue, **_part(sizes.values, "method"))
 
@@ -214,7 +214,7 @@ def _size_start(
         why, drift = "drift decides", limit
         sizes.origins["method.queue.max_drift"] = "moves scores by less than epsilon"
     elif capacity > sizes.batch and recipe is not None:
-        start, why = _at_most_passes(sizes, recipe.start_step, MOST_PASSES_BEFORE_QUEUE)
+        start, why = _at_most_passes(sizes, recipe.start_step, MAX_PASSES_BEFORE_QUEUE)
     start = sizes.choose("method.queue.start_step", start, why, given and given.start_step)
     return QueueConfig(capacity=capacity, start_step=start, max_drift=drift)
 
@@ -234,7 +234,7 @@ def _size_moco(sizes: _Sizes, method: MoCoConfig, recipe: MoCoConfig) -> MoCoCon
         hardest = max(1, recipe.num_hardest * capacity // wanted)
         why = f"as large a part of the queue as {recipe.num_hardest} of {wanted}"
         sizes.choose("method.num_hardest", hardest, why, method.num_hardest)
-        start = _at_most_passes(sizes, recipe.start_step, MOST_PASSES_BEFORE_QUEUE)
+        start = _at_most_passes(sizes, recipe.start_step, MAX_PASSES_BEFORE_QUEUE)
         sizes.choose("method.start_step", *start, method.start_step)
     return replace(method, **_part(sizes.values, "method"))
 
@@ -247,7 +247,7 @@ def _size_labels(
     recipe_steps: int,
 ) -> MethodConfig:
     memory = _size_memory(sizes, method, recipe, is_all=method.mode == "epochs")
-    wanted, by_data = recipe.num_prototypes, most_prototypes(None, sizes.sizing.num_samples)
+    wanted, by_data = recipe.num_prototypes, max_prototypes(None, sizes.sizing.num_samples)
     most = min(by_data, max(2, memory // REMEMBERED_PER_PROTOTYPE))
     why = f"the recipe's {max(wanted)}"
     if max(wanted) > most:

@@ -41,7 +41,7 @@ def all_gather_rows(x_ND: Tensor, group: ProcessGroup | None) -> Tensor:
     """
     if group is None:
         return x_ND
-    # Plain memory order: pictures come channels-last, and a collective copies bytes as they lie.
+    # Plain memory order: images come channels-last, and a collective copies bytes as they lie.
     rows_ND = x_ND.contiguous()
     parts = [torch.empty_like(rows_ND) for _ in range(world_size(group))]
     dist.all_gather(parts, rows_ND, group=group)

@@ -4,7 +4,7 @@ The protocol of Wu et al. 2018 (arXiv:1805.01978, section 3.4): cosine similarit
 features, the k nearest vote for their class with weight exp(s / temperature), the class with the
 most weight wins.
 
-Shape letters: N training pictures, M test pictures, D features, C classes, B batch, S pixels.
+Shape letters: N training images, M test images, D features, C classes, B batch, S pixels.
 """
 
 from collections.abc import Iterable, Iterator
@@ -83,7 +83,7 @@ def embed(
     batches: Iterable[NDArray[np.uint8]],
     precision: Literal["float32", "bfloat16"] = "float32",
 ) -> Features:
-    """Features (N, D) float32 of uint8 RGB pictures (B, S, S, 3), on the backbone's own device.
+    """Features (N, D) float32 of uint8 RGB images (B, S, S, 3), on the backbone's own device.
 
     The backbone is in eval mode meanwhile; afterwards every module has its own mode again.
     """
@@ -93,18 +93,18 @@ def embed(
         torch.no_grad(),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
     ):
-        features = [backbone(_normalised_pictures(b, device)).float().cpu() for b in batches]
+        features = [backbone(_normalised_images(b, device)).float().cpu() for b in batches]
     if not features:
-        raise UserError("no picture to embed; at least one batch is needed; check the data")
+        raise UserError("no image to embed; at least one batch is needed; check the data")
     return torch.cat(features).numpy()
 
 
-def raw_pixel_features(pictures: NDArray[np.uint8], size: int = 16) -> Features:
-    """Pictures (N, S, S, 3) shrunk to (size, size) as features (N, size * size * 3), 0 to 1.
+def raw_pixel_features(images: NDArray[np.uint8], size: int = 16) -> Features:
+    """Images (N, S, S, 3) shrunk to (size, size) as features (N, size * size * 3), 0 to 1.
 
     The floor that an encoder must beat: what the pixels say without any learning.
     """
-    small = [cv2.resize(p, (size, size), interpolation=cv2.INTER_AREA) for p in pictures]
+    small = [cv2.resize(p, (size, size), interpolation=cv2.INTER_AREA) for p in images]
     return np.stack(small).reshape(len(small), -1).astype(np.float32) / np.float32(255)
 
 
@@ -122,7 +122,7 @@ def _vote(weights: NDArray[np.floating[Any]], classes: Labels) -> NDArray[np.int
     return votes.reshape(num_rows, num_classes).argmax(1)
 
 
-def _normalised_pictures(batch: NDArray[np.uint8], device: torch.device) -> Tensor:
+def _normalised_images(batch: NDArray[np.uint8], device: torch.device) -> Tensor:
     """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, channels last, of ImageNet mean and deviation."""
     pixels = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(device)
     mean = torch.tensor(IMAGENET_MEAN, device=device)
@@ -144,11 +144,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_features(features: Features, labels: Labels, which: str) -> None:
-    """Raise UserError unless there is a finite feature and a class for every picture."""
+    """Raise UserError unless there is a finite feature and a class for every image."""
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise UserError(
             f"{which} features {features.shape} with labels {labels.shape}; they must be "
-            "(N, D) and (N,) with N of 1 or more; check that every picture has one feature and one "
+            "(N, D) and (N,) with N of 1 or more; check that every image has one feature and one "
             "label"
         )
     if not np.isfinite(features).all():
@@ -159,7 +159,7 @@ def check_features(features: Features, labels: Labels, which: str) -> None:
     if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise UserError(
             f"{which} labels of type {labels.dtype} from {labels.min()} to {labels.max()}; class "
-            f"numbers are whole and start at 0; leave out the pictures without a label"
+            f"numbers are whole and start at 0; leave out the images without a label"
         )
 
 
@@ -177,12 +177,12 @@ def _check_pair(
         )
     if max(config.ks) > len(train_labels):
         raise ConfigError(
-            f"k-NN with k={max(config.ks)} on {len(train_labels)} training pictures; k may be up "
+            f"k-NN with k={max(config.ks)} on {len(train_labels)} training images; k may be up "
             f"to their number; choose a smaller k"
         )
     unknown = np.setdiff1d(test_labels, train_labels)
     if len(unknown):
         raise UserError(
-            f"test labels {unknown[:5].tolist()} have no training picture; every test class needs "
+            f"test labels {unknown[:5].tolist()} have no training image; every test class needs "
             f"one; check that both sets number their classes alike"
         )

@@ -1,10 +1,10 @@
-"""Retrieval on frozen features: whether the pictures of one identity are each other's nearest.
+"""Retrieval on frozen features: whether the images of one identity are each other's nearest.
 
 The protocol of re-identification (Zheng et al., "Scalable person re-identification", 2015): every
 query ranks the whole gallery by cosine similarity; mean average precision, and how often one of the
 first k is right. Queries and gallery usually come from different cameras.
 
-Shape letters: Q queries, N gallery pictures, D features.
+Shape letters: Q queries, N gallery images, D features.
 """
 
 from dataclasses import dataclass

@@ -90,7 +90,7 @@ def iter_checkpoints(run: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalScores:
-    """What every encoder that was asked for finds in a gallery of so many pictures."""
+    """What every encoder that was asked for finds in a gallery of so many images."""
 
     by_encoder: dict[Encoder, Retrieval]
     num_gallery: int
@@ -105,7 +105,7 @@ def retrieval_of_run(
     ranks: tuple[int, ...] = (1, 5, 10),
     size: int | None = None,
 ) -> RetrievalScores:
-    """How well pictures of the shards of `query` find those of their label in `gallery`.
+    """How well images of the shards of `query` find those of their label in `gallery`.
 
     The rest is as in `knn_of_run`. Raises UserError.
     """
@@ -171,17 +171,17 @@ def _build(settings: RunConfig, encoder: Encoder, newest: Path) -> nn.Module | N
 def _features(
     backbone: nn.Module | None, manifest: Manifest, reader: RangeReader, size: int
 ) -> _Embedded:
-    """Features and labels of every labelled picture; pictures pass through, they are not kept."""
+    """Features and labels of every labelled image; images pass through, they are not kept."""
     labels: list[NDArray[np.int64]] = []
 
-    def pictures() -> Iterator[NDArray[np.uint8]]:
+    def images() -> Iterator[NDArray[np.uint8]]:
         for part in iter_labelled(manifest, reader, size):
             if len(part.labels):
                 labels.append(part.labels)
-                yield part.pictures
+                yield part.images
 
     if backbone is None:
-        features = np.concatenate([raw_pixel_features(part) for part in pictures()])
+        features = np.concatenate([raw_pixel_features(part) for part in images()])
     else:
-        features = embed(backbone, pictures())
+        features = embed(backbone, images())
     return features, np.concatenate(labels)

@@ -25,7 +25,7 @@ class StepOutput:
     `loss` is a float32 scalar with gradient. `readings` are detached scalars that may still be on
     the device: reading one waits for it, so read seldom. `features` (B, D) are this rank's
     unit-norm features of one view, detached, for checks of health. `plateau` is what the loss is
-    where features tell nothing about their pictures, if that is known.
+    where features tell nothing about their images, if that is known.
     """
 
     loss: Tensor
@@ -86,6 +86,6 @@ def check_pair(num_views: Sequence[int], method: str, purpose: str) -> None:
     """Raise ConfigError unless a sample has two views, of one size or of two."""
     if sum(num_views) != 2:
         raise ConfigError(
-            f"num_views={tuple(num_views)}; {method} takes two views of a picture, {purpose}; "
+            f"num_views={tuple(num_views)}; {method} takes two views of an image, {purpose}; "
             "give one group of two views or two groups of one"
         )

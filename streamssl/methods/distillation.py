@@ -1,7 +1,7 @@
 """Distillation without labels: the last of SimCLR v2's three stages.
 
 Chen et al., arXiv:2006.10029, section 2. A student learns what a fine-tuned teacher believes of
-pictures that nobody labelled. With a net of the same kind it is self-distillation; a smaller one
+images that nobody labelled. With a net of the same kind it is self-distillation; a smaller one
 gets most of what the large one knows.
 
 Shape letters: B samples of this rank, C classes.

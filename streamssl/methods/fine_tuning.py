@@ -101,7 +101,7 @@ def check_single(num_views: Sequence[int], purpose: str) -> None:
     """Raise ConfigError unless a sample has one view."""
     if sum(num_views) != 1:
         raise ConfigError(
-            f"num_views={tuple(num_views)}; {purpose} takes one view of a picture; give one group "
+            f"num_views={tuple(num_views)}; {purpose} takes one view of an image; give one group "
             "of one view"
         )
 

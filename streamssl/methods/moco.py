@@ -1,7 +1,7 @@
 """MoCo v1 and v2: momentum contrast for unsupervised visual representation learning.
 
 He et al., arXiv:1911.05722 (v1); Chen et al., arXiv:2003.04297 (v2: an MLP head, temperature 0.2).
-A query must find the key of the same picture among a long queue of keys of other pictures; keys
+A query must find the key of the same image among a long queue of keys of other images; keys
 come from a momentum copy of the query encoder.
 
 Shape letters: B samples of this rank, W ranks, G = W * B samples of the global batch, L queue, D
@@ -147,7 +147,7 @@ class MoCo(nn.Module):
         self.key_encoder = MomentumCopy(encoder, own_batch_norm=True)  # see _encode_keys
         self.queue = config.queue.build(config.dim)
         self.queue.fill_with_noise(step_generator(seed, 0, "moco queue"))
-        self.probe = DriftProbe(config.queue, cast(int, backbone.picture_size), config.dim)
+        self.probe = DriftProbe(config.queue, cast(int, backbone.image_size), config.dim)
 
     def loss(
         self,
@@ -185,7 +185,7 @@ class MoCo(nn.Module):
         )
 
     def _encode_alone(self, crops: Tensor) -> Tensor:
-        """Features of any norm, of pictures by themselves."""
+        """Features of any norm, of images by themselves."""
         with evaluating(self.key_encoder):
             return self.key_encoder(crops)
 

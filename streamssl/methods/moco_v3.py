@@ -1,6 +1,6 @@
 """MoCo v3: an empirical study of training self-supervised vision transformers.
 
-Chen, Xie and He, arXiv:2104.02057. Two views of a picture, each the query and each the key of the
+Chen, Xie and He, arXiv:2104.02057. Two views of an image, each the query and each the key of the
 other; negatives are the other keys of the batch, so there is no queue; queries pass a predictor.
 
 Shape letters: B samples of this rank, W ranks, G = W * B samples of the global batch, D feature.

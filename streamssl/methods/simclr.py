@@ -1,7 +1,7 @@
 """SimCLR v1 and v2: a simple framework for contrastive learning of visual representations.
 
 Chen et al., arXiv:2002.05709 (v1) and arXiv:2006.10029 (v2: three layers in the head, larger nets
-with selective kernels). Crops of a picture must find each other among those of all other pictures
+with selective kernels). Crops of an image must find each other among those of all other images
 of the batch. With more than two crops it is SimCLR as in SwAV's multi-crop comparison
 (arXiv:2006.09882, appendix A.8).
 
@@ -66,23 +66,23 @@ def gather_crops(z_ND: Tensor, num_crops: int, group: ProcessGroup | None) -> Te
 def nt_xent(
     z_ND: Tensor, temperature: float, *, num_crops: int = 2, group: ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Each crop finds each other crop of its picture: (loss, logits (N, M)).
+    """Each crop finds each other crop of its image: (loss, logits (N, M)).
 
     arXiv:2002.05709, eq. 1, as the authors compute it: the sum over both directions, which is twice
     the mean over the crops. Features as they are: give unit norm. The denominator of a pair has the
-    pair and all crops of other pictures; other crops of the same picture are left out of it.
+    pair and all crops of other images; other crops of the same image are left out of it.
     """
     z_MD = gather_crops(z_ND, num_crops, group)
     logits = at_least_float32(z_ND @ z_MD.T) / temperature
     num_samples, num_rows = len(z_MD) // num_crops, len(z_ND) // num_crops
     if num_samples < 2:
         raise ConfigError(
-            "a batch of 1 picture; SimCLR has no negatives in it, so it needs at least 2: raise "
+            "a batch of 1 image; SimCLR has no negatives in it, so it needs at least 2: raise "
             "--stream.batch-size"
         )
     crops_V = torch.arange(num_crops, device=z_ND.device)
     sample_N = torch.arange(num_rows, device=z_ND.device).repeat(num_crops) + rank(group) * num_rows
-    own_NV = sample_N[:, None] + num_samples * crops_V  # columns of the crops of the own picture
+    own_NV = sample_N[:, None] + num_samples * crops_V  # columns of the crops of the own image
     negatives_N1 = logits.scatter(1, own_NV, -torch.inf).logsumexp(dim=1, keepdim=True)
     # -log(e^p / (e^p + sum e^n)) = log(1 + e^(log sum e^n - p)); the crop itself is no pair.
     losses_NV = F.softplus(negatives_N1 - logits.gather(1, own_NV))
@@ -105,7 +105,7 @@ class SimCLR(nn.Module):
         self.num_crops = sum(num_views)
         if self.num_crops < 2:
             raise ConfigError(
-                f"num_views={tuple(num_views)}; SimCLR compares crops of a picture and needs at "
+                f"num_views={tuple(num_views)}; SimCLR compares crops of an image and needs at "
                 "least two; add views"
             )
         self.config, self.group = config, group
@@ -129,13 +129,13 @@ class SimCLR(nn.Module):
                 z_ND, self.config.temperature, num_crops=self.num_crops, group=self.group
             )
         num_rows = len(z_ND) // self.num_crops
-        # A crop's like is one of it and all crops of other pictures.
+        # A crop's like is one of it and all crops of other images.
         plateau = 2 * math.log(1 + logits.shape[1] - self.num_crops)
         readings = self._readings(logits.detach())
         return StepOutput(loss, readings, z_ND[:num_rows].detach(), plateau)
 
     def _readings(self, logits: Tensor) -> dict[str, Tensor | float]:
-        """`contrast_accuracy`: how often crop 0's best match in crop 1 is its own picture."""
+        """`contrast_accuracy`: how often crop 0's best match in crop 1 is its own image."""
         num_rows, num_samples = len(logits) // self.num_crops, logits.shape[1] // self.num_crops
         logits_BG = logits[:num_rows, num_samples : 2 * num_samples]
         own = torch.arange(num_rows, device=logits.device) + rank(self.group) * num_rows

@@ -1,6 +1,6 @@
 """SupCon: supervised contrastive learning.
 
-Khosla et al., arXiv:2004.11362. As SimCLR, but crops of all pictures with the same label find each
+Khosla et al., arXiv:2004.11362. As SimCLR, but crops of all images with the same label find each
 other. A label is whatever a sample says about itself: a class, a hashtag, any field. A sample that
 says nothing finds only its own crops, so without labels this is SimCLR.
 
@@ -32,7 +32,7 @@ class SupConConfig:
     """The authors' settings for CIFAR-10 and ImageNet; the run's `label` names the labels.
 
     `anchors`: "all" crops look for their like among all crops, or only the first "one" of each
-    picture does. The gradient is scaled by `temperature / base_temperature`, as theirs is.
+    image does. The gradient is scaled by `temperature / base_temperature`, as theirs is.
     """
 
     dim: int = 128
@@ -115,7 +115,7 @@ class SupCon(nn.Module):
         self.num_crops = sum(num_views)
         if self.num_crops < 2:
             raise ConfigError(
-                f"num_views={tuple(num_views)}; SupCon compares crops of a picture and needs at "
+                f"num_views={tuple(num_views)}; SupCon compares crops of an image and needs at "
                 "least two; add views"
             )
         self.config, self.group = config, group

@@ -1,7 +1,7 @@
 """SwAV: unsupervised learning of visual features by contrasting cluster assignments.
 
-Caron et al., arXiv:2006.09882. A code is computed for some crops of a picture by matching a batch
-of them with prototypes in equal shares; every other crop of the picture must predict it.
+Caron et al., arXiv:2006.09882. A code is computed for some crops of an image by matching a batch
+of them with prototypes in equal shares; every other crop of the image must predict it.
 
 Shape letters: B samples of this rank, V crops of a sample, N = V * B crops in crop-major order
 (rows [v * B, (v + 1) * B) are crop v), L rows of a queue, K prototypes, D feature.
@@ -177,7 +177,7 @@ class SwAV(nn.Module):
         )
         self.probe: DriftProbe | None = None
         if config.queue is not None:
-            self.probe = DriftProbe(config.queue, cast(int, backbone.picture_size), config.dim)
+            self.probe = DriftProbe(config.queue, cast(int, backbone.image_size), config.dim)
 
     def loss(
         self,
@@ -216,7 +216,7 @@ class SwAV(nn.Module):
         return StepOutput(swap.loss, readings, swap.embeddings[:num_samples].detach(), plateau)
 
     def _encode(self, crops: Tensor) -> Tensor:
-        """Features of any norm, of each picture by itself."""
+        """Features of any norm, of each image by itself."""
         with evaluating(self.backbone, self.head):
             return self.head(self.backbone(crops))
 

@@ -24,7 +24,7 @@ class BackboneConfig:
     """A timm model and its options, such as `{"drop_path_rate": 0.1}`.
 
     `stem`: "imagenet" leaves the network as it is; "small" lets it look at every pixel of small
-    pictures (see `build_backbone`); "half" is "small" with stride 2, for ResNets: a quarter of the
+    images (see `build_backbone`); "half" is "small" with stride 2, for ResNets: a quarter of the
     work, which suits CPUs; "auto" is "small" for crops of at most 64 pixels. A small ResNet:
     `name="resnet18", options={"channels": (32, 64, 128, 256), "layers": (1, 1, 1, 1)}`.
 
@@ -59,7 +59,7 @@ class BackboneConfig:
 
 def build_backbone(config: BackboneConfig, crop_size: int) -> nn.Module:
     """An encoder (N, 3, S, S) -> (N, D) with `num_features` = D, for S up to `crop_size` pixels,
-    which it holds as `picture_size`.
+    which it holds as `image_size`.
 
     The small stem: a ResNet begins with a 3x3 convolution of stride 1 and no pooling, as is usual
     for CIFAR; a vision transformer has patches of 4 pixels (8 above 32 pixels); in another network
@@ -90,7 +90,7 @@ def build_backbone(config: BackboneConfig, crop_size: int) -> nn.Module:
         _freeze_patches(model, config.name)
     # Some heads of timm widen the features after pooling; what counts is what comes out.
     model.num_features = getattr(model, "head_hidden_size", None) or model.num_features
-    model.picture_size = crop_size  # type: ignore[assignment]
+    model.image_size = crop_size  # type: ignore[assignment]
     return model
 
 

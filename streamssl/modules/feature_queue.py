@@ -25,7 +25,7 @@ class QueueConfig:
 
     The queue fills from the first step on, so it is full, and fresh, when `start_step` comes. With
     `max_drift` it waits on, until a feature that is as old as the oldest has drifted by no more.
-    Drift is 1 - the mean cosine of what some pictures were encoded to with what they are encoded to
+    Drift is 1 - the mean cosine of what some images were encoded to with what they are encoded to
     now, looked at once in the age of the oldest (`drift.DriftProbe`). What has started goes on.
     """
 

@@ -1,6 +1,6 @@
 """Selective kernels, as SimCLR v2 has them in its ResNets (arXiv:2006.10029, section 2).
 
-Two 3x3 convolutions look at the same features; a small network reads their mean over the picture
+Two 3x3 convolutions look at the same features; a small network reads their mean over the image
 and weighs, channel by channel, how much of each goes on. Li et al., arXiv:1903.06586, simplified.
 
 Shape letters: N rows, C channels out, S pixels, K the channels of the small network.
@@ -8,7 +8,7 @@ Shape letters: N rows, C channels out, S pixels, K the channels of the small net
 
 from torch import Tensor, nn
 
-_LEAST_CHANNELS = 32
+_MIN_CHANNELS = 32
 
 
 class SelectiveKernels(nn.Module):
@@ -20,7 +20,7 @@ class SelectiveKernels(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, *, stride: int, ratio: float) -> None:
         super().__init__()
-        middle = max(int(channels * ratio), _LEAST_CHANNELS)
+        middle = max(int(channels * ratio), _MIN_CHANNELS)
         self.convolution = nn.Conv2d(
             in_channels, 2 * channels, 3, stride=stride, padding=1, bias=False
         )

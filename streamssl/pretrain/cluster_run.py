@@ -27,7 +27,7 @@ from streamssl.runs.run_setup import Run, crop_job
 from streamssl.training.learner import build_learner
 
 # What a trainer holds of batches that it has not come to.
-_MOST_FEED_BYTES = 1 << 30
+_MAX_FEED_BYTES = 1 << 30
 
 
 def train_on_cluster(
@@ -78,7 +78,7 @@ def _spec(run: Run, placement: Placement, state: LearnerState, console: Console)
             num_steps=config.num_steps, save_every=config.save_every, num_threads=threads
         ),
         feed=FeedConfig(
-            max_bytes=min(_MOST_FEED_BYTES, config.stream.max_bytes),
+            max_bytes=min(_MAX_FEED_BYTES, config.stream.max_bytes),
             cropping=CroppingConfig.of(job) if by_trainers else None,
         ),
         state=state,

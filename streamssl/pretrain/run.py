@@ -44,7 +44,7 @@ class Summary:
     finished: bool
     step: int
     num_samples: int
-    pictures_per_second: float
+    images_per_second: float
     data_wait_share: float
     metrics_url: str
     checkpoint: Path
@@ -109,7 +109,7 @@ def _train(run: Run, placement: Placement, console: Console, stop: Callable[[], 
             finished=step == run.config.num_steps,
             step=step,
             num_samples=progress.num_samples,
-            pictures_per_second=progress.num_samples / progress.seconds,
+            images_per_second=progress.num_samples / progress.seconds,
             data_wait_share=progress.data_wait_seconds / progress.seconds,
             metrics_url=server.url,
             checkpoint=saved[-1],

@@ -53,7 +53,7 @@ def byol_stream() -> RunConfig:
 
 
 def byol_small() -> RunConfig:
-    """BYOL on pictures of about 32 pixels, on a CPU.
+    """BYOL on images of about 32 pixels, on a CPU.
 
     Paper: arXiv:2006.07733. Views without blur, narrower heads, AdamW. A run of a few hundred steps
     needs a target that follows fast: after 231 steps on CIFAR-10 momentum 0.9 gives 36.4 % k-NN,

@@ -55,7 +55,7 @@ def deepcluster_v2_stream() -> RunConfig:
 
 
 def deepcluster_v2_small() -> RunConfig:
-    """DeepCluster-v2 on pictures of about 32 pixels, on a CPU, on a stream.
+    """DeepCluster-v2 on images of about 32 pixels, on a CPU, on a stream.
 
     Paper: arXiv:2006.09882, appendix D. A window of 4,096 samples, clustered every 16 steps, and a
     warm-up beyond the first clustering: at a rate of 0.003 from there on one cluster had everything
@@ -107,7 +107,7 @@ def sela_v2_stream() -> RunConfig:
 
 
 def sela_v2_small() -> RunConfig:
-    """SeLa-v2 on pictures of about 32 pixels, on a CPU, on a stream.
+    """SeLa-v2 on images of about 32 pixels, on a CPU, on a stream.
 
     Paper: arXiv:2006.09882, appendix D. A window of 4,096 samples, solved every 32 steps; the net
     is that of `swav-small`. An exponent of 10, as its authors have for CIFAR-10, at the rate of
@@ -130,7 +130,7 @@ def sela_v2_small() -> RunConfig:
 
 
 def spcl() -> RunConfig:
-    """SpCL as published for the 12,936 pictures of Market-1501: batch 64, 50 epochs of 400 steps.
+    """SpCL as published for the 12,936 images of Market-1501: batch 64, 50 epochs of 400 steps.
 
     Paper: arXiv:2006.02713, section 4.2. The authors ran it on 4 GPUs from a network trained on
     ImageNet: add `--backbone.options` with `pretrained` to a config.toml. For other data give
@@ -176,7 +176,7 @@ def spcl_stream() -> RunConfig:
 
     Paper: arXiv:2006.02713.
     Differs: the window, and that a new sample joins the cluster in whose midst it lies, are ours.
-    Two views of each picture, since most are never seen again. Nothing depends on `--num-steps`.
+    Two views of each image, since most are never seen again. Nothing depends on `--num-steps`.
     Published: nothing of the kind.
     """
     return replace(
@@ -190,7 +190,7 @@ def spcl_stream() -> RunConfig:
 
 
 def spcl_small() -> RunConfig:
-    """SpCL on pictures of about 32 pixels, on a CPU, with a window of 4,096 samples.
+    """SpCL on images of about 32 pixels, on a CPU, with a window of 4,096 samples.
 
     Paper: arXiv:2006.02713. Otherwise `spcl-stream`, clustered every 50 steps.
     """
@@ -207,11 +207,11 @@ def spcl_small() -> RunConfig:
 
 
 def spcl_reid_small() -> RunConfig:
-    """SpCL on some hundred pictures of vehicles by two cameras, from scratch, on a CPU.
+    """SpCL on some hundred images of vehicles by two cameras, from scratch, on a CPU.
 
     Paper: arXiv:2006.02713. Two views of 64 pixels, since nothing was learned elsewhere before;
-    clusters of two, since a vehicle has a picture by each camera. `--method.memory` is the number
-    of pictures and `--method.fill-steps` the steps of one pass. Score it with `streamssl evaluate
+    clusters of two, since a vehicle has an image by each camera. `--method.memory` is the number
+    of images and `--method.fill-steps` the steps of one pass. Score it with `streamssl evaluate
     retrieval`: from 28 to 51 % mean average precision in three minutes, see BENCHMARKS.md.
     """
     view = replace(crops.cifar().groups[0], size=64, scale=(0.4, 1.0))

@@ -8,7 +8,7 @@ from streamssl.modules.backbones import BackboneConfig
 IMAGENET_STEPS_256: Final = 5005
 IMAGENET_STEPS_4096: Final = 313
 
-# A residual net with one block a stage that begins at half size: 600 pictures/s a core in bf16.
+# A residual net with one block a stage that begins at half size: 600 images/s a core in bf16.
 # Blocks count from the first step: where each began as the identity, four would be no net at all.
 SMALL_NET: Final = BackboneConfig(
     name="resnet18",

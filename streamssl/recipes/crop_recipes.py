@@ -23,7 +23,7 @@ def simclr_multi_crop() -> CropRecipe:
 
 
 def byol_small(*, size: int = 32, scale: tuple[float, float] = (0.2, 1.0)) -> CropRecipe:
-    """BYOL's uneven pair without blur, which hides what little a picture of 32 pixels shows."""
+    """BYOL's uneven pair without blur, which hides what little an image of 32 pixels shows."""
     pair = byol(size=size, scale=scale).groups
     return CropRecipe(tuple(replace(group, blur_probability=0.0) for group in pair))
 

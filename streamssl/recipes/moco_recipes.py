@@ -62,7 +62,7 @@ def moco_v1_stream() -> RunConfig:
 
     Paper: arXiv:1911.05722; otherwise `moco-v1`.
     Differs: warm-up of 5,000 steps, no fall of the rate. Nothing depends on `--num-steps`.
-    Published: nothing of the kind; the paper's run on a billion pictures of Instagram is the
+    Published: nothing of the kind; the paper's run on a billion images of Instagram is the
     nearest.
     """
     return replace(
@@ -73,7 +73,7 @@ def moco_v1_stream() -> RunConfig:
 
 
 def moco_v2_small() -> RunConfig:
-    """MoCo v2 on pictures of about 32 pixels, on a CPU: CIFAR-10 to 54 % k-NN in ten minutes.
+    """MoCo v2 on images of about 32 pixels, on a CPU: CIFAR-10 to 54 % k-NN in ten minutes.
 
     Paper: arXiv:2003.04297. Queue, momentum and temperature are those of the authors' own CIFAR-10
     demonstration, which has ResNet-18 and 200 epochs; results are in BENCHMARKS.md.
@@ -168,7 +168,7 @@ def moco_v3_stream() -> RunConfig:
 
 
 def moco_v3_small() -> RunConfig:
-    """MoCo v3 on pictures of about 32 pixels, on a CPU.
+    """MoCo v3 on images of about 32 pixels, on a CPU.
 
     Paper: arXiv:2104.02057. Views without blur, the temperature of its transformers.
     """
@@ -186,7 +186,7 @@ def mochi() -> RunConfig:
     Paper: arXiv:2010.01028. There is no code of its authors; two implementations by others agree
     with this one. How many are mixed, and from when, is `--method.num-hardest`,
     `--method.num-mixed`, `--method.num-mixed-with-query` and `--method.start-step`.
-    Differs: keys of the picture itself are no negatives; otherwise as `moco-v2` does.
+    Differs: keys of the image itself are no negatives; otherwise as `moco-v2` does.
     Published: not quoted, for want of a text to check it by; it gains less on ImageNet itself than
     in transfer.
     """
@@ -194,7 +194,7 @@ def mochi() -> RunConfig:
 
 
 def mochi_stream() -> RunConfig:
-    """MoCHi on a stream without an end; pictures that come again are no negatives of themselves.
+    """MoCHi on a stream without an end; images that come again are no negatives of themselves.
 
     Paper: arXiv:2010.01028; otherwise `moco-v2-stream`.
     Differs: mixing starts with step 10,000, since there are no epochs: the rate has warmed up, and
@@ -205,7 +205,7 @@ def mochi_stream() -> RunConfig:
 
 
 def mochi_small() -> RunConfig:
-    """MoCHi on pictures of about 32 pixels, on a CPU: `moco-v2-small` with 64 + 16 mixtures.
+    """MoCHi on images of about 32 pixels, on a CPU: `moco-v2-small` with 64 + 16 mixtures.
 
     Paper: arXiv:2010.01028. Of the 128 hardest of 4,096 keys, from step 400 on.
     """

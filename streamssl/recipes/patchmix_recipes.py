@@ -86,7 +86,7 @@ def patchmix_stream() -> RunConfig:
 
 
 def patchmix_small() -> RunConfig:
-    """PatchMix on pictures of about 32 pixels, on a CPU: four narrow blocks, patches of 4 pixels.
+    """PatchMix on images of about 32 pixels, on a CPU: four narrow blocks, patches of 4 pixels.
 
     Paper: arXiv:2310.12094. Without a momentum encoder, as its authors have it for their smallest
     net, and without blur. A step passes the encoder five times: at the width of 192 and a batch of

@@ -108,7 +108,7 @@ def simclr_v2_fine_tune() -> RunConfig:
 
 
 def simclr_v2_distill() -> RunConfig:
-    """SimCLR v2's third stage: the fine-tuned net teaches another, or its like, on all pictures.
+    """SimCLR v2's third stage: the fine-tuned net teaches another, or its like, on all images.
 
     Paper: arXiv:2006.10029, section 2. The authors' notebook has the loss, not the length: 400
     epochs of ImageNet at batch 4096 are what is run here. Command: `streamssl pretrain
@@ -127,7 +127,7 @@ def simclr_v2_distill() -> RunConfig:
 def simclr_multi_crop() -> RunConfig:
     """SimCLR with SwAV's multi-crop, 2x160 + 4x96: 200 epochs of ImageNet.
 
-    Paper: arXiv:2006.09882, section 4.3 and appendix A.8: other crops of a picture are left out of
+    Paper: arXiv:2006.09882, section 4.3 and appendix A.8: other crops of an image are left out of
     the denominator.
     Differs: as `simclr`.
     Published: not quoted, for want of a text to check it by.
@@ -182,9 +182,9 @@ def simclr_v2_stream() -> RunConfig:
 
 
 def simclr_small() -> RunConfig:
-    """SimCLR on pictures of about 32 pixels, on a CPU; temperature 0.5, as the authors for CIFAR.
+    """SimCLR on images of about 32 pixels, on a CPU; temperature 0.5, as the authors for CIFAR.
 
-    Paper: arXiv:2002.05709. A batch is 512: its other pictures are all the negatives there are.
+    Paper: arXiv:2002.05709. A batch is 512: its other images are all the negatives there are.
     """
     return RunConfig(
         method=SimCLRConfig(temperature=0.5),
@@ -200,7 +200,7 @@ def simclr_small() -> RunConfig:
 
 
 def supcon() -> RunConfig:
-    """SupCon on CIFAR-10: batch 1024, ResNet-50 for small pictures, 1,000 epochs, labels `cls`.
+    """SupCon on CIFAR-10: batch 1024, ResNet-50 for small images, 1,000 epochs, labels `cls`.
 
     Paper: arXiv:2004.11362, as its authors' README runs it: SGD at 0.5 with a warm-up of ten epochs
     and a cosine to 0.0005, no blur.
@@ -223,7 +223,7 @@ def supcon() -> RunConfig:
 
 
 def supcon_stream() -> RunConfig:
-    """SupCon on a stream of web pictures without an end: hashtags, or any field, as labels.
+    """SupCon on a stream of web images without an end: hashtags, or any field, as labels.
 
     Paper: arXiv:2004.11362. The label is `hashtags` of a sample's JSON (`--label NAME` for
     another); of a list one entry is drawn each epoch. A sample without one is SimCLR's.
@@ -240,7 +240,7 @@ def supcon_stream() -> RunConfig:
 
 
 def supcon_small() -> RunConfig:
-    """SupCon on labelled pictures of about 32 pixels, on a CPU; labels are `cls`.
+    """SupCon on labelled images of about 32 pixels, on a CPU; labels are `cls`.
 
     Paper: arXiv:2004.11362. Otherwise `simclr-small`.
     """

@@ -77,11 +77,11 @@ def swav_stream() -> RunConfig:
 
 
 def swav_small() -> RunConfig:
-    """SwAV on pictures of about 32 pixels, on a CPU: CIFAR-10 to 53 % k-NN in ten minutes.
+    """SwAV on images of about 32 pixels, on a CPU: CIFAR-10 to 53 % k-NN in ten minutes.
 
     Paper: arXiv:2006.09882. What matters on such a budget, found by short runs on CIFAR-10: an
     epsilon of 0.03 (sharper codes), prototypes that learn from the start, a high rate, and a net
-    that is cheap enough to see each picture ten times. On a CPU with bfloat16 units give
+    that is cheap enough to see each image ten times. On a CPU with bfloat16 units give
     `--precision bf16`. Results are in BENCHMARKS.md.
     """
     return RunConfig(
@@ -98,9 +98,9 @@ def swav_small() -> RunConfig:
 
 
 def swav_demo() -> RunConfig:
-    """SwAV on the pictures of `streamssl demo`: 32-pixel crops of 48-pixel pictures, two minutes.
+    """SwAV on the images of `streamssl demo`: 32-pixel crops of 48-pixel images, two minutes.
 
-    Mild colour changes on purpose: with SwAV's own jitter two crops of such a picture share so
+    Mild colour changes on purpose: with SwAV's own jitter two crops of such an image share so
     little at first that the loss stays at its plateau of ln 100 for longer than a demo may take.
     """
     view = replace(crops.cifar().groups[0], scale=(0.3, 1.0), grey_probability=0.1)

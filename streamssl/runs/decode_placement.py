@@ -1,4 +1,4 @@
-"""Where the pictures of a run on a cluster are decoded: chosen once, and kept with the run.
+"""Where the images of a run on a cluster are decoded: chosen once, and kept with the run.
 
 Whatever is chosen changes no crop; see `cluster.trainers.trainer_crops`.
 """
@@ -22,7 +22,7 @@ from streamssl.runs.run_setup import Run
 
 _FILE: Final = "decode.json"
 # What is decoded beside the training may hold it up: it has to be worth it.
-_LEAST_GAIN = 1.25
+_MIN_GAIN = 1.25
 
 
 def check_engine(config: RunConfig, placement: Placement) -> None:
@@ -52,7 +52,7 @@ def place_of_decoding(
     trainer_options: Mapping[str, Any],
     console: Console,
 ) -> DecodePlace:
-    """Who crops the pictures of `run`: what is asked for, or as it began, or what is faster.
+    """Who crops the images of `run`: what is asked for, or as it began, or what is faster.
 
     Needs a connection to Ray. Raises ConfigError, ShardUnreadable.
     """
@@ -63,7 +63,7 @@ def place_of_decoding(
             "--trainer-gpus 1 if it launches nodes with some, or use --engine opencv"
         )
     known = _read(run)
-    rates: dict[str, float] = known.get("pictures_per_second", {})
+    rates: dict[str, float] = known.get("images_per_second", known.get("pictures_per_second", {}))
     place: DecodePlace
     if asked in ("readers", "trainers"):
         place = asked
@@ -75,9 +75,9 @@ def place_of_decoding(
         place, rates = _measured(run, placement, job, trainer_options, console)
     else:
         place = "readers"
-    _write(run, {"decode": place, "engine": engine, "pictures_per_second": rates})
+    _write(run, {"decode": place, "engine": engine, "images_per_second": rates})
     if place == "trainers":
-        console.print(f"readers verify pictures, trainers crop them ({engine})", highlight=False)
+        console.print(f"readers verify images, trainers crop them ({engine})", highlight=False)
     return place
 
 
@@ -104,9 +104,9 @@ def _measured(
     )
     by_readers = found.by_readers(placement.most)
     by_trainers = found.by_trainers(placement.most, placement.trainers)
-    place: DecodePlace = "trainers" if by_trainers > _LEAST_GAIN * by_readers else "readers"
+    place: DecodePlace = "trainers" if by_trainers > _MIN_GAIN * by_readers else "readers"
     console.print(
-        f"--decode auto: {place}; {placement.most} readers crop {by_readers:,.0f} pictures/s; "
+        f"--decode auto: {place}; {placement.most} readers crop {by_readers:,.0f} images/s; "
         f"verified by them and cropped by {placement.trainers} trainers it is {by_trainers:,.0f}/s",
         highlight=False,
     )

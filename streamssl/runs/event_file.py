@@ -63,7 +63,7 @@ def scalars_of(fields: Mapping[str, Any]) -> dict[str, float]:
     return {
         "loss": fields["loss"],
         "learning_rate": fields["lr"],
-        "pictures_per_second": fields["num_samples"] / seconds if seconds else 0.0,
+        "images_per_second": fields["num_samples"] / seconds if seconds else 0.0,
         "data_wait_share": fields["data_wait_seconds"] / seconds if seconds else 0.0,
         "rejects": fields["num_rejects"],
         **{f"readings/{name}": value for name, value in fields["readings"].items()},

@@ -25,7 +25,7 @@ def show_packing(console: Console) -> Iterator[Watch]:
 
 
 class _Bar(Watch):
-    """A bar of pictures, or of bytes."""
+    """A bar of images, or of bytes."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar

@@ -18,10 +18,10 @@ class Placement:
 
     `cluster`: "none" reads in threads of this process and trains in it, "local" starts a Ray here,
     "auto" or "ray://HOST:10001" joins one. There are as many readers as the trainers need, from
-    `readers` to `most_readers`. `reader_pools` and `trainer_pools` name nodes by their labels, in
+    `readers` to `max_readers`. `reader_pools` and `trainer_pools` name nodes by their labels, in
     order of preference; `trainer_gpus` is what each trainer takes, None: one where there are any.
     `metrics_port` 0 takes any free port of the loopback address. `cache` keeps what was read on a
-    disk of every machine that reads. `decode`: who crops the pictures; "auto" measures who should,
+    disk of every machine that reads. `decode`: who crops the images; "auto" measures who should,
     None: as this run began, or trainers where the engine is dali-gpu, else readers. `prices`: of
     an hour of a node, by pool, in dollars. `tensorboard`: a copy of the log for it. `debug_ports`:
     where every process of a cluster serves pages of its own, None: nowhere. `patience` is that of
@@ -30,7 +30,7 @@ class Placement:
 
     cluster: str = "none"
     readers: int = 2
-    most_readers: int | None = None
+    max_readers: int | None = None
     trainers: int = 1
     reader_pools: tuple[str, ...] = ()
     trainer_pools: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Placement:
     @property
     def most(self) -> int:
         """The largest number of readers."""
-        return self.readers if self.most_readers is None else self.most_readers
+        return self.readers if self.max_readers is None else self.max_readers
 
     def __post_init__(self) -> None:
         for name in ("readers", "trainers"):

@@ -14,7 +14,7 @@ _PLAIN_EVERY_SECONDS = 10.0
 
 
 class Progress:
-    """Pictures/s, data wait, loss and time left. Use as a context; feed it every step."""
+    """Images/s, data wait, loss and time left. Use as a context; feed it every step."""
 
     def __init__(self, num_steps: int, start_step: int, console: Console) -> None:
         self._num_steps, self._start_step = num_steps, start_step
@@ -58,13 +58,13 @@ class Progress:
 
     def _line(self, step: int, loss: float) -> str:
         seconds = sum(entry[0] for entry in self._recent)
-        pictures = sum(entry[1] for entry in self._recent)
+        images = sum(entry[1] for entry in self._recent)
         waited = sum(entry[2] for entry in self._recent)
         left = seconds / len(self._recent) * (self._num_steps - step)
         rejected = f" · {self.num_rejects} rejected" if self.num_rejects else ""
         return (
-            f"step {step}/{self._num_steps} · loss {loss:.4f} · {_rate(pictures / seconds)} "
-            f"pictures/s · data wait {waited / seconds:.1%}{rejected} · {_duration(left)} left"
+            f"step {step}/{self._num_steps} · loss {loss:.4f} · {_rate(images / seconds)} "
+            f"images/s · data wait {waited / seconds:.1%}{rejected} · {_duration(left)} left"
         )
 
     def __enter__(self) -> "Progress":

@@ -83,7 +83,7 @@ def is_same_start(out: Path, config: RunConfig, order: Order) -> bool:
 
 
 def prepare_data(data: DataConfig, out: Path, console: Console) -> DataConfig:
-    """`data` itself; local folders of pictures without a tar are packed into `out` first."""
+    """`data` itself; local folders of images without a tar are packed into `out` first."""
     several = len(data.patterns) > 1
     patterns = [
         _prepare(pattern, out / (f"shards-{number}" if several else "shards"), console)
@@ -101,7 +101,7 @@ def _prepare(pattern: str, target: Path, console: Console) -> str:
     done = "already packed into" if report.reused else "packed into"
     skipped = f", {sum(report.skipped.values())} files skipped" if report.skipped else ""
     console.print(
-        f"{pattern} holds pictures and no tar: {report.num_samples} pictures {done} {target} "
+        f"{pattern} holds images and no tar: {report.num_samples} images {done} {target} "
         f"({report.num_shards} shards{skipped})",
         highlight=False,
     )

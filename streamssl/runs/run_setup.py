@@ -26,7 +26,7 @@ from streamssl.runs.run_data import Data, open_journal
 from streamssl.runs.run_folder import JOURNAL, is_same_start
 from streamssl.training.train_state import build_state
 
-# Pictures that DALI's graph takes at once: what bounds its memory.
+# Images that DALI's graph takes at once: what bounds its memory.
 _DALI_BATCH = 32
 
 

@@ -1,6 +1,6 @@
 """How features, codes and loss of a run are, and whether they collapse.
 
-A collapsed encoder gives all pictures the same feature, or features in a few directions only; its
+A collapsed encoder gives all images the same feature, or features in a few directions only; its
 loss may look as good as any. So every few steps numbers that show it stand beside the loss, and
 `HealthWatch` says when one of them is where only collapsed encoders have it.
 
@@ -24,7 +24,7 @@ from streamssl.modules.feature_readings import effective_rank, feature_std
 # 2 ms, at 512 of 256 numbers 13 ms: a tenth of that a step.
 EVERY = 10
 # More rows would say no more about spaces of a few hundred dimensions; fewer span none.
-_LEAST_ROWS, _MOST_ROWS = 16, 512
+_MIN_ROWS, _MAX_ROWS = 16, 512
 
 
 @torch.no_grad()
@@ -35,8 +35,8 @@ def measure(output: StepOutput, group: ProcessGroup | None) -> dict[str, Tensor 
     fewer than 16 samples has neither.
     """
     readings: dict[str, Tensor | float] = {}
-    if output.features is not None and len(output.features) * world_size(group) >= _LEAST_ROWS:
-        x_ND = all_gather_rows(output.features, group)[:_MOST_ROWS].double().nan_to_num()
+    if output.features is not None and len(output.features) * world_size(group) >= _MIN_ROWS:
+        x_ND = all_gather_rows(output.features, group)[:_MAX_ROWS].double().nan_to_num()
         readings["effective_rank"] = effective_rank(x_ND)
         readings["feature_std"] = feature_std(x_ND)
     if output.plateau is not None:
@@ -70,7 +70,7 @@ _SLOWER = "lower --optim.base-lr, or raise --method.momentum if a copy of the ne
 # What they rest on: docs/is-it-learning.md. In short: in drills (tests/drills/collapsing.py) and on
 # CIFAR-10 healthy runs are well on the other side of each after their first 50 steps.
 LIMITS = (
-    Limit("feature_std", "below", 0.1, "all pictures have nearly the same feature", _SLOWER),
+    Limit("feature_std", "below", 0.1, "all images have nearly the same feature", _SLOWER),
     Limit("effective_rank", "below", 2.0, "features lie in a direction or two", _SLOWER),
     Limit(
         "loss_over_plateau",
@@ -83,20 +83,20 @@ LIMITS = (
         "codes_certainty",
         "below",
         0.01,
-        "every prototype suits a picture as well as any other",
+        "every prototype suits an image as well as any other",
         "lower --method.epsilon",
     ),
     Limit(
         "assignments_used",
         "below",
         1.5,
-        "one cluster has nearly all pictures",
+        "one cluster has nearly all images",
         "lower --optim.base-lr, or --method.epsilon where that decides who is a neighbour",
     ),
 )
 # So many looks in a row, since a single batch may be an odd one.
 _PATIENCE = 3
-_LEAST_GRACE = 50
+_MIN_GRACE = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +117,13 @@ class HealthWatch:
     """Notices in the readings of one step after the other that a run collapses.
 
     A reading counts once it was beyond its limit in three looks in a row. For the first steps
-    features may be anything: fresh networks give all pictures about the same, and losses begin at
+    features may be anything: fresh networks give all images about the same, and losses begin at
     their plateau. A resumed run is watched anew from where it goes on.
     """
 
     def __init__(self, num_steps: int, warmup_steps: int = 0) -> None:
         # A hundredth of a long run: SwAV's authors freeze its prototypes for half as long.
-        self._grace = max(_LEAST_GRACE, warmup_steps, num_steps // 100)
+        self._grace = max(_MIN_GRACE, warmup_steps, num_steps // 100)
         self._counts = dict.fromkeys((limit.reading for limit in LIMITS), 0)
 
     @classmethod

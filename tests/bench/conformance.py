@@ -1,11 +1,11 @@
 """How far the engines are from the definition, from torchvision on Pillow, and from each other.
 
-    python -m tests.bench.conformance --pictures 64 --shards ../shared/data/web-a.tar --json
+    python -m tests.bench.conformance --images 64 --shards ../shared/data/web-a.tar --json
 
 Every step of the definition in `shards.crops.recipe` is switched on alone, then all together; a
-difference is in grey levels of 255, over every pixel of every view of SwAV's recipe. Pictures are
+difference is in grey levels of 255, over every pixel of every view of SwAV's recipe. Images are
 decoded before and handed on without loss, so that decoders play no part; the row "decode" compares
-these. Without --shards the pictures are made by formula.
+these. Without --shards the images are made by formula.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from shards.crops.dali import DaliEngine
 from shards.crops.engine import Engine
 from shards.crops.opencv import OpenCVEngine, decode
 from shards.crops.recipe import Parameter, draw, swav
-from shards.images.image_header import Picture, PictureError, inspect
+from shards.images.image_header import ImageError, ImageHeader, inspect
 from tests.pillow_crops import pillow_crop
 from tests.reference_crops import reference_crop
 from tests.shards.crops.made import encoded, made_pixels
@@ -43,61 +43,61 @@ STAGES: dict[str, tuple[int, ...]] = {
     "blur": (Parameter.BLUR,),
     "whole recipe": EVERYTHING,
 }
-Crops = list[NDArray[np.float32]]  # every view of every picture, picture by picture
+Crops = list[NDArray[np.float32]]  # every view of every image, image by image
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=16)
-    parser.add_argument("--shards", help="a tar of pictures; default: made ones")
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--shards", help="a tar of images; default: made ones")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     source = read_tar(arguments.shards) if arguments.shards else make()
-    pictures = list(itertools.islice(source, arguments.pictures))
-    rows = [{"stage": "decode", **compare_decoders(pictures)}]
-    rows += compare_stages(pictures)
+    images = list(itertools.islice(source, arguments.images))
+    rows = [{"stage": "decode", **compare_decoders(images)}]
+    rows += compare_stages(images)
     if arguments.json:
         json.dump(rows, sys.stdout, indent=1)
         print()
     else:
-        print_table(rows, len(pictures))
+        print_table(rows, len(images))
 
 
-def read_tar(path: str) -> Iterator[Picture]:
-    """Every 16th picture of a tar, so that a few come from all over it, under 4 megapixels."""
+def read_tar(path: str) -> Iterator[ImageHeader]:
+    """Every 16th image of a tar, so that a few come from all over it, under 4 megapixels."""
     with tarfile.open(path) as archive:
         names = (member for member in archive if member.isfile() and member.size > 4096)
         for member in itertools.islice(names, 0, None, 16):
             try:
                 file = archive.extractfile(member)
                 assert file is not None
-                picture = inspect(file.read())
-            except PictureError:
+                image = inspect(file.read())
+            except ImageError:
                 continue
-            if picture.height * picture.width < 4_000_000:
-                yield picture
+            if image.height * image.width < 4_000_000:
+                yield image
 
 
-def make() -> Iterator[Picture]:
+def make() -> Iterator[ImageHeader]:
     for seed in itertools.count():
         yield inspect(encoded(made_pixels(seed, 180 + 37 * (seed % 5), 300), quality=92))
 
 
-def compare_decoders(pictures: list[Picture]) -> dict[str, dict[str, float]]:
+def compare_decoders(images: list[ImageHeader]) -> dict[str, dict[str, float]]:
     """OpenCV's decoder and DALI's on the JPEGs, seen through crops of neutral parameters."""
-    parameters = only(draw_for(pictures), ())
+    parameters = only(draw_for(images), ())
     engines: list[Engine] = [OpenCVEngine(RECIPE), dali()]
-    ours, theirs = (crops(engine, pictures, parameters) for engine in engines)
+    ours, theirs = (crops(engine, images, parameters) for engine in engines)
     return {"opencv - dali": measure(ours, theirs)}
 
 
-def compare_stages(pictures: list[Picture]) -> list[dict[str, object]]:
-    pixels = [decode(picture) for picture in pictures]
+def compare_stages(images: list[ImageHeader]) -> list[dict[str, object]]:
+    pixels = [decode(image) for image in images]
     lossless = [inspect(encoded(array, "PNG", compress_level=1)) for array in pixels]
     engines: dict[str, Engine] = {"opencv": OpenCVEngine(RECIPE), "dali": dali()}
-    drawn = draw_for(pictures)
+    drawn = draw_for(images)
     table: list[dict[str, object]] = []
     for stage, columns in STAGES.items():
         parameters = only(drawn, columns)
@@ -118,10 +118,10 @@ def dali() -> Engine:
     return DaliEngine(RECIPE, 16, "cpu", 1)
 
 
-def draw_for(pictures: list[Picture]) -> NDArray[np.float32]:
-    ids = np.stack([np.zeros(len(pictures), int), 512 * np.arange(len(pictures))], axis=1)
-    sizes = [(picture.height, picture.width) for picture in pictures]
-    return draw(RECIPE, 0, np.zeros(len(pictures)), ids, sizes)
+def draw_for(images: list[ImageHeader]) -> NDArray[np.float32]:
+    ids = np.stack([np.zeros(len(images), int), 512 * np.arange(len(images))], axis=1)
+    sizes = [(image.height, image.width) for image in images]
+    return draw(RECIPE, 0, np.zeros(len(images)), ids, sizes)
 
 
 def only(parameters: NDArray[np.float32], columns: tuple[int, ...]) -> NDArray[np.float32]:
@@ -132,12 +132,12 @@ def only(parameters: NDArray[np.float32], columns: tuple[int, ...]) -> NDArray[n
     return parameters
 
 
-def crops(engine: Engine, pictures: list[Picture], parameters: NDArray[np.float32]) -> Crops:
-    cropped = engine.crop(pictures, parameters)
+def crops(engine: Engine, images: list[ImageHeader], parameters: NDArray[np.float32]) -> Crops:
+    cropped = engine.crop(images, parameters)
     assert cropped.ok.all(), cropped.failures
     return [
         view.astype(np.float32)
-        for row in range(len(pictures))
+        for row in range(len(images))
         for group in cropped.crops
         for view in group[row]
     ]
@@ -167,8 +167,8 @@ def measure(ours: Crops, theirs: Crops) -> dict[str, float]:
     }
 
 
-def print_table(rows: list[dict[str, object]], num_pictures: int) -> None:
-    print(f"{num_pictures} pictures; mean / p99 / max difference in grey levels of 255")
+def print_table(rows: list[dict[str, object]], num_images: int) -> None:
+    print(f"{num_images} images; mean / p99 / max difference in grey levels of 255")
     pairs = [name for name in rows[-1] if name != "stage"]
     print(f"{'':14}" + "".join(f"{pair:>20}" for pair in pairs))
     for row in rows:

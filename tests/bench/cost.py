@@ -1,6 +1,6 @@
 """What the cluster costs: `python -m tests.bench.cost`.
 
-1. The same pictures by the same number of readers, as threads of one process and as Ray actors
+1. The same images by the same number of readers, as threads of one process and as Ray actors
    whose crops are fetched by a feed, in turn, several times. Rates count what readers finished in
    the time; seconds of CPU are those of all processes that take part. Of the two figures the second
    one holds on a busy machine, too.
@@ -40,10 +40,10 @@ from tests.cluster.data_path import DataPath
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`pictures` a run, made of `made` pictures of `side` pixels; `idle_readers` of part 3."""
+    """`images` a run, made of `made` images of `side` pixels; `idle_readers` of part 3."""
 
     readers: int = 2
-    pictures: int = 1024
+    images: int = 1024
     times: int = 3
     made: int = 600
     side: int = 384
@@ -54,31 +54,31 @@ class Options:
 
 @dataclass(frozen=True)
 class Speed:
-    """Pictures that readers finished, in so many seconds, by so many seconds of CPU."""
+    """Images that readers finished, in so many seconds, by so many seconds of CPU."""
 
-    pictures: int
+    images: int
     seconds: float
     cpu_seconds: float
 
     @property
     def rate(self) -> float:
-        return self.pictures / self.seconds
+        return self.images / self.seconds
 
     @property
     def cpu_ms(self) -> float:
-        return 1000 * self.cpu_seconds / self.pictures
+        return 1000 * self.cpu_seconds / self.images
 
 
 class Watch:
-    """Looks at finished pictures and at CPU, twice."""
+    """Looks at finished images and at CPU, twice."""
 
     def __init__(self, finished: Callable[[], int]) -> None:
         self._finished = finished
         self._start = (finished(), time.monotonic(), _cpu_seconds())
 
     def read(self) -> Speed:
-        pictures, began, cpu = self._start
-        return Speed(self._finished() - pictures, time.monotonic() - began, _cpu_seconds() - cpu)
+        images, began, cpu = self._start
+        return Speed(self._finished() - images, time.monotonic() - began, _cpu_seconds() - cpu)
 
 
 def _cpu_seconds() -> float:
@@ -107,7 +107,7 @@ def by_threads(manifest: Manifest, job: CropJob, stream: StreamConfig, options: 
         batches = iter(BatchStream(order, stream, job.admission, threads.submit))
         next(batches)
         watch = Watch(lambda: finished)
-        for _ in range(options.pictures // options.batch_size):
+        for _ in range(options.images // options.batch_size):
             next(batches)
         return watch.read()
 
@@ -122,9 +122,9 @@ def by_actors(
         with path.feed() as feed:
             feed.enter(0, 1, 0)
             feed.next()
-            watch = Watch(lambda: int(path.tell("status")["finished"]["pictures"]))
+            watch = Watch(lambda: int(path.tell("status")["finished"]["images"]))
             before, held = path.tell("status"), 0.0
-            for step in range(1, 1 + options.pictures // options.batch_size):
+            for step in range(1, 1 + options.images // options.batch_size):
                 feed.next()
                 path.control.committed.remote(step)
                 held = max(held, feed.status()["held_bytes"])
@@ -132,13 +132,13 @@ def by_actors(
     num_exchanges = after["exchanges"] - before["exchanges"]
     return speed, {
         "MB a call": fed["taken_bytes"] / fed["calls"] / 1e6,
-        "calls of the feed a picture": fed["calls"] / (speed.pictures or 1),
-        "MB held by readers at most": after["most_held"] / 1e6,
+        "calls of the feed an image": fed["calls"] / (speed.images or 1),
+        "MB held by readers at most": after["max_held"] / 1e6,
         "MB held or under way in the feed at most": held / 1e6,
         "messages of readers a second": num_exchanges / speed.seconds,
-        "cpu ms of Control a picture": 1000
+        "cpu ms of Control an image": 1000
         * (after["cpu_seconds"] - before["cpu_seconds"])
-        / speed.pictures,
+        / speed.images,
         "seconds the feed waited": fed["wait_seconds"],
     }
 
@@ -215,7 +215,7 @@ def main() -> None:
     )
     stream = StreamConfig(batch_size=options.batch_size)
     with _made(options) as manifest, ray_session("local", options.readers, stream.max_bytes):
-        print(f"{'':<10} {'pictures/s':>12} {'cpu ms a picture':>18}")
+        print(f"{'':<10} {'images/s':>12} {'cpu ms an image':>18}")
         pairs = []
         for _ in range(options.times):
             threads = by_threads(manifest, job, stream, options)

@@ -44,15 +44,15 @@ _BEATS_PER_SECOND = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`reader_rate`: pictures a reader crops in a second; `trainer_rate`: pictures a trainer trains
+    """`reader_rate`: images a reader crops in a second; `trainer_rate`: images a trainer trains
     on; `calls`: what one Ray actor answers in a second; `take_bytes`: what it hands out."""
 
     readers: int = 1000
     trainers: int = 512
-    pictures: int = 10**9
+    images: int = 10**9
     batch_size: int = 32_768
     shards: int = 100_000
-    picture_bytes: int = 100_000
+    image_bytes: int = 100_000
     reader_rate: float = 230.0
     trainer_rate: float = 400.0
     readers_per_node: int = 31
@@ -84,20 +84,20 @@ class Row:
 
 
 def made_up(options: Options) -> Manifest:
-    """Shards of equal length that hold so many pictures."""
-    size = options.pictures * options.picture_bytes // options.shards
+    """Shards of equal length that hold so many images."""
+    size = options.images * options.image_bytes // options.shards
     shards = [
         ShardInfo(f"s3://bucket/shard-{n:08d}.tar", size, f"{n:032x}")
         for n in range(options.shards)
     ]
-    return Manifest(tuple(shards), float(options.picture_bytes))
+    return Manifest(tuple(shards), float(options.image_bytes))
 
 
 def header_of(turn: Turn, options: Options) -> ChunkHeader:
-    """What a reader would say of a chunk all of whose pictures are kept."""
+    """What a reader would say of a chunk all of whose images are kept."""
     chunk = turn.chunk
-    first = -(-chunk.start // options.picture_bytes) * options.picture_bytes
-    offsets = np.arange(first, chunk.stop, options.picture_bytes, np.int64)
+    first = -(-chunk.start // options.image_bytes) * options.image_bytes
+    offsets = np.arange(first, chunk.stop, options.image_bytes, np.int64)
     seconds = len(offsets) / options.reader_rate
     num_bytes = len(offsets) * _CROP_BYTES
     kept = np.ones(len(offsets), np.bool_)
@@ -124,7 +124,7 @@ class Timed:
 
 
 def lease_traffic(options: Options, order: Order, manifest: Manifest) -> tuple[Timed, float]:
-    """Readers that report every finished chunk, in simulated time; pictures made in a second."""
+    """Readers that report every finished chunk, in simulated time; images made in a second."""
     table, timed = LeaseTable(1), Timed()
     turns = deque[Turn]()
     block = 0
@@ -277,7 +277,7 @@ def distinct_readers(plan: BatchPlan, options: Options, steps: int) -> float:
 
 
 def fleet(options: Options) -> list[Row]:
-    """Every number, in the order of the way of a picture."""
+    """Every number, in the order of the way of an image."""
     manifest = made_up(options)
     order = build_order(manifest, StreamConfig(batch_size=options.batch_size,
                                                chunk_bytes=options.chunk_bytes), 1)  # fmt: skip
@@ -297,26 +297,26 @@ def fleet(options: Options) -> list[Row]:
     dumps = _seconds_of(lambda: pickle.dumps(plan, 5)) * plan_calls
     reader_out = options.eaten / options.readers * _CROP_BYTES
     record = len(json.dumps({**_FIELDS, **plan.cursor.to_json()}))
-    num_steps = options.pictures / options.batch_size
+    num_steps = options.images / options.batch_size
     return [
-        Row("pictures trained on", options.eaten, "1/s"),
-        Row("pictures that the simulated readers made", made, "1/s"),
+        Row("images trained on", options.eaten, "1/s"),
+        Row("images that the simulated readers made", made, "1/s"),
         Row("global batches", options.steps, "1/s"),
         Row("bytes of a chunk", order.config.chunk_bytes, "B"),
-        Row("from the bucket", options.eaten * options.picture_bytes, "B/s"),
+        Row("from the bucket", options.eaten * options.image_bytes, "B/s"),
         Row(
             "requests to the bucket",
-            options.eaten * options.picture_bytes / order.config.chunk_bytes,
+            options.eaten * options.image_bytes / order.config.chunk_bytes,
             "1/s",
         ),
         Row(
             "into a node of readers",
-            options.eaten * options.picture_bytes * options.readers_per_node / options.readers,
+            options.eaten * options.image_bytes * options.readers_per_node / options.readers,
             "B/s",
         ),
         Row("out of a node of readers", reader_out * options.readers_per_node, "B/s", 12.5e9),
         Row("out of a reader", reader_out, "B/s", options.take_bytes),
-        Row("pictures in one call of a feed", per_call, ""),
+        Row("images in one call of a feed", per_call, ""),
         Row(
             "calls of feeds to a reader",
             options.eaten / options.readers / per_call,
@@ -354,7 +354,7 @@ def fleet(options: Options) -> list[Row]:
         Row("CPU of pickling plans for every trainer", dumps, "s/s", 1.0),
         Row("from 4 readers to enough", seconds_to_scale(options), "s"),
         Row("steps of the whole run", num_steps, ""),
-        Row("seconds of the whole run", options.pictures / options.eaten, "s"),
+        Row("seconds of the whole run", options.images / options.eaten, "s"),
         Row("metrics.jsonl of the whole run", record * num_steps, "B"),
         Row("a checkpoint (ResNet-50, SwAV)", options.state_bytes, "B"),
     ]

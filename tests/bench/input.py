@@ -36,16 +36,16 @@ from streamssl.pretrain.run import build_engine
 from streamssl.recipes import RECIPES
 from tests.cluster.data_path import DataPath
 
-_MADE_PICTURES, _MADE_SIDE = 600, 384
+_MADE_IMAGES, _MADE_SIDE = 600, 384
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`shards` None makes 600 pictures of 384 pixels first. `where`: Ray actors, or threads."""
+    """`shards` None makes 600 images of 384 pixels first. `where`: Ray actors, or threads."""
 
     shards: str | None = None
     readers: int = 2
-    pictures: int = 1024
+    images: int = 1024
     batch_size: int = 64
     recipe: Literal["swav", "moco-v2"] = "swav"
     engine: Literal["opencv", "dali-cpu", "dali-gpu"] = "opencv"
@@ -60,7 +60,7 @@ class Tally:
         self.count: Counter[str] = Counter()
 
     def add(self, result: ChunkCrops) -> None:
-        self.count["pictures"] += int(result.kept.sum())
+        self.count["images"] += int(result.kept.sum())
         self.count["rejects"] += len(result.rejects)
         self.count["bytes"] += result.num_bytes
         self.count["read_seconds"] += result.read_seconds  # type: ignore[assignment]
@@ -105,7 +105,7 @@ def by_threads(
 
 
 def measure(options: Options, shards: str) -> dict[str, object]:
-    """Run the stream until `options.pictures` pictures were delivered; figures as plain data."""
+    """Run the stream until `options.images` images were delivered; figures as plain data."""
     base: RunConfig = RECIPES["swav"]()
     recipe = swav() if options.recipe == "swav" else moco_v2()
     manifest = open_manifest(shards, RangeReader())
@@ -126,18 +126,18 @@ def measure(options: Options, shards: str) -> dict[str, object]:
         before = finished()
         for batch in batches:
             delivered += len(batch)
-            if delivered >= options.pictures:
+            if delivered >= options.images:
                 break
         seconds = time.monotonic() - began
         count = {name: value - before.get(name, 0) for name, value in finished().items()}
     read_seconds, crop_seconds = count.pop("read_seconds"), count.pop("crop_seconds")
     return {
-        "pictures_per_second": round(count["pictures"] / seconds, 1),
+        "images_per_second": round(count["images"] / seconds, 1),
         "delivered_per_second": round(delivered / seconds, 1),
         "seconds": round(seconds, 2),
         **count,
         "delivered": delivered,
-        "crop_ms_per_picture_and_core": round(1000 * crop_seconds / max(1, count["pictures"]), 2),
+        "crop_ms_per_image_and_core": round(1000 * crop_seconds / max(1, count["images"]), 2),
         "read_share": round(read_seconds / max(1e-9, read_seconds + crop_seconds), 3),
         "readers": options.readers,
         "where": options.where,
@@ -154,7 +154,7 @@ def _shards(given: str | None) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "made"
-        pack(entries_from_synthetic(_MADE_PICTURES, seed=0, size=_MADE_SIDE), out)
+        pack(entries_from_synthetic(_MADE_IMAGES, seed=0, size=_MADE_SIDE), out)
         yield str(out)
 
 

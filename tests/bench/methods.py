@@ -2,8 +2,8 @@
 
 Each method's `-small` recipe trains on the shards of `--train` for a budget of CPU minutes, all
 threads together, readers included; its schedule is made to end there, by what its first steps cost.
-Printed is k-NN accuracy on the pictures of `--test`, for raw pixels, the encoder before training
-and after it. Without shards of one's own pictures are made by formula.
+Printed is k-NN accuracy on the images of `--test`, for raw pixels, the encoder before training
+and after it. Without shards of one's own images are made by formula.
 
 A run that was broken off goes on when the same command is given again, if `--out` is kept; there
 the scores of what is not trained are kept, too, so that they are found once a network.
@@ -42,7 +42,7 @@ _MADE_TRAIN, _MADE_TEST = 6000, 1500
 class Options:
     """`methods`: all, or some by name. `train` and `test`: labelled shards, or None for made ones.
 
-    `minutes` of CPU for each; `out` keeps runs and made pictures, None throws them away.
+    `minutes` of CPU for each; `out` keeps runs and made images, None throws them away.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -65,7 +65,7 @@ class Row:
 
     method: str
     steps: int
-    pictures: int
+    images: int
     cpu_minutes: float
     wall_minutes: float
     accuracy: Accuracy
@@ -80,7 +80,7 @@ class Row:
             for encoder in ("raw pixels", "untrained", "trained")
             for k in (20, 200)
         )
-        cells = (f"{self.steps}", f"{self.pictures:,}", f"{self.cpu_minutes:.1f}")
+        cells = (f"{self.steps}", f"{self.images:,}", f"{self.cpu_minutes:.1f}")
         return f"| {self.method} | {' | '.join([*cells, *scores])} |"
 
 

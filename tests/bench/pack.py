@@ -1,4 +1,4 @@
-"""How fast a folder of pictures becomes shards: `python -m tests.bench.pack FOLDER --workers 1 2`.
+"""How fast a folder of images becomes shards: `python -m tests.bench.pack FOLDER --workers 1 2`.
 
 Each round packs the folder anew with every number of workers in turn; printed are the best and the
 median, listing included. A first pack, which fills the page cache, is not counted.
@@ -37,12 +37,10 @@ def main() -> None:
         for number in options.workers:
             taken, report = measure(options.folder, config, number)
             seconds[number].append(taken)
-    print(
-        f"{report.num_samples:,} pictures, {report.num_bytes:,} bytes, {report.num_shards} shards"
-    )
+    print(f"{report.num_samples:,} images, {report.num_bytes:,} bytes, {report.num_shards} shards")
     for number, taken in seconds.items():
         best, middle = min(taken), statistics.median(taken)
-        rates = f"{report.num_samples / best:,.0f} pictures/s, {report.num_bytes / best / 1e6:,.0f}"
+        rates = f"{report.num_samples / best:,.0f} images/s, {report.num_bytes / best / 1e6:,.0f}"
         print(
             f"{number} workers: best {best:.2f} s, median {middle:.2f} s of {len(taken)}; "
             f"at best {rates} MB/s"

@@ -32,12 +32,12 @@ LOADERS = (*OURS, "wds", "stateful", "mosaic", "lit", "raydata")
 # Those of ours that give crops only.
 WITHOUT_BYTES = ("own_engine", "dataset", "readers")
 CONVERTED = ("mosaic", "lit")
-_MOST_SECONDS = 400
+_MAX_SECONDS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`shards`: a folder of plain tars with .jpg members; None makes 1,200 pictures of 384 pixels.
+    """`shards`: a folder of plain tars with .jpg members; None makes 1,200 images of 384 pixels.
 
     `python` is an interpreter that has the peers. A killed loader has committed `kill_after`
     batches by then, and takes `step_seconds` for each, as a trainer would.
@@ -49,7 +49,7 @@ class Options:
     workers: int = 2
     times: int = 3
     warm_up: int = 512
-    pictures: int = 2048
+    images: int = 2048
     kill_after: int = 10
     step_seconds: float = 0.05
     json: bool = False
@@ -81,10 +81,10 @@ class Run:
     def result(self) -> dict[str, Any]:
         """The last line that the process printed. Raises RuntimeError with what it said."""
         try:
-            self.process.wait(_MOST_SECONDS)
+            self.process.wait(_MAX_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise RuntimeError(f"nothing after {_MOST_SECONDS} s; {self._said()}") from None
+            raise RuntimeError(f"nothing after {_MAX_SECONDS} s; {self._said()}") from None
         self._end()
         if self.process.returncode:
             raise RuntimeError(f"exit status {self.process.returncode}; {self._said()}")
@@ -180,20 +180,20 @@ class Bench:
             self.results[name]["convert_seconds"] = found.get("seconds")
 
     def _speeds(self) -> None:
-        warm_up, pictures = self.options.warm_up, self.options.pictures
+        warm_up, images = self.options.warm_up, self.options.images
         readings: dict[str, list[float]] = {}
         for _ in range(self.options.times):  # in turn, so that a busy minute hits everybody
             for name in self.options.loaders:
                 for mode in ("crop",) if name in WITHOUT_BYTES else ("crop", "bytes"):
                     # Bytes take so little time that only many of them can be measured.
                     times = 1 if mode == "crop" else 8
-                    fields = {"warm_up": times * warm_up, "pictures": times * pictures}
+                    fields = {"warm_up": times * warm_up, "images": times * images}
                     job = self._job(name, mode=mode)
                     found, peak = self._try(name, "speed", {"job": job, **fields})
                     if not found:
                         continue
                     self.results[name] |= {k: found[k] for k in ("version", "resume")}
-                    for key in ("pictures_per_second", "first_batch_seconds"):
+                    for key in ("images_per_second", "first_batch_seconds"):
                         readings.setdefault(f"{name} {mode} {key}", []).append(found[key])
                     readings.setdefault(f"{name} {mode} peak_bytes", []).append(peak)
         for key, values in readings.items():
@@ -211,7 +211,7 @@ class Bench:
                 "step_seconds": self.options.step_seconds,
             }
             run = Run(self.options, "deliver", name, {**fields, "resume": False})
-            deadline = time.monotonic() + _MOST_SECONDS
+            deadline = time.monotonic() + _MAX_SECONDS
             while len(_read(log)) < self.options.kill_after and time.monotonic() < deadline:
                 if run.process.poll() is not None:
                     break
@@ -288,8 +288,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
                 name,
                 str(found.get("version", "-")),
                 _number(found.get("convert_seconds"), "{:.1f} s", "none needed"),
-                _number(found.get("crop_pictures_per_second"), "{:.0f}"),
-                _number(found.get("bytes_pictures_per_second"), "{:.0f}"),
+                _number(found.get("crop_images_per_second"), "{:.0f}"),
+                _number(found.get("bytes_images_per_second"), "{:.0f}"),
                 _number(found.get("crop_first_batch_seconds"), "{:.2f} s"),
                 _number(found.get("crop_peak_bytes"), "{:,.0f} MB", scale=1e-6),
                 *(

@@ -1,7 +1,7 @@
 """Whether SpCL finds vehicles again: `python -m tests.bench.reid vehicle-reid-train.tar`.
 
-The tar has pictures called NAME_cam1.jpg and NAME_cam2.jpg. Every fifth name is held out: its
-picture by camera 1 looks for the one by camera 2 among all of these. On the others the recipe
+The tar has images called NAME_cam1.jpg and NAME_cam2.jpg. Every fifth name is held out: its
+image by camera 1 looks for the one by camera 2 among all of these. On the others the recipe
 `spcl-reid-small` trains, without labels. Printed are mean average precision and ranks, in percent.
 """
 
@@ -26,12 +26,12 @@ from streamssl.recipes.clustering_recipes import spcl_reid_small
 from streamssl.runs.placement import Placement
 
 _HELD_OUT = 5
-_PICTURE = re.compile(r"(\w+)_cam([12])\.jpg")
+_IMAGE = re.compile(r"(\w+)_cam([12])\.jpg")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`tar` holds the pictures; `steps` None is the recipe's own number."""
+    """`tar` holds the images; `steps` None is the recipe's own number."""
 
     tar: tyro.conf.Positional[Path]
     steps: int | None = None
@@ -44,7 +44,7 @@ def make_shards(tar: Path, out: Path) -> dict[str, Path]:
     vehicles: dict[str, dict[str, str]] = defaultdict(dict)
     with tarfile.open(tar) as archive:
         for member in archive:
-            found = _PICTURE.fullmatch(Path(member.name).name)
+            found = _IMAGE.fullmatch(Path(member.name).name)
             if found is not None and member.isfile():
                 name, camera = found.groups()
                 archive.extract(member, out, filter="data")

@@ -80,7 +80,7 @@ class StandIn:
             journal=self._journal,
         )
         self._sequencer.__enter__()
-        self._most_held = 0
+        self._max_held = 0
         self._held: dict[str, int] = {}
         self._busy: dict[str, float] = {}
         self._headers: dict[int, ChunkHeader] = {}
@@ -93,7 +93,7 @@ class StandIn:
         for finished in report.finished:
             if finished.header is not None:
                 self._headers[finished.task] = finished.header
-        self._most_held = max(self._most_held, sum(self._held.values()))
+        self._max_held = max(self._max_held, sum(self._held.values()))
         with self._sequencer.leases() as table:
             return table.exchange(report, time.monotonic())
 
@@ -146,10 +146,10 @@ class StandIn:
             "num_held": leases.num_held,
             "held_bytes": sum(self._held.values()),
             "held_by": holders,
-            "most_held": self._most_held,
+            "max_held": self._max_held,
             "busy_seconds": sum(self._busy.values()),
             "finished": Counter(
-                pictures=sum(int(header.kept.sum()) for header in headers),
+                images=sum(int(header.kept.sum()) for header in headers),
                 rejects=sum(len(header.rejects) for header in headers),
                 bytes=sum(header.num_bytes for header in headers),
                 read_seconds=sum(header.read_seconds for header in headers),

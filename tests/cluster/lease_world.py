@@ -18,8 +18,8 @@ from shards.records import Chunk, ShardInfo, Turn
 
 SHARD = ShardInfo("file:///shard.tar", 1 << 20, "1")
 CONFIG = LeaseConfig(
-    least_deadline=3.0,
-    most_deadline=12.0,
+    min_deadline=3.0,
+    max_deadline=12.0,
     isolated_seconds=20.0,
     silence_seconds=4.0,
     poll_seconds=0.2,

@@ -47,7 +47,7 @@ class MadeRun:
             self.metrics.history.add(charted(found), now=now)
 
     def go_on(self, waiting: float = 0.02) -> None:
-        """One second more, that part of it spent waiting for pictures."""
+        """One second more, that part of it spent waiting for images."""
         values, grown = self.metrics.values, 1 - math.exp(-self.step / 400)
         self.step += 2
         noise = self._random.random()

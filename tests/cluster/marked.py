@@ -1,4 +1,4 @@
-"""An engine that obeys marked pictures, and shards that hold one of each.
+"""An engine that obeys marked images, and shards that hold one of each.
 
 It runs in the reader processes, so what it does there is what really happens to a reader: nothing
 of the feed is replaced.
@@ -21,17 +21,17 @@ from shards.crops.chunk_cropper import CropJob
 from shards.crops.engine import Cropped, Engine
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
-from shards.images.image_header import Picture
+from shards.images.image_header import ImageHeader
 from shards.records import Turn
 from shards.samples.admission import AdmissionConfig
-from shards.samples.synthetic_images import encode_jpeg, make_picture
+from shards.samples.synthetic_images import encode_jpeg, make_image
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest import Manifest, open_manifest
 from shards.stream.order import Order, OrderConfig
 from tests.tars import make_tar
 
 RECIPE = CropRecipe((ViewGroup(num_views=2, size=8, scale=(0.5, 1.0)),))
-# The side of a picture in pixels is its mark.
+# The side of an image in pixels is its mark.
 PLAIN, DIES, DIES_ONCE, FAILS, SLEEPS, KILLS_READER = 32, 41, 42, 43, 44, 45
 _CHUNK_BYTES = 1 << 20
 
@@ -43,8 +43,8 @@ class MarkedEngine:
         self.recipe, self._once = recipe, once
         self._engine = OpenCVEngine(recipe)
 
-    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:
-        sides = {picture.height for picture in pictures}
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:
+        sides = {image.height for image in images}
         if DIES in sides:
             ctypes.string_at(0)
         if KILLS_READER in sides:  # in isolation, too, where the reader is the parent
@@ -57,7 +57,7 @@ class MarkedEngine:
             raise ValueError("a bug of ours")
         if SLEEPS in sides:
             time.sleep(60)
-        return self._engine.crop(pictures, parameters)
+        return self._engine.crop(images, parameters)
 
 
 def build_marked(recipe: CropRecipe, once: Path) -> Engine:
@@ -100,4 +100,4 @@ class MarkedShards:
 
 
 def _draw(index: int, side: int) -> bytes:
-    return encode_jpeg(make_picture(0, index, 0, side))
+    return encode_jpeg(make_image(0, index, 0, side))

@@ -39,11 +39,11 @@ JOB = CropJob(
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    """Three good pictures, then one that is too small, then none at all."""
+    """Three good images, then one that is too small, then none at all."""
     folder = tmp_path_factory.mktemp("gallery")
-    pictures = [encoded(made_pixels(seed, 60, 80), "jpeg") for seed in range(3)]
-    pictures += [encoded(made_pixels(9, 20, 30), "png"), b"no picture"]
-    members = [(f"{number}.jpg", data) for number, data in enumerate(pictures)]
+    images = [encoded(made_pixels(seed, 60, 80), "jpeg") for seed in range(3)]
+    images += [encoded(made_pixels(9, 20, 30), "png"), b"no image"]
+    members = [(f"{number}.jpg", data) for number, data in enumerate(images)]
     (folder / "0.tar").write_bytes(make_tar(members))
     return open_manifest([str(folder / "0.tar")], RangeReader())
 
@@ -60,10 +60,10 @@ def place_of(cropped, row):
 
 
 def looked_at(gallery, seconds=30.0):
-    """What a page shows once no picture waits to be made."""
+    """What a page shows once no image waits to be made."""
     until = time.monotonic() + seconds
     while any(tile["waits"] for tiles in gallery.look().values() for tile in tiles):
-        assert time.monotonic() < until, "pictures were not made in time"
+        assert time.monotonic() < until, "images were not made in time"
         time.sleep(0.05)
     return gallery.look()
 
@@ -71,14 +71,14 @@ def looked_at(gallery, seconds=30.0):
 def test_crops_are_those_that_were_trained_on(manifest, cropped):
     """The gallery would show other crops than the run has seen."""
     with Maker(manifest, JOB, RangeReader()) as maker:
-        key, picture = maker.make(place_of(cropped, 1))
+        key, image = maker.make(place_of(cropped, 1))
     assert key == "1"
-    assert picture == as_jpeg(mosaic([group[1] for group in cropped.crops]))
-    assert Image.open(io.BytesIO(picture)).size == (2 * 96 + 2 * 48, 96)
+    assert image == as_jpeg(mosaic([group[1] for group in cropped.crops]))
+    assert Image.open(io.BytesIO(image)).size == (2 * 96 + 2 * 48, 96)
 
 
-def test_a_page_gets_pictures_of_what_can_be_shown(manifest, cropped):
-    """A picture that was too small is worth a look; one that kills decoders is never opened."""
+def test_a_page_gets_images_of_what_can_be_shown(manifest, cropped):
+    """An image that was too small is worth a look; one that kills decoders is never opened."""
     small, nothing = cropped.rejects
     killer = Reject(0, small.offset, "killer", "kills_decoder", "")
     with Gallery(manifest, JOB) as gallery:
@@ -87,11 +87,11 @@ def test_a_page_gets_pictures_of_what_can_be_shown(manifest, cropped):
         tiles = looked_at(gallery)
         shown = {tile["key"]: tile for tile in tiles["rejects"]}
         assert shown["3"]["reason"] == "too_small" and shown["3"]["step"] == 7
-        picture = gallery.picture(shown["3"]["name"])
-    assert picture is not None and Image.open(io.BytesIO(picture)).size == (96, 96)
-    assert shown["3"]["picture"] == f"/gallery?name={shown['3']['name']}"
-    assert shown["killer"]["picture"] is None and shown["4"]["picture"] is None
-    assert tiles["crops"][0]["key"] == "0" and tiles["crops"][0]["picture"]
+        image = gallery.image(shown["3"]["name"])
+    assert image is not None and Image.open(io.BytesIO(image)).size == (96, 96)
+    assert shown["3"]["image"] == f"/gallery?name={shown['3']['name']}"
+    assert shown["killer"]["image"] is None and shown["4"]["image"] is None
+    assert tiles["crops"][0]["key"] == "0" and tiles["crops"][0]["image"]
 
 
 def test_a_gallery_has_a_bound(manifest):
@@ -113,7 +113,7 @@ def test_of_many_steps_one_sample_of_a_kind_is_taken(manifest):
 
 
 def test_rare_reasons_are_shown_first(manifest):
-    """A thousand pictures that are too small would hide the one that is broken."""
+    """A thousand images that are too small would hide the one that is broken."""
     gallery = Gallery(manifest, JOB)
     small = Reject(0, 0, "small", "too_small")
     gallery.fill([refused(small, step=1)])
@@ -128,7 +128,7 @@ def test_nothing_is_made_while_nobody_looks(manifest):
         gallery.fill([Place(shard=0, offset=0)])
         time.sleep(0.3)
         assert len(multiprocessing.active_children()) == before
-        assert gallery.picture("crops-1") is None
+        assert gallery.image("crops-1") is None
 
 
 def test_words_of_strangers_are_made_plain(manifest):
@@ -146,21 +146,21 @@ def test_crops_and_rejects_take_turns(manifest, cropped):
         gallery.fill([place_of(cropped, 0), place_of(cropped, 1)])
         gallery.fill([refused(small, step=1)] * 6)
         until = time.monotonic() + 30
-        while not gallery.look()["crops"][0]["picture"]:
+        while not gallery.look()["crops"][0]["image"]:
             assert time.monotonic() < until
             time.sleep(0.02)
-        made = [tile["picture"] for tile in gallery.look()["rejects"]]
+        made = [tile["image"] for tile in gallery.look()["rejects"]]
     assert made.count(None) >= 3
 
 
-def test_a_shard_that_is_gone_leaves_a_tile_without_a_picture(manifest, tmp_path):
+def test_a_shard_that_is_gone_leaves_a_tile_without_an_image(manifest, tmp_path):
     """An old run whose bucket was emptied could not be opened."""
     (tmp_path / "gone.tar").write_bytes(make_tar([("0.jpg", b"x" * 99)]))
     listed = open_manifest([str(tmp_path / "gone.tar")], RangeReader())
     (tmp_path / "gone.tar").unlink()
     with Gallery(listed, JOB) as gallery:
         gallery.fill([Place(shard=0, offset=0)])
-        assert looked_at(gallery)["crops"][0]["picture"] is None
+        assert looked_at(gallery)["crops"][0]["image"] is None
 
 
 def test_a_mosaic_holds_every_view():

@@ -1,6 +1,6 @@
-"""Every method in a world of tiny pictures, once as it should be and once as it is known to fail.
+"""Every method in a world of tiny images, once as it should be and once as it is known to fail.
 
-Pictures have 4 x 4 pixels and are of 16 kinds. Blue tells the kind; red and green change from crop
+Images have 4 x 4 pixels and are of 16 kinds. Blue tells the kind; red and green change from crop
 to crop. A step of a two-layer backbone takes a few milliseconds.
 """
 
@@ -29,27 +29,27 @@ from streamssl.training import health
 from streamssl.training.health import HealthWatch
 
 NUM_STEPS = 300
-_KINDS, _PICTURES, _BATCH, _SIDE = 16, 256, 64, 4
+_KINDS, _IMAGES, _BATCH, _SIDE = 16, 256, 64, 4
 
 
-def pictures() -> Tensor:
-    """All pictures of the world, (256, 1, 4, 4): their blue."""
+def images() -> Tensor:
+    """All images of the world, (256, 1, 4, 4): their blue."""
     generator = torch.Generator().manual_seed(7)
     kinds = torch.randn(_KINDS, 1, _SIDE, _SIDE, generator=generator)
-    own = torch.randn(_PICTURES, 1, _SIDE, _SIDE, generator=generator)
-    return kinds.repeat(_PICTURES // _KINDS, 1, 1, 1) + 0.3 * own
+    own = torch.randn(_IMAGES, 1, _SIDE, _SIDE, generator=generator)
+    return kinds.repeat(_IMAGES // _KINDS, 1, 1, 1) + 0.3 * own
 
 
 def batch(step: int, *, related: bool = True) -> tuple[Tensor, Samples]:
-    """Two crops of the pictures that are due at a step, (128, 3, 4, 4), and who they are.
+    """Two crops of the images that are due at a step, (128, 3, 4, 4), and who they are.
 
-    Crops that are not related show nothing of their picture.
+    Crops that are not related show nothing of their image.
     """
     generator = torch.Generator().manual_seed(step)
-    rows = torch.randperm(_PICTURES, generator=generator)[:_BATCH]
+    rows = torch.randperm(_IMAGES, generator=generator)[:_BATCH]
     crops = torch.randn(2, _BATCH, 3, _SIDE, _SIDE, generator=generator)
     if related:
-        crops[:, :, 2:] = pictures()[rows] + 0.3 * crops[:, :, 2:]
+        crops[:, :, 2:] = images()[rows] + 0.3 * crops[:, :, 2:]
     ids = torch.stack([torch.zeros_like(rows), rows], dim=1)
     return crops.flatten(0, 1), Samples(ids, torch.zeros_like(rows), rows % _KINDS)
 
@@ -57,7 +57,7 @@ def batch(step: int, *, related: bool = True) -> tuple[Tensor, Samples]:
 class Backbone(nn.Module):
     """Two layers."""
 
-    num_features, picture_size = 32, _SIDE
+    num_features, image_size = 32, _SIDE
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ CASES = {
     "patchmix": Case(_PATCHMIX, broken_optim=_WILD),
     "deepcluster-v2": Case(DeepClusterConfig(**_LABELS, cluster_steps=8), broken_optim=_WILD),
     "sela-v2": Case(_SELA, broken_optim=_WILD),
-    # Whoever is anybody's neighbour: one cluster has all pictures.
+    # Whoever is anybody's neighbour: one cluster has all images.
     "spcl": Case(_SPCL, {"epsilon": 0.95}),
 }
 """By method: its settings, and those that are known to make it collapse."""

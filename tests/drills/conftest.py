@@ -14,5 +14,5 @@ from tests.tinyrun import make_shards
 
 @pytest.fixture(scope="session")
 def shards_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four shards, 230 pictures. Not to be written to."""
+    """Four shards, 230 images. Not to be written to."""
     return make_shards(tmp_path_factory.mktemp("data") / "shards", num=230)

@@ -25,7 +25,7 @@ from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
 from shards.crops.sample_cropper import CropJob
 from shards.images.decode import REDUCED, can_reduce, decode_stored
-from shards.images.image_header import Picture, PictureError
+from shards.images.image_header import ImageError, ImageHeader
 from shards.records import Chunk, ChunkCrops, Reject, Sample
 from shards.samples.admission import AdmissionConfig, admit
 from shards.stores.range_reader import RangeReader
@@ -70,12 +70,12 @@ class Fuzz:
 
     def run(self, first: int, last: int) -> None:
         """Judge the mutations [first, last)."""
-        admitted: list[tuple[int, Picture]] = []
+        admitted: list[tuple[int, ImageHeader]] = []
         for number, name, data in mutations(first, last):
             self._mark(f"mutation {number} of {name}: admission")
             began = time.monotonic()
             found = self._admit(number, data)
-            if isinstance(found, Picture):
+            if isinstance(found, ImageHeader):
                 admitted.append((number, found))
                 self.formats[found.format] += 1
             elif found is not None:
@@ -94,21 +94,21 @@ class Fuzz:
             "slowest": self.slowest,
         }
 
-    def _admit(self, number: int, data: bytes) -> Picture | Reject | None:
+    def _admit(self, number: int, data: bytes) -> ImageHeader | Reject | None:
         try:
             return admit(Sample(0, 512 * number, str(number), {"img": data}), AdmissionConfig())
         except Exception as error:
             self.faults.append(f"{number}: admission raised {error!r}")
             return None
 
-    def _crop(self, admitted: list[tuple[int, Picture]]) -> None:
-        ours = [self._crop_alone(number, picture) for number, picture in admitted]
-        pictures = [picture for _, picture in admitted]
+    def _crop(self, admitted: list[tuple[int, ImageHeader]]) -> None:
+        ours = [self._crop_alone(number, image) for number, image in admitted]
+        images = [image for _, image in admitted]
         numbers = [number for number, _ in admitted]
         self._mark(f"mutations {numbers}: DALI")
         began = time.monotonic()
         try:
-            theirs = self._theirs.crop(pictures, drawn(RECIPE, pictures))
+            theirs = self._theirs.crop(images, drawn(RECIPE, images))
         except Exception as error:
             self.faults.append(f"{numbers}: DALI raised {error!r}")
             return
@@ -119,22 +119,22 @@ class Fuzz:
                 other = reasons.get(row, "ok")
                 self.faults.append(f"{number}: OpenCV says {verdict}, DALI {other}")
 
-    def _crop_alone(self, number: int, picture: Picture) -> str:
+    def _crop_alone(self, number: int, image: ImageHeader) -> str:
         """The reason, or "ok"; twice, because a decoder may give what lay in memory before."""
         self._mark(f"mutation {number}: OpenCV")
         began = time.monotonic()
-        parameters = drawn(RECIPE, [picture])
+        parameters = drawn(RECIPE, [image])
         try:
-            once, again = (self._ours.crop([picture], parameters) for _ in range(2))
+            once, again = (self._ours.crop([image], parameters) for _ in range(2))
         except Exception as error:
             self.faults.append(f"{number}: OpenCV raised {error!r}")
             return "raised"
         self._time(began, number, share=2)
         verdict = _verdict(once)
         if verdict != _verdict(again) or not np.array_equal(once.crops[0], again.crops[0]):
-            self.faults.append(f"{number}: a {picture.format} decoded twice is not the same")
-        for reduction in REDUCED if can_reduce(picture) else ():
-            if (other := _decoded(picture, reduction)) != verdict:
+            self.faults.append(f"{number}: a {image.format} decoded twice is not the same")
+        for reduction in REDUCED if can_reduce(image) else ():
+            if (other := _decoded(image, reduction)) != verdict:
                 self.faults.append(f"{number}: {verdict}, but {other} at 1/{reduction}")
         self.verdicts[verdict] += 1
         return verdict
@@ -146,10 +146,10 @@ class Fuzz:
         os.pwrite(self._marks, f"{text:2000}".encode(), 0)
 
 
-def _decoded(picture: Picture, reduction: int) -> str:
+def _decoded(image: ImageHeader, reduction: int) -> str:
     try:
-        decode_stored(picture, reduction)
-    except PictureError as error:
+        decode_stored(image, reduction)
+    except ImageError as error:
         return error.reason
     return "ok"
 

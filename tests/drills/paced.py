@@ -11,13 +11,13 @@ PACE = "STREAMSSL_DRILL_PACE"  # names the file, in the environment of the nodes
 
 
 def sleep(_: dict[str, Any], __: object) -> bool:
-    """Keep every picture, after a while."""
+    """Keep every image, after a while."""
     time.sleep(float(Path(os.environ[PACE]).read_text()))
     return True
 
 
 class Pace:
-    """How long a picture takes, on clusters that are started from now on."""
+    """How long an image takes, on clusters that are started from now on."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         self._path = folder / "pace"

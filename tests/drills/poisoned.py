@@ -1,4 +1,4 @@
-"""A stream of two passes over shards with pictures that kill, as a process that may die of them.
+"""A stream of two passes over shards with images that kill, as a process that may die of them.
 
 `python -m tests.drills.poisoned SHARDS RUN` reads on threads and prints a line for every batch.
 """
@@ -27,13 +27,13 @@ CONFIG = StreamConfig(batch_size=16, chunk_bytes=1 << 14, chunks_per_block=4)
 
 
 def make_poisoned(folder: Path, *marks: int) -> Path:
-    """Three shards of 32 pictures; the marked ones lie in the first."""
+    """Three shards of 32 images; the marked ones lie in the first."""
     folder.mkdir()
     for shard in range(3):
-        pictures = [png(32 * shard + number) for number in range(32)]
+        images = [png(32 * shard + number) for number in range(32)]
         for number, mark in enumerate(marks if shard == 0 else ()):
-            pictures[5 + 9 * number] = png(number, mark)
-        (folder / f"{shard}.tar").write_bytes(tar_of(pictures))
+            images[5 + 9 * number] = png(number, mark)
+        (folder / f"{shard}.tar").write_bytes(tar_of(images))
     return folder
 
 
@@ -58,7 +58,7 @@ def lines(
 
 
 def expected(folder: Path) -> list[str]:
-    """The lines of a run in which such pictures are refused, and nothing else happens."""
+    """The lines of a run in which such images are refused, and nothing else happens."""
     manifest, order = open_poisoned(folder)
     job: CropJob = killer_job(build_engine=partial(build_refusing, RECIPE))
     with ThreadReaders(manifest, job, 1) as threads:

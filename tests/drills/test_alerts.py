@@ -73,11 +73,11 @@ def tapped_server(folder: Path) -> Iterator[tuple[str, Tap]]:
 
 
 def make_bad_shards(good: Path, folder: Path) -> Path:
-    """The shards of `good`, of which every third picture is none."""
+    """The shards of `good`, of which every third image is none."""
     folder.mkdir()
     for shard in sorted(good.glob("*.tar")):
         members = [
-            (f"{key}.{kind}", b"no picture at all" if number % 3 == 0 and kind != "cls" else data)
+            (f"{key}.{kind}", b"no image at all" if number % 3 == 0 and kind != "cls" else data)
             for number, (key, parts) in enumerate(samples_by_tarfile(shard.read_bytes()))
             for kind, data in parts.items()
         ]

@@ -45,5 +45,5 @@ def test_auto_says_what_it_measured_and_keeps_it(tmp_path: Path) -> None:
     )
     found = record(out)
     assert f"--decode auto: {found['decode']}; 2 readers crop " in file.getvalue()
-    rates = found["pictures_per_second"]
+    rates = found["images_per_second"]
     assert isinstance(rates, dict) and min(rates.values()) > 1

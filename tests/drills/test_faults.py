@@ -146,7 +146,7 @@ def enough(outcomes):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_s3_behind_faults_is_exact_or_refused(data, monkeypatch, tmp_path):
-    """Two weeks of a run see all of these; one wrong byte would be a wrong picture, unseen."""
+    """Two weeks of a run see all of these; one wrong byte would be a wrong image, unseen."""
     with s3_server() as address, fault_proxy(address, stall_seconds=3.0) as proxy:
         use_s3(proxy.address, monkeypatch)
         client = connect(address)

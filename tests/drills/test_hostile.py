@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.images.image_header import PictureError, inspect
+from shards.images.image_header import ImageError, inspect
 from shards.samples.admission import AdmissionConfig
 from tests.hostile import KINDS
 from tests.shards.crops.made import encoded, made_pixels, shared_files
@@ -24,24 +24,24 @@ from tests.tars import make_tar
 
 ROOT = Path(__file__).parents[2]
 CORPORA = ("nasty-a.tar", "made-a.tar")
-MOST_BYTES = 2 << 30
+MAX_BYTES = 2 << 30
 ADMISSION = AdmissionConfig()
 # What a file of a category may be rejected for, once it cannot be decoded whole. A category is
 # known by a part of its name.
 REASONS = {
     "zero-byte": {"empty"},
-    "not-an-image": {"not_a_picture"},
-    "leading-junk": {"not_a_picture"},
-    "unsupported": {"not_a_picture", "broken_header"},
-    "heif": {"not_a_picture"},
+    "not-an-image": {"not_an_image"},
+    "leading-junk": {"not_an_image"},
+    "unsupported": {"not_an_image", "broken_header"},
+    "heif": {"not_an_image"},
     "12bit": {"undecodable"},
     "lossless": {"undecodable"},
     "header-only": {"truncated"},
     "missing-eoi": {"truncated"},
     "truncated": {"truncated", "undecodable"},
-    "bomb": {"too_large", "truncated", "not_a_picture"},
+    "bomb": {"too_large", "truncated", "not_an_image"},
 }
-OTHERWISE = {"broken_header", "truncated", "undecodable", "not_a_picture"}
+OTHERWISE = {"broken_header", "truncated", "undecodable", "not_an_image"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def hostile() -> dict[str, Hostile]:
 
 @pytest.fixture(scope="module")
 def tars(hostile: dict[str, Hostile], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tars in which every hostile file has good pictures for neighbours."""
+    """Two tars in which every hostile file has good images for neighbours."""
     folder = tmp_path_factory.mktemp("hostile")
     good = [encoded(made_pixels(seed, 40, 50)) for seed in range(8)]
     for name in CORPORA:
@@ -127,18 +127,18 @@ ENGINES = ["opencv", pytest.param("dali", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_no_good_picture_is_lost_beside_bad_ones(engine, hostile, read_by):
-    """A broken picture would take its neighbours along, or the reader, or the machine's memory."""
+def test_no_good_image_is_lost_beside_bad_ones(engine, hostile, read_by):
+    """A broken image would take its neighbours along, or the reader, or the machine's memory."""
     report = read_by(engine)
     assert report["num_samples"] == 2 * len(hostile)
     assert report["num_rows"] == 2 * len(hostile) - len(report["verdicts"])
     assert not [key for key in report["verdicts"] if key.startswith("good")]
-    assert report["peak_bytes"] < MOST_BYTES
+    assert report["peak_bytes"] < MAX_BYTES
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_file_is_judged_with_reason(engine, hostile, read_by):
-    """Good pictures would be lost, bad ones trained on, or rejects counted under a wrong name."""
+    """Good images would be lost, bad ones trained on, or rejects counted under a wrong name."""
     verdicts = read_by(engine)["verdicts"]
     wrong = []
     for key, file in hostile.items():
@@ -158,7 +158,7 @@ def test_both_engines_judge_alike(hostile, read_by):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["opencv", "dali"])
-def test_the_largest_pictures_that_may_come_in_fit_into_two_gigabytes(engine, tmp_path):
+def test_the_largest_images_that_may_come_in_fit_into_two_gigabytes(engine, tmp_path):
     """A few kilobytes of blank paper would take a reader's machine along."""
     side = int(ADMISSION.max_pixels**0.5)
     made = {
@@ -178,11 +178,11 @@ def test_the_largest_pictures_that_may_come_in_fit_into_two_gigabytes(engine, tm
     report = child("stream", engine, tmp_path, 1, timeout=900)
     assert report["verdicts"] == {}
     assert report["num_rows"] == len(made)
-    assert report["peak_bytes"] < MOST_BYTES
+    assert report["peak_bytes"] < MAX_BYTES
 
 
 def blank(side: int, mode: str, format_: str, **options: Any) -> bytes:
-    """A large picture with nothing on it, which takes few bytes."""
+    """A large image with nothing on it, which takes few bytes."""
     file = io.BytesIO()
     Image.new(mode, (side, side)).save(file, format_, **options)
     return file.getvalue()
@@ -203,7 +203,7 @@ def sensible(file: Hostile) -> set[str]:
         return rejected | refused | ({"ok"} if opencv_decodes(file.data) and not refused else set())
     allowed = refused or {"ok"}
     if not file.good:
-        # The first picture is sound, later frames or layers are not.
+        # The first image is sound, later frames or layers are not.
         allowed |= {"broken_header"}
     if file.data.startswith(b"\xff\xd8") and (is_painted(pixels) or is_interrupted(file.data)):
         # Data is missing: decoders paint what is left, and only some complain.
@@ -212,27 +212,27 @@ def sensible(file: Hostile) -> set[str]:
 
 
 def pillows(data: bytes) -> tuple[tuple[int, int], np.ndarray | None]:
-    """Size of the first picture and its pixels, where Pillow decodes it; bombs it only measures."""
+    """Size of the first image and its pixels, where Pillow decodes it; bombs it only measures."""
     try:
-        picture = inspect(data)
-        size = (picture.width, picture.height)
-    except PictureError:
+        image = inspect(data)
+        size = (image.width, image.height)
+    except ImageError:
         size = (100, 100)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                size = image.size
+            with Image.open(io.BytesIO(data)) as pil_image:
+                size = pil_image.size
                 if size[0] * size[1] > ADMISSION.max_pixels:
                     return size, None
-                image.load()
-                return size, np.asarray(image.convert("RGBA").convert("RGB"))
+                pil_image.load()
+                return size, np.asarray(pil_image.convert("RGBA").convert("RGB"))
         except Exception:
             return size, None
 
 
 def policies(size: tuple[int, int]) -> set[str]:
-    """Reasons for which the default settings refuse a picture of this size."""
+    """Reasons for which the default settings refuse an image of this size."""
     short, long = sorted(size)
     return {
         reason
@@ -246,7 +246,7 @@ def policies(size: tuple[int, int]) -> set[str]:
 
 
 def is_painted(pixels: np.ndarray) -> bool:
-    """Whether most of a picture is the grey that decoders paint where nothing is known."""
+    """Whether most of an image is the grey that decoders paint where nothing is known."""
     return bool((pixels == 128).all(axis=-1).mean() > 0.5)
 
 
@@ -271,7 +271,7 @@ def check_fuzz(first: int, last: int, marks: Path, timeout: float) -> None:
     # Damage must be neither so heavy nor so light that nothing is learned.
     assert 0.1 < verdicts["ok"] / (last - first) < 0.6
     assert set(report["formats"]) == {kind.partition("_")[0] for kind in KINDS}
-    assert report["peak_bytes"] < MOST_BYTES
+    assert report["peak_bytes"] < MAX_BYTES
     seconds, number = report["slowest"]
     assert seconds < 10, f"mutation {number} took {seconds:.1f} s"
 

@@ -32,9 +32,9 @@ PATIENCE = 120.0
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,200 pictures in three folders: thirty shards."""
-    folder = tmp_path_factory.mktemp("data") / "pictures"
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,200 images in three folders: thirty shards."""
+    folder = tmp_path_factory.mktemp("data") / "images"
     with Fetcher(WebConfig()) as fetcher:
         for number, entry in enumerate(entries_from_synthetic(1200, size=32).entries):
             path = folder / "abc"[number % 3] / f"{number:04d}.jpg"
@@ -44,10 +44,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What an undisturbed pack writes, by name."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    pack(entries_from_folder(pictures), out, CONFIG)
+    pack(entries_from_folder(images), out, CONFIG)
     return contents(out)
 
 
@@ -104,12 +104,12 @@ def moments(out: Path, rng: random.Random) -> Iterator[Callable[[], bool]]:
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_killed_pack_goes_on_as_if_nothing_had_happened(
-    num_workers: int, pictures: Path, whole: dict[str, bytes], tmp_path: Path
+    num_workers: int, images: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     """Killed while it starts, writes, names, reports: nothing half, nothing twice, no orphan."""
     out, num_kills = tmp_path / "out", 0
     for moment in moments(out, random.Random(num_workers)):
-        with packing(pictures, out, num_workers) as process:
+        with packing(images, out, num_workers) as process:
             was_killed = wait_for(process, moment)
             children = psutil.Process(process.pid).children() if was_killed else []
             process.kill()
@@ -123,7 +123,7 @@ def test_a_killed_pack_goes_on_as_if_nothing_had_happened(
         if mark is not None and num_shards(out):
             with pytest.raises(ManifestError, match="unfinished pack"):
                 list_shards(str(out))
-    with packing(pictures, out, num_workers) as process:
+    with packing(images, out, num_workers) as process:
         text, error = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, error
     assert num_kills >= 6, "it was killed too late to show anything"
@@ -132,7 +132,7 @@ def test_a_killed_pack_goes_on_as_if_nothing_had_happened(
 
 
 def test_packs_killed_on_the_way_to_a_bucket_come_to_the_same_bytes(
-    pictures: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    images: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Objects are whole or not there; drafts of killed packs do not stay on this machine."""
     with s3_server() as address:
@@ -146,12 +146,12 @@ def test_packs_killed_on_the_way_to_a_bucket_come_to_the_same_bytes(
             return {entry["Key"].rpartition("/")[2] for entry in listed}
 
         for wanted in (1, 12, 40):
-            with packing(pictures, "s3://drill/out", 2) as process:
+            with packing(images, "s3://drill/out", 2) as process:
                 assert wait_for(process, lambda wanted=wanted: len(names()) >= wanted)
                 process.kill()
                 process.wait(PATIENCE)
             assert "pack.json" not in names()
-        with packing(pictures, "s3://drill/out", 2) as process:
+        with packing(images, "s3://drill/out", 2) as process:
             _, error = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, error
         found = {
@@ -186,12 +186,12 @@ def interrupted(command: list[str], out: Path) -> tuple[subprocess.Popen[str], s
 
 
 def test_ctrl_c_in_a_terminal_leaves_one_line_and_what_is_finished(
-    pictures: Path, whole: dict[str, bytes], tmp_path: Path
+    images: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     """A terminal sends it to every process of the group; none may print a traceback."""
     out = tmp_path / "out"
     options = ["--samples-per-shard", "40", "--workers", "2"]
-    command = [sys.executable, "-m", "streamssl.cli", "shards", "pack", str(pictures), str(out)]
+    command = [sys.executable, "-m", "streamssl.cli", "shards", "pack", str(images), str(out)]
     for _ in range(5):  # on a busy machine it may be done before the signal comes
         process, text, error = interrupted([*command, *options], out)
         if process.returncode:

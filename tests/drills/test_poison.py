@@ -1,4 +1,4 @@
-"""Pictures that kill decoders, in whole streams: they cost themselves, and nobody else."""
+"""Images that kill decoders, in whole streams: they cost themselves, and nobody else."""
 
 import signal
 import subprocess
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.ray
-def test_readers_that_die_of_a_picture_cost_that_picture(tmp_path: Path) -> None:
+def test_readers_that_die_of_an_image_cost_that_image(tmp_path: Path) -> None:
     """Two killers in neighbouring chunks: the stream is the one that refuses them, bit by bit, and
     in the second pass nobody dies of them again."""
     shards = make_poisoned(tmp_path / "shards", SEGFAULT, NULL)
@@ -86,7 +86,7 @@ def _supervised(path: DataPath) -> Iterator[list[str]]:
         thread.join()
 
 
-def test_a_trainer_that_dies_of_a_picture_is_mended_at_the_third_start(tmp_path: Path) -> None:
+def test_a_trainer_that_dies_of_an_image_is_mended_at_the_third_start(tmp_path: Path) -> None:
     """On threads there is nobody else to die; whoever starts it again must not do so for ever."""
     shards, run = make_poisoned(tmp_path / "shards", SEGFAULT), tmp_path / "run"
     command = [sys.executable, "-m", "tests.drills.poisoned", str(shards), str(run)]

@@ -1,4 +1,4 @@
-"""An engine that obeys marked pictures, as a decoder obeys a hostile one: its process really dies.
+"""An engine that obeys marked images, as a decoder obeys a hostile one: its process really dies.
 
 It is found by name in child processes and in readers, which import this file for themselves.
 """
@@ -18,7 +18,7 @@ from shards.crops.engine import Cropped, Engine, Failure
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
 from shards.crops.sample_cropper import CropJob
-from shards.images.image_header import Picture
+from shards.images.image_header import ImageHeader
 from shards.samples.admission import AdmissionConfig
 from tests.tars import make_tar
 
@@ -39,7 +39,7 @@ def _fail() -> None:
     raise ValueError("a bug of ours")
 
 
-# The side of a picture in pixels is its mark. Sides that are not here are plain.
+# The side of an image in pixels is its mark. Sides that are not here are plain.
 DEEDS: dict[int, Callable[[], object]] = {
     41: lambda: signal.raise_signal(signal.SIGSEGV),
     42: lambda: ctypes.string_at(0),
@@ -60,10 +60,10 @@ class KillerEngine:
         self.recipe = recipe
         self._engine = OpenCVEngine(recipe)
 
-    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:
-        for picture in pictures:
-            DEEDS.get(picture.height, bool)()
-        return self._engine.crop(pictures, parameters)
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:
+        for image in images:
+            DEEDS.get(image.height, bool)()
+        return self._engine.crop(images, parameters)
 
 
 def build_killer(recipe: CropRecipe) -> Engine:
@@ -71,15 +71,15 @@ def build_killer(recipe: CropRecipe) -> Engine:
 
 
 class RefusingEngine:
-    """Gives no crops of marked pictures and nothing happens: what a run without killers has."""
+    """Gives no crops of marked images and nothing happens: what a run without killers has."""
 
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe
         self._engine = OpenCVEngine(recipe)
 
-    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:
-        ok = np.array([picture.height not in DEEDS for picture in pictures], dtype=np.bool_)
-        plain = [picture for picture in pictures if picture.height not in DEEDS]
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:
+        ok = np.array([image.height not in DEEDS for image in images], dtype=np.bool_)
+        plain = [image for image in images if image.height not in DEEDS]
         failures = [Failure(int(row), "kills_decoder", "refused") for row in np.flatnonzero(~ok)]
         return Cropped(self._engine.crop(plain, parameters[ok]).crops, ok, failures)
 
@@ -100,11 +100,11 @@ def killer_job(**changes: object) -> CropJob:
 
 
 def png(seed: int, side: int = 24) -> bytes:
-    """A picture of noise, as large as is asked for."""
+    """An image of noise, as large as is asked for."""
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
-def tar_of(pictures: Sequence[bytes]) -> bytes:
-    """A shard of one picture a sample."""
-    return make_tar([(f"{number:03d}.png", data) for number, data in enumerate(pictures)])
+def tar_of(images: Sequence[bytes]) -> bytes:
+    """A shard of one image a sample."""
+    return make_tar([(f"{number:03d}.png", data) for number, data in enumerate(images)])

@@ -9,7 +9,7 @@ from tests.tinyrun import make_shards, tiny_swav, train_here
 
 @pytest.fixture(scope="session")
 def shards_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three shards, 160 labelled pictures of ten classes. Not to be written to."""
+    """Three shards, 160 labelled images of ten classes. Not to be written to."""
     return make_shards(tmp_path_factory.mktemp("data") / "shards")
 
 

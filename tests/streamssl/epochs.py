@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 
 from streamssl.distributed.collectives import all_reduce_sum, rank, world_size
 from streamssl.methods.base import Method, Samples
-from tests.streamssl.tiny import pictures
+from tests.streamssl.tiny import images
 
 Label = Callable[[int], int]
 
@@ -39,7 +39,7 @@ def coloured(numbers: list[int], num_views: int, size: int, step: int, classes: 
     generator = torch.Generator().manual_seed(99)
     colours = 2.0 * torch.randn(classes, 3, 1, 1, generator=generator)
     own = colours[torch.tensor(numbers) % classes].repeat(num_views, 1, 1, 1)
-    return pictures(len(own), size, 1000 + step) + own
+    return images(len(own), size, 1000 + step) + own
 
 
 def patterned(numbers: list[int], num_views: int, size: int, step: int, classes: int = 4) -> Tensor:
@@ -50,7 +50,7 @@ def patterned(numbers: list[int], num_views: int, size: int, step: int, classes:
     own = nn.functional.interpolate(patterns[torch.tensor(numbers) % classes], size=size)
     generator.manual_seed(2000 + step)
     tint = 2.0 * torch.randn(num_views * len(numbers), 3, 1, 1, generator=generator)
-    return pictures(len(tint), size, 1000 + step) + tint + own.repeat(num_views, 1, 1, 1)
+    return images(len(tint), size, 1000 + step) + tint + own.repeat(num_views, 1, 1, 1)
 
 
 @torch.no_grad()

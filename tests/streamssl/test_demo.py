@@ -1,4 +1,4 @@
-"""The demo, shortened: pictures -> shards -> Ray readers -> SwAV -> a table of k-NN numbers."""
+"""The demo, shortened: images -> shards -> Ray readers -> SwAV -> a table of k-NN numbers."""
 
 import re
 import shlex
@@ -22,13 +22,13 @@ def test_the_demo_shows_a_table_and_what_to_do_next(
     arguments = ["demo", "--out", str(out), "--num-train", "512", "--num-test", "100"]
     assert main([*arguments, "--steps", "2"]) == 0
     text = capsys.readouterr().out
-    assert "512 pictures of 10 classes made and packed: 1 shards in" in text
-    assert "k-NN accuracy on 100 pictures that were never trained on:" in text
+    assert "512 images of 10 classes made and packed: 1 shards in" in text
+    assert "k-NN accuracy on 100 images that were never trained on:" in text
     row = r"│ (raw pixels|untrained|trained) +│ +(\d+\.\d) % │ +(\d+\.\d) % │"
     scores = {name: (float(near), float(far)) for name, near, far in re.findall(row, text)}
     assert list(scores) == ["raw pixels", "untrained", "trained"]
     assert all(0 <= value <= 100 for pair in scores.values() for value in pair)
-    assert re.search(r"512 pictures trained on, \d+ pictures/s, data wait \d+\.\d%", text)
+    assert re.search(r"512 images trained on, \d+ images/s, data wait \d+\.\d%", text)
     assert [fields["step"] for fields in read_log(out / "swav")] == [1, 2]
     # The last of the commands that it names can be run as it stands.
     command = text.split("every checkpoint while it trains):\n")[1].strip()
@@ -41,17 +41,17 @@ def test_the_demo_shows_a_table_and_what_to_do_next(
 
 @pytest.mark.slow
 def test_a_demo_goes_on_or_begins_anew(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Its pictures are made once; a finished one is shown again from the start."""
+    """Its images are made once; a finished one is shown again from the start."""
     arguments = ["demo", "--out", str(tmp_path), "--num-train", "512", "--num-test", "200"]
     arguments += ["--cluster", "none"]
     for steps, beginning in ((1, "1 steps"), (2, "resuming at step 1"), (2, "2 steps")):
         assert main([*arguments, "--steps", str(steps)]) == 0
         text = capsys.readouterr().out
         assert f", {beginning}, into" in text
-    assert "512 pictures of 10 classes found" in text
+    assert "512 images of 10 classes found" in text
 
 
-def test_too_few_pictures_are_refused() -> None:
-    """A number from a handful of pictures would say nothing."""
-    with pytest.raises(ConfigError, match="at least 512 and 100 pictures"):
+def test_too_few_images_are_refused() -> None:
+    """A number from a handful of images would say nothing."""
+    with pytest.raises(ConfigError, match="at least 512 and 100 images"):
         DemoConfig(num_test=99)

@@ -1,15 +1,15 @@
-"""Networks and pictures that cost nothing."""
+"""Networks and images that cost nothing."""
 
 import torch
 from torch import Tensor, nn
 
 
 class TinyBackbone(nn.Module):
-    """Mean colours of a 2x2 grid, then one linear map: takes pictures of any size."""
+    """Mean colours of a 2x2 grid, then one linear map: takes images of any size."""
 
     def __init__(self, num_features: int = 12, *, norm: nn.Module | None = None) -> None:
         super().__init__()
-        self.num_features, self.picture_size = num_features, 8
+        self.num_features, self.image_size = num_features, 8
         self.norm = norm or nn.Identity()
         self.linear = nn.Linear(12, num_features)
 
@@ -18,7 +18,7 @@ class TinyBackbone(nn.Module):
         return self.linear(pooled.flatten(1))
 
 
-def pictures(num_rows: int, size: int, seed: int) -> Tensor:
+def images(num_rows: int, size: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     crops = torch.randn(num_rows, 3, size, size, generator=generator)
     return crops.contiguous(memory_format=torch.channels_last)

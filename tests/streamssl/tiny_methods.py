@@ -65,14 +65,14 @@ def build(name: str, group: ProcessGroup | None = None, *, seed: int = 0) -> Any
 
 
 def views_of(name: str, step: int, group: ProcessGroup | None = None) -> list[Tensor]:
-    """This rank's part of the global batch of a step: a picture's crops are it and some noise."""
+    """This rank's part of the global batch of a step: an image's crops are it and some noise."""
     generator = torch.Generator().manual_seed(step)
     shape = (NUM_SAMPLES, 3, SIDE, SIDE)
-    pictures = torch.randn(shape, generator=generator, dtype=torch.float64)
+    images = torch.randn(shape, generator=generator, dtype=torch.float64)
     views = []
     for num in TINY[name][1]:
         noise = torch.randn((num, *shape), generator=generator, dtype=torch.float64)
-        views.append((pictures + 0.3 * noise)[:, _mine(group)].flatten(0, 1))
+        views.append((images + 0.3 * noise)[:, _mine(group)].flatten(0, 1))
     return views
 
 

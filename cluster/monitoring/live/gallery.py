@@ -1,4 +1,4 @@
-"""Recent rejects and recent crops, to be looked at: a few small pictures, made when somebody looks.
+"""Recent rejects and recent crops, to be looked at: a few small images, made when somebody looks.
 
 A run only says which samples they are, at most one of each kind every two seconds. What a sample
 looks like is made again from its id: readers and trainers do nothing for it. It is made in a
@@ -42,12 +42,12 @@ _QUALITY: Final = 80
 _OFFER_SECONDS: Final = 2.0
 # Nobody looks any more; the processes go.
 _AWAY_SECONDS: Final = 15.0
-# A picture is made, then there is a pause of so many times as long: a fiftieth of a core.
+# An image is made, then there is a pause of so many times as long: a fiftieth of a core.
 _REST: Final = 50
-_LEAST_PAUSE, _MOST_PAUSE = 0.2, 0.5
+_MIN_PAUSE, _MAX_PAUSE = 0.2, 0.5
 _SECONDS_PER_SAMPLE: Final = 10.0
 _LEAVE_SECONDS: Final = 5.0
-# What killed a process, what is no picture, and what is too large are never opened again.
+# What killed a process, what is no image, and what is too large are never opened again.
 _OPENED: Final = frozenset(
     ("too_small", "format", "aspect_ratio", "animated", "alpha", "cmyk", "bit_depth", "icc_profile",
      "blank", "predicate", "predicate_failed", "truncated", "undecodable")
@@ -72,15 +72,15 @@ class Place:
 
 @dataclass(slots=True)
 class _Tile:
-    """A place, its number in the run, and its picture once it is made; b"": there is none."""
+    """A place, its number in the run, and its image once it is made; b"": there is none."""
 
     number: int
     place: Place
-    picture: bytes | None = None
+    image: bytes | None = None
 
 
 class Gallery:
-    """The newest places of a run, and their pictures. Use as a context.
+    """The newest places of a run, and their images. Use as a context.
 
     `offer` costs microseconds, `look` is called by whoever shows them; both from any thread.
     """
@@ -124,7 +124,7 @@ class Gallery:
             return tuple(tile.place for tiles in self._tiles.values() for tile in tiles)
 
     def look(self) -> dict[str, list[dict[str, Any]]]:
-        """What there is, the newest first. While this is called, pictures are made."""
+        """What there is, the newest first. While this is called, images are made."""
         with self._changed:
             self._looked_at = time.monotonic()
             self._changed.notify_all()
@@ -133,13 +133,13 @@ class Gallery:
                 for kind, tiles in self._tiles.items()
             }
 
-    def picture(self, name: str) -> bytes | None:
+    def image(self, name: str) -> bytes | None:
         """The JPEG of that name, if there is one."""
         with self._changed:
             for kind, tiles in self._tiles.items():
                 for tile in tiles:
                     if name == f"{kind}-{tile.number}":
-                        return tile.picture or None
+                        return tile.image or None
         return None
 
     def _take(self, kind: Kind, place: Place) -> None:
@@ -156,7 +156,7 @@ class Gallery:
     def _fields(self, kind: Kind, tile: _Tile) -> dict[str, Any]:
         place, name = tile.place, f"{kind}-{tile.number}"
         uri = redact(self._manifest.shards[place.shard].uri).rpartition("/")[2]
-        made = tile.picture
+        made = tile.image
         return {
             "name": name,
             "key": plain(place.key),
@@ -164,7 +164,7 @@ class Gallery:
             "detail": plain(place.detail),
             "where": plain(f"{uri}, byte {place.offset:,}"),
             "step": place.step,
-            "picture": f"/gallery?name={name}" if made else None,
+            "image": f"/gallery?name={name}" if made else None,
             "waits": made is None and self._can_open(place),
         }
 
@@ -173,7 +173,7 @@ class Gallery:
         return not whole and (not place.reason or place.reason in _OPENED)
 
     def _work(self) -> None:
-        """Make pictures while somebody looks; let the processes go when nobody does."""
+        """Make images while somebody looks; let the processes go when nobody does."""
         step_back()
         while self._wait(lambda: self._is_looked_at() and self._next() is not None, None):
             with Maker(self._manifest, self._job, self._reader) as maker:
@@ -182,14 +182,14 @@ class Gallery:
                     if tile is None or not self._is_looked_at():
                         break
                     seconds = self._make(maker, tile)
-                    pause = min(max(_REST * seconds, _LEAST_PAUSE), _MOST_PAUSE)
+                    pause = min(max(_REST * seconds, _MIN_PAUSE), _MAX_PAUSE)
                     self._wait(lambda: False, pause)
 
     def _make(self, maker: "Maker", tile: _Tile) -> float:
         began = time.monotonic()
-        key, picture = maker.make(tile.place)
+        key, image = maker.make(tile.place)
         with self._changed:
-            tile.picture = picture
+            tile.image = image
             if key:
                 tile.place = replace(tile.place, key=key)
         return time.monotonic() - began
@@ -198,11 +198,11 @@ class Gallery:
         return time.monotonic() - self._looked_at < _AWAY_SECONDS
 
     def _next(self) -> _Tile | None:
-        """The newest tile that waits for its picture, of the kind that has fewer of them."""
+        """The newest tile that waits for its image, of the kind that has fewer of them."""
         with self._changed:
             for tiles in sorted(self._tiles.values(), key=_num_made):
                 for tile in reversed(tiles):
-                    if tile.picture is None and self._can_open(tile.place):
+                    if tile.image is None and self._can_open(tile.place):
                         return tile
         return None
 
@@ -225,16 +225,16 @@ class Gallery:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-        # A picture that takes long ends with the process.
+        # An image that takes long ends with the process.
         self._thread.join(_LEAVE_SECONDS)
 
 
 def _num_made(tiles: Sequence[_Tile]) -> int:
-    return sum(bool(tile.picture) for tile in tiles)
+    return sum(bool(tile.image) for tile in tiles)
 
 
 class Maker:
-    """Makes small pictures of samples, in processes that may die of them. Use as a context."""
+    """Makes small images of samples, in processes that may die of them. Use as a context."""
 
     def __init__(self, manifest: Manifest, job: CropJob, reader: RangeReader) -> None:
         self._manifest, self._reader = manifest, reader

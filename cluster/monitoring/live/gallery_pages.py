@@ -1,4 +1,4 @@
-"""What a browser gets: the page, its scripts, the charts' library, and pictures of the galleries.
+"""What a browser gets: the page, its scripts, the charts' library, and images of the galleries.
 
 All of it comes from this machine; the page may load nothing from anywhere else.
 """
@@ -36,7 +36,7 @@ def live_pages(gallery: Gallery | None) -> dict[str, Page]:
     files |= {"/": _FOLDER / "page.html", "/live/plotly.min.js": _PLOTLY}
     pages: dict[str, Page] = {path: _page(file) for path, file in files.items()}
     if gallery is not None:
-        pages["/gallery"] = lambda query: _picture(gallery, query)
+        pages["/gallery"] = lambda query: _image(gallery, query)
     return pages
 
 
@@ -49,8 +49,8 @@ def _read(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def _picture(gallery: Gallery, query: Mapping[str, str]) -> Answer:
-    found = gallery.picture(query.get("name", ""))
+def _image(gallery: Gallery, query: Mapping[str, str]) -> Answer:
+    found = gallery.image(query.get("name", ""))
     if found is None:
-        return Answer(b"that picture is not there, or not any more\n", status=404)
+        return Answer(b"that image is not there, or not any more\n", status=404)
     return Answer(found, "image/jpeg", headers=_HEADERS)

@@ -16,9 +16,9 @@ Tone = Literal["good", "watch", "bad", "quiet"]
 State = Mapping[str, Any]
 
 WINDOW_SECONDS: Final = 60.0
-# Shares of time that are spent waiting for pictures.
+# Shares of time that are spent waiting for images.
 _LITTLE, _MUCH = 0.05, 0.3
-_LEAST_STEPS: Final = 100
+_MIN_STEPS: Final = 100
 _LEARNING: Final = frozenset(one.exposed for one in METRICS if one.group == "learning")
 # A loss that moved by less than these shares of itself stands still: its noise is larger.
 _FALLING, _RISING = 0.001, 0.05
@@ -114,7 +114,7 @@ class Run:
 
     @property
     def wait_share(self) -> float | None:
-        """The part of the time of steps that was spent waiting for pictures."""
+        """The part of the time of steps that was spent waiting for images."""
         waited = self.counted("data_wait_seconds")
         return waited / (waited + self.step_seconds) if self.num_steps else None
 
@@ -140,7 +140,7 @@ def _stalled(run: Run) -> Answer | None:
     when = "of the run" if run.ended else f"of the last {_duration(run.seconds)}"
     rate = run.counted("samples", "trained") / max(run.seconds, 1e-9)
     text = (
-        f"{_part(share)} {when} went by waiting for pictures; {_number(rate)} pictures/s are "
+        f"{_part(share)} {when} went by waiting for images; {_number(rate)} images/s are "
         f"trained on, {_seconds(run.step_seconds / run.num_steps)} a step."
     )
     if run.ended:
@@ -163,7 +163,7 @@ def _stage(run: Run) -> Answer | None:
     for_lease = run.counted("reader_blocked_seconds", "lease")
     for_bucket = run.counted("reader_blocked_seconds", "bucket")
     if share < _LITTLE:
-        return Answer("good", "Training is.", "Pictures lie ready before they are asked for.")
+        return Answer("good", "Training is.", "Images lie ready before they are asked for.")
     if for_bucket > busy[1] or busy[0] > 2 * busy[1] > 0:
         text = "Readers spend most of their time waiting for bytes."
         return Answer("watch", "The bucket or the network is.", text)
@@ -172,7 +172,7 @@ def _stage(run: Run) -> Answer | None:
         text = "Readers are idle half of their time and the trainer waits: look at the network."
         return Answer("watch", "The way from readers to trainers is.", text)
     rate = run.counted("samples", "cropped") / max(run.seconds, 1e-9)
-    text = f"{_number(rate)} pictures/s are cropped; more readers, or more cores, would help."
+    text = f"{_number(rate)} images/s are cropped; more readers, or more cores, would help."
     return Answer("watch", "Cropping is.", text)
 
 
@@ -205,7 +205,7 @@ def _learning(run: Run) -> Answer | None:
 
 def _beyond(run: Run) -> Iterable[str]:
     """What is beyond its threshold. In the first steps features may be anything."""
-    if (run.value("train_step") or 0) < _LEAST_STEPS:
+    if (run.value("train_step") or 0) < _MIN_STEPS:
         return
     for name, limits in run.state["thresholds"].items():
         value, words = run.state["values"].get(name), _words(name)
@@ -254,7 +254,7 @@ def _cost(run: Run) -> Answer | None:
     trained = run.value("samples", "trained")
     if not dollars or not trained:
         return None
-    text = f"${dollars / trained * 1e6:,.2f} for a million pictures."
+    text = f"${dollars / trained * 1e6:,.2f} for a million images."
     return Answer("quiet", f"${dollars:,.2f} so far.", text)
 
 

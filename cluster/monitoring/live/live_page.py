@@ -5,7 +5,7 @@
     answers    by question (progress, stalled, stage, learning, rejected, seen, who, cost): tone
                ("good", "watch", "bad", "quiet"), short, text; those without an answer are missing
     gallery    crops and rejects, each a list, the newest first: name, key, reason ("" of crops),
-               detail, where, step, picture (an address, or null), waits (whether it is being made)
+               detail, where, step, image (an address, or null), waits (whether it is being made)
 """
 
 import time

@@ -1,5 +1,5 @@
 // @ts-check
-/** Everything on the page that is words, tables or pictures. All text is set, never parsed. */
+/** Everything on the page that is words, tables or images. All text is set, never parsed. */
 
 /** @typedef {import("./store.js").State} State */
 
@@ -52,10 +52,10 @@ export function showLink(text, tone) {
 export function showGallery(place, tiles) {
   place.hidden = !tiles.length;
   const shown = new Map([...place.children].map((one) => [/** @type {HTMLElement} */ (one).dataset.name, one]));
-  // Tiles that stand there stay: a picture that is loaded again would flicker.
+  // Tiles that stand there stay: an image that is loaded again would flicker.
   const wanted = tiles.map((tile) => {
     const old = /** @type {HTMLElement | undefined} */ (shown.get(tile.name));
-    return old && old.dataset.picture === String(tile.picture) && old.dataset.waits === String(tile.waits)
+    return old && old.dataset.image === String(tile.image) && old.dataset.waits === String(tile.waits)
       ? old
       : makeTile(tile);
   });
@@ -67,11 +67,11 @@ export function showGallery(place, tiles) {
 /** @param {any} tile */
 function makeTile(tile) {
   const made = element("div", "", "tile");
-  Object.assign(made.dataset, { name: tile.name, picture: tile.picture, waits: tile.waits });
+  Object.assign(made.dataset, { name: tile.name, image: tile.image, waits: tile.waits });
   const frame = element("div", "", "frame");
-  if (tile.picture) {
+  if (tile.image) {
     const image = document.createElement("img");
-    image.src = tile.picture;
+    image.src = tile.image;
     image.alt = tile.reason ? `rejected: ${tile.reason}` : `crops of ${tile.key}`;
     frame.append(image);
   } else {

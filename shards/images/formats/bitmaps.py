@@ -7,8 +7,8 @@ from typing import Final
 from PIL import BmpImagePlugin
 
 from shards.images.formats.common import (
-    Picture,
-    PictureError,
+    ImageError,
+    ImageHeader,
     open_header,
     refuse_short,
     refuse_slow,
@@ -18,7 +18,7 @@ from shards.images.formats.png import inspect_png
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
-def inspect_bmp(data: bytes) -> Picture:
+def inspect_bmp(data: bytes) -> ImageHeader:
     """A BMP of any Windows or OS/2 version; all rows must be there."""
     image, _, _ = open_header(BmpImagePlugin.BmpImageFile, data)
     width, height = image.size
@@ -29,7 +29,7 @@ def inspect_bmp(data: bytes) -> Picture:
         refuse_short(data, offset + stride * height)
     else:
         refuse_slow(height, width, "a BMP with run lengths")
-    return Picture(data, "bmp", height, width, alpha=image.mode == "RGBA")
+    return ImageHeader(data, "bmp", height, width, alpha=image.mode == "RGBA")
 
 
 _SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"
@@ -41,27 +41,27 @@ _PPM: Final = re.compile(
 _MAX_PPM_HEADER: Final = 1 << 16
 
 
-def inspect_ppm(data: bytes) -> Picture:
+def inspect_ppm(data: bytes) -> ImageHeader:
     """A portable bitmap, greymap, pixmap or float map; all pixels must be there."""
     match = _PPM.match(data, 0, _MAX_PPM_HEADER)
     if match is None:
-        raise PictureError("broken_header", f"a PPM header {data[:40]!r}")
+        raise ImageError("broken_header", f"a PPM header {data[:40]!r}")
     kind = data[1:2]
     width, height, *rest = (
         field for field in match.groups() if field is not None and field != kind
     )
-    return _ppm_picture(data, kind, int(height), int(width), rest, match.end())
+    return _ppm_image(data, kind, int(height), int(width), rest, match.end())
 
 
-def _ppm_picture(
+def _ppm_image(
     data: bytes, kind: bytes, height: int, width: int, rest: list[bytes], start: int
-) -> Picture:
+) -> ImageHeader:
     if kind == b"f":
         refuse_short(data, start + 4 * height * width)
-        return Picture(data, "ppm", height, width, bits=32)
+        return ImageHeader(data, "ppm", height, width, bits=32)
     most = int(rest[0]) if rest else 1
     if not 0 < most < 1 << 16:
-        raise PictureError("broken_header", f"a PPM with {most} as its greatest value")
+        raise ImageError("broken_header", f"a PPM with {most} as its greatest value")
     values = height * width * (3 if kind in b"36" else 1)
     if kind in b"123":
         refuse_short(data, start + (values if kind == b"1" else 2 * values - 1))
@@ -70,54 +70,54 @@ def _ppm_picture(
         refuse_short(data, start + height * row * (2 if most > 255 else 1))
     if not (kind == b"4" or most == 255 or (kind == b"5" and most == 65535)) or kind in b"23":
         refuse_slow(height, width, "such a PPM")
-    return Picture(data, "ppm", height, width, bits=16 if most > 255 else 8)
+    return ImageHeader(data, "ppm", height, width, bits=16 if most > 255 else 8)
 
 
-def inspect_qoi(data: bytes) -> Picture:
+def inspect_qoi(data: bytes) -> ImageHeader:
     """A QOI, which Pillow decodes in Python."""
     width, height, channels, _ = struct.unpack_from(">IIBB", data, 4)
     if channels not in (3, 4):
-        raise PictureError("broken_header", f"a QOI with {channels} channels")
+        raise ImageError("broken_header", f"a QOI with {channels} channels")
     refuse_slow(height, width, "a QOI")
-    return Picture(data, "qoi", height, width, alpha=channels == 4)
+    return ImageHeader(data, "qoi", height, width, alpha=channels == 4)
 
 
 _ICON_ENTRY: Final = struct.Struct("<BBBBHHII")
 
 
-def inspect_ico(data: bytes) -> Picture:
-    """The largest picture of an icon."""
+def inspect_ico(data: bytes) -> ImageHeader:
+    """The largest image of an icon."""
     inner = largest_icon(data)
     if inner.startswith(_PNG_MAGIC):
         png = inspect_png(inner)
         height, width = png.stored_size
-        return Picture(data, "ico", height, width, bits=png.bits, alpha=png.alpha)
+        return ImageHeader(data, "ico", height, width, bits=png.bits, alpha=png.alpha)
     # A bitmap of twice the height: colours, then a mask.
     (length,) = struct.unpack_from("<I", inner)
     if length < 40:
-        raise PictureError("broken_header", f"an icon with a header of {length} bytes")
+        raise ImageError("broken_header", f"an icon with a header of {length} bytes")
     width, height = struct.unpack_from("<ii", inner, 4)
     if not 0 < width <= 256 or not 0 < height // 2 <= 256:
-        raise PictureError("broken_header", f"an icon of {width} x {height // 2} pixels")
-    return Picture(data, "ico", height // 2, width, alpha=True)
+        raise ImageError("broken_header", f"an icon of {width} x {height // 2} pixels")
+    return ImageHeader(data, "ico", height // 2, width, alpha=True)
 
 
 def largest_icon(data: bytes) -> bytes:
-    """The bytes of the largest, then deepest, picture of an icon: a PNG, or a bitmap and mask."""
+    """The bytes of the largest, then deepest, image of an icon: a PNG, or a bitmap and mask."""
     (num_entries,) = struct.unpack_from("<H", data, 4)
     entries = [_ICON_ENTRY.unpack_from(data, 6 + 16 * index) for index in range(num_entries)]
     if not entries:
-        raise PictureError("broken_header", "an icon without a picture")
+        raise ImageError("broken_header", "an icon without an image")
     best = max(entries, key=lambda entry: ((entry[0] or 256) * (entry[1] or 256), entry[5]))
     *_, length, offset = best
     inner = data[offset : offset + length]
     if len(inner) < length:
-        raise PictureError("truncated", f"{len(inner)} of {length} bytes of an icon")
+        raise ImageError("truncated", f"{len(inner)} of {length} bytes of an icon")
     return inner
 
 
 def alone(inner: bytes) -> bytes:
-    """An icon file with this bitmap and mask as its only picture."""
+    """An icon file with this bitmap and mask as its only image."""
     width, height = struct.unpack_from("<ii", inner, 4)
     (depth,) = struct.unpack_from("<H", inner, 14)
     entry = _ICON_ENTRY.pack(width & 255, height // 2 & 255, 0, 0, 1, depth, len(inner), 22)

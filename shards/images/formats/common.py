@@ -1,4 +1,4 @@
-"""What every format's header becomes: a `Picture`, or a `PictureError` with the reason."""
+"""What every format's header becomes: an `ImageHeader`, or an `ImageError` with the reason."""
 
 import io
 import struct
@@ -20,7 +20,7 @@ _MAX_SLOW_PIXELS: Final = 4_000_000
 _ORIENTATION_TAG = 0x0112
 
 
-class PictureError(Exception):
+class ImageError(Exception):
     """This file cannot be used; `reason` is what a reject is counted under."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -30,8 +30,8 @@ class PictureError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """An encoded picture, what its header says, and how it is to be decoded.
+class ImageHeader:
+    """An encoded image, what its header says, and how it is to be decoded.
 
     `height` and `width` hold after `orientation`, the EXIF number 1..8, has been applied. Only the
     first of the `num_frames` is ever used. `bits` are those of a channel. `alpha`: there may be
@@ -111,19 +111,19 @@ def open_header(
     except Exception as error:
         # Broken files make the plugins raise OSError, SyntaxError, ValueError, TypeError, KeyError,
         # IndexError, OverflowError, NotImplementedError, struct.error and more: all mean the same.
-        raise PictureError("broken_header", f"{type(error).__name__}: {error}") from error
+        raise ImageError("broken_header", f"{type(error).__name__}: {error}") from error
     return image, num_frames, orientation
 
 
 def refuse_slow(height: int, width: int, what: str) -> None:
-    """Raise `PictureError` where decoding would take seconds, because it is done in Python."""
+    """Raise `ImageError` where decoding would take seconds, because it is done in Python."""
     if height * width > _MAX_SLOW_PIXELS:
-        raise PictureError(
+        raise ImageError(
             "too_large", f"{width}x{height}; {what} may have {_MAX_SLOW_PIXELS} pixels, being slow"
         )
 
 
 def refuse_short(data: bytes, needed: int) -> None:
-    """Raise `PictureError` where uncompressed pixels would need more bytes than there are."""
+    """Raise `ImageError` where uncompressed pixels would need more bytes than there are."""
     if len(data) < needed:
-        raise PictureError("truncated", f"{len(data)} of at least {needed} bytes")
+        raise ImageError("truncated", f"{len(data)} of at least {needed} bytes")

@@ -2,12 +2,12 @@
 
 import struct
 
-from shards.images.formats.common import Picture, PictureError
+from shards.images.formats.common import ImageError, ImageHeader
 
 _EXTENSION, _FRAME, _TRAILER, _GRAPHIC_CONTROL = 0x21, 0x2C, 0x3B, 0xF9
 
 
-def inspect_gif(data: bytes) -> Picture:
+def inspect_gif(data: bytes) -> ImageHeader:
     """The first frame of a GIF, which may be larger than the screen and then enlarges it."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     place = 13 + _colour_table_length(flags)
@@ -32,8 +32,8 @@ def inspect_gif(data: bytes) -> Picture:
         else:  # junk, which decoders step over byte by byte
             place += 1
     if num_frames == 0:
-        raise PictureError("truncated", "a GIF without a frame")
-    return Picture(data, "gif", height, width, num_frames=num_frames, alpha=alpha)
+        raise ImageError("truncated", "a GIF without a frame")
+    return ImageHeader(data, "gif", height, width, num_frames=num_frames, alpha=alpha)
 
 
 def _colour_table_length(flags: int) -> int:

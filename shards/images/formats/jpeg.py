@@ -1,7 +1,7 @@
-"""JPEG, a walk from marker to marker to the end of the picture.
+"""JPEG, a walk from marker to marker to the end of the image.
 
 Decoders paint grey what is missing and say nothing, so that has to be found here. And they differ
-in what they make of rare kinds, so a picture is called `plain` only if everything in it was checked
+in what they make of rare kinds, so an image is called `plain` only if everything in it was checked
 that could make a decoder stop or read it otherwise.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
-from shards.images.formats.common import Picture, PictureError, exif_orientation, oriented
+from shards.images.formats.common import ImageError, ImageHeader, exif_orientation, oriented
 
 _START_OF_SCAN, _END, _START, _RESTART_INTERVAL, _HEIGHT_FOLLOWS = 0xDA, 0xD9, 0xD8, 0xDD, 0xDC
 _HUFFMAN_TABLES, _QUANTISERS = 0xC4, 0xDB
@@ -50,7 +50,7 @@ class _Frame:
 
     @property
     def num_blocks(self) -> int:
-        """8 x 8 blocks that every complete scan of the picture has to code, without padding."""
+        """8 x 8 blocks that every complete scan of the image has to code, without padding."""
         widest = max(horizontal for horizontal, _ in self.sampling)
         tallest = max(vertical for _, vertical in self.sampling)
         return sum(
@@ -79,7 +79,7 @@ class _Walk:
     num_scans: int = 0
     restarts: bool = False
     orientation: int = 0
-    num_pictures: int = 1
+    num_images: int = 1
     icc_profile: bool = False
     jfif: bool = False
     adobe: int | None = None  # which colour transform
@@ -94,7 +94,7 @@ class _Walk:
         data = self.data
         length = data[place + 2] << 8 | data[place + 3]
         if length < 2:
-            raise PictureError("broken_header", f"a JPEG segment of length {length} at {place}")
+            raise ImageError("broken_header", f"a JPEG segment of length {length} at {place}")
         body, end = place + 4, place + 2 + length
         if marker == _HUFFMAN_TABLES:
             self._read_huffman(data[body:end])
@@ -119,7 +119,7 @@ class _Walk:
         elif marker == _ICC_OR_MPF and data.startswith(b"ICC_PROFILE\0", body):
             self.icc_profile = True
         elif marker == _ICC_OR_MPF and data.startswith(b"MPF\0", body):
-            self.num_pictures = _count_pictures(data[body + 4 : end])
+            self.num_images = _count_images(data[body + 4 : end])
         elif marker == _JFIF and data.startswith(b"JFIF\0", body):
             self.jfif = True
         elif marker == _ADOBE and data.startswith(b"Adobe", body) and end - body >= 12:
@@ -129,15 +129,15 @@ class _Walk:
         data = self.data
         precision, height, width, num_components = struct.unpack_from(">BHHB", data, body)
         if marker not in _DECODABLE_FRAMES or precision != 8:
-            raise PictureError("undecodable", f"JPEG process {marker:02X}, {precision} bits")
+            raise ImageError("undecodable", f"JPEG process {marker:02X}, {precision} bits")
         if self.frame is not None:
-            raise PictureError("broken_header", "a second JPEG frame header")
+            raise ImageError("broken_header", "a second JPEG frame header")
         rows = [data[row : row + 3] for row in range(body + 6, body + 6 + 3 * num_components, 3)]
         sampling = [(row[1] >> 4, row[1] & 15) for row in rows]
         if num_components not in (1, 3, 4) or not all(
             1 <= horizontal <= 4 and 1 <= vertical <= 4 for horizontal, vertical in sampling
         ):
-            raise PictureError("broken_header", f"{num_components} components, sampling {sampling}")
+            raise ImageError("broken_header", f"{num_components} components, sampling {sampling}")
         ids, quantisers = [row[0] for row in rows], [row[2] for row in rows]
         self.frame = _Frame(marker, height, width, ids, sampling, quantisers)
 
@@ -166,7 +166,7 @@ class _Walk:
         assert self.frame is not None
         self.num_scans += 1
         if self.num_scans > _MAX_SCANS:
-            raise PictureError("undecodable", f"over {_MAX_SCANS} scans")
+            raise ImageError("undecodable", f"over {_MAX_SCANS} scans")
         num_components = body[0]
         if len(body) != 4 + 2 * num_components:
             self.odd = True
@@ -209,12 +209,12 @@ class _Walk:
         while True:
             match = _MARKER_IN_SCAN.search(self.data, place)
             if match is None:
-                raise PictureError("truncated", "no end-of-image marker")
+                raise ImageError("truncated", "no end-of-image marker")
             marker = self.data[match.start() + 1]
             if marker == _END:
                 break
             if marker == _START:
-                raise PictureError("truncated", "another picture begins before this one has ended")
+                raise ImageError("truncated", "another image begins before this one has ended")
             if marker in _BETWEEN_SCANS and self._has_segment(match.start(), marker):
                 place = self.read_segment(match.start(), marker)
             elif self.restarts:
@@ -222,13 +222,13 @@ class _Walk:
                 self.odd = True
                 place = match.end()
             else:
-                raise PictureError("undecodable", f"marker {marker:02X} within the entropy data")
+                raise ImageError("undecodable", f"marker {marker:02X} within the entropy data")
         # A Huffman code has at least one bit; a block takes at least two codes, but for the first
-        # scan of a progressive picture, which takes one.
+        # scan of a progressive image, which takes one.
         bits_per_block = 1 if self.frame.kind == _PROGRESSIVE else 2
         num_bits, num_blocks = 8 * (match.start() - start), self.frame.num_blocks
         if self.frame.kind in _HUFFMAN_FRAMES and num_bits < bits_per_block * num_blocks:
-            raise PictureError("truncated", f"{num_bits} bits for {num_blocks} blocks")
+            raise ImageError("truncated", f"{num_bits} bits for {num_blocks} blocks")
 
     def _has_segment(self, place: int, marker: int) -> bool:
         """Whether a segment may follow, in a file that is cut off or not."""
@@ -255,30 +255,30 @@ class _Walk:
         )
 
 
-def inspect_jpeg(data: bytes) -> Picture:
-    """The picture that a JPEG's header promises, the end of its data found."""
+def inspect_jpeg(data: bytes) -> ImageHeader:
+    """The image that a JPEG's header promises, the end of its data found."""
     walk = _Walk(data)
     place = 2
     while not walk.num_scans:
         # As every decoder does, step over fill bytes, stray bytes, and markers without a segment.
         place = data.find(b"\xff", place)
         if place < 0:
-            raise PictureError("truncated", "no start of scan")
+            raise ImageError("truncated", "no start of scan")
         marker = data[place + 1]
         if marker in _WITHOUT_SEGMENT:
             place += 1 if marker == 0xFF else 2
             continue
         if marker in (_END, _START) or (marker == _START_OF_SCAN and walk.frame is None):
-            raise PictureError("broken_header", "a JPEG without a frame header")
+            raise ImageError("broken_header", "a JPEG without a frame header")
         place = walk.read_segment(place, marker)
     walk.follow_scans(place)
     assert walk.frame is not None
     size = (walk.frame.height, walk.frame.width)
-    return Picture(
+    return ImageHeader(
         data,
         "jpeg",
         *oriented(size, walk.orientation),
-        num_frames=walk.num_pictures,
+        num_frames=walk.num_images,
         cmyk=len(walk.frame.ids) == 4,
         icc_profile=walk.icc_profile,
         plain=walk.plain,
@@ -289,7 +289,7 @@ def inspect_jpeg(data: bytes) -> Picture:
 def _is_huffman_table(table: bytes) -> bool:
     """Whether a table, its number, 16 counts and symbols, is one that decoders take.
 
-    Most pictures have the four tables of the standard's annex, so this is seldom computed.
+    Most images have the four tables of the standard's annex, so this is seldom computed.
     """
     if table[0] not in (0, 1, 2, 3, 0x10, 0x11, 0x12, 0x13) or len(table) > 17 + 256:
         return False
@@ -302,8 +302,8 @@ def _is_huffman_table(table: bytes) -> bool:
     return table[0] >= 0x10 or all(symbol <= 15 for symbol in table[17:])
 
 
-def _count_pictures(tiff: bytes) -> int:
-    """How many pictures a multi-picture index counts; 1 where it cannot be read."""
+def _count_images(tiff: bytes) -> int:
+    """How many images a multi-image index counts; 1 where it cannot be read."""
     try:
         order = {b"II": "<", b"MM": ">"}[tiff[:2]]
         (directory,) = struct.unpack_from(f"{order}I", tiff, 4)

@@ -4,7 +4,7 @@ import struct
 import zlib
 from typing import Final
 
-from shards.images.formats.common import Picture, PictureError, exif_orientation, oriented
+from shards.images.formats.common import ImageError, ImageHeader, exif_orientation, oriented
 
 _BIT_DEPTHS: Final = {
     0: (1, 2, 4, 8, 16),  # grey
@@ -15,8 +15,8 @@ _BIT_DEPTHS: Final = {
 }
 
 
-def inspect_png(data: bytes) -> Picture:
-    """The picture that a PNG's header promises, the end of its chunks found."""
+def inspect_png(data: bytes) -> ImageHeader:
+    """The image that a PNG's header promises, the end of its chunks found."""
     fields = struct.unpack_from(">I4sIIBBBBBI", data, 8)
     length, name, width, height, depth, colour, compression, filtering, interlacing, crc = fields
     if (
@@ -25,12 +25,12 @@ def inspect_png(data: bytes) -> Picture:
         or depth not in _BIT_DEPTHS.get(colour, ())
         or zlib.crc32(data[12:29]) != crc
     ):
-        raise PictureError("broken_header", f"PNG header {data[8:33]!r}")
+        raise ImageError("broken_header", f"PNG header {data[8:33]!r}")
     place, orientation, num_frames, plain = 33, 1, 1, True
     names = set()
     while name != b"IEND":
         if place + 12 > len(data):
-            raise PictureError("truncated", "no IEND chunk")
+            raise ImageError("truncated", "no IEND chunk")
         length, name = struct.unpack_from(">I4s", data, place)
         if name == b"acTL":
             plain = False
@@ -39,7 +39,7 @@ def inspect_png(data: bytes) -> Picture:
             orientation = exif_orientation(data[place + 8 : place + 8 + length])
         names.add(name)
         place += 12 + length
-    return Picture(
+    return ImageHeader(
         data,
         "png",
         *oriented((height, width), orientation),

@@ -4,7 +4,7 @@ import math
 import struct
 from typing import Final
 
-from shards.images.formats.common import Picture, PictureError, oriented
+from shards.images.formats.common import ImageError, ImageHeader, oriented
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 262, 274
 _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES, _ICC_PROFILE = 277, 322, 323, 338, 34675
@@ -15,28 +15,28 @@ _WANTED = frozenset(
 _WHOLE_NUMBERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 _MAX_VALUES = 16  # of a tag; no wanted one has more
 _RGB, _CMYK = 2, 5
-# A decoder holds one tile whole, however small the picture is.
+# A decoder holds one tile whole, however small the image is.
 _MAX_TILE_BYTES: Final = 1 << 26
 
 
-def inspect_tiff(data: bytes) -> Picture:
-    """The first picture of a TIFF."""
+def inspect_tiff(data: bytes) -> ImageHeader:
+    """The first image of a TIFF."""
     order = "<" if data.startswith(b"II") else ">"
     (magic,) = struct.unpack_from(f"{order}H", data, 2)
     tags, following = _read_directory(data, order, big=magic == 43)
     width, height = (tags.get(tag, ()) for tag in (_WIDTH, _HEIGHT))
     if len(width) != 1 or len(height) != 1:
-        raise PictureError("broken_header", "a TIFF without dimensions")
+        raise ImageError("broken_header", "a TIFF without dimensions")
     bits, samples, photometric, orientation = (
         max(tags.get(tag, ()), default=default)
         for tag, default in ((_BITS, 1), (_SAMPLES, 1), (_PHOTOMETRIC, 0), (_ORIENTATION, 1))
     )
     tile = math.prod(max(tags.get(tag, ()), default=1) for tag in (_TILE_WIDTH, _TILE_HEIGHT))
     if tile * samples * bits > 8 * _MAX_TILE_BYTES:
-        raise PictureError("too_large", f"tiles of {tile} pixels, {samples} samples, {bits} bits")
+        raise ImageError("too_large", f"tiles of {tile} pixels, {samples} samples, {bits} bits")
     extra = tags.get(_EXTRA_SAMPLES, ())
     unnamed = photometric == _RGB and samples == 4 and not extra
-    return Picture(
+    return ImageHeader(
         data,
         "tiff",
         *oriented((height[0], width[0]), orientation),

@@ -2,16 +2,16 @@
 
 import struct
 
-from shards.images.formats.common import Picture, PictureError, exif_orientation, oriented
+from shards.images.formats.common import ImageError, ImageHeader, exif_orientation, oriented
 
 _ALPHA_FLAG = 0x10
 
 
-def inspect_webp(data: bytes) -> Picture:
-    """The picture that a WebP's header promises; all of its bytes must be there."""
+def inspect_webp(data: bytes) -> ImageHeader:
+    """The image that a WebP's header promises; all of its bytes must be there."""
     (num_bytes,) = struct.unpack_from("<I", data, 4)
     if num_bytes + 8 > len(data):
-        raise PictureError("truncated", f"{len(data)} of {num_bytes + 8} bytes")
+        raise ImageError("truncated", f"{len(data)} of {num_bytes + 8} bytes")
     size: tuple[int, int] | None = None
     orientation, num_frames, place = 1, 0, 12
     alpha = icc_profile = False
@@ -43,8 +43,8 @@ def inspect_webp(data: bytes) -> Picture:
             orientation = exif_orientation(exif.removeprefix(b"Exif\0\0"))
         place = body + length + (length & 1)
     if size is None:
-        raise PictureError("broken_header", "a WebP without a picture")
-    return Picture(
+        raise ImageError("broken_header", "a WebP without an image")
+    return ImageHeader(
         data,
         "webp",
         *oriented(size, orientation),

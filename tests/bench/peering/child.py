@@ -1,7 +1,7 @@
 """One loader in a process of its own: `python -m tests.bench.peering.child TASK LOADER JOB`.
 
 convert   write the shards in the loader's own format
-speed     pictures a second after a warm-up, and the time to the first batch
+speed     images a second after a warm-up, and the time to the first batch
 deliver   one epoch, batch by batch, into a log; what the loader needs to go on, into a file
 """
 
@@ -20,7 +20,7 @@ from tests.bench.peering.work import Job, use_one_core
 
 
 def speed(loader: Any, began: float, options: dict[str, Any]) -> dict[str, float]:
-    """Pictures a second from one place in a running stream to another, across epochs."""
+    """Images a second from one place in a running stream to another, across epochs."""
     batches = _endless(loader)
     first, _ = next(batches)
     first_batch_seconds = time.monotonic() - began
@@ -28,10 +28,10 @@ def speed(loader: Any, began: float, options: dict[str, Any]) -> dict[str, float
     while warm < options["warm_up"]:
         warm += len(next(batches)[0])
     start, count = time.monotonic(), 0
-    while count < options["pictures"]:
+    while count < options["images"]:
         count += len(next(batches)[0])
     seconds = time.monotonic() - start
-    return {"first_batch_seconds": first_batch_seconds, "pictures_per_second": count / seconds}
+    return {"first_batch_seconds": first_batch_seconds, "images_per_second": count / seconds}
 
 
 def deliver(loader: Any, options: dict[str, Any]) -> dict[str, int]:
@@ -48,7 +48,7 @@ def deliver(loader: Any, options: dict[str, Any]) -> dict[str, int]:
             os.replace(draft, state)
             count += len(names)
             time.sleep(options["step_seconds"])
-    return {"pictures": count}
+    return {"images": count}
 
 
 def _endless(loader: Any) -> Iterator[Any]:

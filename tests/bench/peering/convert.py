@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def iter_samples(folder: str) -> Iterator[tuple[str, bytes]]:
-    """(name, JPEG bytes) of every picture of every tar of a folder."""
+    """(name, JPEG bytes) of every image of every tar of a folder."""
     for shard in sorted(Path(folder).glob("*.tar")):
         yield from iter_shard(shard)
 
 
 def iter_shard(shard: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, JPEG bytes) of every picture of a tar."""
+    """(name, JPEG bytes) of every image of a tar."""
     with tarfile.open(shard) as tar:
         for member in tar:
             name, _, extension = member.name.partition(".")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from shards.crops.engine import Cropped
 from shards.crops.recipe import CropRecipe, ViewGroup
 from shards.dataloader.open_data import ReadConfig
-from shards.images.image_header import Picture
+from shards.images.image_header import ImageHeader
 from shards.stream.batch_stream import StreamConfig
 from tests.bench.peering.work import SIDE, Job, crop
 
@@ -26,11 +26,11 @@ class SharedWork:
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe
 
-    def crop(self, pictures: Sequence[Picture], parameters: NDArray[np.float32]) -> Cropped:  # noqa: ARG002
-        crops = np.empty((len(pictures), 1, SIDE, SIDE, 3), np.uint8)
-        for row, picture in enumerate(pictures):
-            crops[row, 0] = crop(picture.data)
-        return Cropped((crops,), np.ones(len(pictures), np.bool_))
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:  # noqa: ARG002
+        crops = np.empty((len(images), 1, SIDE, SIDE, 3), np.uint8)
+        for row, image in enumerate(images):
+            crops[row, 0] = crop(image.data)
+        return Cropped((crops,), np.ones(len(images), np.bool_))
 
 
 def config_of(job: Job) -> ReadConfig:

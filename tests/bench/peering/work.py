@@ -1,4 +1,4 @@
-"""The work that every loader does with a picture, so that loaders are compared and not decoders."""
+"""The work that every loader does with an image, so that loaders are compared and not decoders."""
 
 import math
 import random

@@ -120,7 +120,7 @@ def beat(step_seconds: float, wait_seconds: float, committed: int) -> Beat:
 
 
 def test_starving_trainers_get_more_readers_up_to_the_most() -> None:
-    """Rates decide: here trainers eat 80 pictures a second, and a reader makes 10 of them."""
+    """Rates decide: here trainers eat 80 images a second, and a reader makes 10 of them."""
     driver, tally = make_driver(), Tally()
     work = 0.0
     for tick in range(40):
@@ -161,7 +161,7 @@ def report(reader: str, *tasks: int, busy: float = 0.0) -> ReaderReport:
 
 
 def test_a_report_that_comes_twice_counts_once() -> None:
-    """Answers are lost and asked for again; pictures must not double by that."""
+    """Answers are lost and asked for again; images must not double by that."""
     tally = Tally()
     for told in (report("a", 1), report("a", 1), report("a", 1, 2, busy=2.0)):
         tally.add(told)

@@ -36,7 +36,7 @@ def test_what_is_wanted_is_ordered_at_once_and_once():
 
 def test_who_dies_again_and_again_comes_back_later_and_later():
     """A constructor that is killed was seen to run 16 times in 20 seconds."""
-    supervisor, [name, other] = supervised(count=2, most_failures=100)
+    supervisor, [name, other] = supervised(count=2, max_failures=100)
     now, delays = 0.0, []
     for _ in range(10):
         supervisor.ended(name, "failure", "killed", now)
@@ -74,7 +74,7 @@ def test_what_dies_together_does_not_come_back_together():
 
 def test_a_preemption_is_no_failure_and_costs_no_time():
     """Spot machines are taken back all day; that is what they are cheap for."""
-    supervisor, [name] = supervised(most_failures=3, most_in_a_row=3)
+    supervisor, [name] = supervised(max_failures=3, max_in_a_row=3)
     for k in range(10):
         supervisor.started(name, f"node {k}", 2.0 * k)
         supervisor.ended(name, "preemption", "taken back", 2.0 * k)
@@ -108,8 +108,8 @@ def test_a_node_on_which_actors_die_is_avoided_for_a_while():
 
 
 def test_deaths_over_one_shard_are_put_down_to_the_shard():
-    """A poison picture that goes from node to node would condemn the whole cluster."""
-    supervisor, names = supervised(count=10, node_failures=3, most_failures=5, shard_failures=8)
+    """A poison image that goes from node to node would condemn the whole cluster."""
+    supervisor, names = supervised(count=10, node_failures=3, max_failures=5, shard_failures=8)
     for k, name in enumerate(names[:7]):
         supervisor.ended(name, "failure", "killed", float(k), shard="s3://b/7.tar")
     assert supervisor.avoided(["node", "other"], 7.0) == set()
@@ -148,7 +148,7 @@ def test_if_the_last_one_dies_again_and_again_the_run_ends():
 
 def test_with_others_alive_a_storm_of_deaths_only_slows_replacements_down():
     """The run goes on with those that live, instead of ending, or of a restart loop."""
-    supervisor, [name, *_] = supervised(count=3, most_failures=5, first_seconds=0.01)
+    supervisor, [name, *_] = supervised(count=3, max_failures=5, first_seconds=0.01)
     made = 0
     for k in range(600):
         now = k * 0.5
@@ -185,7 +185,7 @@ def test_actors_of_the_control_before_are_kept():
 def test_in_any_order_of_deaths_there_are_never_too_many_nor_too_few_for_long(seed):
     """Counts that drift cost machines, or leave trainers waiting."""
     chance = random.Random(seed)
-    supervisor = Supervisor(1, SupervisorConfig(most_failures=10**6, most_in_a_row=10**6), seed)
+    supervisor = Supervisor(1, SupervisorConfig(max_failures=10**6, max_in_a_row=10**6), seed)
     alive, now, wanted = {}, 0.0, 4
     supervisor.want("reader", wanted)
     for _ in range(800):

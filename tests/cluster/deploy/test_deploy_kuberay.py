@@ -67,7 +67,7 @@ def entrypoint():
 
 @pytest.mark.parametrize(("which", "container"), CONTAINERS, ids=[w for w, _ in CONTAINERS])
 def test_no_container_can_become_root_or_write_to_its_image(which, container):
-    """A picture that takes over a decoder would take over the node."""
+    """An image that takes over a decoder would take over the node."""
     context = container["securityContext"]
     assert context["runAsNonRoot"] is True
     assert context["allowPrivilegeEscalation"] is False
@@ -235,13 +235,13 @@ def test_the_job_fits_its_own_cluster():
         [pool] = parse_pools(given)
         assert pool.holds(group["labels"])
     cores = int(ray_container(readers)["resources"]["limits"]["cpu"])
-    assert place.most_readers <= cores * readers["maxReplicas"]
+    assert place.max_readers <= cores * readers["maxReplicas"]
     gpus = int(ray_container(trainers)["resources"]["limits"]["nvidia.com/gpu"])
     assert place.trainers * place.trainer_gpus <= gpus * trainers["maxReplicas"]
     check_trainers(entrypoint().run.stream.batch_size, place.trainers)
     # What a node of readers holds: each reader its process and its share of the crops that wait.
-    share = SequencerConfig(num_readers=place.most_readers).max_bytes(entrypoint().run.stream)
-    share //= place.most_readers
+    share = SequencerConfig(num_readers=place.max_readers).max_bytes(entrypoint().run.stream)
+    share //= place.max_readers
     needed = cores * (share + READER_BYTES) + int(readers["rayStartParams"]["object-store-memory"])
     assert needed < size(ray_container(readers)["resources"]["limits"]["memory"])
 

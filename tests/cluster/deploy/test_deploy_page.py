@@ -116,20 +116,18 @@ def test_the_measured_rate_is_one_of_the_benchmarks(program):
     """All figures of the page follow from it: a new measurement is a new page."""
     names, _ = program
     rows = (ROOT / "BENCHMARKS.md").read_text().splitlines()
-    rate = round(2 * names["PICTURES_PER_CORE"])
+    rate = round(2 * names["IMAGES_PER_CORE"])
     assert any("tests.bench.input" in row and "--readers 2" in row and f"| {rate} |" in row
                for row in rows)  # fmt: skip
-    assert f"**{rate} pictures/s with two readers on two cores**" in PAGE
+    assert f"**{rate} images/s with two readers on two cores**" in PAGE
 
 
 def test_the_network_is_computed_from_the_measured_rate(program):
     """Readers that no network can carry are bought for nothing."""
     names, _ = program
-    rate, crops, picture = (
-        names[name] for name in ("PICTURES_PER_CORE", "CROP_BYTES", "PICTURE_BYTES")
-    )
-    assert f"| pictures | {rate:.0f} |" in PAGE or f"| pictures | {math.floor(rate)} |" in PAGE
-    assert f"| {rate * picture / 1e6:.1f} MB ({rate * picture * 8e-9:.2f} Gbit/s) |" in PAGE
+    rate, crops, image = (names[name] for name in ("IMAGES_PER_CORE", "CROP_BYTES", "IMAGE_BYTES"))
+    assert f"| images | {rate:.0f} |" in PAGE or f"| images | {math.floor(rate)} |" in PAGE
+    assert f"| {rate * image / 1e6:.1f} MB ({rate * image * 8e-9:.2f} Gbit/s) |" in PAGE
     assert f"| {rate * crops / 1e6:.0f} MB ({rate * crops * 8e-9:.2f} Gbit/s)" in PAGE
     for gigabits in (10, 25, 100):
         most = gigabits * 1e9 / 8 / crops
@@ -140,7 +138,7 @@ def test_the_memory_of_readers_on_the_page_is_what_they_may_take():
     """Nodes that are too small lose one reader after the other."""
     [line] = [line for line in OURS if "--cluster auto" in line]
     parsed = parse_pretrain(shlex.split(line)[2:])
-    readers = placement_of(parsed).most_readers
+    readers = placement_of(parsed).max_readers
     held = SequencerConfig(num_readers=readers).max_bytes(parsed.run.stream)
     assert f"({held / 1e9:.1f} GB for the {readers} readers above)" in PAGE
     assert f"{held // readers >> 20} MiB each" in PAGE

@@ -12,7 +12,7 @@ from shards.errors import ConfigError, ShardUnreadable
 from shards.records import Chunk, Turn
 from tests.cluster.lease_world import SHARD, header, turn
 
-CONFIG = LeaseConfig(least_deadline=3, most_deadline=12, isolated_seconds=20, silence_seconds=4)
+CONFIG = LeaseConfig(min_deadline=3, max_deadline=12, isolated_seconds=20, silence_seconds=4)
 
 
 class Desk:
@@ -264,7 +264,7 @@ def test_a_lost_hedge_leaves_the_chunk_with_the_other_reader() -> None:
 
 
 def test_two_deaths_isolate_a_chunk_and_four_give_it_up_alone() -> None:
-    """A picture that kills readers would kill all of them, one after the other, for ever."""
+    """An image that kills readers would kill all of them, one after the other, for ever."""
     desk = Desk(1)
     isolated = [desk.die(f"r{number}").isolated for number in range(4)]
     assert isolated == [False, False, True, True]
@@ -306,7 +306,7 @@ def test_crops_that_a_reader_does_not_have_are_made_again_once() -> None:
 
 
 def test_a_chunk_that_is_made_again_differently_ends_the_run() -> None:
-    """Ranks would train on other pictures than the journal and the other ranks believe."""
+    """Ranks would train on other images than the journal and the other ranks believe."""
     desk = Desk(1)
     lease = desk.take("a")
     desk.say("a", done(lease))
@@ -382,8 +382,8 @@ def test_a_snapshot_names_the_oldest_leases() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"least_deadline": 0},
-        {"least_deadline": 200},
+        {"min_deadline": 0},
+        {"min_deadline": 200},
         {"isolated_seconds": 60},
         {"poll_seconds": 0},
         {"silence_seconds": 0.3},

@@ -272,7 +272,7 @@ def test_a_message_that_comes_twice_changes_nothing():
 
 def test_generations_that_come_to_nothing_end_with_their_reason():
     """What breaks for everybody, every time, would be tried again for ever."""
-    group = Group("a", "b", wanted=2, most_fruitless=3)
+    group = Group("a", "b", wanted=2, max_fruitless=3)
     for _ in range(3):
         group.run("a", "b")
         group.say("broken", "a", "b", committed=0, reason="CUDA out of memory")

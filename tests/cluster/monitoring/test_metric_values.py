@@ -4,7 +4,7 @@ import pytest
 
 from cluster.monitoring.metric_catalogue import METRICS
 from cluster.monitoring.metric_values import Values, flat
-from cluster.protocol.metric import MOST_OPEN_VALUES, Counted
+from cluster.protocol.metric import MAX_OPEN_VALUES, Counted
 
 READ = ("samples", "read")
 BYTES = ("bucket_bytes", "web")
@@ -61,7 +61,7 @@ def test_labels_stay_few_whatever_comes() -> None:
         keys = [key for key in numbers if key[0] == metric.name]
         for index, allowed in enumerate(metric.labels.values(), 1):
             found = {key[index] for key in keys}
-            assert found <= {*allowed, "other"} if allowed else len(found) <= MOST_OPEN_VALUES + 1
+            assert found <= {*allowed, "other"} if allowed else len(found) <= MAX_OPEN_VALUES + 1
     assert len(numbers) < 400
 
 

@@ -83,7 +83,7 @@ def test_what_was_never_measured_is_absent() -> None:
 def test_the_state_is_the_scrape_and_how_it_came_to_it() -> None:
     """A page that shows other numbers than Prometheus is believed by nobody."""
     metrics = Metrics()
-    metrics.run, metrics.sections["pictures"] = RUN, lambda: ["a"]
+    metrics.run, metrics.sections["images"] = RUN, lambda: ["a"]
     with MetricsServer(metrics) as server:
         count_step(metrics, 1)
         metrics.tick()
@@ -93,7 +93,7 @@ def test_the_state_is_the_scrape_and_how_it_came_to_it() -> None:
         [first, last] = state["history"]["time"]
         later = json.loads(fetch(address(server, f"/state?since={first}")))
         found = scrape(server.url)
-    assert state["version"] == 1 and state["status"] is None and state["sections"]["pictures"]
+    assert state["version"] == 1 and state["status"] is None and state["sections"]["images"]
     assert state["run"]["name"] == "a" and state["run"]["ended"] is None
     assert state["thresholds"] == {"streamssl_feature_std": {"low": 0.1}}
     values = {key: value for key, value in state["values"].items() if "{" not in key}

@@ -37,7 +37,7 @@ def test_a_subset_list_is_shared_by_the_readers_of_a_node(one_ray: None, tmp_pat
     assert found == {"owns": False, "writes": False, "length": 100_000}
 
 
-def keep(metadata: object, picture: object) -> bool:
+def keep(metadata: object, image: object) -> bool:
     return True
 
 

@@ -1,4 +1,4 @@
-"""What readers and trainers would do with pictures, told before a run begins."""
+"""What readers and trainers would do with images, told before a run begins."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def test_the_slower_part_of_the_way_is_the_rate() -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(120)
-def test_rates_are_those_of_the_first_pictures(one_ray: None, tmp_path: Path) -> None:
+def test_rates_are_those_of_the_first_images(one_ray: None, tmp_path: Path) -> None:
     """On the nodes that will do it, with the decoders that they have."""
     shards = MarkedShards(tmp_path / "shards", 1, {})
     shard, chunk = shards.manifest.shards[0], shards.turn("plain0").chunk

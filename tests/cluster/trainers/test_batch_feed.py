@@ -253,7 +253,7 @@ def test_a_reader_that_hangs_is_given_up_and_refused_when_it_comes_back(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_picture_that_kills_readers_costs_itself_alone(one_ray: None, tmp_path: Path) -> None:
+def test_an_image_that_kills_readers_costs_itself_alone(one_ray: None, tmp_path: Path) -> None:
     """After two readers it is alone with its decoder; its neighbours in the chunk are kept."""
     shards = MarkedShards(tmp_path / "shards", 4, {"dies": DIES})
     with DataPath(shards.manifest, shards.job(), STREAM) as path, path.feed() as feed:

@@ -115,7 +115,7 @@ class World:
             SequencerConfig(num_readers=1, steps_ahead=self.rng.randint(2, 5)),
             journal=self.journal, cursor=cursor, step=step,
         )  # fmt: skip
-        self.sequencer._most_planned = 300  # smaller than readers really are
+        self.sequencer._max_planned = 300  # smaller than readers really are
         self.sequencer.__enter__()
 
     def add_reader(self):

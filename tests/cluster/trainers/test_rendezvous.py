@@ -62,7 +62,7 @@ def test_ranks_talk_by_the_functions_of_torch() -> None:
 
 
 def test_a_slow_peer_is_waited_for(pair: tuple[Ranks, GivenUp, Ranks]) -> None:
-    """Short looks are no time-out: a peer may be waiting for pictures."""
+    """Short looks are no time-out: a peer may be waiting for images."""
     first, watch, second = pair
     with ThreadPoolExecutor(1) as threads:
         early = torch.ones(1)

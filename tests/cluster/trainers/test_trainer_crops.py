@@ -55,16 +55,16 @@ def job(engine: str) -> CropJob:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """Pictures of every kind, whole and spoilt, some of them large enough to be reduced."""
+    """Images of every kind, whole and spoilt, some of them large enough to be reduced."""
     folder = tmp_path_factory.mktemp("cropping") / "shards"
     folder.mkdir()
     for shard in range(3):
         files = list(valid(shard).values())
         files += [data[: len(data) * 2 // 3] for data in files[::2]]
         files += [encoded(made_pixels(seed, 200 + seed, 260)) for seed in range(5)]
-        files += [b"", b"no picture"]
+        files += [b"", b"no image"]
         members = [(f"{place:03d}.jpg", data) for place, data in enumerate(files)]
-        (folder / f"{shard}.tar").write_bytes(make_tar([*members, ("note.txt", b"no picture")]))
+        (folder / f"{shard}.tar").write_bytes(make_tar([*members, ("note.txt", b"no image")]))
     return open_manifest(str(folder), RangeReader())
 
 
@@ -102,7 +102,7 @@ def assert_same(ours: CropBatch, theirs: CropBatch, rows: slice) -> None:
 def test_ranks_crop_what_readers_would_have(
     path: DataPath, manifest: Manifest, engine: str
 ) -> None:
-    """Where a picture is cropped must not show in a pixel, nor in what is kept, nor in a digest.
+    """Where an image is cropped must not show in a pixel, nor in what is kept, nor in a digest.
 
     A rank leaves, and a reader is lost on the way.
     """
@@ -129,20 +129,20 @@ def test_ranks_crop_what_readers_would_have(
 def test_readers_that_verify_hold_what_is_encoded(path: DataPath, manifest: Manifest) -> None:
     """Their memory would be counted as if it held crops, or not at all."""
     begin_anew(path)
-    found = path.wait(lambda status: status["finished"]["pictures"] > 50)["finished"]
+    found = path.wait(lambda status: status["finished"]["images"] > 50)["finished"]
     assert 0 < found["bytes"] < sum(shard.num_bytes for shard in manifest.shards) * 20
 
 
-def test_a_picture_that_a_trainer_cannot_crop_is_named_and_ends_the_run() -> None:
+def test_an_image_that_a_trainer_cannot_crop_is_named_and_ends_the_run() -> None:
     """To leave it out would give this rank another batch than the plan says."""
     whole = encoded(made_pixels(0, 60, 80))
-    pictures = [inspect(whole), replace(inspect(whole), data=whole[:700] + b"\xff\xd9")]
+    images = [inspect(whole), replace(inspect(whole), data=whole[:700] + b"\xff\xd9")]
     places = np.arange(2)
     ids = np.array([[3, 512], [3, 4096]])
     piece = Piece(0, 1, 7, places, places, ids, np.array([5, 5]))
     cropping = Cropping(CroppingConfig.of(job("opencv")))
     try:
-        future = cropping.submit([piece], Rows((as_rows(pictures),)))
+        future = cropping.submit([piece], Rows((as_rows(images),)))
         with pytest.raises(
             VerifiedNotCropped,
             match=r"at byte 4096 of shard 3 of manifest\.parquet .*epoch 5 .*--decode readers",
@@ -152,7 +152,7 @@ def test_a_picture_that_a_trainer_cannot_crop_is_named_and_ends_the_run() -> Non
             piece, rows=places[:1], places=places[:1], ids=ids[:1], epochs=piece.epochs[:1]
         )
         gone = replace(piece, task=8)
-        rows = cropping.submit([gone, alone], Rows((as_rows(pictures[:1]),), (8,))).result()
+        rows = cropping.submit([gone, alone], Rows((as_rows(images[:1]),), (8,))).result()
         assert rows.missing == (8,) and len(rows.crops[0]) == 1
         assert bytes_of(rows.crops) == RECIPE.num_bytes
     finally:

@@ -1,4 +1,4 @@
-"""Pictures made by formula, and where real ones lie if they are there."""
+"""Images made by formula, and where real ones lie if they are there."""
 
 import io
 import itertools
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.crops.recipe import CropRecipe, draw
-from shards.images.image_header import Picture
+from shards.images.image_header import ImageHeader
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 
@@ -38,16 +38,16 @@ def encoded(pixels: NDArray[np.uint8], format_: str = "JPEG", **options: object)
     return file.getvalue()
 
 
-def drawn(recipe: CropRecipe, pictures: list[Picture], seed: int = 0) -> NDArray[np.float32]:
-    """Parameters of these pictures, as if they lay 512 bytes apart in shard 0."""
-    ids = np.zeros((len(pictures), 2), np.int64)
-    ids[:, 1] = 512 * np.arange(len(pictures))
-    sizes = [(picture.height, picture.width) for picture in pictures]
-    return draw(recipe, seed, np.zeros(len(pictures)), ids, sizes)
+def drawn(recipe: CropRecipe, images: list[ImageHeader], seed: int = 0) -> NDArray[np.float32]:
+    """Parameters of these images, as if they lay 512 bytes apart in shard 0."""
+    ids = np.zeros((len(images), 2), np.int64)
+    ids[:, 1] = 512 * np.arange(len(images))
+    sizes = [(image.height, image.width) for image in images]
+    return draw(recipe, seed, np.zeros(len(images)), ids, sizes)
 
 
 def shared_files(name: str, most: int | None = None) -> dict[str, bytes]:
-    """The first files of an archive of real pictures by base name; skips where it is absent."""
+    """The first files of an archive of real images by base name; skips where it is absent."""
     path = DATA / name
     if not path.exists():
         pytest.skip(f"needs {name} in ../shared/data")

@@ -1,6 +1,6 @@
-"""Both engines on the same pictures: the same ones kept, for the same reasons, with the same crops.
+"""Both engines on the same images: the same ones kept, for the same reasons, with the same crops.
 
-The pictures are of every kind, under every policy, and of every orientation.
+The images are of every kind, under every policy, and of every orientation.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 from shards.crops.dali import DaliEngine
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, byol, swav
-from shards.images.image_header import Picture
+from shards.images.image_header import ImageHeader
 from shards.records import Sample
 from shards.samples.admission import AdmissionConfig, admit
 from tests.hostile import swapping_profile, valid
@@ -34,9 +34,9 @@ def crops_of(engines, data, **policy):
     admitted = [
         admit(Sample(0, 512 * row, "a", {"img": file}), config) for row, file in enumerate(data)
     ]
-    pictures = [picture for picture in admitted if isinstance(picture, Picture)]
-    parameters = drawn(RECIPE, pictures)
-    return pictures, [engine.crop(pictures, parameters) for engine in engines]
+    images = [image for image in admitted if isinstance(image, ImageHeader)]
+    parameters = drawn(RECIPE, images)
+    return images, [engine.crop(images, parameters) for engine in engines]
 
 
 def assert_agree(ours, theirs):
@@ -47,7 +47,7 @@ def assert_agree(ours, theirs):
         found = np.abs(one.astype(int) - other)
         assert found.mean() < 0.8
         assert np.percentile(found, 99) <= 8
-        # No picture may hide behind the others: another turn, frame or background is far off.
+        # No image may hide behind the others: another turn, frame or background is far off.
         assert found.mean(axis=(1, 2, 3, 4)).max() < 4
 
 
@@ -58,8 +58,8 @@ def assert_agree(ours, theirs):
 )
 def test_every_kind_under_every_policy(engines, policy):
     """What is trained on would depend on the engine."""
-    pictures, (ours, theirs) = crops_of(engines, list(valid().values()), **policy)
-    assert ours.ok.all() and len(pictures) > 40
+    images, (ours, theirs) = crops_of(engines, list(valid().values()), **policy)
+    assert ours.ok.all() and len(images) > 40
     assert_agree(ours, theirs)
 
 
@@ -74,8 +74,8 @@ def test_every_orientation(engines, orientation):
             exif[0x0112] = number
             stored = pixels if number == 42 else turned_back(pixels, number)
             files.append(encoded(stored, format_, exif=exif))
-    pictures, (ours, theirs) = crops_of(engines, files, orientation=orientation)
-    turned = sum((picture.height, picture.width) == (84, 60) for picture in pictures)
+    images, (ours, theirs) = crops_of(engines, files, orientation=orientation)
+    turned = sum((image.height, image.width) == (84, 60) for image in images)
     assert turned == (0 if orientation == "apply" else 16)
     assert_agree(ours, theirs)
 
@@ -93,7 +93,7 @@ def test_colour_profiles(engines):
 
 
 def test_cut_and_spoilt_files(engines):
-    """A broken picture would be trained on by one engine and refused by the other."""
+    """A broken image would be trained on by one engine and refused by the other."""
     whole = valid()
     jpeg = encoded(made_pixels(4, 200, 160), quality=90)
     files = [data[: len(data) * 2 // 3] for data in whole.values()]
@@ -105,9 +105,9 @@ def test_cut_and_spoilt_files(engines):
     assert sorted(ours.failures) == sorted(theirs.failures)
 
 
-def test_a_batch_of_large_pictures_is_taken_in_parts(engines, monkeypatch):
-    """A batch of the largest pictures that may come in would take tens of gigabytes."""
-    monkeypatch.setattr("shards.crops.dali._MOST_PIXELS", 5000)
+def test_a_batch_of_large_images_is_taken_in_parts(engines, monkeypatch):
+    """A batch of the largest images that may come in would take tens of gigabytes."""
+    monkeypatch.setattr("shards.crops.dali._MAX_PIXELS", 5000)
     files = [encoded(made_pixels(seed, 40 + 9 * seed, 50)) for seed in range(9)]
     _, (ours, theirs) = crops_of(engines, files)
     assert_agree(ours, theirs)

@@ -34,9 +34,9 @@ def png(seed, side=24):
 @pytest.fixture
 def shard(tmp_path):
     """Twelve samples, of which number 2, 5 and 7 cannot be used."""
-    pictures = [png(seed) for seed in range(12)]
-    pictures[2], pictures[5], pictures[7] = b"junk", png(5, 4), png(7)[:-40]
-    members = [(f"{i:03d}.png", data) for i, data in enumerate(pictures)]
+    images = [png(seed) for seed in range(12)]
+    images[2], images[5], images[7] = b"junk", png(5, 4), png(7)[:-40]
+    members = [(f"{i:03d}.png", data) for i, data in enumerate(images)]
     (tmp_path / "0.tar").write_bytes(make_tar(members))
     return list_shards(str(tmp_path / "0.tar"))[0]
 
@@ -51,7 +51,7 @@ def test_every_sample_is_a_row_or_a_reject(shard):
     assert found.kept.tolist() == [i not in (2, 5, 7) for i in range(12)]
     assert [group.shape for group in found.crops] == [(9, 2, 16, 16, 3), (9, 1, 8, 8, 3)]
     assert [(reject.key, reject.reason) for reject in found.rejects] == [
-        ("002", "not_a_picture"),
+        ("002", "not_an_image"),
         ("005", "too_small"),
         ("007", "truncated"),
     ]
@@ -78,7 +78,7 @@ def test_crops_depend_on_sample_and_epoch_alone(shard):
 
 
 def test_a_chunk_without_samples_has_empty_arrays_of_the_right_shape(shard):
-    """The inside of a large picture is a chunk, too."""
+    """The inside of a large image is a chunk, too."""
     found = ChunkCropper(JOB, RangeReader()).crop(shard, Turn(Chunk(0, 512, 1024), 0))
     assert found.offsets.shape == found.kept.shape == (0,) and found.rejects == ()
     assert [group.shape for group in found.crops] == [(0, 2, 16, 16, 3), (0, 1, 8, 8, 3)]
@@ -119,11 +119,11 @@ def test_a_shard_that_is_gone_is_an_error_not_a_reject():
         ChunkCropper(JOB, RangeReader()).crop(gone, Turn(Chunk(0, 0, 10_000), 0))
 
 
-def test_blank_pictures_are_rejects_where_entropy_is_asked_for(tmp_path):
+def test_blank_images_are_rejects_where_entropy_is_asked_for(tmp_path):
     """Placeholders of dead links fill the web; they teach a network nothing."""
     blank = cv2.imencode(".png", np.full((24, 24, 3), 200, np.uint8))[1].tobytes()
-    pictures = [png(0), blank, png(2), png(3)[:-40]]
-    (tmp_path / "0.tar").write_bytes(make_tar([(f"{i}.png", p) for i, p in enumerate(pictures)]))
+    images = [png(0), blank, png(2), png(3)[:-40]]
+    (tmp_path / "0.tar").write_bytes(make_tar([(f"{i}.png", p) for i, p in enumerate(images)]))
     (shard,) = list_shards(str(tmp_path / "0.tar"))
     found = ChunkCropper(
         replace(JOB, admission=AdmissionConfig(min_entropy=2.0)), RangeReader()
@@ -136,7 +136,7 @@ def test_blank_pictures_are_rejects_where_entropy_is_asked_for(tmp_path):
     assert np.array_equal(found.crops[0], plain.crops[0][[0, 2]])
 
 
-def test_a_picture_in_quarantine_is_not_even_inspected(shard):
+def test_an_image_in_quarantine_is_not_even_inspected(shard):
     """It killed a process once; wherever its bytes lie, nobody may touch them again."""
     turn = Turn(whole(shard), 4)
     plain = ChunkCropper(JOB, RangeReader()).crop(shard, turn)

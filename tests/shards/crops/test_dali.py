@@ -21,7 +21,7 @@ RECIPE = CropRecipe(
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     sizes = [(150, 200), (200, 150), (97, 131), (64, 64), (120, 400), (50, 9)]
     return [inspect(encoded(made_pixels(i, *size), "PNG")) for i, size in enumerate(sizes)]
 
@@ -36,28 +36,28 @@ def assert_same(one, other):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_crops_are_those_of_the_reference(engine, pictures):
+def test_crops_are_those_of_the_reference(engine, images):
     """The referee of the fast engine would itself be wrong."""
-    parameters = drawn(RECIPE, pictures)
-    cropped = engine.crop(pictures, parameters)
+    parameters = drawn(RECIPE, images)
+    cropped = engine.crop(images, parameters)
     assert cropped.ok.all()
     found = []
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         views = [view for group in cropped.crops for view in group[index]]
         for view, row in zip(views, parameters[index], strict=True):
-            found.append(np.abs(view - reference_crop(decode(picture), row, len(view))).ravel())
+            found.append(np.abs(view - reference_crop(decode(image), row, len(view))).ravel())
     found = np.concatenate(found)
     assert found.mean() < 0.3
     assert np.percentile(found, 99) <= 3
 
 
-def test_both_engines_agree(engine, pictures):
+def test_both_engines_agree(engine, images):
     """A run could not move from CPUs to a GPU."""
-    pictures = [*pictures, inspect(encoded(made_pixels(9, 180, 120), quality=95))]
-    parameters = drawn(RECIPE, pictures)
+    images = [*images, inspect(encoded(made_pixels(9, 180, 120), quality=95))]
+    parameters = drawn(RECIPE, images)
     ours, theirs = (
-        OpenCVEngine(RECIPE).crop(pictures, parameters),
-        engine.crop(pictures, parameters),
+        OpenCVEngine(RECIPE).crop(images, parameters),
+        engine.crop(images, parameters),
     )
     for one, other in zip(ours.crops, theirs.crops, strict=True):
         found = np.abs(one.astype(int) - other)
@@ -65,32 +65,32 @@ def test_both_engines_agree(engine, pictures):
         assert np.percentile(found, 99) <= 8
 
 
-def test_crops_do_not_depend_on_order_batch_size_or_threads(engine, pictures):
+def test_crops_do_not_depend_on_order_batch_size_or_threads(engine, images):
     """A crop could not be made again from its id."""
-    parameters = drawn(RECIPE, pictures)
-    whole = engine.crop(pictures, parameters)
-    reverse = engine.crop(pictures[::-1], parameters[::-1])
+    parameters = drawn(RECIPE, images)
+    whole = engine.crop(images, parameters)
+    reverse = engine.crop(images[::-1], parameters[::-1])
     for group, other in zip(whole.crops, reverse.crops, strict=True):
         np.testing.assert_array_equal(group, other[::-1])
-    assert_same(whole, DaliEngine(RECIPE, 3, "cpu", 1).crop(pictures, parameters))
-    assert_same(whole, DaliEngine(RECIPE, 64, "cpu", 2).crop(pictures, parameters))
+    assert_same(whole, DaliEngine(RECIPE, 3, "cpu", 1).crop(images, parameters))
+    assert_same(whole, DaliEngine(RECIPE, 64, "cpu", 2).crop(images, parameters))
 
 
-def test_bad_pictures_cost_only_themselves(engine, pictures):
-    """One bad picture would kill the batch, or the engine for good."""
-    parameters = drawn(RECIPE, pictures)
-    broken = bytearray(pictures[1].data)
+def test_bad_images_cost_only_themselves(engine, images):
+    """One bad image would kill the batch, or the engine for good."""
+    parameters = drawn(RECIPE, images)
+    broken = bytearray(images[1].data)
     broken[60:-20] = bytes(len(broken) - 80)
-    batch = list(pictures)
+    batch = list(images)
     batch[1] = dataclasses.replace(batch[1], data=bytes(broken))
-    batch[4] = dataclasses.replace(batch[4], data=b"no picture at all")
+    batch[4] = dataclasses.replace(batch[4], data=b"no image at all")
     cropped = engine.crop(batch, parameters)
     assert [(failure.row, failure.reason) for failure in cropped.failures] == [
         (1, "undecodable"),
         (4, "undecodable"),
     ]
     assert cropped.ok.tolist() == [True, False, True, True, False, True]
-    whole = engine.crop(pictures, parameters)
+    whole = engine.crop(images, parameters)
     for group, other in zip(whole.crops, cropped.crops, strict=True):
         np.testing.assert_array_equal(group[cropped.ok], other)
 
@@ -98,19 +98,19 @@ def test_bad_pictures_cost_only_themselves(engine, pictures):
 def test_what_dali_cannot_read_is_decoded_for_it(engine):
     """GIF and AVIF would be lost, and a turned PNG would lie on its side."""
     smooth = np.repeat(np.repeat(made_pixels(3, 12, 16), 8, axis=0), 8, axis=1)
-    pictures = [inspect(encoded(smooth, format_)) for format_ in ("GIF", "AVIF", "TIFF")]
-    parameters = drawn(RECIPE, pictures)
-    cropped = engine.crop(pictures, parameters)
+    images = [inspect(encoded(smooth, format_)) for format_ in ("GIF", "AVIF", "TIFF")]
+    parameters = drawn(RECIPE, images)
+    cropped = engine.crop(images, parameters)
     assert cropped.ok.all()
-    ours = OpenCVEngine(RECIPE).crop(pictures, parameters)
+    ours = OpenCVEngine(RECIPE).crop(images, parameters)
     assert np.abs(ours.crops[0].astype(int) - cropped.crops[0]).mean() < 0.8
 
 
 def test_a_grey_foot_is_refused_by_this_engine_too(engine):
     """What the decoder paints grey would be trained on."""
     whole = encoded(made_pixels(4, 200, 160), quality=90)
-    pictures = [inspect(whole[: len(whole) // 2] + b"\xff\xd9"), inspect(whole)]
-    cropped = engine.crop(pictures, drawn(RECIPE, pictures))
+    images = [inspect(whole[: len(whole) // 2] + b"\xff\xd9"), inspect(whole)]
+    cropped = engine.crop(images, drawn(RECIPE, images))
     assert cropped.ok.tolist() == [False, True]
     assert cropped.failures[0].reason == "truncated"
 
@@ -128,14 +128,14 @@ def test_without_dali_the_remedy_is_named(monkeypatch):
         DaliEngine(RECIPE, 8, "cpu", 1)
 
 
-def test_real_pictures_agree_between_the_engines(engine):
+def test_real_images_agree_between_the_engines(engine):
     """JPEGs would be decoded differently, chroma first of all."""
     files = shared_files("web-a.tar", 8)
-    pictures = [inspect(data) for name, data in files.items() if name.endswith(".jpg")]
-    parameters = drawn(RECIPE, pictures)
+    images = [inspect(data) for name, data in files.items() if name.endswith(".jpg")]
+    parameters = drawn(RECIPE, images)
     ours, theirs = (
-        OpenCVEngine(RECIPE).crop(pictures, parameters),
-        engine.crop(pictures, parameters),
+        OpenCVEngine(RECIPE).crop(images, parameters),
+        engine.crop(images, parameters),
     )
     found = np.abs(ours.crops[0].astype(int) - theirs.crops[0])
     assert found.mean() < 0.8
@@ -143,12 +143,12 @@ def test_real_pictures_agree_between_the_engines(engine):
 
 
 @pytest.mark.gpu
-def test_the_gpu_gives_what_the_cpu_gives(engine, pictures):
+def test_the_gpu_gives_what_the_cpu_gives(engine, images):
     """The graph would mean something else on the device it is made for."""
-    pictures = [*pictures, inspect(encoded(made_pixels(9, 180, 120), quality=95))]
-    parameters = drawn(RECIPE, pictures)
+    images = [*images, inspect(encoded(made_pixels(9, 180, 120), quality=95))]
+    parameters = drawn(RECIPE, images)
     here, there = (
-        one.crop(pictures, parameters) for one in (engine, DaliEngine(RECIPE, 8, "gpu", 2))
+        one.crop(images, parameters) for one in (engine, DaliEngine(RECIPE, 8, "gpu", 2))
     )
     np.testing.assert_array_equal(here.ok, there.ok)
     for one, other in zip(here.crops, there.crops, strict=True):
@@ -158,13 +158,13 @@ def test_the_gpu_gives_what_the_cpu_gives(engine, pictures):
 
 
 @pytest.mark.gpu
-def test_the_gpu_does_not_care_about_the_batch_either(pictures):
+def test_the_gpu_does_not_care_about_the_batch_either(images):
     """A crop could not be made again from its id."""
-    parameters = drawn(RECIPE, pictures)
+    parameters = drawn(RECIPE, images)
     engine = DaliEngine(RECIPE, 8, "gpu", 2)
     whole, reverse = (
-        engine.crop(pictures, parameters),
-        engine.crop(pictures[::-1], parameters[::-1]),
+        engine.crop(images, parameters),
+        engine.crop(images[::-1], parameters[::-1]),
     )
     for group, other in zip(whole.crops, reverse.crops, strict=True):
         np.testing.assert_array_equal(group, other[::-1])

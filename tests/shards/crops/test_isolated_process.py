@@ -1,4 +1,4 @@
-"""Isolation: what a picture does to its process costs that picture, and nobody else."""
+"""Isolation: what an image does to its process costs that image, and nobody else."""
 
 import os
 import time
@@ -8,7 +8,7 @@ import pytest
 
 from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.isolated_process import Isolation
-from shards.crops.sample_cropper import SampleCropper, picture_digest
+from shards.crops.sample_cropper import SampleCropper, image_digest
 from shards.errors import DecoderLost
 from shards.records import Chunk, Sample, Turn
 from shards.stores.range_reader import RangeReader
@@ -50,10 +50,10 @@ def assert_only(killers, samples, outcome):
     assert [(r.offset, r.reason) for r in outcome.rejects] == [
         (sample.offset, "kills_decoder") for sample in killers
     ]
-    assert set(outcome.killers) == {picture_digest(sample) for sample in killers}
+    assert set(outcome.killers) == {image_digest(sample) for sample in killers}
 
 
-def test_a_crash_and_a_hang_cost_their_pictures_alone():
+def test_a_crash_and_a_hang_cost_their_images_alone():
     """One file of a billion must not end a run, nor take its neighbours along."""
     samples = [sample(i, side) for i, side in enumerate([PLAIN, SEGFAULT, PLAIN, HANG, PLAIN])]
     samples.append(sample(5, SEGFAULT, seed=1))  # the same bytes under another name
@@ -76,7 +76,7 @@ def test_a_crash_and_a_hang_cost_their_pictures_alone():
         (EAT, 60, "left with status 1"),
     ],
 )
-def test_whatever_a_picture_does_costs_it_alone(side, seconds, death):
+def test_whatever_an_image_does_costs_it_alone(side, seconds, death):
     """Each is a way in which decoders end."""
     samples = [sample(0), sample(1, side), sample(2)]
     outcome = crop(samples, seconds)
@@ -84,8 +84,8 @@ def test_whatever_a_picture_does_costs_it_alone(side, seconds, death):
     assert outcome.rejects[0].detail == death
 
 
-def test_a_bug_of_ours_is_raised_and_accuses_no_picture():
-    """An exception is no death: the picture would be in quarantine for ever."""
+def test_a_bug_of_ours_is_raised_and_accuses_no_image():
+    """An exception is no death: the image would be in quarantine for ever."""
     with pytest.raises(ValueError, match="a bug of ours"):
         crop([sample(0), sample(1, FAIL)])
 
@@ -93,15 +93,15 @@ def test_a_bug_of_ours_is_raised_and_accuses_no_picture():
 def test_a_chunk_in_isolation_is_the_chunk_without_its_killers(tmp_path):
     """The stream must not see how a chunk was cropped; with the quarantine known, nothing dies."""
     sides = [PLAIN, 4, PLAIN, SEGFAULT, PLAIN]
-    pictures = [png(number, side) for number, side in enumerate(sides)] + [b"junk"]
-    (tmp_path / "0.tar").write_bytes(tar_of(pictures))
+    images = [png(number, side) for number, side in enumerate(sides)] + [b"junk"]
+    (tmp_path / "0.tar").write_bytes(tar_of(images))
     (shard,) = list_shards(str(tmp_path / "0.tar"))
     turn = Turn(Chunk(0, 0, shard.num_bytes), 2)
     cropper = ChunkCropper(JOB, RangeReader())
     isolated = cropper.crop_isolated(shard, turn)
     assert isolated.kept.tolist() == [True, False, True, False, True, False]
     reasons = [reject.reason for reject in isolated.rejects]
-    assert reasons == ["too_small", "kills_decoder", "not_a_picture"]
+    assert reasons == ["too_small", "kills_decoder", "not_an_image"]
     assert isolated.num_bytes == 3 * JOB.recipe.num_bytes
     known = Turn(turn.chunk, 2, frozenset(isolated.killers))
     again = cropper.crop(shard, known)  # in this very process
@@ -119,7 +119,7 @@ def build_broken():
 
 
 @pytest.mark.slow
-def test_a_child_that_cannot_start_blames_no_picture():
+def test_a_child_that_cannot_start_blames_no_image():
     """A machine without a working decoder would put everything in quarantine."""
     job = killer_job(build_engine=build_broken)
     with (

@@ -1,4 +1,4 @@
-"""The OpenCV engine against the float64 reference, against Pillow, and on bad pictures."""
+"""The OpenCV engine against the float64 reference, against Pillow, and on bad images."""
 
 import dataclasses
 
@@ -27,8 +27,8 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """Eight made pictures without loss, so that only the crops are compared."""
+def images():
+    """Eight made images without loss, so that only the crops are compared."""
     sizes = [
         (150, 200),
         (200, 150),
@@ -48,18 +48,18 @@ def smooth_pixels(seed, height, width):
 
 
 def views(cropped, row):
-    """All views of one picture, flat, with their sizes."""
+    """All views of one image, flat, with their sizes."""
     return [view for group in cropped.crops for view in group[row]]
 
 
-def differences(recipe, pictures, parameters, other):
+def differences(recipe, images, parameters, other):
     """Absolute differences in grey levels between the engine and `other(pixels, row, size)`."""
-    cropped = OpenCVEngine(recipe).crop(pictures, parameters)
+    cropped = OpenCVEngine(recipe).crop(images, parameters)
     assert cropped.ok.all()
     return np.concatenate(
         [
-            np.abs(view.astype(float) - np.asarray(other(decode(picture), row, len(view)))).ravel()
-            for index, picture in enumerate(pictures)
+            np.abs(view.astype(float) - np.asarray(other(decode(image), row, len(view)))).ravel()
+            for index, image in enumerate(images)
             for view, row in zip(views(cropped, index), parameters[index], strict=True)
         ]
     )
@@ -89,11 +89,11 @@ def only(parameters, columns):
         (tuple(range(Parameter.FLIP, len(Parameter))), 0.6, 7),
     ],
 )
-def test_every_step_means_what_the_reference_says(pictures, columns, mean, p99):
+def test_every_step_means_what_the_reference_says(images, columns, mean, p99):
     """The crops would not be what the parameters say, and engines would disagree."""
     recipe = byol(size=64) if Parameter.SOLARISE in columns else RECIPE
-    parameters = only(drawn(recipe, pictures), columns)
-    found = differences(recipe, pictures, parameters, reference_crop)
+    parameters = only(drawn(recipe, images), columns)
+    found = differences(recipe, images, parameters, reference_crop)
     assert found.mean() < mean
     assert np.percentile(found, 99) <= p99
 
@@ -109,55 +109,55 @@ def test_every_step_means_what_the_reference_says(pictures, columns, mean, p99):
         (tuple(range(Parameter.FLIP, len(Parameter))), 1.3, 10),
     ],
 )
-def test_crops_are_those_of_torchvision_on_pillow(pictures, columns, mean, p99):
+def test_crops_are_those_of_torchvision_on_pillow(images, columns, mean, p99):
     """Augmentation would differ from what the published numbers were trained with."""
-    parameters = only(drawn(RECIPE, pictures), columns)
-    found = differences(RECIPE, pictures, parameters, pillow_crop)
+    parameters = only(drawn(RECIPE, images), columns)
+    found = differences(RECIPE, images, parameters, pillow_crop)
     assert found.mean() < mean
     assert np.percentile(found, 99) <= p99
 
 
 @pytest.mark.parametrize("order", range(len(ORDERS)))
-def test_colour_operations_run_in_the_drawn_order(pictures, order):
+def test_colour_operations_run_in_the_drawn_order(images, order):
     """The order would be ignored, though clamping makes it matter."""
-    parameters = only(drawn(RECIPE, pictures[:1]), ())
+    parameters = only(drawn(RECIPE, images[:1]), ())
     parameters[..., Parameter.ORDER] = order
     parameters[..., Parameter.BRIGHTNESS] = 1.7
     parameters[..., Parameter.CONTRAST] = 1.6
     parameters[..., Parameter.SATURATION] = 0.4
     parameters[..., Parameter.HUE] = 0.15
-    found = differences(RECIPE, pictures[:1], parameters, reference_crop)
+    found = differences(RECIPE, images[:1], parameters, reference_crop)
     assert found.mean() < 1.0
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.24, 0.26, 0.5, 1.0, 1.9, 5.0])
-def test_blur_has_the_true_deviation(pictures, sigma):
+def test_blur_has_the_true_deviation(images, sigma):
     """A blur kernel of the wrong width is known to cost six points of accuracy."""
-    parameters = only(drawn(RECIPE, pictures[:2]), ())
+    parameters = only(drawn(RECIPE, images[:2]), ())
     parameters[..., Parameter.BLUR] = sigma
-    found = differences(RECIPE, pictures[:2], parameters, reference_crop)
+    found = differences(RECIPE, images[:2], parameters, reference_crop)
     assert found.mean() < 0.25
     assert found.max() <= 2
 
 
-def test_a_sample_does_not_depend_on_its_batch(pictures):
+def test_a_sample_does_not_depend_on_its_batch(images):
     """A crop could not be made again alone."""
     engine = OpenCVEngine(RECIPE)
-    parameters = drawn(RECIPE, pictures)
-    whole = engine.crop(pictures, parameters)
-    mixed = engine.crop(pictures[::-1], parameters[::-1])
+    parameters = drawn(RECIPE, images)
+    whole = engine.crop(images, parameters)
+    mixed = engine.crop(images[::-1], parameters[::-1])
     for group, other in zip(whole.crops, mixed.crops, strict=True):
         np.testing.assert_array_equal(group, other[::-1])
-    alone = engine.crop(pictures[3:4], parameters[3:4])
+    alone = engine.crop(images[3:4], parameters[3:4])
     np.testing.assert_array_equal(alone.crops[0][0], whole.crops[0][3])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format_", ["PNG", "JPEG"])
 def test_exif_orientation_is_applied(orientation, format_):
-    """Phone pictures would be trained on lying on their side, with boxes that do not fit."""
+    """Phone images would be trained on lying on their side, with boxes that do not fit."""
     upright = smooth_pixels(1, 90, 140)
-    # Store the picture turned so that its orientation turns it back.
+    # Store the image turned so that its orientation turns it back.
     exif = Image.Exif()
     undo = {6: 8, 8: 6}.get(orientation, orientation)
     exif[0x0112] = undo
@@ -172,55 +172,55 @@ def test_exif_orientation_is_applied(orientation, format_):
     near = 0 if format_ == "PNG" else 1.5
     assert np.abs(decode(turned).astype(int) - decode(plain)).mean() <= near
     parameters = drawn(RECIPE, [plain])
-    crops = [OpenCVEngine(RECIPE).crop([picture], parameters) for picture in (turned, plain)]
+    crops = [OpenCVEngine(RECIPE).crop([image], parameters) for image in (turned, plain)]
     for one, other in zip(crops[0].crops, crops[1].crops, strict=True):
         assert np.abs(one.astype(int) - other).mean() < near + 0.5
 
 
 def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
-    """Camera pictures would take twice as long, or crops of a reduced decode would be shifted."""
+    """Camera images would take twice as long, or crops of a reduced decode would be shifted."""
     recipe = CropRecipe((ViewGroup(num_views=4, size=32, scale=(0.3, 1.0)),))
     smooth = smooth_pixels(3, 603, 805)
     exif = Image.Exif()
     for orientation in (1, 3, 6):
         exif[0x0112] = orientation
-        picture = inspect(encoded(smooth, quality=95, exif=exif))
-        parameters = only(drawn(recipe, [picture]), ())
-        small = OpenCVEngine(recipe).crop([picture], parameters).crops[0]
-        whole = inspect(encoded(decode(picture), "PNG"))
+        image = inspect(encoded(smooth, quality=95, exif=exif))
+        parameters = only(drawn(recipe, [image]), ())
+        small = OpenCVEngine(recipe).crop([image], parameters).crops[0]
+        whole = inspect(encoded(decode(image), "PNG"))
         full = OpenCVEngine(recipe).crop([whole], parameters).crops[0]
         found = np.abs(small.astype(int) - full)
         assert 0 < found.mean() < 0.7
         assert np.percentile(found, 99) <= 5
-    assert decode(picture, 4).shape == (202, 151, 3)
+    assert decode(image, 4).shape == (202, 151, 3)
 
 
-def test_a_bad_picture_is_a_failure_and_nothing_else(pictures):
-    """One bad picture would kill its batch or become a grey crop."""
-    broken = bytearray(pictures[1].data)
+def test_a_bad_image_is_a_failure_and_nothing_else(images):
+    """One bad image would kill its batch or become a grey crop."""
+    broken = bytearray(images[1].data)
     broken[60:-20] = bytes(len(broken) - 80)
-    batch = [pictures[0], dataclasses.replace(pictures[1], data=bytes(broken)), pictures[2]]
+    batch = [images[0], dataclasses.replace(images[1], data=bytes(broken)), images[2]]
     parameters = drawn(RECIPE, batch)
     cropped = OpenCVEngine(RECIPE).crop(batch, parameters)
     assert cropped.ok.tolist() == [True, False, True]
     assert [(failure.row, failure.reason) for failure in cropped.failures] == [(1, "undecodable")]
-    alone = OpenCVEngine(RECIPE).crop([pictures[2]], parameters[2:])
+    alone = OpenCVEngine(RECIPE).crop([images[2]], parameters[2:])
     np.testing.assert_array_equal(cropped.crops[1][1], alone.crops[1][0])
 
 
-def test_a_batch_of_bad_pictures_gives_empty_crops(pictures):
+def test_a_batch_of_bad_images_gives_empty_crops(images):
     """A chunk of nothing but rejects would crash."""
-    batch = [dataclasses.replace(pictures[0], width=pictures[0].width + 1)]
+    batch = [dataclasses.replace(images[0], width=images[0].width + 1)]
     cropped = OpenCVEngine(RECIPE).crop(batch, drawn(RECIPE, batch))
     assert cropped.crops[0].shape == (0, 2, 96, 96, 3)
     assert "expected" in cropped.failures[0].detail
 
 
-def test_real_pictures_agree_with_the_reference():
-    """Made pictures would hide a difference that real ones show."""
+def test_real_images_agree_with_the_reference():
+    """Made images would hide a difference that real ones show."""
     files = shared_files("web-a.tar", 10)
-    pictures = [inspect(data) for name, data in files.items() if name.endswith(".jpg")]
-    found = differences(RECIPE, pictures, drawn(RECIPE, pictures), reference_crop)
-    assert len(pictures) >= 5
+    images = [inspect(data) for name, data in files.items() if name.endswith(".jpg")]
+    found = differences(RECIPE, images, drawn(RECIPE, images), reference_crop)
+    assert len(images) >= 5
     assert found.mean() < 0.5
     assert np.percentile(found, 99) <= 6

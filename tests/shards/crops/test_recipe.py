@@ -43,7 +43,7 @@ def assert_same_distribution(ours, theirs):
 
 
 class FakeImage:
-    """What `RandomResizedCrop.get_params` wants to know of a picture: its size."""
+    """What `RandomResizedCrop.get_params` wants to know of an image: its size."""
 
     def __init__(self, height, width):
         self.shape = (3, height, width)
@@ -70,7 +70,7 @@ def torchvision_boxes(monkeypatch):
 @pytest.mark.parametrize("size", [(375, 500), (64, 64), (333, 90)])
 @pytest.mark.parametrize("scale", [(0.14, 1.0), (0.05, 0.14)])
 def test_boxes_are_distributed_as_those_of_torchvision(size, scale, torchvision_boxes):
-    """Crops would show other parts of pictures than the papers' do."""
+    """Crops would show other parts of images than the papers' do."""
     recipe = CropRecipe((ViewGroup(num_views=1, size=32, scale=scale),))
     ours = pixel_boxes(draws(recipe, size), np.broadcast_to(size, (NUM_DRAWS, 2)))[:, 0]
     theirs = torchvision_boxes(size, scale, (3 / 4, 4 / 3))
@@ -85,7 +85,7 @@ def test_boxes_are_distributed_as_those_of_torchvision(size, scale, torchvision_
 
 @pytest.mark.parametrize("size", [(10, 400), (400, 10), (1, 1), (1, 3), (3, 1)])
 def test_where_no_box_fits_the_central_one_is_torchvisions(size, torchvision_boxes):
-    """Panoramas and tiny pictures would crash or give other crops."""
+    """Panoramas and tiny images would crash or give other crops."""
     scale = (0.9, 1.0)
     recipe = CropRecipe((ViewGroup(num_views=1, size=32, scale=scale),))
     ours = pixel_boxes(draws(recipe, size, 200), np.broadcast_to(size, (200, 2)))[:, 0]
@@ -160,8 +160,8 @@ def test_relative_boxes_give_whole_pixels_back(side):
     assert (boxes[:, 2] == starts + 1).all()
 
 
-def test_boxes_lie_inside_the_picture_and_are_not_empty():
-    """An engine would read outside a picture."""
+def test_boxes_lie_inside_the_image_and_are_not_empty():
+    """An engine would read outside an image."""
     rng = np.random.default_rng(0)
     sizes = np.exp(rng.uniform(0, np.log(5000), (2000, 2))).astype(int)
     ids = np.stack([np.zeros(2000, int), np.arange(2000)], axis=1)

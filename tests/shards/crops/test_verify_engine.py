@@ -13,7 +13,7 @@ from shards.crops.recipe import CropRecipe, swav
 from shards.crops.sample_cropper import SampleCropper, no_crops
 from shards.crops.verify_engine import VerifyingEngine
 from shards.images.decode import decode_stored
-from shards.images.image_header import Picture, PictureError
+from shards.images.image_header import ImageError, ImageHeader
 from shards.records import Reject, Sample
 from shards.samples.admission import AdmissionConfig, admit
 from tests.hostile import mutate, valid
@@ -28,30 +28,30 @@ def build() -> OpenCVEngine:
 
 def admitted(files):
     found = [admit(Sample(0, 0, "a", {"img": file}), AdmissionConfig()) for file in files]
-    return [picture for picture in found if isinstance(picture, Picture)]
+    return [image for image in found if isinstance(image, ImageHeader)]
 
 
-def verdict(picture, reduction):
+def verdict(image, reduction):
     try:
-        decode_stored(picture, reduction)
-    except PictureError as error:
+        decode_stored(image, reduction)
+    except ImageError as error:
         return error.reason
     return "ok"
 
 
 def test_it_keeps_and_refuses_what_an_engine_that_crops_does():
-    """Batches would depend on where pictures are cropped."""
+    """Batches would depend on where images are cropped."""
     whole = list(valid().values())
     files = [*whole, *(data[: len(data) * 2 // 3] for data in whole)]
     files += [data[:-40] + bytes(20) + data[-20:] for data in whole]
-    pictures = admitted(files)
-    parameters = drawn(RECIPE, pictures)
-    ours = VerifyingEngine(RECIPE).crop(pictures, parameters)
-    theirs = OpenCVEngine(RECIPE).crop(pictures, parameters)
+    images = admitted(files)
+    parameters = drawn(RECIPE, images)
+    ours = VerifyingEngine(RECIPE).crop(images, parameters)
+    theirs = OpenCVEngine(RECIPE).crop(images, parameters)
     np.testing.assert_array_equal(ours.ok, theirs.ok)
     assert ours.failures == theirs.failures and len(ours.failures) > 10
     (rows,) = ours.crops
-    assert rows.tolist() == [picture for picture, ok in zip(pictures, ours.ok, strict=True) if ok]
+    assert rows.tolist() == [image for image, ok in zip(images, ours.ok, strict=True) if ok]
 
 
 def test_the_smallest_decode_judges_as_the_whole_one_does():
@@ -65,15 +65,15 @@ def test_the_smallest_decode_judges_as_the_whole_one_does():
     files += [
         data[: len(data) * share // 20] + b"\xff\xd9" for data in kinds for share in range(20)
     ]
-    pictures = admitted(files)
-    found = [(verdict(picture, 8), verdict(picture, 1)) for picture in pictures]
+    images = admitted(files)
+    found = [(verdict(image, 8), verdict(image, 1)) for image in images]
     assert [pair for pair in found if pair[0] != pair[1]] == []
     assert len({ours for ours, _ in found}) > 1
 
 
 @pytest.mark.timeout(120)
 def test_in_isolation_it_gives_the_same():
-    """A chunk that killed readers is verified picture by picture, in another process."""
+    """A chunk that killed readers is verified image by image, in another process."""
     job = CropJob(
         recipe=RECIPE, seed=0, admission=AdmissionConfig(), build_engine=build, only_verify=True
     )

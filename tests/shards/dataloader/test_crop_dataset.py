@@ -71,7 +71,7 @@ def expected(synthetic_shards):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_dataloader_gives_the_batches_of_a_run(synthetic_shards, expected, num_workers):
-    """In this process or in a worker, across epochs: the same pictures, the same pixels."""
+    """In this process or in a worker, across epochs: the same images, the same pixels."""
     for batch, run in zip(take(loader(synthetic_shards, num_workers), 12), expected, strict=False):
         assert batch.digest == run.digest
         assert batch.ids.tolist() == run.ids.tolist()
@@ -154,7 +154,7 @@ def test_a_state_from_the_wrong_process_is_refused(synthetic_shards):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_several_workers_are_refused(synthetic_shards):
-    """Each would make every batch: the same pictures over and over."""
+    """Each would make every batch: the same images over and over."""
     refuse(loader(synthetic_shards, 2), r"num_workers=2, but (?s:.*) raise num_readers")
 
 

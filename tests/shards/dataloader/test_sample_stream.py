@@ -38,7 +38,7 @@ def encode(height, width, extension=".jpg", seed=0):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Three shards with trouble among 60 good samples; one picture breaks only when decoded."""
+    """Three shards with trouble among 60 good samples; one image breaks only when decoded."""
     folder = tmp_path_factory.mktemp("mixed")
     hidden = encode(50, 50, ".png")
     bad = [
@@ -152,13 +152,13 @@ def test_what_the_header_forbids_is_counted_and_the_rest_comes(mixed):
     assert sorted(p.sample.key for p in first if p.sample.key.startswith("b")) == ["b5"] * 3
     reasons = first[-1].place.cursor.reject_reasons
     assert sum(reasons.values()) <= 15 and set(reasons) <= {
-        *("empty", "not_a_picture", "truncated", "too_small", "no_picture"),
+        *("empty", "not_an_image", "truncated", "too_small", "no_image"),
     }
     later = next(placed for placed in SampleStream(str(mixed), CONFIG) if placed.epoch == 1)
     assert sum(later.place.cursor.reject_reasons.values()) >= 15
 
 
-def even(metadata, picture):
+def even(metadata, image):
     """A predicate: keys that end in an even digit."""
     return metadata["__key__"][-1] in "02468"
 
@@ -193,10 +193,10 @@ def test_a_subset_leaves_out_the_others(synthetic_shards, tmp_path):
     assert later.place.cursor.num_unselected >= 64 and not later.place.cursor.reject_reasons
 
 
-def test_data_without_a_picture_ends_with_its_reasons(tmp_path):
+def test_data_without_an_image_ends_with_its_reasons(tmp_path):
     """Not a stream that reads on and on and gives nothing."""
     (tmp_path / "0.tar").write_bytes(make_tar([(f"{i}.txt", b"words") for i in range(30)]))
-    with pytest.raises(BudgetExceeded, match="no_picture"):
+    with pytest.raises(BudgetExceeded, match="no_image"):
         next(iter(SampleStream(str(tmp_path))))
 
 
@@ -207,10 +207,10 @@ def test_a_webdataset_pipeline_decodes_and_batches_the_stream(synthetic_shards):
         stream, wds.decode("rgb8"), wds.to_tuple("__key__", "jpg", "cls"), wds.batched(8)
     )
     expected = take(stream, 48)
-    for index, (keys, pictures, labels) in enumerate(islice(pipeline, 6)):
+    for index, (keys, images, labels) in enumerate(islice(pipeline, 6)):
         part = expected[8 * index : 8 * index + 8]
         assert list(keys) == [p.sample.key for p in part]
-        assert pictures.shape == (8, 32, 32, 3) and pictures.dtype == np.uint8
+        assert images.shape == (8, 32, 32, 3) and images.dtype == np.uint8
         assert [int(label) for label in labels] == [int(p.sample.fields["cls"]) for p in part]
 
 

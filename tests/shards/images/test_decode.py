@@ -12,14 +12,14 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from shards.images.decode import REDUCED, decode
-from shards.images.image_header import Picture, PictureError, inspect
+from shards.images.image_header import ImageError, ImageHeader, inspect
 from shards.records import Sample
 from shards.samples.admission import AdmissionConfig, admit
 from tests.hostile import (
     HEIGHT,
     KINDS,
     WIDTH,
-    picture_pixels,
+    image_pixels,
     png_chunk,
     png_of,
     saved,
@@ -29,7 +29,7 @@ from tests.hostile import (
 )
 from tests.shards.crops.made import encoded, made_pixels, shared_files
 
-PIXELS = picture_pixels()
+PIXELS = image_pixels()
 # The mean difference, in grey levels, that a lossy format or a palette makes.
 LOSSY = {"jpeg": 5, "webp": 6, "avif": 6, "gif": 12, "palette": 12}
 
@@ -42,9 +42,9 @@ def files():
 
 def decoded(data, **policy):
     """What an engine gets to see under this policy, as numbers that can be subtracted."""
-    picture = admit(Sample(0, 0, "a", {"img": data}), AdmissionConfig(**policy))
-    assert isinstance(picture, Picture)
-    return decode(picture).astype(int)
+    image = admit(Sample(0, 0, "a", {"img": data}), AdmissionConfig(**policy))
+    assert isinstance(image, ImageHeader)
+    return decode(image).astype(int)
 
 
 def loss(kind):
@@ -72,10 +72,10 @@ def _by_luma(kind):
 # Pillow's own conversion makes white of sixteen bits, and black of floats.
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "16" not in kind and "fl" not in kind])
 def test_every_kind_gives_the_pixels_that_pillow_gives(kind, files):
-    """A picture would look otherwise here than in other people's pipelines."""
-    with Image.open(io.BytesIO(files[kind])) as image:
-        image.load()
-        expected = np.asarray(image.convert("RGBA").convert("RGB")).astype(int)
+    """An image would look otherwise here than in other people's pipelines."""
+    with Image.open(io.BytesIO(files[kind])) as pil_image:
+        pil_image.load()
+        expected = np.asarray(pil_image.convert("RGBA").convert("RGB")).astype(int)
     found = decoded(files[kind], alpha="drop")
     assert np.abs(found - expected).mean() < (1.5 if kind.startswith(("jpeg", "webp")) else 0.01)
 
@@ -83,12 +83,12 @@ def test_every_kind_gives_the_pixels_that_pillow_gives(kind, files):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.endswith("alpha")])
 @pytest.mark.parametrize(("background", "level"), [("white", 255), ("black", 0), ("drop", None)])
 def test_transparency_is_laid_on_what_was_asked_for(kind, background, level, files):
-    """A drawing would be lost in black, or a picture show what its author made invisible."""
+    """A drawing would be lost in black, or an image show what its author made invisible."""
     found = decoded(files[kind], alpha=background)
     beneath = decoded(files[kind], alpha="drop")
     if "palette" in kind or "key" in kind:
-        with Image.open(io.BytesIO(files[kind])) as image:
-            opacity = np.asarray(image.convert("RGBA"))[..., 3:].astype(int)
+        with Image.open(io.BytesIO(files[kind])) as pil_image:
+            opacity = np.asarray(pil_image.convert("RGBA"))[..., 3:].astype(int)
     else:
         opacity = steps(PIXELS.shape)[..., None].astype(int)
     expected = beneath if level is None else (beneath * opacity + level * (255 - opacity)) / 255
@@ -99,7 +99,7 @@ def test_transparency_is_laid_on_what_was_asked_for(kind, background, level, fil
 
 
 @pytest.mark.parametrize("background", ["white", "black"])
-def test_opaque_pictures_with_an_opacity_are_as_they_were(background):
+def test_opaque_images_with_an_opacity_are_as_they_were(background):
     """Rounding would change every screenshot by a level."""
     stack = np.dstack([PIXELS, np.full(PIXELS.shape[:2], 255, np.uint8)])
     assert (decoded(png_of(stack, colour=6), alpha=background) == PIXELS).all()
@@ -123,7 +123,7 @@ def test_sixteen_bits_of_colour_may_have_a_transparent_one():
 
 
 def test_twelve_bits_in_a_tiff_fill_the_range():
-    """Pictures of scientific cameras would be nearly black."""
+    """Images of scientific cameras would be nearly black."""
     levels = (PIXELS[..., 1].astype(np.uint16) << 4) + 7
     tags = [(256, WIDTH), (257, HEIGHT), (258, 12), (259, 1), (262, 1), (277, 1), (278, HEIGHT)]
     packed = _pack_twelve(levels)
@@ -144,8 +144,8 @@ def _pack_twelve(levels):
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", [*range(1, 9), 42])
-def test_every_orientation_gives_the_same_upright_picture(format_, orientation):
-    """Phone pictures would be trained on lying on their side."""
+def test_every_orientation_gives_the_same_upright_image(format_, orientation):
+    """Phone images would be trained on lying on their side."""
     lossless = {"WEBP": {"lossless": True}, "AVIF": {"quality": 95}, "JPEG": {"quality": 95}}
     stored = PIXELS if orientation == 42 else turned_back(PIXELS, orientation)
     exif = Image.Exif()
@@ -160,14 +160,14 @@ def test_every_orientation_gives_the_same_upright_picture(format_, orientation):
 
 def turned_back(pixels, orientation):
     """The pixels that `orientation` turns into these."""
-    image = Image.fromarray(pixels)
-    image.getexif()[0x0112] = {6: 8, 8: 6}.get(orientation, orientation)
-    return np.asarray(ImageOps.exif_transpose(image))
+    pil_image = Image.fromarray(pixels)
+    pil_image.getexif()[0x0112] = {6: 8, 8: 6}.get(orientation, orientation)
+    return np.asarray(ImageOps.exif_transpose(pil_image))
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_a_colour_profile_is_followed_where_that_is_asked_for(format_):
-    """Pictures of cameras with wide colours would be pale."""
+    """Images of cameras with wide colours would be pale."""
     lossless = {"WEBP": {"lossless": True}, "AVIF": {"quality": 98}}
     options = lossless.get(format_, {"quality": 95} if format_ == "JPEG" else {})
     data = encoded(PIXELS, format_, icc_profile=swapping_profile(), **options)
@@ -177,7 +177,7 @@ def test_a_colour_profile_is_followed_where_that_is_asked_for(format_):
 
 
 def test_a_profile_that_cannot_be_used_changes_nothing():
-    """A broken profile would cost its picture, or the reader."""
+    """A broken profile would cost its image, or the reader."""
     whole = swapping_profile()
     grey = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for profile in (b"junk", whole[:300], whole[:128] + bytes(len(whole) - 128), grey):
@@ -205,25 +205,25 @@ def test_real_files_are_turned_as_pillow_turns_them():
     files = shared_files("made-a.tar")
     for number in (*range(1, 9), 42):
         data = files[f"exif_orientation_{number}.jpg"]
-        with Image.open(io.BytesIO(data)) as image:
-            expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        with Image.open(io.BytesIO(data)) as pil_image:
+            expected = np.asarray(ImageOps.exif_transpose(pil_image).convert("RGB"))
         assert np.abs(decoded(data) - expected).mean() < 1
 
 
 @pytest.mark.parametrize("reduction", sorted(REDUCED))
 @pytest.mark.parametrize("kind", ["jpeg", "jpeg_cmyk", "png"])
-def test_a_reduced_picture_is_the_picture_reduced(kind, reduction, files):
-    """A quarter of a picture would be taken for the whole."""
-    picture = inspect(files[kind])
-    found = decode(picture, reduction)
+def test_a_reduced_image_is_the_image_reduced(kind, reduction, files):
+    """A quarter of an image would be taken for the whole."""
+    image = inspect(files[kind])
+    found = decode(image, reduction)
     reduction = reduction if kind == "jpeg" else 1
     assert found.shape == (HEIGHT // reduction, WIDTH // reduction, 3)
-    expected = cv2.resize(decode(picture), found.shape[1::-1], interpolation=cv2.INTER_AREA)
+    expected = cv2.resize(decode(image), found.shape[1::-1], interpolation=cv2.INTER_AREA)
     assert np.abs(found.astype(int) - expected).mean() < 6
 
 
 def test_what_opencv_refuses_pillow_may_read(files):
-    """A picture with nothing but a wrong checksum would be lost, and at a reduced size too."""
+    """An image with nothing but a wrong checksum would be lost, and at a reduced size too."""
     spoilt = bytearray(files["png"])
     spoilt[-13] ^= 1  # of the checksum of the pixels
     assert cv2.imdecode(np.frombuffer(spoilt, np.uint8), cv2.IMREAD_COLOR) is None
@@ -237,29 +237,29 @@ def test_a_cut_jpeg_with_a_forged_end_does_not_become_grey(share, mode, subsampl
     whole = saved("JPEG", mode, quality=90, subsampling=subsampling)(made_pixels(4, 200, 160))
     forged = inspect(whole[: int(share * len(whole))] + b"\xff\xd9")
     for reduction in REDUCED:
-        with pytest.raises(PictureError, match="foot is plain grey"):
+        with pytest.raises(ImageError, match="foot is plain grey"):
             decode(forged, reduction)
 
 
 @pytest.mark.parametrize("start", range(100, 129, 4))
 def test_the_verdict_does_not_depend_on_the_reduction(start):
-    """A picture would be kept in one epoch and refused in the next, whose boxes are smaller."""
+    """An image would be kept in one epoch and refused in the next, whose boxes are smaller."""
     pixels = made_pixels(4, 129, 160)
     pixels[start:] = 128
     verdicts = set()
     for quality in (75, 98):
-        picture = inspect(encoded(pixels, quality=quality, subsampling=0))
+        image = inspect(encoded(pixels, quality=quality, subsampling=0))
         for reduction in REDUCED:
             try:
-                decode(picture, reduction)
+                decode(image, reduction)
                 verdicts.add((quality, "ok"))
-            except PictureError as error:
+            except ImageError as error:
                 verdicts.add((quality, error.reason))
     assert len(verdicts) == 2
 
 
-def test_a_picture_that_is_grey_by_itself_is_kept():
-    """Plain grey pictures, and pictures with a grey border, would be refused."""
+def test_an_image_that_is_grey_by_itself_is_kept():
+    """Plain grey images, and images with a grey border, would be refused."""
     grey = np.full((100, 100, 3), 128, np.uint8)
     assert (decode(inspect(encoded(grey))) == 128).all()
     framed = made_pixels(5, 100, 100)
@@ -268,8 +268,8 @@ def test_a_picture_that_is_grey_by_itself_is_kept():
 
 
 def test_a_header_that_lies_about_the_size_is_found_out(files):
-    """Boxes would be drawn outside the picture."""
+    """Boxes would be drawn outside the image."""
     for kind in ("png", "gif_palette", "jpeg_cmyk"):
-        picture = dataclasses.replace(inspect(files[kind]), width=WIDTH + 1)
-        with pytest.raises(PictureError, match="expected"):
-            decode(picture)
+        image = dataclasses.replace(inspect(files[kind]), width=WIDTH + 1)
+        with pytest.raises(ImageError, match="expected"):
+            decode(image)

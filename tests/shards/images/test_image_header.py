@@ -1,4 +1,4 @@
-"""`picture`: what a file is, told from its header; hostile files cost one reject each."""
+"""`image`: what a file is, told from its header; hostile files cost one reject each."""
 
 import random
 import struct
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from shards.images.decode import decode
-from shards.images.image_header import MAX_SIDE, PictureError, inspect
+from shards.images.image_header import MAX_SIDE, ImageError, inspect
 from tests.hostile import HEIGHT, KINDS, WIDTH, png_chunk, valid
 from tests.shards.crops.made import encoded, made_pixels
 
@@ -28,7 +28,7 @@ FORMATS = {
 
 
 def reason(data):
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(ImageError) as caught:
         inspect(data)
     return caught.value.reason
 
@@ -42,16 +42,16 @@ def files():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_header_of_every_kind_says_what_is_special(kind, files):
     """A policy would refuse what it should not, or let in what it should refuse."""
-    picture = inspect(files[kind])
-    assert picture.format == {"ico": "ico"}.get(kind, kind.partition("_")[0])
-    assert (picture.height, picture.width, picture.orientation) == (HEIGHT, WIDTH, 1)
-    several = {"jpeg_pictures", "tiff_pages"} | {name for name in KINDS if "animated" in name}
-    assert (picture.num_frames > 1) == (kind in several)
+    image = inspect(files[kind])
+    assert image.format == {"ico": "ico"}.get(kind, kind.partition("_")[0])
+    assert (image.height, image.width, image.orientation) == (HEIGHT, WIDTH, 1)
+    several = {"jpeg_images", "tiff_pages"} | {name for name in KINDS if "animated" in name}
+    assert (image.num_frames > 1) == (kind in several)
     # An icon's bitmap has a mask, and Pillow's encoder of animated WebP says it may need one.
-    assert picture.alpha == ("alpha" in kind or kind in ("ico_bitmap", "webp_animated"))
-    assert picture.bits == (32 if "float" in kind else 16 if "16" in kind else 8)
-    assert picture.cmyk == ("cmyk" in kind)
-    assert not picture.icc_profile
+    assert image.alpha == ("alpha" in kind or kind in ("ico_bitmap", "webp_animated"))
+    assert image.bits == (32 if "float" in kind else 16 if "16" in kind else 8)
+    assert image.cmyk == ("cmyk" in kind)
+    assert not image.icc_profile
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
@@ -93,7 +93,7 @@ def test_thousands_of_scans_are_refused():
 def test_a_format_that_is_not_allowed_is_not_read():
     """A decoder that nobody wants could be attacked all the same."""
     assert inspect(encoded(PIXELS), ("png", "jpeg")).format == "jpeg"
-    with pytest.raises(PictureError, match="bmp; allowed are png, jpeg") as caught:
+    with pytest.raises(ImageError, match="bmp; allowed are png, jpeg") as caught:
         inspect(b"BM and no more", ("png", "jpeg"))
     assert caught.value.reason == "format"
 
@@ -105,7 +105,7 @@ def tiff_header(tags):
 
 
 def test_what_costs_far_more_than_its_bytes_is_refused():
-    """A small file would take minutes or gigabytes though its picture is of an ordinary size."""
+    """A small file would take minutes or gigabytes though its image is of an ordinary size."""
     assert reason(b"qoif" + struct.pack(">IIBB", 3000, 3000, 3, 0)) == "too_large"
     sides = [(256, 60), (257, 40)]
     assert inspect(tiff_header([*sides, (322, 1 << 12), (323, 1 << 12)])).width == 60
@@ -118,8 +118,8 @@ def test_what_costs_far_more_than_its_bytes_is_refused():
     assert reason(bytes(stream)) == "too_large"
 
 
-def test_the_largest_picture_of_an_icon_is_taken():
-    """A toy of 16 pixels would stand for the picture, or one size hide another."""
+def test_the_largest_image_of_an_icon_is_taken():
+    """A toy of 16 pixels would stand for the image, or one size hide another."""
     icon = encoded(made_pixels(0, 256, 256), "ICO", sizes=[(16, 16), (64, 64), (32, 32)])
     assert inspect(icon).height == 64
     assert reason(icon[:200]) == "truncated"
@@ -128,18 +128,18 @@ def test_the_largest_picture_of_an_icon_is_taken():
 @pytest.mark.parametrize(("pillow", "ours"), FORMATS.items())
 def test_the_magic_bytes_name_the_format(pillow, ours):
     """A format would be refused, or trusted to a file's extension."""
-    picture = inspect(encoded(PIXELS, pillow))
-    assert (picture.format, picture.height, picture.width) == (ours, 40, 60)
-    assert (picture.orientation, picture.num_frames) == (1, 1)
+    image = inspect(encoded(PIXELS, pillow))
+    assert (image.format, image.height, image.width) == (ours, 40, 60)
+    assert (image.orientation, image.num_frames) == (1, 1)
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"subsampling": 0}, {"optimize": True}])
 @pytest.mark.parametrize("size", [(1, 1), (1, 333), (257, 3), (64, 64)])
 def test_every_kind_of_whole_jpeg_is_accepted(options, size):
-    """The bound on missing bits would refuse plain pictures."""
+    """The bound on missing bits would refuse plain images."""
     for pixels in (made_pixels(1, *size), np.full((*size, 3), 128, np.uint8)):
-        for picture in (pixels, pixels[..., 0]):
-            assert inspect(encoded(picture, **options)).height == size[0]
+        for image in (pixels, pixels[..., 0]):
+            assert inspect(encoded(image, **options)).height == size[0]
 
 
 @pytest.mark.parametrize("byte_order", ["<", ">"])
@@ -147,16 +147,16 @@ def test_every_kind_of_whole_jpeg_is_accepted(options, size):
     ("value", "orientation"), [(1, 1), (3, 3), (6, 6), (8, 8), (0, 1), (9, 1), (42, 1)]
 )
 def test_orientation_is_read_and_a_wrong_one_is_none(byte_order, value, orientation):
-    """Boxes would be drawn for a picture lying on its side."""
+    """Boxes would be drawn for an image lying on its side."""
     magic = b"II*\0" if byte_order == "<" else b"MM\0*"
     entry = struct.pack(byte_order + "HHIHH", 0x0112, 3, 1, value, 0)
     tiff = magic + struct.pack(byte_order + "IH", 8, 1) + entry + bytes(4)
     segment = b"Exif\0\0" + tiff
     data = encoded(PIXELS)
     data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
-    picture = inspect(data)
-    assert picture.orientation == orientation
-    assert (picture.height, picture.width) == ((60, 40) if orientation > 4 else (40, 60))
+    image = inspect(data)
+    assert image.orientation == orientation
+    assert (image.height, image.width) == ((60, 40) if orientation > 4 else (40, 60))
 
 
 @pytest.mark.parametrize("format_", ["PNG", "WEBP", "TIFF", "AVIF"])
@@ -164,13 +164,13 @@ def test_orientation_is_read_from_other_formats(format_):
     """Only JPEGs would be turned upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = inspect(encoded(PIXELS, format_, exif=exif))
-    assert (picture.height, picture.width) == (60, 40)
-    assert decode(picture).shape == (60, 40, 3)
+    image = inspect(encoded(PIXELS, format_, exif=exif))
+    assert (image.height, image.width) == (60, 40)
+    assert decode(image).shape == (60, 40, 3)
 
 
 @pytest.mark.parametrize("tiff", [b"", b"II*\0", b"XX*\0\x08\0\0\0", b"II*\0\xff\xff\xff\xff"])
-def test_broken_exif_does_not_cost_a_picture(tiff):
+def test_broken_exif_does_not_cost_an_image(tiff):
     """Many cameras and editors write EXIF that cannot be read."""
     segment = b"Exif\0\0" + tiff
     data = encoded(PIXELS)
@@ -186,8 +186,8 @@ def test_a_cut_jpeg_is_truncated_wherever_it_is_cut(options):
         assert reason(data[:end]) == "truncated", end
 
 
-def test_a_thumbnails_end_is_not_the_end_of_the_picture():
-    """A cut picture would pass because its thumbnail is whole."""
+def test_a_thumbnails_end_is_not_the_end_of_the_image():
+    """A cut image would pass because its thumbnail is whole."""
     thumbnail = encoded(made_pixels(1, 16, 16))
     segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 8) + b"Exif\0\0" + thumbnail
     data = encoded(PIXELS)
@@ -198,7 +198,7 @@ def test_a_thumbnails_end_is_not_the_end_of_the_picture():
 
 
 def test_junk_after_a_jpeg_and_fill_bytes_in_it_do_no_harm():
-    """Pictures with appended data, which are common, would be refused."""
+    """Images with appended data, which are common, would be refused."""
     data = encoded(PIXELS)
     assert inspect(data + b"junk" * 99).width == 60
     assert inspect(data + data[: len(data) // 2]).width == 60
@@ -215,7 +215,7 @@ def test_a_marker_within_the_scan_is_undecodable(marker):
 
 
 def test_a_height_that_the_data_cannot_fill_is_truncated():
-    """A header that promises too much would give a picture that is nearly all grey."""
+    """A header that promises too much would give an image that is nearly all grey."""
     data = bytearray(encoded(np.full((64, 64, 3), 128, np.uint8)))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 7] = struct.pack(">H", 6000)
@@ -234,10 +234,10 @@ def test_lossless_and_twelve_bit_jpegs_are_undecodable():
     ("data", "expected"),
     [
         (b"", "empty"),
-        (b"\0", "not_a_picture"),
-        (b"<!DOCTYPE html><html>404", "not_a_picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0", "not_a_picture"),
-        (b"\xef\xbb\xbf\n" + encoded(PIXELS), "not_a_picture"),
+        (b"\0", "not_an_image"),
+        (b"<!DOCTYPE html><html>404", "not_an_image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "not_an_image"),
+        (b"\xef\xbb\xbf\n" + encoded(PIXELS), "not_an_image"),
         (b"\xff\xd8\xff", "truncated"),
         (b"\xff\xd8\xff\xd9", "broken_header"),
         (b"\xff\xd8\xff\xe0\0\0", "broken_header"),
@@ -252,7 +252,7 @@ def test_lossless_and_twelve_bit_jpegs_are_undecodable():
         (encoded(PIXELS, "BMP")[:17], "broken_header"),
         (encoded(PIXELS, "BMP")[:-1], "truncated"),
         (b"\0\0\0\x18ftypavif" + bytes(30), "broken_header"),
-        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(30), "not_a_picture"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(30), "not_an_image"),
         (b"P6\n60 forty\n255\n", "broken_header"),
         (encoded(PIXELS, "PPM")[:-1], "truncated"),
         (b"P2\n9999 9999\n255\n" + b"1 " * (1 << 20), "truncated"),
@@ -271,7 +271,7 @@ def png_header(height, width):
 
 
 def test_a_bomb_is_seen_and_not_set_off():
-    """A picture of a few bytes would take gigabytes."""
+    """An image of a few bytes would take gigabytes."""
     assert inspect(png_header(40000, 40000)).height == 40000
     assert reason(png_header(MAX_SIDE + 1, 1)) == "too_large"
     assert reason(png_header(0, 5)) == "broken_header"
@@ -279,7 +279,7 @@ def test_a_bomb_is_seen_and_not_set_off():
 
 @pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of much in broken files
-def test_damaged_files_raise_nothing_but_picture_errors(format_):
+def test_damaged_files_raise_nothing_but_image_errors(format_):
     """Some broken file would kill a reader."""
     rng = random.Random(format_)
     whole = encoded(made_pixels(2, 24, 24), format_)
@@ -289,8 +289,8 @@ def test_damaged_files_raise_nothing_but_picture_errors(format_):
             data[rng.randrange(len(data))] = rng.randrange(256)
         data = bytes(data[: rng.choice([len(data), len(data), rng.randrange(len(data))])])
         try:
-            picture = inspect(data)
-            if picture.height * picture.width < 1_000_000:
-                decode(picture)
-        except PictureError:
+            image = inspect(data)
+            if image.height * image.width < 1_000_000:
+                decode(image)
+        except ImageError:
             continue

@@ -15,9 +15,9 @@ def test_damage_costs_what_it_hit_and_says_so(synthetic_shards: Path, tmp_path: 
     before = [path.read_bytes() for path in paths]
     report = drill_damage(paths, tmp_path, DamageConfig(num_places=6, num_shards=2))
     assert [path.read_bytes() for path in paths] == before
-    assert (report.num_shards, report.num_pictures, len(report.damages)) == (2, 64, 6)
+    assert (report.num_shards, report.num_images, len(report.damages)) == (2, 64, 6)
     assert {damage.kind for damage in report.damages} == {"zeros", "noise", "flipped bits"}
-    # Pictures of 2 kB: 4 KiB hit three at most.
+    # Images of 2 kB: 4 KiB hit three at most.
     assert 0 < report.num_lost <= 3 * 6
     assert sum(report.rejects.values()) > 0 and report.num_unreadable == 0
     again = drill_damage(paths, tmp_path, DamageConfig(num_places=6, num_shards=2))

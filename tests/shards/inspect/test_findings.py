@@ -30,7 +30,7 @@ def test_whole_numbers_below_a_thousand_are_exact():
 
 
 def test_a_million_numbers_take_a_few_kilobytes():
-    """A billion pictures must not be a list of a billion numbers."""
+    """A billion images must not be a list of a billion numbers."""
     histogram = Histogram()
     for value in np.random.default_rng(0).lognormal(8, 3, 200_000):
         histogram.add(value)

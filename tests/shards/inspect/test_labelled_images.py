@@ -1,4 +1,4 @@
-"""Labelled pictures: the right label, the right square, every one once and in order."""
+"""Labelled images: the right label, the right square, every one once and in order."""
 
 import json
 from collections import Counter
@@ -23,7 +23,7 @@ def png(array):
 
 
 def smooth(height, width, seed=0):
-    """A picture without fine detail, so that two good resizers nearly agree."""
+    """An image without fine detail, so that two good resizers nearly agree."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (5, 5, 3)).astype(np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -34,15 +34,15 @@ def open_shard(path, members):
     return open_manifest(str(path), RangeReader())
 
 
-def test_every_picture_comes_once_in_the_order_of_the_shards(synthetic_shards):
-    """An evaluation on other pictures than it says is no evaluation."""
+def test_every_image_comes_once_in_the_order_of_the_shards(synthetic_shards):
+    """An evaluation on other images than it says is no evaluation."""
     manifest = open_manifest(str(synthetic_shards), RangeReader())
     found = read_labelled(manifest, RangeReader(), size=32)
-    assert found.pictures.shape == (96, 32, 32, 3) and found.rejects == {}
+    assert found.images.shape == (96, 32, 32, 3) and found.rejects == {}
     labels = balanced_labels(96, seed=0, num_classes=len(CLASS_NAMES))
     assert Counter(found.labels.tolist()) == Counter(labels.tolist())
     again = read_labelled(manifest, RangeReader(), size=32, num_threads=1)
-    assert np.array_equal(found.pictures, again.pictures)
+    assert np.array_equal(found.images, again.images)
     assert np.array_equal(found.labels, again.labels)
 
 
@@ -51,7 +51,7 @@ def test_the_parts_are_the_whole(synthetic_shards):
     manifest = open_manifest(str(synthetic_shards), RangeReader())
     parts = list(iter_labelled(manifest, RangeReader(), size=16))
     whole = read_labelled(manifest, RangeReader(), size=16)
-    assert np.array_equal(np.concatenate([part.pictures for part in parts]), whole.pictures)
+    assert np.array_equal(np.concatenate([part.images for part in parts]), whole.images)
 
 
 @pytest.mark.parametrize(
@@ -105,61 +105,59 @@ def test_a_sample_without_a_label_is_named_with_the_remedy(fields):
         read_label(sample, "s3://key:secret@b/0.tar?sig=x")
 
 
-def test_small_pictures_are_taken_whole(tmp_path):
+def test_small_images_are_taken_whole(tmp_path):
     """CIFAR's 32 pixels must reach the encoder untouched."""
-    pictures = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8) for i in range(5)]
+    images = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8) for i in range(5)]
     members = [
         member
-        for i, picture in enumerate(pictures)
-        for member in ((f"{i}.png", png(picture)), (f"{i}.cls", b"%d" % i))
+        for i, image in enumerate(images)
+        for member in ((f"{i}.png", png(image)), (f"{i}.cls", b"%d" % i))
     ]
     found = read_labelled(open_shard(tmp_path / "a.tar", members), RangeReader(), size=32)
-    assert np.array_equal(found.pictures, np.stack(pictures)) and found.labels.tolist() == [
-        *range(5)
-    ]
+    assert np.array_equal(found.images, np.stack(images)) and found.labels.tolist() == [*range(5)]
 
 
 def test_large_squares_lose_the_border_that_torchvision_cuts(tmp_path):
     """224 of 256 is the protocol of every published number."""
-    picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
-    manifest = open_shard(tmp_path / "a.tar", [("0.png", png(picture)), ("0.cls", b"1")])
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    manifest = open_shard(tmp_path / "a.tar", [("0.png", png(image)), ("0.cls", b"1")])
     found = read_labelled(manifest, RangeReader(), size=224)
-    assert np.array_equal(found.pictures[0], picture[16:240, 16:240])
+    assert np.array_equal(found.images[0], image[16:240, 16:240])
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (500, 333), (256, 700), (225, 224)])
-def test_large_pictures_are_those_of_resize_and_center_crop(tmp_path, height, width):
+def test_large_images_are_those_of_resize_and_center_crop(tmp_path, height, width):
     """The same square up to the rounding of a box: off by more, and numbers cannot be compared."""
-    picture = smooth(height, width)
-    manifest = open_shard(tmp_path / "a.tar", [("0.png", png(picture)), ("0.cls", b"1")])
-    found = read_labelled(manifest, RangeReader(), size=224).pictures[0]
+    image = smooth(height, width)
+    manifest = open_shard(tmp_path / "a.tar", [("0.png", png(image)), ("0.cls", b"1")])
+    found = read_labelled(manifest, RangeReader(), size=224).images[0]
     reference = v2.Compose([v2.Resize(256, antialias=True), v2.CenterCrop(224)])
-    expected = reference(torch.from_numpy(picture).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    expected = reference(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
     difference = np.abs(found.astype(int) - expected.astype(int))
     assert difference.mean() < 2.5 and np.percentile(difference, 99) <= 8
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 100), (101, 60), (48, 48)])
 def test_small_sizes_keep_the_largest_square(tmp_path, height, width):
-    """Nothing of a small picture may be thrown away but what makes it square."""
-    picture = smooth(height, width, seed=3)
-    manifest = open_shard(tmp_path / "a.tar", [("0.png", png(picture)), ("0.cls", b"1")])
-    found = read_labelled(manifest, RangeReader(), size=32).pictures[0]
+    """Nothing of a small image may be thrown away but what makes it square."""
+    image = smooth(height, width, seed=3)
+    manifest = open_shard(tmp_path / "a.tar", [("0.png", png(image)), ("0.cls", b"1")])
+    found = read_labelled(manifest, RangeReader(), size=32).images[0]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = torch.from_numpy(picture[top : top + side, left : left + side].copy())
+    square = torch.from_numpy(image[top : top + side, left : left + side].copy())
     expected = v2.functional.resize(square.permute(2, 0, 1), [32, 32], antialias=True)
     difference = np.abs(found.astype(int) - expected.permute(1, 2, 0).numpy().astype(int))
     assert difference.max() <= 1
 
 
-def test_pictures_inside_a_nested_tar_are_not_scored(tmp_path):
+def test_images_inside_a_nested_tar_are_not_scored(tmp_path):
     """They would count twice, or end the evaluation because they have no label."""
-    picture = png(smooth(32, 32))
-    inner = make_tar([(f"{i}.png", picture) for i in range(400)])
+    image = png(smooth(32, 32))
+    inner = make_tar([(f"{i}.png", image) for i in range(400)])
     members = []
     for index in range(200):
-        members += [(f"{index}.png", picture), (f"{index}.cls", b"%d" % index)]
+        members += [(f"{index}.png", image), (f"{index}.cls", b"%d" % index)]
         members += [(f"{index}.tar", inner)] if index == 100 else []
     manifest = open_shard(tmp_path / "a.tar", members)
     assert manifest.num_bytes > 3 * manifest.suggest_chunk_bytes()
@@ -167,39 +165,39 @@ def test_pictures_inside_a_nested_tar_are_not_scored(tmp_path):
     assert found.labels.tolist() == list(range(200)) and found.rejects == {}
 
 
-def test_what_is_rejected_is_counted_and_the_labels_stay_with_their_pictures(tmp_path):
-    """One missing row and every label behind it is that of another picture."""
+def test_what_is_rejected_is_counted_and_the_labels_stay_with_their_images(tmp_path):
+    """One missing row and every label behind it is that of another image."""
     good = [np.full((16, 16, 3), 10 * i, np.uint8) for i in range(6)]
     members = []
-    for i, picture in enumerate(good):
-        data = {1: b"no picture", 4: png(picture)[:80]}.get(i, png(picture))
+    for i, image in enumerate(good):
+        data = {1: b"no image", 4: png(image)[:80]}.get(i, png(image))
         members += [(f"{i}.png", data), (f"{i}.json", json.dumps({"label": i}).encode())]
     members += [("6.txt", b"only words")]
     found = read_labelled(open_shard(tmp_path / "a.tar", members), RangeReader(), size=8)
     assert found.labels.tolist() == [0, 2, 3, 5]
-    assert found.pictures[:, 4, 4, 0].tolist() == [0, 20, 30, 50]
-    assert found.rejects == {"not_a_picture": 1, "truncated": 1, "no_picture": 1}
+    assert found.images[:, 4, 4, 0].tolist() == [0, 20, 30, 50]
+    assert found.rejects == {"not_an_image": 1, "truncated": 1, "no_image": 1}
 
 
-def test_shards_without_any_picture_end_with_the_table(tmp_path):
-    """An accuracy over no pictures is a division by zero, or a lie."""
+def test_shards_without_any_image_end_with_the_table(tmp_path):
+    """An accuracy over no images is a division by zero, or a lie."""
     manifest = open_shard(tmp_path / "a.tar", [(f"{i}.jpg", b"junk") for i in range(3)])
-    with pytest.raises(BudgetExceeded, match=r"every sample .*verify`\n  not_a_picture +3"):
+    with pytest.raises(BudgetExceeded, match=r"every sample .*verify`\n  not_an_image +3"):
         read_labelled(manifest, RangeReader(), size=8)
 
 
 def test_shards_without_labels_end_at_the_first_sample(synthetic_shards, tmp_path):
     """An hour of reading is no place to find out."""
-    picture = png(np.zeros((16, 16, 3), np.uint8))
-    manifest = open_shard(tmp_path / "a.tar", [(f"{i}.png", picture) for i in range(30)])
+    image = png(np.zeros((16, 16, 3), np.uint8))
+    manifest = open_shard(tmp_path / "a.tar", [(f"{i}.png", image) for i in range(30)])
     with pytest.raises(UserError, match=r"sample '0' of .*a\.tar has no label \(members: png\)"):
         next(iter_labelled(manifest, RangeReader(), size=8))
 
 
 def test_a_shard_that_is_gone_ends_the_reading(tmp_path):
     """Half of a test set gives half of a number."""
-    picture = png(np.zeros((16, 16, 3), np.uint8))
-    manifest = open_shard(tmp_path / "a.tar", [("0.png", picture), ("0.cls", b"1")])
+    image = png(np.zeros((16, 16, 3), np.uint8))
+    manifest = open_shard(tmp_path / "a.tar", [("0.png", image), ("0.cls", b"1")])
     (tmp_path / "a.tar").unlink()
     with pytest.raises(ShardUnreadable, match="is gone"):
         read_labelled(manifest, RangeReader(), size=8)

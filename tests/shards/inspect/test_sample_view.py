@@ -51,7 +51,7 @@ class Page(html.parser.HTMLParser):
     def handle_data(self, data):
         self.words.append(data)
 
-    def pictures(self):
+    def images(self):
         return [
             Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2])))
             for tag, attrs in self.elements
@@ -74,10 +74,10 @@ def test_no_sample_is_shown_twice_and_no_more_than_there_are(synthetic_shards):
 
 
 def test_a_sheet_costs_a_few_chunks_of_a_large_bucket(tmp_path):
-    """To look at ten pictures nobody reads a hundred shards."""
-    picture = encode(64, 64)
+    """To look at ten images nobody reads a hundred shards."""
+    image = encode(64, 64)
     for shard in range(100):
-        members = [(f"{shard:03d}-{i:03d}.jpg", picture) for i in range(40)]
+        members = [(f"{shard:03d}-{i:03d}.jpg", image) for i in range(40)]
         (tmp_path / f"{shard:03d}.tar").write_bytes(make_tar(members))
 
     uris = []
@@ -107,8 +107,8 @@ def test_a_reject_is_shown_with_its_reason(tmp_path):
     (tmp_path / "0.tar").write_bytes(make_tar(members))
     tiles = {tile.title: tile for tile in draw(tmp_path, 10)}
     assert {key: tile.reason for key, tile in tiles.items()} == {
-        "good": "", "tiny": "too_small", "html": "not_a_picture", "cut": "truncated",
-        "none": "no_picture",
+        "good": "", "tiny": "too_small", "html": "not_an_image", "cut": "truncated",
+        "none": "no_image",
     }  # fmt: skip
     assert tiles["good"].lines[0].startswith("60 x 40 jpeg, ")
     assert tiles["good"].lines[1] == "label: 3" and tiles["none"].lines[1] == "caption: only words"
@@ -126,7 +126,7 @@ def test_what_admission_refuses_is_not_decoded():
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (1000, 30), (4000, 3000), (1, 500)])
 def test_a_thumbnail_keeps_its_proportions(height, width):
-    """A stretched picture looks like bad data."""
+    """A stretched image looks like bad data."""
     shown = thumbnail(inspect(encode(height, width)))
     assert max(shown.shape[:2]) == min(192, max(height, width))
     share = max(shown.shape[:2]) / max(height, width)
@@ -178,14 +178,14 @@ def test_the_page_needs_nothing_but_itself(synthetic_shards):
     assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text
 
 
-def test_exact_pictures_are_kept_to_the_pixel():
+def test_exact_images_are_kept_to_the_pixel():
     """Whoever compares crops of two runs must not compare a codec."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 24, 24, 3), np.uint8)
     tiles = [Tile("a", (tuple(pixels[0]),)), Tile("b", (tuple(pixels[1]),))]
-    shown = Page(page(Sheet("crops", tiles, quality="exact"))).pictures()
+    shown = Page(page(Sheet("crops", tiles, quality="exact"))).images()
     assert len(shown) == 10
-    for image, expected in zip(shown, pixels.reshape(10, 24, 24, 3), strict=True):
-        assert np.array_equal(np.asarray(image.convert("RGB")), expected)
+    for pil_image, expected in zip(shown, pixels.reshape(10, 24, 24, 3), strict=True):
+        assert np.array_equal(np.asarray(pil_image.convert("RGB")), expected)
     drawn = np.asarray(draw_sheet(Sheet("crops", tiles)))
     at = np.argwhere((drawn[:-23, :-23] == pixels[0, 0, 0, 0]).all(-1)).tolist()
     assert any(np.array_equal(drawn[y : y + 24, x : x + 24], pixels[0, 0]) for y, x in at)
@@ -197,8 +197,8 @@ def test_a_sheet_is_whole_or_not_there(tmp_path, synthetic_shards):
     for name in ("a.png", "a.html", "a.PNG"):
         write_sheet(Sheet("nine", tiles, ("a fact",), "a warning"), tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PNG", "a.html", "a.png"]
-    with Image.open(tmp_path / "a.png") as image:
-        assert image.format == "PNG" and image.width > 500
+    with Image.open(tmp_path / "a.png") as pil_image:
+        assert pil_image.format == "PNG" and pil_image.width > 500
     with pytest.raises(ConfigError, match=r"ends in '\.gif'; a sheet is written as \.html or"):
         write_sheet(Sheet("nine", tiles), tmp_path / "a.gif")
     with pytest.raises(ConfigError, match=r"lies in no folder; .* make .*nowhere first"):
@@ -216,7 +216,7 @@ def test_a_sheet_has_a_size_that_fits_in_memory(synthetic_shards, num):
         draw(synthetic_shards, num)
 
 
-def test_hostile_pictures_can_be_looked_at(shared_data, tmp_path):
+def test_hostile_images_can_be_looked_at(shared_data, tmp_path):
     """The sheet is for finding trouble, so it must survive it."""
     tiles = draw(shared_data / "nasty-a.tar", 1000)
     assert len(tiles) == 186
@@ -232,7 +232,7 @@ def test_long_and_strange_words_are_shortened():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_real_browser_shows_every_picture(tmp_path, synthetic_shards, scheme):
+def test_a_real_browser_shows_every_image(tmp_path, synthetic_shards, scheme):
     """What a parser accepts a browser may still refuse: a policy, a codec, a quote."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
@@ -253,9 +253,9 @@ def test_a_real_browser_shows_every_picture(tmp_path, synthetic_shards, scheme):
         capture_output=True,
         timeout=50,
     )
-    with Image.open(shot) as image:
-        pixels = np.asarray(image.convert("RGB"))
+    with Image.open(shot) as pil_image:
+        pixels = np.asarray(pil_image.convert("RGB"))
     paper = pixels[2, 2].astype(int)
     assert (paper.mean() < 60) == (scheme == "dark")
-    # Pictures have many colours; a page of broken images has a few.
+    # Images have many colours; a page of broken images has a few.
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 5000

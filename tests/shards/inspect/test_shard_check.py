@@ -64,15 +64,15 @@ def test_a_nested_tar_that_deceives_makes_a_shard_irregular(check):
     assert report.leaps_at <= 20 * 1536 < report.irregular_at + 16384
 
 
-def test_a_tar_beside_the_pictures_makes_a_shard_slow_and_not_bad(check):
+def test_a_tar_beside_the_images_makes_a_shard_slow_and_not_bad(check):
     """A run walks it from byte 0: worth knowing, not worth packing again."""
     inner = make_tar(members(f"{i:04d}.jpg" for i in range(5))) + bytes(30_000)
     report, _, _ = check(make_tar([*members(["0.jpg", "1.jpg"]), ("1.tar", inner)]))
     assert report.leaps_at == 0 and report.irregular_at is None and report.is_good
 
 
-def test_large_pictures_are_nothing_special(check):
-    """Of a thousand pictures of the web one is as large as fifty others."""
+def test_large_images_are_nothing_special(check):
+    """Of a thousand images of the web one is as large as fifty others."""
     report, _, _ = check(make_tar(members(["0.jpg", "1.jpg"]) + members(["2.jpg"], 90_000)))
     assert report.leaps_at is None and report.is_good
 
@@ -89,7 +89,7 @@ def test_large_pictures_are_nothing_special(check):
     ],
 )
 def test_keys_that_come_again_are_repeated_or_scattered(check, names, repeated, scattered, first):
-    """A picture without its label, because the label lies elsewhere, looks like any other."""
+    """An image without its label, because the label lies elsewhere, looks like any other."""
     report, _, _ = check(make_tar(members(names)))
     assert (report.num_repeated, report.num_scattered) == (repeated, scattered)
     assert report.first_scattered == (None if first is None else first * 1536)

@@ -24,13 +24,13 @@ def encode(extension, height, width, seed=0):
 
 
 def hidden_damage(data):
-    """A picture whose header is right and whose pixels are not."""
+    """An image whose header is right and whose pixels are not."""
     return data[:200] + bytes(60) + data[260:]
 
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Two shards: 40 good pictures of three formats, and one of every sort of trouble."""
+    """Two shards: 40 good images of three formats, and one of every sort of trouble."""
     good = [
         (f"{i:04d}{extension}", encode(extension, 20 + i, 40, i))
         for i in range(40)
@@ -41,7 +41,7 @@ def mixed(tmp_path):
         ("b1.jpg", b"<html>gone</html>"),
         ("b2.jpg", encode(".jpg", 50, 50)[:-300]),
         ("b3.png", encode(".png", 4, 50)),
-        ("b4.txt", b"no picture at all"),
+        ("b4.txt", b"no image at all"),
         ("b5.png", hidden_damage(encode(".png", 50, 50))),
     ]
     (tmp_path / "0.tar").write_bytes(make_tar(good[:20] + bad))
@@ -68,19 +68,19 @@ def test_headers_are_counted_without_decoding(mixed):
     assert found.num_samples == 46
     assert found.rejects == {
         "empty": 1,
-        "not_a_picture": 1,
+        "not_an_image": 1,
         "truncated": 1,
         "too_small": 1,
-        "no_picture": 1,
+        "no_image": 1,
         "truncated_tar": 1,
     }
     assert found.formats == {"jpeg": 13, "png": 14, "webp": 13}
     assert found.extensions == {"jpg": 16, "png": 15, "webp": 13, "txt": 1}
-    assert found.num_pictures == 40 and found.num_pixels == 40 * sum(range(20, 59)) + 50 * 50
+    assert found.num_images == 40 and found.num_pixels == 40 * sum(range(20, 59)) + 50 * 50
     assert found.shorter_sides.percentiles([1, 100]) == {"p1": 20, "p100": 50}
     assert found.longer_sides.percentiles([1, 100]) == {"p1": 40, "p100": 58}
     assert found.aspect_ratios.percentiles([1, 100]) == {"p1": 0.69, "p100": 2}
-    assert found.examples["truncated_tar"].shard == 1 and found.examples["no_picture"].key == "b4"
+    assert found.examples["truncated_tar"].shard == 1 and found.examples["no_image"].key == "b4"
     assert found.num_decoded > 8 and found.decode_seconds > 0 and survey.read_seconds > 0
 
 
@@ -123,11 +123,11 @@ def test_a_look_at_some_chunks_reads_those_only(tmp_path):
 
 
 def test_processes_of_their_own_find_what_threads_find(mixed):
-    """The command that looks for pictures that kill must survive them, and count alike."""
+    """The command that looks for images that kill must survive them, and count alike."""
     inside, outside = (look(mixed, isolated=isolated, num_threads=1) for isolated in (False, True))
     assert outside.found.rejects == inside.found.rejects
     assert outside.found.formats == inside.found.formats
-    assert outside.found.num_decoded == 0, "a picture was decoded in this process"
+    assert outside.found.num_decoded == 0, "an image was decoded in this process"
 
 
 def test_a_survey_rejects_exactly_what_a_run_rejects(mixed):
@@ -188,7 +188,7 @@ def test_a_store_that_gives_nothing_ends_the_survey(tmp_path):
 
 
 def test_what_lies_beside_the_shards_of_img2dataset_does_not_disturb(tmp_path):
-    """Folders are as the downloader left them: pictures, captions, tables, statistics."""
+    """Folders are as the downloader left them: images, captions, tables, statistics."""
     rng = np.random.default_rng(0)
     extensions = [".jpg", ".jpeg", ".png", ".webp"]
     for shard in range(3):
@@ -196,19 +196,19 @@ def test_what_lies_beside_the_shards_of_img2dataset_does_not_disturb(tmp_path):
         for index in rng.permutation(30):
             key = f"{shard:05d}{index:04d}"
             extension = extensions[index % 4]
-            picture = encode(".png" if index % 7 == 0 else extension, 30 + index, 40, int(index))
-            entry = [(key + extension, picture), (key + ".txt", b"a caption"),
+            image = encode(".png" if index % 7 == 0 else extension, 30 + index, 40, int(index))
+            entry = [(key + extension, image), (key + ".txt", b"a caption"),
                      (key + ".json", b'{"uid": "0", "status": "success"}')]  # fmt: skip
             members += [entry[i] for i in rng.permutation(3)]
         (tmp_path / f"{shard:05d}.tar").write_bytes(make_tar(members))
         (tmp_path / f"{shard:05d}.parquet").write_bytes(b"PAR1")
         (tmp_path / f"{shard:05d}_stats.json").write_text("{}")
     survey = look(tmp_path)
-    assert survey.is_good and survey.num_shards == 3 and survey.found.num_pictures == 90
+    assert survey.is_good and survey.num_shards == 3 and survey.found.num_images == 90
     assert survey.found.extensions["json"] == survey.found.extensions["txt"] == 90
 
 
-def test_hostile_pictures_are_told_apart(shared_data):
+def test_hostile_images_are_told_apart(shared_data):
     """Real troublemakers: none may be missing from the count, none may stop it."""
     found = look(shared_data / "nasty-a.tar").found
     assert found.num_samples == 186

@@ -1,4 +1,4 @@
-"""Packing pictures of this machine: other people's readers, the same bytes, nothing lost."""
+"""Packing images of this machine: other people's readers, the same bytes, nothing lost."""
 
 import gc
 import io
@@ -16,13 +16,13 @@ from shards.pack.fetch import Fetcher
 from shards.pack.image_entries import entries_from_folder, entries_from_list, entries_from_synthetic
 from shards.pack.pack import PackConfig, pack
 from shards.samples.admission import AdmissionConfig
-from shards.samples.synthetic_images import CLASS_NAMES, encode_jpeg, iter_pictures, make_picture
+from shards.samples.synthetic_images import CLASS_NAMES, encode_jpeg, iter_images, make_image
 from shards.stores.image_download import WebConfig
 from shards.stores.shard_listing import list_shards
 
 
 def jpeg(index, label=0):
-    return encode_jpeg(make_picture(0, index, label, 32))
+    return encode_jpeg(make_image(0, index, label, 32))
 
 
 def make_folder(root, files):
@@ -36,7 +36,7 @@ def make_folder(root, files):
 
 @pytest.fixture
 def pets(tmp_path):
-    """Two classes, one of them nested, eight pictures."""
+    """Two classes, one of them nested, eight images."""
     files = {f"cats/{i}.jpg": jpeg(i) for i in range(4)}
     files |= {f"dogs/big/{i}.JPEG": jpeg(10 + i) for i in range(4)}
     return make_folder(tmp_path / "pets", files)
@@ -72,14 +72,14 @@ def test_webdataset_reads_keys_bytes_and_labels(pets, tmp_path):
         assert sample[extension] == jpeg(index) and sample["cls"] == label
 
 
-def test_decoded_by_webdataset_a_sample_is_a_picture_and_a_number(pets, tmp_path):
+def test_decoded_by_webdataset_a_sample_is_an_image_and_a_number(pets, tmp_path):
     """The label must be what the library's own decoder takes for a class."""
     pack(entries_from_folder(pets), tmp_path / "out")
     rows = read_with_webdataset(
         tmp_path / "out", lambda dataset: dataset.decode("pil").to_tuple("jpg;jpeg", "cls")
     )
     assert Counter(label for _, label in rows) == {0: 4, 1: 4}
-    assert all(picture.size == (32, 32) for picture, _ in rows)
+    assert all(image.size == (32, 32) for image, _ in rows)
 
 
 def test_the_same_input_gives_the_same_bytes(pets, tmp_path):
@@ -114,24 +114,22 @@ def test_a_shard_stays_below_its_bytes(tmp_path):
 
 
 def test_a_sample_larger_than_a_shard_gets_its_own(tmp_path):
-    """A limit below the largest picture must not lose it."""
+    """A limit below the largest image must not lose it."""
     report = pack(entries_from_synthetic(5), tmp_path / "out", PackConfig(max_bytes=1))
     assert report.num_samples == report.num_shards == 5
 
 
-def test_synthetic_shards_hold_the_synthetic_pictures(tmp_path):
-    """The demo's k-NN would compare other pictures than it trained on."""
+def test_synthetic_shards_hold_the_synthetic_images(tmp_path):
+    """The demo's k-NN would compare other images than it trained on."""
     pack(entries_from_synthetic(20, seed=4, size=24), tmp_path / "out", PackConfig(seed=None))
     samples = read_with_webdataset(tmp_path / "out")
-    expected = [
-        (data, str(label).encode()) for _, data, label in iter_pictures(20, seed=4, size=24)
-    ]
+    expected = [(data, str(label).encode()) for _, data, label in iter_images(20, seed=4, size=24)]
     assert [(s["jpg"], s["cls"]) for s in samples] == expected
     assert (tmp_path / "out" / "classes.txt").read_text().splitlines() == list(CLASS_NAMES)
 
 
 def test_hard_file_names_become_safe_unique_keys(tmp_path):
-    """A dot in a key starts the extension early; equal keys merge two pictures into one."""
+    """A dot in a key starts the extension early; equal keys merge two images into one."""
     names = ["a/my cat.v2.final.jpg", "b/my cat.v2.final.jpg", "a/кот ä.jpg", "a/..x.jpg"]
     names += ["a/" + "n" * 200 + ".jpg", "a/-.jpg", "a/quote'\"\n.jpg", "a/no text \udcff.jpg"]
     folder = make_folder(tmp_path / "in", {name: jpeg(i) for i, name in enumerate(names)})
@@ -145,9 +143,9 @@ def test_hard_file_names_become_safe_unique_keys(tmp_path):
 
 
 def test_a_flat_or_mixed_folder_has_no_labels(tmp_path, pets):
-    """A label invented for some pictures would be taken for truth."""
+    """A label invented for some images would be taken for truth."""
     flat = make_folder(tmp_path / "flat", {"1.jpg": jpeg(1), "2.jpg": jpeg(2)})
-    single = make_folder(tmp_path / "single", {"pictures/1.jpg": jpeg(1)})
+    single = make_folder(tmp_path / "single", {"images/1.jpg": jpeg(1)})
     make_folder(pets, {"loose.jpg": jpeg(3)})
     for folder in (flat, single, pets):
         source = entries_from_folder(folder)
@@ -162,7 +160,7 @@ def test_labels_can_be_declined(pets):
     assert all(e.label is None for e in entries_from_folder(pets, labels="none").entries)
 
 
-def test_what_is_no_picture_is_counted_with_its_reason(tmp_path, pets):
+def test_what_is_no_image_is_counted_with_its_reason(tmp_path, pets):
     """A file that vanished from the count would be missed by nobody."""
     bad = {"cats/readme.txt": b"hello", "cats/empty.jpg": b"", "dogs/page.jpg": b"<html>" * 50}
     make_folder(pets, bad)
@@ -171,7 +169,7 @@ def test_what_is_no_picture_is_counted_with_its_reason(tmp_path, pets):
     os.mkfifo(pets / "dogs" / "pipe.jpg")
     report = pack(entries_from_folder(pets), tmp_path / "out")
     assert report.num_samples == 8
-    assert report.skipped == {"empty": 1, "linked_folder": 1, "not_a_picture": 2, "unreadable": 2}
+    assert report.skipped == {"empty": 1, "linked_folder": 1, "not_an_image": 2, "unreadable": 2}
     saved = json.loads((tmp_path / "out" / "pack.json").read_text())["report"]
     assert saved["skipped"] == report.skipped and saved["digest"] == report.digest
 
@@ -208,10 +206,10 @@ def test_paths_that_are_not_there_are_named(tmp_path):
         entries_from_list(tmp_path / "nowhere")
 
 
-def test_a_source_without_pictures_leaves_nothing_behind(tmp_path):
+def test_a_source_without_images_leaves_nothing_behind(tmp_path):
     """An empty data set would be found out only by the trainer that starves on it."""
     folder = make_folder(tmp_path / "in", {"a.txt": b"a", "b.jpg": b""})
-    with pytest.raises(UserError, match=r"no picture found in .*in \(1 empty, 1 not_a_picture\)"):
+    with pytest.raises(UserError, match=r"no image found in .*in \(1 empty, 1 not_an_image\)"):
         pack(entries_from_folder(folder), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -226,7 +224,7 @@ def test_a_complete_pack_of_the_same_input_is_reused(pets, tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
 
 
-@pytest.mark.parametrize("change", ["picture", "settings", "missing shard", "foreign", "file"])
+@pytest.mark.parametrize("change", ["image", "settings", "missing shard", "foreign", "file"])
 def test_an_output_that_holds_something_else_is_refused(pets, tmp_path, change):
     """Shards written among others' files would be trained on together."""
     out, config = tmp_path / "out", PackConfig()
@@ -236,7 +234,7 @@ def test_an_output_that_holds_something_else_is_refused(pets, tmp_path, change):
         make_folder(out, {"notes.txt": b"mine"})
     else:
         pack(entries_from_folder(pets), out)
-    if change == "picture":
+    if change == "image":
         make_folder(pets, {"cats/new.jpg": jpeg(50)})
     elif change == "settings":
         config = PackConfig(seed=9)
@@ -264,7 +262,7 @@ def test_a_file_that_changes_while_it_waits_is_left_out(pets, tmp_path):
     assert sidecar["left_out"] == {"changed": ["cats/1.jpg"], "unreadable": ["cats/2.jpg"]}
 
 
-def test_a_shard_that_lost_all_its_pictures_keeps_its_number(tmp_path):
+def test_a_shard_that_lost_all_its_images_keeps_its_number(tmp_path):
     """A gap in the numbers would look like a shard that somebody deleted."""
     folder = make_folder(tmp_path / "in", {"a.jpg": jpeg(1), "b.jpg": b"<html>", "c.jpg": jpeg(2)})
     config = PackConfig(samples_per_shard=1, seed=None)
@@ -277,8 +275,8 @@ def test_a_shard_that_lost_all_its_pictures_keeps_its_number(tmp_path):
 
 def test_admission_can_be_asked_while_packing(tmp_path):
     """What a run would reject every epoch need not be stored."""
-    pictures = {f"{i}.jpg": encode_jpeg(make_picture(0, i, 0, 16 + 16 * (i % 2))) for i in range(6)}
-    source = entries_from_folder(make_folder(tmp_path / "in", pictures))
+    images = {f"{i}.jpg": encode_jpeg(make_image(0, i, 0, 16 + 16 * (i % 2))) for i in range(6)}
+    source = entries_from_folder(make_folder(tmp_path / "in", images))
     report = pack(source, tmp_path / "out", admission=AdmissionConfig(min_side=20))
     assert report.num_samples == 3 and report.skipped == {"too_small": 3}
     with pytest.raises(UserError, match="is not a complete pack"):

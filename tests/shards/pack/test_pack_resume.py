@@ -20,17 +20,17 @@ CONFIG = PackConfig(samples_per_shard=5)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of 23 pictures. Not to be written to."""
+def images(tmp_path_factory):
+    """A folder of 23 images. Not to be written to."""
     files = {f"{'ab'[i % 2]}/{i}.jpg": jpeg(i) for i in range(23)}
-    return make_folder(tmp_path_factory.mktemp("data") / "pictures", files)
+    return make_folder(tmp_path_factory.mktemp("data") / "images", files)
 
 
 @pytest.fixture(scope="module")
-def whole(pictures, tmp_path_factory):
+def whole(images, tmp_path_factory):
     """What an undisturbed pack of them writes, by name."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    pack(entries_from_folder(pictures), out, CONFIG)
+    pack(entries_from_folder(images), out, CONFIG)
     return contents(out)
 
 
@@ -39,9 +39,9 @@ def contents(out: Path):
 
 
 @pytest.mark.parametrize("moment", range(0, 24, 3))
-def test_a_pack_that_was_stopped_goes_on_with_what_is_missing(pictures, whole, tmp_path, moment):
+def test_a_pack_that_was_stopped_goes_on_with_what_is_missing(images, whole, tmp_path, moment):
     """Starting over would cost days; taking half a shard for a whole one would cost the data."""
-    source, out = entries_from_folder(pictures), tmp_path / "out"
+    source, out = entries_from_folder(images), tmp_path / "out"
     if moment < 23:
         with pytest.raises(Stop):
             pack(source, out, CONFIG, watch=StopAfter(moment))
@@ -55,9 +55,9 @@ def test_a_pack_that_was_stopped_goes_on_with_what_is_missing(pictures, whole, t
     assert times == {name: (out / name).stat().st_mtime_ns for name in finished}
 
 
-def test_an_unfinished_pack_is_not_taken_for_data(pictures, tmp_path):
+def test_an_unfinished_pack_is_not_taken_for_data(images, tmp_path):
     """A run on half of the shards is noticed weeks later, if at all."""
-    source, out = entries_from_folder(pictures), tmp_path / "out"
+    source, out = entries_from_folder(images), tmp_path / "out"
     with pytest.raises(Stop):
         pack(source, out, CONFIG, watch=StopAfter(12))
     assert (out / "shard-000000.tar").exists()
@@ -69,9 +69,9 @@ def test_an_unfinished_pack_is_not_taken_for_data(pictures, tmp_path):
         assert len(list_shards(pattern)) == 5
 
 
-def test_an_unfinished_pack_of_other_pictures_is_refused(pictures, tmp_path):
+def test_an_unfinished_pack_of_other_images_is_refused(images, tmp_path):
     """Two data sets would be mixed, half of each."""
-    source, out = entries_from_folder(pictures), tmp_path / "out"
+    source, out = entries_from_folder(images), tmp_path / "out"
     with pytest.raises(Stop):
         pack(source, out, CONFIG, watch=StopAfter(12))
     before = contents(out)
@@ -81,9 +81,9 @@ def test_an_unfinished_pack_of_other_pictures_is_refused(pictures, tmp_path):
     assert contents(out) == before
 
 
-def test_damage_to_what_was_finished_is_made_good(pictures, whole, tmp_path):
+def test_damage_to_what_was_finished_is_made_good(images, whole, tmp_path):
     """A disk that was full, or somebody's hand, between two starts."""
-    source, out = entries_from_folder(pictures), tmp_path / "out"
+    source, out = entries_from_folder(images), tmp_path / "out"
     with pytest.raises(Stop):
         pack(source, out, CONFIG, watch=StopAfter(21))
     with (out / "shard-000000.tar").open("ab") as file:
@@ -94,19 +94,19 @@ def test_damage_to_what_was_finished_is_made_good(pictures, whole, tmp_path):
     assert report.num_found == 1 and contents(out) == whole
 
 
-def test_what_killed_packs_left_behind_is_removed(pictures, whole, tmp_path):
+def test_what_killed_packs_left_behind_is_removed(images, whole, tmp_path):
     """Drafts of hundreds of megabytes would pile up, and be listed by nobody."""
     out = tmp_path / "out"
     out.mkdir()
     for name in (".shard-000001.tar.part-4711", ".pack.json.part-4711"):
         (out / name).write_bytes(b"half")
-    pack(entries_from_folder(pictures), out, CONFIG)
+    pack(entries_from_folder(images), out, CONFIG)
     assert contents(out) == whole
 
 
-def test_a_pack_killed_before_its_last_step_is_finished(pictures, whole, tmp_path):
+def test_a_pack_killed_before_its_last_step_is_finished(images, whole, tmp_path):
     """Between the report and the removal of the mark nobody may take it for complete."""
-    source, out = entries_from_folder(pictures), tmp_path / "out"
+    source, out = entries_from_folder(images), tmp_path / "out"
     with pytest.raises(Stop):
         pack(source, out, CONFIG, watch=StopAfter(12))
     mark = (out / "pack.unfinished.json").read_bytes()
@@ -118,9 +118,9 @@ def test_a_pack_killed_before_its_last_step_is_finished(pictures, whole, tmp_pat
     assert contents(out) == whole
 
 
-def test_the_slower_of_two_packs_waits_and_reuses_the_faster(pictures, whole, tmp_path):
+def test_the_slower_of_two_packs_waits_and_reuses_the_faster(images, whole, tmp_path):
     """Two jobs that start together must not fail, nor write into one another."""
-    source, out, reports = entries_from_folder(pictures), tmp_path / "out", []
+    source, out, reports = entries_from_folder(images), tmp_path / "out", []
     watches = [StopAfter(99), StopAfter(99)]
     threads = [
         threading.Thread(target=lambda w=w: reports.append(pack(source, out, CONFIG, watch=w)))
@@ -134,9 +134,9 @@ def test_the_slower_of_two_packs_waits_and_reuses_the_faster(pictures, whole, tm
     assert contents(out) == whole
 
 
-def test_whoever_waits_is_told_for_what(pictures, tmp_path):
+def test_whoever_waits_is_told_for_what(images, tmp_path):
     """A command that seems to hang is killed."""
-    source, out, inner = entries_from_folder(pictures), tmp_path / "out", StopAfter(99)
+    source, out, inner = entries_from_folder(images), tmp_path / "out", StopAfter(99)
     other = threading.Thread(target=pack, args=(source, out, CONFIG), kwargs={"watch": inner})
 
     class StartTheOther(Watch):
@@ -151,23 +151,23 @@ def test_whoever_waits_is_told_for_what(pictures, tmp_path):
     assert inner.said == [f"another process packs into {out} at this moment; waiting for it"]
 
 
-def test_a_place_that_came_to_nothing_is_made_anew(tmp_path, pictures):
+def test_a_place_that_came_to_nothing_is_made_anew(tmp_path, images):
     """The one who waited would otherwise write into a folder that is no longer there."""
     out = tmp_path / "out"
     empty = PackSource(name="nothing", entries=[])
-    with pytest.raises(UserError, match="no picture found in nothing"):
+    with pytest.raises(UserError, match="no image found in nothing"):
         pack(empty, out)
     assert not out.exists()
     out.mkdir()
-    with pytest.raises(UserError, match="no picture found in nothing"):
+    with pytest.raises(UserError, match="no image found in nothing"):
         pack(empty, out)
     assert list(out.iterdir()) == []  # the folder itself is the user's
 
 
-def test_the_number_of_workers_changes_no_byte(pictures, whole, tmp_path):
+def test_the_number_of_workers_changes_no_byte(images, whole, tmp_path):
     """Shards that depended on who makes them could not be made again."""
     out = tmp_path / "out"
-    report = pack(entries_from_folder(pictures), out, CONFIG, num_workers=2)
+    report = pack(entries_from_folder(images), out, CONFIG, num_workers=2)
     assert report.num_samples == 23 and contents(out) == whole
     assert multiprocessing.active_children() == []
 
@@ -187,7 +187,7 @@ def test_a_worker_that_dies_is_named_and_the_rest_stays(tmp_path):
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_what_a_worker_cannot_do_is_the_same_sentence(tmp_path, pictures):
+def test_what_a_worker_cannot_do_is_the_same_sentence(tmp_path, images):
     """A traceback from another process helps nobody."""
     out = tmp_path / "out"
 
@@ -199,7 +199,7 @@ def test_what_a_worker_cannot_do_is_the_same_sentence(tmp_path, pictures):
     for num_workers in (1, 2):
         with pytest.raises(UserError, match=message):
             pack(
-                entries_from_folder(pictures),
+                entries_from_folder(images),
                 out,
                 CONFIG,
                 num_workers=num_workers,
@@ -208,9 +208,9 @@ def test_what_a_worker_cannot_do_is_the_same_sentence(tmp_path, pictures):
         (tmp_path / "elsewhere").rename(tmp_path / f"done-{num_workers}")
 
 
-def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path, pictures):
+def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path, images):
     """A disk that is full, or read-only, is found out at any moment."""
-    source = entries_from_folder(pictures)
+    source = entries_from_folder(images)
     with pytest.raises(UserError, match=r"/proc/out cannot be made \(.*; shards go into a folder"):
         pack(source, "/proc/out")
     (tmp_path / "out" / ".x.part-1").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Pictures from stores, shards into stores: a real S3 server, and stores that fsspec knows."""
+"""Images from stores, shards into stores: a real S3 server, and stores that fsspec knows."""
 
 import io
 import json
@@ -35,10 +35,10 @@ def bucket(s3, request):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Eleven pictures in two folders."""
+def images(tmp_path):
+    """Eleven images in two folders."""
     files = {f"{'ab'[i % 2]}/{i}.jpg": jpeg(i) for i in range(11)}
-    return make_folder(tmp_path / "pictures", files)
+    return make_folder(tmp_path / "images", files)
 
 
 def objects(s3, bucket, prefix):
@@ -58,9 +58,9 @@ def put_folder(s3, bucket, folder):
         s3.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
 
 
-def test_a_bucket_gets_the_bytes_that_a_folder_gets(s3, bucket, pictures, tmp_path):
+def test_a_bucket_gets_the_bytes_that_a_folder_gets(s3, bucket, images, tmp_path):
     """Where shards go must not show in them."""
-    source = entries_from_folder(pictures)
+    source = entries_from_folder(images)
     pack(source, tmp_path / "here", CONFIG)
     report = pack(source, f"s3://{bucket}/there", CONFIG)
     here = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
@@ -71,9 +71,9 @@ def test_a_bucket_gets_the_bytes_that_a_folder_gets(s3, bucket, pictures, tmp_pa
     assert not list(Path(tempfile.gettempdir()).glob("streamssl-pack-*"))
 
 
-def test_a_pack_into_a_bucket_goes_on_where_it_was(s3, bucket, pictures):
+def test_a_pack_into_a_bucket_goes_on_where_it_was(s3, bucket, images):
     """What was uploaded is not uploaded again; nobody trains on it before it is complete."""
-    source, out = entries_from_folder(pictures), f"s3://{bucket}/out"
+    source, out = entries_from_folder(images), f"s3://{bucket}/out"
     with pytest.raises(Stop):
         pack(source, out, CONFIG, watch=StopAfter(9))
     assert set(objects(s3, bucket, "out")) == {
@@ -86,44 +86,44 @@ def test_a_pack_into_a_bucket_goes_on_where_it_was(s3, bucket, pictures):
     first = s3.head_object(Bucket=bucket, Key="out/shard-000000.tar")["LastModified"]
     assert pack(source, out, CONFIG).num_found == 2
     assert s3.head_object(Bucket=bucket, Key="out/shard-000000.tar")["LastModified"] == first
-    with pytest.raises(UserError, match="is not a complete pack of these pictures"):
+    with pytest.raises(UserError, match="is not a complete pack of these images"):
         pack(source, out, PackConfig(samples_per_shard=5))
 
 
-def test_a_prefix_that_holds_something_else_is_refused(s3, bucket, pictures):
+def test_a_prefix_that_holds_something_else_is_refused(s3, bucket, images):
     """Shards written among others' files would be trained on together."""
     s3.put_object(Bucket=bucket, Key="out/sub/thesis.tex", Body=b"mine")
-    with pytest.raises(UserError, match="is not a complete pack of these pictures"):
-        pack(entries_from_folder(pictures), f"s3://{bucket}/out", CONFIG)
+    with pytest.raises(UserError, match="is not a complete pack of these images"):
+        pack(entries_from_folder(images), f"s3://{bucket}/out", CONFIG)
     assert set(objects(s3, bucket, "out")) == {"sub/thesis.tex"}
 
 
-def test_a_bucket_that_is_not_there_is_one_sentence(s3, pictures):
+def test_a_bucket_that_is_not_there_is_one_sentence(s3, images):
     """Found out before anything is read."""
     with pytest.raises(PackFailed, match=r"s3://nosuchbucket1/x could not be .*; check address"):
-        pack(entries_from_folder(pictures), "s3://nosuchbucket1/x", CONFIG)
+        pack(entries_from_folder(images), "s3://nosuchbucket1/x", CONFIG)
     with pytest.raises(ManifestError, match="is on the web; shards are written to a folder or to"):
-        pack(entries_from_folder(pictures), "http://127.0.0.1/x", CONFIG)
+        pack(entries_from_folder(images), "http://127.0.0.1/x", CONFIG)
 
 
-def test_a_folder_of_a_bucket_is_packed_as_one_of_this_machine(s3, bucket, pictures, tmp_path):
+def test_a_folder_of_a_bucket_is_packed_as_one_of_this_machine(s3, bucket, images, tmp_path):
     """Nobody should have to copy a bucket to a disk first."""
-    (pictures / "a" / "notes.txt").write_text("x")
-    (pictures / "a" / "page.jpg").write_text("<html>")
-    put_folder(s3, bucket, pictures)
-    source = entries_from_folder(f"s3://{bucket}/pictures")
+    (images / "a" / "notes.txt").write_text("x")
+    (images / "a" / "page.jpg").write_text("<html>")
+    put_folder(s3, bucket, images)
+    source = entries_from_folder(f"s3://{bucket}/images")
     assert source.class_names == ("a", "b") and source.is_far
     report = pack(source, tmp_path / "far", CONFIG)
-    assert report.skipped == {"not_a_picture": 2}
-    pack(entries_from_folder(pictures), tmp_path / "near", CONFIG)
+    assert report.skipped == {"not_an_image": 2}
+    pack(entries_from_folder(images), tmp_path / "near", CONFIG)
     assert shard_bytes(tmp_path / "far") == shard_bytes(tmp_path / "near")
 
 
-def test_an_object_that_was_replaced_is_left_out(s3, bucket, pictures, tmp_path):
+def test_an_object_that_was_replaced_is_left_out(s3, bucket, images, tmp_path):
     """The input's digest names the etags that were listed."""
-    put_folder(s3, bucket, pictures)
-    source = entries_from_folder(f"s3://{bucket}/pictures")
-    s3.put_object(Bucket=bucket, Key="pictures/a/0.jpg", Body=jpeg(70))
+    put_folder(s3, bucket, images)
+    source = entries_from_folder(f"s3://{bucket}/images")
+    s3.put_object(Bucket=bucket, Key="images/a/0.jpg", Body=jpeg(70))
     report = pack(source, tmp_path / "out", CONFIG)
     assert report.num_samples == 10 and report.skipped == {"changed": 1}
 
@@ -178,9 +178,9 @@ def shelf():
     return fsspec.filesystem("shelf", skip_instance_cache=True)
 
 
-def test_where_files_grow_under_their_name_they_get_it_last(shelf, pictures):
+def test_where_files_grow_under_their_name_they_get_it_last(shelf, images):
     """Half an upload to a server of files would be half a shard, under the name of a whole one."""
-    pack(entries_from_folder(pictures), "shelf://data/out", CONFIG)
+    pack(entries_from_folder(images), "shelf://data/out", CONFIG)
     puts = [path for call, path in Shelf.calls if call == "put"]
     moves = [path for call, path in Shelf.calls if call == "mv"]
     assert len(puts) == len(moves) > 3
@@ -190,26 +190,26 @@ def test_where_files_grow_under_their_name_they_get_it_last(shelf, pictures):
     assert not any(name.startswith(".") or "unfinished" in name for name in left)
 
 
-def test_a_draft_in_a_store_is_nobody_elses_file(shelf, pictures):
+def test_a_draft_in_a_store_is_nobody_elses_file(shelf, images):
     """A pack that was killed at its first step must not be refused as foreign."""
     shelf.pipe_file("shelf://data/out/.pack.unfinished.json.part", b"half")
-    assert pack(entries_from_folder(pictures), "shelf://data/out", CONFIG).num_samples == 11
+    assert pack(entries_from_folder(images), "shelf://data/out", CONFIG).num_samples == 11
 
 
-def test_an_upload_that_fails_is_made_again(shelf, pictures, monkeypatch):
+def test_an_upload_that_fails_is_made_again(shelf, images, monkeypatch):
     """A single reset in a day of uploads must not end the day."""
     monkeypatch.setattr(uploads, "RetryConfig", lambda: QUICK)
     Shelf.plan.extend([ConnectionResetError("reset"), TimeoutError()])
-    assert pack(entries_from_folder(pictures), "shelf://data/out", CONFIG).num_samples == 11
+    assert pack(entries_from_folder(images), "shelf://data/out", CONFIG).num_samples == 11
     Shelf.plan.extend([ConnectionResetError("reset by peer")] * 3)
     message = r"shelf://data/two could not be written to in 3 attempts \(reset by peer\).*goes on"
     with pytest.raises(PackFailed, match=message):
-        pack(entries_from_folder(pictures), "shelf://data/two", CONFIG)
+        pack(entries_from_folder(images), "shelf://data/two", CONFIG)
 
 
-def test_the_report_of_a_pack_in_a_store_can_be_read_there(shelf, pictures):
+def test_the_report_of_a_pack_in_a_store_can_be_read_there(shelf, images):
     """Who finds the shards must be able to tell what they are."""
-    pack(entries_from_folder(pictures), "shelf://data/out", CONFIG)
+    pack(entries_from_folder(images), "shelf://data/out", CONFIG)
     saved = json.loads(shelf.cat_file("shelf://data/out/pack.json"))
     assert saved["report"]["num_samples"] == 11
     sizes = {shard["name"]: shard["num_bytes"] for shard in saved["shards"]}

@@ -1,4 +1,4 @@
-"""Pictures from a real web server on loopback that misbehaves in all the ways of the web."""
+"""Images from a real web server on loopback that misbehaves in all the ways of the web."""
 
 import http.server
 import json
@@ -30,7 +30,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.num_busy, self.most_busy = Counter(), 0, 0
+        self.asked, self.num_busy, self.max_busy = Counter(), 0, 0
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -43,7 +43,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with server.lock:
             server.asked[self.path] += 1
             server.num_busy += 1
-            server.most_busy = max(server.most_busy, server.num_busy)
+            server.max_busy = max(server.max_busy, server.num_busy)
         try:
             word, _, rest = self.path[1:].partition("/")
             getattr(self, f"answer_{word}", self.answer_missing)(rest)
@@ -172,7 +172,7 @@ def closed_port():
     ],
 )
 def test_what_cannot_be_had_has_a_reason_in_bounded_time(server, path, reason, num_asked):
-    """One server that drips would hold up ten thousand pictures; one that lies, fill the memory."""
+    """One server that drips would hold up ten thousand images; one that lies, fill the memory."""
     began = time.monotonic()
     with Web(QUICK) as web, pytest.raises(FetchError) as caught:
         web.get(f"{server.url}/{path}")
@@ -216,7 +216,7 @@ def make_table(path, urls, **columns):
 
 
 def test_a_table_of_addresses_becomes_samples_with_all_that_is_known(server, tmp_path):
-    """Captions and ids belong to the picture: joined later by hand they belong to another one."""
+    """Captions and ids belong to the image: joined later by hand they belong to another one."""
     urls = [f"{server.url}/good/{i}.jpg?signature=secret{i}" for i in range(6)]
     urls[4] = f"{server.url}/page/4.jpg"
     file = make_table(
@@ -231,7 +231,7 @@ def test_a_table_of_addresses_becomes_samples_with_all_that_is_known(server, tmp
     config = PackConfig(samples_per_shard=4)
     report = pack(source, tmp_path / "out", config, web=QUICK)
     assert (report.num_samples, report.num_shards) == (5, 2)
-    assert report.skipped == {"not_a_picture": 1}
+    assert report.skipped == {"not_an_image": 1}
     samples = {s["__key__"]: s for s in read_with_webdataset(tmp_path / "out")}
     assert set(samples) == {f"{i:032x}" for i in (0, 1, 2, 3, 5)}
     for number, sample in ((int(key, 16), sample) for key, sample in samples.items()):
@@ -258,14 +258,14 @@ def test_order_of_arrival_does_not_show(server, tmp_path):
 
 
 def test_a_host_is_asked_by_few_at_a_time(server, tmp_path):
-    """A small server that breaks under us is a complaint, and its pictures are lost."""
+    """A small server that breaks under us is a complaint, and its images are lost."""
     (tmp_path / "list.txt").write_text("\n".join(f"{server.url}/calm/{i}.jpg" for i in range(40)))
     source = entries_from_list(tmp_path / "list.txt")
     for per_host in (3, 16):
-        server.most_busy = 0
+        server.max_busy = 0
         web = WebConfig(connections=32, per_host=per_host)
         pack(source, tmp_path / str(per_host), web=web)
-        assert 1 < server.most_busy <= per_host
+        assert 1 < server.max_busy <= per_host
 
 
 def test_a_network_that_is_down_stops_the_pack_and_leaves_it_resumable(server, tmp_path):
@@ -274,7 +274,7 @@ def test_a_network_that_is_down_stops_the_pack_and_leaves_it_resumable(server, t
     (tmp_path / "list.txt").write_text("\n".join(lines))
     source, out = entries_from_list(tmp_path / "list.txt"), tmp_path / "out"
     config = PackConfig(samples_per_shard=10, seed=None)
-    message = r"10 of 10 pictures of shard-000001\.tar were lost .*\(10 http_503\), at most 50%"
+    message = r"10 of 10 images of shard-000001\.tar were lost .*\(10 http_503\), at most 50%"
     with pytest.raises(PackFailed, match=message + ".*start the same command again when"):
         pack(source, out, config, web=QUICK)
     assert sorted(shard_bytes(out)) == ["shard-000000.tar"]
@@ -288,7 +288,7 @@ def test_a_network_that_is_down_stops_the_pack_and_leaves_it_resumable(server, t
 def test_a_list_of_dead_links_is_no_data(server, tmp_path):
     """Counted by reason, and nothing is left behind."""
     (tmp_path / "list.txt").write_text(f"{server.url}/gone/1.jpg\n{server.url}/page/2.jpg\n")
-    with pytest.raises(UserError, match=r"list.txt \(1 http_404, 1 not_a_picture\)"):
+    with pytest.raises(UserError, match=r"list.txt \(1 http_404, 1 not_an_image\)"):
         pack(entries_from_list(tmp_path / "list.txt"), tmp_path / "out", web=QUICK)
     assert not (tmp_path / "out").exists()
 

@@ -40,7 +40,7 @@ def as_set(samples):
 
 @pytest.fixture
 def shards(tmp_path):
-    """Three tars of 40 samples each: a picture and its JSON."""
+    """Three tars of 40 samples each: an image and its JSON."""
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(3):
@@ -187,26 +187,26 @@ def test_a_subset_list_chooses_samples(shards, tmp_path, form):
     report = pack(open_shards(shards, str(file)), tmp_path / "out")
     assert (report.num_samples, report.num_unselected) == (3, 117)
     assert {fields["jpg"] for _, fields in samples_in(tmp_path / "out")} == set(map(jpeg, wanted))
-    with pytest.raises(UserError, match="not a complete pack of these pictures"):
+    with pytest.raises(UserError, match="not a complete pack of these images"):
         pack(open_shards(shards), tmp_path / "out")
 
 
-def test_a_subset_list_of_single_pictures_is_refused(tmp_path, shards):
+def test_a_subset_list_of_single_images_is_refused(tmp_path, shards):
     """It would be ignored without a word."""
-    folder = make_folder(tmp_path / "pictures", {"a.jpg": jpeg(1)})
-    with pytest.raises(ConfigError, match=r"subset='x.txt' with a folder of pictures; .*list the"):
+    folder = make_folder(tmp_path / "images", {"a.jpg": jpeg(1)})
+    with pytest.raises(ConfigError, match=r"subset='x.txt' with a folder of images; .*list the"):
         open_source(str(folder), "auto", "auto", Columns(), "x.txt")
 
 
 def test_admission_leaves_out_what_a_run_would_reject(tmp_path):
-    """Without it everything is kept, pictures or not."""
-    members = [("a.jpg", jpeg(1)), ("b.txt", b"no picture"), ("c.jpg", b"<html>"), ("d.npy", b"x")]
+    """Without it everything is kept, images or not."""
+    members = [("a.jpg", jpeg(1)), ("b.txt", b"no image"), ("c.jpg", b"<html>"), ("d.npy", b"x")]
     (tmp_path / "in.tar").write_bytes(make_tar(members))
     source = open_shards(tmp_path / "in.tar")
     assert pack(source, tmp_path / "all").num_samples == 4
     report = pack(source, tmp_path / "good", admission=AdmissionConfig())
     assert report.num_samples == 1
-    assert report.skipped == {"no_picture": 2, "not_a_picture": 1}
+    assert report.skipped == {"no_image": 2, "not_an_image": 1}
 
 
 def test_damage_is_counted_and_the_rest_comes_through(tmp_path, shards):
@@ -242,7 +242,7 @@ def nested_tar(num_inner, size):
 
 
 def test_a_tar_inside_the_tar_is_not_taken_for_samples(tmp_path):
-    """Its pictures would become samples, and the sample that holds it would lose a member."""
+    """Its images would become samples, and the sample that holds it would lose a member."""
     (tmp_path / "in.tar").write_bytes(nested_tar(300, 60))
     seen = []
 
@@ -289,10 +289,10 @@ def test_names_that_need_it_get_pax_headers_and_all_readers_agree(tmp_path):
     assert samples_in(tmp_path / "again") == samples_in(tmp_path / "out")
 
 
-def test_shards_and_pictures_in_one_folder_need_a_word(tmp_path, shards):
+def test_shards_and_images_in_one_folder_need_a_word(tmp_path, shards):
     """Whichever were taken, the others would be missed by nobody."""
     make_folder(shards, {"a.jpg": jpeg(1)})
-    with pytest.raises(ConfigError, match=r"holds pictures and shards; .* give --kind folder or"):
+    with pytest.raises(ConfigError, match=r"holds images and shards; .* give --kind folder or"):
         open_source(str(shards), "auto", "auto", Columns(), None)
     source = open_source(str(shards), "folder", "auto", Columns(), None)
     assert pack(source, tmp_path / "out").num_samples == 1

@@ -1,4 +1,4 @@
-"""Rows of Parquet files: which column is what, and what cannot be a picture's facts."""
+"""Rows of Parquet files: which column is what, and what cannot be an image's facts."""
 
 import datetime
 import decimal
@@ -17,7 +17,7 @@ from tests.shards.pack.test_pack import jpeg, make_folder, read_with_webdataset,
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes a table beside four pictures, p/0.jpg .. p/3.jpg, and gives its path."""
+    """Writes a table beside four images, p/0.jpg .. p/3.jpg, and gives its path."""
     make_folder(tmp_path, {f"p/{i}.jpg": jpeg(i) for i in range(4)})
 
     def write(file="t.parquet", /, **columns):
@@ -82,7 +82,7 @@ def test_all_other_columns_go_into_json_when_asked(write, tmp_path):
 
 
 def test_keys_that_cannot_be_keys_are_mended_and_stay_apart(write, tmp_path):
-    """A dot in a key starts the extension early; equal keys merge two pictures into one."""
+    """A dot in a key starts the extension early; equal keys merge two images into one."""
     file = write(path=PATHS, key=["a.b", "a b", "../up/x", None])
     report, samples = packed(file, tmp_path / "out")
     keys = [s["__key__"] for s in samples]
@@ -151,8 +151,8 @@ def test_several_tables_are_one_source_in_the_order_of_their_names(write, tmp_pa
         open_source(f"{tmp_path}/*.parquet", "auto", "auto", Columns(), None)
 
 
-def test_a_table_and_a_list_of_the_same_pictures_give_the_same_shards(write, tmp_path):
-    """How pictures are named must not show in them."""
+def test_a_table_and_a_list_of_the_same_images_give_the_same_shards(write, tmp_path):
+    """How images are named must not show in them."""
     pack(entries_from_parquet([write(path=PATHS)]), tmp_path / "a")
     (tmp_path / "list.txt").write_text("\n".join(PATHS))
     pack(open_source(str(tmp_path / "list.txt"), "auto", "auto", Columns(), None), tmp_path / "b")
@@ -163,5 +163,5 @@ def test_a_table_that_changed_is_another_input(write, tmp_path):
     """Two versions of a table would be mixed, half of each."""
     pack(entries_from_parquet([write(path=PATHS)]), tmp_path / "out")
     for columns in ({"path": PATHS[::-1]}, {"path": PATHS, "caption": list("abcd")}):
-        with pytest.raises(UserError, match="is not a complete pack of these pictures"):
+        with pytest.raises(UserError, match="is not a complete pack of these images"):
             pack(entries_from_parquet([write(**columns)]), tmp_path / "out")

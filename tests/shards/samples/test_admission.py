@@ -8,16 +8,16 @@ import pytest
 from PIL import Image, ImageCms
 
 from shards.errors import BudgetExceeded, ConfigError
-from shards.images.image_header import Picture, inspect
+from shards.images.image_header import ImageHeader, inspect
 from shards.records import Reject, Sample
 from shards.samples.admission import (
-    PICTURE_EXTENSIONS,
+    IMAGE_EXTENSIONS,
     AdmissionConfig,
     admit,
     check_budget,
     check_pixels,
     entropy,
-    picture_bytes,
+    image_bytes,
     reject,
 )
 from tests.hostile import HEIGHT, KINDS, WIDTH, png_of, valid
@@ -37,33 +37,33 @@ def sample(**fields):
     [
         ({"jpg": b"1", "json": b"{}"}, b"1"),
         ({"json": b"{}", "webp": b"2"}, b"2"),
-        ({"png": b"mask", "jpg": b"picture"}, b"picture"),
+        ({"png": b"mask", "jpg": b"image"}, b"image"),
         ({"txt": b"words", "front_png": b"3"}, b"3"),
         ({"cls": b"1", "txt": b"words"}, None),
         ({"jpg": b""}, b""),
         ({}, None),
     ],
 )
-def test_the_picture_is_found_by_the_extension(fields, found):
+def test_the_image_is_found_by_the_extension(fields, found):
     """The mask or the caption would be decoded in its place."""
-    assert picture_bytes(sample(**fields)) == found
+    assert image_bytes(sample(**fields)) == found
 
 
-@pytest.mark.parametrize("extension", PICTURE_EXTENSIONS)
+@pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
 def test_what_the_bytes_are_does_not_depend_on_the_extension(extension):
     """Half of the web's .jpg files are something else."""
-    picture = admit(sample(**{extension: png(20, 30)}), AdmissionConfig())
-    assert isinstance(picture, Picture)
-    assert (picture.format, picture.height, picture.width) == ("png", 20, 30)
+    image = admit(sample(**{extension: png(20, 30)}), AdmissionConfig())
+    assert isinstance(image, ImageHeader)
+    assert (image.format, image.height, image.width) == ("png", 20, 30)
 
 
 @pytest.mark.parametrize(
     ("fields", "reason", "detail"),
     [
-        ({"txt": b"words", "cls": b"1"}, "no_picture", "members: cls, txt"),
-        ({}, "no_picture", "members: nothing"),
+        ({"txt": b"words", "cls": b"1"}, "no_image", "members: cls, txt"),
+        ({}, "no_image", "members: nothing"),
         ({"jpg": b""}, "empty", "0 bytes"),
-        ({"jpg": b"<html>"}, "not_a_picture", "begins with b'<html>'"),
+        ({"jpg": b"<html>"}, "not_an_image", "begins with b'<html>'"),
         ({"png": png(7, 300)}, "too_small", "300x7, a side must have 8 pixels"),
         ({"png": png(200, 300)}, "too_large", "300x200 is over 50000 pixels"),
         ({"png": png(20, 30)[:40]}, "truncated", None),
@@ -98,14 +98,14 @@ def having(*words):
 
 
 def test_every_kind_comes_in_by_default(files):
-    """Pictures of the web would be lost to somebody who set nothing."""
+    """Images of the web would be lost to somebody who set nothing."""
     assert refused(files) == {}
 
 
 @pytest.mark.parametrize(
     ("policy", "reason", "kinds"),
     [
-        ({"animated": "reject"}, "animated", having("animated", "pages", "pictures")),
+        ({"animated": "reject"}, "animated", having("animated", "pages", "images")),
         ({"alpha": "reject"}, "alpha", having("alpha", "ico_bitmap", "webp_animated")),
         ({"cmyk": "reject"}, "cmyk", having("cmyk")),
         ({"sixteen_bit": "reject"}, "bit_depth", having("16", "float")),
@@ -117,7 +117,7 @@ def test_every_kind_comes_in_by_default(files):
     ],
 )
 def test_a_policy_refuses_what_it_names_and_nothing_else(policy, reason, kinds, files):
-    """A setting would do nothing, or cost other pictures too."""
+    """A setting would do nothing, or cost other images too."""
     if reason == "format":
         kinds = {kind for kind in KINDS if inspect(files[kind]).format not in ("png", "jpeg")}
     assert refused(files, **policy) == {reason: kinds}
@@ -128,39 +128,39 @@ def test_a_colour_profile_is_ignored_converted_or_refused():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(made_pixels(0, 20, 20), "JPEG", icc_profile=profile)
     for policy in ("ignore", "srgb"):
-        picture = admit(sample(jpg=data), AdmissionConfig(icc_profile=policy))
-        assert isinstance(picture, Picture) and picture.to_srgb == (policy == "srgb")
+        image = admit(sample(jpg=data), AdmissionConfig(icc_profile=policy))
+        assert isinstance(image, ImageHeader) and image.to_srgb == (policy == "srgb")
     found = admit(sample(jpg=data), AdmissionConfig(icc_profile="reject"))
     assert isinstance(found, Reject) and found.reason == "icc_profile"
 
 
 def test_orientation_is_applied_or_ignored():
-    """Boxes would be drawn for another picture than the one that is decoded."""
+    """Boxes would be drawn for another image than the one that is decoded."""
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(made_pixels(0, 20, 30), "JPEG", exif=exif)
     for orientation, found in (("apply", (30, 20, 6)), ("ignore", (20, 30, 1))):
-        picture = admit(sample(jpg=data), AdmissionConfig(orientation=orientation))
-        assert isinstance(picture, Picture)
-        assert (picture.height, picture.width, picture.orientation) == found
+        image = admit(sample(jpg=data), AdmissionConfig(orientation=orientation))
+        assert isinstance(image, ImageHeader)
+        assert (image.height, image.width, image.orientation) == found
 
 
 @pytest.mark.parametrize("background", ["white", "black", "drop"])
-def test_the_picture_carries_what_its_transparency_is_laid_on(background, files):
+def test_the_image_carries_what_its_transparency_is_laid_on(background, files):
     """Engines would each have an opinion of their own."""
     config = AdmissionConfig(alpha=background)
-    picture = admit(sample(png=files["png_alpha"]), config)
-    assert isinstance(picture, Picture) and picture.background == background
+    image = admit(sample(png=files["png_alpha"]), config)
+    assert isinstance(image, ImageHeader) and image.background == background
     opaque = admit(sample(png=files["png"]), config)
-    assert isinstance(opaque, Picture) and opaque.background == "drop"
+    assert isinstance(opaque, ImageHeader) and opaque.background == "drop"
 
 
 def test_formats_that_cost_more_may_be_smaller(files):
-    """A picture of an ordinary size would take gigabytes, or a minute."""
+    """An image of an ordinary size would take gigabytes, or a minute."""
     for kind, factor in (("jpeg", 1), ("webp_animated", 2), ("jpeg_cmyk", 2), ("jpeg2000", 3)):
         enough = HEIGHT * WIDTH * factor
         assert isinstance(
-            admit(sample(img=files[kind]), AdmissionConfig(max_pixels=enough)), Picture
+            admit(sample(img=files[kind]), AdmissionConfig(max_pixels=enough)), ImageHeader
         )
         assert isinstance(
             admit(sample(img=files[kind]), AdmissionConfig(max_pixels=enough - 1)), Reject
@@ -181,46 +181,46 @@ def half_black(shape=(80, 120)):
         (made_pixels(0, 200, 300), 6.0, 8.0),
         (np.random.default_rng(0).integers(120, 136, (800, 800, 3), np.uint8), 0.0, 2.5),
     ],
-    ids=["plain", "halves", "picture", "noise"],
+    ids=["plain", "halves", "image", "noise"],
 )
 @pytest.mark.parametrize("format_", ["PNG", "JPEG"])
 def test_entropy_is_that_of_what_is_seen(pixels, low, high, format_):
-    """Plain paper would pass for a picture because of its grain, or a picture for plain paper."""
+    """Plain paper would pass for an image because of its grain, or an image for plain paper."""
     bits = entropy(inspect(encoded(pixels, format_)))
     assert low - 0.05 <= bits <= high + 0.4 * (format_ == "JPEG")
 
 
-def test_blank_pictures_are_refused_where_that_is_asked_for():
+def test_blank_images_are_refused_where_that_is_asked_for():
     """Placeholders and empty scans, of which the web is full, would be trained on."""
     blank = inspect(encoded(np.full((300, 300, 3), 250, np.uint8)))
-    picture = inspect(encoded(made_pixels(0, 300, 300)))
+    image = inspect(encoded(made_pixels(0, 300, 300)))
     config = AdmissionConfig(min_entropy=2.0)
     assert check_pixels(blank, AdmissionConfig()) is None
     assert check_pixels(blank, config) == (
         "blank",
         "0.00 bits of entropy, at least 2 are asked for",
     )
-    assert check_pixels(picture, config) is None
-    broken = replace(picture, data=b"no picture")
+    assert check_pixels(image, config) is None
+    broken = replace(image, data=b"no image")
     assert check_pixels(broken, config)[0] == "undecodable"
 
 
-def test_transparent_pictures_are_blank_where_nothing_is_to_be_seen():
+def test_transparent_images_are_blank_where_nothing_is_to_be_seen():
     """A black drawing on nothing would come in where dropping makes it plain black."""
     pixels = np.zeros((64, 64, 4), np.uint8)
     pixels[16:48, 16:48, 3] = 255
     data = png_of(pixels, colour=6)
     config = AdmissionConfig(min_entropy=0.5)
     for alpha, blank in (("white", False), ("drop", True)):
-        picture = admit(sample(png=data), replace(config, alpha=alpha))
-        assert isinstance(picture, Picture)
-        assert (check_pixels(picture, config) is not None) == blank
+        image = admit(sample(png=data), replace(config, alpha=alpha))
+        assert isinstance(image, ImageHeader)
+        assert (check_pixels(image, config) is not None) == blank
 
 
 def test_limits_are_inclusive():
-    """A picture of exactly the least side, or exactly the most pixels, is welcome."""
+    """An image of exactly the least side, or exactly the most pixels, is welcome."""
     config = AdmissionConfig(min_side=8, max_pixels=8 * 100, max_aspect_ratio=12.5)
-    assert isinstance(admit(sample(png=png(8, 100)), config), Picture)
+    assert isinstance(admit(sample(png=png(8, 100)), config), ImageHeader)
     assert isinstance(admit(sample(png=png(8, 101)), config), Reject)
     assert isinstance(admit(sample(png=png(7, 100)), config), Reject)
 
@@ -228,8 +228,8 @@ def test_limits_are_inclusive():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"min_side": 0}, "min_side=0 and max_pixels=100000000 admit no picture; .* at least 1"),
-        ({"min_side": 100, "max_pixels": 9999}, "max_pixels=9999 admit no picture; .* its square"),
+        ({"min_side": 0}, "min_side=0 and max_pixels=100000000 admit no image; .* at least 1"),
+        ({"min_side": 100, "max_pixels": 9999}, "max_pixels=9999 admit no image; .* its square"),
         ({"max_reject_fraction": 1.5}, r"max_reject_fraction=1\.5; it must be from 0 to 1"),
         ({"max_reject_fraction": -0.1}, r"max_reject_fraction=-0\.1; it must be from 0 to 1"),
         ({"max_reject_fraction": float("nan")}, "max_reject_fraction=nan; it must be"),

@@ -70,7 +70,7 @@ def test_words_are_large_numbers_that_are_the_same_everywhere():
 
 
 def test_of_a_list_every_epoch_draws_one():
-    """All hashtags of a picture count, none of them more, and the same epoch draws alike."""
+    """All hashtags of an image count, none of them more, and the same epoch draws alike."""
     tags = ["a", "b", "c"]
     known = {read_label(said(tag), "tag", 0) for tag in tags}
     drawn = [read_label(said(tags), "tag", epoch) for epoch in range(60)]
@@ -80,7 +80,7 @@ def test_of_a_list_every_epoch_draws_one():
 
 @pytest.fixture
 def shard(tmp_path):
-    """Ten pictures, three of them unusable; number i is of class i % 4, number 4 of none."""
+    """Ten images, three of them unusable; number i is of class i % 4, number 4 of none."""
     members = []
     for i in range(10):
         data = b"junk" if i in (0, 5, 9) else png(i)

@@ -19,11 +19,11 @@ from tests.tars import make_tar
 HERE = "tests.shards.samples.test_predicate"
 
 
-def large_and_liked(metadata, picture):
-    return metadata["score"] > 0.5 and picture.width >= 24
+def large_and_liked(metadata, image):
+    return metadata["score"] > 0.5 and image.width >= 24
 
 
-def forgets_to_answer(metadata, picture):
+def forgets_to_answer(metadata, image):
     metadata.clear()
 
 
@@ -36,18 +36,18 @@ class Unclear:
         raise RuntimeError("neither yes nor no")
 
 
-def unclear(metadata, picture):
+def unclear(metadata, image):
     return Unclear()
 
 
-def leaves(metadata, picture):
+def leaves(metadata, image):
     raise KeyError("no \x1b[31m colour")
 
 
 NOT_A_FUNCTION = 7
 
 
-def keep_a(metadata, picture):
+def keep_a(metadata, image):
     return metadata["__key__"].endswith("a")
 
 
@@ -56,8 +56,8 @@ def keep_a(metadata, picture):
     [
         ("nowhere.at.all:keep", r"ModuleNotFoundError.*installed, or lies on PYTHONPATH, wherever"),
         (f"{HERE}:nothing", r"cannot be imported \(AttributeError"),
-        (f"{HERE}:NOT_A_FUNCTION", r"is a int; it must be a function of \(metadata, picture\)"),
-        (f"{HERE}:takes_one", r"takes \(metadata\); it must take \(metadata, picture\)"),
+        (f"{HERE}:NOT_A_FUNCTION", r"is a int; it must be a function of \(metadata, image\)"),
+        (f"{HERE}:takes_one", r"takes \(metadata\); it must take \(metadata, image\)"),
         ("no_colon", r"it must name"),
     ],
 )
@@ -76,8 +76,8 @@ def test_a_job_knows_its_predicate_when_it_is_made_and_where_it_runs():
 
 
 def judge(function, fields, key="k"):
-    picture = inspect(png(0))
-    return ask(resolve_predicate(f"{HERE}:{function}"), Sample(0, 0, key, fields), picture)
+    image = inspect(png(0))
+    return ask(resolve_predicate(f"{HERE}:{function}"), Sample(0, 0, key, fields), image)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def jpeg(number):
 
 
 def img2dataset_tar(uids, *, junk=()):
-    """A shard as img2dataset writes them, with DataComp's uid; of `junk` the picture is none."""
+    """A shard as img2dataset writes them, with DataComp's uid; of `junk` the image is none."""
     members = []
     for number, uid in enumerate(uids):
         key = f"{number:09d}"
@@ -92,7 +92,7 @@ def img2dataset_tar(uids, *, junk=()):
 
 @pytest.fixture
 def shard(tmp_path):
-    """Twelve samples as DataComp has them; the pictures of 1, 4 and 7 are web pages."""
+    """Twelve samples as DataComp has them; the images of 1, 4 and 7 are web pages."""
     (tmp_path / "00000000.tar").write_bytes(img2dataset_tar(UIDS[:12], junk=(1, 4, 7)))
     return list_shards(str(tmp_path / "00000000.tar"))[0]
 
@@ -109,7 +109,7 @@ def test_datacomps_own_list_selects_from_datacomps_own_shards(shard, tmp_path):
     everything, selected = crop(shard, None), crop(shard, load_subset(path))
     assert np.array_equal(selected.offsets, everything.offsets[chosen])
     assert selected.kept.tolist() == [True, True, False, True, True]
-    assert [reject.reason for reject in selected.rejects] == ["not_a_picture"]
+    assert [reject.reason for reject in selected.rejects] == ["not_an_image"]
     assert selected.num_unselected == 7 and everything.num_unselected == 0
     rows = [int(everything.kept[:i].sum()) for i in (0, 3, 8, 11)]
     assert np.array_equal(selected.crops[0], everything.crops[0][rows])

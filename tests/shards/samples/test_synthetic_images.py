@@ -1,4 +1,4 @@
-"""Pictures made by formula: repeatable, balanced, and told apart by texture and shape alone."""
+"""Images made by formula: repeatable, balanced, and told apart by texture and shape alone."""
 
 import itertools
 
@@ -11,8 +11,8 @@ from shards.samples.synthetic_images import (
     CLASS_NAMES,
     balanced_labels,
     encode_jpeg,
-    iter_pictures,
-    make_picture,
+    iter_images,
+    make_image,
 )
 
 NUM_CLASSES = len(CLASS_NAMES)
@@ -29,24 +29,24 @@ def nearest_class(train, train_labels, test):
 
 
 def colour_set(seed, num):
-    """Mean colours (num, 3) and labels (num,) of pictures that are not encoded."""
+    """Mean colours (num, 3) and labels (num,) of images that are not encoded."""
     labels = balanced_labels(num, seed=seed, num_classes=NUM_CLASSES)
-    pictures = [make_picture(seed, index, label, 32) for index, label in enumerate(labels)]
-    return np.stack([picture.mean((0, 1)) for picture in pictures]), labels
+    images = [make_image(seed, index, label, 32) for index, label in enumerate(labels)]
+    return np.stack([image.mean((0, 1)) for image in images]), labels
 
 
-def test_a_picture_is_a_function_of_its_arguments():
+def test_an_image_is_a_function_of_its_arguments():
     """A drawing that depended on what was drawn before could not be made again."""
-    first = make_picture(3, 17, 5, 40)
-    make_picture(3, 18, 5, 40)
+    first = make_image(3, 17, 5, 40)
+    make_image(3, 18, 5, 40)
     assert first.shape == (40, 40, 3) and first.dtype == np.uint8
-    assert np.array_equal(first, make_picture(3, 17, 5, 40))
+    assert np.array_equal(first, make_image(3, 17, 5, 40))
 
 
 @pytest.mark.parametrize("other", [(3, 18, 5), (4, 17, 5), (4, 16, 5), (3, 17, 6)])
-def test_another_seed_index_or_class_gives_another_picture(other):
-    """Seed + index as a key would repeat the pictures of the neighbouring seed."""
-    assert not np.array_equal(make_picture(3, 17, 5, 40), make_picture(*other, 40))
+def test_another_seed_index_or_class_gives_another_image(other):
+    """Seed + index as a key would repeat the images of the neighbouring seed."""
+    assert not np.array_equal(make_image(3, 17, 5, 40), make_image(*other, 40))
 
 
 def test_class_sizes_differ_by_one_at_most():
@@ -63,16 +63,16 @@ def test_labels_come_shuffled_and_the_seed_decides_how():
     assert not np.array_equal(labels, balanced_labels(200, seed=2, num_classes=10))
 
 
-def test_iter_pictures_yields_the_pictures_as_jpegs():
-    """A key, label or picture that slipped by one row would spoil every evaluation."""
-    rows = list(iter_pictures(30, seed=2, size=32))
+def test_iter_images_yields_the_images_as_jpegs():
+    """A key, label or image that slipped by one row would spoil every evaluation."""
+    rows = list(iter_images(30, seed=2, size=32))
     assert len({key for key, _, _ in rows}) == 30
     labels = balanced_labels(30, seed=2, num_classes=NUM_CLASSES)
     assert [label for _, _, label in rows] == labels.tolist()
     key, data, label = rows[7]
-    picture = make_picture(2, 7, label, 32)
-    assert key == "00000007" and data == encode_jpeg(picture)
-    assert np.abs(decode(data).astype(int) - picture).mean() < 12
+    image = make_image(2, 7, label, 32)
+    assert key == "00000007" and data == encode_jpeg(image)
+    assert np.abs(decode(data).astype(int) - image).mean() < 12
 
 
 def test_the_mean_colour_says_nothing_about_the_class():
@@ -85,8 +85,8 @@ def test_the_mean_colour_says_nothing_about_the_class():
 
 def test_the_same_background_is_drawn_for_every_class():
     """Nuisance that depended on the label would be a shortcut to it."""
-    corners = np.stack([make_picture(5, 11, label, 48)[:3, :3] for label in range(NUM_CLASSES)])
-    other = np.stack([make_picture(5, index, 0, 48)[:3, :3] for index in range(NUM_CLASSES)])
+    corners = np.stack([make_image(5, 11, label, 48)[:3, :3] for label in range(NUM_CLASSES)])
+    other = np.stack([make_image(5, index, 0, 48)[:3, :3] for index in range(NUM_CLASSES)])
     assert np.median(corners.std(0)) < 5 < np.median(other.std(0))
 
 
@@ -95,7 +95,7 @@ def test_no_class_is_a_mirror_image_of_another():
     # Averages over many draws with one lightness order are close exactly when classes coincide.
     size, spectra = 32, []
     for label in range(NUM_CLASSES):
-        greys = [make_picture(0, index, label, size).mean(-1) for index in range(150)]
+        greys = [make_image(0, index, label, size).mean(-1) for index in range(150)]
         spectrum = np.mean([np.abs(np.fft.fft2(grey - grey.mean())) for grey in greys], axis=0)
         spectra.append(spectrum / np.linalg.norm(spectrum))
     for a, b in itertools.combinations(spectra, 2):
@@ -106,7 +106,7 @@ def test_no_class_is_a_mirror_image_of_another():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num": 0}, "0 synthetic pictures.*at least 1"),
+        ({"num": 0}, "0 synthetic images.*at least 1"),
         ({"num": 5, "num_classes": 0}, "0 synthetic classes.*1 to 10"),
         ({"num": 5, "num_classes": 11}, "11 synthetic classes.*1 to 10"),
         ({"num": 5, "size": 4}, "4 pixels.*need 16"),
@@ -115,4 +115,4 @@ def test_no_class_is_a_mirror_image_of_another():
 def test_what_cannot_be_drawn_is_refused_in_words(arguments, message):
     """A modulo by zero or an index error would not say what to change."""
     with pytest.raises(ConfigError, match=message):
-        next(iter_pictures(**arguments))
+        next(iter_images(**arguments))

@@ -197,7 +197,7 @@ def test_ranges_of_an_object_are_exactly_the_bytes(s3, s3_reader):
 
 
 def test_threads_read_objects_beside_each_other(s3, s3_reader):
-    """Readers are threads: a connection that mixes up answers gives pictures to other labels."""
+    """Readers are threads: a connection that mixes up answers gives images to other labels."""
     shards = list_with(s3_reader, "s3://shelf/set")
     places = [(i % 12, 512 * (i % 7), 512 * (i % 7) + 300 + i) for i in range(60)]
     with ThreadPoolExecutor(6) as pool:

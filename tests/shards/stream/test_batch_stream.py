@@ -237,16 +237,16 @@ def test_seed_settings_and_batch_size_each_change_the_digests(data):
     assert len(firsts) == len(variants)
 
 
-def break_pictures(folder, places):
-    """Overwrite the pictures at `places` (shard, offset) with noise; length and time stay."""
+def break_images(folder, places):
+    """Overwrite the images at `places` (shard, offset) with noise; length and time stay."""
     names = sorted(os.listdir(folder))
     shards = [name for name in names if name.endswith(".tar")]
     for shard, offset in places:
         path = folder / shards[shard]
         times = path.stat()
         with tarfile.open(path) as tar:
-            pictures = [member for member in tar if member.name.endswith("jpg")]
-        at = min(m.offset_data for m in pictures if m.offset >= offset)
+            images = [member for member in tar if member.name.endswith("jpg")]
+        at = min(m.offset_data for m in images if m.offset >= offset)
         with open(path, "r+b") as file:
             file.seek(at)
             file.write(random.Random(offset).randbytes(100))
@@ -254,10 +254,10 @@ def break_pictures(folder, places):
 
 
 def test_a_reject_moves_nobody_else(own):
-    """One broken picture must not shift everything behind it."""
+    """One broken image must not shift everything behind it."""
     before = take(Data(own).stream(), 200)
     victims = [tuple(batch.ids[0].tolist()) for batch in (before[0], before[17], before[95])]
-    break_pictures(own, victims)
+    break_images(own, victims)
     after = take(Data(own).stream(), 190)
     kept = [batch for batch in before if tuple(batch.ids[0].tolist()) not in victims]
     for one, other in zip(after, kept, strict=False):
@@ -270,7 +270,7 @@ def test_a_reject_moves_nobody_else(own):
 def test_rejects_are_handed_over_and_counted_once(own):
     """Nothing disappears uncounted, and a resume counts nothing twice."""
     before = take(Data(own).stream(), 96)
-    break_pictures(own, [tuple(batch.ids[0].tolist()) for batch in before[10:60:5]])
+    break_images(own, [tuple(batch.ids[0].tolist()) for batch in before[10:60:5]])
     data = Data(own)
     config = replace(SMALL, batch_size=4)
     batches = take(data.stream(config), 60)
@@ -302,7 +302,7 @@ class Made:
         offsets = chunk.start + 512 * np.arange(num, dtype=np.int64)
         kept = np.full(num, not self.reject(index))
         crops = np.zeros((int(kept.sum()), 1, self.side, self.side, 3), dtype=np.uint8)
-        rejects = [Reject(0, int(at), "k", "not_a_picture") for at in offsets[~kept]]
+        rejects = [Reject(0, int(at), "k", "not_an_image") for at in offsets[~kept]]
         with self.lock:
             self.alive += crops.nbytes
         weakref.finalize(crops, self.release, crops.nbytes)
@@ -387,7 +387,7 @@ def test_readers_are_kept_busy_while_nothing_is_taken():
 
 
 def test_a_pass_smaller_than_a_batch_is_refused_with_the_largest_that_fits():
-    """The same pictures would be in one batch twice."""
+    """The same images would be in one batch twice."""
     made = Made(5)
     config = StreamConfig(batch_size=21, chunk_bytes=4096, chunks_per_block=2)
     with pytest.raises(ConfigError, match=r"batch_size=21, .* holds only 20 .* of at most 20"):
@@ -416,12 +416,12 @@ def test_a_source_of_rejects_only_ends_a_mixture():
 
 
 def test_data_of_rejects_only_ends_with_the_table_of_reasons():
-    """A stream without a picture would read for ever."""
+    """A stream without an image would read for ever."""
     made = Made(6, reject=lambda _: True)
     config = StreamConfig(batch_size=2, chunk_bytes=4096, chunks_per_block=2)
-    with pytest.raises(BudgetExceeded, match=r"every sample .*\n  not_a_picture +24$") as caught:
+    with pytest.raises(BudgetExceeded, match=r"every sample .*\n  not_an_image +24$") as caught:
         next(iter(made.stream(config)))
-    assert caught.value.reasons == {"not_a_picture": 24}
+    assert caught.value.reasons == {"not_an_image": 24}
 
 
 def test_the_budget_is_spent_after_its_probation():
@@ -577,7 +577,7 @@ def test_threads_that_were_closed_leave_no_work_behind(data):
     assert all(future.done() for future in futures) and threading.active_count() == before
 
 
-def test_a_picture_that_killed_a_decoder_is_known_to_the_chunks_behind_it():
+def test_an_image_that_killed_a_decoder_is_known_to_the_chunks_behind_it():
     """Each of its copies would cost a process again."""
     made, turns = Made(16), []
     crop = made.crop

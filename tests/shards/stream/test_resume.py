@@ -17,7 +17,7 @@ import pytest
 from shards.crops.chunk_cropper import ChunkCropper, CropJob
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
-from shards.crops.sample_cropper import picture_digest
+from shards.crops.sample_cropper import image_digest
 from shards.records import Chunk, Cursor, Sample
 from shards.samples.admission import AdmissionConfig
 from shards.samples.subset import load_subset
@@ -44,7 +44,7 @@ def png(seed, side=12):
 
 
 def plain_tar(first, num):
-    """Pictures with a number in JSON; every fifth is broken."""
+    """Images with a number in JSON; every fifth is broken."""
     members = []
     for number in range(first, first + num):
         data = b"junk" if number % 5 == 1 else png(number)
@@ -53,7 +53,7 @@ def plain_tar(first, num):
 
 
 def deceiving_tar(first, num):
-    """Pictures, and in the middle a sample with a long tar as its second member: the chunks that
+    """Images, and in the middle a sample with a long tar as its second member: the chunks that
     lie inside it look as if its members were samples of their own."""
     inner = make_tar([(f"inner{number:03d}.png", png(number, side=40)) for number in range(30)])
     members = []
@@ -95,7 +95,7 @@ class Setting:
         shard = self.manifest.shards[0]
         first = read_chunk(self.reader, shard, Chunk(0, 0, shard.num_bytes)).found
         (known,) = [s for s in first if isinstance(s, Sample) and s.key == QUARANTINED]
-        self.killer = picture_digest(known)
+        self.killer = image_digest(known)
 
     def journal(self, entries=()):
         """As it lies in the folder of a run; the killer is known from block 4 on."""
@@ -152,7 +152,7 @@ def test_the_setting_has_all_that_can_go_wrong(whole):
     """A matrix over data that is all well would prove nothing."""
     journal, batches = whole
     last = batches[-1].cursor
-    assert set(last.reject_reasons) >= {"not_a_picture", "kills_decoder"}
+    assert set(last.reject_reasons) >= {"not_an_image", "kills_decoder"}
     assert last.num_unselected > 20
     assert [entry.value for entry in journal.entries if entry.kind == "irregular"] == [2]
     assert {tuple(batch.epochs.tolist()) for batch in batches} >= {(epoch,) for epoch in range(8)}
@@ -160,7 +160,7 @@ def test_the_setting_has_all_that_can_go_wrong(whole):
 
 
 def test_an_irregular_shard_gives_its_true_samples_once_it_is_known(setting, whole):
-    """A tar inside the tar is a member, not a source of pictures."""
+    """A tar inside the tar is a member, not a source of images."""
     journal, batches = whole
     (entry,) = [entry for entry in journal.entries if entry.kind == "irregular"]
     shard = setting.manifest.shards[2]

@@ -114,7 +114,7 @@ class World:
         self.contents = {}
         self.change_weights(0)
         self.broken_block = rng.randint(1, 9) if rng.random() < 0.2 else None
-        self.batch_size = rng.randint(1, max(1, min(9, self.least_in_a_pass())))
+        self.batch_size = rng.randint(1, max(1, min(9, self.min_in_a_pass())))
         self.start()
 
     def change_weights(self, block):
@@ -128,7 +128,7 @@ class World:
         # What was learned on a way that is left here stays known.
         self.inherited = [entry for entry in self.journal.entries if entry.kind == "irregular"]
 
-    def least_in_a_pass(self):
+    def min_in_a_pass(self):
         chunks = [self.order.chunk(index) for index in range(self.order.num_chunks)]
         return sum(min(len(self.content(c, w)[0]) for w in (False, True)) for c in chunks)
 

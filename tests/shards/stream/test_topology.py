@@ -30,11 +30,11 @@ class QuickEngine:
     def __init__(self, recipe):
         self.recipe = recipe
 
-    def crop(self, pictures, parameters):  # noqa: ARG002 - they are an engine's
-        sides = [len(picture.data) % 256 for picture in pictures]
-        crops = np.zeros((len(pictures), 1, 2, 2, 3), np.uint8)
+    def crop(self, images, parameters):  # noqa: ARG002 - they are an engine's
+        sides = [len(image.data) % 256 for image in images]
+        crops = np.zeros((len(images), 1, 2, 2, 3), np.uint8)
         crops += np.array(sides, np.uint8).reshape(-1, 1, 1, 1, 1)
-        return Cropped((crops,), np.ones(len(pictures), bool))
+        return Cropped((crops,), np.ones(len(images), bool))
 
 
 JOB = CropJob(
@@ -47,7 +47,7 @@ JOB = CropJob(
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    """Some 600 tiny pictures in four shards; every fortieth is none."""
+    """Some 600 tiny images in four shards; every fortieth is none."""
     folder = tmp_path_factory.mktemp("topology")
     rng = np.random.default_rng(0)
     for shard in range(4):

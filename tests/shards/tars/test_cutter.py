@@ -118,7 +118,7 @@ def test_the_key_ends_at_the_first_dot_of_the_file_name():
 
 @pytest.mark.parametrize("extensions", [("jpg",), ("jpg", "cls"), ("jpg", "cls", "txt")])
 def test_an_extension_that_repeats_begins_a_new_sample(extensions):
-    """Where all keys are equal, a start in the middle would pair pictures with wrong labels."""
+    """Where all keys are equal, a start in the middle would pair images with wrong labels."""
     members = [
         (f"same.{extension}", f"{i} {extension}".encode())
         for i in range(200)
@@ -186,7 +186,7 @@ def member_places(data):
 
 @pytest.mark.parametrize("chunk_bytes", [4096, 65536])
 def test_a_tar_that_ends_early_keeps_what_is_whole_and_counts_what_is_not(chunk_bytes):
-    """Interrupted uploads are the commonest damage; a half picture must be neither used nor
+    """Interrupted uploads are the commonest damage; a half image must be neither used nor
     forgotten."""
     data = make_tar(numbered(40, 700, ("jpg",)))
     header, start, stop, end = list(member_places(data))[30]
@@ -219,7 +219,7 @@ def test_a_tar_that_ends_within_extension_headers_counts_the_sample(form):
 
 
 def test_a_truncated_second_member_costs_the_sample_not_the_shard():
-    """A picture whose label is cut off is no sample."""
+    """An image whose label is cut off is no sample."""
     data = make_tar(numbered(20))
     places = list(member_places(data))
     found = cut_all(data[: places[21][1] + 10])
@@ -236,7 +236,7 @@ def test_garbage_in_the_middle_costs_the_samples_it_hit(chunk_bytes):
     whole = samples_by_tarfile(bytes(data))
     data[20 * 1536 - 300 : 24 * 1536 + 700] = random.Random(1).randbytes(4 * 1536 + 1000)
     found = cut_all(bytes(data), chunk_bytes)
-    # Number 19 keeps its header and gets foreign bytes: whether that is a picture is seen later.
+    # Number 19 keeps its header and gets foreign bytes: whether that is an image is seen later.
     assert [item.key for item in found if isinstance(item, Sample)] == [
         key for key, _ in whole if key not in [f"{i:05d}" for i in range(20, 25)]
     ]
@@ -351,7 +351,7 @@ def test_endless_extension_headers_are_damage():
 
 
 def test_a_sample_too_large_to_hold_is_rejected_unread():
-    """A video of 600 MB among the pictures must not be read into a reader's memory."""
+    """A video of 600 MB among the images must not be read into a reader's memory."""
     size = 600 << 20
     head = bytearray(make_tar([("film.mp4", b"")])[:512])
     head = set_size(bytes(head), 0, b"%011o\0" % size)
@@ -472,7 +472,7 @@ def test_a_nested_tar_at_the_very_end_is_told():
 
 
 def test_links_are_counted_where_they_lie():
-    """A picture that is stored as a link to another would disappear and nobody would know."""
+    """An image that is stored as a link to another would disappear and nobody would know."""
     link = header(b"1.jpg", 0, b"1") + header(b"2.jpg", 0, b"2") + header(b"folder/", 0, b"5")
     data = (make_tar(numbered(10))[: 10 * 3072] + link) * 5 + bytes(1024)
     parts = [cutting.cut_chunk(data, chunk) for chunk in cutting.chunks_of(data, 16384)]

@@ -34,7 +34,7 @@ def test_checksums_are_those_of_the_definition():
 
 
 def test_random_blocks_zeros_and_text_are_no_headers():
-    """Pictures are full of blocks that nearly look like a header."""
+    """Images are full of blocks that nearly look like a header."""
     rng = random.Random(1)
     data = rng.randbytes(200 * BLOCK) + bytes(20 * BLOCK) + b" 012345\0" * 64 * 20
     assert list(header_offsets(data)) == [] and not is_header(data[:100])

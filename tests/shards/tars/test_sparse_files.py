@@ -23,7 +23,7 @@ def holey(rng, num_pieces):
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("num_pieces", [0, 1, 4, 5, 60])
 def test_all_maps_give_the_file_back(style, num_pieces):
-    """A picture with its holes cut out is another picture, or none."""
+    """An image with its holes cut out is another image, or none."""
     rng = random.Random(num_pieces)
     whole = {f"{i}": holey(rng, num_pieces) for i in range(12)}
     data = b"".join(member(f"{k}.bmp".encode(), v, style, rng) for k, v in whole.items())
@@ -95,7 +95,7 @@ def test_a_map_that_contradicts_itself_is_damage(records):
 
 
 def test_less_data_than_the_map_says_is_a_reject():
-    """The end of the picture would be that of the next one."""
+    """The end of the image would be that of the next one."""
     with pytest.raises(BrokenMap):
         Holes(100, ((0, 60),)).fill(b"x" * 50)
     records = [(b"GNU.sparse.size", b"100"), (b"GNU.sparse.map", b"0,60")]

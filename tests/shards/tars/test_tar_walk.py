@@ -38,7 +38,7 @@ def test_a_huge_shard_is_remembered_more_coarsely():
 
 
 def test_a_shard_that_changed_is_another_shard():
-    """The starts of the old file are inside the pictures of the new one."""
+    """The starts of the old file are inside the images of the new one."""
     walks = Walks()
     walks.starts(ShardInfo("a.tar", 10, "1")).add(1 << 20)
     assert walks.starts(ShardInfo("a.tar", 10, "1")).before(1 << 21) == 1 << 20

@@ -160,13 +160,13 @@ def test_data_that_is_not_there_is_one_sentence(
     assert "nowhere" in refused_start(capsys, recipe, tmp_path / "nowhere", out)
     (tmp_path / "empty").mkdir()
     text = refused_start(capsys, recipe, tmp_path / "empty", out)
-    assert "no picture found in" in text
+    assert "no image found in" in text
 
 
 def test_shards_that_are_none_are_one_sentence(
     recipe: str, capsys: Capture, tmp_path: Path
 ) -> None:
-    """Text, gzip, nothing, and a tar without a picture: each names the shard."""
+    """Text, gzip, nothing, and a tar without an image: each names the shard."""
     cases = {
         "text": b"no tar at all" * 100,
         "zip": gzip.compress(b"x" * 9000),
@@ -190,13 +190,13 @@ def test_shards_of_rejects_only_are_a_table_of_reasons(
     recipe: str, capsys: Capture, tmp_path: Path
 ) -> None:
     """A user must see why nothing was left."""
-    members = {f"{n:03d}.jpg": b"no picture" for n in range(20)} | {"t/a.txt": b"x"}
+    members = {f"{n:03d}.jpg": b"no image" for n in range(20)} | {"t/a.txt": b"x"}
     data = write_tar(tmp_path / "bad.tar", members)
     first, *table = refused_start(capsys, recipe, data, tmp_path / "run").splitlines()
     assert first.startswith("every sample")
     assert sorted(line.split() for line in table if line.startswith("  ")) == [
-        ["no_picture", "1"],
-        ["not_a_picture", "20"],
+        ["no_image", "1"],
+        ["not_an_image", "20"],
     ]
 
 
@@ -207,7 +207,7 @@ def test_a_batch_that_cannot_be_filled_is_one_sentence(
     data = make_shards(tmp_path / "data", num=12)
     text = refused_start(capsys, recipe, data, tmp_path / "run")
     assert text == (
-        "batch_size=16, but a pass over the data holds only 12 pictures; give more data, or "
+        "batch_size=16, but a pass over the data holds only 12 images; give more data, or "
         "--stream.batch-size of at most 12"
     )
 
@@ -355,9 +355,9 @@ def test_a_run_started_from_its_own_config_is_the_same_run(
     assert first == f"swav on 3 shards, 6 steps, into {out}"
     assert re.fullmatch(r"live page at http://127\.0\.0\.1:\d+/", page)
     assert re.fullmatch(r"metrics at http://127\.0\.0\.1:\d+/metrics", metrics)
-    line = r"step \d/6 · loss \d\.\d{4} · [\d,]+ pictures/s · data wait \d+\.\d% · 0:\d\d left"
+    line = r"step \d/6 · loss \d\.\d{4} · [\d,]+ images/s · data wait \d+\.\d% · 0:\d\d left"
     assert steps and all(re.fullmatch(line, step) for step in steps)
-    assert re.fullmatch(r"done: 96 pictures at [\d,]+/s, data wait \d+\.\d%; \S+00006", last)
+    assert re.fullmatch(r"done: 96 images at [\d,]+/s, data wait \d+\.\d%; \S+00006", last)
 
 
 def test_sizes_that_follow_from_batch_and_data_are_printed_and_kept(
@@ -392,7 +392,7 @@ def test_knn_prints_a_table_with_baselines_and_keeps_the_score(
     shutil.copytree(finished_run, run)
     arguments = ["--run", run, "--train", shards_folder, "--test", shards_folder, "--follow"]
     text = shown(capsys, "evaluate", "knn", *arguments, "--ks", 1, 5, "--baselines")
-    assert "at step 6: 160 training and 160 test pictures" in text
+    assert "at step 6: 160 training and 160 test images" in text
     rows = [re.split(r" *[│┃] *", line) for line in text.splitlines()]
     table = {row[1]: row[2:-1] for row in rows if len(row) == 5}
     assert table["encoder"] == ["k=1", "k=5"]
@@ -407,11 +407,11 @@ def test_knn_that_cannot_be_computed_is_one_sentence(
     """A k beyond the data, no labels, a run without a checkpoint, a checkpoint that is damaged."""
     knn = ["evaluate", "knn", "--train", shards_folder, "--test", shards_folder, "--run"]
     text = refused(capsys, *knn, finished_run, "--ks", 161)
-    assert text.startswith("k-NN with k=161 on 160 training pictures") and "smaller k" in text
+    assert text.startswith("k-NN with k=161 on 160 training images") and "smaller k" in text
     assert "holds no checkpoint; give the folder of a run" in refused(capsys, *knn, tmp_path)
-    picture = next(shards_folder.glob("*.tar")).read_bytes()
-    start = picture.index(b"\xff\xd8\xff")
-    bare = write_tar(tmp_path / "bare.tar", {"000.jpg": picture[start : start + 4000]})
+    image = next(shards_folder.glob("*.tar")).read_bytes()
+    start = image.index(b"\xff\xd8\xff")
+    bare = write_tar(tmp_path / "bare.tar", {"000.jpg": image[start : start + 4000]})
     text = refused(capsys, *knn, finished_run, "--test", bare)
     assert "sample '000' of" in text and "has no label (members: jpg)" in text
     broken = tmp_path / "broken"
@@ -421,10 +421,10 @@ def test_knn_that_cannot_be_computed_is_one_sentence(
 
 
 def make_class_folders(folder: Path, shards: Path) -> Path:
-    """Six pictures of shards as files, in two folders, and a file that is no picture."""
+    """Six images of shards as files, in two folders, and a file that is no image."""
     with tarfile.open(sorted(shards.glob("*.tar"))[0]) as tar:
-        pictures = [member for member in tar if member.name.endswith(".jpg")][:6]
-        for number, member in enumerate(pictures):
+        images = [member for member in tar if member.name.endswith(".jpg")][:6]
+        for number, member in enumerate(images):
             path = folder / ("cats" if number % 2 else "dogs") / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             file = tar.extractfile(member)
@@ -438,15 +438,15 @@ def test_packing_says_what_it_wrote_and_finds_it_again(
     shards_folder: Path, capsys: Capture, tmp_path: Path
 ) -> None:
     """The second time nothing is written; another input is refused."""
-    pictures, out = make_class_folders(tmp_path / "pictures", shards_folder), tmp_path / "packed"
-    text = shown(capsys, "shards", "pack", pictures, out, "--samples-per-shard", 4)
+    images, out = make_class_folders(tmp_path / "images", shards_folder), tmp_path / "packed"
+    text = shown(capsys, "shards", "pack", images, out, "--samples-per-shard", 4)
     assert re.search(r"6 samples in 2 shards \([\d,]+ bytes\) in \S+packed: written", text)
-    assert "skipped 1: not_a_picture" in text
-    text = shown(capsys, "shards", "pack", pictures, out, "--samples-per-shard", 4)
+    assert "skipped 1: not_an_image" in text
+    text = shown(capsys, "shards", "pack", images, out, "--samples-per-shard", 4)
     assert "are there already, made from the same files" in text
-    (pictures / "cats" / "1.jpg").unlink()
-    text = refused(capsys, "shards", "pack", pictures, out, "--samples-per-shard", 4)
-    assert "packed exists and is not a complete pack of these pictures" in text
+    (images / "cats" / "1.jpg").unlink()
+    text = refused(capsys, "shards", "pack", images, out, "--samples-per-shard", 4)
+    assert "packed exists and is not a complete pack of these images" in text
 
 
 # The same as whole processes.

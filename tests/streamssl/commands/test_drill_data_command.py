@@ -22,7 +22,7 @@ def test_damage_is_told_of(synthetic_shards: Path, capsys: pytest.CaptureFixture
     [shard, *_] = sorted(synthetic_shards.glob("*.tar"))
     text = shown(capsys, "drill", "corrupt", shard, "--num-places", 3)
     assert text.count("done: ") == 3 and "flipped bits in bytes" in text
-    assert re.search(r"lost: \d+ of 32 pictures in 1 copies", text)
+    assert re.search(r"lost: \d+ of 32 images in 1 copies", text)
     assert re.search(r"counted as: \d+ \w+", text)
 
 

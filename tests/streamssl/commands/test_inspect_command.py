@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.samples.synthetic_images import encode_jpeg, make_picture
+from shards.samples.synthetic_images import encode_jpeg, make_image
 from streamssl.cli import main
 from tests.tars import make_tar
 from tests.tinyrun import make_shards
@@ -35,22 +35,22 @@ def test_verify_tells_good_shards_from_bad_ones(
     text = capsys.readouterr().out
     assert "10 samples in 1 shards, 1 rejected" in text
     place = r"first: \S+/bad/shard-000000\.tar, byte 0, key '\d{8}-\S*'"
-    assert re.search(rf"not_a_picture +1 +{place}", text)
+    assert re.search(rf"not_an_image +1 +{place}", text)
     report = tmp_path / "report.json"
     words = ["shards", "verify", str(bad), "--json", "--depth", "headers", "--report", str(report)]
     assert main(words) == 1
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(report.read_text()) and [*tmp_path.glob("*.part")] == []
     assert (found["samples"], found["rejected"]) == (10, 1)
-    assert found["reject_reasons"] == {"not_a_picture": 1}
+    assert found["reject_reasons"] == {"not_an_image": 1}
     assert found["irregular"] == found["unreadable"] == [] and found["scattered_keys"] == 0
     (shard,) = found["shard_reports"]
-    assert shard["uri"] == str(bad) and shard["rejects"]["not_a_picture"]["first"]["byte"] == 0
+    assert shard["uri"] == str(bad) and shard["rejects"]["not_an_image"]["first"]["byte"] == 0
 
 
 def test_verify_names_shards_that_a_run_has_to_walk(capsys: Capture, tmp_path: Path) -> None:
     """What is wrong with a shard as a whole is told in one line, with the remedy."""
-    jpeg = encode_jpeg(make_picture(0, 0, 0, 32))
+    jpeg = encode_jpeg(make_image(0, 0, 0, 32))
     inner = make_tar([(f"{i:04d}.jpg", jpeg) for i in range(400)])
     members = [(f"{i}.jpg", jpeg) for i in range(300)]
     shard = tmp_path / "0.tar"
@@ -64,7 +64,7 @@ def test_verify_names_shards_that_a_run_has_to_walk(capsys: Capture, tmp_path: P
 def test_stats_are_a_table_or_json(shards_folder: Path, capsys: Capture) -> None:
     """The same fields for a person and for a script."""
     found = json.loads(shown(capsys, "shards", "stats", shards_folder, "--json"))
-    assert found["shards"] == 3 and found["samples"] == found["pictures"] == 160
+    assert found["shards"] == 3 and found["samples"] == found["images"] == 160
     assert found["formats"] == {"jpeg": 160} and found["members"] == {"cls": 160, "jpg": 160}
     assert found["shorter_side"]["p50"] == 32 and found["rejected"] == 0
     assert found["samples_per_shard"] == [40, 60] and found["decoded_per_second_by_a_core"] > 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from shards.samples.synthetic_images import encode_jpeg, make_picture
+from shards.samples.synthetic_images import encode_jpeg, make_image
 from streamssl.cli import main
 from streamssl.runs.pack_progress import show_packing
 
@@ -15,14 +15,14 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Twenty pictures in two folders; beside them a file."""
+def images(tmp_path: Path) -> Path:
+    """Twenty images in two folders; beside them a file."""
     (tmp_path / "taken").write_text("x")
     for number in range(20):
-        path = tmp_path / "pictures" / "ab"[number % 2] / f"{number:02d}.jpg"
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number:02d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_jpeg(make_picture(0, number, number % 10, 32)))
-    return tmp_path / "pictures"
+        path.write_bytes(encode_jpeg(make_image(0, number, number % 10, 32)))
+    return tmp_path / "images"
 
 
 def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
@@ -33,14 +33,14 @@ def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
-def test_pictures_lists_tables_and_shards_are_told_apart(
-    pictures: Path, capsys: Capture, tmp_path: Path
+def test_images_lists_tables_and_shards_are_told_apart(
+    images: Path, capsys: Capture, tmp_path: Path
 ) -> None:
     """One command for all of them; what it takes SOURCE for is what it is."""
     first, second = tmp_path / "first", tmp_path / "second"
-    code, text, _ = run(capsys, pictures, first, "--samples-per-shard", 8)
+    code, text, _ = run(capsys, images, first, "--samples-per-shard", 8)
     assert code == 0 and f"20 samples in 3 shards (81,920 bytes) in {first}: written" in text
-    names = sorted(str(path) for path in pictures.rglob("*.jpg"))
+    names = sorted(str(path) for path in images.rglob("*.jpg"))
     (tmp_path / "keys.txt").write_text("\n".join(f"{n:08d}-{2 * n:02d}" for n in range(5)))
     options = ("--subset", tmp_path / "keys.txt", "--workers", 1)
     code, text, _ = run(capsys, f"{first}/*.tar", second, *options)
@@ -52,13 +52,13 @@ def test_pictures_lists_tables_and_shards_are_told_apart(
 
 
 def test_what_is_left_out_and_renamed_is_printed_by_reason(
-    pictures: Path, capsys: Capture, tmp_path: Path
+    images: Path, capsys: Capture, tmp_path: Path
 ) -> None:
     """A total alone does not say what to mend."""
-    (pictures / "a" / "x.jpg").write_bytes(b"")
-    code, text, _ = run(capsys, pictures, tmp_path / "a", "--admit", "--admission.min-side", 40)
+    (images / "a" / "x.jpg").write_bytes(b"")
+    code, text, _ = run(capsys, images, tmp_path / "a", "--admit", "--admission.min-side", 40)
     assert code == 2
-    code, text, _ = run(capsys, pictures, tmp_path / "a", "--labels", "none")
+    code, text, _ = run(capsys, images, tmp_path / "a", "--labels", "none")
     assert code == 0 and "skipped 1: empty" in text
     (tmp_path / "b.tar").write_bytes((tmp_path / "a" / "shard-000000.tar").read_bytes())
     (tmp_path / "c.tar").write_bytes((tmp_path / "a" / "shard-000000.tar").read_bytes())
@@ -70,25 +70,25 @@ def test_what_is_left_out_and_renamed_is_printed_by_reason(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("nowhere out", "nowhere is not a folder; pictures are packed from one; check the path"),
+        ("nowhere out", "nowhere is not a folder; images are packed from one; check the path"),
         ("nowhere.tar out", r"nowhere\.tar does not exist; give a folder"),
         ("nowhere.parquet out", r"nowhere\.parquet cannot be read \(No such file"),
-        ("pictures taken", r"taken exists and is not a complete pack .*name another"),
-        ("pictures pictures/b/x", r"pictures/b/x lies in pictures; the next start .*place outside"),
-        ("pictures pictures", "pictures lies in pictures; the next start would find"),
+        ("images taken", r"taken exists and is not a complete pack .*name another"),
+        ("images images/b/x", r"images/b/x lies in images; the next start .*place outside"),
+        ("images images", "images lies in images; the next start would find"),
         ("s3://bucket/a s3://bucket/a/b", "s3://bucket/a/b lies in s3://bucket/a; the next"),
-        ("pictures out/x --workers 0", "workers=0; it must be at least 1: leave it out"),
-        ("pictures out --web.timeout-seconds 0", "timeout_seconds=0.0; it must be more than 0"),
-        ("pictures s4://out", "the store 's4', which is unknown; allowed are a local"),
-        ("pictures out --subset x.npy", "subset='x.npy' with a folder of pictures; a subset list"),
-        ("pictures out --kind zip", r"--kind='zip'; allowed are \('auto', 'folder'"),
-        ("pictures http://127.0.0.1/x", "is on the web; shards are written to a folder or to a st"),
+        ("images out/x --workers 0", "workers=0; it must be at least 1: leave it out"),
+        ("images out --web.timeout-seconds 0", "timeout_seconds=0.0; it must be more than 0"),
+        ("images s4://out", "the store 's4', which is unknown; allowed are a local"),
+        ("images out --subset x.npy", "subset='x.npy' with a folder of images; a subset list"),
+        ("images out --kind zip", r"--kind='zip'; allowed are \('auto', 'folder'"),
+        ("images http://127.0.0.1/x", "is on the web; shards are written to a folder or to a st"),
     ],
 )
 def test_a_mistake_is_one_sentence(
     arguments: str,
     expected: str,
-    pictures: Path,
+    images: Path,
     capsys: Capture,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -102,11 +102,11 @@ def test_a_mistake_is_one_sentence(
 
 
 def test_an_unfinished_pack_is_refused_by_the_commands_that_read_shards(
-    pictures: Path, capsys: Capture, tmp_path: Path
+    images: Path, capsys: Capture, tmp_path: Path
 ) -> None:
     """Half a data set is trained on by nobody, however it is named."""
     out = tmp_path / "out"
-    assert run(capsys, pictures, out, "--samples-per-shard", 8)[0] == 0
+    assert run(capsys, images, out, "--samples-per-shard", 8)[0] == 0
     (out / "pack.unfinished.json").write_text("{}")
     for command in ("pretrain swav-small --data", "shards stats"):
         for pattern in (out, f"{out}/*.tar"):
@@ -124,7 +124,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
     """No escape codes in a log, no flood of lines on a screen."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    for terminal, unit in ((False, "pictures"), (True, "pictures"), (True, "bytes")):
+    for terminal, unit in ((False, "images"), (True, "images"), (True, "bytes")):
         console = Console(force_terminal=terminal, highlight=False, width=100)
         with show_packing(console) as watch:
             watch.begin(1000, unit)
@@ -135,4 +135,4 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
         text = capsys.readouterr().out
         assert "something" in text and ("\x1b" in text) == terminal
         if not terminal:
-            assert "300 of 1,000 pictures, 25 a second\n600 of 1,000 pictures" in text
+            assert "300 of 1,000 images, 25 a second\n600 of 1,000 images" in text

@@ -41,8 +41,8 @@ def test_a_sheet_of_samples_is_written(shards: Path, tmp_path: Path, capsys: Cap
         assert "12 samples drawn with seed 0, 0 rejected" in said and f"sheet.{suffix}" in said
     text = (tmp_path / "sheet.html").read_text()
     assert text.count("<figure") == 12 and "3 shards" in text and "label: " in text
-    with Image.open(tmp_path / "sheet.png") as image:
-        assert image.width > 600
+    with Image.open(tmp_path / "sheet.png") as pil_image:
+        assert pil_image.width > 600
 
 
 def test_admission_of_a_sheet_is_that_of_a_run(shards: Path, tmp_path: Path) -> None:
@@ -92,11 +92,11 @@ def test_a_batch_of_a_run_is_shown_crop_for_crop(
     said = capsys.readouterr().out
     assert f"crops of 5 of 16 samples; digest {digest}, the same as in metrics.jsonl" in said
     page = Page(out.read_text())
-    pictures = [np.asarray(picture.convert("RGB")) for picture in page.pictures()]
+    images = [np.asarray(image.convert("RGB")) for image in page.images()]
     batch = open_batch(run, 3, RangeReader())
     expected = [view for row in range(5) for group in batch.crops for view in group[row]]
-    assert len(pictures) == len(expected) == 5 * 3
-    assert all(map(np.array_equal, pictures, expected))
+    assert len(images) == len(expected) == 5 * 3
+    assert all(map(np.array_equal, images, expected))
     words = "".join(page.words)
     for shard, offset in batch.ids[:5].tolist():
         assert f"shard-{shard:06d}.tar, byte {offset}, epoch 0" in words
@@ -110,8 +110,8 @@ def test_a_batch_is_found_again_where_the_shards_have_moved_to(
     out = tmp_path / "batch.png"
     shards = next(run.parent.glob("shards"))
     assert view(shards, "--run", run, "--batch", 1, "--out", out) == 0
-    with Image.open(out) as image:
-        assert image.height > 300
+    with Image.open(out) as pil_image:
+        assert pil_image.height > 300
     assert (
         view(make_shards(tmp_path / "other", num=20), "--run", run, "--batch", 1, "--out", out) == 2
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from streamssl.config.run_config import RunConfig, flatten, from_fields, to_fields
-from streamssl.config.sizing import Sizing, most_drift, most_prototypes, num_queued, size
+from streamssl.config.sizing import Sizing, max_drift, max_prototypes, num_queued, size
 from streamssl.recipes import RECIPES
 
 IMAGENET, CIFAR, MARKET = 1_281_167, 50_000, 12_936
@@ -74,7 +74,7 @@ def test_a_queue_that_no_recipe_tells_the_start_of_starts_by_drift() -> None:
     prototypes = torch.nn.functional.normalize(torch.randn(300, 128), dim=1)
     noise = torch.nn.functional.normalize(torch.randn(2000, 128), dim=1)
     noise -= (noise * entries).sum(1, keepdim=True) * entries
-    cosine = 1 - most_drift(0.05, 128)
+    cosine = 1 - max_drift(0.05, 128)
     moved = cosine * entries + (1 - cosine**2) ** 0.5 * torch.nn.functional.normalize(noise, dim=1)
     change = (moved - (moved * entries).sum(1, keepdim=True) * entries) @ prototypes.T
     assert change.std().item() == pytest.approx(0.05, rel=0.05)
@@ -89,7 +89,7 @@ def test_a_small_batch_gets_fewer_prototypes_and_sharper_codes() -> None:
 @pytest.mark.parametrize("batch", [1, 7, 16, 64, 256, 1000, 2560, 4095, 4096, 10_000])
 def test_rows_and_prototypes_fit_together(batch: int) -> None:
     """About 4,096 rows for 3,000, in whole batches of which there are at most 15."""
-    num = min(3000, most_prototypes(16 * batch, None))
+    num = min(3000, max_prototypes(16 * batch, None))
     queued = num_queued(num, batch)
     assert queued % batch == 0 and queued <= 15 * batch
     assert (queued + batch) * 3000 >= 0.99 * num * 4096 or num == 2

@@ -24,7 +24,7 @@ from streamssl.modules.sample_memory import NO_LABEL
 from streamssl.modules.sinkhorn import sinkhorn
 from streamssl.training.health import measure
 from tests.golden_checks.ranks import run_ranks
-from tests.streamssl.tiny import TinyBackbone, pictures
+from tests.streamssl.tiny import TinyBackbone, images
 from tests.streamssl.tiny_methods import TINY, train_all
 
 NUM_RANKS, NUM_SAMPLES, NUM_CROPS = 2, 8, 3
@@ -50,7 +50,7 @@ def part(rows: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def talk(group: ProcessGroup | None) -> dict[str, Tensor]:
-    crops = pictures(4, 6, 0)
+    crops = images(4, 6, 0)
     own = torch.tensor([1.0, -1.0]) * (rank(group) + 1)
     return {
         "crops": all_gather_rows(part(crops, group), group),
@@ -122,7 +122,7 @@ def run_moco(group: ProcessGroup | None) -> dict[str, Any]:
     backbone.eval()
     losses = []
     for step in range(3):
-        query, key = (part(pictures(NUM_SAMPLES, 8, seed), group) for seed in (step, 50 + step))
+        query, key = (part(images(NUM_SAMPLES, 8, seed), group) for seed in (step, 50 + step))
         loss = method.loss([query, key], step=step).loss.detach()
         losses.append(all_reduce_sum(loss, group) / world_size(group))
     return {"losses": torch.stack(losses), "queue": method.queue.state_dict()}
@@ -135,9 +135,9 @@ def found() -> list[dict[str, Any]]:
 
 
 def test_gathered_rows_are_in_rank_order_and_pixels_in_place(found: list[dict[str, Any]]) -> None:
-    """Channels-last pictures must not be scrambled on the way."""
+    """Channels-last images must not be scrambled on the way."""
     for each in found[:2]:
-        assert torch.equal(each["collectives"]["crops"], pictures(4, 6, 0))
+        assert torch.equal(each["collectives"]["crops"], images(4, 6, 0))
 
 
 def test_reductions_leave_their_input_alone(found: list[dict[str, Any]]) -> None:

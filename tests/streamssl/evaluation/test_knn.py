@@ -83,10 +83,10 @@ def test_a_collapsed_encoder_is_no_better_than_chance():
     assert knn_accuracy(zeros, labels, zeros, labels, KnnConfig(ks=(100,))) == {100: 25.0}
 
 
-def test_more_neighbours_than_pictures_are_refused():
+def test_more_neighbours_than_images_are_refused():
     """k clamped in silence would report a number under the wrong name."""
     features, labels = make_rows(0, 50)
-    with pytest.raises(ConfigError, match=r"k=200 on 50 training pictures.*smaller k"):
+    with pytest.raises(ConfigError, match=r"k=200 on 50 training images.*smaller k"):
         knn_accuracy(features, labels, features, labels)
 
 
@@ -104,7 +104,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
     ("change", "message"),
     [
         ({"train_labels": np.full(50, -1)}, "training labels.*from -1.*without a label"),
-        ({"test_labels": np.full(50, 9)}, r"test labels \[9\] have no training picture"),
+        ({"test_labels": np.full(50, 9)}, r"test labels \[9\] have no training image"),
         ({"test_labels": np.zeros(50)}, "test labels of type float64"),
         ({"train_labels": np.zeros(49, int)}, r"\(50, 12\) with labels \(49,\)"),
         ({"test_features": np.zeros((50, 3), np.float32)}, "12 numbers and test features 3"),
@@ -132,23 +132,23 @@ def make_encoder():
     )
 
 
-def make_pictures(num, size=12):
+def make_images(num, size=12):
     return np.random.default_rng(num).integers(0, 256, (num, size, size, 3), np.uint8)
 
 
 def test_embedding_in_pieces_equals_embedding_at_once():
     """Batch statistics in use would make a feature depend on its neighbours in the batch."""
-    pictures, encoder = make_pictures(10), make_encoder()
-    whole = embed(encoder, [pictures])
-    parts = embed(encoder, [pictures[:3], pictures[3:4], pictures[4:]])
+    images, encoder = make_images(10), make_encoder()
+    whole = embed(encoder, [images])
+    parts = embed(encoder, [images[:3], images[3:4], images[4:]])
     assert whole.shape == (10, 6) and whole.dtype == np.float32
     np.testing.assert_allclose(parts, whole, atol=1e-6)
 
 
 def test_embedding_normalises_as_training_does():
     """Pixels on another scale than in training give other features."""
-    pictures = np.full((2, 4, 4, 3), 255, np.uint8)
-    found = embed(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), [pictures])
+    images = np.full((2, 4, 4, 3), 255, np.uint8)
+    found = embed(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), [images])
     expected = (1 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(found, np.tile(expected, (2, 1)), rtol=1e-5)
 
@@ -158,38 +158,38 @@ def test_embedding_leaves_the_encoder_as_it_was():
     encoder = make_encoder().train()
     encoder[1].eval()  # frozen on purpose
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    embed(encoder, [make_pictures(4)])
+    embed(encoder, [make_images(4)])
     assert encoder.training and encoder[0].training and not encoder[1].training
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert all(parameter.grad is None for parameter in encoder.parameters())
 
 
 def test_a_failing_encoder_gets_its_mode_back():
-    """A picture that fails in the middle must not leave the run in eval mode."""
+    """An image that fails in the middle must not leave the run in eval mode."""
     encoder = make_encoder().train()
     with pytest.raises(RuntimeError):
         embed(encoder, [np.zeros((1, 4, 4, 5), np.uint8)])
     assert encoder.training
 
 
-def test_half_precision_and_read_only_pictures_give_float32_features():
-    """Pictures that come from a reader are read-only views; bf16 arrays do not exist in NumPy."""
-    pictures, encoder = make_pictures(4), make_encoder()
-    pictures.flags.writeable = False
-    found = embed(encoder, [pictures], precision="bfloat16")
+def test_half_precision_and_read_only_images_give_float32_features():
+    """Images that come from a reader are read-only views; bf16 arrays do not exist in NumPy."""
+    images, encoder = make_images(4), make_encoder()
+    images.flags.writeable = False
+    found = embed(encoder, [images], precision="bfloat16")
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, embed(encoder, [pictures]), atol=0.05)
+    np.testing.assert_allclose(found, embed(encoder, [images]), atol=0.05)
 
 
-def test_no_picture_to_embed_is_said_in_words():
+def test_no_image_to_embed_is_said_in_words():
     """torch.cat of nothing would complain about a list."""
-    with pytest.raises(UserError, match="no picture to embed"):
+    with pytest.raises(UserError, match="no image to embed"):
         embed(make_encoder(), [])
 
 
 def test_raw_pixels_become_small_rows():
     """The floor of every comparison must be the pixels themselves, on one scale."""
-    pictures = np.full((3, 40, 40, 3), 51, np.uint8)
-    rows = raw_pixel_features(pictures, size=8)
+    images = np.full((3, 40, 40, 3), 51, np.uint8)
+    rows = raw_pixel_features(images, size=8)
     assert rows.shape == (3, 192) and rows.dtype == np.float32
     np.testing.assert_allclose(rows, 0.2, atol=1e-6)

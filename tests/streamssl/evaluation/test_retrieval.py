@@ -66,8 +66,8 @@ def test_what_cannot_be_ranked_is_a_sentence() -> None:
         retrieve(qx, qy, gx, gy[:4])
 
 
-def test_a_run_finds_the_pictures_it_is_asked_for(finished_run: Path, shards_folder: Path) -> None:
-    """A picture that is in the gallery itself comes first, whatever the encoder."""
+def test_a_run_finds_the_images_it_is_asked_for(finished_run: Path, shards_folder: Path) -> None:
+    """An image that is in the gallery itself comes first, whatever the encoder."""
     data = str(shards_folder)
     encoders = ("raw pixels", "trained")
     scores = retrieval_of_run(finished_run, data, data, encoders, ranks=(1,))
@@ -84,6 +84,6 @@ def test_the_command_shows_a_table(
     arguments = ["--run", str(finished_run), "--query", str(query), "--gallery", str(shards_folder)]
     assert main(["evaluate", "retrieval", *arguments, "--baselines", "--ranks", "1", "3"]) == 0
     shown = capsys.readouterr().out
-    assert "20 queries, 160 pictures in the gallery" in shown
+    assert "20 queries, 160 images in the gallery" in shown
     for word in ("mAP", "rank-1", "rank-3", "raw pixels", "untrained", "trained"):
         assert word in shown

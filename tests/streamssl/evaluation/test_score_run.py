@@ -16,7 +16,7 @@ FIVE = KnnConfig(ks=(1, 5))
 
 @pytest.fixture(scope="module")
 def test_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Labelled pictures that the run was not trained on."""
+    """Labelled images that the run was not trained on."""
     return make_shards(tmp_path_factory.mktemp("test") / "shards", num=50, seed=7)
 
 
@@ -43,8 +43,8 @@ def test_scores_can_be_repeated(finished_run: Path, shards_folder: Path, test_sh
     assert one == other
 
 
-def test_each_picture_is_its_own_nearest_neighbour(finished_run: Path, shards_folder: Path) -> None:
-    """Labels and features must belong to the same picture, in the same order."""
+def test_each_image_is_its_own_nearest_neighbour(finished_run: Path, shards_folder: Path) -> None:
+    """Labels and features must belong to the same image, in the same order."""
     data = str(shards_folder)
     scores = knn_of_run(finished_run, data, data, ("raw pixels", "trained"), KnnConfig(ks=(1,)))
     assert scores.accuracy == {"raw pixels": {1: 100.0}, "trained": {1: 100.0}}
@@ -83,7 +83,7 @@ def test_what_cannot_be_scored_is_a_sentence(
         knn_of_run(empty, train, test)
     with pytest.raises(ManifestError, match="no such"):
         knn_of_run(finished_run, train, str(tmp_path / "no such"))
-    with pytest.raises(ConfigError, match=r"k=200 on 160 training pictures; .*choose a smaller"):
+    with pytest.raises(ConfigError, match=r"k=200 on 160 training images; .*choose a smaller"):
         knn_of_run(finished_run, train, test, config=KnnConfig(ks=(20, 200)))
     lonely = tmp_path / "copy" / "checkpoints" / "step-00000006"
     shutil.copytree(finished_run / "checkpoints" / "step-00000006", lonely)
@@ -91,7 +91,7 @@ def test_what_cannot_be_scored_is_a_sentence(
         knn_of_run(lonely, train, test)
 
 
-def test_a_picture_without_a_label_is_named(
+def test_an_image_without_a_label_is_named(
     finished_run: Path, shards_folder: Path, tmp_path: Path
 ) -> None:
     """With the members that it has, and how labels are written."""
@@ -104,7 +104,7 @@ def test_a_picture_without_a_label_is_named(
         knn_of_run(finished_run, str(tmp_path / "bare.tar"), str(shards_folder), config=FIVE)
 
 
-def test_shards_without_one_good_picture_are_a_sentence(
+def test_shards_without_one_good_image_are_a_sentence(
     finished_run: Path, shards_folder: Path, tmp_path: Path
 ) -> None:
     """Not a stack of NumPy about nothing to concatenate."""
@@ -112,5 +112,5 @@ def test_shards_without_one_good_picture_are_a_sentence(
     for path in data.glob("*.tar"):
         path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0"))
     for encoder in ("raw pixels", "trained"):
-        with pytest.raises(BudgetExceeded, match=r"not_a_picture +10"):
+        with pytest.raises(BudgetExceeded, match=r"not_an_image +10"):
             knn_of_run(finished_run, str(shards_folder), str(data), (encoder,), FIVE)

@@ -6,7 +6,7 @@ from torch import nn
 
 from shards.errors import ConfigError
 from streamssl.methods.byol import BYOLConfig, regression_loss, symmetric_loss
-from tests.streamssl.tiny import TinyBackbone, pictures
+from tests.streamssl.tiny import TinyBackbone, images
 from tests.streamssl.tiny_methods import build, train
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -59,7 +59,7 @@ def test_the_momentum_rises_to_one_unless_the_run_has_no_end() -> None:
 
 def train_readings(config: BYOLConfig, step: int) -> dict[str, float]:
     method = config.build(TinyBackbone(), num_views=(2,), num_steps=10)
-    return dict(method.loss([pictures(8, 8, 0)], step=step).readings)  # type: ignore[arg-type]
+    return dict(method.loss([images(8, 8, 0)], step=step).readings)  # type: ignore[arg-type]
 
 
 def test_each_view_has_batch_norm_statistics_of_its_own() -> None:
@@ -68,7 +68,7 @@ def test_each_view_has_batch_norm_statistics_of_its_own() -> None:
     method = BYOLConfig(dim=4, hidden_dim=8).build(backbone, num_views=(2,), num_steps=1)
     for norm in (backbone.norm, method.target.network[0].norm):
         norm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    method.loss([pictures(8, 8, 0)], step=0)
+    method.loss([images(8, 8, 0)], step=0)
     assert seen == [4, 4, 4, 4]
 
 
@@ -84,7 +84,7 @@ def test_autocast_keeps_the_loss_in_float32() -> None:
     """A difference of unit vectors is small; half precision would show."""
     method = BYOLConfig(dim=4, hidden_dim=8).build(TinyBackbone(), num_views=(2,), num_steps=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = method.loss([pictures(8, 8, 0)], step=0)
+        output = method.loss([images(8, 8, 0)], step=0)
     assert output.loss.dtype == torch.float32
 
 

@@ -16,7 +16,7 @@ from streamssl.methods.spcl import SpCLConfig
 from streamssl.optim.optimizers import OptimConfig
 from streamssl.training.train_state import build_state
 from tests.streamssl.epochs import who
-from tests.streamssl.tiny import TinyBackbone, pictures
+from tests.streamssl.tiny import TinyBackbone, images
 from tests.tinyrun import BATCH, CPU, assert_same, tiny_swav, train_on_noise
 
 SMALL: dict[str, Any] = {"num_prototypes": (6, 4), "dim": 8, "hidden_dim": 16}
@@ -72,5 +72,5 @@ def test_labels_are_made_in_full_precision(name: str) -> None:
     step = 1 + 2 * (name == "spcl")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for each in (step, step + 1):
-            output = method.loss([pictures(8, 16, each)], step=each, samples=who(range(4)))
+            output = method.loss([images(8, 16, each)], step=each, samples=who(range(4)))
     assert seen == [False] and output.loss.dtype == torch.float32

@@ -45,7 +45,7 @@ def test_a_restored_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 
 def noisy_views(name: str, step: int) -> list[Tensor]:
-    """Blue tells the picture; red and green, six times as strong, change from crop to crop."""
+    """Blue tells the image; red and green, six times as strong, change from crop to crop."""
     generator = torch.Generator().manual_seed(step)
     blue = torch.randn(NUM_SAMPLES, 1, 2, 2, generator=generator, dtype=torch.float64)
     views = []
@@ -58,7 +58,7 @@ def noisy_views(name: str, step: int) -> list[Tensor]:
 
 @torch.no_grad()
 def found_again(method: nn.Module, name: str) -> float:
-    """How often the backbone finds a picture's other crop among those of eight pictures."""
+    """How often the backbone finds an image's other crop among those of eight images."""
     method.eval()
     found = []
     for step in range(1000, 1016):
@@ -71,7 +71,7 @@ def found_again(method: nn.Module, name: str) -> float:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_method_learns_what_crops_of_a_picture_share(name: str) -> None:
+def test_a_method_learns_what_crops_of_an_image_share(name: str) -> None:
     """Its own loss must make features of it, in a hundred steps of a linear backbone."""
     method = build(name).train()
     optimizer = OptimConfig(name="adamw", base_lr=0.01).build(method.parameters_to_optimise())

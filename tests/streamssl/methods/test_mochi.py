@@ -20,7 +20,7 @@ def unit(*shape: int) -> torch.Tensor:
 
 
 def test_the_hardest_are_the_nearest_that_are_not_left_out() -> None:
-    """A key of the same picture would be the hardest of all."""
+    """A key of the same image would be the hardest of all."""
     cosines = torch.tensor([[0.1, 0.9, 0.5, 0.7], [0.4, 0.3, 0.2, 0.1]])
     excluded = torch.zeros(2, 4, dtype=torch.bool)
     excluded[0, 1] = True
@@ -80,7 +80,7 @@ def test_mixtures_come_after_the_start_step_and_never_enter_the_queue() -> None:
 
 
 def test_before_its_start_it_is_moco() -> None:
-    """The same loss, bit by bit, where no picture comes again."""
+    """The same loss, bit by bit, where no image comes again."""
     mochi = build("mochi")
     config = MoCoConfig(dim=6, momentum=0.9, queue=QueueConfig(capacity=4 * NUM_SAMPLES))
     moco = config.build(TinyBackbone(), num_views=(1, 1)).double().eval()
@@ -92,7 +92,7 @@ def test_before_its_start_it_is_moco() -> None:
         assert torch.equal(mochi.loss(views, step=step).loss, moco.loss(views, step=step).loss)
 
 
-def test_a_picture_that_comes_again_is_no_negative_of_itself() -> None:
+def test_an_image_that_comes_again_is_no_negative_of_itself() -> None:
     """Its old key, by the id of its sample, is not among the logits."""
     method = build("mochi")
     for step in range(2):

@@ -9,7 +9,7 @@ from shards.errors import ConfigError
 from streamssl.methods.moco import MoCo, MoCoConfig, contrast_with_queue
 from streamssl.modules.feature_queue import FeatureQueue, QueueConfig
 from streamssl.optim.optimizers import OptimConfig
-from tests.streamssl.tiny import TinyBackbone, pictures
+from tests.streamssl.tiny import TinyBackbone, images
 
 CONFIG = MoCoConfig(dim=6, momentum=0.9, key_batch_norm_rows=4, queue=QueueConfig(capacity=24))
 
@@ -24,7 +24,7 @@ def train(method: MoCo, steps: range) -> list[float]:
     losses = []
     for step in steps:
         optimizer.zero_grad()
-        output = method.loss([pictures(24, 8, step)], step=step)
+        output = method.loss([images(24, 8, step)], step=step)
         output.loss.backward()
         optimizer.step()
         losses.append(output.loss.item())
@@ -43,7 +43,7 @@ def test_v1_and_v2_differ_in_head_and_temperature_only() -> None:
 def test_keys_enter_the_queue_in_sample_order_after_they_were_used() -> None:
     """The queue of a step holds no key of that step; afterwards its first slots do."""
     method = build()
-    crops = pictures(24, 8, 0)
+    crops = images(24, 8, 0)
     noise = method.queue.rows.clone()
     method.loss([crops], step=0)
     expected = F.normalize(method.key_encoder(crops[12:]), dim=1)
@@ -58,14 +58,14 @@ def test_the_copy_moves_before_keys_are_encoded() -> None:
     with torch.no_grad():
         method.backbone.linear.weight += 1.0
     before = method.key_encoder.network[0].linear.weight.clone()
-    method.loss([pictures(24, 8, 0)], step=0)
+    method.loss([images(24, 8, 0)], step=0)
     after = method.key_encoder.network[0].linear.weight
     torch.testing.assert_close(after, 0.9 * before + 0.1 * method.backbone.linear.weight.detach())
 
 
 def test_two_groups_of_one_view_are_one_group_of_two() -> None:
     """Views of different sizes may come apart."""
-    crops = pictures(24, 8, 0)
+    crops = images(24, 8, 0)
     together = build().loss([crops], step=0).loss
     apart = build().loss([crops[:12], crops[12:]], step=0).loss
     assert torch.equal(together, apart)
@@ -76,7 +76,7 @@ def test_keys_are_normalised_in_small_shuffled_groups() -> None:
     method, seen = build(norm=nn.BatchNorm2d(3)), []
     norm = method.key_encoder.network[0].norm
     norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
-    crops = pictures(24, 8, 0)
+    crops = images(24, 8, 0)
     method.loss([crops], step=1)
     assert [len(rows) for rows in seen] == [4, 4, 4]
     encoded = torch.cat(seen)
@@ -90,7 +90,7 @@ def test_shuffling_changes_with_the_step_and_is_undone() -> None:
     norm = method.key_encoder.network[0].norm.eval()
     norm.running_mean, norm.running_var = torch.zeros(3), torch.ones(3)
     norm.register_forward_hook(lambda _, inputs, __: firsts.append(inputs[0].sum().item()))
-    crops = pictures(24, 8, 0)
+    crops = images(24, 8, 0)
     for step in range(2):
         method.loss([crops], step=step)
     assert firsts[:3] != firsts[3:6]
@@ -103,7 +103,7 @@ def test_a_small_batch_is_still_split_in_two() -> None:
     method, seen = build(norm=nn.BatchNorm2d(3)), []
     norm = method.key_encoder.network[0].norm
     norm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    method.loss([pictures(8, 8, 0)], step=1)
+    method.loss([images(8, 8, 0)], step=1)
     assert seen == [2, 2]
 
 
@@ -139,14 +139,14 @@ def test_nothing_is_drawn_from_the_global_generator() -> None:
     """A step's randomness depends on seed and step alone."""
     method = build(norm=nn.BatchNorm2d(3))
     before: Tensor = torch.get_rng_state()
-    method.loss([pictures(24, 8, 0)], step=0)
+    method.loss([images(24, 8, 0)], step=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_autocast_keeps_the_loss_in_float32() -> None:
     """Logits are divided by a small temperature: half precision would show."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = build().loss([pictures(24, 8, 0)], step=0)
+        output = build().loss([images(24, 8, 0)], step=0)
     assert output.loss.dtype == torch.float32
     assert 0.0 <= float(output.readings["contrast_accuracy"]) <= 1.0
 

@@ -9,7 +9,7 @@ from shards.errors import ConfigError
 from streamssl.methods.moco_v3 import MoCoV3Config, contrast_with_batch
 from streamssl.modules.backbones import BackboneConfig, build_backbone, sine_positions
 from streamssl.modules.heads import moco_v3_head
-from tests.streamssl.tiny import TinyBackbone, pictures
+from tests.streamssl.tiny import TinyBackbone, images
 from tests.streamssl.tiny_methods import build, views_of
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -81,7 +81,7 @@ def test_frozen_patches_stay_random_and_positions_fixed() -> None:
     trained = MoCoV3Config(head="vit", hidden_dim=8).build(model, num_views=(2,), num_steps=1)
     frozen = {id(positions), id(model.patch_embed.proj.weight), id(model.patch_embed.proj.bias)}
     assert not frozen & {id(p) for p in trained.parameters_to_optimise()}
-    assert trained.loss([pictures(8, 32, 0)], step=0).loss.isfinite()
+    assert trained.loss([images(8, 32, 0)], step=0).loss.isfinite()
 
 
 def test_what_has_no_patches_cannot_freeze_them() -> None:

@@ -23,7 +23,8 @@ from streamssl.methods.patchmix import (
 )
 from streamssl.modules.losses import soft_info_nce
 from tests.streamssl.epochs import classes_apart, in_epochs, patterned, run, state
-from tests.streamssl.tiny import TinyBackbone, pictures
+from tests.streamssl.tiny import TinyBackbone
+from tests.streamssl.tiny import images as make_images
 
 CONFIG = PatchMixConfig(patch_size=4, dim=6, hidden_dim=16, momentum=0.9)
 ALONE = replace(CONFIG, keys="own")
@@ -170,7 +171,7 @@ def test_without_a_copy_keys_are_the_encoders_own() -> None:
 def test_mixing_changes_with_the_step_and_draws_nothing_from_the_global_generator() -> None:
     """A step's randomness depends on seed and step alone."""
     method = build()
-    images = pictures(6, 16, 0)
+    images = make_images(6, 16, 0)
     before = torch.get_rng_state()
     one, again, other = (method._mix(images, step, "view 1") for step in (3, 3, 4))
     assert torch.equal(one, again) and not torch.equal(one, other)

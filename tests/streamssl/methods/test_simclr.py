@@ -8,7 +8,7 @@ from shards.errors import ConfigError
 from streamssl.methods.distillation import distillation_loss
 from streamssl.methods.simclr import SimCLRConfig, nt_xent
 from streamssl.modules.heads import simclr_head
-from tests.streamssl.tiny import TinyBackbone, pictures
+from tests.streamssl.tiny import TinyBackbone, images
 
 
 def unit(num_rows: int, seed: int = 0) -> torch.Tensor:
@@ -17,7 +17,7 @@ def unit(num_rows: int, seed: int = 0) -> torch.Tensor:
 
 
 def plain_nt_xent(z: torch.Tensor, temperature: float, num_crops: int) -> torch.Tensor:
-    """Pair by pair: -log of the pair over the pair and all crops of other pictures, doubled."""
+    """Pair by pair: -log of the pair over the pair and all crops of other images, doubled."""
     num_samples, terms = len(z) // num_crops, []
     for i in range(len(z)):
         others = [j for j in range(len(z)) if j % num_samples != i % num_samples]
@@ -78,24 +78,24 @@ def test_all_crops_pass_the_head_together() -> None:
     """Its batch norm sees every crop, of whatever size."""
     method, seen = SimCLRConfig(dim=4).build(TinyBackbone(), num_views=(2, 3)), []
     method.head[1].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    output = method.loss([pictures(8, 8, 0), pictures(12, 4, 1)], step=0)
+    output = method.loss([images(8, 8, 0), images(12, 4, 1)], step=0)
     assert seen == [20] and output.features is not None and len(output.features) == 4
 
 
 def test_a_perfect_match_is_read_as_one() -> None:
     """Accuracy and cosine of two crops that are the same."""
     method = SimCLRConfig(dim=4).build(TinyBackbone(), num_views=(2,))
-    crops = pictures(6, 8, 0)
+    crops = images(6, 8, 0)
     readings = method.loss([torch.cat([crops, crops])], step=0).readings
     assert float(readings["contrast_accuracy"]) == 1
     assert float(readings["positive_cosine"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
-    """One view has no partner, one picture no negatives."""
+    """One view has no partner, one image no negatives."""
     with pytest.raises(ConfigError, match=r"num_views=\(1,\); SimCLR compares crops"):
         SimCLRConfig().build(TinyBackbone(), num_views=(1,))
-    with pytest.raises(ConfigError, match="a batch of 1 picture"):
+    with pytest.raises(ConfigError, match="a batch of 1 image"):
         nt_xent(unit(2), 0.5)
     for settings in ({"temperature": 0.0}, {"num_layers": 0}):
         with pytest.raises(ConfigError, match=next(iter(settings))):

@@ -1,4 +1,4 @@
-"""SupCon: pictures with the same label find each other."""
+"""SupCon: images with the same label find each other."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from shards.errors import ConfigError
 from streamssl.methods.base import Samples
 from streamssl.methods.simclr import nt_xent
 from streamssl.methods.supcon import SupConConfig, same_label, supcon_loss
-from tests.streamssl.tiny import TinyBackbone, pictures
+from tests.streamssl.tiny import TinyBackbone, images
 from tests.tinyrun import read_log, tiny_swav, train_here
 
 
@@ -76,7 +76,7 @@ def test_an_anchor_without_a_positive_adds_nothing_and_no_nan() -> None:
 def test_labels_reach_the_loss_and_are_told() -> None:
     """The share of samples with a label, and how many positives an anchor has."""
     method = SupConConfig(dim=4).build(TinyBackbone(), num_views=(2,))
-    crops = [pictures(8, 8, 0)]
+    crops = [images(8, 8, 0)]
     nobody = method.loss(crops, step=0)
     ids = torch.zeros(4, 2, dtype=torch.int64)
     labels = torch.tensor([7, 7, -1, 9])

@@ -11,7 +11,7 @@ from streamssl.methods.swav import SwAV, SwAVConfig, swap_assignments
 from streamssl.modules.feature_queue import FeatureQueue, QueueConfig
 from streamssl.modules.prototypes import Prototypes
 from streamssl.optim.optimizers import OptimConfig
-from tests.streamssl.tiny import TinyBackbone, pictures
+from tests.streamssl.tiny import TinyBackbone, images
 
 CONFIG = SwAVConfig(num_prototypes=10, dim=6, hidden_dim=8, freeze_steps=2)
 WITH_QUEUE = SwAVConfig(
@@ -25,7 +25,7 @@ def build(config: SwAVConfig = CONFIG, seed: int = 0) -> SwAV:
 
 
 def views(step: int, num_samples: int = 4) -> list[Tensor]:
-    return [pictures(2 * num_samples, 16, step), pictures(3 * num_samples, 8, 100 + step)]
+    return [images(2 * num_samples, 16, step), images(3 * num_samples, 8, 100 + step)]
 
 
 def train(method: SwAV, steps: range) -> list[float]:

@@ -17,7 +17,7 @@ NUM_RANKS, NUM_ROWS = 2, 6
 def make(name: str) -> nn.Module:
     torch.manual_seed(0)
     norm: nn.Module = {
-        "pictures": lambda: nn.BatchNorm2d(4),
+        "images": lambda: nn.BatchNorm2d(4),
         "vectors": lambda: nn.BatchNorm1d(4, momentum=0.3),
         "cumulative": lambda: nn.BatchNorm2d(4, momentum=None),
         "plain": lambda: nn.BatchNorm2d(4, affine=False, track_running_stats=False),
@@ -46,7 +46,7 @@ def run(ranks: Any, network: nn.Module, x: Tensor) -> dict[str, Any]:
     return {"y": y.detach(), "x": mine.grad, "parameters": gradients}
 
 
-@pytest.mark.parametrize("name", ["pictures", "vectors", "cumulative", "plain", "with activation"])
+@pytest.mark.parametrize("name", ["images", "vectors", "cumulative", "plain", "with activation"])
 def test_ranks_normalise_as_one_process_does(name: str) -> None:
     """Outputs, gradients and running statistics, to the last digits of float64."""
     expected_network, x = make(name), rows(name)
@@ -69,7 +69,7 @@ def test_ranks_normalise_as_one_process_does(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_precision_comes_out_as_it_went_in(dtype: torch.dtype) -> None:
     """Under autocast a convolution gives bfloat16; statistics need more than that."""
-    x, networks = rows("pictures"), [make("pictures").float() for _ in range(NUM_RANKS)]
+    x, networks = rows("images"), [make("images").float() for _ in range(NUM_RANKS)]
 
     def forward(ranks: Any, network: nn.Module) -> Tensor:
         enter_group(network, ranks)
@@ -82,7 +82,7 @@ def test_any_precision_comes_out_as_it_went_in(dtype: torch.dtype) -> None:
     for network in networks:
         share_batch_norm(network)
     y = torch.cat(with_ranks(forward, NUM_RANKS, networks)).double()
-    torch.testing.assert_close(y, make("pictures")(x).detach(), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(y, make("images")(x).detach(), rtol=0.05, atol=0.05)
 
 
 def test_parameters_stay_the_same_objects() -> None:

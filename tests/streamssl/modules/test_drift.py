@@ -13,7 +13,7 @@ from streamssl.config.run_config import RunConfig
 from streamssl.modules.drift import DriftProbe
 from streamssl.modules.feature_queue import QueueConfig
 from tests.gloo_ranks import with_ranks
-from tests.streamssl.tiny import pictures
+from tests.streamssl.tiny import images
 from tests.streamssl.training.test_learner import PLAIN, build, learn, of_twelve
 from tests.tinyrun import tiny_moco, tiny_swav
 
@@ -35,12 +35,12 @@ def turned(degrees: float) -> Any:
 
 
 def look(probe: DriftProbe, step: int, degrees: float, seed: int = 0) -> float:
-    probe.look(pictures(8, 8, seed), turned(degrees), step=step, group=None)
+    probe.look(images(8, 8, seed), turned(degrees), step=step, group=None)
     return float(probe.readings()["queue_drift"])
 
 
 def test_drift_is_how_far_features_have_turned_since_the_last_look() -> None:
-    """1 - cos 60 degrees is a half, whatever pictures come later, and in whatever size."""
+    """1 - cos 60 degrees is a half, whatever images come later, and in whatever size."""
     probe = DriftProbe(QueueConfig(capacity=8), 8, 2)
     assert math.isnan(look(probe, 0, 0.0))
     assert look(probe, 10, 60.0, seed=1) == pytest.approx(0.5, abs=1e-6)
@@ -158,7 +158,7 @@ def test_a_look_leaves_no_trace_in_what_is_trained() -> None:
     """Batch norm keeps its statistics and its mode, or measuring would change the run."""
     method = build(replace(tiny_swav(), backbone=PLAIN)).train_state.method
     before = {name: value.clone() for name, value in method.backbone.state_dict().items()}
-    method._encode(pictures(4, 32, 0))
+    method._encode(images(4, 32, 0))
     for name, value in method.backbone.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(module.training for module in method.modules())

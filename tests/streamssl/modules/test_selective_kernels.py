@@ -14,10 +14,10 @@ def test_a_channel_is_a_weighted_mean_of_its_two_streams() -> None:
     """With a network that selects nothing, half of each."""
     unit = SelectiveKernels(3, 5, stride=2, ratio=0.1).eval()
     unit.expand.weight.data.zero_()
-    pictures = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    streams = unit.norm(unit.convolution(pictures)).relu()
-    torch.testing.assert_close(unit(pictures), (streams[:, :5] + streams[:, 5:]) / 2)
-    assert unit(pictures).shape == (2, 5, 4, 4) and unit.squeeze.out_channels == 32
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    streams = unit.norm(unit.convolution(images)).relu()
+    torch.testing.assert_close(unit(images), (streams[:, :5] + streams[:, 5:]) / 2)
+    assert unit(images).shape == (2, 5, 4, 4) and unit.squeeze.out_channels == 32
 
 
 def test_every_bottleneck_gets_them_and_the_net_still_trains() -> None:

@@ -30,7 +30,7 @@ def state_at(address):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Pictures, and a shard that is no tar: one reject."""
+    """Images, and a shard that is no tar: one reject."""
     folder = make_shards(tmp_path_factory.mktemp("live") / "data", num=96, per_shard=20)
     sorted(folder.glob("*.tar"))[1].write_bytes(b"no tar at all" * 200)
     return folder
@@ -81,15 +81,15 @@ def test_an_ended_run_is_opened_from_its_folder(ended):
 
 
 def test_crops_of_an_ended_run_are_made_again(ended):
-    """Only ids are kept; the pictures come from the shards."""
+    """Only ids are kept; the images come from the shards."""
     assert read_places(ended, num_shards=9)
     with reopened(ended) as address:
         for _ in range(300):
             tiles = state_at(address)["sections"]["gallery"]["crops"]
-            if tiles[0]["picture"]:
+            if tiles[0]["image"]:
                 break
             time.sleep(0.1)
-        assert get(address.rstrip("/") + tiles[0]["picture"]).startswith(b"\xff\xd8")
+        assert get(address.rstrip("/") + tiles[0]["image"]).startswith(b"\xff\xd8")
 
 
 def test_an_ended_run_opens_without_its_data(ended, tmp_path):
@@ -154,7 +154,7 @@ def test_folders_without_a_run_are_refused_in_one_sentence(ended, tmp_path, file
         show_live(ShowLive(run=folder), Console(file=io.StringIO()), lambda: None)
 
 
-def test_damaged_notes_cost_the_pictures_alone(tmp_path: Path):
+def test_damaged_notes_cost_the_images_alone(tmp_path: Path):
     """A run must not fail for what it shows."""
     for text in (
         "",

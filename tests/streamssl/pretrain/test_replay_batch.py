@@ -79,7 +79,7 @@ def test_what_cannot_be_made_again_says_why(finished_run: Path, tmp_path: Path) 
 
 
 def test_shards_that_changed_since_are_refused(tmp_path: Path) -> None:
-    """Other pictures under the same name are not what was trained on."""
+    """Other images under the same name are not what was trained on."""
     data = make_shards(tmp_path / "data", num=64)
     train_here(tiny_swav(num_steps=1), data, tmp_path / "run")
     for shard in data.glob("*.tar"):

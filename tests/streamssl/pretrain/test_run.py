@@ -37,8 +37,8 @@ from tests.tinyrun import (
 )
 
 
-def make_pictures(folder: Path, num: int = 40) -> Path:
-    """Picture files, one folder a class."""
+def make_images(folder: Path, num: int = 40) -> Path:
+    """Image files, one folder a class."""
     for number, entry in enumerate(entries_from_synthetic(num, size=32, num_classes=2).entries):
         path = folder / f"class{entry.label}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def test_a_summary_says_how_it_went(shards_folder: Path, tmp_path: Path) -> None
     """What the command line prints at the end must be true."""
     summary = train_here(tiny_swav(num_steps=3), shards_folder, tmp_path / "run")
     assert summary.finished and summary.step == 3 and summary.num_samples == 3 * BATCH
-    assert summary.pictures_per_second > 0 and 0 <= summary.data_wait_share <= 1
+    assert summary.images_per_second > 0 and 0 <= summary.data_wait_share <= 1
     assert summary.checkpoint == tmp_path / "run" / "checkpoints" / "step-00000003"
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/metrics", summary.metrics_url)
 
@@ -100,7 +100,7 @@ def test_steps_behind_a_crash_are_repeated_alike(shards_folder: Path, tmp_path: 
 
 
 def test_every_sample_comes_once_an_epoch(shards_folder: Path, tmp_path: Path) -> None:
-    """Ten batches of 16 are the 160 pictures, none twice."""
+    """Ten batches of 16 are the 160 images, none twice."""
     config = tiny_swav(num_steps=10, save_every=10)
     summary = train_here(config, shards_folder, tmp_path / "run")
     cursor = json.loads((summary.checkpoint / "state.json").read_text())["cursor"]
@@ -205,19 +205,19 @@ def test_data_of_rejects_only_is_refused_with_the_reasons(
 def test_an_out_that_cannot_become_a_run_is_refused_first(
     shards_folder: Path, tmp_path: Path
 ) -> None:
-    """Before the data is looked at, and before pictures are packed."""
+    """Before the data is looked at, and before images are packed."""
     file = tmp_path / "file"
     file.write_text("x")
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("x")
-    pictures = make_pictures(tmp_path / "pictures")
+    images = make_images(tmp_path / "images")
     for out, expected in (
         (file, "file is a file; --out is the folder of a run"),
         (file / "run", "file is a file; --out is the folder of a run"),
         (foreign, "foreign is not empty and no run .*give a new --out"),
     ):
-        assert re.search(expected, refusal(tiny_swav(), pictures, out))
+        assert re.search(expected, refusal(tiny_swav(), images, out))
         assert re.search(expected, refusal(tiny_swav(), tmp_path / "no such data", out))
 
 
@@ -263,39 +263,39 @@ def test_a_damaged_checkpoint_is_a_sentence_and_the_one_before_it_works(
 
 
 def test_rejects_are_counted_and_the_rest_is_trained_on(tmp_path: Path) -> None:
-    """A broken picture costs itself, shows in the log, and moves nobody else."""
+    """A broken image costs itself, shows in the log, and moves nobody else."""
     data = make_shards(tmp_path / "data", num=96)
     shard = next(data.glob("*.tar"))
     content = bytearray(shard.read_bytes())
     first = content.index(b"\xff\xd8\xff")
-    content[first : first + 100] = bytes(100)  # the first picture of the shard
+    content[first : first + 100] = bytes(100)  # the first image of the shard
     shard.write_bytes(content)
     config = tiny_swav(num_steps=6)
     train_here(config, data, tmp_path / "run")
     cursor = json.loads(
         (tmp_path / "run" / "checkpoints" / "step-00000006" / "state.json").read_text()
     )["cursor"]
-    # The sixth batch reaches into the next epoch, where the same picture may come again.
-    assert cursor["num_rejects"] in (1, 2) and set(cursor["reject_reasons"]) == {"not_a_picture"}
+    # The sixth batch reaches into the next epoch, where the same image may come again.
+    assert cursor["num_rejects"] in (1, 2) and set(cursor["reject_reasons"]) == {"not_an_image"}
     log = read_log(tmp_path / "run")
     assert sum(fields["num_rejects"] for fields in log) == cursor["num_rejects"]
     assert all(fields["num_samples"] == BATCH for fields in log)
 
 
-def test_pictures_are_packed_first_and_found_again(tmp_path: Path) -> None:
-    """A folder of pictures is enough to start; a resume packs nothing."""
-    pictures, out = make_pictures(tmp_path / "pictures"), tmp_path / "run"
-    (pictures / "notes.txt").write_text("x")
+def test_images_are_packed_first_and_found_again(tmp_path: Path) -> None:
+    """A folder of images is enough to start; a resume packs nothing."""
+    images, out = make_images(tmp_path / "images"), tmp_path / "run"
+    (images / "notes.txt").write_text("x")
     texts = []
     for num_steps in (1, 2):
         text = io.StringIO()
         console = Console(file=text, soft_wrap=True)
         placement = Placement(readers=1)
-        pretrain(tiny_swav(num_steps=num_steps), str(pictures), out, placement, console)
+        pretrain(tiny_swav(num_steps=num_steps), str(images), out, placement, console)
         texts.append(text.getvalue())
-    assert "holds pictures and no tar: 40 pictures packed into" in texts[0]
+    assert "holds images and no tar: 40 images packed into" in texts[0]
     assert "1 files skipped" in texts[0]
-    assert "40 pictures already packed into" in texts[1] and "resuming at step 1" in texts[1]
+    assert "40 images already packed into" in texts[1] and "resuming at step 1" in texts[1]
 
 
 def test_shards_and_addresses_are_taken_as_they_are(shards_folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who decodes the pictures of a run on a cluster: as asked, as it began, and refused in time."""
+"""Who decodes the images of a run on a cluster: as asked, as it began, and refused in time."""
 
 import io
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_a_run_goes_on_as_it_began(shards_folder: Path, tmp_path: Path) -> None:
     assert chosen(run, None) == ("readers", "")
     assert chosen(run, "trainers") == (
         "trainers",
-        "readers verify pictures, trainers crop them (opencv)\n",
+        "readers verify images, trainers crop them (opencv)\n",
     )
     assert chosen(run, None)[0] == "trainers" and chosen(run, "auto")[0] == "trainers"
     assert chosen(run, "readers")[0] == "readers" and chosen(run, None)[0] == "readers"

@@ -18,9 +18,9 @@ from tests.tinyrun import tiny_swav, train_here
     [
         ({"readers": 0}, r"readers=0; it must be at least 1"),
         ({"trainers": 0}, r"trainers=0; it must be at least 1"),
-        ({"cluster": "local", "readers": 9, "most_readers": 4}, r"readers=9\.\.4; the second"),
+        ({"cluster": "local", "readers": 9, "max_readers": 4}, r"readers=9\.\.4; the second"),
         ({"trainers": 2}, r"--trainers with cluster='none', .* give --cluster local"),
-        ({"most_readers": 8}, r"--readers as a range with cluster='none'"),
+        ({"max_readers": 8}, r"--readers as a range with cluster='none'"),
         ({"reader_pools": ("pool=readers",)}, r"--reader-pool with cluster='none'"),
         ({"cluster": "local", "trainer_pools": ("readers",)}, r"'readers' is no label"),
         (

@@ -22,7 +22,7 @@ def test_a_file_gets_plain_lines_with_all_that_matters() -> None:
     """A log of a batch job must be readable: no escape codes, no line per step."""
     lines = shown(101, terminal=False, steps=[1, 2, 3]).splitlines()
     assert lines == [
-        "step 1/101 · loss 1.2346 · 50 pictures/s · data wait 25.0% · 3 rejected · 3:20 left"
+        "step 1/101 · loss 1.2346 · 50 images/s · data wait 25.0% · 3 rejected · 3:20 left"
     ]
 
 
@@ -42,7 +42,7 @@ def test_a_terminal_gets_one_live_line() -> None:
 
 
 def test_totals_are_those_of_this_start() -> None:
-    """Pictures a second of a resumed run must not count the steps before it."""
+    """Images a second of a resumed run must not count the steps before it."""
     console = Console(quiet=True)
     with Progress(100, 90, console) as progress:
         for step in (91, 92):

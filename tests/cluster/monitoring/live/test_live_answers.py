@@ -23,7 +23,7 @@ def test_a_healthy_run_is_told_to_be_one():
         "rejected": "0.78%.", "who": "All.",
     }  # fmt: skip
     assert found["stalled"]["text"] == (
-        "2% of the last 60 s went by waiting for pictures; 512 pictures/s are trained on, "
+        "2% of the last 60 s went by waiting for images; 512 images/s are trained on, "
         "490 ms a step."
     )
     assert found["who"]["text"] == "6 of 6 readers and 2 of 2 trainers on 3 nodes."
@@ -115,14 +115,14 @@ def test_crops_are_announced_where_there_are_any():
 
 
 def test_costs_are_told_where_prices_are_known():
-    """Dollars for a million pictures is what compares clusters."""
+    """Dollars for a million images is what compares clusters."""
     run = MadeRun()
     run.metrics.values.count(("node_cost_dollars", "spot"), 3.0)
     trained = 300 * 512
     assert said(run)["cost"] == {
         "tone": "quiet",
         "short": "$3.00 so far.",
-        "text": f"${3 / trained * 1e6:,.2f} for a million pictures.",
+        "text": f"${3 / trained * 1e6:,.2f} for a million images.",
     }
 
 

@@ -222,7 +222,7 @@ def test_words_of_strangers_are_shown_and_never_obeyed(browser, served):
     """A key in a tar would run in the browser of whoever looks."""
     evil = "<img src=x onerror=alert(1)>"
     tile = {"name": "rejects-1", "key": evil, "reason": "blank", "detail": "", "where": evil,
-            "step": 1, "picture": None, "waits": False}  # fmt: skip
+            "step": 1, "image": None, "waits": False}  # fmt: skip
     served.run.metrics.sections["gallery"] = lambda: {"crops": [], "rejects": [tile]}
     with Visit(browser, served.url) as visit:
         visit.wait_for("document.querySelectorAll('#gallery-rejects .tile').length === 1")
@@ -239,6 +239,6 @@ def test_the_page_says_what_it_may_load(served):
 
 
 def test_the_page_is_served_to_this_machine_alone(served):
-    """Whoever shares the network would see the pictures."""
+    """Whoever shares the network would see the images."""
     with pytest.raises(ConnectionRefusedError):  # every address would answer for 127.0.0.2, too
         socket.create_connection(("127.0.0.2", served.port), timeout=1)

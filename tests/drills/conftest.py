@@ -1,11 +1,11 @@
-"""Whole runs as processes, through the command line, and what to do to them."""
+"""Fixtures of the drills: shards for whole runs, and Ray settings."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-# Settled before Ray is imported: left open, it would write a token into the home directory.
+# Ray reads them when it is imported: without the first it writes a token into the home directory.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -14,5 +14,5 @@ from tests.tinyrun import make_shards
 
 @pytest.fixture(scope="session")
 def shards_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four shards, 230 images. Not to be written to."""
+    """Four shards, 230 images. Read only."""
     return make_shards(tmp_path_factory.mktemp("data") / "shards", num=230)

@@ -1,4 +1,4 @@
-"""A stream of two passes over shards with images that kill, as a process that may die of them.
+"""Two passes over shards with images that crash decoders, in a process that may die of them.
 
 `python -m tests.drills.poisoned SHARDS RUN` reads on threads and prints a line for every batch.
 """
@@ -27,7 +27,7 @@ CONFIG = StreamConfig(batch_size=16, chunk_bytes=1 << 14, chunks_per_block=4)
 
 
 def make_poisoned(folder: Path, *marks: int) -> Path:
-    """Three shards of 32 images; the marked ones lie in the first."""
+    """Write three shards of 32 images; the marked images are in the first."""
     folder.mkdir()
     for shard in range(3):
         images = [png(32 * shard + number) for number in range(32)]
@@ -43,7 +43,7 @@ def open_poisoned(folder: Path) -> tuple[Manifest, Order]:
 
 
 def line(batch: CropBatch) -> str:
-    """All that a batch is, on a line."""
+    """Return digest, pixels and reject counts of a batch on one line."""
     pixels = hashlib.sha256(batch.crops[0].tobytes()).hexdigest()
     return f"{batch.digest} {pixels} {dict(batch.cursor.reject_reasons)}"
 
@@ -51,14 +51,14 @@ def line(batch: CropBatch) -> str:
 def lines(
     order: Order, submit: Submit[ChunkCrops], journal: Journal | None = None
 ) -> Iterator[str]:
-    """What a batch is, pixels included, and how many were rejected so far."""
+    """Yield a line for each batch: see `line`."""
     stream = BatchStream(order, CONFIG, AdmissionConfig(), submit, journal=journal)
     for _, batch in zip(range(NUM_BATCHES), stream, strict=False):
         yield line(batch)
 
 
 def expected(folder: Path) -> list[str]:
-    """The lines of a run in which such images are refused, and nothing else happens."""
+    """Return the lines of a run that rejects such images without a crash."""
     manifest, order = open_poisoned(folder)
     job: CropJob = killer_job(build_engine=partial(build_refusing, RECIPE))
     with ThreadReaders(manifest, job, 1) as threads:

@@ -1,4 +1,4 @@
-"""A run as a process of its own, in a process group of its own, as a terminal starts it."""
+"""Runs as child processes, each in its own process group, as a terminal starts them."""
 
 import os
 import re
@@ -16,7 +16,7 @@ import psutil
 from streamssl.config.run_config import RunConfig, write_toml
 from tests.tinyrun import read_log
 
-PATIENCE = 200.0  # seconds until a drill gives up waiting
+TIMEOUT_SECONDS = 200.0
 
 
 class Run:
@@ -47,29 +47,29 @@ class Run:
             )
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        """Look again and again, since the moment matters; fail when the run ends before it."""
-        deadline = time.monotonic() + PATIENCE
+        """Poll quickly until `condition` holds; fail when the run ends before."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while not condition():
             assert self.process.poll() is None, f"it ended before {what}:\n{self.text}"
-            assert time.monotonic() < deadline, f"no {what} in {PATIENCE} s:\n{self.text}"
+            assert time.monotonic() < deadline, f"no {what} in {TIMEOUT_SECONDS} s:\n{self.text}"
             time.sleep(0.002)
 
     def wait_for_step(self, step: int) -> None:
-        """Until this many steps are written down."""
+        """Wait until the log holds this many steps."""
         path = self.out / "metrics.jsonl"
         self.wait_for(
             lambda: path.exists() and path.read_bytes().count(b"\n") >= step, f"step {step}"
         )
 
     def wait_for_draft(self) -> None:
-        """Until a checkpoint is being written."""
+        """Wait until a checkpoint is being written."""
         folder = self.out / "checkpoints"
         self.wait_for(
             lambda: folder.is_dir() and any(folder.glob(".draft-[0-9]*/*")), "checkpoint under way"
         )
 
     def metric(self, name: str, **labels: str) -> float:
-        """What the run says on /metrics; 0 for what it does not say."""
+        """Return a value of /metrics; 0 for an absent series."""
         url = re.findall(r"metrics at (\S+)", self.text)[-1]
         with urllib.request.urlopen(url, timeout=10) as answer:
             page = answer.read().decode()
@@ -82,16 +82,16 @@ class Run:
         return 0.0
 
     def end(self) -> int:
-        """Wait for the end; its exit code."""
-        return self.process.wait(PATIENCE)
+        """Wait for the end and return the exit code."""
+        return self.process.wait(TIMEOUT_SECONDS)
 
     def kill(self) -> None:
-        """As the out-of-memory killer does it."""
+        """Kill the process with SIGKILL, as the out-of-memory killer does."""
         self.process.kill()
         assert self.end() == -signal.SIGKILL
 
     def readers(self) -> list[psutil.Process]:
-        """The reader processes of a local Ray."""
+        """Return the reader processes of a local Ray."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if "ray::Reader" in " ".join(_command(child))]
 
@@ -114,14 +114,14 @@ def started(
     env: Mapping[str, str] | None = None,
     program: str = "streamssl.cli",
 ) -> Iterator[Run]:
-    """A run that is not left behind, nor is anything that it started."""
+    """Start a run, and kill its whole process group at exit."""
     run = Run(config, data, out, *more, env=env, program=program)
     try:
         yield run
     finally:
         if run.process.poll() is None:
             os.killpg(run.process.pid, signal.SIGKILL)
-            run.process.wait(PATIENCE)
+            run.process.wait(TIMEOUT_SECONDS)
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -14,7 +14,7 @@ from cluster.actors.autoscaler import ScalingConfig
 from cluster.control.cluster_config import ClusterConfig
 from streamssl.commands.pretrain import parse_pretrain, placement_of, run_pretrain
 
-PATIENCE = ClusterConfig(
+TIMEOUT_SECONDS = ClusterConfig(
     scaling=ScalingConfig(
         least=1,
         most=1,
@@ -34,7 +34,7 @@ def main() -> int:
 
     signal.signal(signal.SIGINT, note)
     parsed = parse_pretrain(sys.argv[2:])
-    placement = replace(placement_of(parsed), patience=PATIENCE)
+    placement = replace(placement_of(parsed), patience=TIMEOUT_SECONDS)
     console = Console(highlight=False, soft_wrap=True)
     return 0 if run_pretrain(parsed, console, lambda: bool(asked), placement) else 130
 

@@ -12,7 +12,7 @@ from streamssl.commands.monitor import addresses
 from tests.drills.processes import Run
 from tests.prometheus import Prometheus, free_port
 
-PATIENCE = 120.0
+TIMEOUT_SECONDS = 120.0
 _WINDOWS = {"1m": "8s", "2m": "10s", "5m": "12s", "10m": "60s", "30m": "90s", "1h": "1h"}
 _FOR = {"1m": "3s", "2m": "5s", "5m": "12s", "10m": "25s", "15m": "25s"}
 
@@ -75,7 +75,7 @@ def wait_for_alerts(
 
     `since` is when that was done which they are for: how long they took is printed.
     """
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while missing := names - (found := firing(prometheus, run.out.name)):
         for one in (run, *others):
             assert one.process.poll() is None, one.text

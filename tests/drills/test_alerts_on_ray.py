@@ -17,7 +17,7 @@ from tests.drills.calm import PROGRAM, calm
 from tests.drills.cluster_runs import actors, on_cluster
 from tests.drills.processes import Run, started
 from tests.drills.quick_alerts import (
-    PATIENCE,
+    TIMEOUT_SECONDS,
     fired,
     firing,
     quick_prometheus,
@@ -51,7 +51,7 @@ def kill_readers_until(
     began, num_killed, told = time.monotonic(), 0, set[str]()
     while missing := names - told:
         assert run.process.poll() is None, run.text
-        assert time.monotonic() - began < PATIENCE, f"no {missing}:\n{run.text}"
+        assert time.monotonic() - began < TIMEOUT_SECONDS, f"no {missing}:\n{run.text}"
         for reader in sorted(actors(cluster, "Reader"), key=lambda one: one.create_time())[1:]:
             with suppress(psutil.NoSuchProcess):
                 reader.kill()
@@ -114,7 +114,7 @@ def test_trainers_that_differ_are_told_of_when_the_run_has_ended(
         assert run.end() == 1
         began = time.monotonic()
         while "StreamsslStateMismatch" not in firing(prometheus, out.name) or prometheus.targets():
-            assert time.monotonic() - began < PATIENCE, run.text
+            assert time.monotonic() - began < TIMEOUT_SECONDS, run.text
             time.sleep(0.3)
         print(f"StreamsslStateMismatch {time.monotonic() - began:.1f} s after the end")
     assert run.last_step == 100, run.text

@@ -1,4 +1,4 @@
-"""Ray's own autoscaler on one machine: a hungry trainer gets nodes, a sated one gives them back."""
+"""Ray's autoscaler on one machine: a starved trainer gets nodes and gives them back later."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.drills.paced import Pace
 from tests.drills.processes import Run
 from tests.scaling_cluster import ScalingCluster, scaling_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.nightly, pytest.mark.ray]
 
 CONFIG = endless(admission=AdmissionConfig(predicate="tests.drills.paced:sleep"))
 STORE = {"object_store_memory": 80_000_000}
@@ -39,13 +39,13 @@ KINDS = {
 }
 
 
-def test_a_hungry_trainer_gets_nodes_and_a_sated_one_gives_them_back(
+def test_nodes_come_for_a_starved_trainer_and_go_when_it_is_fed(
     shards_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Readers that sleep starve the trainer: nodes come. They wake up: nodes are emptied and go."""
+    """Slow readers starve the trainer: nodes must come; fast readers: nodes must drain and go."""
     out, pace = tmp_path / "run", Pace(tmp_path, monkeypatch, 0.05)
     with scaling_cluster(KINDS) as cluster, scaled(cluster, shards_folder, out) as run:
-        run.wait_for_step(40)  # what lay ready before the trainer began is used up
+        run.wait_for_step(40)  # the prefetched batches are used up
         began = time.monotonic()
         hungry = wait_share(run)
         run.wait_for(lambda: readers(run) >= 4 and cluster.num_nodes() >= 3, "two nodes more")
@@ -64,7 +64,7 @@ def test_a_hungry_trainer_gets_nodes_and_a_sated_one_gives_them_back(
     check_steps(CONFIG, shards_folder, out)
 
 
-def test_readers_that_cannot_be_had_in_one_pool_come_from_the_next(
+def test_readers_come_from_the_second_pool_when_the_first_is_sold_out(
     shards_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Spot nodes are sold out for hours at times."""
@@ -80,7 +80,7 @@ def test_readers_that_cannot_be_had_in_one_pool_come_from_the_next(
 
 @contextmanager
 def scaled(cluster: ScalingCluster, data: Path, out: Path) -> Iterator[Run]:
-    """A run with as many readers as it needs, from the first pool that has them."""
+    """Start a run with autoscaled readers from two pools."""
     pools = ("--trainer-pool", "pool=trainers", "--reader-pool", "market=spot", "pool=reserved")
     options = (*pools, "--readers", "1..6")
     with on_cluster(
@@ -94,7 +94,7 @@ def readers(run: Run) -> float:
 
 
 def wait_share(run: Run, num_steps: int = 10) -> float:
-    """How much of the time of the next steps the trainer waits for data."""
+    """Return the share of time that the trainer waits for data in the next steps."""
     waited, began = run.metric("data_wait_seconds_total"), time.monotonic()
     run.wait_for_step(run.last_step + num_steps)
     return (run.metric("data_wait_seconds_total") - waited) / (time.monotonic() - began)

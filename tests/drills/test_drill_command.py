@@ -1,4 +1,4 @@
-"""`streamssl drill` on a run that goes on: it is broken, watched, and well again."""
+"""`streamssl drill` breaks a running run, watches it, and sees it recover."""
 
 import re
 import subprocess
@@ -16,16 +16,15 @@ CONFIG = endless()
 
 
 def drilled(fault: str, *more: object) -> str:
-    """What the command said; it found the run well again in the end."""
+    """Return the output of the command, which saw the run recover."""
     command = [sys.executable, "-m", "streamssl.cli", "drill", fault, *map(str, more)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_what_a_drill_breaks_is_noticed_and_mended(shards_folder: Path, tmp_path: Path) -> None:
-    """A reader is killed, then the only trainer: the command tells when each was noticed and what
-    it cost; the steps that died with the trainer are done again on their own samples."""
+def test_a_drill_reports_detection_recovery_and_cost(shards_folder: Path, tmp_path: Path) -> None:
+    """The command must report both times and the cost; lost steps must repeat on their samples."""
     out = tmp_path / "run"
     options = ("--cluster", "local", "--readers", 2)
     with started(CONFIG, shards_folder, out, *options) as run:

@@ -1,4 +1,4 @@
-"""The trainer is killed at any moment, again and again: the run is the same run, bit by bit."""
+"""A trainer is killed at random moments: the resumed run is bit-equal to an undisturbed one."""
 
 import json
 import random
@@ -13,21 +13,21 @@ from tests.tinyrun import proof, read_log, tiny_moco, tiny_swav, train_here, wei
 
 pytestmark = pytest.mark.slow
 
-NUM_STEPS = 80
+NUM_STEPS = 70
 
 
 @pytest.mark.parametrize(
     ("config", "seed"),
     [
         (tiny_swav(num_steps=NUM_STEPS, save_every=7, precision="bf16"), 1),
-        (tiny_moco(num_steps=NUM_STEPS, save_every=7), 2),
+        pytest.param(tiny_moco(num_steps=NUM_STEPS, save_every=7), 2, marks=pytest.mark.nightly),
     ],
     ids=["swav with a queue in bf16", "moco in fp32"],
 )
-def test_a_killed_trainer_goes_on_as_if_nothing_had_happened(
+def test_a_killed_trainer_resumes_bit_equal(
     config: RunConfig, seed: int, shards_folder: Path, tmp_path: Path
 ) -> None:
-    """Killed in a step, in the middle of a checkpoint, and soon after a start."""
+    """A kill in a step, in a checkpoint or soon after a start must lose nothing."""
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     train_here(config, shards_folder, unbroken)
     rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Nodes of a real cluster: what Control is told of those that come, leave, vanish and hang."""
+"""NodeWatch on a real cluster: nodes that join, drain, vanish and fail to launch."""
 
 import time
 
@@ -10,19 +10,19 @@ from cluster.protocol.node_pools import Pool, parse_pool
 from tests.ray_clusters import connected, ray_cluster, wait_until
 from tests.scaling_cluster import scaling_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.nightly, pytest.mark.ray]
 
 
 @ray.remote(num_cpus=1, **parse_pool("pool=spot").options())
 class Busy:
-    """A node on which nothing runs would leave as soon as it is told to."""
+    """Keeps a draining node busy: an idle node leaves at once."""
 
     def node(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
 
 def test_nodes_that_come_leave_and_vanish_are_seen() -> None:
-    """Labels and notices with their deadlines are there; a node that is lost is not."""
+    """Control must see labels, drain notices with deadlines, and lost nodes."""
     with ray_cluster(persistent=True) as cluster:
         readers, spot = cluster.add("readers"), cluster.add("spot", num_cpus=1)
         with connected(cluster.address), NodeWatch(poll_seconds=0.2) as watch:
@@ -67,7 +67,7 @@ KINDS = {
 
 
 def test_launches_that_fail_are_seen_with_their_reason() -> None:
-    """Who waits for nodes that cannot be had must hear of it, or waits for ever."""
+    """A run that waits for nodes must learn that their launch failed."""
     with scaling_cluster(KINDS) as cluster, connected(cluster.address):
         cluster.order(refused=("spot",))
         needy = ray.remote(num_cpus=2, **parse_pool("pool=spot").options())(lambda: "here").remote()

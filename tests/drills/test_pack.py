@@ -28,7 +28,7 @@ from tests.stores import KEYS, connect, s3_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-PATIENCE = 120.0
+TIMEOUT_SECONDS = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def packing(source: Path, out: object, num_workers: int) -> Iterator[subprocess.
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> bool:
     """Whether it came true before the process ended."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
         if process.poll() is not None:
             return False
@@ -113,7 +113,7 @@ def test_a_killed_pack_goes_on_as_if_nothing_had_happened(
             was_killed = wait_for(process, moment)
             children = psutil.Process(process.pid).children() if was_killed else []
             process.kill()
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT_SECONDS)
         num_kills += was_killed
         _, alive = psutil.wait_procs(children, timeout=20)
         assert alive == [], "workers must die with their parent"
@@ -124,7 +124,7 @@ def test_a_killed_pack_goes_on_as_if_nothing_had_happened(
             with pytest.raises(ManifestError, match="unfinished pack"):
                 list_shards(str(out))
     with packing(images, out, num_workers) as process:
-        text, error = process.communicate(timeout=PATIENCE)
+        text, error = process.communicate(timeout=TIMEOUT_SECONDS)
         assert process.returncode == 0, error
     assert num_kills >= 6, "it was killed too late to show anything"
     assert contents(out) == whole
@@ -149,10 +149,10 @@ def test_packs_killed_on_the_way_to_a_bucket_come_to_the_same_bytes(
             with packing(images, "s3://drill/out", 2) as process:
                 assert wait_for(process, lambda wanted=wanted: len(names()) >= wanted)
                 process.kill()
-                process.wait(PATIENCE)
+                process.wait(TIMEOUT_SECONDS)
             assert "pack.json" not in names()
         with packing(images, "s3://drill/out", 2) as process:
-            _, error = process.communicate(timeout=PATIENCE)
+            _, error = process.communicate(timeout=TIMEOUT_SECONDS)
             assert process.returncode == 0, error
         found = {
             name: client.get_object(Bucket="drill", Key=f"out/{name}")["Body"].read()
@@ -177,7 +177,7 @@ def interrupted(command: list[str], out: Path) -> tuple[subprocess.Popen[str], s
         wait_for(process, lambda: num_shards(out) >= 2)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
-        text, error = process.communicate(timeout=PATIENCE)
+        text, error = process.communicate(timeout=TIMEOUT_SECONDS)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

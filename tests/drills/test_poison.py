@@ -1,4 +1,4 @@
-"""Images that kill decoders, in whole streams: they cost themselves, and nobody else."""
+"""Images that crash decoders in whole streams: each costs only itself."""
 
 import signal
 import subprocess
@@ -21,9 +21,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.ray
-def test_readers_that_die_of_an_image_cost_that_image(tmp_path: Path) -> None:
-    """Two killers in neighbouring chunks: the stream is the one that refuses them, bit by bit, and
-    in the second pass nobody dies of them again."""
+def test_an_image_that_kills_readers_costs_only_itself(tmp_path: Path) -> None:
+    """The stream must equal one that rejects both images, and no reader dies in the second pass."""
     shards = make_poisoned(tmp_path / "shards", SEGFAULT, NULL)
     manifest, _ = open_poisoned(shards)
     with (
@@ -39,14 +38,14 @@ def test_readers_that_die_of_an_image_cost_that_image(tmp_path: Path) -> None:
     assert found == known == expected(shards)
     assert found[-1].endswith("{'kills_decoder': 4}")
     assert [entry.kind for entry in entries] == ["quarantine"] * 2
-    # Two deaths accuse a chunk; it may be in the hands of two readers before it is known, and of a
-    # third where a busy machine makes one of them seem slow.
+    # Two deaths accuse a chunk. Two readers can hold it before that, and a third one where a busy
+    # machine makes one of them look slow.
     assert 2 <= lost_in_all <= 12
     assert len(lost) == lost_in_all
 
 
 def _lines(path: DataPath, number: int) -> Iterator[str]:
-    """What a trainer gets: see `poisoned.line`."""
+    """Yield a line for each batch of a trainer: see `poisoned.line`."""
     feed = path.feed(f"t{number}")
     try:
         feed.enter(0, 1, 0)
@@ -59,7 +58,7 @@ def _lines(path: DataPath, number: int) -> Iterator[str]:
 
 @contextmanager
 def _supervised(path: DataPath) -> Iterator[list[str]]:
-    """Readers that die are told of and replaced meanwhile; their names."""
+    """Report and replace readers that die meanwhile; yield their names."""
     lost: list[str] = []
     over = threading.Event()
 
@@ -86,8 +85,8 @@ def _supervised(path: DataPath) -> Iterator[list[str]]:
         thread.join()
 
 
-def test_a_trainer_that_dies_of_an_image_is_mended_at_the_third_start(tmp_path: Path) -> None:
-    """On threads there is nobody else to die; whoever starts it again must not do so for ever."""
+def test_an_image_that_kills_a_trainer_is_quarantined_at_the_third_start(tmp_path: Path) -> None:
+    """A process with reader threads must not crash at every restart."""
     shards, run = make_poisoned(tmp_path / "shards", SEGFAULT), tmp_path / "run"
     command = [sys.executable, "-m", "tests.drills.poisoned", str(shards), str(run)]
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""SIGTERM with readers on Ray: what a drained node, a scheduler and `ray job stop` send."""
+"""SIGTERM with readers on Ray, as a drained node, a scheduler and `ray job stop` send it."""
 
 import signal
 from pathlib import Path
@@ -12,10 +12,10 @@ from tests.tinyrun import tiny_swav
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
-def test_sigterm_saves_although_ray_has_a_handler_of_its_own(
+def test_sigterm_saves_although_ray_installs_its_own_handler(
     shards_folder: Path, tmp_path: Path
 ) -> None:
-    """Ray takes the signal in `ray.init`: the trainer would die with up to --save-every steps."""
+    """With Ray's handler a run would lose up to --save-every steps."""
     config = tiny_swav(num_steps=5000, save_every=5000)
     out = tmp_path / "run"
     with started(config, shards_folder, out, "--cluster", "local") as run:

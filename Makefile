@@ -6,13 +6,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
+# Tests run side by side; those that start a Ray share one process.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations 20 --durations-min 1
 SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
 # Loopback Ray clusters made by tests need no token; stating it keeps Ray from writing one.
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt check test drill soak test-gpu demo bench bench-methods bench-peers lock clean
+.PHONY: help setup fmt check test drill drill-all soak test-gpu demo bench bench-methods bench-peers lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,11 +39,14 @@ check: $(READY) ## Lint, format check and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(READY) ## Run the tests (no GPU, no network)
-	$(BIN)/python -m pytest
+test: $(READY) ## Run the tests on every core (no GPU, no network)
+	$(PYTEST)
 
-drill: $(READY) ## Run the slow tests: kill things, whole runs; SHARE=1 every random case; ONLY=ray or 'not ray'
-	$(BIN)/python -m pytest -m "slow$(if $(ONLY), and $(ONLY))" --timeout 900 $(if $(SHARE),--share $(SHARE))
+drill: $(READY) ## Run the drills of every change: kill things, whole runs; ONLY=ray or 'not ray'
+	$(PYTEST) -m "slow and not nightly$(if $(ONLY), and $(ONLY))" --timeout 900 $(if $(SHARE),--share $(SHARE))
+
+drill-all: $(READY) ## Run every drill and every random case, as the nightly workflow does
+	$(BIN)/python -m pytest -m "slow or nightly" --timeout 1800 --share $(or $(SHARE),1) --durations 20
 
 soak: $(READY) ## Break a run on a local cluster for MINUTES=5, in an order that SEED=0 fixes
 	$(BIN)/python -m tests.drills.soak --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0)
@@ -48,7 +54,7 @@ soak: $(READY) ## Break a run on a local cluster for MINUTES=5, in an order that
 test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
 
-demo: $(READY) ## Images by formula -> shards -> Ray readers -> SwAV -> k-NN, in under five minutes
+demo: $(READY) ## Made images -> shards -> Ray readers -> SwAV -> k-NN, in under five minutes
 	$(BIN)/streamssl demo
 
 bench: $(READY) ## Measure the input path on made images; BENCHMARKS.md has the other commands

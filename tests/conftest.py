@@ -24,6 +24,13 @@ def pytest_addoption(parser):
     parser.addoption("--share", type=float, default=_SHARE, help="part of the cases, up to 1")
 
 
+def pytest_collection_modifyitems(items):
+    """Give all tests that start a Ray to one worker: two Rays on two cores wait for each other."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session")
 def share(request):
     """Return the part of thousands of random cases that runs: the first ones, so seeds stay."""

@@ -25,7 +25,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.control.control_spec import RunPlace
+from cluster.control.run_place import RunPlace
 from cluster.driver.fault_drill import Fault
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
 from streamssl.commands.argument_parser import parse, unknown

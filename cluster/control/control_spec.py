@@ -1,11 +1,9 @@
 """What a run is, as far as Control must know, and the folder in which it keeps its journals."""
 
-import json
-import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.control.cluster_config import ClusterConfig
@@ -21,7 +19,6 @@ from shards.stream.manifest import Manifest
 from shards.stream.order import Order
 
 _NONCE = "nonce"
-_PLACE = "place.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,29 +77,3 @@ def check_folder(folder: Path, nonce: str) -> None:
             "journals; --out must be a folder that both see: start the command on the head (ray "
             "job submit), or give an --out on a file system that both have mounted there"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class RunPlace:
-    """Where the Control of a run can be asked: the address of its Ray, and its namespace there."""
-
-    address: str
-    namespace: str
-
-
-def write_place(folder: Path, place: RunPlace) -> None:
-    """Leave word for whoever wants to look at the run."""
-    draft = folder / f".{_PLACE}.draft"
-    draft.write_text(json.dumps(asdict(place)))
-    os.replace(draft, folder / _PLACE)
-
-
-def read_place(folder: Path) -> RunPlace:
-    """What `write_place` wrote. Raises ConfigError."""
-    try:
-        return RunPlace(**json.loads((folder / _PLACE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{folder.parent} says nothing of a Ray cluster ({error}); only a run that was started "
-            "with --cluster has a Control to ask: name the folder of one, or give --address"
-        ) from error

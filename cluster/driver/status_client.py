@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import ray
 from ray.util import list_named_actors
 
-from cluster.control.control_spec import RunPlace
+from cluster.control.run_place import RunPlace
 from cluster.driver.ray_session import NAMESPACE, joined
 from cluster.protocol.actor_rpc import CONTROL, Link, Unreachable
 from cluster.protocol.run_status import Status

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from cluster.control.control_spec import RunPlace, read_place
+from cluster.control.run_place import RunPlace, read_place
 from cluster.driver.fault_drill import DrillReport, Fault, drill
 from cluster.driver.status_client import ask_status, watched
 from cluster.protocol.actor_rpc import Link, Unreachable

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cluster.control.control_spec import RunPlace, read_place
+from cluster.control.run_place import RunPlace, read_place
 from cluster.driver.status_client import ask_status, find_run, watched
 from cluster.protocol.actor_rpc import Link
 from cluster.protocol.run_status import ActorStatus, Status

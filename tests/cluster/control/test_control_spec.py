@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.control.control_spec import (
-    RunPlace,
-    check_folder,
-    mark_folder,
-    read_place,
-    write_place,
-)
+from cluster.control.control_spec import check_folder, mark_folder
+from cluster.control.run_place import RunPlace, read_place, write_place
 from shards.errors import ConfigError
 
 
@@ -33,5 +28,5 @@ def test_who_looks_at_a_run_is_told_where_its_control_is(tmp_path: Path) -> None
     place = RunPlace("127.0.0.1:6379", "streamssl-1")
     write_place(tmp_path, place)
     assert read_place(tmp_path) == place
-    with pytest.raises(ConfigError, match=r"says nothing of a Ray cluster .* give --address"):
+    with pytest.raises(ConfigError, match=r"names no Ray cluster .* give --address"):
         read_place(tmp_path / "none")

@@ -115,7 +115,7 @@ def test_pages_of_processes_are_named_where_there_are_any() -> None:
 
 def test_a_run_without_a_control_is_told_from_one_that_is_down(tmp_path: Path) -> None:
     """A run in threads has nobody to ask; that is no error of Ray."""
-    with pytest.raises(ConfigError, match=r"says nothing of a Ray cluster"):
+    with pytest.raises(ConfigError, match=r"names no Ray cluster"):
         find_place(parse_status([str(tmp_path)]))
     with pytest.raises(ConfigError, match=r"needs the folder of a run, or --address"):
         parse_status([])

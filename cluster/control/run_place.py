@@ -1,0 +1,34 @@
+"""Address of the Control of a run, which is saved in the folder of the run."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shards.errors import ConfigError
+from shards.files import write_atomic
+
+_PLACE = "place.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlace:
+    """Ray address and namespace under which the Control of a run answers."""
+
+    address: str
+    namespace: str
+
+
+def write_place(folder: Path, place: RunPlace) -> None:
+    """Save the place in `folder`, so that another process can find the run."""
+    write_atomic(folder / _PLACE, json.dumps(asdict(place)))
+
+
+def read_place(folder: Path) -> RunPlace:
+    """Return the place that `write_place` saved. Raises ConfigError."""
+    try:
+        return RunPlace(**json.loads((folder / _PLACE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{folder.parent} names no Ray cluster ({error}); only a run that was started with "
+            "--cluster has a Control: name the folder of such a run, or give --address"
+        ) from error

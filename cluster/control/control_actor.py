@@ -16,8 +16,8 @@ from cluster.actors.node_watch import NodeWatch
 from cluster.control.control_core import Core
 from cluster.control.control_readings import told_of
 from cluster.control.control_spec import ControlSpec, ControlStart
-from cluster.control.run_place import RunPlace, write_place
 from cluster.control.control_status import status_of
+from cluster.control.run_place import RunPlace, write_place
 from cluster.monitoring.process_pages import ProcessPages
 from cluster.protocol.actor_rpc import CONTROL, StateRef
 from cluster.protocol.broadcast_event import Bell

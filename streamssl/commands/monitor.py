@@ -13,7 +13,7 @@ from rich.console import Console
 from cluster.monitoring.prometheus_server import follow, prometheus, write_targets
 from shards.errors import ConfigError
 from streamssl.commands.argument_parser import parse
-from streamssl.runs.run_folder import METRICS_ADDRESS
+from streamssl.runs.file_names import METRICS_ADDRESS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,9 +20,9 @@ from shards.stores.range_reader import SourceConfig
 from streamssl import checkpoint
 from streamssl.pretrain.run_recorder import RunKeeper
 from streamssl.runs.decode_placement import place_of_decoding
+from streamssl.runs.file_names import CONTROL, JOURNAL
 from streamssl.runs.placement import Placement
 from streamssl.runs.progress import Progress
-from streamssl.runs.run_folder import CONTROL, JOURNAL
 from streamssl.runs.run_setup import Run, crop_job
 from streamssl.training.learner import build_learner
 

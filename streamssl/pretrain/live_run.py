@@ -12,7 +12,7 @@ from cluster.monitoring.live.gallery import Gallery, Place
 from cluster.monitoring.live.live_page import show_live
 from cluster.monitoring.metrics_hub import Metrics
 from cluster.monitoring.metrics_server import MetricsServer
-from streamssl.runs.run_folder import METRICS_ADDRESS
+from streamssl.runs.file_names import METRICS_ADDRESS
 from streamssl.runs.run_setup import Run, crop_job
 
 GALLERY: Final = "gallery.json"  # which rejects and crops it showed last

@@ -10,14 +10,14 @@ from shards.samples.subset import load_subset
 from shards.stores.range_reader import RangeReader
 from shards.stream.batch_stream import BatchStream, build_order
 from shards.stream.journal import Journal
-from shards.stream.manifest import read_manifest
+from shards.stream.manifest_file import read_manifest
 from shards.stream.thread_readers import ThreadReaders
 from streamssl.config.run_config import read_toml
 from streamssl.errors import ReplayDiffers
 from streamssl.pretrain.run import crop_job
+from streamssl.runs.file_names import JOURNAL
 from streamssl.runs.metrics_log import read_log
 from streamssl.runs.run_data import Data, DataConfig, open_data, read_data
-from streamssl.runs.run_folder import JOURNAL
 
 
 def open_batch(

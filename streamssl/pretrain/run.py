@@ -25,10 +25,11 @@ from streamssl.pretrain.live_run import show_run
 from streamssl.pretrain.run_metrics import watch_run, watch_stream
 from streamssl.pretrain.run_recorder import open_log, report_step
 from streamssl.runs.decode_placement import check_engine
+from streamssl.runs.file_names import JOURNAL
 from streamssl.runs.placement import Placement as Placement
 from streamssl.runs.progress import Progress
 from streamssl.runs.run_data import Data, DataConfig, open_data
-from streamssl.runs.run_folder import JOURNAL, check_out, locked, prepare_data, write_folder
+from streamssl.runs.run_folder import check_out, locked, prepare_data, write_folder
 from streamssl.runs.run_setup import Run, open_run
 from streamssl.runs.run_setup import build_engine as build_engine
 from streamssl.runs.run_setup import crop_job as crop_job

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from cluster.protocol.node_pools import parse_pools
 from cluster.readers.throughput_probe import DecodeRates, measure_rates
-from shards.crops.chunk_cropper import CropJob
+from shards.crops.sample_cropper import CropJob
 from shards.errors import ConfigError
 from streamssl.config.run_config import RunConfig
+from streamssl.runs.file_names import CONTROL
 from streamssl.runs.placement import DecodePlace, Placement
-from streamssl.runs.run_folder import CONTROL
 from streamssl.runs.run_setup import Run
 
 _FILE: Final = "decode.json"

@@ -12,14 +12,12 @@ from rich.console import Console
 from shards.errors import ConfigError
 from shards.pack.image_entries import entries_from_folder
 from shards.pack.pack import pack
+from shards.stream.manifest_file import write_manifest
 from shards.stream.order import Order
 from streamssl.config.run_config import RunConfig, check_same, read_toml, write_toml
+from streamssl.runs.file_names import JOURNAL
 from streamssl.runs.pack_progress import show_packing
 from streamssl.runs.run_data import Data, DataConfig, write_data
-
-JOURNAL = "journal.jsonl"
-CONTROL = ".control"  # what the control plane of a run on a cluster keeps
-METRICS_ADDRESS = ".metrics"  # where a run that lives serves what it measures
 
 
 def check_out(out: Path) -> None:
@@ -69,7 +67,7 @@ def write_folder(out: Path, config: RunConfig, data: Data) -> None:
     """Write down what the run is. The configuration comes first: it makes the folder a run."""
     write_toml(config, out / "config.toml")
     write_data(data.config, out / "data.toml")
-    data.manifest.write(out / "manifest.parquet")
+    write_manifest(data.manifest, out / "manifest.parquet")
 
 
 def is_same_start(out: Path, config: RunConfig, order: Order) -> bool:

@@ -9,21 +9,23 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from shards.crops.chunk_cropper import CropJob
 from shards.crops.dali import DaliEngine
 from shards.crops.engine import Engine
 from shards.crops.opencv import OpenCVEngine
+from shards.crops.sample_cropper import CropJob
 from shards.errors import ConfigError
 from shards.records import Cursor
 from shards.stores.range_reader import SourceConfig
-from shards.stream.batch_stream import build_order, check_bytes, check_cursor
+from shards.stream.batch_stream import build_order, check_bytes
 from shards.stream.journal import Journal
 from shards.stream.order import Order
+from shards.stream.sample_slots import check_cursor
 from streamssl import checkpoint
 from streamssl.checkpoint import TrainState
 from streamssl.config.run_config import RunConfig, check_same, read_toml
+from streamssl.runs.file_names import JOURNAL
 from streamssl.runs.run_data import Data, open_journal
-from streamssl.runs.run_folder import JOURNAL, is_same_start
+from streamssl.runs.run_folder import is_same_start
 from streamssl.training.train_state import build_state
 
 # Images that DALI's graph takes at once: what bounds its memory.

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.monitoring.grafana.panels import BOARDS
-from streamssl.runs.run_folder import METRICS_ADDRESS
+from streamssl.runs.file_names import METRICS_ADDRESS
 from tests.cluster.monitoring.test_dashboards import filled
 from tests.drills.cluster_runs import endless
 from tests.drills.processes import Run, started

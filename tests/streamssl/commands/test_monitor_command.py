@@ -6,7 +6,7 @@ import pytest
 
 from shards.errors import ConfigError
 from streamssl.commands.monitor import addresses, parse_monitor
-from streamssl.runs.run_folder import METRICS_ADDRESS
+from streamssl.runs.file_names import METRICS_ADDRESS
 
 
 def test_runs_are_folders_or_addresses(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from shards.stores.range_reader import RangeReader
 from streamssl.pretrain.metric_names import EXPORTED, exported
 from streamssl.pretrain.run_metrics import thresholds
 from streamssl.pretrain.run_recorder import RunKeeper
+from streamssl.runs.file_names import METRICS_ADDRESS
 from streamssl.runs.placement import Placement
 from streamssl.runs.run_data import DataConfig, open_data
-from streamssl.runs.run_folder import METRICS_ADDRESS
 from streamssl.runs.run_setup import open_run
 from tests.tinyrun import tiny_moco, tiny_swav, train_here
 

@@ -1,0 +1,9 @@
+"""Names of files and folders within the folder of a run."""
+
+from typing import Final
+
+JOURNAL: Final = "journal.jsonl"
+# State of the control plane of a run on a cluster.
+CONTROL: Final = ".control"
+# Address at which a live run serves /metrics.
+METRICS_ADDRESS: Final = ".metrics"

@@ -116,7 +116,7 @@ class ChunkResult(Protocol):
     @property
     def num_unselected(self) -> int: ...
     @property
-    def leaps(self) -> bool: ...
+    def needs_walk(self) -> bool: ...
     @property
     def killers(self) -> tuple[str, ...]: ...
     @property
@@ -131,7 +131,7 @@ class ChunkCrops:
     `kept` (num_samples,) bool says which have a row in `crops`; `crops` holds, for every view
     group, a uint8 array (kept.sum(), V, S, S, 3) in RGB; of a job that only verifies, one array
     (kept.sum(),) of `ImageHeader`. `num_unselected` samples are no part of the data, because a subset
-    list leaves them out. `leaps`: what is inside a member of the
+    list leaves them out. `needs_walk`: what is inside a member of the
     chunk could be taken for samples in a later one (see `tar`). `killers`: digests of images that
     killed a decoder. `labels` (kept.sum(),) int64 as in `labels`, or None where nobody asks.
     """
@@ -145,7 +145,7 @@ class ChunkCrops:
     read_seconds: float = 0.0
     crop_seconds: float = 0.0
     num_unselected: int = 0
-    leaps: bool = False
+    needs_walk: bool = False
     killers: tuple[str, ...] = ()
     labels: NDArray[np.int64] | None = None
 

@@ -5,17 +5,17 @@ import time
 
 from shards.errors import NotATar
 from shards.records import Chunk, Reject, Sample
-from shards.tars.cutter import Cut, cut
-from shards.tars.tar_walk import Starts
+from shards.tars.cutter import CutChunk, cut_chunk
+from shards.tars.sample_starts import SampleStarts
 from tests.wild_tars import BLOCK, Expected, expected_samples, wild_tar, with_checksum
 
 CHUNK_SIZES = (1024, 4096, 7680, 16384, 65536, 1 << 20)
 WINDOWS = (1 << 12, 1 << 16, 1 << 18)
 
 
-def cut_chunk(data, chunk, window_bytes=1 << 18, starts=None):
+def cut_bytes(data, chunk, window_bytes=1 << 18, starts=None):
     """One chunk of a tar in memory."""
-    found = cut(lambda a, b: data[a:b], len(data), chunk, window_bytes, starts)
+    found = cut_chunk(lambda a, b: data[a:b], len(data), chunk, window_bytes, starts)
     assert all(chunk.start <= item.offset < chunk.stop for item in found.found)
     return found
 
@@ -29,13 +29,13 @@ def chunks_of(data, chunk_bytes, walked=False):
 
 
 def cut_all(data, chunk_bytes=4096, window_bytes=1 << 18, walked=False):
-    """What all chunks of a tar hold together, and whether one of them leaps."""
-    found, leaps = [], False
+    """What all chunks of a tar hold together, and whether one of them needs_walk."""
+    found, needs_walk = [], False
     for chunk in chunks_of(data, chunk_bytes, walked):
-        part = cut_chunk(data, chunk, window_bytes)
+        part = cut_bytes(data, chunk, window_bytes)
         found += part.found
-        leaps |= part.leaps
-    return Cut(found, leaps)
+        needs_walk |= part.needs_walk
+    return CutChunk(found, needs_walk)
 
 
 def samples_in(found):
@@ -59,22 +59,22 @@ def random_sizes(data, rng):
 
 def check_wild(seed, nested):
     """A random tar, cut in chunks of a random size: exact when walked, in any order and with a
-    memory of earlier walks or without; and when not walked, exact, or a chunk of it leaps. Returns
+    memory of earlier walks or without; and when not walked, exact, or a chunk of it needs_walk. Returns
     whether it was exact without a walk."""
     wild = wild_tar(seed, nested)
     rng = random.Random(seed)
     sizes = random_sizes(wild.data, rng)
     expected = shape(expected_samples(wild.data))
     chunks = chunks_of(wild.data, sizes[0], walked=True)
-    starts, walked = rng.choice([None, Starts(4096), Starts()]), []
+    starts, walked = rng.choice([None, SampleStarts(4096), SampleStarts()]), []
     for chunk in rng.sample(chunks, len(chunks)):
-        walked += cut_chunk(wild.data, chunk, sizes[1], starts).found
+        walked += cut_bytes(wild.data, chunk, sizes[1], starts).found
     walked.sort(key=lambda item: item.offset)
     assert samples_in(walked) == expected, (seed, sizes)
     assert len(rejects_in(walked)) == wild.num_damaged, (seed, sizes)
     free = cut_all(wild.data, *sizes)
-    assert free.found == walked or (nested and free.leaps), (seed, sizes)
-    assert nested or not free.leaps, (seed, sizes)
+    assert free.found == walked or (nested and free.needs_walk), (seed, sizes)
+    assert nested or not free.needs_walk, (seed, sizes)
     return free.found == walked
 
 
@@ -100,7 +100,7 @@ def check_damaged(seed):
         samples = samples_in(found.found)
         # A nested tar may deceive chunks that are not walked; then one says so.
         intact = begins_with(samples, before)
-        assert intact or (nested and not walked and found.leaps), seed
+        assert intact or (nested and not walked and found.needs_walk), seed
         assert sum(len(d) for s in samples for d in s[2].values()) <= 17 * len(broken), seed
     return len(before)
 

@@ -83,7 +83,7 @@ def same_samples(ours: ChunkHeader, theirs: ChunkHeader) -> bool:
     """Whether two results of a turn hold the same samples, and crops of them in the same rows."""
     return (
         (ours.chunk, ours.epoch, ours.num_bytes) == (theirs.chunk, theirs.epoch, theirs.num_bytes)
-        and (ours.num_unselected, ours.leaps) == (theirs.num_unselected, theirs.leaps)
+        and (ours.num_unselected, ours.needs_walk) == (theirs.num_unselected, theirs.needs_walk)
         and np.array_equal(ours.offsets, theirs.offsets)
         and np.array_equal(ours.kept, theirs.kept)
         and _same_labels(ours.labels, theirs.labels)

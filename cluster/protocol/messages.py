@@ -35,7 +35,7 @@ class ChunkHeader:
     read_seconds: float = 0.0
     crop_seconds: float = 0.0
     num_unselected: int = 0
-    leaps: bool = False
+    needs_walk: bool = False
     killers: tuple[str, ...] = ()
     labels: NDArray[np.int64] | None = None
 
@@ -51,7 +51,7 @@ class ChunkHeader:
             crops.read_seconds,
             crops.crop_seconds,
             crops.num_unselected,
-            crops.leaps,
+            crops.needs_walk,
             crops.killers,
             crops.labels,
         )

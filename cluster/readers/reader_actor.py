@@ -29,12 +29,12 @@ from cluster.protocol.messages import Lease, Rows
 from cluster.protocol.metric import Readings
 from cluster.protocol.process_memory import resident_bytes
 from cluster.readers.reader_state import Stock
-from shards.crops.chunk_cropper import ChunkCropper, CropJob
-from shards.crops.sample_cropper import no_crops
+from shards.crops.chunk_cropper import ChunkCropper
+from shards.crops.sample_cropper import CropJob, no_crops
 from shards.errors import StreamSSLError
 from shards.records import ChunkCrops, bytes_of
 from shards.stores.range_reader import RangeReader
-from shards.tars.cutter import Cut
+from shards.tars.cutter import CutChunk
 
 # However much there is to say: Control has others to listen to.
 _MIN_SECONDS = 0.02
@@ -80,7 +80,7 @@ class Reader:
         self._changed = threading.Condition()  # guards the stock
         self._stock = Stock(name, 1 + self._config.num_ahead, no_crops(job))
         self._source = RangeReader(job.sources)
-        self._ahead: dict[tuple[int, int], Future[tuple[Cut, float]]] = {}
+        self._ahead: dict[tuple[int, int], Future[tuple[CutChunk, float]]] = {}
         self._fetchers = ThreadPoolExecutor(1 + self._config.num_ahead, "fetch")
         self._num_reports = self._num_answers = 0
         self._counted = float("-inf")
@@ -246,7 +246,7 @@ class Reader:
             self._wait_until_told()
         return begun
 
-    def _read(self, cropper: ChunkCropper, lease: Lease) -> tuple[Cut, float]:
+    def _read(self, cropper: ChunkCropper, lease: Lease) -> tuple[CutChunk, float]:
         """The bytes of a chunk, and how long it took to read them."""
         began = time.monotonic()
         ahead = self._ahead.pop((lease.task, lease.epoch), None)
@@ -268,7 +268,7 @@ class Reader:
                 self._ahead[key] = self._fetchers.submit(_fetch, cropper, lease)
 
 
-def _fetch(cropper: ChunkCropper, lease: Lease) -> tuple[Cut, float]:
+def _fetch(cropper: ChunkCropper, lease: Lease) -> tuple[CutChunk, float]:
     began = time.monotonic()
     return cropper.read(lease.shard, lease.turn.chunk), time.monotonic() - began
 

@@ -11,18 +11,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from shards.crops.engine import use_one_core
-from shards.crops.isolated_process import Isolation
-from shards.crops.sample_cropper import CropJob as CropJob
-from shards.crops.sample_cropper import Outcome, SampleCropper, image_digest
+from shards.crops.isolated_process import IsolatedProcess
+from shards.crops.sample_cropper import CropJob, CroppedSamples, SampleCropper, image_digest
 from shards.errors import ConfigError, NotATar
 from shards.records import Chunk, ChunkCrops, Reject, Sample, ShardInfo, Turn
 from shards.samples.admission import reject
 from shards.samples.subset import Subset
 from shards.stores.range_reader import RangeReader
-from shards.tars.chunk_reader import look_into
-from shards.tars.chunk_reader import read_chunk as read_chunk
-from shards.tars.cutter import Cut
-from shards.tars.tar_walk import Walks
+from shards.tars.chunk_reader import read_shard_head, read_chunk
+from shards.tars.cutter import CutChunk
+from shards.tars.sample_starts import SampleStartCache
 
 _NICENESS = 10
 # How much of a source is looked at for uids before a run.
@@ -37,11 +35,11 @@ class ChunkCropper:
     """
 
     def __init__(self, job: CropJob, reader: RangeReader) -> None:
-        step_back()
+        lower_thread_priority()
         self._job = job
         self._reader = reader
         self._cropper = SampleCropper(job)
-        self._walks = Walks()
+        self._walks = SampleStartCache()
 
     def crop(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
         """All samples of a chunk, as crops or as rejects. Raises ShardUnreadable."""
@@ -49,11 +47,11 @@ class ChunkCropper:
         found = self.read(shard, turn.chunk)
         return self.crop_cut(turn, found, time.monotonic() - began)
 
-    def read(self, shard: ShardInfo, chunk: Chunk) -> Cut:
+    def read(self, shard: ShardInfo, chunk: Chunk) -> CutChunk:
         """What `crop` begins with; may be called on another thread than the one that crops."""
         return read_chunk(self._reader, shard, chunk, self._walks)
 
-    def crop_cut(self, turn: Turn, found: Cut, read_seconds: float) -> ChunkCrops:
+    def crop_cut(self, turn: Turn, found: CutChunk, read_seconds: float) -> ChunkCrops:
         """What `crop` ends with, where `read` was called before, and took so long."""
         return self._finish(turn, found, read_seconds, self._cropper.crop)
 
@@ -65,15 +63,15 @@ class ChunkCropper:
         began = time.monotonic()
         found = self.read(shard, turn.chunk)
         read_seconds = time.monotonic() - began
-        with Isolation(self._job) as isolation:
+        with IsolatedProcess(self._job) as isolation:
             return self._finish(turn, found, read_seconds, isolation.crop)
 
     def _finish(
         self,
         turn: Turn,
-        found: Cut,
+        found: CutChunk,
         read_seconds: float,
-        crop: Callable[[Sequence[Sample], int], Outcome],
+        crop: Callable[[Sequence[Sample], int], CroppedSamples],
     ) -> ChunkCrops:
         began = time.monotonic()
         items, num_unselected = select(found.found, self._job.subset)
@@ -100,13 +98,13 @@ class ChunkCropper:
             read_seconds=read_seconds,
             crop_seconds=time.monotonic() - began,
             num_unselected=num_unselected,
-            leaps=found.leaps,
+            needs_walk=found.needs_walk,
             killers=outcome.killers,
             labels=outcome.labels,
         )
 
 
-def step_back() -> None:
+def lower_thread_priority() -> None:
     """Have the calling thread use one core, and let others go first."""
     use_one_core()
     os.nice(_NICENESS)  # of this thread alone
@@ -136,7 +134,7 @@ def check_subset(subset: Subset, shards: Sequence[ShardInfo], reader: RangeReade
     firsts = {shard.source: shard for shard in reversed(shards)}
     for shard in firsts.values():
         try:
-            found = look_into(reader, shard, _PROBE_BYTES).found
+            found = read_shard_head(reader, shard, _PROBE_BYTES).found
         except NotATar:
             continue  # it is rejected where it is read
         samples = [item for item in found if isinstance(item, Sample)]

@@ -11,15 +11,16 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.crops.engine import Cropped, Engine
+from shards.crops.engine import CroppedImages, Engine
 from shards.crops.recipe import CropRecipe, draw
 from shards.crops.verify_engine import VerifyingEngine, as_rows
 from shards.images.image_header import ImageHeader, inspect
 from shards.records import Reject, Sample
-from shards.samples.admission import AdmissionConfig, image_bytes, reject
+from shards.samples.admission import image_bytes, reject
+from shards.samples.admission_config import AdmissionConfig
 from shards.samples.labels import read_labels
 from shards.samples.predicate import resolve_predicate
-from shards.samples.sample_check import Judge
+from shards.samples.sample_check import SampleCheck
 from shards.samples.subset import Subset
 from shards.samples.synthetic_images import encode_jpeg, make_image
 from shards.stores.range_reader import SourceConfig
@@ -53,7 +54,7 @@ class CropJob:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CroppedSamples:
     """What became of some samples: `crops` and `labels` as in `ChunkCrops`, a row for each that is
     not among `rejects`, in order. `killers`: digests of images that killed a decoder."""
 
@@ -68,11 +69,11 @@ class SampleCropper:
 
     def __init__(self, job: CropJob) -> None:
         self._job = job
-        self._judge = Judge(job.admission)
+        self._judge = SampleCheck(job.admission)
         engine = VerifyingEngine(job.recipe) if job.only_verify else job.build_engine()
         self._images = ImageCropper(engine, job.seed)
 
-    def crop(self, samples: Sequence[Sample], epoch: int) -> Outcome:
+    def crop(self, samples: Sequence[Sample], epoch: int) -> CroppedSamples:
         """Every sample as a row of crops or as a reject. Decodes what was admitted, no more."""
         admitted: list[tuple[Sample, ImageHeader]] = []
         rejects: list[Reject] = []
@@ -92,7 +93,7 @@ class SampleCropper:
         if self._job.label:
             kept = [sample for (sample, _), ok in zip(admitted, cropped.ok, strict=True) if ok]
             labels = read_labels(kept, self._job.label, epoch)
-        return Outcome(cropped.crops, tuple(rejects), labels=labels)
+        return CroppedSamples(cropped.crops, tuple(rejects), labels=labels)
 
     def try_out(self) -> bool:
         """Whether the engine crops an image that nothing is wrong with."""
@@ -109,7 +110,7 @@ class ImageCropper:
 
     def crop(
         self, images: Sequence[ImageHeader], ids: NDArray[np.int64], epochs: NDArray[np.int64]
-    ) -> Cropped:
+    ) -> CroppedImages:
         """Crops of N images, of the samples `ids` (N, 2) in `epochs` (N,)."""
         sizes = np.array([(p.height, p.width) for p in images], dtype=np.int64).reshape(-1, 2)
         parameters = draw(self._engine.recipe, self._seed, epochs, ids, sizes)

@@ -16,17 +16,16 @@ from webdataset.utils import pytorch_worker_info
 
 from shards.crops.chunk_cropper import select
 from shards.crops.sample_cropper import image_digest
-from shards.dataloader.open_data import OpenData, Place, ReadConfig
+from shards.dataloader.open_data import OpenData, ReadConfig, StreamPosition
 from shards.errors import ConfigError
 from shards.records import Chunk, Reject, Sample, Turn
 from shards.redaction import redact
 from shards.samples.admission import reject
-from shards.samples.sample_check import Judge
+from shards.samples.sample_check import SampleCheck
 from shards.stores.range_reader import RangeReader
-from shards.stream.batch_stream import bounds_of
-from shards.stream.sample_slots import OrderedSlots
+from shards.stream.sample_slots import OrderedSlots, SlotSpec
 from shards.tars.chunk_reader import read_chunk
-from shards.tars.tar_walk import Walks
+from shards.tars.sample_starts import SampleStartCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class ChunkSamples:
     samples: tuple[Sample, ...]
     rejects: tuple[Reject, ...]
     num_unselected: int
-    leaps: bool
+    needs_walk: bool
     killers: tuple[str, ...] = ()
 
     @property
@@ -49,13 +48,13 @@ class ChunkSamples:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class StreamSample:
     """A sample, the shard and epoch that it comes from, and the place that follows it."""
 
     sample: Sample
     uri: str
     epoch: int
-    place: Place
+    place: StreamPosition
 
     def to_dict(self) -> dict[str, Any]:
         """As `webdataset` has samples: members by extension, all else under names with "__"."""
@@ -71,7 +70,7 @@ class Placed:
 class SampleStream:
     """The samples of `patterns` in canonical order, without end, read by threads of its own.
 
-    Iterate it for `Placed` samples. Called, it gives them as plain dicts, which makes it the first
+    Iterate it for `StreamSample` samples. Called, it gives them as plain dicts, which makes it the first
     stage of a `webdataset.DataPipeline`. Every iteration begins behind the sample whose
     `place.state()` is given as `state`. Raises UserError, ShardUnreadable.
     """
@@ -85,10 +84,10 @@ class SampleStream:
         self._data = OpenData(patterns, config or ReadConfig())
         self._start = self._data.beginning() if state is None else self._data.place(state)
 
-    def __iter__(self) -> Iterator[Placed]:
+    def __iter__(self) -> Iterator[StreamSample]:
         _check_alone()
         config, shards = self._data.config, self._data.manifest.shards
-        read = _Reading(self._data)
+        read = _SampleReader(self._data)
         journal = self._data.journal(self._start)
         with ThreadPoolExecutor(config.num_readers, thread_name_prefix="reader") as pool:
 
@@ -96,18 +95,20 @@ class SampleStream:
                 return pool.submit(read, turn)
 
             slots = OrderedSlots(
-                self._data.order,
+                SlotSpec(
+                    order=self._data.order,
+                    admission=config.admission,
+                    bounds=config.stream.lookahead_bounds,
+                    cursor=self._start.cursor,
+                    journal=journal,
+                ),
                 submit,
-                bounds_of(config.stream),
-                config.admission,
-                cursor=self._start.cursor,
-                journal=journal,
             )
             try:
                 for result, row, _ in slots:
-                    place = Place(slots.cursor(), journal.entries)
+                    place = StreamPosition(slots.cursor(), journal.entries)
                     uri = shards[result.chunk.shard].uri
-                    yield Placed(result.samples[row], uri, result.epoch, place)
+                    yield StreamSample(result.samples[row], uri, result.epoch, place)
                     slots.extend()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -117,13 +118,13 @@ class SampleStream:
         return (placed.to_dict() for placed in self)
 
 
-class _Reading:
+class _SampleReader:
     """A chunk becomes samples and rejects: what `chunks.ChunkCropper` does before it crops."""
 
     def __init__(self, data: OpenData) -> None:
         self._shards, self._config = data.manifest.shards, data.config
-        self._admit = Judge(data.config.admission)
-        self._reader, self._walks = RangeReader(data.config.sources), Walks()
+        self._admit = SampleCheck(data.config.admission)
+        self._reader, self._walks = RangeReader(data.config.sources), SampleStartCache()
 
     def __call__(self, turn: Turn) -> ChunkSamples:
         shard = self._shards[turn.chunk.shard]
@@ -138,7 +139,7 @@ class _Reading:
             tuple(item for item in judged if isinstance(item, Sample)),
             tuple(item for item in judged if isinstance(item, Reject)),
             num_unselected,
-            found.leaps,
+            found.needs_walk,
         )
 
     def _judge(self, sample: Sample, turn: Turn) -> Sample | Reject:

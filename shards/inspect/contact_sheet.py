@@ -29,7 +29,7 @@ _PAPER, _INK, _FAINT, _ALARM = "#ffffff", "#1a1a1a", "#666666", "#b3261e"
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
+class SheetTile:
     """One place of a sheet: rows of images (H, W, 3) uint8 RGB, a title, and lines below it.
 
     `reason` is set where there is nothing to show, or where what is shown was refused.
@@ -42,11 +42,11 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class ContactSheet:
     """`facts` are said once, above the tiles. `exact` images are kept to the pixel."""
 
     heading: str
-    tiles: Sequence[Tile]
+    tiles: Sequence[SheetTile]
     facts: tuple[str, ...] = ()
     alarm: str = ""
     quality: Literal["exact", "small"] = "small"
@@ -66,7 +66,7 @@ def check_suffix(path: Path) -> None:
         )
 
 
-def write_sheet(sheet: Sheet, path: Path) -> None:
+def write_sheet(sheet: ContactSheet, path: Path) -> None:
     """Write `sheet` as what the suffix of `path` says; there whole, or not at all."""
     check_suffix(path)
     if path.suffix.lower() == ".png":
@@ -92,7 +92,7 @@ def plain(text: str) -> str:
     return kept if len(kept) <= _MAX_LETTERS else kept[: _MAX_LETTERS - 1] + "…"
 
 
-def page(sheet: Sheet) -> str:
+def page(sheet: ContactSheet) -> str:
     """The sheet as HTML: data URIs, no script, dark or light as the reader's system is."""
     facts = "".join(f"<p>{_text(fact)}</p>" for fact in sheet.facts)
     alarm = f'<p class="alarm">{_text(sheet.alarm)}</p>' if sheet.alarm else ""
@@ -100,7 +100,7 @@ def page(sheet: Sheet) -> str:
     return _PAGE.format(heading=_text(sheet.heading), facts=facts, alarm=alarm, tiles=tiles)
 
 
-def _figure(tile: Tile, quality: Literal["exact", "small"]) -> str:
+def _figure(tile: SheetTile, quality: Literal["exact", "small"]) -> str:
     rows = "".join(
         f'<div class="row">{"".join(_img(pixels, tile, quality) for pixels in row)}</div>'
         for row in tile.rows
@@ -112,7 +112,7 @@ def _figure(tile: Tile, quality: Literal["exact", "small"]) -> str:
     return f'<figure class="{kind}">{rows}<figcaption>{words}</figcaption></figure>'
 
 
-def _img(pixels: Pixels, tile: Tile, quality: Literal["exact", "small"]) -> str:
+def _img(pixels: Pixels, tile: SheetTile, quality: Literal["exact", "small"]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(
         buffer, "WEBP", lossless=quality == "exact", quality=85, method=4, exact=True
@@ -171,7 +171,7 @@ figcaption b {{ font-weight: 600; unicode-bidi: isolate; }}
 """
 
 
-def draw_sheet(sheet: Sheet) -> Image.Image:
+def draw_sheet(sheet: ContactSheet) -> Image.Image:
     """The sheet as one image: tiles in rows, the words below each."""
     font = ImageFont.load_default(12)
     sizes = [_measure(tile) for tile in sheet.tiles]
@@ -195,7 +195,7 @@ def draw_sheet(sheet: Sheet) -> Image.Image:
     return image
 
 
-def _measure(tile: Tile) -> tuple[int, int]:
+def _measure(tile: SheetTile) -> tuple[int, int]:
     """Width and height of a tile in pixels."""
     widths = [sum(p.shape[1] + 2 for p in row) for row in tile.rows]
     heights = [max((p.shape[0] for p in row), default=0) + 2 for row in tile.rows]
@@ -207,7 +207,7 @@ def _draw_tile(
     image: Image.Image,
     canvas: ImageDraw.ImageDraw,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    tile: Tile,
+    tile: SheetTile,
     place: tuple[int, int, int],
 ) -> None:
     left, y, width = place

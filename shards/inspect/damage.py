@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from shards.errors import ConfigError
-from shards.inspect.survey import Survey, Surveyor
-from shards.samples.admission import AdmissionConfig
+from shards.inspect.shard_scanner import ScanResult, ShardScanner
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import open_manifest
+from shards.stream.manifest_listing import open_manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +32,7 @@ class DamageConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
+class DamagedRange:
     """What was done to bytes [start, stop) of a copy."""
 
     kind: str
@@ -45,7 +45,7 @@ class Damage:
 class DamageReport:
     """Images before and after, and the rejects that came with the damage, by reason."""
 
-    damages: tuple[Damage, ...]
+    damages: tuple[DamagedRange, ...]
     num_shards: int
     num_images: int
     num_left: int
@@ -58,7 +58,7 @@ class DamageReport:
 
 
 def drill_damage(paths: Sequence[Path], folder: Path, config: DamageConfig) -> DamageReport:
-    """Damage copies in `folder`, and look through them as `shards verify` does."""
+    """DamagedRange copies in `folder`, and look through them as `shards verify` does."""
     rng = random.Random(config.seed)
     chosen = rng.sample(list(paths), min(config.num_shards, len(paths)))
     # Two folders may have shards of one name.
@@ -80,13 +80,13 @@ def drill_damage(paths: Sequence[Path], folder: Path, config: DamageConfig) -> D
     )
 
 
-def _look(copies: Sequence[Path]) -> Survey:
+def _look(copies: Sequence[Path]) -> ScanResult:
     reader = RangeReader()
     manifest = open_manifest([str(copy) for copy in copies], reader)
-    return Surveyor(manifest, reader, AdmissionConfig(), isolated=True).look_at_all()
+    return ShardScanner(manifest, reader, AdmissionConfig(), isolated=True).scan_all()
 
 
-def _damage(path: Path, number: int, rng: random.Random) -> Damage:
+def _damage(path: Path, number: int, rng: random.Random) -> DamagedRange:
     """One damage after the other, of all kinds in turn."""
     kind, change = _KINDS[number % len(_KINDS)]
     size = path.stat().st_size
@@ -97,7 +97,7 @@ def _damage(path: Path, number: int, rng: random.Random) -> Damage:
         data = file.read(stop - start)
         file.seek(start)
         file.write(change(data, rng))
-    return Damage(kind, path.name, start, stop)
+    return DamagedRange(kind, path.name, start, stop)
 
 
 def _zeros(data: bytes, _: random.Random) -> bytes:

@@ -22,19 +22,20 @@ from shards.errors import BudgetExceeded, UserError
 from shards.images.image_header import ImageHeader
 from shards.records import Chunk, Reject, Sample
 from shards.redaction import redact
-from shards.samples.admission import AdmissionConfig, admit
+from shards.samples.admission import admit
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest import Manifest
 from shards.stream.order import Order, OrderConfig
 from shards.tars.chunk_reader import read_chunk
-from shards.tars.tar_walk import Walks
+from shards.tars.sample_starts import SampleStartCache
 
 # The share of the central square that is kept: 224 of 256 for large images, all of small ones.
 _LARGE_SHARE, _SMALL_SIDE = 0.875, 64
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledImages:
     """`images` (N, S, S, 3) uint8 RGB, `labels` (N,) int64, and why other samples are missing."""
 
     images: NDArray[np.uint8]
@@ -44,7 +45,7 @@ class Labelled:
 
 def iter_labelled(
     manifest: Manifest, reader: RangeReader, size: int, num_threads: int = 2
-) -> Iterator[Labelled]:
+) -> Iterator[LabelledImages]:
     """Every labelled image of `manifest` as `size` x `size` pixels, some at a time, in order.
 
     Raises UserError at the first sample without a label, BudgetExceeded when no image is left.
@@ -53,9 +54,9 @@ def iter_labelled(
     order = Order(manifest.shards, manifest.digest, config)
     rejects: Counter[str] = Counter()
     num_images = 0
-    under_way: deque[tuple[Chunk, Future[tuple[Labelled, bool]]]] = deque()
+    under_way: deque[tuple[Chunk, Future[tuple[LabelledImages, bool]]]] = deque()
     waiting = iter(range(order.num_chunks))
-    read = partial(_read, manifest, reader, Walks(), size)
+    read = partial(_read, manifest, reader, SampleStartCache(), size)
     irregular: set[int] = set()  # shards that must be walked from byte 0, see `tar`
     with ThreadPoolExecutor(num_threads, initializer=use_one_core) as pool:
         while True:
@@ -67,10 +68,10 @@ def iter_labelled(
                 break
             chunk, future = under_way.popleft()
             if chunk.shard in irregular and not chunk.walked:
-                part, leaps = read(replace(chunk, walked=True))
+                part, needs_walk = read(replace(chunk, walked=True))
             else:
-                part, leaps = future.result()
-            if leaps:
+                part, needs_walk = future.result()
+            if needs_walk:
                 irregular.add(chunk.shard)
             rejects.update(part.rejects)
             num_images += len(part.labels)
@@ -85,14 +86,14 @@ def iter_labelled(
 
 def read_labelled(
     manifest: Manifest, reader: RangeReader, size: int, num_threads: int = 2
-) -> Labelled:
+) -> LabelledImages:
     """All that `iter_labelled` gives, at once: for sets that fit in memory."""
     parts = list(iter_labelled(manifest, reader, size, num_threads))
     rejects: Counter[str] = Counter()
     for part in parts:
         rejects.update(part.rejects)
     images = np.concatenate([part.images for part in parts])
-    return Labelled(images, np.concatenate([part.labels for part in parts]), dict(rejects))
+    return LabelledImages(images, np.concatenate([part.labels for part in parts]), dict(rejects))
 
 
 def read_label(sample: Sample, uri: str) -> int:
@@ -130,9 +131,9 @@ def central_square(size: int) -> CropRecipe:
 
 
 def _read(
-    manifest: Manifest, reader: RangeReader, walks: Walks, size: int, chunk: Chunk
-) -> tuple[Labelled, bool]:
-    """The labelled images of a chunk, and whether it leaps."""
+    manifest: Manifest, reader: RangeReader, walks: SampleStartCache, size: int, chunk: Chunk
+) -> tuple[LabelledImages, bool]:
+    """The labelled images of a chunk, and whether it needs_walk."""
     shard = manifest.shards[chunk.shard]
     cut = read_chunk(reader, shard, chunk, walks)
     rejects: Counter[str] = Counter()
@@ -148,7 +149,7 @@ def _read(
     cropped = OpenCVEngine(central_square(size)).crop(admitted, _parameters(admitted, size))
     rejects.update(reason for _, reason, _ in cropped.failures)
     kept = np.array(labels, dtype=np.int64)[cropped.ok]
-    return Labelled(cropped.crops[0][:, 0], kept, dict(rejects)), cut.leaps
+    return LabelledImages(cropped.crops[0][:, 0], kept, dict(rejects)), cut.needs_walk
 
 
 def _parameters(images: list[ImageHeader], size: int) -> NDArray[np.float32]:

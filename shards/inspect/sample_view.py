@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 from shards.errors import ConfigError
 from shards.images.decode import REDUCED, can_reduce, decode
 from shards.images.image_header import ImageError, ImageHeader
-from shards.inspect.contact_sheet import Tile
+from shards.inspect.contact_sheet import SheetTile
 from shards.records import Chunk, CropBatch, Reject, Sample, Turn
 from shards.redaction import redact
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.samples.metadata import MetadataError, read_metadata
-from shards.samples.sample_check import Judge
+from shards.samples.sample_check import SampleCheck
 from shards.stores.range_reader import RangeReader
-from shards.stream.batch_stream import StreamConfig, build_order
+from shards.stream.batch_stream import build_order
 from shards.stream.manifest import Manifest
 from shards.stream.order import Order
+from shards.stream.stream_config import StreamConfig
 from shards.tars.chunk_reader import read_chunk
 
 MAX_TILES = 1024
@@ -39,7 +40,7 @@ def draw_samples(
     num: int,
     seed: int = 0,
     num_threads: int = 4,
-) -> Iterator[Tile]:
+) -> Iterator[SheetTile]:
     """At most `num` samples of the first epoch of an order, as tiles; rejects are among them.
 
     The order is that of a run with small chunks, so that a sheet costs a few ranged reads of a few
@@ -48,7 +49,7 @@ def draw_samples(
     if not 1 <= num <= MAX_TILES:
         raise ConfigError(f"num={num}; a sheet shows from 1 to {MAX_TILES} samples: change --num")
     order = build_order(manifest, _near(manifest, num), seed)
-    judge = Judge(admission)
+    judge = SampleCheck(admission)
     shown = 0
     for block in range(order.blocks_per_epoch):
         for item in _read_block(manifest, reader, order, block, num_threads):
@@ -79,7 +80,7 @@ def _read_block(
         yield entries[place]
 
 
-def sample_tile(item: Sample | Reject, judge: Judge) -> Tile:
+def sample_tile(item: Sample | Reject, judge: SampleCheck) -> SheetTile:
     """A sample as it is seen: its image made small, and what is known of it; or why it is not.
 
     What admission refuses is never decoded, so no bomb goes off in a viewer.
@@ -88,13 +89,13 @@ def sample_tile(item: Sample | Reject, judge: Judge) -> Tile:
     words = describe(item) if isinstance(item, Sample) else ()
     if isinstance(image, Reject):
         lines = dict.fromkeys((image.detail, *words))
-        return Tile(item.key, lines=tuple(lines), reason=image.reason)
+        return SheetTile(item.key, lines=tuple(lines), reason=image.reason)
     size = f"{image.width} x {image.height} {image.format}, {len(image.data):,} bytes"
     try:
         pixels = thumbnail(image)
     except ImageError as error:
-        return Tile(item.key, lines=(error.detail, size, *words), reason=error.reason)
-    return Tile(item.key, ((pixels,),), (size, *words))
+        return SheetTile(item.key, lines=(error.detail, size, *words), reason=error.reason)
+    return SheetTile(item.key, ((pixels,),), (size, *words))
 
 
 def thumbnail(image: ImageHeader, side: int = THUMBNAIL) -> NDArray[np.uint8]:
@@ -149,7 +150,7 @@ def find_sample(manifest: Manifest, reader: RangeReader, shard: int, offset: int
 
 def batch_tiles(
     batch: CropBatch, manifest: Manifest, reader: RangeReader, num: int, num_threads: int = 4
-) -> Iterator[Tile]:
+) -> Iterator[SheetTile]:
     """The crops of the first `num` samples of a batch, a row for every group of views.
 
     Names and captions are read again, but for shards that are only read whole.
@@ -165,4 +166,4 @@ def batch_tiles(
             where = f"{redact(manifest.shards[shard].uri).rpartition('/')[2]}, byte {offset}"
             views = tuple(tuple(group[row]) for group in batch.crops)
             lines = (f"{where}, epoch {batch.epochs[row]}", *(describe(sample) if sample else ()))
-            yield Tile(sample.key if sample else where, views, lines)
+            yield SheetTile(sample.key if sample else where, views, lines)

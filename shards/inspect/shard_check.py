@@ -12,8 +12,8 @@ from shards.records import Chunk, Reject, Sample, ShardInfo
 from shards.redaction import redact
 from shards.stores.range_reader import RangeReader
 from shards.tars.chunk_reader import read_chunk
-from shards.tars.cutter import cut
-from shards.tars.tar_walk import Starts
+from shards.tars.cutter import cut_chunk
+from shards.tars.sample_starts import SampleStarts
 
 Found = list[Sample | Reject]
 
@@ -27,7 +27,7 @@ class ShardReport:
     """What is to be said of one shard.
 
     `irregular_at`: the first chunk that, cut alone, gives other samples than a walk from byte 0.
-    `leaps_at`: the first chunk that says so of itself; a run walks such a shard. `num_repeated`:
+    `needs_walk_at`: the first chunk that says so of itself; a run walks such a shard. `num_repeated`:
     samples whose key and an extension came before. `num_scattered`: samples whose key came before
     with other extensions only, so that they look like parts of one sample that do not lie together.
     `num_links`: names without bytes, where the file of a sample may have been meant.
@@ -40,7 +40,7 @@ class ShardReport:
     rejects: dict[str, int] = field(default_factory=dict)
     examples: dict[str, Reject] = field(default_factory=dict)
     irregular_at: int | None = None
-    leaps_at: int | None = None
+    needs_walk_at: int | None = None
     num_repeated: int = 0
     num_scattered: int = 0
     first_scattered: int | None = None
@@ -85,20 +85,20 @@ def _walk(
         yield size, []
         return
     pages = _Pages(lambda a, b: reader.read(shard, a, b), size, 3 * chunk_bytes)
-    starts = Starts()
+    starts = SampleStarts()
     for start in range(0, size, chunk_bytes):
         chunk = Chunk(row, start, min(start + chunk_bytes, size), walked=True)
         try:
-            walked = cut(pages.read, size, chunk, starts=starts)
+            walked = cut_chunk(pages.read, size, chunk, starts=starts)
         except NotATar as error:
             yield size, [Reject(row, 0, "", "broken_tar", str(error))]
             return
-        alone = cut(pages.read, size, replace(chunk, walked=False), starts=starts)
+        alone = cut_chunk(pages.read, size, replace(chunk, walked=False), starts=starts)
         report.num_links += walked.num_links
         if alone.found != walked.found and report.irregular_at is None:
             report.irregular_at = start
-        if (alone.leaps or walked.leaps) and report.leaps_at is None:
-            report.leaps_at = start
+        if (alone.needs_walk or walked.needs_walk) and report.needs_walk_at is None:
+            report.needs_walk_at = start
         yield chunk.stop - start, walked.found
 
 

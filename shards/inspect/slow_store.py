@@ -19,7 +19,8 @@ from pathlib import Path
 from shards.errors import ConfigError
 from shards.records import Chunk, Sample
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import Manifest, open_manifest
+from shards.stream.manifest import Manifest
+from shards.stream.manifest_listing import open_manifest
 from shards.stream.order import Order, OrderConfig
 from shards.tars.chunk_reader import read_chunk
 

@@ -1,7 +1,7 @@
-"""One image from wherever it lies: a file, an object of a store, an address of the web.
+"""Bytes of one image, from a file, an object of a store, or an address of the web.
 
-A file or an object that was listed must still be what was listed. What cannot be had is a
-`FetchError` with a reason that can be counted.
+A listed file or object must be unchanged. An image that cannot be read raises `FetchError` with a
+countable reason.
 """
 
 import os
@@ -16,54 +16,57 @@ from types import TracebackType
 from typing import Final, TypeVar
 
 from shards.errors import ManifestError, ShardChanged, ShardUnreadable
-from shards.pack.store_lookup import Lookups
+from shards.pack.store_lookup import StoreLookup
 from shards.records import ShardInfo
+from shards.stores.image_download import DownloadConfig, ImageDownloader
 from shards.stores.image_download import FetchError as FetchError
-from shards.stores.image_download import Web, WebConfig
 from shards.stores.range_reader import RangeReader
 from shards.tars.tar_walk import Walks
 
 A = TypeVar("A")
 B = TypeVar("B")
 
-# As much as a reader of shards takes for one sample.
+# Readers of shards accept samples up to this size.
 MAX_FILE_BYTES: Final = 1 << 29
-# What a row of somebody's list may name besides a path.
+# Stores that a list of images may name.
 _STORES: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf")
 
 
-class Fetcher:
-    """Gets images, `config.connections` at a time. To be closed; connects only when asked to."""
+class ImageFetcher:
+    """Reads images, `config.connections` at a time. Connects on first use; must be closed."""
 
-    def __init__(self, config: WebConfig, num_workers: int = 1) -> None:
-        # What one host may be asked at once is shared by all workers.
+    def __init__(self, config: DownloadConfig, num_workers: int = 1) -> None:
+        # All workers share the limit of a host.
         self._config = replace(config, per_host=max(1, config.per_host // num_workers))
         self.reader, self.walks = RangeReader(), Walks()
-        self._lookups = Lookups(self.reader)
-        self._web: Web | None = None
+        self._lookup = StoreLookup(self.reader)
+        self._downloader: ImageDownloader | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
     def in_order(self, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-        """`function` of every item, in order, many at a time, not far ahead of who asks."""
+        """Yield `function(item)` in the order of the items; many calls run concurrently.
+
+        At most two items for each connection are started ahead of the consumer.
+        """
         pool = self._pool = self._pool or ThreadPoolExecutor(self._config.connections, "fetch")
-        under_way: deque[Future[B]] = deque()
+        pending: deque[Future[B]] = deque()
         waiting = iter(items)
         try:
             while True:
-                room = 2 * self._config.connections - len(under_way)
-                under_way.extend(pool.submit(function, item) for item in islice(waiting, room))
-                if not under_way:
+                room = 2 * self._config.connections - len(pending)
+                pending.extend(pool.submit(function, item) for item in islice(waiting, room))
+                if not pending:
                     return
-                yield under_way.popleft().result()
+                yield pending.popleft().result()
         finally:
-            for future in under_way:
+            for future in pending:
                 future.cancel()
 
     def file(self, path: str, version: str) -> bytes:
-        """A file whose `file_version` was `version`; any that is regular where that is empty."""
+        """Return a regular file whose `file_version` is `version`; "" accepts any version."""
         try:
-            # Whoever put a pipe in the place of the file must not hold us up.
+            # A file may have been replaced by a pipe; O_NONBLOCK keeps `open` from waiting.
             with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
@@ -77,7 +80,7 @@ class Fetcher:
             raise FetchError("unreadable") from error
 
     def listed(self, info: ShardInfo) -> bytes:
-        """A listed object. Raises ShardUnreadable when its store does not give it."""
+        """Return a listed object. Raises ShardUnreadable when its store does not send it."""
         if info.num_bytes > MAX_FILE_BYTES:
             raise FetchError("too_many_bytes")
         try:
@@ -86,16 +89,16 @@ class Fetcher:
             raise FetchError("changed") from error
 
     def address(self, uri: str) -> bytes:
-        """What lies at an address that nobody has looked at yet."""
+        """Return the image at an address that was not listed."""
         scheme = uri.partition("://")[0].lower()
         if scheme in ("http", "https"):
             with self._lock:
-                self._web = self._web or Web(self._config)
-            return self._web.get(uri)
+                self._downloader = self._downloader or ImageDownloader(self._config)
+            return self._downloader.get(uri)
         if scheme not in _STORES:
             raise FetchError("bad_address")
         try:
-            info = self._lookups.look_up(uri)
+            info = self._lookup.look_up(uri)
             if info is None:
                 raise FetchError("not_found")
             if info.num_bytes > self._config.max_bytes:
@@ -105,15 +108,15 @@ class Fetcher:
             raise FetchError("unreadable", lost=True) from error
 
     def close(self) -> None:
-        """Drop whatever is under way."""
-        if self._web is not None:
-            self._web.abort()
+        """Cancel all reads and close the connections."""
+        if self._downloader is not None:
+            self._downloader.abort()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-        if self._web is not None:
-            self._web.close()
+        if self._downloader is not None:
+            self._downloader.close()
 
-    def __enter__(self) -> "Fetcher":
+    def __enter__(self) -> "ImageFetcher":
         return self
 
     def __exit__(
@@ -126,5 +129,5 @@ class Fetcher:
 
 
 def file_version(status: os.stat_result) -> str:
-    """Differs when a file was written to."""
+    """Return a version that changes when a file is written to."""
     return f"{status.st_size}-{status.st_mtime_ns}"

@@ -12,8 +12,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.pack.fetch import Fetcher
-from shards.pack.pack_plan import PackConfig, ShardTask, Skipped, Step, deal, shuffled
+from shards.pack.fetch import ImageFetcher
+from shards.pack.pack_plan import PackConfig, ShardTask, SkippedSample, SamplesRead, shard_bounds, shuffled
 from shards.records import Chunk, Reject, Sample, ShardInfo
 from shards.redaction import redact
 from shards.samples.subset import Subset
@@ -37,7 +37,7 @@ class ShardsSource:
 
     @property
     def digest(self) -> str:
-        """See `Source.digest`."""
+        """See `PackSource.digest`."""
         subset = "" if self.subset is None else self.subset.digest
         text = f"{self.manifest.digest}/{subset}"
         return blake2b(text.encode(), digest_size=16).hexdigest()
@@ -55,7 +55,7 @@ class ShardsSource:
         max_bytes = max(1, min(config.max_bytes, most))
         chunks = _chunks(self.manifest.shards, max_bytes)
         order = shuffled(len(chunks), config.seed)
-        bounds = deal(chunks[order, 2] - chunks[order, 1], len(chunks), max_bytes)
+        bounds = shard_bounds(chunks[order, 2] - chunks[order, 1], len(chunks), max_bytes)
         return ShardsPlan(self.manifest.shards, chunks[order], bounds, config.seed)
 
 
@@ -73,23 +73,23 @@ class ShardsPlan:
         self.num_shards = len(bounds) - 1
 
     def units(self, number: int) -> int:
-        """See `Plan.units`."""
+        """See `PackPlan.units`."""
         rows = self._rows(number)
         return int((rows[:, 2] - rows[:, 1]).sum())
 
     def cost(self) -> int:
-        """See `Plan.cost`."""
+        """See `PackPlan.cost`."""
         return sum(shard.num_bytes for shard in self._shards)
 
     def variant(self, number: int, irregular: frozenset[int]) -> str:
-        """See `Plan.variant`: the input shards that are walked through."""
+        """See `PackPlan.variant`: the input shards that are walked through."""
         if not irregular:
             return ""
         walked = irregular.intersection(self._rows(number)[:, 0].tolist())
         return "".join(f" {shard}" for shard in sorted(walked))
 
     def task(self, number: int, irregular: frozenset[int]) -> ShardTask:
-        """See `Plan.task`."""
+        """See `PackPlan.task`."""
         chunks = tuple(
             Chunk(shard, start, stop, walked=shard in irregular)
             for shard, start, stop in self._rows(number).tolist()
@@ -112,7 +112,7 @@ class ShardsTask:
     seed: int | None
     variant: str
 
-    def read(self, fetcher: Fetcher, subset: Subset | None) -> Iterator[Step]:
+    def read(self, fetcher: ImageFetcher, subset: Subset | None) -> Iterator[SamplesRead]:
         """See `ShardTask.read`."""
         held: list[Sample] = []
         for chunk in self.chunks:
@@ -123,15 +123,15 @@ class ShardsTask:
             yield step
         if held:
             order = shuffled(len(held), self.seed, self.number)
-            yield Step(0, samples=[held[number] for number in order])
+            yield SamplesRead(0, samples=[held[number] for number in order])
 
 
-def _read(fetcher: Fetcher, shard: ShardInfo, chunk: Chunk, subset: Subset | None) -> Step:
+def _read(fetcher: ImageFetcher, shard: ShardInfo, chunk: Chunk, subset: Subset | None) -> SamplesRead:
     cut = read_chunk(fetcher.reader, shard, chunk, fetcher.walks)
     samples = [item for item in cut.found if isinstance(item, Sample)]
     name = redact(shard.uri)
     skipped = [
-        Skipped(f"{name} at byte {item.offset}", item.reason)
+        SkippedSample(f"{name} at byte {item.offset}", item.reason)
         for item in cut.found
         if isinstance(item, Reject)
     ]
@@ -139,12 +139,12 @@ def _read(fetcher: Fetcher, shard: ShardInfo, chunk: Chunk, subset: Subset | Non
     if subset is not None and samples:
         wanted = subset.select(samples)
         samples = [sample for sample, is_in in zip(samples, wanted, strict=True) if is_in]
-    return Step(
+    return SamplesRead(
         chunk.stop - chunk.start,
         samples,
         skipped,
         num_found - len(samples),
-        (chunk.shard,) if cut.leaps else (),
+        (chunk.shard,) if cut.needs_walk else (),
     )
 
 

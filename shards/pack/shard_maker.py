@@ -11,14 +11,15 @@ from types import TracebackType
 from typing import Final
 
 from shards.errors import PackFailed
-from shards.pack.fetch import Fetcher
-from shards.pack.pack_plan import PackConfig, ShardStats, ShardTask, Skipped
-from shards.pack.pack_target import Target, open_target
+from shards.pack.fetch import ImageFetcher
+from shards.pack.pack_plan import PackConfig, ShardStats, ShardTask, SkippedSample
+from shards.pack.pack_target import PackTarget, open_target
 from shards.records import Reason, Reject, Sample
-from shards.samples.admission import AdmissionConfig, admit
-from shards.samples.predicate import ask, resolve_predicate
+from shards.samples.admission import admit
+from shards.samples.admission_config import AdmissionConfig
+from shards.samples.predicate import apply_predicate, resolve_predicate
 from shards.samples.subset import Subset
-from shards.stores.image_download import WebConfig
+from shards.stores.image_download import DownloadConfig
 from shards.tars.headers import BLOCK
 
 Advance = Callable[[int], None]
@@ -38,7 +39,7 @@ class PackJob:
     scratch: Path
     made_from: str
     config: PackConfig
-    web: WebConfig
+    download: DownloadConfig
     admission: AdmissionConfig | None
     subset: Subset | None
     num_workers: int = 1
@@ -47,11 +48,11 @@ class PackJob:
 class ShardMaker:
     """Makes one shard after the other, with connections that it keeps. Use it as a context."""
 
-    def __init__(self, job: PackJob, target: Target | None = None) -> None:
+    def __init__(self, job: PackJob, target: PackTarget | None = None) -> None:
         self._job = job
         self._target = target or open_target(job.target)
-        self._fetcher = Fetcher(job.web, job.num_workers)
-        self._judge = _Judge(job.admission)
+        self._fetcher = ImageFetcher(job.download, job.num_workers)
+        self._judge = _SampleFilter(job.admission)
 
     def make(self, task: ShardTask, advance: Advance) -> ShardStats:
         """Write one shard where it belongs, and behind it the side-car that says it is complete.
@@ -88,7 +89,7 @@ class ShardMaker:
                     if reason is None:
                         file.add(sample.key, sample.fields)
                     else:
-                        skipped.append(Skipped(sample.key, reason))
+                        skipped.append(SkippedSample(sample.key, reason))
                 for entry in skipped:
                     left_out.setdefault(entry.reason, []).append(entry.name)
                     lost[entry.reason] += entry.lost
@@ -96,7 +97,7 @@ class ShardMaker:
                 num_unselected += step.num_unselected
                 leaps.update(step.leaps)
                 advance(step.units)
-        _check_lost(shard_name(self._job.config, task.number), self._job.web, num_read, +lost)
+        _check_lost(shard_name(self._job.config, task.number), self._job.download, num_read, +lost)
         return ShardStats(
             made_from=f"{self._job.made_from}{task.variant}",
             number=task.number,
@@ -120,7 +121,7 @@ def sidecar_name(config: PackConfig, number: int) -> str:
     return shard_name(config, number).removesuffix(".tar") + ".json"
 
 
-class _Judge:
+class _SampleFilter:
     """What a run would say of a sample before it decodes the image."""
 
     def __init__(self, admission: AdmissionConfig | None) -> None:
@@ -135,18 +136,18 @@ class _Judge:
         image = admit(sample, self._admission)
         if isinstance(image, Reject):
             return image.reason
-        refused = ask(self._predicate, sample, image) if self._predicate else None
+        refused = apply_predicate(self._predicate, sample, image) if self._predicate else None
         return refused[0] if refused else None
 
 
-def _check_lost(name: str, web: WebConfig, num_read: int, lost: Counter[str]) -> None:
+def _check_lost(name: str, download: DownloadConfig, num_read: int, lost: Counter[str]) -> None:
     """A network that is down must not look like a web without images."""
-    if lost.total() > web.max_lost_fraction * num_read:
+    if lost.total() > download.max_lost_fraction * num_read:
         reasons = ", ".join(f"{count} {reason}" for reason, count in lost.most_common())
         raise PackFailed(
             f"{lost.total()} of {num_read} images of {name} were lost to the network "
-            f"({reasons}), at most {web.max_lost_fraction:.0%} may be; start the same command "
-            "again when it is better, it goes on where it was, or raise --web.max-lost-fraction"
+            f"({reasons}), at most {download.max_lost_fraction:.0%} may be; start the same command "
+            "again when it is better, it goes on where it was, or raise --download.max-lost-fraction"
         )
 
 

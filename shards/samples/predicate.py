@@ -59,7 +59,7 @@ def _check_arguments(name: str, function: Callable[..., Any]) -> None:
         ) from error
 
 
-def ask(predicate: Predicate, sample: Sample, image: ImageHeader) -> tuple[Reason, str] | None:
+def apply_predicate(predicate: Predicate, sample: Sample, image: ImageHeader) -> tuple[Reason, str] | None:
     """None where the predicate keeps the sample, otherwise the reason and a detail.
 
     The metadata are the sample's JSON object, and its key as "__key__".

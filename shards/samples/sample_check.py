@@ -2,11 +2,12 @@
 
 from shards.images.image_header import ImageHeader
 from shards.records import Reject, Sample
-from shards.samples.admission import AdmissionConfig, admit, check_pixels, reject
-from shards.samples.predicate import Predicate, ask, resolve_predicate
+from shards.samples.admission import admit, check_pixels, reject
+from shards.samples.admission_config import AdmissionConfig
+from shards.samples.predicate import Predicate, apply_predicate, resolve_predicate
 
 
-class Judge:
+class SampleCheck:
     """Says of every sample what image it is, or why it is rejected. Made where it is used.
 
     Raises ConfigError when the predicate cannot be found.
@@ -21,6 +22,6 @@ class Judge:
         image = admit(sample, self._config)
         if isinstance(image, Reject):
             return image
-        refused = ask(self._predicate, sample, image) if self._predicate else None
+        refused = apply_predicate(self._predicate, sample, image) if self._predicate else None
         refused = refused or check_pixels(image, self._config)
         return image if refused is None else reject(sample, *refused)

@@ -1,97 +1,119 @@
-"""The one order: chunks that come in any order become samples in theirs, with the place of each.
+"""Slots: samples of chunks in canonical order, with the cursor after each.
 
-What the chunks hold is not looked at: crops for a trainer (`stream`), or samples as they lie in the
-tar. Here rejects are counted and paid for, passes over the data are judged, and the cursor moves.
+The content of a chunk does not matter here: crops for a trainer, or encoded samples. This module
+counts rejects against the budget, detects empty epochs, and moves the cursor.
 """
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Generic, NamedTuple
 
 import numpy as np
 
 from shards.errors import CursorMismatch
 from shards.records import Cursor, Reject, Turn
-from shards.samples.admission import AdmissionConfig, check_budget
-from shards.stream.empty_pass import Passes
+from shards.samples.admission_config import AdmissionConfig, check_budget
+from shards.stream.empty_pass import EmptyPassGuard
 from shards.stream.journal import Journal
-from shards.stream.lookahead import Block, Bounds, Forget, Lookahead, R, Stop, Submit, ignore, never
+from shards.stream.lookahead import (
+    Block,
+    Forget,
+    Lookahead,
+    LookaheadBounds,
+    R,
+    Stop,
+    Submit,
+    ignore,
+    never,
+)
 from shards.stream.order import Order
 
 
-class Taken(NamedTuple, Generic[R]):
-    """A sample whose turn it is: row `row` of what was kept of the chunk that `result` is."""
+class KeptSample(NamedTuple, Generic[R]):
+    """A sample that fills a slot: row `row` among the kept samples of the chunk of `result`."""
 
     result: R
     row: int
     offset: int
 
 
-class Ahead(NamedTuple):
-    """Samples, kept or not, of complete blocks that wait for their turn; bytes of all results."""
+class BufferLevel(NamedTuple):
+    """Samples, kept or not, of complete blocks that wait for their slot; bytes of all results."""
 
     num_slots: int
     num_bytes: int
 
 
-class Decided(NamedTuple):
-    """What was decided against since it was asked for last."""
+class LeftOut(NamedTuple):
+    """Rejects, and the number of samples outside the subset, since the previous batch."""
 
     rejects: tuple[Reject, ...]
     num_unselected: int
 
 
-class OrderedSlots(Generic[R]):
-    """Every sample that is kept, in canonical order from a cursor on, without end.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlotSpec:
+    """What a sequence of slots is, and where it starts.
 
-    Iterate it; `cursor()` is the place behind the sample that came last. `submit(turn)` must return
-    a future of what the chunk gives; it may be called from one thread only and must not block long.
-    `forget(futures)` is told of those whose samples were all decided on. Raises BudgetExceeded,
+    `cursor` None is the beginning of the data. A pass must hold at least `batch_size` samples.
+    Without a `journal`, discoveries are kept in memory.
+    """
+
+    order: Order
+    admission: AdmissionConfig
+    bounds: LookaheadBounds
+    batch_size: int = 1
+    cursor: Cursor | None = None
+    journal: Journal | None = None
+
+
+class OrderedSlots(Generic[R]):
+    """Endless iterable of the kept samples in canonical order.
+
+    `cursor()` is the position after the latest sample. `submit(turn)` must return a future of the
+    result of a chunk; it is called from one thread and must not block long. `forget(futures)` is
+    called with futures that are not needed any more. Iteration raises BudgetExceeded,
     ShardUnreadable, ConfigError (a pass smaller than `batch_size`), and StreamStopped if `stop()`
-    says so while it waits.
+    returns True during a wait.
     """
 
     def __init__(
         self,
-        order: Order,
+        spec: SlotSpec,
         submit: Submit[R],
-        bounds: Bounds,
-        admission: AdmissionConfig,
         *,
-        batch_size: int = 1,
-        cursor: Cursor | None = None,
-        journal: Journal | None = None,
         stop: Stop = never,
         forget: Forget[R] = ignore,
     ) -> None:
-        start = cursor or Cursor(manifest=order.manifest, order=order.digest)
+        order = spec.order
+        start = spec.cursor or Cursor(manifest=order.manifest, order=order.digest)
         check_cursor(order, start)
-        self._order, self._admission = order, admission
-        self._journal = journal or Journal(order.manifest, order.digest)
+        self._order, self._admission = order, spec.admission
+        self._journal = spec.journal or Journal(order.manifest, order.digest)
         self._journal.check(start)
-        self._lookahead = Lookahead(self._plan, submit, bounds, start.block, stop, forget)
-        self._passes = Passes(order, batch_size)
+        self._lookahead = Lookahead(self._plan, submit, spec.bounds, start.block, stop, forget)
+        self._guard = EmptyPassGuard(order, spec.batch_size)
         self._block, self._slot = start.block, start.slot
         self._num_samples = start.num_samples
         self._num_unselected = start.num_unselected
         self._reasons = Counter(start.reject_reasons)
-        self._rejects: list[Reject] = []
-        self._told_unselected = start.num_unselected
+        self._rejects: list[Reject] = []  # since the last `take_left_out`
+        self._num_unselected_taken = start.num_unselected
 
-    def __iter__(self) -> Iterator[Taken[R]]:
+    def __iter__(self) -> Iterator[KeptSample[R]]:
         while True:
             yield from self._kept(self._lookahead.wait())
             self._lookahead.leave()
-            self._passes.judge(self._reasons)
+            self._guard.check(self._reasons)
 
-    def _kept(self, block: Block[R]) -> Iterator[Taken[R]]:
-        """Decide slot by slot; what is held for that goes with this generator."""
+    def _kept(self, block: Block[R]) -> Iterator[KeptSample[R]]:
         entries, num_unselected = self._enter(block)
         places = self._order.mix(block.number, len(entries))
         for slot in range(self._slot, len(entries)):
             self._slot = slot + 1
             if self._slot == len(entries):
-                self._go_on(num_unselected)
+                self._start_next_block(num_unselected)
             entry = entries[places[slot]]
             if isinstance(entry, Reject):
                 self._reasons[entry.reason] += 1
@@ -100,11 +122,11 @@ class OrderedSlots(Generic[R]):
             else:
                 self._num_samples += 1
                 yield entry
-        if self._block == block.number:  # there was no slot, or none behind the cursor
-            self._go_on(num_unselected)
+        if self._block == block.number:  # the block has no slot after the cursor
+            self._start_next_block(num_unselected)
 
     def cursor(self) -> Cursor:
-        """The place behind the sample that came last."""
+        """Return the position after the latest sample."""
         return Cursor(
             manifest=self._order.manifest,
             order=self._order.digest,
@@ -117,66 +139,68 @@ class OrderedSlots(Generic[R]):
             reject_reasons=dict(self._reasons),
         )
 
-    def decided(self) -> Decided:
-        """What was decided against since the last call."""
-        found = Decided(tuple(self._rejects), self._num_unselected - self._told_unselected)
-        self._rejects, self._told_unselected = [], self._num_unselected
-        return found
+    def take_left_out(self) -> LeftOut:
+        """Return the samples that were left out since the previous call."""
+        num_unselected = self._num_unselected - self._num_unselected_taken
+        left_out = LeftOut(tuple(self._rejects), num_unselected)
+        self._rejects, self._num_unselected_taken = [], self._num_unselected
+        return left_out
 
     @property
-    def ahead(self) -> Ahead:
-        """What is held for later."""
-        return Ahead(max(0, self._lookahead.num_slots - self._slot), self._lookahead.num_bytes)
+    def buffered(self) -> BufferLevel:
+        """Samples and bytes that are held for later."""
+        num_slots = max(0, self._lookahead.num_slots - self._slot)
+        return BufferLevel(num_slots, self._lookahead.num_bytes)
 
     def extend(self) -> None:
-        """Ask for more chunks, if there is room by now."""
+        """Request more chunks, if the bounds allow."""
         self._lookahead.extend()
 
     def _plan(self, block: int) -> list[Turn]:
         return self._journal.amend(block, self._order.block(block))
 
-    def _learn(self, block: Block[R], results: list[R]) -> None:
-        """Write down what this block taught about the blocks behind it."""
-        news = False
+    def _record(self, block: Block[R], results: list[R]) -> None:
+        """Write irregular shards and crashing images of `block` to the journal."""
+        added = False
         for turn, result in zip(block.turns, results, strict=True):
-            if result.leaps and not turn.chunk.walked:
-                news |= self._journal.add_irregular(turn.chunk.shard, block.number + 1)
+            if result.needs_walk and not turn.chunk.walked:
+                added |= self._journal.add_irregular(turn.chunk.shard, block.number + 1)
             for image in result.killers:
-                news |= self._journal.add_quarantine(image, block.number)
-        if news:
+                added |= self._journal.add_quarantine(image, block.number)
+        if added:
             self._lookahead.revise()
 
-    def _enter(self, block: Block[R]) -> tuple[list[Reject | Taken[R]], int]:
-        """The samples of a block before they are mixed, and how many a subset left out."""
+    def _enter(self, block: Block[R]) -> tuple[list[Reject | KeptSample[R]], int]:
+        """Return the samples of a block before mixing, and how many are outside the subset."""
         results = [future.result() for future in block.futures]
-        self._learn(block, results)
-        entries: list[Reject | Taken[R]] = []
+        self._record(block, results)
+        entries: list[Reject | KeptSample[R]] = []
         num_unselected = 0
         for result in results:
-            self._passes.add(result)
+            self._guard.add(result)
             num_unselected += result.num_unselected
-            reasons = {reject.offset: reject for reject in result.rejects}
+            rejects = {reject.offset: reject for reject in result.rejects}
             rows = np.cumsum(result.kept) - 1
             for place, offset in enumerate(result.offsets.tolist()):
                 if result.kept[place]:
-                    entries.append(Taken(result, int(rows[place]), offset))
+                    entries.append(KeptSample(result, int(rows[place]), offset))
                 else:
-                    entries.append(reasons[offset])
+                    entries.append(rejects[offset])
         if self._slot > len(entries):
             raise CursorMismatch(
-                f"the checkpoint's place is slot {self._slot} of block {block.number}, which has "
-                f"{len(entries)}; remove this checkpoint to go on from the one before it"
+                f"the checkpoint is at slot {self._slot} of block {block.number}, which has "
+                f"{len(entries)} slots; remove this checkpoint to resume from the one before it"
             )
         return entries, num_unselected
 
-    def _go_on(self, num_unselected: int) -> None:
-        """The place behind the last slot of a block is the start of the next one."""
+    def _start_next_block(self, num_unselected: int) -> None:
+        # The position after the last slot of a block is the start of the next block.
         self._block, self._slot = self._block + 1, 0
         self._num_unselected += num_unselected
 
 
 def check_cursor(order: Order, cursor: Cursor) -> None:
-    """Raise CursorMismatch unless `cursor` is a place in `order`."""
+    """Raise CursorMismatch unless `cursor` is a position in `order`."""
     if cursor.manifest != order.manifest:
         raise CursorMismatch(
             f"the checkpoint belongs to other data (manifest {cursor.manifest}, now "
@@ -190,6 +214,6 @@ def check_cursor(order: Order, cursor: Cursor) -> None:
         )
     if cursor.block < 0 or cursor.slot < 0:
         raise CursorMismatch(
-            f"the checkpoint's place is block {cursor.block}, slot {cursor.slot}; both are at "
-            "least 0, so the file is damaged: remove this checkpoint to go on from the one before"
+            f"the checkpoint is at block {cursor.block}, slot {cursor.slot}; both must be at "
+            "least 0, so the file is damaged: remove this checkpoint to resume from the one before"
         )

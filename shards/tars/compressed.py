@@ -18,7 +18,7 @@ from shards.errors import NotATar, ShardUnreadable
 from shards.records import Chunk, Reason, Reject, ShardInfo
 from shards.redaction import redact
 from shards.stores.range_reader import RangeReader
-from shards.tars.cutter import Cut, cut
+from shards.tars.cutter import CutChunk, cut_chunk
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # A shard may become so many times as long, and any shard so long: more is a bomb.
@@ -43,7 +43,7 @@ class _Broken(Exception):
         self.detail = detail
 
 
-def cut_whole(reader: RangeReader, shard: ShardInfo, chunk: Chunk) -> Cut:
+def cut_whole(reader: RangeReader, shard: ShardInfo, chunk: Chunk) -> CutChunk:
     """All samples of a shard that is one chunk. Raises NotATar, ShardUnreadable."""
     limit = max(_ALWAYS_ALLOWED, _MAX_RATIO * shard.num_bytes)
     with tempfile.TemporaryFile() as file:
@@ -52,13 +52,13 @@ def cut_whole(reader: RangeReader, shard: ShardInfo, chunk: Chunk) -> Cut:
         return _cut_unpacked(lambda a, b: os.pread(file.fileno(), b - a, a), size, chunk, broken)
 
 
-def look_into_whole(reader: RangeReader, shard: ShardInfo, num_bytes: int) -> Cut:
+def cut_whole_head(reader: RangeReader, shard: ShardInfo, num_bytes: int) -> CutChunk:
     """The samples within about the first `num_bytes` of the packed shard, and no others."""
     first = next(reader.read_whole(shard))[:num_bytes]
     held = bytearray()
     size, broken = _unpack(iter([first]), _MAX_RATIO * num_bytes, held.extend)
     found = _cut_unpacked(lambda a, b: bytes(held[a:b]), size, Chunk(0, 0, size), broken).found
-    return Cut([item for item in found if not isinstance(item, Reject)])
+    return CutChunk([item for item in found if not isinstance(item, Reject)])
 
 
 def _writer(file: BinaryIO, shard: ShardInfo) -> Callable[[bytes], object]:
@@ -162,18 +162,18 @@ def _steps(pieces: Iterable[bytes], step: int) -> Pieces:
 
 def _cut_unpacked(
     read: Callable[[int, int], bytes], size: int, chunk: Chunk, broken: _Broken | None
-) -> Cut:
+) -> CutChunk:
     whole = Chunk(chunk.shard, 0, size)
     if broken is None:
-        return cut(read, size, whole)
+        return cut_chunk(read, size, whole)
     if broken.reason == "too_large":
-        return Cut([Reject(chunk.shard, 0, "", broken.reason, broken.detail)])
+        return CutChunk([Reject(chunk.shard, 0, "", broken.reason, broken.detail)])
     try:
-        unpacked = cut(read, size, whole)
+        unpacked = cut_chunk(read, size, whole)
     except NotATar:
         if size >= _ENOUGH_TO_TELL:
             raise
-        unpacked = Cut([])
+        unpacked = CutChunk([])
     found = unpacked.found
     last = found[-1] if found else None
     if isinstance(last, Reject) and last.reason == "truncated_tar":

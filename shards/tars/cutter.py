@@ -12,7 +12,7 @@ goes further back, and in the end the file is walked from byte 0, where nothing 
 
 One thing cannot be told from a range alone: that all of it lies inside a tar inside the tar. Its
 members would become samples of their own. But the range in which the member that holds them begins
-can tell, and says so: it `leaps`. Ranges of such a shard have to be `walked`, from byte 0.
+can tell, and says so: it `needs_walk`. Ranges of such a shard have to be `walked`, from byte 0.
 """
 
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 
 from shards.errors import NotATar
 from shards.records import Chunk, Reason, Reject, Sample
-from shards.tars.headers import BLOCK, ZEROS, Damage, Member, header_offsets, read_member
-from shards.tars.nested_tars import Insides
-from shards.tars.read_window import MIN_STEP, Read, Window
-from shards.tars.sparse_files import BrokenMap
-from shards.tars.tar_walk import Starts
+from shards.tars.headers import BLOCK, ZEROS, TarHeaderError, TarMember, header_offsets, read_member
+from shards.tars.nested_tars import NestedTarScan
+from shards.tars.read_window import MIN_STEP, Read, ReadWindow
+from shards.tars.sparse_files import SparseMapError
+from shards.tars.sample_starts import SampleStarts
 
 # A chain of headers is believed from this length on; a nested tar that is shorter ends before.
 _TRUSTED_HEADERS = 8
@@ -40,21 +40,21 @@ _MAX_EXPANSION = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CutChunk:
     """What a chunk holds, in file order.
 
-    `leaps`: the inside of a member of this chunk could be taken, from a later chunk, for members of
+    `needs_walk`: the inside of a member of this chunk could be taken, from a later chunk, for members of
     the shard itself. `num_links`: names without bytes of their own, which are no part of a sample.
     """
 
     found: list[Sample | Reject]
-    leaps: bool = False
+    needs_walk: bool = False
     num_links: int = 0
 
 
-def cut(
-    read: Read, size: int, chunk: Chunk, window_bytes: int = 1 << 18, starts: Starts | None = None
-) -> Cut:
+def cut_chunk(
+    read: Read, size: int, chunk: Chunk, window_bytes: int = 1 << 18, starts: SampleStarts | None = None
+) -> CutChunk:
     """The samples of `chunk`, in file order, cut out of a tar of `size` bytes.
 
     `read(start, stop)` returns exactly those bytes. A tar that ends in the middle of a sample, or
@@ -66,23 +66,23 @@ def cut(
     begin, walked = None, None
     if not chunk.walked:
         first = chunk.start - step if chunk.start else 0
-        window = Window(read, size, first, chunk.stop + step, step)
+        window = ReadWindow(read, size, first, chunk.stop + step, step)
         begin = _synchronise(window, chunk)
     if begin is None:
-        walked = starts or Starts()
+        walked = starts or SampleStarts()
         begin = walked.before(chunk.start)
         stop = chunk.stop if chunk.start - begin <= step else begin
-        window = Window(read, size, begin, stop + step, step)
+        window = ReadWindow(read, size, begin, stop + step, step)
     if window.start == 0 and not _begins_with_tar(window):
         if chunk.start > 0:
-            return Cut([])  # the first chunk speaks for the shard
+            return CutChunk([])  # the first chunk speaks for the shard
         raise NotATar(_what_it_is(window.get(0, BLOCK)))
-    insides = Insides(window, chunk)
+    insides = NestedTarScan(window, chunk)
     found = list(_group(window, chunk, begin, insides, walked))
-    return Cut(found, insides.leap, insides.num_links)
+    return CutChunk(found, insides.leap, insides.num_links)
 
 
-def _begins_with_tar(window: Window) -> bool:
+def _begins_with_tar(window: ReadWindow) -> bool:
     """Whether there is a header at byte 0, or soon: its first block may be what is damaged."""
     head = window.get(0, MIN_STEP)
     return head[:BLOCK] == ZEROS or next(header_offsets(head), None) is not None
@@ -105,7 +105,7 @@ def _what_it_is(head: bytes) -> str:
     )
 
 
-def _synchronise(window: Window, chunk: Chunk) -> int | None:
+def _synchronise(window: ReadWindow, chunk: Chunk) -> int | None:
     """Where a sample begins before `chunk.start`: from there on the walk is certain."""
     while window.start > 0:
         seen: set[int] = set()
@@ -122,7 +122,7 @@ def _synchronise(window: Window, chunk: Chunk) -> int | None:
     return 0
 
 
-def _sample_start(window: Window, candidate: int, chunk: Chunk, seen: set[int]) -> int | None:
+def _sample_start(window: ReadWindow, candidate: int, chunk: Chunk, seen: set[int]) -> int | None:
     """The first start of a sample that the chain from `candidate` vouches for.
 
     None where the chain breaks, or no sample starts before the chunk. `seen` collects the headers
@@ -141,22 +141,22 @@ def _sample_start(window: Window, candidate: int, chunk: Chunk, seen: set[int]) 
                 key = member.key
             if member.start >= chunk.stop and count >= _TRUSTED_HEADERS:
                 break
-    except Damage as damage:
+    except TarHeaderError as damage:
         seen.update(range(damage.start, damage.resume, BLOCK))
         return None
     return begin if count >= _TRUSTED_HEADERS else None
 
 
-def _chain(window: Window, offset: int) -> Iterator[Member]:
+def _chain(window: ReadWindow, offset: int) -> Iterator[TarMember]:
     """Members that follow each other without a gap, to the end of the file.
 
-    Raises Damage for anything else, zeros included: where a nested tar ends it looks just so.
+    Raises TarHeaderError for anything else, zeros included: where a nested tar ends it looks just so.
     """
     while offset + BLOCK <= window.size:
         if window.peek(offset, offset + BLOCK) == ZEROS:
             padding = window.size - offset
             if padding > _MAX_PADDING or window.peek(offset, window.size).strip(b"\0"):
-                raise Damage(offset, offset + BLOCK)
+                raise TarHeaderError(offset, offset + BLOCK)
             return
         member = read_member(window.peek, offset)
         yield member
@@ -164,7 +164,7 @@ def _chain(window: Window, offset: int) -> Iterator[Member]:
 
 
 def _group(
-    window: Window, chunk: Chunk, begin: int, insides: Insides, starts: Starts | None
+    window: ReadWindow, chunk: Chunk, begin: int, insides: NestedTarScan, starts: SampleStarts | None
 ) -> Iterator[Sample | Reject]:
     """Neighbouring members with the same key make a sample; yield those that start in the chunk."""
     current: _Forming | None = None
@@ -199,7 +199,7 @@ class _Forming:
     """A sample whose members come one by one. Of one that starts before the chunk only the names
     are kept."""
 
-    def __init__(self, chunk: Chunk, start: int, key: str, insides: Insides) -> None:
+    def __init__(self, chunk: Chunk, start: int, key: str, insides: NestedTarScan) -> None:
         self._shard, self._start, self._key = chunk.shard, start, key
         self._wanted = start >= chunk.start
         self._insides = insides
@@ -210,11 +210,11 @@ class _Forming:
     def takes(self, key: str, extension: str) -> bool:
         return key == self._key and extension not in self._fields
 
-    def add(self, window: Window, member: Member, extension: str) -> None:
+    def add(self, window: ReadWindow, member: TarMember, extension: str) -> None:
         self._fields[extension] = b""
         if not self._wanted:
             return
-        whole = member.num_bytes if member.holes is None else member.holes.num_bytes
+        whole = member.num_bytes if member.sparse_map is None else member.sparse_map.num_bytes
         self._num_bytes += max(whole, member.num_bytes)
         if member.data_stop > window.size:
             there = max(0, window.size - member.data_start)
@@ -230,8 +230,8 @@ class _Forming:
         data = window.get(member.data_start, member.data_stop)
         self._insides.read(member, data)
         try:
-            data = data if member.holes is None else member.holes.fill(data)
-        except BrokenMap:
+            data = data if member.sparse_map is None else member.sparse_map.fill(data)
+        except SparseMapError:
             self._refuse("broken_tar", f"{member.name}: less is stored than its map of holes says")
         self._fields[extension] = data
 
@@ -246,7 +246,7 @@ class _Forming:
             yield Sample(self._shard, self._start, self._key, self._fields)
 
 
-def _walk(window: Window, begin: int, stop: int) -> Iterator[Member | Reject]:
+def _walk(window: ReadWindow, begin: int, stop: int) -> Iterator[TarMember | Reject]:
     """The members from `begin` on, forgetting what was passed.
 
     A stretch without headers is one Reject at its first block. It is searched for the next header
@@ -256,7 +256,7 @@ def _walk(window: Window, begin: int, stop: int) -> Iterator[Member | Reject]:
     while offset is not None and (offset := window.skip_zeros(offset)) < window.size:
         try:
             member = read_member(window.get, offset)
-        except Damage as damage:
+        except TarHeaderError as damage:
             yield _damaged(window, damage)
             offset = window.find_header(damage.resume, stop)
         else:
@@ -267,7 +267,7 @@ def _walk(window: Window, begin: int, stop: int) -> Iterator[Member | Reject]:
                 offset = window.find_header(member.data_start, stop)
 
 
-def _damaged(window: Window, damage: Damage) -> Reject:
+def _damaged(window: ReadWindow, damage: TarHeaderError) -> Reject:
     if damage.resume > window.size:
         detail = f"the file ends within the header at byte {damage.start}"
         return Reject(-1, damage.start, "", "truncated_tar", detail)

@@ -1,7 +1,7 @@
 """One header of a tar: is this block one, and what does it say? USTAR, GNU, PAX and old V7.
 
 Long names, sizes and maps of holes come in extension headers before the header that they belong
-to; together they are one `Member`. Global PAX headers are members of their own without a name:
+to; together they are one `TarMember`. Global PAX headers are members of their own without a name:
 what they say of paths and sizes is left, because a reader in the middle of a file cannot know it.
 """
 
@@ -12,7 +12,7 @@ from zlib import adler32
 
 from shards.tars.header_fields import BLOCK as BLOCK
 from shards.tars.header_fields import Get, number, padded, pax_records
-from shards.tars.sparse_files import BrokenMap, Holes, gnu_holes, pax_holes
+from shards.tars.sparse_files import SparseMapError, SparseMap, gnu_sparse_map, pax_sparse_map
 
 ZEROS = bytes(BLOCK)
 
@@ -31,7 +31,7 @@ _DIGITS = b" 01234567"
 _MARK_FIRST = bytes(byte in _DIGITS for byte in range(256))
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """One logical member: `start` is where its first (extension) header lies.
 
     `num_bytes` are stored in the tar; of a file with `holes` that is less than its length.
@@ -44,7 +44,7 @@ class Member(NamedTuple):
     data_start: int
     num_bytes: int
     regular: bool
-    holes: Holes | None = None
+    holes: SparseMap | None = None
     hides: bool = False
     link: bool = False
 
@@ -69,7 +69,7 @@ class Member(NamedTuple):
         return self.name.rpartition("/")[2].partition(".")[2].lower()
 
 
-class Damage(Exception):
+class TarHeaderError(Exception):
     """No member starts at `start`, though one must; look for the next from `resume` on."""
 
     def __init__(self, start: int, resume: int, found: str = "no header") -> None:
@@ -77,8 +77,8 @@ class Damage(Exception):
         self.start, self.resume, self.found = start, resume, found
 
 
-def read_member(get: Get, start: int) -> Member:
-    """The member whose first header is at `start`. Raises Damage.
+def read_member(get: Get, start: int) -> TarMember:
+    """The member whose first header is at `start`. Raises TarHeaderError.
 
     `get(start, stop)` returns those bytes of the file, fewer at its end.
     """
@@ -89,15 +89,15 @@ def read_member(get: Get, start: int) -> Member:
     for _ in range(_MAX_EXTENSIONS + 1):
         header = get(offset, offset + BLOCK)
         if not is_header(header):
-            raise Damage(start, offset + BLOCK)
+            raise TarHeaderError(start, offset + BLOCK)
         kind, num_bytes = header[156], number(header[124:136])
         data_start = offset + BLOCK
         if kind not in _EXTENSION:
             break
         if kind in _GLOBAL and offset == start:
-            return Member(start, "", data_start, num_bytes, regular=False)
+            return TarMember(start, "", data_start, num_bytes, regular=False)
         if data_start - start + num_bytes > _MAX_EXTENSION_BYTES:
-            raise Damage(start, offset + BLOCK)
+            raise TarHeaderError(start, offset + BLOCK)
         data = get(data_start, data_start + num_bytes)
         hides = hides or next(header_offsets(data), None) is not None
         if kind in _LONG_NAME:
@@ -106,7 +106,7 @@ def read_member(get: Get, start: int) -> Member:
             records += pax_records(data)
         offset = data_start + padded(num_bytes)
     else:
-        raise Damage(start, offset)
+        raise TarHeaderError(start, offset)
     holes, size = None, None
     if records:
         pax = dict(records)
@@ -117,15 +117,15 @@ def read_member(get: Get, start: int) -> Member:
     payload = (num_bytes if size is None else size) if kind not in _WITHOUT_DATA else 0
     try:
         if kind in _SPARSE:
-            holes, data_start = gnu_holes(header, get, data_start)
+            holes, data_start = gnu_sparse_map(header, get, data_start)
         elif records:
-            holes = pax_holes(records, get, data_start, payload)
-    except BrokenMap:
-        raise Damage(start, data_start, "a sparse file without a readable map") from None
+            holes = pax_sparse_map(records, get, data_start, payload)
+    except SparseMapError:
+        raise TarHeaderError(start, data_start, "a sparse file without a readable map") from None
     text = (name if name is not None else _short_name(header)).decode("utf-8", "surrogateescape")
     regular = kind in _REGULAR and not text.endswith("/")
     link = kind in _LINK
-    return Member(start, text, data_start, payload, regular, holes, hides, link)
+    return TarMember(start, text, data_start, payload, regular, holes, hides, link)
 
 
 def is_header(block: bytes) -> bool:

@@ -10,36 +10,36 @@ from shards.records import Chunk
 from shards.tars.headers import (
     BLOCK,
     CHECKSUM,
-    Damage,
-    Member,
+    TarHeaderError,
+    TarMember,
     header_offsets,
     is_header,
     read_member,
 )
-from shards.tars.read_window import Window
+from shards.tars.read_window import ReadWindow
 
 # What is no part of a sample is looked into as far as this.
 _MAX_OTHER_BYTES = 1 << 24
 
 
-class Insides:
+class NestedTarScan:
     """Looks into the members of one chunk. `leap`: a later chunk could be deceived.
 
     Also counts the links of the chunk, which have no inside at all.
     """
 
-    def __init__(self, window: Window, chunk: Chunk) -> None:
+    def __init__(self, window: ReadWindow, chunk: Chunk) -> None:
         self._window, self._chunk = window, chunk
         # What covers a later chunk ends here or behind.
         self._next_stop = min(2 * chunk.stop - chunk.start, window.size)
         # With no chunk behind this one there is nobody to deceive.
         self._asked = chunk.stop < window.size
-        self._last: Member | None = None
+        self._last: TarMember | None = None
         self._last_hides = False
         self.leap = False
         self.num_links = 0
 
-    def passed(self, member: Member) -> None:
+    def passed(self, member: TarMember) -> None:
         """A member of the walk. If it is part of a sample, `read` or `unread` may follow."""
         self._last, self._last_hides = member, member.hides
         if not self._chunk.start <= member.start < self._chunk.stop:
@@ -51,7 +51,7 @@ class Insides:
         elif not member.regular and member.num_bytes:
             self.read(member, self._window.get(member.data_start, member.data_stop))
 
-    def read(self, member: Member, data: bytes) -> None:
+    def read(self, member: TarMember, data: bytes) -> None:
         """The bytes of the member that was passed last."""
         if not self._asked or self.leap:
             return
@@ -63,7 +63,7 @@ class Insides:
             covers = member.end >= self._next_stop
             self.leap = covers or any(self._leads_out(offset, member) for offset in inner)
 
-    def unread(self, member: Member) -> None:
+    def unread(self, member: TarMember) -> None:
         """A member whose bytes nobody looks at."""
         self.leap |= self._asked and member.end > self._chunk.stop
 
@@ -72,14 +72,14 @@ class Insides:
         if self._last is not None and self._last_hides:
             self.unread(self._last)
 
-    def _ends_with_header(self, member: Member) -> bool:
+    def _ends_with_header(self, member: TarMember) -> bool:
         """Whether the data ends within a block that is a header together with its padding."""
         if member.num_bytes % BLOCK <= CHECKSUM:
             return False
         return is_header(self._window.get(member.end - BLOCK, member.end))
 
-    def _leads_out(self, offset: int, member: Member) -> bool:
+    def _leads_out(self, offset: int, member: TarMember) -> bool:
         try:
             return read_member(self._window.get, offset).end >= member.end
-        except Damage:
+        except TarHeaderError:
             return False

@@ -12,7 +12,7 @@ _MAX_STEP = 1 << 23
 _LONG_GAP = 1 << 20
 
 
-class Window:
+class ReadWindow:
     """A contiguous view of a file that grows in doubling steps, and can forget what was passed."""
 
     def __init__(self, read: Read, size: int, start: int, stop: int, step: int) -> None:

@@ -17,12 +17,12 @@ _IN_HEADER, _IN_EXTENSION = 4, 21
 _MAX_MAP_BYTES = 1 << 16
 
 
-class BrokenMap(Exception):
+class SparseMapError(Exception):
     """The map of a sparse file cannot be read, or contradicts itself."""
 
 
 @dataclass(frozen=True, slots=True)
-class Holes:
+class SparseMap:
     """A file of `num_bytes` whose stored bytes, from `skip` on, fill `pieces` (offset, length)."""
 
     num_bytes: int
@@ -30,9 +30,9 @@ class Holes:
     skip: int = 0
 
     def fill(self, stored: bytes) -> bytes:
-        """The whole file. Raises BrokenMap when there is less stored than the map says."""
+        """The whole file. Raises SparseMapError when there is less stored than the map says."""
         if self.skip + sum(length for _, length in self.pieces) > len(stored):
-            raise BrokenMap
+            raise SparseMapError
         out, at = bytearray(self.num_bytes), self.skip
         for offset, length in self.pieces:
             out[offset : offset + length] = stored[at : at + length]
@@ -40,7 +40,7 @@ class Holes:
         return bytes(out)
 
 
-def gnu_holes(header: bytes, get: Get, data_start: int) -> tuple[Holes, int]:
+def gnu_sparse_map(header: bytes, get: Get, data_start: int) -> tuple[SparseMap, int]:
     """The map of an old GNU sparse header, and where the data begins behind it."""
     numbers = _entries(header, 386, _IN_HEADER)
     more = header[482]
@@ -48,16 +48,16 @@ def gnu_holes(header: bytes, get: Get, data_start: int) -> tuple[Holes, int]:
     while more:
         block = get(data_start, data_start + BLOCK)
         if len(block) < BLOCK or data_start - first > _MAX_MAP_BYTES:
-            raise BrokenMap
+            raise SparseMapError
         numbers += _entries(block, 0, _IN_EXTENSION)
         more = block[504]
         data_start += BLOCK
     return _holes(number(header[483:495]), numbers), data_start
 
 
-def pax_holes(
+def pax_sparse_map(
     records: Iterable[tuple[bytes, bytes]], get: Get, data_start: int, num_bytes: int
-) -> Holes | None:
+) -> SparseMap | None:
     """The map in PAX records, or in the data behind them; None where the file has no holes."""
     records = list(records)
     pax = dict(records)
@@ -66,7 +66,7 @@ def pax_holes(
         return _holes(_int(size), [_int(n) for n in pax[b"GNU.sparse.map"].split(b",") if n])
     if b"GNU.sparse.major" in pax:
         if (pax[b"GNU.sparse.major"], pax.get(b"GNU.sparse.minor")) != (b"1", b"0"):
-            raise BrokenMap
+            raise SparseMapError
         numbers, skip = _map_in_data(get, data_start, num_bytes)
         return _holes(_int(pax.get(b"GNU.sparse.realsize", b"")), numbers, skip)
     if b"GNU.sparse.size" in pax:
@@ -86,26 +86,26 @@ def _map_in_data(get: Get, data_start: int, num_bytes: int) -> tuple[list[int], 
         count = 2 * _int(lines[0]) if lines else 0
         if lines and len(lines) > count:
             return [_int(line) for line in lines[1 : count + 1]], stop - data_start
-    raise BrokenMap
+    raise SparseMapError
 
 
 def _entries(block: bytes, at: int, count: int) -> list[int]:
     return [number(block[i : i + 12]) for i in range(at, at + count * _ENTRY, _ENTRY // 2)]
 
 
-def _holes(num_bytes: int, numbers: Sequence[int], skip: int = 0) -> Holes:
+def _holes(num_bytes: int, numbers: Sequence[int], skip: int = 0) -> SparseMap:
     pieces = [(o, n) for o, n in zip(numbers[::2], numbers[1::2], strict=False) if n]
     at = 0
     for offset, length in pieces:
         if offset < at:
-            raise BrokenMap
+            raise SparseMapError
         at = offset + length
     if len(numbers) % 2 or at > num_bytes:
-        raise BrokenMap
-    return Holes(num_bytes, tuple(pieces), skip)
+        raise SparseMapError
+    return SparseMap(num_bytes, tuple(pieces), skip)
 
 
 def _int(text: bytes) -> int:
     if not _NUMBER.fullmatch(text):
-        raise BrokenMap
+        raise SparseMapError
     return int(text)

@@ -1,22 +1,14 @@
-"""`streamssl evaluate`: the scores of a run's encoder."""
+"""`streamssl evaluate`: score the encoder of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from shards.errors import UserError
 from streamssl.commands.argument_parser import parse
-from streamssl.evaluation.knn import KnnConfig
-from streamssl.evaluation.score_run import (
-    Encoder,
-    find_checkpoint,
-    iter_checkpoints,
-    knn_of_run,
-    retrieval_of_run,
-)
-from streamssl.evaluation.scores import SCORES, keep_score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +22,9 @@ class EvaluateKnn:
     test: str
     """Labelled shards that are scored."""
     ks: tuple[int, ...] = (20, 200)
-    """How many neighbours vote; one accuracy for each."""
+    """Numbers of neighbours that vote; one accuracy for each."""
     temperature: float = 0.1
-    """How sharply votes are weighed; smaller is sharper."""
+    """Temperature of the vote weights; smaller is sharper."""
     size: int | None = None
     """Side of the images in pixels; None: the run's largest crop."""
     baselines: bool = False
@@ -42,8 +34,10 @@ class EvaluateKnn:
 
 
 def evaluate_knn(arguments: list[str], console: Console) -> int:
-    """Score the encoder of a run by k-NN on labelled shards."""
+    """Run `streamssl evaluate knn` and return its exit code."""
     parsed = parse(EvaluateKnn, "streamssl evaluate knn", arguments)
+    from streamssl.evaluation.score_run import iter_checkpoints
+
     baselines = parsed.baselines
     for run in iter_checkpoints(parsed.run) if parsed.follow else (parsed.run,):
         try:
@@ -51,13 +45,17 @@ def evaluate_knn(arguments: list[str], console: Console) -> int:
         except UserError:
             if run.exists():
                 raise
-            continue  # --keep of the run removed it: there is a newer one
-        baselines = False  # they stay what they are
+            continue  # --keep of the run removed it: a newer checkpoint exists
+        baselines = False  # their scores do not change
     return 0
 
 
-def _score(parsed: EvaluateKnn, run: Path, encoders: tuple[Encoder, ...], console: Console) -> None:
-    """Score one checkpoint, print it, and keep it in the folder of its run."""
+def _score(parsed: EvaluateKnn, run: Path, encoders: Any, console: Console) -> None:
+    """Score one checkpoint, print the scores and keep them in the folder of its run."""
+    from streamssl.evaluation.knn import KnnConfig
+    from streamssl.evaluation.score_run import find_checkpoint, knn_of_run
+    from streamssl.evaluation.scores import SCORES, keep_score
+
     config = KnnConfig(ks=parsed.ks, temperature=parsed.temperature)
     scores = knn_of_run(run, parsed.train, parsed.test, encoders, config, parsed.size)
     folder, _ = find_checkpoint(run)
@@ -80,8 +78,8 @@ def _score(parsed: EvaluateKnn, run: Path, encoders: tuple[Encoder, ...], consol
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateRetrieval:
-    """Score the encoder of a run by retrieval: images of --query look for those with their label
-    in --gallery, such as the same vehicle seen by another camera."""
+    """Score the encoder of a run by retrieval: each image of --query ranks those of --gallery,
+    where images with its label are right, such as the same vehicle seen by another camera."""
 
     run: Path
     """A run folder (its newest checkpoint), or one checkpoint."""
@@ -90,7 +88,7 @@ class EvaluateRetrieval:
     gallery: str
     """Labelled shards that are ranked."""
     ranks: tuple[int, ...] = (1, 5, 10)
-    """How many of the first are looked at; one share of found queries for each."""
+    """Numbers of first images among which a match counts; one share of queries for each."""
     size: int | None = None
     """Side of the images in pixels; None: the run's largest crop."""
     baselines: bool = False
@@ -98,8 +96,10 @@ class EvaluateRetrieval:
 
 
 def evaluate_retrieval(arguments: list[str], console: Console) -> int:
-    """Score the encoder of a run by retrieval among labelled shards."""
+    """Run `streamssl evaluate retrieval` and return its exit code."""
     parsed = parse(EvaluateRetrieval, "streamssl evaluate retrieval", arguments)
+    from streamssl.evaluation.score_run import retrieval_of_run
+
     scores = retrieval_of_run(
         parsed.run,
         parsed.query,
@@ -109,9 +109,9 @@ def evaluate_retrieval(arguments: list[str], console: Console) -> int:
         parsed.size,
     )
     counts = next(iter(scores.by_encoder.values()))
-    lonely = f" ({counts.num_lonely:,} without a match left out)" if counts.num_lonely else ""
+    unmatched = f" ({counts.num_unmatched:,} without a match left out)" if counts.num_unmatched else ""
     console.print(
-        f"retrieval in % at step {scores.step}: {counts.num_queries:,} queries{lonely}, "
+        f"retrieval in % at step {scores.step}: {counts.num_queries:,} queries{unmatched}, "
         f"{scores.num_gallery:,} images in the gallery"
     )
     table = Table()
@@ -125,5 +125,5 @@ def evaluate_retrieval(arguments: list[str], console: Console) -> int:
     return 0
 
 
-def _encoders(baselines: bool) -> tuple[Encoder, ...]:
+def _encoders(baselines: bool) -> Any:
     return ("raw pixels", "untrained", "trained") if baselines else ("trained",)

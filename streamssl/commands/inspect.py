@@ -16,12 +16,13 @@ from rich.table import Table
 
 from shards.errors import ConfigError
 from shards.inspect.shard_check import ShardReport
-from shards.inspect.survey import Depth, Survey, Surveyor
+from shards.inspect.shard_scanner import Depth, ScanResult, ShardScanner
 from shards.records import Reject
 from shards.redaction import redact
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import Manifest, open_manifest
+from shards.stream.manifest import Manifest
+from shards.stream.manifest_listing import open_manifest
 from streamssl.commands.argument_parser import parse
 
 # As many bad shards are named on a screen; a report has them all.
@@ -30,7 +31,7 @@ _PERCENTS = (1, 5, 25, 50, 75, 95, 99)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
+class ScanOptions:
     """Read shards once."""
 
     data: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -49,7 +50,7 @@ class Look:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verify(Look):
+class Verify(ScanOptions):
     """Read every shard once and say what is wrong."""
 
     depth: Depth = "pixels"
@@ -57,16 +58,16 @@ class Verify(Look):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stats(Look):
+class Stats(ScanOptions):
     """Count what is in shards."""
 
     depth: Depth = "headers"
     """headers counts what an image says of itself; pixels decodes every image as well."""
     sample: int | None = None
-    """Look at so many chunks, spread over the data, and at nothing else."""
+    """ScanOptions at so many chunks, spread over the data, and at nothing else."""
 
     def __post_init__(self) -> None:
-        Look.__post_init__(self)
+        ScanOptions.__post_init__(self)
         if self.sample is not None and self.sample < 1:
             raise ConfigError(
                 f"sample={self.sample}; it must be at least 1 chunk; leave it out to see everything"
@@ -79,7 +80,7 @@ def verify(arguments: list[str], console: Console) -> int:
     reader = RangeReader()
     manifest = open_manifest(parsed.data, reader)
     with _surveyor(parsed, manifest, reader, console, manifest.num_bytes) as surveyor:
-        survey = surveyor.look_at_all()
+        survey = surveyor.scan_all()
     fields = _counts(survey, manifest) | _troubles(survey, manifest)
     _write(fields, parsed, console)
     if not parsed.json:
@@ -96,9 +97,9 @@ def stats(arguments: list[str], console: Console) -> int:
     num_bytes = min(num_bytes, manifest.num_bytes)
     with _surveyor(parsed, manifest, reader, console, num_bytes) as surveyor:
         if parsed.sample:
-            survey = surveyor.look_at_some(parsed.sample)
+            survey = surveyor.scan_some(parsed.sample)
         else:
-            survey = surveyor.look_at_all()
+            survey = surveyor.scan_all()
     fields = _counts(survey, manifest) | _sizes(survey)
     _write(fields, parsed, console)
     if not parsed.json:
@@ -123,12 +124,12 @@ def _surveyor(
     reader: RangeReader,
     console: Console,
     num_bytes: int,
-) -> Iterator[Surveyor]:
+) -> Iterator[ShardScanner]:
     columns = (BarColumn(), DownloadColumn(), TimeRemainingColumn())
     shown = console.is_terminal and not parsed.json
     with Bar(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task("reading", total=num_bytes)
-        yield Surveyor(
+        yield ShardScanner(
             manifest,
             reader,
             parsed.admission,
@@ -139,7 +140,7 @@ def _surveyor(
         )
 
 
-def _write(fields: dict[str, Any], parsed: Look, console: Console) -> None:
+def _write(fields: dict[str, Any], parsed: ScanOptions, console: Console) -> None:
     """The machine-readable report: on the screen, and in a file that is whole or not there."""
     if parsed.json:
         console.out(json.dumps(fields))
@@ -155,7 +156,7 @@ def _write(fields: dict[str, Any], parsed: Look, console: Console) -> None:
             ) from error
 
 
-def _counts(survey: Survey, manifest: Manifest) -> dict[str, Any]:
+def _counts(survey: ScanResult, manifest: Manifest) -> dict[str, Any]:
     found = survey.found
     return {
         "manifest": manifest.digest,
@@ -173,7 +174,7 @@ def _counts(survey: Survey, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _troubles(survey: Survey, manifest: Manifest) -> dict[str, Any]:
+def _troubles(survey: ScanResult, manifest: Manifest) -> dict[str, Any]:
     uris = [redact(shard.uri) for shard in manifest.shards]
     return {
         "first_rejects": {
@@ -181,7 +182,7 @@ def _troubles(survey: Survey, manifest: Manifest) -> dict[str, Any]:
             for reason, first in survey.found.examples.items()
         },
         "irregular": [r.uri for r in survey.shards if r.irregular_at is not None],
-        "walked": [r.uri for r in survey.shards if r.leaps_at is not None],
+        "walked": [r.uri for r in survey.shards if r.needs_walk_at is not None],
         "repeated_keys": sum(report.num_repeated for report in survey.shards),
         "scattered_keys": sum(report.num_scattered for report in survey.shards),
         "links": sum(report.num_links for report in survey.shards),
@@ -199,7 +200,7 @@ def _shard_fields(report: ShardReport) -> dict[str, Any]:
             for reason, count in report.rejects.items()
         },
         "irregular_at_byte": report.irregular_at,
-        "walked_from_byte": report.leaps_at,
+        "walked_from_byte": report.needs_walk_at,
         "repeated_keys": report.num_repeated,
         "scattered_keys": report.num_scattered,
         "first_scattered_at_byte": report.first_scattered,
@@ -212,7 +213,7 @@ def _place(reject: Reject) -> dict[str, Any]:
     return {"byte": reject.offset, "key": reject.key, "detail": reject.detail}
 
 
-def _print_troubles(survey: Survey, console: Console) -> None:
+def _print_troubles(survey: ScanResult, console: Console) -> None:
     found = survey.found
     console.print(
         f"{found.num_samples:,} samples in {survey.num_shards} shards, "
@@ -240,9 +241,9 @@ def _say(report: ShardReport) -> Iterator[str]:
             f"irregular: {report.uri}, byte {report.irregular_at}: what lies inside a member looks "
             "like samples; a run notices and reads the shard from byte 0: pack it again"
         )
-    elif report.leaps_at is not None:
+    elif report.needs_walk_at is not None:
         yield (
-            f"slow: {report.uri}, byte {report.leaps_at}: a member holds a tar, or is too large to "
+            f"slow: {report.uri}, byte {report.needs_walk_at}: a member holds a tar, or is too large to "
             "look into; a run reads the shard from byte 0"
         )
     if report.num_scattered:
@@ -259,7 +260,7 @@ def _say(report: ShardReport) -> Iterator[str]:
         )
 
 
-def _sizes(survey: Survey) -> dict[str, Any]:
+def _sizes(survey: ScanResult) -> dict[str, Any]:
     found = survey.found
     per_shard = [report.num_samples for report in survey.shards]
     decoding = found.num_decoded / found.decode_seconds if found.decode_seconds else 0
@@ -286,6 +287,6 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int | float) else json.dumps(value)
 
 
-def _scaled(survey: Survey) -> int:
+def _scaled(survey: ScanResult) -> int:
     """How many samples there are, as far as what was looked at tells."""
     return round(survey.found.num_samples * survey.num_bytes / max(1, survey.looked_bytes))

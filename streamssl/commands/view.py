@@ -9,12 +9,13 @@ import tyro
 from rich.console import Console
 
 from shards.errors import ConfigError
-from shards.inspect.contact_sheet import Sheet, check_suffix, write_sheet
+from shards.inspect.contact_sheet import ContactSheet, check_suffix, write_sheet
 from shards.inspect.sample_view import MAX_TILES, batch_tiles, draw_samples
 from shards.redaction import redact
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import open_manifest, read_manifest
+from shards.stream.manifest_file import read_manifest
+from shards.stream.manifest_listing import open_manifest
 from streamssl.commands.argument_parser import parse
 from streamssl.pretrain.replay_batch import open_batch
 from streamssl.runs.run_data import open_data, read_data
@@ -69,7 +70,7 @@ def view(arguments: list[str], console: Console) -> int:
     return 0
 
 
-def _samples(parsed: View) -> Sheet:
+def _samples(parsed: View) -> ContactSheet:
     reader = RangeReader()
     manifest = open_manifest(parsed.data, reader)
     tiles = list(draw_samples(manifest, reader, parsed.admission, num=parsed.num, seed=parsed.seed))
@@ -79,10 +80,10 @@ def _samples(parsed: View) -> Sheet:
         f"{len(manifest.shards):,} shard{plural}, {manifest.num_bytes:,} bytes",
         f"{len(tiles)} samples drawn with seed {parsed.seed}, {refused} rejected",
     )
-    return Sheet(" ".join(map(redact, parsed.data)), tiles, facts)
+    return ContactSheet(" ".join(map(redact, parsed.data)), tiles, facts)
 
 
-def _batch(parsed: View, run: Path, step: int) -> Sheet:
+def _batch(parsed: View, run: Path, step: int) -> ContactSheet:
     reader = RangeReader()
     named = replace(read_data(run / "data.toml"), patterns=parsed.data) if parsed.data else None
     batch = open_batch(run, step, reader, named)  # refuses what is not the batch that was logged
@@ -97,4 +98,4 @@ def _batch(parsed: View, run: Path, step: int) -> Sheet:
         f"digest {batch.digest}, the same as in metrics.jsonl",
         f"rejected before and between them: {reasons or 'nothing'}",
     )
-    return Sheet(f"{run}, batch {step}", tiles, facts, quality="exact")
+    return ContactSheet(f"{run}, batch {step}", tiles, facts, quality="exact")

@@ -20,17 +20,19 @@ from typing import Any
 import numpy as np
 
 from shards.crops.dali import DaliEngine
-from shards.crops.engine import Cropped, Engine, use_one_core
+from shards.crops.engine import CroppedImages, Engine, use_one_core
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
 from shards.crops.sample_cropper import CropJob
 from shards.images.decode import REDUCED, can_reduce, decode_stored
 from shards.images.image_header import ImageError, ImageHeader
 from shards.records import Chunk, ChunkCrops, Reject, Sample
-from shards.samples.admission import AdmissionConfig, admit
+from shards.samples.admission import admit
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.batch_stream import BatchStream, StreamConfig, build_order
-from shards.stream.manifest import open_manifest
+from shards.stream.batch_stream import BatchStream, build_order
+from shards.stream.manifest_listing import open_manifest
+from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
 from tests.hostile import mutations
 from tests.shards.crops.made import drawn
@@ -69,7 +71,7 @@ class Fuzz:
         self.slowest = (0.0, -1)
 
     def run(self, first: int, last: int) -> None:
-        """Judge the mutations [first, last)."""
+        """SampleCheck the mutations [first, last)."""
         admitted: list[tuple[int, ImageHeader]] = []
         for number, name, data in mutations(first, last):
             self._mark(f"mutation {number} of {name}: admission")
@@ -154,12 +156,12 @@ def _decoded(image: ImageHeader, reduction: int) -> str:
     return "ok"
 
 
-def _verdict(cropped: Cropped) -> str:
+def _verdict(cropped: CroppedImages) -> str:
     return "ok" if cropped.ok.all() else cropped.failures[0].reason
 
 
 def fuzz(first: str, last: str, marks: str) -> dict[str, Any]:
-    """Judge mutations by both engines."""
+    """SampleCheck mutations by both engines."""
     found = Fuzz(Path(marks))
     limit_memory()
     found.run(int(first), int(last))

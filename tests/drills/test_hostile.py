@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from shards.images.image_header import ImageError, inspect
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from tests.hostile import KINDS
 from tests.shards.crops.made import encoded, made_pixels, shared_files
 from tests.tars import make_tar
@@ -263,7 +263,7 @@ def opencv_decodes(data: bytes) -> bool:
 
 
 def check_fuzz(first: int, last: int, marks: Path, timeout: float) -> None:
-    """Judge the mutations [first, last) in a child; nothing may happen but verdicts."""
+    """SampleCheck the mutations [first, last) in a child; nothing may happen but verdicts."""
     report = child("fuzz", first, last, marks, timeout=timeout, marks=marks)
     assert report["faults"] == []
     verdicts = report["verdicts"]

@@ -22,10 +22,11 @@ from cluster.readers.reader_state import Stock
 from cluster.trainers.batch_assembly import Arriving
 from shards.errors import BudgetExceeded, ShardUnreadable
 from shards.records import ChunkCrops, Reject, ShardInfo, Turn, bytes_of
-from shards.samples.admission import AdmissionConfig
-from shards.stream.batch_stream import BatchStream, StreamConfig
+from shards.samples.admission_config import AdmissionConfig
+from shards.stream.batch_stream import BatchStream
 from shards.stream.journal import Journal
 from shards.stream.order import Order, OrderConfig
+from shards.stream.stream_config import StreamConfig
 
 LENIENT = AdmissionConfig(max_reject_fraction=1.0)
 EMPTY = (np.empty((0, 2, 1, 1, 3), np.uint8), np.empty((0, 1, 1, 1, 3), np.uint8))
@@ -34,7 +35,7 @@ ROW_BYTES = 9
 
 @cache
 def crops(turn, seed=0):
-    """What a chunk gives: a pure function of its turn, with rejects, leaps and killers."""
+    """What a chunk gives: a pure function of its turn, with rejects, needs_walk and killers."""
     chunk = turn.chunk
     rng = np.random.default_rng((seed, chunk.shard, chunk.start, turn.epoch))
     num = int(rng.integers(0, 12))
@@ -50,7 +51,7 @@ def crops(turn, seed=0):
         (pixels[:, :6].reshape(-1, 2, 1, 1, 3), pixels[:, 6:].reshape(-1, 1, 1, 1, 3)),
         rejects,
         num_unselected=int(rng.integers(0, 3)),
-        leaps=bool(rng.random() < 0.1),
+        needs_walk=bool(rng.random() < 0.1),
         killers=(f"{chunk.shard}-{chunk.start}",) if rng.random() < 0.1 else (),
     )
 

@@ -14,7 +14,7 @@ from shards.inspect.labelled_images import iter_labelled, read_label, read_label
 from shards.records import Sample
 from shards.samples.synthetic_images import CLASS_NAMES, balanced_labels
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import open_manifest
+from shards.stream.manifest_listing import open_manifest
 from tests.tars import make_tar
 
 

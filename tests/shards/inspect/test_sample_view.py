@@ -14,13 +14,13 @@ from PIL import Image
 
 from shards.errors import ConfigError
 from shards.images.image_header import inspect
-from shards.inspect.contact_sheet import Sheet, Tile, draw_sheet, page, plain, write_sheet
+from shards.inspect.contact_sheet import ContactSheet, SheetTile, draw_sheet, page, plain, write_sheet
 from shards.inspect.sample_view import describe, draw_samples, sample_tile, thumbnail
 from shards.records import Sample
-from shards.samples.admission import AdmissionConfig
-from shards.samples.sample_check import Judge
+from shards.samples.admission_config import AdmissionConfig
+from shards.samples.sample_check import SampleCheck
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import open_manifest
+from shards.stream.manifest_listing import open_manifest
 from tests.tars import make_tar
 
 HOSTILE = "</b><script>alert(1)</script>\"' onload=x\N{RIGHT-TO-LEFT OVERRIDE}gpj.\x00\udcff\n"
@@ -119,7 +119,7 @@ def test_what_admission_refuses_is_not_decoded():
     """A bomb among the samples must not go off on the desk of who looks for it."""
     bomb = encode(3000, 3000, ".png")
     tile = sample_tile(
-        Sample(0, 0, "bomb", {"png": bomb}), Judge(AdmissionConfig(max_pixels=10_000))
+        Sample(0, 0, "bomb", {"png": bomb}), SampleCheck(AdmissionConfig(max_pixels=10_000))
     )
     assert tile.reason == "too_large" and not tile.rows
 
@@ -152,8 +152,8 @@ def test_a_sample_says_what_it_is_where_it_can(fields, lines):
 
 def test_words_of_strangers_stay_words_on_the_page():
     """A key or a caption must not become an element, a script, or a change of direction."""
-    tile = Tile(HOSTILE, ((np.zeros((2, 3, 3), np.uint8),),), (HOSTILE,), HOSTILE)
-    text = page(Sheet(HOSTILE, [tile], (HOSTILE,), HOSTILE))
+    tile = SheetTile(HOSTILE, ((np.zeros((2, 3, 3), np.uint8),),), (HOSTILE,), HOSTILE)
+    text = page(ContactSheet(HOSTILE, [tile], (HOSTILE,), HOSTILE))
     text.encode()  # no lone surrogate is left
     found = Page(text)
     names = {tag for tag, _ in found.elements}
@@ -168,7 +168,7 @@ def test_words_of_strangers_stay_words_on_the_page():
 
 def test_the_page_needs_nothing_but_itself(synthetic_shards):
     """It is read offline, and in years; it must not tell a server that it is."""
-    text = page(Sheet("all", draw(synthetic_shards, 96)))
+    text = page(ContactSheet("all", draw(synthetic_shards, 96)))
     found = Page(text)
     images = [attrs for tag, attrs in found.elements if tag == "img"]
     assert len(images) == 96
@@ -181,12 +181,12 @@ def test_the_page_needs_nothing_but_itself(synthetic_shards):
 def test_exact_images_are_kept_to_the_pixel():
     """Whoever compares crops of two runs must not compare a codec."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 24, 24, 3), np.uint8)
-    tiles = [Tile("a", (tuple(pixels[0]),)), Tile("b", (tuple(pixels[1]),))]
-    shown = Page(page(Sheet("crops", tiles, quality="exact"))).images()
+    tiles = [SheetTile("a", (tuple(pixels[0]),)), SheetTile("b", (tuple(pixels[1]),))]
+    shown = Page(page(ContactSheet("crops", tiles, quality="exact"))).images()
     assert len(shown) == 10
     for pil_image, expected in zip(shown, pixels.reshape(10, 24, 24, 3), strict=True):
         assert np.array_equal(np.asarray(pil_image.convert("RGB")), expected)
-    drawn = np.asarray(draw_sheet(Sheet("crops", tiles)))
+    drawn = np.asarray(draw_sheet(ContactSheet("crops", tiles)))
     at = np.argwhere((drawn[:-23, :-23] == pixels[0, 0, 0, 0]).all(-1)).tolist()
     assert any(np.array_equal(drawn[y : y + 24, x : x + 24], pixels[0, 0]) for y, x in at)
 
@@ -195,17 +195,17 @@ def test_a_sheet_is_whole_or_not_there(tmp_path, synthetic_shards):
     """Half a page looks like half the data."""
     tiles = draw(synthetic_shards, 9)
     for name in ("a.png", "a.html", "a.PNG"):
-        write_sheet(Sheet("nine", tiles, ("a fact",), "a warning"), tmp_path / name)
+        write_sheet(ContactSheet("nine", tiles, ("a fact",), "a warning"), tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PNG", "a.html", "a.png"]
     with Image.open(tmp_path / "a.png") as pil_image:
         assert pil_image.format == "PNG" and pil_image.width > 500
     with pytest.raises(ConfigError, match=r"ends in '\.gif'; a sheet is written as \.html or"):
-        write_sheet(Sheet("nine", tiles), tmp_path / "a.gif")
+        write_sheet(ContactSheet("nine", tiles), tmp_path / "a.gif")
     with pytest.raises(ConfigError, match=r"lies in no folder; .* make .*nowhere first"):
-        write_sheet(Sheet("nine", tiles), tmp_path / "nowhere" / "a.png")
+        write_sheet(ContactSheet("nine", tiles), tmp_path / "nowhere" / "a.png")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ConfigError, match="cannot be written"):
-        write_sheet(Sheet("nine", tiles), tmp_path / "folder.png")
+        write_sheet(ContactSheet("nine", tiles), tmp_path / "folder.png")
     assert not list(tmp_path.glob(".*"))
 
 
@@ -221,7 +221,7 @@ def test_hostile_images_can_be_looked_at(shared_data, tmp_path):
     tiles = draw(shared_data / "nasty-a.tar", 1000)
     assert len(tiles) == 186
     assert sum(bool(tile.reason) for tile in tiles) > 20
-    write_sheet(Sheet("nasty", tiles), tmp_path / "nasty.html")
+    write_sheet(ContactSheet("nasty", tiles), tmp_path / "nasty.html")
 
 
 def test_long_and_strange_words_are_shortened():
@@ -237,7 +237,7 @@ def test_a_real_browser_shows_every_image(tmp_path, synthetic_shards, scheme):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("no chromium on the PATH")
-    write_sheet(Sheet(HOSTILE, draw(synthetic_shards, 60)), tmp_path / "sheet.html")
+    write_sheet(ContactSheet(HOSTILE, draw(synthetic_shards, 60)), tmp_path / "sheet.html")
     shot = tmp_path / "shot.png"
     subprocess.run(
         [

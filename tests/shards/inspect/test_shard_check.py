@@ -49,7 +49,7 @@ def test_an_ordinary_shard_is_good_and_read_once(check):
     data = make_tar(members(f"{i:04d}.{e}" for i in range(2000) for e in ("jpg", "txt")))
     report, found, reader = check(data, 1 << 18)
     assert contents(found) == samples_by_tarfile(data)
-    assert report.is_good and report.leaps_at is None
+    assert report.is_good and report.needs_walk_at is None
     assert reader.num_bytes == len(data)
 
 
@@ -60,21 +60,21 @@ def test_a_nested_tar_that_deceives_makes_a_shard_irregular(check):
                      *members(f"9{i:03d}.jpg" for i in range(20))])  # fmt: skip
     report, found, _ = check(data)
     assert contents(found) == samples_by_tarfile(data)
-    assert report.irregular_at is not None and report.leaps_at is not None and not report.is_good
-    assert report.leaps_at <= 20 * 1536 < report.irregular_at + 16384
+    assert report.irregular_at is not None and report.needs_walk_at is not None and not report.is_good
+    assert report.needs_walk_at <= 20 * 1536 < report.irregular_at + 16384
 
 
 def test_a_tar_beside_the_images_makes_a_shard_slow_and_not_bad(check):
     """A run walks it from byte 0: worth knowing, not worth packing again."""
     inner = make_tar(members(f"{i:04d}.jpg" for i in range(5))) + bytes(30_000)
     report, _, _ = check(make_tar([*members(["0.jpg", "1.jpg"]), ("1.tar", inner)]))
-    assert report.leaps_at == 0 and report.irregular_at is None and report.is_good
+    assert report.needs_walk_at == 0 and report.irregular_at is None and report.is_good
 
 
 def test_large_images_are_nothing_special(check):
     """Of a thousand images of the web one is as large as fifty others."""
     report, _, _ = check(make_tar(members(["0.jpg", "1.jpg"]) + members(["2.jpg"], 90_000)))
-    assert report.leaps_at is None and report.is_good
+    assert report.needs_walk_at is None and report.is_good
 
 
 @pytest.mark.parametrize(
@@ -123,4 +123,4 @@ def test_wild_tars_are_walked_exactly_and_judged(check, seed):
     assert [item.offset for item in found if isinstance(item, Sample)] == [
         sample.offset for sample in expected_samples(wild.data)
     ]
-    assert report.irregular_at is None or (wild.nested and report.leaps_at is not None)
+    assert report.irregular_at is None or (wild.nested and report.needs_walk_at is not None)

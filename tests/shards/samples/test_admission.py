@@ -12,14 +12,13 @@ from shards.images.image_header import ImageHeader, inspect
 from shards.records import Reject, Sample
 from shards.samples.admission import (
     IMAGE_EXTENSIONS,
-    AdmissionConfig,
     admit,
-    check_budget,
     check_pixels,
     entropy,
     image_bytes,
     reject,
 )
+from shards.samples.admission_config import AdmissionConfig, check_budget
 from tests.hostile import HEIGHT, KINDS, WIDTH, png_of, valid
 from tests.shards.crops.made import encoded, made_pixels
 

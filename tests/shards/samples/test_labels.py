@@ -7,16 +7,19 @@ from functools import partial
 import numpy as np
 import pytest
 
-from shards.crops.chunk_cropper import ChunkCropper, CropJob
+from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
+from shards.crops.sample_cropper import CropJob
 from shards.records import Chunk, Sample, Turn
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.samples.labels import NO_LABEL, read_label, read_labels
 from shards.stores.range_reader import RangeReader
 from shards.stores.shard_listing import list_shards
-from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
-from shards.stream.manifest import open_manifest
+from shards.stream.batch_stream import BatchStream, build_order
+from shards.stream.manifest_listing import open_manifest
+from shards.stream.stream_config import StreamConfig
+from shards.stream.thread_readers import ThreadReaders
 from tests.shards.crops.test_chunk_cropper import png
 from tests.tars import make_tar
 

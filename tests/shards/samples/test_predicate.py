@@ -9,8 +9,8 @@ from shards.crops.sample_cropper import CropJob
 from shards.errors import ConfigError
 from shards.images.image_header import inspect
 from shards.records import Chunk, Sample, Turn
-from shards.samples.admission import AdmissionConfig
-from shards.samples.predicate import ask, resolve_predicate
+from shards.samples.admission_config import AdmissionConfig
+from shards.samples.predicate import apply_predicate, resolve_predicate
 from shards.stores.range_reader import RangeReader
 from shards.stores.shard_listing import list_shards
 from tests.shards.killers import killer_job, png
@@ -77,7 +77,7 @@ def test_a_job_knows_its_predicate_when_it_is_made_and_where_it_runs():
 
 def judge(function, fields, key="k"):
     image = inspect(png(0))
-    return ask(resolve_predicate(f"{HERE}:{function}"), Sample(0, 0, key, fields), image)
+    return apply_predicate(resolve_predicate(f"{HERE}:{function}"), Sample(0, 0, key, fields), image)
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.crops.chunk_cropper import ChunkCropper, CropJob, check_subset
+from shards.crops.chunk_cropper import ChunkCropper, check_subset
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
+from shards.crops.sample_cropper import CropJob
 from shards.errors import ConfigError
 from shards.records import Chunk, Sample, Turn
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.samples.metadata import MetadataError, read_metadata
 from shards.samples.subset import _hash, _pairs_of, build_subset, load_subset
 from shards.stores.range_reader import RangeReader

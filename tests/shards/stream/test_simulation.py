@@ -18,11 +18,12 @@ import pytest
 
 from shards.errors import ShardUnreadable
 from shards.records import Cursor, Reject, ShardInfo
-from shards.samples.admission import AdmissionConfig
-from shards.stream.batch_stream import BatchStream, StreamConfig
+from shards.samples.admission_config import AdmissionConfig
+from shards.stream.batch_stream import BatchStream
 from shards.stream.journal import Journal
 from shards.stream.mixture import parse_weights
 from shards.stream.order import Order, OrderConfig
+from shards.stream.stream_config import StreamConfig
 
 CHUNK, BYTES = 4096, 1000
 LENIENT = AdmissionConfig(max_reject_fraction=1.0)
@@ -44,7 +45,7 @@ class Result:
     kept: np.ndarray
     rejects: tuple
     num_unselected: int
-    leaps: bool
+    needs_walk: bool
     killers: tuple
     stream: int
     crops: tuple = ()
@@ -133,7 +134,7 @@ class World:
         return sum(min(len(self.content(c, w)[0]) for w in (False, True)) for c in chunks)
 
     def content(self, chunk, walked):
-        """Offsets of what is kept, of rejects, number of what is unselected, leaps, killers."""
+        """Offsets of what is kept, of rejects, number of what is unselected, needs_walk, killers."""
         walked = walked and self.has_leaps
         place = (chunk.shard, chunk.start, walked)
         if place not in self.contents:
@@ -158,7 +159,7 @@ class World:
 
     def make(self, turn):
         chunk = turn.chunk
-        kept, rejected, num_unselected, leaps, killers = self.content(chunk, chunk.walked)
+        kept, rejected, num_unselected, needs_walk, killers = self.content(chunk, chunk.walked)
         offsets = sorted(kept | rejected)
         self.alive[self.num_streams] += 1
         return Result(
@@ -169,7 +170,7 @@ class World:
             np.array([offset in kept for offset in offsets], dtype=bool),
             tuple(Reject(chunk.shard, o, "", "empty") for o in sorted(rejected)),
             num_unselected,
-            leaps,
+            needs_walk,
             tuple(killer for killer in killers if killer not in turn.quarantine),
             self.num_streams,
         )
@@ -224,10 +225,10 @@ class World:
             raw, learned = [], set()
             for turn in self.order.block(block):
                 chunk = turn.chunk
-                kept, rejected, _, leaps, _ = self.content(chunk, chunk.shard in irregular)
+                kept, rejected, _, needs_walk, _ = self.content(chunk, chunk.shard in irregular)
                 places = sorted(kept | rejected)
                 raw += [(turn.epoch, chunk.shard, at) if at in kept else None for at in places]
-                learned |= {chunk.shard} if leaps else set()
+                learned |= {chunk.shard} if needs_walk else set()
             irregular |= learned
             for place in self.order.mix(block, len(raw)):
                 if raw[place] is not None:

@@ -13,8 +13,8 @@ from shards.errors import NotATar, ShardUnreadable
 from shards.records import Chunk, Reject, Sample
 from shards.stores.range_reader import RangeReader
 from shards.stores.shard_listing import list_shards
-from shards.stream.manifest import open_manifest
-from shards.tars.chunk_reader import look_into, read_chunk
+from shards.stream.manifest_listing import open_manifest
+from shards.tars.chunk_reader import read_shard_head, read_chunk
 from shards.tars.compressed import cut_whole
 from tests.tars import make_tar
 from tests.wild_tars import expected_samples, wild_tar
@@ -180,7 +180,7 @@ def test_what_is_no_tar_inside_is_one_reject(pack):
         assert (reject.reason, reject.offset) == ("broken_tar", 0)
         assert "a shard must be a tar" in reject.detail
         with pytest.raises(NotATar):
-            look_into(READER, pack(data, extension), 1 << 20)
+            read_shard_head(READER, pack(data, extension), 1 << 20)
 
 
 def test_a_manifest_looks_into_packed_shards(pack, tmp_path):
@@ -190,7 +190,7 @@ def test_a_manifest_looks_into_packed_shards(pack, tmp_path):
     manifest = open_manifest(str(tmp_path), RangeReader())
     assert manifest.shards == (shard,)
     assert manifest.sample_bytes == pytest.approx(len(packed) / 30)
-    found = look_into(READER, shard, len(packed) // 2).found
+    found = read_shard_head(READER, shard, len(packed) // 2).found
     assert 5 < len(found) < 30 and shape(found) == expected(PLAIN)[: len(found)]
 
 

@@ -14,8 +14,8 @@ from webdataset.writer import ShardWriter, TarWriter
 
 from shards.errors import NotATar
 from shards.records import Chunk, Reject, Sample
-from shards.tars.cutter import cut
-from shards.tars.tar_walk import Starts
+from shards.tars.cutter import cut_chunk
+from shards.tars.sample_starts import SampleStarts
 from tests import cutting
 from tests.cutting import check_damaged, check_wild
 from tests.tars import make_tar, samples_by_tarfile
@@ -75,7 +75,7 @@ def test_ranges_need_not_be_equally_long(seed, blocks):
     stops = sorted({min(512 * b, len(data)) for b in blocks} | {len(data)})
     found = []
     for start, stop in zip([0, *stops], stops, strict=False):
-        found += cutting.cut_chunk(data, Chunk(0, start, stop)).found
+        found += cutting.cut_bytes(data, Chunk(0, start, stop)).found
     assert contents(found) == samples_by_tarfile(data)
 
 
@@ -163,7 +163,7 @@ def test_headers_without_the_ustar_mark_are_found_in_the_middle():
     for chunk_bytes in (65536, 1 << 20):
         assert contents(cut_all(data, chunk_bytes)) == samples_by_tarfile(data)
     read = Asked([(0, data)], len(data))
-    assert len(cut(read, len(data), Chunk(0, 1 << 20, (1 << 20) + 65536)).found) > 10
+    assert len(cut_chunk(read, len(data), Chunk(0, 1 << 20, (1 << 20) + 65536)).found) > 10
     assert sum(read.asked) < 1 << 19
 
 
@@ -246,7 +246,7 @@ def test_garbage_in_the_middle_costs_the_samples_it_hit(chunk_bytes):
 
 
 def test_two_stretches_of_damage_are_two_rejects():
-    """Damage is counted where it is, by the chunk that holds its first byte."""
+    """TarHeaderError is counted where it is, by the chunk that holds its first byte."""
     data = bytearray(make_tar(numbered(100, 1000, ("jpg",))))
     for number in (7, 60):
         data[number * 1536] ^= 0xFF
@@ -357,9 +357,9 @@ def test_a_sample_too_large_to_hold_is_rejected_unread():
     head = set_size(bytes(head), 0, b"%011o\0" % size)
     tail = make_tar(numbered(20))
     read = Asked([(0, head), (512 + size, tail)], 512 + size + len(tail))
-    found = cut(read, read.size, Chunk(0, 0, 1 << 20))
+    found = cut_chunk(read, read.size, Chunk(0, 0, 1 << 20))
     (reject,) = found.found
-    assert found.leaps  # nobody looked inside
+    assert found.needs_walk  # nobody looked inside
     assert (reject.reason, reject.key) == ("too_large", "film") and sum(read.asked) < 1 << 24
 
 
@@ -397,7 +397,7 @@ def test_a_walk_from_the_start_skips_payload_and_holds_little():
         read = films(30)
         start = read.size // (16 << 20) * (16 << 20) - (320 << 20)
         chunk = Chunk(0, start, start + (16 << 20), walked)
-        assert cut(read, read.size, chunk).found == []
+        assert cut_chunk(read, read.size, chunk).found == []
         # Not walked, the search backwards comes first.
         assert sum(read.asked) < (40 << 20) + (0 if walked else 96 << 20)
         assert max(read.asked) <= 40 << 20
@@ -407,7 +407,7 @@ def test_a_chain_of_large_members_is_followed_without_reading_them():
     """Eight headers are believed; that these lie 200 MB apart must not be 1.6 GB in memory."""
     read = films(12)
     chunk = Chunk(0, 512 + (200 << 20), 512 + (200 << 20) + (1 << 20))
-    (film,) = cut(read, read.size, chunk).found
+    (film,) = cut_chunk(read, read.size, chunk).found
     assert (film.key, film.offset) == ("1", (200 << 20) + 2048)
     assert max(read.asked) <= 201 << 20
 
@@ -416,11 +416,11 @@ def test_chunks_of_a_shard_that_must_be_walked_share_one_walk():
     """A thousand chunks would be a thousand walks from byte 0: hours, and a bill."""
     data = b"".join(make_tar(numbered(40, 3000)) for _ in range(12))
     reads = {}
-    for name, starts in (("alone", None), ("together", Starts(16384))):
+    for name, starts in (("alone", None), ("together", SampleStarts(16384))):
         read = Asked([(0, data)], len(data))
         found = []
         for chunk in cutting.chunks_of(data, 65536, walked=True):
-            found += cut(read, len(data), chunk, 1 << 16, starts).found
+            found += cut_chunk(read, len(data), chunk, 1 << 16, starts).found
         assert contents(found) == samples_by_tarfile(data)
         reads[name] = sum(read.asked)
     assert reads["together"] < 6 * len(data) < reads["alone"]
@@ -436,12 +436,12 @@ def test_a_long_nested_tar_deceives_only_who_does_not_walk_and_is_told(walked):
     """Its members would be trained on as samples of their own, for ever and unseen."""
     data = make_tar([*numbered(20), ("x.tar", inner(200)), *numbered(21)])
     found = cutting.cut_all(data, 16384, walked=walked)
-    assert found.leaps
+    assert found.needs_walk
     assert (contents(found.found) == samples_by_tarfile(data)) == walked
 
 
 @pytest.mark.parametrize(
-    ("members", "leaps"),
+    ("members", "needs_walk"),
     [
         ([*numbered(60), *numbered(61)], False),
         ([*numbered(20), ("x.tar", inner(3)), *numbered(21)], False),
@@ -453,12 +453,12 @@ def test_a_long_nested_tar_deceives_only_who_does_not_walk_and_is_told(walked):
         ([*numbered(20), ("large.jpg", b"x" * 200_000), *numbered(21)], False),
     ],
 )
-def test_chunks_leap_where_a_later_one_could_be_deceived_and_seldom_elsewhere(members, leaps):
-    """A shard that leaps is walked from byte 0: dear for nothing, if nobody can be deceived."""
+def test_chunks_leap_where_a_later_one_could_be_deceived_and_seldom_elsewhere(members, needs_walk):
+    """A shard that needs_walk is walked from byte 0: dear for nothing, if nobody can be deceived."""
     data = make_tar(members)
     found = cutting.cut_all(data, 32768)
-    assert found.leaps == leaps
-    assert leaps or contents(found.found) == samples_by_tarfile(data)
+    assert found.needs_walk == needs_walk
+    assert needs_walk or contents(found.found) == samples_by_tarfile(data)
 
 
 def test_a_nested_tar_at_the_very_end_is_told():
@@ -466,7 +466,7 @@ def test_a_nested_tar_at_the_very_end_is_told():
     data = make_tar([*numbered(20), ("last.tar", inner(20, bytes(1024)))])
     for chunk_bytes in (4096, 16384, 32768):
         found = cutting.cut_all(data, chunk_bytes)
-        assert found.leaps or contents(found.found) == samples_by_tarfile(data)
+        assert found.needs_walk or contents(found.found) == samples_by_tarfile(data)
         walked = cutting.cut_all(data, chunk_bytes, walked=True)
         assert contents(walked.found) == samples_by_tarfile(data)
 
@@ -475,16 +475,16 @@ def test_links_are_counted_where_they_lie():
     """An image that is stored as a link to another would disappear and nobody would know."""
     link = header(b"1.jpg", 0, b"1") + header(b"2.jpg", 0, b"2") + header(b"folder/", 0, b"5")
     data = (make_tar(numbered(10))[: 10 * 3072] + link) * 5 + bytes(1024)
-    parts = [cutting.cut_chunk(data, chunk) for chunk in cutting.chunks_of(data, 16384)]
+    parts = [cutting.cut_bytes(data, chunk) for chunk in cutting.chunks_of(data, 16384)]
     assert sum(part.num_links for part in parts) == 10
-    assert cutting.cut_chunk(data, Chunk(0, 0, len(data))).num_links == 10
+    assert cutting.cut_bytes(data, Chunk(0, 0, len(data))).num_links == 10
 
 
 def test_the_last_chunk_never_leaps():
     """There is nobody behind it to deceive; one chunk for a whole shard must not look irregular."""
     data = make_tar([*numbered(20), ("x.tar", inner(200))])
-    assert not cutting.cut_chunk(data, Chunk(0, 0, len(data))).leaps
-    assert not cutting.cut_chunk(data[: len(data) // 2], Chunk(0, 0, len(data) // 2)).leaps
+    assert not cutting.cut_bytes(data, Chunk(0, 0, len(data))).needs_walk
+    assert not cutting.cut_bytes(data[: len(data) // 2], Chunk(0, 0, len(data) // 2)).needs_walk
 
 
 @pytest.mark.parametrize(
@@ -498,10 +498,10 @@ def test_the_last_chunk_never_leaps():
 def test_what_is_no_tar_is_refused_with_the_remedy(data, found):
     """A folder of .tar.gz files renamed to .tar must say so at once."""
     with pytest.raises(NotATar, match=f"begins with {found}; a shard must be.*shards pack"):
-        cut(lambda a, b: data[a:b], len(data), Chunk(0, 0, len(data)))
+        cut_chunk(lambda a, b: data[a:b], len(data), Chunk(0, 0, len(data)))
     if len(data) > 200_000:
         # One chunk speaks for the shard; the others hold nothing.
-        assert cut(lambda a, b: data[a:b], len(data), Chunk(0, 200_000, len(data))).found == []
+        assert cut_chunk(lambda a, b: data[a:b], len(data), Chunk(0, 200_000, len(data))).found == []
 
 
 def test_an_archive_without_members_is_empty_not_broken():

@@ -1,4 +1,4 @@
-"""Single headers: what is one, what it says, and that nonsense raises nothing but Damage."""
+"""Single headers: what is one, what it says, and that nonsense raises nothing but TarHeaderError."""
 
 import io
 import random
@@ -6,7 +6,7 @@ import tarfile
 
 import pytest
 
-from shards.tars.headers import BLOCK, Damage, header_offsets, is_header, read_member
+from shards.tars.headers import BLOCK, TarHeaderError, header_offsets, is_header, read_member
 from tests.tars import make_tar
 from tests.wild_tars import header, long_link, member, pad, pax, with_checksum
 
@@ -158,7 +158,7 @@ def test_random_headers_raise_damage_or_nothing(seed):
     data += member(b"0.jpg", b"x" * 600, rng.choice(["sparse_gnu", "sparse_1.0"]), rng)
     try:
         found = read(data)
-    except Damage as damage:
+    except TarHeaderError as damage:
         assert damage.start == 0 and damage.resume >= BLOCK
     else:
         assert found.data_start >= BLOCK and found.num_bytes >= 0 and found.end >= BLOCK

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from shards.tars.sparse_files import BrokenMap, Holes
+from shards.tars.sparse_files import SparseMapError, SparseMap
 from tests.cutting import cut_all, rejects_in, samples_in
 from tests.wild_tars import expected_samples, header, member, pad, pax
 
@@ -96,8 +96,8 @@ def test_a_map_that_contradicts_itself_is_damage(records):
 
 def test_less_data_than_the_map_says_is_a_reject():
     """The end of the image would be that of the next one."""
-    with pytest.raises(BrokenMap):
-        Holes(100, ((0, 60),)).fill(b"x" * 50)
+    with pytest.raises(SparseMapError):
+        SparseMap(100, ((0, 60),)).fill(b"x" * 50)
     records = [(b"GNU.sparse.size", b"100"), (b"GNU.sparse.map", b"0,60")]
     data = pax(records) + header(b"0.bmp", 50) + pad(b"x" * 50) + bytes(1024)
     (reject,) = rejects_in(cut_all(data).found)

@@ -3,12 +3,12 @@
 import random
 
 from shards.records import ShardInfo
-from shards.tars.tar_walk import Starts, Walks
+from shards.tars.sample_starts import SampleStarts, SampleStartCache
 
 
 def test_the_nearest_start_before_a_place_is_found():
     """A walk would begin behind the place, or at byte 0 every time."""
-    starts = Starts(distance=100)
+    starts = SampleStarts(distance=100)
     assert starts.before(10**12) == 0
     for offset in (512, 1024, 5120, 2048):
         starts.add(offset)
@@ -19,7 +19,7 @@ def test_the_nearest_start_before_a_place_is_found():
 
 def test_starts_that_lie_close_together_are_not_kept():
     """A shard of a million samples is not a list of a million numbers."""
-    starts = Starts()
+    starts = SampleStarts()
     for offset in range(0, 1 << 24, 512):
         starts.add(offset)
     kept = {starts.before(offset) for offset in range(0, 1 << 24, 512)}
@@ -28,7 +28,7 @@ def test_starts_that_lie_close_together_are_not_kept():
 
 def test_a_huge_shard_is_remembered_more_coarsely():
     """A terabyte must cost no more memory than a gigabyte."""
-    starts = Starts(distance=512)
+    starts = SampleStarts(distance=512)
     order = list(range(0, 1 << 25, 512))
     random.Random(0).shuffle(order)
     for offset in order:
@@ -39,7 +39,7 @@ def test_a_huge_shard_is_remembered_more_coarsely():
 
 def test_a_shard_that_changed_is_another_shard():
     """The starts of the old file are inside the images of the new one."""
-    walks = Walks()
+    walks = SampleStartCache()
     walks.starts(ShardInfo("a.tar", 10, "1")).add(1 << 20)
     assert walks.starts(ShardInfo("a.tar", 10, "1")).before(1 << 21) == 1 << 20
     assert walks.starts(ShardInfo("a.tar", 10, "2")).before(1 << 21) == 0
@@ -47,7 +47,7 @@ def test_a_shard_that_changed_is_another_shard():
 
 def test_only_the_shards_read_last_are_remembered():
     """A reader that meets a hundred thousand shards must not remember them all."""
-    walks = Walks()
+    walks = SampleStartCache()
     for index in range(200):
         walks.starts(ShardInfo(f"{index}.tar", 10, "1")).add(1 << 20)
         walks.starts(ShardInfo("0.tar", 10, "1"))

@@ -10,13 +10,13 @@ from collections import OrderedDict
 
 from shards.records import ShardInfo
 
-# Starts that lie closer together are not worth keeping.
+# SampleStarts that lie closer together are not worth keeping.
 _MIN_DISTANCE = 1 << 18
 _MAX_STARTS = 1 << 14
 _MAX_SHARDS = 64
 
 
-class Starts:
+class SampleStarts:
     """Offsets of one tar at which a sample begins: some of them, never more than about 16,000."""
 
     def __init__(self, distance: int = _MIN_DISTANCE) -> None:
@@ -43,18 +43,18 @@ class Starts:
                 self._offsets = self._offsets[::2]
 
 
-class Walks:
+class SampleStartCache:
     """The starts of the shards that were walked last. Thread-safe."""
 
     def __init__(self) -> None:
-        self._shards: OrderedDict[tuple[str, str], Starts] = OrderedDict()
+        self._shards: OrderedDict[tuple[str, str], SampleStarts] = OrderedDict()
         self._lock = threading.Lock()
 
-    def starts(self, shard: ShardInfo) -> Starts:
+    def starts(self, shard: ShardInfo) -> SampleStarts:
         """Those of `shard`, to use and to add to."""
         name = (shard.uri, shard.version)
         with self._lock:
-            starts = self._shards.pop(name, None) or Starts()
+            starts = self._shards.pop(name, None) or SampleStarts()
             self._shards[name] = starts
             if len(self._shards) > _MAX_SHARDS:
                 self._shards.popitem(last=False)

@@ -15,17 +15,18 @@ from functools import partial
 from typing import Literal
 
 from shards.crops.engine import use_one_core
-from shards.crops.isolated_process import Isolation
+from shards.crops.isolated_process import IsolatedProcess
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.sample_cropper import CropJob, SampleCropper
 from shards.errors import ShardUnreadable
 from shards.images.decode import decode
 from shards.images.image_header import ImageError, ImageHeader
-from shards.inspect.findings import Findings
+from shards.inspect.sample_stats import SampleStats
 from shards.inspect.labelled_images import central_square
 from shards.inspect.shard_check import Found, ShardReport, new_report, walk_shard
 from shards.records import Chunk, Reject, Sample
-from shards.samples.admission import AdmissionConfig, admit
+from shards.samples.admission import admit
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest import Manifest
 from shards.stream.order import Order, OrderConfig
@@ -42,7 +43,7 @@ _MAX_UNREADABLE = 8
 
 
 @dataclass(slots=True)
-class Survey:
+class ScanResult:
     """What was found. `shards` has a report on every shard, or is empty where only some chunks were
     looked at: those hold `looked_bytes` of the `num_bytes` of all shards."""
 
@@ -53,7 +54,7 @@ class Survey:
     looked_bytes: int = 0
     looked_chunks: int = 0
     read_seconds: float = 0.0
-    found: Findings = field(default_factory=Findings)
+    found: SampleStats = field(default_factory=SampleStats)
     shards: list[ShardReport] = field(default_factory=list)
 
     @property
@@ -62,7 +63,7 @@ class Survey:
         return not self.found.rejects and all(report.is_good for report in self.shards)
 
 
-class Surveyor:
+class ShardScanner:
     """Looks at the shards of one manifest. Call one of its methods, once.
 
     With depth "pixels" every admitted image is decoded, in threads of this process, or with
@@ -86,15 +87,15 @@ class Surveyor:
         chunk_bytes = manifest.suggest_chunk_bytes()
         config = OrderConfig(seed=0, chunk_bytes=chunk_bytes, chunks_per_block=1)
         self._order = Order(manifest.shards, manifest.digest, config)
-        self._survey = Survey(
+        self._survey = ScanResult(
             len(manifest.shards), manifest.num_bytes, self._order.num_chunks, chunk_bytes
         )
         self._timed = threading.Semaphore(_MAX_TIMED)
         self._stop = threading.Event()
         self._local = threading.local()
-        self._children: list[Isolation] = []
+        self._children: list[IsolatedProcess] = []
 
-    def look_at_all(self) -> Survey:
+    def scan_all(self) -> ScanResult:
         """Every byte of every shard, with a report on each; a shard that cannot be read is told in
         its report. Raises ShardUnreadable when that is so of all the first ones."""
         survey = self._survey
@@ -111,7 +112,7 @@ class Surveyor:
         survey.looked_chunks = survey.num_chunks
         return survey
 
-    def look_at_some(self, num_chunks: int) -> Survey:
+    def scan_some(self, num_chunks: int) -> ScanResult:
         """About so many chunks, spread evenly over the data. Raises ShardUnreadable."""
         survey, total = self._survey, self._order.num_chunks
         indices = sorted({(2 * i + 1) * total // (2 * num_chunks) for i in range(num_chunks)})
@@ -138,11 +139,11 @@ class Surveyor:
             for child in self._children:
                 child.__exit__()
 
-    def _shard(self, row: int, looks: ThreadPoolExecutor) -> tuple[ShardReport, Findings, float]:
-        """Look at one shard, on a thread of the readers."""
+    def _shard(self, row: int, looks: ThreadPoolExecutor) -> tuple[ShardReport, SampleStats, float]:
+        """ScanOptions at one shard, on a thread of the readers."""
         shard = self._manifest.shards[row]
-        report, total, seconds = new_report(row, shard), Findings(), 0.0
-        pending: deque[Future[Findings]] = deque()
+        report, total, seconds = new_report(row, shard), SampleStats(), 0.0
+        pending: deque[Future[SampleStats]] = deque()
         parts = walk_shard(self._reader, shard, report, self._survey.chunk_bytes)
         try:
             while not self._stop.is_set():
@@ -163,15 +164,15 @@ class Surveyor:
         report.rejects, report.examples = dict(total.rejects), total.examples
         return report, total, seconds
 
-    def _chunk(self, chunk: Chunk) -> tuple[Chunk, Findings, float]:
-        """Look at one chunk, as a run would cut it."""
+    def _chunk(self, chunk: Chunk) -> tuple[Chunk, SampleStats, float]:
+        """ScanOptions at one chunk, as a run would cut it."""
         began = time.monotonic()
         found = read_chunk(self._reader, self._manifest.shards[chunk.shard], chunk).found
         seconds = time.monotonic() - began
         return chunk, self._look(found), seconds
 
-    def _look(self, found: Found) -> Findings:
-        part = Findings(num_samples=len(found))
+    def _look(self, found: Found) -> SampleStats:
+        part = SampleStats(num_samples=len(found))
         admitted: list[tuple[Sample, ImageHeader]] = []
         for item in found:
             if isinstance(item, Sample):
@@ -193,22 +194,22 @@ class Surveyor:
         self._time(part, images[:_TIMED_AT_ONCE])
         return part
 
-    def _cropper(self) -> SampleCropper | Isolation:
+    def _cropper(self) -> SampleCropper | IsolatedProcess:
         """That of this thread."""
-        cropper: SampleCropper | Isolation | None = getattr(self._local, "cropper", None)
+        cropper: SampleCropper | IsolatedProcess | None = getattr(self._local, "cropper", None)
         if cropper is None:
             recipe = central_square(_PROBE_SIDE)
             engine = partial(OpenCVEngine, recipe)
             job = CropJob(recipe=recipe, seed=0, admission=self._admission, build_engine=engine)
             if self._isolated:
-                cropper = Isolation(job)
+                cropper = IsolatedProcess(job)
                 self._children.append(cropper)
             else:
                 cropper = SampleCropper(job)
             self._local.cropper = cropper
         return cropper
 
-    def _time(self, part: Findings, images: list[ImageHeader]) -> None:
+    def _time(self, part: SampleStats, images: list[ImageHeader]) -> None:
         """Decode a few images at full size, to know how long it takes."""
         for image in () if self._isolated else images:
             if not self._timed.acquire(blocking=False):

@@ -9,7 +9,7 @@ from shards.images.image_header import ImageHeader
 from shards.records import Reject
 
 
-class Histogram:
+class RoundedHistogram:
     """How often each positive number came, to three digits: a thousand counts for every decade."""
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class Histogram:
         """Count one number."""
         self._counts[float(f"{value:.3g}")] += 1
 
-    def merge(self, other: "Histogram") -> None:
+    def merge(self, other: "RoundedHistogram") -> None:
         """Add the counts of another part."""
         self._counts.update(other._counts)
 
@@ -37,7 +37,7 @@ class Histogram:
 
 
 @dataclass(slots=True)
-class Findings:
+class SampleStats:
     """What the samples of a part of the shards are like.
 
     `examples` keeps, for every reason, the reject that comes first in the shards.
@@ -53,10 +53,10 @@ class Findings:
     extensions: Counter[str] = field(default_factory=Counter)
     rejects: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Reject] = field(default_factory=dict)
-    shorter_sides: Histogram = field(default_factory=Histogram)
-    longer_sides: Histogram = field(default_factory=Histogram)
-    aspect_ratios: Histogram = field(default_factory=Histogram)
-    sizes: Histogram = field(default_factory=Histogram)
+    shorter_sides: RoundedHistogram = field(default_factory=RoundedHistogram)
+    longer_sides: RoundedHistogram = field(default_factory=RoundedHistogram)
+    aspect_ratios: RoundedHistogram = field(default_factory=RoundedHistogram)
+    sizes: RoundedHistogram = field(default_factory=RoundedHistogram)
 
     def refuse(self, reject: Reject) -> None:
         """Count one reject."""
@@ -75,7 +75,7 @@ class Findings:
         self.aspect_ratios.add(image.width / image.height)
         self.sizes.add(len(image.data))
 
-    def merge(self, other: "Findings") -> None:
+    def merge(self, other: "SampleStats") -> None:
         """Add the findings of another part of the shards."""
         self.num_samples += other.num_samples
         self.num_images += other.num_images

@@ -6,15 +6,16 @@ import cv2
 import numpy as np
 import pytest
 
-from shards.crops.chunk_cropper import ChunkCropper, CropJob
+from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
+from shards.crops.sample_cropper import CropJob
 from shards.errors import ShardUnreadable
-from shards.inspect.survey import Surveyor
+from shards.inspect.shard_scanner import ShardScanner
 from shards.records import Chunk, Turn
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import open_manifest
+from shards.stream.manifest_listing import open_manifest
 from tests.tars import make_tar
 
 
@@ -52,10 +53,10 @@ def mixed(tmp_path):
 def look(folder, reader=None, admission=None, **options):
     """A survey of a folder, with a report on every shard."""
     manifest = open_manifest(str(folder), RangeReader())
-    surveyor = Surveyor(
+    surveyor = ShardScanner(
         manifest, reader or RangeReader(), admission or AdmissionConfig(), **options
     )
-    return surveyor.look_at_all()
+    return surveyor.scan_all()
 
 
 def test_headers_are_counted_without_decoding(mixed):
@@ -111,14 +112,14 @@ def test_a_look_at_some_chunks_reads_those_only(tmp_path):
         (tmp_path / f"{shard}.tar").write_bytes(make_tar(members))
     manifest = open_manifest(str(tmp_path), RangeReader())
     told = []
-    surveyor = Surveyor(
+    surveyor = ShardScanner(
         manifest, RangeReader(), AdmissionConfig(), depth="headers", progress=told.append
     )
-    survey = surveyor.look_at_some(3)
+    survey = surveyor.scan_some(3)
     assert survey.looked_chunks == 3 < survey.num_chunks and survey.shards == []
     assert survey.looked_bytes == sum(told) == 3 * survey.chunk_bytes
     assert 0 < survey.found.num_samples < 200 and survey.found.rejects == {}
-    every = Surveyor(manifest, RangeReader(), AdmissionConfig()).look_at_some(10**6)
+    every = ShardScanner(manifest, RangeReader(), AdmissionConfig()).scan_some(10**6)
     assert every.looked_chunks == every.num_chunks and every.found.num_samples == 800
 
 
@@ -170,7 +171,7 @@ def test_a_shard_that_cannot_be_read_is_in_the_report_and_not_the_end(mixed):
     """One lost object among a hundred thousand: the others want to be verified, too."""
     manifest = open_manifest(str(mixed), RangeReader())
     (mixed / "0.tar").unlink()
-    survey = Surveyor(manifest, RangeReader(), AdmissionConfig(), depth="headers").look_at_all()
+    survey = ShardScanner(manifest, RangeReader(), AdmissionConfig(), depth="headers").scan_all()
     first, second = survey.shards
     assert "0.tar is gone" in first.unreadable and second.unreadable is None
     assert not survey.is_good and second.num_samples == 20
@@ -184,7 +185,7 @@ def test_a_store_that_gives_nothing_ends_the_survey(tmp_path):
     for path in tmp_path.iterdir():
         path.unlink()
     with pytest.raises(ShardUnreadable, match=r"the first 8 shards: .*0\.tar is gone"):
-        Surveyor(manifest, RangeReader(), AdmissionConfig()).look_at_all()
+        ShardScanner(manifest, RangeReader(), AdmissionConfig()).scan_all()
 
 
 def test_what_lies_beside_the_shards_of_img2dataset_does_not_disturb(tmp_path):

@@ -14,14 +14,14 @@ from shards.crops import recipe as crops
 from shards.pack.image_entries import entries_from_synthetic
 from shards.pack.pack import PackConfig, pack
 from shards.records import CropBatch, Cursor
-from shards.stream.batch_stream import StreamConfig
+from shards.stream.stream_config import StreamConfig
 from streamssl.checkpoint import TrainState
+from streamssl.config.methods.moco_config import MoCoConfig
+from streamssl.config.methods.swav_config import SwAVConfig
+from streamssl.config.parts.backbone_config import BackboneConfig
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.config.run_config import METHODS, RunConfig
-from streamssl.methods.moco import MoCoConfig
-from streamssl.methods.swav import SwAVConfig
-from streamssl.modules.backbones import BackboneConfig
-from streamssl.modules.feature_queue import QueueConfig
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.optim.schedules import ScheduleConfig
 from streamssl.pretrain.run import Placement, Summary, pretrain
 from streamssl.runs.run_data import DataConfig

@@ -12,11 +12,11 @@ from cluster.protocol.actor_rpc import StateRef
 from cluster.protocol.driver_protocol import Role
 from cluster.protocol.node_pools import Pool
 from shards.errors import ConfigError
-from shards.samples.admission import AdmissionConfig
-from shards.stream.batch_stream import StreamConfig
-from shards.stream.journal import Entry
+from shards.samples.admission_config import AdmissionConfig
+from shards.stream.journal import JournalEntry
 from shards.stream.manifest import Manifest
 from shards.stream.order import Order
+from shards.stream.stream_config import StreamConfig
 
 _NONCE = "nonce"
 
@@ -54,7 +54,7 @@ class ControlStart:
     state: StateRef
     begun: bool
     nonce: str
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[JournalEntry, ...] = ()
     pages: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -20,12 +20,12 @@ from cluster.leases.lease_table import LeaseTable
 from cluster.protocol.messages import BatchPlan, ChunkHeader, Plans
 from shards.errors import ConfigError, StreamStopped
 from shards.records import Cursor, ShardInfo, Turn
-from shards.samples.admission import AdmissionConfig
-from shards.stream.batch_stream import StreamConfig, bounds_of
+from shards.samples.admission_config import AdmissionConfig
 from shards.stream.journal import Journal
-from shards.stream.lookahead import Bounds
+from shards.stream.lookahead import LookaheadBounds
 from shards.stream.order import Order
-from shards.stream.sample_slots import Decided, OrderedSlots, Taken
+from shards.stream.sample_slots import KeptSample, LeftOut, OrderedSlots, SlotSpec
+from shards.stream.stream_config import StreamConfig
 
 # A reader crops one chunk and reads the next ones meanwhile; with fewer it would wait for orders.
 _CHUNKS_PER_READER = 4
@@ -58,12 +58,12 @@ class SequencerConfig:
         """What all readers may hold together."""
         return max(stream.max_bytes, _BYTES_PER_READER * self.num_readers)
 
-    def bounds(self, stream: StreamConfig, chunks_per_block: int) -> Bounds:
+    def bounds(self, stream: StreamConfig, chunks_per_block: int) -> LookaheadBounds:
         """How far ahead of the plans chunks are asked for."""
-        usual = bounds_of(stream)
+        usual = stream.lookahead_bounds
         max_bytes = self.max_bytes(stream)
         num_chunks = _CHUNKS_PER_READER * self.num_readers
-        return Bounds(
+        return LookaheadBounds(
             max_bytes=max_bytes - max_bytes // _PLANNED_SHARE,
             max_slots=usual.max_slots,
             num_blocks=max(usual.num_blocks, 1 + math.ceil(num_chunks / chunks_per_block)),
@@ -116,13 +116,15 @@ class Sequencer:
         self._closed = False
         self._forming = _Forming(step)
         self._slots: OrderedSlots[ChunkHeader] = OrderedSlots(
-            order,
+            SlotSpec(
+                order=order,
+                admission=admission,
+                bounds=config.bounds(stream, order.config.chunks_per_block),
+                batch_size=stream.batch_size,
+                cursor=cursor,
+                journal=journal,
+            ),
             self._submit,
-            config.bounds(stream, order.config.chunks_per_block),
-            admission,
-            batch_size=stream.batch_size,
-            cursor=cursor,
-            journal=journal,
             stop=lambda: self._closed,
             forget=self._forget,
         )
@@ -188,7 +190,7 @@ class Sequencer:
             for taken in self._slots:
                 self._forming.add(self._made[id(taken.result)], taken)
                 if len(self._forming) == self._batch_size:
-                    self._offer(self._slots.cursor(), self._slots.decided())
+                    self._offer(self._slots.cursor(), self._slots.take_left_out())
                     self._wait_for_room()
         except StreamStopped:
             return
@@ -216,7 +218,7 @@ class Sequencer:
             self._made[id(result)] = asked
             asked.set_result(result)
 
-    def _offer(self, cursor: Cursor, decided: Decided) -> None:
+    def _offer(self, cursor: Cursor, decided: LeftOut) -> None:
         plan, num_bytes = self._forming.plan(cursor, decided)
         with self._changed:
             self._plans.append((plan, num_bytes))
@@ -277,14 +279,14 @@ class _Forming:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, asked: _Asked, taken: Taken[ChunkHeader]) -> None:
+    def add(self, asked: _Asked, taken: KeptSample[ChunkHeader]) -> None:
         chunk, epoch = taken.result.chunk, taken.result.epoch
         self._rows.append((asked.task, taken.row, epoch, chunk.shard, taken.offset))
         if taken.result.labels is not None:
             self._labels.append(int(taken.result.labels[taken.row]))
         self._num_bytes += asked.row_bytes
 
-    def plan(self, cursor: Cursor, decided: Decided) -> tuple[BatchPlan, int]:
+    def plan(self, cursor: Cursor, decided: LeftOut) -> tuple[BatchPlan, int]:
         """The batch, and the bytes of its crops."""
         columns = np.array(self._rows, np.int64)
         plan = BatchPlan(

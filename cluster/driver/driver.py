@@ -29,8 +29,8 @@ from cluster.readers.reader_actor import Reader
 from cluster.trainers.batch_feed import FeedConfig
 from cluster.trainers.elastic_training import TrainerConfig
 from cluster.trainers.trainer_actor import Trainer
-from shards.crops.chunk_cropper import CropJob
-from shards.stream.journal import Entry
+from shards.crops.sample_cropper import CropJob
+from shards.stream.journal import JournalEntry
 
 _LOOK_SECONDS = 0.2  # how late a wish to stop may be seen
 _SILENCE_SECONDS = 20.0  # without a word of Control, that it is taken for dead
@@ -73,7 +73,7 @@ class RunSpec:
     trainer: TrainerConfig
     feed: FeedConfig
     state: LearnerState
-    entries: tuple[Entry, ...]
+    entries: tuple[JournalEntry, ...]
     trainer_options: Mapping[str, Any]
 
 

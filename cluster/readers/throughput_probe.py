@@ -10,8 +10,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from cluster.protocol.driver_protocol import Role
 from cluster.protocol.node_pools import Pool
-from shards.crops.chunk_cropper import CropJob, step_back
-from shards.crops.sample_cropper import SampleCropper
+from shards.crops.chunk_cropper import lower_thread_priority
+from shards.crops.sample_cropper import CropJob, SampleCropper
 from shards.errors import ConfigError
 from shards.records import Chunk, Sample, ShardInfo
 from shards.stores.range_reader import RangeReader
@@ -77,7 +77,7 @@ def _of_reader(
     jobs: Sequence[CropJob], shard: ShardInfo, chunk: Chunk
 ) -> tuple[list[float], list[Sample]]:
     """What one core of this node does with each of these jobs, and with what."""
-    step_back()
+    lower_thread_priority()
     found = read_chunk(RangeReader(jobs[0].sources), shard, chunk).found
     samples = [sample for sample in found if isinstance(sample, Sample)][:_MAX_SAMPLES]
     return [_rate(SampleCropper(job), samples) for job in jobs], samples
@@ -86,7 +86,7 @@ def _of_reader(
 @ray.remote(max_retries=0, max_calls=1)
 def _of_trainer(job: CropJob, samples: Sequence[Sample]) -> float:
     """What one thread of this node crops. It may have no right to read the shards."""
-    step_back()
+    lower_thread_priority()
     return _rate(SampleCropper(job), samples)
 
 

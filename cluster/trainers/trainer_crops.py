@@ -14,8 +14,8 @@ import numpy as np
 from cluster.errors import VerifiedNotCropped
 from cluster.protocol.messages import Rows
 from cluster.trainers.batch_assembly import Piece
-from shards.crops.chunk_cropper import step_back
-from shards.crops.engine import Engine, Failure
+from shards.crops.chunk_cropper import lower_thread_priority
+from shards.crops.engine import CropFailure, Engine
 from shards.crops.recipe import CropRecipe
 from shards.crops.sample_cropper import CropJob, ImageCropper
 
@@ -73,13 +73,13 @@ class Cropping:
         """An engine belongs to the thread that uses it."""
         cropper: ImageCropper | None = getattr(self._local, "cropper", None)
         if cropper is None:
-            step_back()
+            lower_thread_priority()
             cropper = ImageCropper(self._config.build_engine(), self._config.seed)
             self._local.cropper = cropper
         return cropper
 
 
-def _not_cropped(failure: Failure, sample: list[int], epoch: int) -> VerifiedNotCropped:
+def _not_cropped(failure: CropFailure, sample: list[int], epoch: int) -> VerifiedNotCropped:
     shard, offset = sample
     return VerifiedNotCropped(
         f"the sample at byte {offset} of shard {shard} of manifest.parquet was verified by a "

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.crops.engine import Cropped, Failure
+from shards.crops.engine import CropFailure, CroppedImages
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, pixel_boxes
 from shards.errors import ConfigError
@@ -75,7 +75,7 @@ class DaliEngine:
         self._encoded = _build(recipe, max_batch_size, device, num_threads, source="encoded")
         self._pixels = _build(recipe, max_batch_size, device, num_threads, source="pixels")
 
-    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:
         """Crops of N images from parameters (N, V, P); a bad image is a failure, no more."""
         ok = np.zeros(len(images), np.bool_)
         crops = tuple(
@@ -86,7 +86,7 @@ class DaliEngine:
         by_dali = [index for index, image in enumerate(images) if _is_for_dali(image)]
         for indices in self._batches(by_dali, sizes):
             self._crop_encoded(images, parameters, indices, ok, crops)
-        failures: list[Failure] = []
+        failures: list[CropFailure] = []
         for indices in self._batches(np.flatnonzero(~ok).tolist(), sizes):
             failures += self._crop_pixels(images, parameters, indices, ok, crops)
         for index in np.flatnonzero(sizes > _MAX_PIXELS).tolist():
@@ -95,7 +95,7 @@ class DaliEngine:
             ok[index] = cropped.ok[0]
             for array, output in zip(crops, cropped.crops, strict=True):
                 array[index : index + len(output)] = output
-        return Cropped(tuple(array[ok] for array in crops), ok, failures)
+        return CroppedImages(tuple(array[ok] for array in crops), ok, failures)
 
     def _batches(self, indices: list[int], sizes: NDArray[np.int64]) -> Iterator[list[int]]:
         """Those of `indices` that are not too large, as many at a time as may be."""
@@ -149,16 +149,16 @@ class DaliEngine:
         indices: list[int],
         ok: NDArray[np.bool_],
         crops: tuple[NDArray[np.uint8], ...],
-    ) -> list[Failure]:
+    ) -> list[CropFailure]:
         """Decode these here and let DALI crop them; give those that cannot be decoded."""
-        failures: list[Failure] = []
+        failures: list[CropFailure] = []
         decoded: list[Pixels] = []
         kept: list[int] = []
         for index, pixels in zip(
             indices, self._pool.map(_try, [images[index] for index in indices]), strict=True
         ):
             if isinstance(pixels, ImageError):
-                failures.append(Failure(index, pixels.reason, pixels.detail))
+                failures.append(CropFailure(index, pixels.reason, pixels.detail))
             else:
                 decoded.append(pixels)
                 kept.append(index)

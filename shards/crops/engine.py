@@ -6,7 +6,6 @@ from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image
 
@@ -17,7 +16,7 @@ from shards.records import Reason
 _BLOCK_BYTES = 1 << 26
 
 
-class Failure(NamedTuple):
+class CropFailure(NamedTuple):
     """The image in row `row` of the batch gave no crops."""
 
     row: int
@@ -26,7 +25,7 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Cropped:
+class CroppedImages:
     """The crops of a batch of N images.
 
     `ok` (N,) bool; `crops` holds for every view group uint8 (ok.sum(), V, S, S, 3) in RGB, a row
@@ -35,7 +34,7 @@ class Cropped:
 
     crops: tuple[NDArray[np.uint8], ...]
     ok: NDArray[np.bool_]
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[CropFailure] = field(default_factory=list)
 
 
 class Engine(Protocol):
@@ -44,7 +43,9 @@ class Engine(Protocol):
     @property
     def recipe(self) -> CropRecipe: ...
 
-    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped: ...
+    def crop(
+        self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]
+    ) -> CroppedImages: ...
 
 
 def use_one_core() -> None:
@@ -59,4 +60,3 @@ def use_one_core() -> None:
     # Blocks of this size go back to the system when they are freed. Of smaller ones, the heap of a
     # thread keeps what the largest image took, some hundred megabytes.
     Image.core.set_block_size(_BLOCK_BYTES)  # type: ignore[attr-defined] # documented
-    torch.set_num_threads(1)

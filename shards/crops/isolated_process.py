@@ -20,7 +20,13 @@ from typing import Final
 import numpy as np
 
 from shards.crops.engine import use_one_core
-from shards.crops.sample_cropper import CropJob, Outcome, SampleCropper, image_digest, no_crops
+from shards.crops.sample_cropper import (
+    CropJob,
+    CroppedSamples,
+    SampleCropper,
+    image_digest,
+    no_crops,
+)
 from shards.errors import DecoderLost
 from shards.records import Reject, Sample
 from shards.samples.admission import reject
@@ -39,7 +45,7 @@ _MEMORY_BYTES: Final = 4 << 30
 _BYTES_PER_PIXEL: Final = 32
 
 
-class Isolation:
+class IsolatedProcess:
     """A child process that crops, and is started again whenever it dies. Use as a context.
 
     `crop` gives what `SampleCropper.crop` would, had nothing died. A sample may take
@@ -51,7 +57,7 @@ class Isolation:
         self._seconds = seconds_per_sample
         self._child: _Child | None = None
 
-    def crop(self, samples: Sequence[Sample], epoch: int) -> Outcome:
+    def crop(self, samples: Sequence[Sample], epoch: int) -> CroppedSamples:
         """Every sample as a row of crops or as a reject."""
         rows = [no_crops(self._job)]
         labels = [np.empty(0, np.int64)]
@@ -60,7 +66,7 @@ class Isolation:
         for sample in samples:
             digest = image_digest(sample)
             answer = deaths.get(digest) or self._crop_one(sample, epoch)
-            if isinstance(answer, Outcome):
+            if isinstance(answer, CroppedSamples):
                 rows.append(answer.crops)
                 if answer.labels is not None:
                     labels.append(answer.labels)
@@ -70,21 +76,21 @@ class Isolation:
                 rejects.append(reject(sample, "kills_decoder", answer))
         crops = tuple(np.concatenate(group) for group in zip(*rows, strict=True))
         asked = np.concatenate(labels) if self._job.label else None
-        return Outcome(crops, tuple(rejects), tuple(deaths), asked)
+        return CroppedSamples(crops, tuple(rejects), tuple(deaths), asked)
 
-    def _crop_one(self, sample: Sample, epoch: int) -> Outcome | str:
+    def _crop_one(self, sample: Sample, epoch: int) -> CroppedSamples | str:
         """The crops of a sample, or how children died of it."""
-        answer: Outcome | str = ""
+        answer: CroppedSamples | str = ""
         for _ in range(_TRIALS):
             if self._child is None:
                 self._child = _Child(self._job, self._seconds)
             answer = self._child.crop(sample, epoch)
-            if isinstance(answer, Outcome):
+            if isinstance(answer, CroppedSamples):
                 return answer
             self._child = None
         return answer
 
-    def __enter__(self) -> "Isolation":
+    def __enter__(self) -> "IsolatedProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,7 +120,7 @@ class _Child:
                 "crop a plain image first: look at the engine and the memory of this machine"
             )
 
-    def crop(self, sample: Sample, epoch: int) -> Outcome | str:
+    def crop(self, sample: Sample, epoch: int) -> CroppedSamples | str:
         """The crops of a sample, or how the child died of it."""
         try:
             self._pipe.send((sample, epoch))
@@ -122,7 +128,7 @@ class _Child:
             return self.end()
         return self._receive(self._seconds)
 
-    def _receive(self, seconds: float) -> Outcome | str:
+    def _receive(self, seconds: float) -> CroppedSamples | str:
         began = time.monotonic()
         try:
             answer = self._pipe.recv() if self._pipe.poll(seconds + _SECONDS_OF_GRACE) else None
@@ -130,7 +136,7 @@ class _Child:
             answer = None
         if isinstance(answer, Exception):
             raise answer
-        if isinstance(answer, Outcome):
+        if isinstance(answer, CroppedSamples):
             return answer
         death = self.end()
         over = time.monotonic() - began >= seconds
@@ -149,7 +155,7 @@ class _Child:
 
 
 def _serve(pipe: Connection, job: CropJob, seconds: float) -> None:
-    """The child's side: an `Outcome` for every sample, until the parent is gone."""
+    """The child's side: an `CroppedSamples` for every sample, until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     use_one_core()
@@ -162,7 +168,7 @@ def _serve(pipe: Connection, job: CropJob, seconds: float) -> None:
                 "the engine cannot crop a plain image; it must, or all images would be "
                 "rejected: look at its installation"
             )
-        pipe.send(Outcome((), ()))
+        pipe.send(CroppedSamples((), ()))
         while True:
             sample, epoch = pipe.recv()
             # A watch that needs no help of the interpreter, nor of a parent that may be gone.

@@ -21,20 +21,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from shards.crops.engine import Cropped, Failure
+from shards.crops.engine import CropFailure, CroppedImages
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, pixel_boxes
 from shards.images.decode import (
     REDUCED,
     Pixels,
     can_reduce,
-    decode,
     decode_stored,
     stored_box,
     turn,
 )
 from shards.images.image_header import ImageError, ImageHeader
-
-__all__ = ["OpenCVEngine", "decode"]
 
 # A JPEG is decoded at 1/r of its size where every box keeps at least this many pixels for each
 # pixel of its crop. On web images 3 leaves a mean difference of 0.6 grey levels from the full
@@ -44,29 +41,30 @@ _PIXELS_TO_SPARE = 3.0
 
 
 class OpenCVEngine:
-    """Executes a recipe's parameters on a CPU."""
+    """Executes a recipe's parameters on a CPU. Create it in the thread that crops."""
 
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe
+        torch.set_num_threads(1)  # of the calling thread; the parallelism is over images
 
-    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:
         """Crops of N images from parameters (N, V, P); a bad image is a failure, no more."""
         ok = np.zeros(len(images), np.bool_)
         crops = tuple(
             np.empty((len(images), group.num_views, group.size, group.size, 3), np.uint8)
             for group in self.recipe.groups
         )
-        failures: list[Failure] = []
+        failures: list[CropFailure] = []
         row = 0
         for index, (image, rows) in enumerate(zip(images, parameters, strict=True)):
             try:
                 self._crop_one(image, rows, [array[row] for array in crops])
             except ImageError as error:
-                failures.append(Failure(index, error.reason, error.detail))
+                failures.append(CropFailure(index, error.reason, error.detail))
             else:
                 ok[index] = True
                 row += 1
-        return Cropped(tuple(array[:row] for array in crops), ok, failures)
+        return CroppedImages(tuple(array[:row] for array in crops), ok, failures)
 
     def _crop_one(
         self, image: ImageHeader, rows: NDArray[np.float32], outputs: Sequence[Pixels]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.crops.engine import Cropped, Failure
+from shards.crops.engine import CropFailure, CroppedImages
 from shards.crops.recipe import CropRecipe
 from shards.images.decode import REDUCED, can_reduce, decode_stored
 from shards.images.image_header import ImageError, ImageHeader
@@ -21,19 +21,19 @@ class VerifyingEngine:
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe
 
-    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:  # noqa: ARG002
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:  # noqa: ARG002
         """The images that any engine of this recipe can crop, and why not the others."""
         ok = np.zeros(len(images), np.bool_)
-        failures: list[Failure] = []
+        failures: list[CropFailure] = []
         for index, image in enumerate(images):
             try:
                 decode_stored(image, max(REDUCED) if can_reduce(image) else 1)
             except ImageError as error:
-                failures.append(Failure(index, error.reason, error.detail))
+                failures.append(CropFailure(index, error.reason, error.detail))
             else:
                 ok[index] = True
         rows = as_rows([images[index] for index in np.flatnonzero(ok).tolist()])
-        return Cropped((rows,), ok, failures)
+        return CroppedImages((rows,), ok, failures)
 
 
 def as_rows(images: Sequence[ImageHeader]) -> NDArray[np.uint8]:

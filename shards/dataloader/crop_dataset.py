@@ -18,12 +18,13 @@ from shards.crops.engine import Engine
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe
 from shards.crops.sample_cropper import CropJob
-from shards.dataloader.open_data import OpenData, Place, ReadConfig
+from shards.dataloader.open_data import OpenData, ReadConfig, StreamPosition
 from shards.dataloader.tensors import to_tensors
 from shards.errors import ConfigError
 from shards.records import CropBatch
-from shards.stream.batch_stream import BatchStream, ThreadReaders, check_bytes
+from shards.stream.batch_stream import BatchStream, check_bytes
 from shards.stream.order import deal
+from shards.stream.thread_readers import ThreadReaders
 
 
 class TensorBatch(NamedTuple):
@@ -98,7 +99,7 @@ class CropDataset(IterableDataset[TensorBatch]):
                 journal,
             )
             for batch in stream:
-                self._delivered = Place(batch.cursor, journal.entries)
+                self._delivered = StreamPosition(batch.cursor, journal.entries)
                 yield self._tensors(batch, self._delivered)
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,7 +128,7 @@ class CropDataset(IterableDataset[TensorBatch]):
             )
         self._in_worker.fill_(True)
 
-    def _tensors(self, batch: CropBatch, place: Place) -> TensorBatch:
+    def _tensors(self, batch: CropBatch, place: StreamPosition) -> TensorBatch:
         crops = [group[self._rows] for group in batch.crops]
         if self._form == "uint8":
             views = [torch.from_numpy(group) for group in crops]

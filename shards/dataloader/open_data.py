@@ -12,15 +12,16 @@ from typing import Any, Final
 from shards.crops.chunk_cropper import check_subset
 from shards.errors import ConfigError, CursorMismatch
 from shards.records import Cursor
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.samples.subset import Subset
 from shards.stores.range_reader import RangeReader, SourceConfig
-from shards.stream.batch_stream import StreamConfig, build_order
-from shards.stream.journal import Entry, Journal
-from shards.stream.manifest import open_manifest
+from shards.stream.batch_stream import build_order
+from shards.stream.journal import Journal, JournalEntry
+from shards.stream.manifest_listing import open_manifest
 from shards.stream.mixture import Weights, parse_weights
 from shards.stream.order import Order
 from shards.stream.sample_slots import check_cursor
+from shards.stream.stream_config import StreamConfig
 
 _VERSION: Final = 1
 
@@ -51,11 +52,11 @@ class ReadConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StreamPosition:
     """A place in a stream, and what the shards had taught up to there (see `journal`)."""
 
     cursor: Cursor
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[JournalEntry, ...] = ()
 
     def state(self) -> dict[str, Any]:
         """As JSON, for `OpenData.start`. Under 2 kB where shards are regular."""
@@ -94,12 +95,12 @@ class OpenData:
             self.manifest, config.stream, config.seed, subset=subset, weights=self._weights
         )
 
-    def beginning(self) -> Place:
+    def beginning(self) -> StreamPosition:
         """The place before the first sample."""
-        return Place(Cursor(manifest=self.order.manifest, order=self.order.digest))
+        return StreamPosition(Cursor(manifest=self.order.manifest, order=self.order.digest))
 
-    def place(self, state: Mapping[str, Any]) -> Place:
-        """The place that `Place.state` gave. Raises CursorMismatch."""
+    def place(self, state: Mapping[str, Any]) -> StreamPosition:
+        """The place that `StreamPosition.state` gave. Raises CursorMismatch."""
         cursor, journal = state.get("cursor"), state.get("journal", [])
         if state.get("version") != _VERSION or not isinstance(cursor, Mapping):
             raise CursorMismatch(
@@ -107,13 +108,13 @@ class OpenData:
                 f"{', '.join(map(str, state))}); give what a batch or a sample came with, as it was"
             )
         try:
-            entries = tuple(map(Entry.from_json, journal))
+            entries = tuple(map(JournalEntry.from_json, journal))
         except (ValueError, KeyError, TypeError) as error:
             raise CursorMismatch(
                 f"the journal in this state cannot be read ({type(error).__name__}: {error}); give "
                 "the state as it was saved"
             ) from error
-        place = Place(Cursor.from_json(cursor), entries)
+        place = StreamPosition(Cursor.from_json(cursor), entries)
         check_cursor(self.order, place.cursor)
         if (there := self.journal(place).weights) and there != self._weights:
             raise CursorMismatch(
@@ -122,7 +123,7 @@ class OpenData:
             )
         return place
 
-    def journal(self, place: Place) -> Journal:
+    def journal(self, place: StreamPosition) -> Journal:
         """A journal in memory that knows what was known at `place`."""
         journal = Journal(self.order.manifest, self.order.digest)
         for entry in place.entries:

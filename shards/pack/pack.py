@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from shards.errors import UserError
-from shards.pack.entry_plan import PackSource as PackSource
+from shards.pack.entry_plan import ImagesSource as ImagesSource
 from shards.pack.pack_plan import PackConfig as PackConfig
-from shards.pack.pack_plan import Plan, ShardStats, Source, describe
-from shards.pack.pack_target import Target, open_target
+from shards.pack.pack_plan import PackPlan, PackSource, ShardStats, describe
+from shards.pack.pack_target import PackTarget, open_target
 from shards.pack.shard_maker import PackJob, shard_name, sidecar_name
 from shards.pack.worker_pool import make_shards
 from shards.redaction import redact
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.samples.predicate import resolve_predicate
-from shards.stores.image_download import WebConfig
+from shards.stores.image_download import DownloadConfig
 from shards.stores.uploads import UNFINISHED
 
 CLASSES_FILE: Final = "classes.txt"
@@ -61,7 +61,7 @@ class PackReport:
     num_found: int = 0
 
 
-class Watch:
+class PackProgress:
     """What a caller may want to see of a pack; does nothing. To be derived from."""
 
     def begin(self, num_units: int, unit: str) -> None:
@@ -70,19 +70,19 @@ class Watch:
     def advance(self, num_units: int) -> None:
         """So much of it was done."""
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Something worth a line."""
 
 
 def pack(
-    source: Source,
+    source: PackSource,
     out: Path | str,
     config: PackConfig | None = None,
     *,
-    web: WebConfig | None = None,
+    download: DownloadConfig | None = None,
     admission: AdmissionConfig | None = None,
     num_workers: int | None = 1,
-    watch: Watch | None = None,
+    progress: PackProgress | None = None,
 ) -> PackReport:
     """Write `source` as shards to `out`, with classes.txt and pack.json beside them.
 
@@ -92,16 +92,16 @@ def pack(
     when `out` holds anything else, or when the source has no image; PackFailed and
     ShardUnreadable for what may go better another time.
     """
-    config, web = config or PackConfig(), web or WebConfig()
+    config, download = config or PackConfig(), download or DownloadConfig()
     if admission is not None and admission.predicate:
         resolve_predicate(admission.predicate)
     target = open_target(str(out))
     rules = {} if admission is None else {"admission": asdict(admission)}
     # What was bounded otherwise is another content.
-    inputs = describe(source, config, max_image_bytes=web.max_bytes, **rules)
-    work = _Pack(source, str(out), config, target, inputs, watch or Watch())
+    inputs = describe(source, config, max_image_bytes=download.max_bytes, **rules)
+    work = _PackRun(source, str(out), config, target, inputs, progress or PackProgress())
     try:
-        with target.hold(work.watch.say) as scratch:
+        with target.hold(work.progress.message) as scratch:
             if work.begin():
                 return work.reuse()
             job = PackJob(
@@ -109,7 +109,7 @@ def pack(
                 scratch=scratch,
                 made_from=work.made_from,
                 config=config,
-                web=web,
+                download=download,
                 admission=admission,
                 subset=source.subset,
             )
@@ -121,20 +121,20 @@ def pack(
         ) from error
 
 
-class _Pack:
+class _PackRun:
     """One call of `pack`: what is there, what is missing, and the last steps."""
 
     def __init__(
         self,
-        source: Source,
+        source: PackSource,
         out: str,
         config: PackConfig,
-        target: Target,
+        target: PackTarget,
         inputs: dict[str, Any],
-        watch: Watch,
+        progress: PackProgress,
     ) -> None:
         self._source, self._out, self._config, self._target = source, redact(out), config, target
-        self._inputs, self.watch = inputs, watch
+        self._inputs, self.progress = inputs, progress
         self.made_from = blake2b(json.dumps(inputs).encode(), digest_size=16).hexdigest()
         self._num_found = 0
 
@@ -182,14 +182,14 @@ class _Pack:
             num_workers = min(len(os.sched_getaffinity(0)), worth)
         try:
             while wanted := self._missing(plan, made):
-                self.watch.begin(sum(map(plan.units, wanted)), self._source.unit)
+                self.progress.begin(sum(map(plan.units, wanted)), self._source.unit)
                 job = replace(job, num_workers=min(num_workers, len(wanted)))
                 irregular = _irregular(made)
                 tasks = (plan.task(number, irregular) for number in wanted)
-                for stats in make_shards(job, self._target, tasks, self.watch.advance):
+                for stats in make_shards(job, self._target, tasks, self.progress.advance):
                     made[stats.number] = stats
         except KeyboardInterrupt:
-            self.watch.say(
+            self.progress.message(
                 f"{len(made)} of {plan.num_shards} shards are finished; the same command goes on"
             )
             raise
@@ -219,7 +219,7 @@ class _Pack:
         self._target.remove(UNFINISHED)
         return report
 
-    def _find(self, plan: Plan) -> dict[int, ShardStats]:
+    def _find(self, plan: PackPlan) -> dict[int, ShardStats]:
         """The shards whose side-cars say that they are complete, and of this pack."""
 
         def look(number: int) -> ShardStats | None:
@@ -235,7 +235,7 @@ class _Pack:
         with ThreadPoolExecutor(_NUM_READS) as pool:
             return {stats.number: stats for stats in pool.map(look, there) if stats is not None}
 
-    def _missing(self, plan: Plan, made: Mapping[int, ShardStats]) -> list[int]:
+    def _missing(self, plan: PackPlan, made: Mapping[int, ShardStats]) -> list[int]:
         """Shards that are not there, or were cut before an input was known to be irregular."""
         irregular = _irregular(made)
         return [
@@ -294,7 +294,7 @@ def _to_json(fields: Mapping[str, Any]) -> bytes:
     return json.dumps(fields, indent=2).encode() + b"\n"
 
 
-def _no_image_message(source: Source, skipped: Mapping[str, int]) -> str:
+def _no_image_message(source: PackSource, skipped: Mapping[str, int]) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     return (
         f"no image found in {source.name} ({reasons or 'it is empty'}); at least one file must "

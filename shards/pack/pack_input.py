@@ -8,30 +8,30 @@ from typing import Final, Literal
 from shards.crops.chunk_cropper import check_subset
 from shards.errors import ConfigError
 from shards.pack.image_entries import (
-    Labels,
+    LabelMode,
     entries_from_folder,
     entries_from_list,
     is_far,
     is_image,
 )
-from shards.pack.pack_plan import Source
+from shards.pack.pack_plan import PackSource
 from shards.pack.reshard import ShardsSource
-from shards.pack.store_lookup import Lookups
-from shards.pack.table_entries import Columns, entries_from_parquet
+from shards.pack.store_lookup import StoreLookup
+from shards.pack.table_entries import TableColumns, entries_from_parquet
 from shards.redaction import redact
 from shards.samples.subset import load_subset
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import open_manifest
+from shards.stream.manifest_listing import open_manifest
 
-Kind = Literal["auto", "folder", "list", "parquet", "shards"]
+SourceKind = Literal["auto", "folder", "list", "parquet", "shards"]
 
 _SHARD: Final = re.compile(r"\.(tar|tar\.gz|tgz|tar\.zst)$", re.IGNORECASE)
 _PATTERN: Final = re.compile(r"[*{\[]")
 
 
 def open_source(
-    name: str, kind: Kind, labels: Labels, columns: Columns, subset: str | None
-) -> Source:
+    name: str, kind: SourceKind, labels: LabelMode, columns: TableColumns, subset: str | None
+) -> PackSource:
     """What is to be packed. Raises UserError, or ShardUnreadable."""
     if kind == "auto":
         kind = _kind(name)
@@ -72,7 +72,7 @@ def _open_shards(pattern: str, subset: str | None) -> ShardsSource:
     return ShardsSource(name=redact(pattern), manifest=manifest, subset=chosen)
 
 
-def _kind(name: str) -> Kind:
+def _kind(name: str) -> SourceKind:
     """By its name, or by what a folder holds. What is nowhere is a folder, and refused as one."""
     folder = _files_of_folder(name)
     if folder is not None:
@@ -91,11 +91,11 @@ def _files_of_folder(name: str) -> Iterable[str] | None:
         return map(str, folder.rglob("*")) if folder.is_dir() else None
     if _SHARD.search(redact(name)) or _PATTERN.search(redact(name)):
         return None
-    files = Lookups().files_below(name)
+    files = StoreLookup().files_below(name)
     return None if files is None else [file.uri for file in files]
 
 
-def _kind_of_folder(name: str, files: Iterable[str]) -> Kind:
+def _kind_of_folder(name: str, files: Iterable[str]) -> SourceKind:
     has_shard = has_image = False
     for file in files:
         has_shard = has_shard or bool(_SHARD.search(file))

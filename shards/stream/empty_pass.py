@@ -1,4 +1,4 @@
-"""A pass over the data that holds nothing to train on ends the run, instead of reading for ever."""
+"""Guard against epochs with nothing to train on: they end the run instead of repeating for ever."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from shards.stream.order import Order
 
 
 @dataclass(slots=True)
-class _Pass:
-    """What one epoch of a source holds, as far as its chunks were seen."""
+class _EpochCounts:
+    """Counts of one epoch of one source, over the chunks seen so far."""
 
     epoch: int
     num_chunks: int = 0
@@ -19,51 +19,51 @@ class _Pass:
     num_unselected: int = 0
 
 
-class Passes:
-    """Judges every epoch of every source that was seen as a whole."""
+class EmptyPassGuard:
+    """Counts the samples of every epoch of every source that is read from its first chunk on."""
 
     def __init__(self, order: Order, batch_size: int) -> None:
         self._order, self._batch_size = order, batch_size
-        self._current: dict[int, _Pass] = {}
-        self._whole: list[_Pass] = []
+        self._current: dict[int, _EpochCounts] = {}
+        self._complete: list[_EpochCounts] = []
 
     def add(self, result: ChunkResult) -> None:
-        """Count the chunk that comes next."""
+        """Count the next chunk."""
         source = self._order.source(result.chunk.shard)
-        found = self._current.get(source)
-        if found is None or found.epoch != result.epoch:
-            found = self._current[source] = _Pass(result.epoch)
-        found.num_chunks += 1
-        found.num_kept += int(result.kept.sum())
-        found.num_rejects += len(result.rejects)
-        found.num_unselected += result.num_unselected
-        if found.num_chunks == self._order.num_chunks_of(source):
-            self._whole.append(found)
+        counts = self._current.get(source)
+        if counts is None or counts.epoch != result.epoch:
+            counts = self._current[source] = _EpochCounts(result.epoch)
+        counts.num_chunks += 1
+        counts.num_kept += int(result.kept.sum())
+        counts.num_rejects += len(result.rejects)
+        counts.num_unselected += result.num_unselected
+        if counts.num_chunks == self._order.num_chunks_of(source):
+            self._complete.append(counts)
 
-    def judge(self, reasons: Mapping[str, int]) -> None:
-        """Raise BudgetExceeded or ConfigError for an epoch that ended and was no good."""
-        for found in self._whole:
-            if found.num_kept == 0:
-                self._refuse(found, reasons)
-            # Of several sources a small one may repeat as often as its weight wants it to.
-            if found.num_kept < self._batch_size and self._order.num_sources == 1:
+    def check(self, reasons: Mapping[str, int]) -> None:
+        """Raise BudgetExceeded or ConfigError if an epoch that ended has too few samples."""
+        for counts in self._complete:
+            if counts.num_kept == 0:
+                self._refuse(counts, reasons)
+            # One of several sources may be small, and repeat as often as its weight demands.
+            if counts.num_kept < self._batch_size and self._order.num_sources == 1:
                 raise ConfigError(
                     f"batch_size={self._batch_size}, but a pass over the data holds only "
-                    f"{found.num_kept} images; give more data, or --stream.batch-size of at most "
-                    f"{found.num_kept}"
+                    f"{counts.num_kept} images; give more data, or --stream.batch-size of at most "
+                    f"{counts.num_kept}"
                 )
-        self._whole.clear()
+        self._complete.clear()
 
-    def _refuse(self, found: _Pass, reasons: Mapping[str, int]) -> None:
+    def _refuse(self, counts: _EpochCounts, reasons: Mapping[str, int]) -> None:
         source = " of one of the sources" if self._order.num_sources > 1 else ""
-        if found.num_unselected and not found.num_rejects:
+        if counts.num_unselected and not counts.num_rejects:
             raise ConfigError(
-                f"the subset list selects none of the {found.num_unselected} samples{source}; a "
+                f"the subset list selects none of the {counts.num_unselected} samples{source}; a "
                 "pass must hold at least one: compare the list's keys with those of the shards, or "
                 "leave --subset out"
             )
         raise BudgetExceeded(
             f"every sample of the data{source} was rejected; a pass must hold at least one "
-            "image; look at the reasons, and at the shards with `streamssl shards verify`",
+            "image; see the reasons, and check the shards with `streamssl shards verify`",
             reasons,
         )

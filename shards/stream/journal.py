@@ -1,24 +1,24 @@
-"""What cannot be worked out again, written down before it takes effect: an append-only file.
+"""Journal: an append-only file of facts about the stream that cannot be computed again.
 
-Which shards turned out to be irregular, which images killed a decoder, which weights were asked
-for. Every entry holds from a block on, and whoever goes on from any place before that block finds
-it there already; so a stream with its journal is as reproducible as one without.
+It records irregular shards, images that crashed a decoder, and the weights of sources. Each entry
+takes effect from a block on. A resume from any position before that block finds the entry in the
+file, so a stream with its journal is as reproducible as one without discoveries.
 
-Lines of JSON. The first names the order; a last line without an end is of a process that was
-killed, and is dropped. Adding what is known does nothing.
+The format is lines of JSON. The first line names the order. A last line without a newline comes
+from a killed process and is dropped. Adding a known fact does nothing.
 """
 
 import json
-import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 from shards.errors import CursorMismatch, UserError
+from shards.files import DurableLines, read_whole_lines, write_atomic
 from shards.records import Cursor, Turn
 from shards.stream.mixture import Weights
 
@@ -27,8 +27,8 @@ _VALUES = {"irregular": "shard", "quarantine": "image", "weights": "weights"}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """`value`: the row of a shard, the digest of an image, or weights such as "7/10 3/10"."""
+class JournalEntry:
+    """One fact; `value` is the row of a shard, an image digest, or weights like "7/10 3/10"."""
 
     kind: Literal["irregular", "quarantine", "weights"]
     block: int
@@ -36,7 +36,7 @@ class Entry:
 
     @property
     def known_after(self) -> int:
-        """The block that had to be looked at to know this: nobody before it can have written it."""
+        """The block that reveals this fact: no run can write the entry before it."""
         return self.block if self.kind == "quarantine" else self.block - 1
 
     def to_json(self) -> str:
@@ -44,8 +44,8 @@ class Entry:
         return json.dumps(fields)
 
     @classmethod
-    def from_json(cls, line: str) -> "Entry":
-        """What `to_json` gave. Raises ValueError or KeyError for anything else."""
+    def from_json(cls, line: str) -> "JournalEntry":
+        """Parse a line of `to_json`. Raises ValueError, KeyError or TypeError for other text."""
         fields = json.loads(line)
         if "picture" in fields:  # the name of an image in journals of version 0.1
             fields["image"] = fields.pop("picture")
@@ -53,30 +53,31 @@ class Entry:
 
 
 class Journal:
-    """The entries of one order. In memory until `keep_in` names a file.
+    """The entries of one order, kept in memory until `keep_in` names a file.
 
-    One thread adds entries; another one may call `keep_in` meanwhile.
+    One thread adds entries; another thread may call `keep_in` at the same time.
     """
 
-    def __init__(self, manifest: str, order: str, entries: Iterable[Entry] = ()) -> None:
+    def __init__(self, manifest: str, order: str, entries: Iterable[JournalEntry] = ()) -> None:
         self._header = {"kind": "journal", "format": _FORMAT, "manifest": manifest, "order": order}
-        self._entries: list[Entry] = []
+        self._entries: list[JournalEntry] = []
         self._irregular: dict[int, int] = {}
         self._quarantine: dict[str, int] = {}
-        self._file: BinaryIO | None = None
+        self._path = Path()
+        self._file: DurableLines | None = None
         self._writing = threading.Lock()
         for entry in entries:
-            self._know(entry)
+            self._remember(entry)
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[JournalEntry, ...]:
         return tuple(self._entries)
 
     @property
     def weights(self) -> list[tuple[int, Weights]]:
-        """From which block on which weights hold, blocks rising; empty if none were ever given.
+        """Pairs (first block, weights) in rising order of blocks; empty if none were given.
 
-        What was written last holds, whatever was planned before for the blocks behind it.
+        A later entry replaces all that was planned for its block and the blocks after it.
         """
         parts: list[tuple[int, Weights]] = []
         for entry in self._entries:
@@ -87,22 +88,22 @@ class Journal:
         return parts
 
     def count(self, block: int, slot: int) -> int:
-        """How many entries one knows who is at this place. Depends on nothing that comes later."""
+        """Return how many entries are known at a position, whatever was found after it."""
         seen = block if slot else block - 1
         return sum(entry.known_after <= seen for entry in self._entries)
 
     def check(self, cursor: Cursor) -> None:
-        """Raise CursorMismatch if this journal lacks entries that were there at `cursor`."""
-        there = self.count(cursor.block, cursor.slot)
-        if there < cursor.journal:
+        """Raise CursorMismatch if this journal lacks entries that were known at `cursor`."""
+        found = self.count(cursor.block, cursor.slot)
+        if found < cursor.journal:
             raise CursorMismatch(
-                f"the checkpoint knows {cursor.journal} entries of the journal, and {there} are "
-                "there; without them other samples would follow: put journal.jsonl back, or remove "
-                "this checkpoint to go on from the one before it"
+                f"the checkpoint knows {cursor.journal} entries of the journal, which has {found}; "
+                "without them the order of samples would change: put journal.jsonl back, or remove "
+                "this checkpoint to resume from the one before it"
             )
 
     def amend(self, block: int, turns: list[Turn]) -> list[Turn]:
-        """The turns of a block as the entries want them."""
+        """Return the turns of a block with walked shards and quarantined images marked."""
         if not (self._irregular or self._quarantine):
             return turns
         images = frozenset(d for d, since in self._quarantine.items() if since <= block)
@@ -115,31 +116,36 @@ class Journal:
         return Turn(chunk, turn.epoch, images)
 
     def add_irregular(self, shard: int, block: int) -> bool:
-        """From `block` on the tar of row `shard` is walked. False if that was known."""
+        """Walk the tar of row `shard` from `block` on. Returns False if that was known."""
         since = self._irregular.get(shard)
         if since is not None and since <= block:
             return False
-        return self._add(Entry("irregular", block, shard))
+        return self._add(JournalEntry("irregular", block, shard))
 
     def add_quarantine(self, image: str, block: int) -> bool:
-        """From `block` on the image with this digest is not decoded. False if that was known."""
-        return image not in self._quarantine and self._add(Entry("quarantine", block, image))
+        """Do not decode the image of this digest from `block` on. Returns False if known."""
+        if image in self._quarantine:
+            return False
+        return self._add(JournalEntry("quarantine", block, image))
 
     def add_weights(self, weights: Weights, block: int) -> bool:
-        """From `block` on these weights hold. False if they do already."""
+        """Set the weights from `block` on. Returns False if they are in effect already."""
         before = [part for part in self.weights if part[0] <= block]
         if before and before[-1][1] == weights and before[-1] == self.weights[-1]:
             return False
-        return self._add(Entry("weights", block, " ".join(map(str, weights))))
+        return self._add(JournalEntry("weights", block, " ".join(map(str, weights))))
 
-    def _add(self, entry: Entry) -> bool:
+    def _add(self, entry: JournalEntry) -> bool:
         with self._writing:
             if self._file is not None:
-                self._append(entry.to_json())
-            self._know(entry)
+                try:
+                    self._file.append(entry.to_json().encode())
+                except OSError as error:
+                    raise _cannot_write(self._path, error) from error
+            self._remember(entry)
         return True
 
-    def _know(self, entry: Entry) -> None:
+    def _remember(self, entry: JournalEntry) -> None:
         self._entries.append(entry)
         if entry.kind == "irregular":
             since = self._irregular.get(int(entry.value), entry.block)
@@ -149,22 +155,23 @@ class Journal:
 
     @classmethod
     def read(cls, path: Path, manifest: str, order: str, *, anew: bool) -> "Journal":
-        """The journal at `path`, if there is one; `anew`: one of another order is left aside.
+        """Read the journal at `path`; a missing file gives an empty journal.
 
-        Raises CursorMismatch for one of another order, or one that is damaged.
+        If `anew`, a journal of another order counts as missing. Raises CursorMismatch for a journal
+        of another order, or a damaged one.
         """
         journal = cls(manifest, order)
-        lines = _whole_lines(path)
-        if not lines or (anew and lines[0] != journal._lines()[0]):
+        lines, header = _read_lines(path), journal._lines()[0]
+        if not lines or (anew and lines[0] != header):
             return journal
-        if lines[0] != journal._lines()[0]:
+        if lines[0] != header:
             raise CursorMismatch(
-                f"{path} is of other data or another order; put back the one that belongs to the "
-                "run, or give a new --out"
+                f"{path} belongs to other data or another order; put back the journal of this run, "
+                "or give a new --out"
             )
         for number, line in enumerate(lines[1:], start=2):
             try:
-                journal._know(Entry.from_json(line))
+                journal._remember(JournalEntry.from_json(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise CursorMismatch(
                     f"{path} is damaged in line {number} ({line[:80]!r}); every line but the last "
@@ -174,64 +181,42 @@ class Journal:
 
     @contextmanager
     def keep_in(self, path: Path) -> Iterator[None]:
-        """From now on every entry lies on disk before it takes effect. Raises UserError."""
+        """Keep the entries in a file: each is on disk before it takes effect. Raises UserError."""
         with self._writing:
-            self._file = self._open(path)
-        with self._file:
-            try:
-                yield
-            finally:
-                self._file = None
-
-    def _open(self, path: Path) -> BinaryIO:
-        """A file that ends with all there is."""
-        there, lines = _whole_lines(path), self._lines()
-        if there[:1] == lines[:1] and there != lines[: len(there)]:
-            raise UserError(
-                f"{path} was written to by another process since this one started; a run has one "
-                "trainer: start the same command again when the other one is done"
-            )
+            file = self._open(path)
+            self._path, self._file = path, file
         try:
-            if there != lines or not path.read_bytes().endswith(b"\n"):
-                draft = path.with_name(f".{path.name}.draft")
-                draft.write_text("".join(f"{line}\n" for line in lines))
-                _flush(draft)
-                os.replace(draft, path)
-                _flush(path.parent)
-            return path.open("ab")
+            yield
+        finally:
+            self._file = None
+            file.close()
+
+    def _open(self, path: Path) -> DurableLines:
+        """Write all entries to `path`, and open it for appending."""
+        found, lines = _read_lines(path), self._lines()
+        if found[:1] == lines[:1] and found != lines[: len(found)]:
+            raise UserError(
+                f"{path} was written by another process after this one started; a run has one "
+                "trainer: start the same command again when the other process has ended"
+            )
+        content = "".join(f"{line}\n" for line in lines).encode()
+        try:
+            if not path.exists() or path.read_bytes() != content:
+                write_atomic(path, content, durable=True)
+            return DurableLines(path.open("ab"))
         except OSError as error:
             raise _cannot_write(path, error) from error
-
-    def _append(self, line: str) -> None:
-        assert self._file is not None
-        try:
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise _cannot_write(Path(self._file.name), error) from error
 
     def _lines(self) -> list[str]:
         return [json.dumps(self._header), *(entry.to_json() for entry in self._entries)]
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines that end; what a killed process left behind the last end is none."""
-    if not path.exists():
-        return []
-    return path.read_bytes().decode(errors="replace").split("\n")[:-1]
+def _read_lines(path: Path) -> list[str]:
+    return [line.decode(errors="replace") for line in read_whole_lines(path)]
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"the journal {path} cannot be written ({error}); what it says must be on disk before it "
+        f"the journal {path} cannot be written ({error}); each entry must be on disk before it "
         "takes effect: make room there, then start the same command again"
     )
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

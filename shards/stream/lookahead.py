@@ -1,9 +1,9 @@
-"""Which chunks are asked for before they are needed: far enough for all readers, and no further.
+"""Lookahead: which chunks are requested before they are needed.
 
-A block can be mixed once all its chunks are there. The block that the next batch needs is always
-asked for; later ones as far as the bounds allow. A bound by blocks or batches alone would stop the
-stream where blocks are small or most samples are rejected; a bound by bytes alone would not hold
-where crops are small, or where there are none.
+A block can be mixed when all its chunks have arrived. The block that the next batch needs is always
+requested; later blocks are requested as far as the bounds allow. A bound on blocks or batches alone
+would stall the stream if blocks are small or most samples are rejected. A bound on bytes alone
+would not limit small crops, or chunks without crops.
 """
 
 from collections import deque
@@ -25,18 +25,18 @@ Forget = Callable[[Sequence[Future[R]]], None]
 
 
 def never() -> bool:
-    """Nobody wants to stop."""
+    """Return False: never stop."""
     return False
 
 
 def ignore(_: Sequence[Future[R]]) -> None:
-    """Nobody keeps anything for them."""
+    """Do nothing with futures that are not needed any more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bounds:
-    """`max_bytes` of results held or under way, `max_slots` samples in complete blocks, and
-    `num_blocks` that are not complete yet."""
+class LookaheadBounds:
+    """Bounds: `max_bytes` of results held or in progress, `max_slots` samples in complete blocks,
+    and `num_blocks` incomplete blocks."""
 
     max_bytes: int
     max_slots: int
@@ -45,9 +45,9 @@ class Bounds:
 
 @dataclass(slots=True, eq=False)
 class Block(Generic[R]):
-    """A block under way: its turns in canonical order, and what became of those asked for.
+    """A block in progress: its turns in canonical order, and the futures of requested ones.
 
-    `waits` are those of `futures` that are not counted in `num_bytes` and `num_slots` yet.
+    `waits` holds the futures that are not counted in `num_bytes` and `num_slots` yet.
     """
 
     number: int
@@ -63,19 +63,19 @@ class Block(Generic[R]):
 
 
 class Lookahead(Generic[R]):
-    """Blocks from `block` on, in canonical order. Holds what was asked for and not used up.
+    """Blocks from number `block` on, in canonical order, with all results that are still needed.
 
-    `plan(number)` gives the turns of a block; `submit(turn)` must return a future of what its chunk
-    gives; both are called from the thread that uses this, and must not block long. `stop()` is
-    asked while a result is waited for, and ends the wait with StreamStopped. `forget(futures)` is
-    told of those that will not be looked at again.
+    `plan(number)` returns the turns of a block; `submit(turn)` must return a future of the result
+    of its chunk. Both are called from the thread that uses this object and must not block long.
+    `stop()` is polled during a wait, which raises StreamStopped if it returns True.
+    `forget(futures)` is called with futures that will not be read again.
     """
 
     def __init__(
         self,
         plan: Plan,
         submit: Submit[R],
-        bounds: Bounds,
+        bounds: LookaheadBounds,
         block: int,
         stop: Stop = never,
         forget: Forget[R] = ignore,
@@ -84,33 +84,33 @@ class Lookahead(Generic[R]):
         self._stop, self._forget = stop, forget
         self._blocks: deque[Block[R]] = deque()
         self._next_block = block
-        # Told by whoever finishes them: to look through all would take longer the more there are.
+        # Filled by callbacks of the futures: polling all of them would take longer the more there are.
         self._arrived: deque[tuple[Block[R], Future[R]]] = deque()
         self._num_waiting = self._num_bytes = 0  # of all blocks
-        self._num_incomplete = self._slots_ahead = 0  # blocks, and the slots of the others
-        self._dropped: dict[Future[R], None] = {}  # still under way, and of no use any more
-        # The largest result seen: what one under way may bring.
+        self._num_incomplete = self._slots_ahead = 0  # blocks, and the slots of complete ones
+        self._dropped: dict[Future[R], None] = {}  # in progress, but not needed any more
+        # The largest result seen: an estimate for each result in progress.
         self._chunk_bytes: int | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Of all results that are held."""
+        """Bytes of all results that are held."""
         return self._num_bytes
 
     @property
     def num_slots(self) -> int:
-        """Samples, kept or not, of complete blocks; those of the first one that were used too."""
+        """Samples, kept or not, of complete blocks, including used ones of the first block."""
         return self._slots_ahead
 
     def wait(self) -> Block[R]:
-        """The block that comes next, complete. One of its futures may hold an error."""
+        """Return the next block when it is complete. One of its futures may hold an error."""
         self.extend()
         block = self._blocks[0]
         while not block.complete:
             self.extend()
             if block.waits:
                 future = next(iter(block.waits))
-                self._await(future)  # what it raises is raised when it is used
+                self._await(future)  # an error is raised when the result is used
                 self._count(block, future)
         return block
 
@@ -120,17 +120,17 @@ class Lookahead(Generic[R]):
                 future.exception(_POLL_SECONDS)
             except TimeoutError:
                 if self._stop():
-                    raise StreamStopped("stopped while it waited for images") from None
+                    raise StreamStopped("stopped while waiting for images") from None
 
     def extend(self) -> None:
-        """Ask for chunks ahead, in canonical order, as far as the bounds allow."""
-        while self._may_ask():
-            if not self._begun():
+        """Request chunks ahead, in canonical order, as far as the bounds allow."""
+        while self._may_request():
+            if not self._has_begun():
                 self._start_block()
             block = self._blocks[-1]
-            block.futures.append(self._ask(block, block.turns[len(block.futures)]))
+            block.futures.append(self._request(block, block.turns[len(block.futures)]))
 
-    def _ask(self, block: Block[R], turn: Turn) -> Future[R]:
+    def _request(self, block: Block[R], turn: Turn) -> Future[R]:
         future = self._submit(turn)
         block.waits[future] = None
         self._num_waiting += 1
@@ -144,21 +144,21 @@ class Lookahead(Generic[R]):
         self._next_block += 1
 
     def leave(self) -> None:
-        """Forget the block that came first: it is used up."""
+        """Forget the first block: all its samples were used."""
         block = self._blocks.popleft()
         self._num_bytes -= block.num_bytes
         self._slots_ahead -= block.num_slots
         self._forget(block.futures)
-        block.futures.clear()  # whoever still holds the block holds no crops
+        block.futures.clear()  # a caller that still holds the block then holds no crops
 
     def revise(self) -> None:
-        """Plan the blocks behind the first one anew, and ask again for what is another turn now."""
+        """Plan the blocks after the first one again, and request the turns that changed."""
         for block in list(self._blocks)[1:]:
             before, block.turns = block.turns, self._plan(block.number)
             for place, future in enumerate(block.futures):
                 if block.turns[place] != before[place]:
                     self._drop(block, future)
-                    block.futures[place] = self._ask(block, block.turns[place])
+                    block.futures[place] = self._request(block, block.turns[place])
 
     def _drop(self, block: Block[R], future: Future[R]) -> None:
         if block.complete:
@@ -172,14 +172,14 @@ class Lookahead(Generic[R]):
             self._add(block, future, -1)
         self._forget([future])
 
-    def _begun(self) -> bool:
-        """Whether the last block has chunks that were not asked for yet."""
+    def _has_begun(self) -> bool:
+        """Return True if the last block has chunks that were not requested yet."""
         return bool(self._blocks) and len(self._blocks[-1].futures) < len(self._blocks[-1].turns)
 
-    def _may_ask(self) -> bool:
-        """Whether one more chunk fits. The block that the next batch needs always does."""
+    def _may_request(self) -> bool:
+        """Return True if one more chunk fits. A chunk of the first block always fits."""
         self._count_arrived()
-        begun = self._begun()
+        begun = self._has_begun()
         if not self._blocks or (len(self._blocks) == 1 and begun):
             return True
         if not begun and self._num_incomplete >= self._bounds.num_blocks:
@@ -187,16 +187,16 @@ class Lookahead(Generic[R]):
         if self._slots_ahead >= self._bounds.max_slots:
             return False
         if self._chunk_bytes is None:
-            return False  # how much a chunk brings is seen when the first one is there
-        under_way = (self._num_waiting + len(self._dropped)) * self._chunk_bytes
-        return self._num_bytes + under_way + self._chunk_bytes <= self._bounds.max_bytes
+            return False  # the size of a result is known when the first one has arrived
+        in_progress = (self._num_waiting + len(self._dropped)) * self._chunk_bytes
+        return self._num_bytes + in_progress + self._chunk_bytes <= self._bounds.max_bytes
 
     def _count_arrived(self) -> None:
         while self._arrived:
             self._count(*self._arrived.popleft())
 
     def _count(self, block: Block[R], future: Future[R]) -> None:
-        """Count what is there now, once."""
+        """Count a result that has arrived, once."""
         self._dropped.pop(future, None)
         if future not in block.waits:
             return
@@ -208,7 +208,7 @@ class Lookahead(Generic[R]):
             self._slots_ahead += block.num_slots
 
     def _add(self, block: Block[R], future: Future[R], sign: int) -> None:
-        """Count a result in, or out; an error is none of it until its turn comes."""
+        """Add (`sign` 1) or subtract (-1) a result; an error has no size."""
         if future.exception() is None:
             result = future.result()
             self._chunk_bytes = max(self._chunk_bytes or 0, result.num_bytes)

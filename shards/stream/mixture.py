@@ -60,7 +60,7 @@ def _show(texts: Sequence[str | float]) -> str:
     return " ".join(map(str, texts))
 
 
-class Schedule:
+class MixtureSchedule:
     """One set of weights, slot by slot from 0 on. O(period) to make, O(1) to look up."""
 
     def __init__(self, weights: Weights) -> None:
@@ -132,7 +132,7 @@ class Mixture:
     def __init__(self, parts: Sequence[tuple[int, Weights]]) -> None:
         assert parts and parts[0][0] == 0, "there are weights from the first slot on"
         self._starts = [start for start, _ in parts]
-        self._schedules = [Schedule(weights) for _, weights in parts]
+        self._schedules = [MixtureSchedule(weights) for _, weights in parts]
         self._bases = [np.zeros(len(parts[0][1]), dtype=np.int64)]
         for place, schedule in enumerate(self._schedules[:-1]):
             length = self._starts[place + 1] - self._starts[place]

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 
-from shards.crops.chunk_cropper import ChunkCropper, CropJob
+from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.crash_marks import CrashMarks
+from shards.crops.sample_cropper import CropJob
 from shards.records import ChunkCrops, Turn
 from shards.stores.range_reader import RangeReader
 from shards.stores.request_counters import TransportCounts

@@ -8,12 +8,12 @@ import tyro
 from rich.console import Console
 
 from shards.errors import ConfigError
-from shards.pack.image_entries import Labels
+from shards.pack.image_entries import LabelMode
 from shards.pack.pack import PackConfig, PackReport, pack
-from shards.pack.pack_input import Kind, check_apart, open_source
-from shards.pack.table_entries import Columns
-from shards.samples.admission import AdmissionConfig
-from shards.stores.image_download import WebConfig
+from shards.pack.pack_input import SourceKind, check_apart, open_source
+from shards.pack.table_entries import TableColumns
+from shards.samples.admission_config import AdmissionConfig
+from shards.stores.image_download import DownloadConfig
 from streamssl.commands.argument_parser import parse
 from streamssl.runs.pack_progress import show_packing
 
@@ -27,18 +27,18 @@ class Pack:
     column of them, or shards; on this machine or in any store."""
     out: Annotated[str, tyro.conf.Positional]
     """A new or empty folder for the shards, or an address such as s3://bucket/prefix."""
-    kind: Kind = "auto"
+    kind: SourceKind = "auto"
     """What SOURCE is; auto: as it looks."""
-    labels: Labels = "auto"
+    labels: LabelMode = "auto"
     """auto: sub-folders are classes; none: no labels."""
-    columns: Columns = field(default_factory=Columns)
+    columns: TableColumns = field(default_factory=TableColumns)
     subset: str | None = None
     """Of shards: a .parquet, .txt or .npy file of keys or uids; only these samples are taken."""
     admit: bool = False
     """Leave out what a run with these --admission settings would reject before it decodes anything;
     otherwise all is taken that can be read."""
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
-    web: WebConfig = field(default_factory=WebConfig)
+    download: DownloadConfig = field(default_factory=DownloadConfig)
     workers: int | None = None
     """How many shards are made at once; None: one for each core, if there is enough to do."""
     pack: Annotated[PackConfig, tyro.conf.arg(name="")] = field(default_factory=PackConfig)
@@ -53,15 +53,15 @@ def pack_shards(arguments: list[str], console: Console) -> int:
     parsed = parse(Pack, "streamssl shards pack", arguments)
     check_apart(parsed.source, parsed.out)
     source = open_source(parsed.source, parsed.kind, parsed.labels, parsed.columns, parsed.subset)
-    with show_packing(console) as watch:
+    with show_packing(console) as progress:
         report = pack(
             source,
             parsed.out,
             parsed.pack,
-            web=parsed.web,
+            download=parsed.download,
             admission=parsed.admission if parsed.admit else None,
             num_workers=parsed.workers,
-            watch=watch,
+            progress=progress,
         )
     for line in _lines(report):
         console.print(line)

@@ -1,10 +1,9 @@
-"""A run, as one frozen value: what `recipes` make, the command line overrides and TOML keeps."""
+"""RunConfig: all settings of a run as one frozen value, and the same as TOML."""
 
-import os
 import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import tomli_w
 import tyro
@@ -12,41 +11,28 @@ from pydantic import TypeAdapter, ValidationError
 
 from shards.crops.recipe import CropRecipe
 from shards.errors import ConfigError
-from shards.samples.admission import AdmissionConfig
-from shards.stream.batch_stream import StreamConfig
-from streamssl.methods.byol import BYOLConfig
-from streamssl.methods.deepcluster import DeepClusterConfig
-from streamssl.methods.distillation import DistillationConfig
-from streamssl.methods.fine_tuning import FineTuneConfig
-from streamssl.methods.mochi import MoCHiConfig
-from streamssl.methods.moco import MoCoConfig
-from streamssl.methods.moco_v3 import MoCoV3Config
-from streamssl.methods.patchmix import PatchMixConfig
-from streamssl.methods.sela import SeLaConfig
-from streamssl.methods.simclr import SimCLRConfig
-from streamssl.methods.spcl import SpCLConfig
-from streamssl.methods.supcon import SupConConfig
-from streamssl.methods.swav import SwAVConfig
-from streamssl.modules.backbones import BackboneConfig
-from streamssl.optim.optimizers import OptimConfig
+from shards.files import write_atomic
+from shards.samples.admission_config import AdmissionConfig
+from shards.stream.stream_config import StreamConfig
+from streamssl.config.methods.byol_config import BYOLConfig
+from streamssl.config.methods.deepcluster_config import DeepClusterConfig
+from streamssl.config.methods.distillation_config import DistillationConfig
+from streamssl.config.methods.fine_tuning_config import FineTuneConfig
+from streamssl.config.methods.mochi_config import MoCHiConfig
+from streamssl.config.methods.moco_config import MoCoConfig
+from streamssl.config.methods.moco_v3_config import MoCoV3Config
+from streamssl.config.methods.patchmix_config import PatchMixConfig
+from streamssl.config.methods.sela_config import SeLaConfig
+from streamssl.config.methods.simclr_config import SimCLRConfig
+from streamssl.config.methods.spcl_config import SpCLConfig
+from streamssl.config.methods.supcon_config import SupConConfig
+from streamssl.config.methods.swav_config import SwAVConfig
+from streamssl.config.parts.backbone_config import BackboneConfig
+from streamssl.config.parts.method_config import MethodConfig, RunFacts
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.optim.schedules import ScheduleConfig
 
-# A new method is a member of the union, for types and options, and a name for config.toml.
-MethodConfig: TypeAlias = (
-    SwAVConfig
-    | MoCoConfig
-    | MoCHiConfig
-    | MoCoV3Config
-    | BYOLConfig
-    | SimCLRConfig
-    | SupConConfig
-    | FineTuneConfig
-    | DistillationConfig
-    | DeepClusterConfig
-    | SeLaConfig
-    | SpCLConfig
-    | PatchMixConfig
-)
+# Name of each method in config.toml, and its settings; `methods.registry` has its algorithm.
 METHODS: dict[str, type[MethodConfig]] = {
     "swav": SwAVConfig,
     "moco": MoCoConfig,
@@ -63,7 +49,7 @@ METHODS: dict[str, type[MethodConfig]] = {
     "patchmix": PatchMixConfig,
 }
 
-# What may change between a run and its continuation without changing what was learned so far.
+# Settings that a resumed run may change: they do not affect what was learned so far.
 _FREE_ON_RESUME = {
     *("num_steps", "save_every", "keep"),
     *("stream.max_bytes", "stream.num_lookahead_blocks"),
@@ -72,7 +58,7 @@ _FREE_ON_RESUME = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """Everything that decides what is learned, besides the data.
+    """All settings that decide what is learned, besides the data.
 
     A batch is `stream.batch_size` images over all ranks.
     """
@@ -89,56 +75,33 @@ class RunConfig:
     save_every: int = 1000
     """Steps between checkpoints."""
     keep: int = 3
-    """How many checkpoints stay."""
+    """Number of checkpoints that are kept."""
     seed: int = 0
     """Decides weights, order and crops."""
     engine: Literal["opencv", "dali-cpu", "dali-gpu"] = "opencv"
-    """What makes the crops: opencv anywhere; dali-gpu on the trainer's GPU; dali-cpu to compare."""
+    """Crop engine: opencv anywhere; dali-gpu on the trainer's GPU; dali-cpu to compare."""
     label: str = ""
     """A sample's label, for methods that learn from it: a member such as cls, or a JSON field."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast; Sinkhorn and normalisation stay float32."""
     sizes: Literal["given", "auto"] = "given"
-    """auto: prototypes, queue, memory, epsilon, frozen steps and learning rate follow from the
-    batch and the data, those aside that are given by hand; given: as the recipe has them."""
+    """auto: prototypes, queue, memory, epsilon, frozen steps and learning rate are derived from the
+    batch and the data, except those given by hand; given: as the recipe has them."""
     origins: Annotated[dict[str, str], tyro.conf.Suppress] = field(default_factory=dict)
-    """Where sizes that were worked out come from, by name."""
+    """Origins of derived sizes, by name of the setting."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1")
-        source_classes = getattr(self.method, "source_classes", 0)
-        takes_labels = isinstance(self.method, SupConConfig | FineTuneConfig) or source_classes
-        if self.label and not takes_labels:
-            raise ConfigError(
-                f"label={self.label!r} with method {self.method_name}; only supcon, fine-tune and "
-                "spcl with source_classes learn from labels: remove the setting"
-            )
-        if source_classes and not self.label:
-            raise ConfigError(
-                f"source_classes={source_classes} and no label; the classes of the source are told "
-                "by one: give --label, a member such as cls or a field of the samples' JSON"
-            )
-        if isinstance(self.method, FineTuneConfig) and not self.label:
-            raise ConfigError(
-                "label='' with method fine-tune, which learns from labels; give --label cls, or a "
-                "field of the samples' JSON"
-            )
         if not 0 <= self.seed < 1 << 31:
             raise ConfigError(f"seed={self.seed}; it must be from 0 to {(1 << 31) - 1}")
-
-        queue, batch_size = getattr(self.method, "queue", None), self.stream.batch_size
-        if queue is not None and self.sizes == "given":
-            fitting = max(1, round(queue.capacity / batch_size)) * batch_size
-            whole = isinstance(self.method, MoCoConfig)  # a batch replaces the oldest batch
-            if queue.capacity < batch_size or (whole and queue.capacity % batch_size):
-                needed = "a multiple of" if whole else "at least"
-                raise ConfigError(
-                    f"queue capacity={queue.capacity} with batch_size={batch_size}; it must be "
-                    f"{needed} the batch: give --method.queue.capacity {fitting}, or another "
-                    "--stream.batch-size"
-                )
+        facts = RunFacts(
+            method_name=self.method_name,
+            batch_size=self.stream.batch_size if self.sizes == "given" else None,
+            label=self.label,
+        )
+        self.method.check(facts)
 
     @property
     def method_name(self) -> str:
@@ -152,7 +115,7 @@ class RunConfig:
 
 
 def to_fields(config: RunConfig) -> dict[str, Any]:
-    """Plain tables, as TOML has them; what is None is left out."""
+    """Return plain tables as TOML has them, without fields that are None."""
     tables = _without_none(asdict(config))
     tables["method"] = {"name": config.method_name, **tables["method"]}
     if not config.origins:
@@ -162,7 +125,7 @@ def to_fields(config: RunConfig) -> dict[str, Any]:
 
 
 def from_fields(tables: dict[str, Any]) -> RunConfig:
-    """The run that `to_fields` wrote down. Raises ConfigError naming the field that is wrong."""
+    """Return the run of tables from `to_fields`. Raises ConfigError naming a wrong field."""
     parts = dict(tables)
     name = dict(_table(parts, "method")).pop("name", None)
     if name not in METHODS:
@@ -180,8 +143,8 @@ def from_fields(tables: dict[str, Any]) -> RunConfig:
         parent = field_name.rpartition(".")[0]
         allowed = [name for name in known if name.rpartition(".")[0] == parent]
         raise ConfigError(
-            f"{field_name} is no field of a configuration; there are {', '.join(allowed)}; mend "
-            "the name, or remove the line"
+            f"{field_name} is no field of a configuration; there are {', '.join(allowed)}; "
+            "correct the name, or remove the line"
         )
     return config
 
@@ -198,23 +161,21 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{place} is missing; add it: compare with the config.toml of a run"
     return (
-        f"{place}={error['input']!r}: {error['msg'].lower()}; mend it: compare with the "
+        f"{place}={error['input']!r}: {error['msg'].lower()}; correct it: compare with the "
         "config.toml of a run"
     )
 
 
 def write_toml(config: RunConfig, path: Path) -> None:
-    """Save a run so that `read_toml` gives the same one. A kill leaves the file as it was."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(tomli_w.dumps(to_fields(config)))
-    os.replace(draft, path)
+    """Save a run so that `read_toml` returns the same one; replaces the file atomically."""
+    write_atomic(path, tomli_w.dumps(to_fields(config)))
 
 
 def read_toml(path: Path) -> RunConfig:
     """Load a run. Raises ConfigError."""
     try:
         return from_fields(tomllib.loads(path.read_text()))
-    except (OSError, ValueError) as error:  # TOML and UTF-8 that are none are both ValueErrors
+    except (OSError, ValueError) as error:  # invalid TOML and UTF-8 are ValueErrors
         raise ConfigError(
             f"{path} cannot be read as a configuration ({error}); give the config.toml of a run"
         ) from error
@@ -231,7 +192,7 @@ def check_same(old: RunConfig, new: RunConfig) -> None:
         name = changed[0]
         raise ConfigError(
             f"this run was started with {name}={before.get(name)}, now it is {now.get(name)}; "
-            "a run goes on with its own settings: take the change back, or give a new --out"
+            "a run continues with its own settings: undo the change, or give a new --out"
         )
 
 
@@ -244,14 +205,14 @@ def _without_none(value: Any) -> Any:
 
 
 def _with_tuples(value: Any) -> Any:
-    """Lists, which are all that TOML has, as the tuples that recipes are written with."""
+    """Turn the lists of TOML into the tuples of recipes."""
     if isinstance(value, dict):
         return {key: _with_tuples(entry) for key, entry in value.items()}
     return tuple(_with_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Tables within tables as one, whose names have dots."""
+    """Return nested tables as one table with dotted names."""
     if isinstance(value, dict):
         pairs = value.items()
     elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):

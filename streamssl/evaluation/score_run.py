@@ -14,7 +14,8 @@ from torch import nn
 from shards.errors import ConfigError
 from shards.inspect.labelled_images import iter_labelled
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import Manifest, open_manifest
+from shards.stream.manifest import Manifest
+from shards.stream.manifest_listing import open_manifest
 from streamssl import checkpoint
 from streamssl.config.run_config import RunConfig, read_toml
 from streamssl.evaluation.knn import Features, KnnConfig, embed, knn_accuracy, raw_pixel_features

@@ -58,7 +58,7 @@ def watch_stream(
     batch, limit = config.stream.batch_size, config.stream.max_bytes
 
     def look() -> Readings:
-        ahead, step_seconds = stream.ahead, metrics.mean_step_seconds()
+        ahead, step_seconds = stream.buffered, metrics.mean_step_seconds()
         found: dict[Key, float] = {
             **transport_readings(threads.transport),
             ("batches_ready", "planned"): ahead.num_slots // batch,

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from shards.crops import recipe as crops
-from shards.stream.batch_stream import StreamConfig
+from shards.stream.stream_config import StreamConfig
+from streamssl.config.methods.byol_config import BYOLConfig
+from streamssl.config.parts.backbone_config import BackboneConfig
 from streamssl.config.run_config import RunConfig
-from streamssl.methods.byol import BYOLConfig
-from streamssl.modules.backbones import BackboneConfig
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.optim.schedules import ScheduleConfig, linearly_scaled_lr
 from streamssl.recipes import crop_recipes as views
 from streamssl.recipes.common import IMAGENET_STEPS_4096, SMALL_NET

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from shards.crops import recipe as crops
-from shards.stream.batch_stream import StreamConfig
+from shards.stream.stream_config import StreamConfig
+from streamssl.config.methods.deepcluster_config import DeepClusterConfig
+from streamssl.config.methods.sela_config import SeLaConfig
+from streamssl.config.methods.spcl_config import SpCLConfig
+from streamssl.config.parts.backbone_config import BackboneConfig
 from streamssl.config.run_config import RunConfig
-from streamssl.methods.deepcluster import DeepClusterConfig
-from streamssl.methods.sela import SeLaConfig
-from streamssl.methods.spcl import SpCLConfig
-from streamssl.modules.backbones import BackboneConfig
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.optim.schedules import ScheduleConfig
 from streamssl.recipes import crop_recipes as views
 from streamssl.recipes.common import IMAGENET_STEPS_4096, SMALL_NET

@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 from shards.crops import recipe as crops
-from shards.stream.batch_stream import StreamConfig
+from shards.stream.stream_config import StreamConfig
+from streamssl.config.methods.mochi_config import MoCHiConfig
+from streamssl.config.methods.moco_config import MoCoConfig
+from streamssl.config.methods.moco_v3_config import MoCoV3Config
+from streamssl.config.parts.backbone_config import BackboneConfig
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.config.run_config import RunConfig
-from streamssl.methods.mochi import MoCHiConfig
-from streamssl.methods.moco import MoCoConfig
-from streamssl.methods.moco_v3 import MoCoV3Config
-from streamssl.modules.backbones import BackboneConfig
-from streamssl.modules.feature_queue import QueueConfig
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.optim.schedules import ScheduleConfig, linearly_scaled_lr
 from streamssl.recipes import crop_recipes as views
 from streamssl.recipes.common import IMAGENET_STEPS_256, IMAGENET_STEPS_4096, SMALL_NET

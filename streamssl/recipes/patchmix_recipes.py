@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from shards.stream.batch_stream import StreamConfig
+from shards.stream.stream_config import StreamConfig
+from streamssl.config.methods.patchmix_config import PatchMixConfig
+from streamssl.config.parts.backbone_config import BackboneConfig
 from streamssl.config.run_config import RunConfig
-from streamssl.methods.patchmix import PatchMixConfig
-from streamssl.modules.backbones import BackboneConfig
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.optim.schedules import ScheduleConfig, linearly_scaled_lr
 from streamssl.recipes import crop_recipes as views
 

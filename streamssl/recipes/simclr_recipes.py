@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 from shards.crops import recipe as crops
-from shards.stream.batch_stream import StreamConfig
+from shards.stream.stream_config import StreamConfig
+from streamssl.config.methods.distillation_config import DistillationConfig
+from streamssl.config.methods.fine_tuning_config import FineTuneConfig
+from streamssl.config.methods.simclr_config import SimCLRConfig
+from streamssl.config.methods.supcon_config import SupConConfig
+from streamssl.config.parts.backbone_config import BackboneConfig
 from streamssl.config.run_config import RunConfig
-from streamssl.methods.distillation import DistillationConfig
-from streamssl.methods.fine_tuning import FineTuneConfig
-from streamssl.methods.simclr import SimCLRConfig
-from streamssl.methods.supcon import SupConConfig
-from streamssl.modules.backbones import BackboneConfig
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.optim.schedules import (
     ScheduleConfig,
     linearly_scaled_lr,

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from shards.crops import recipe as crops
-from shards.stream.batch_stream import StreamConfig
+from shards.stream.stream_config import StreamConfig
+from streamssl.config.methods.swav_config import SwAVConfig
+from streamssl.config.parts.backbone_config import BackboneConfig
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.config.run_config import RunConfig
-from streamssl.methods.swav import SwAVConfig
-from streamssl.modules.backbones import BackboneConfig
-from streamssl.modules.feature_queue import QueueConfig
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.optim.schedules import ScheduleConfig
 from streamssl.recipes.common import IMAGENET_STEPS_256, IMAGENET_STEPS_4096, SMALL_NET
 

@@ -25,16 +25,19 @@ import tyro
 
 from cluster.driver.ray_session import ray_session
 from cluster.protocol.messages import ReaderReport
-from shards.crops.chunk_cropper import CropJob
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import swav
+from shards.crops.sample_cropper import CropJob
 from shards.pack.image_entries import entries_from_synthetic
 from shards.pack.pack import pack
 from shards.records import ChunkCrops
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
-from shards.stream.manifest import Manifest, open_manifest
+from shards.stream.batch_stream import BatchStream, build_order
+from shards.stream.manifest import Manifest
+from shards.stream.manifest_listing import open_manifest
+from shards.stream.stream_config import StreamConfig
+from shards.stream.thread_readers import ThreadReaders
 from tests.cluster.data_path import DataPath
 
 

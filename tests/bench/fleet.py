@@ -31,10 +31,11 @@ from cluster.protocol.messages import (
     StepRecord,
 )
 from shards.records import Cursor, ShardInfo, Turn
-from shards.samples.admission import AdmissionConfig
-from shards.stream.batch_stream import StreamConfig, build_order
+from shards.samples.admission_config import AdmissionConfig
+from shards.stream.batch_stream import build_order
 from shards.stream.manifest import Manifest
 from shards.stream.order import Order
+from shards.stream.stream_config import StreamConfig
 
 _CROP_BYTES = 3 * (2 * 224**2 + 6 * 96**2)
 # A reading of the log: a loss, a learning rate, times and a digest.

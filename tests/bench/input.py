@@ -22,15 +22,18 @@ import tyro
 
 from cluster.driver.ray_session import ray_session
 from cluster.trainers.batch_feed import Feed
-from shards.crops.chunk_cropper import CropJob
 from shards.crops.recipe import moco_v2, swav
+from shards.crops.sample_cropper import CropJob
 from shards.pack.image_entries import entries_from_synthetic
 from shards.pack.pack import pack
 from shards.records import ChunkCrops, CropBatch
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
-from shards.stream.manifest import Manifest, open_manifest
+from shards.stream.batch_stream import BatchStream, build_order
+from shards.stream.manifest import Manifest
+from shards.stream.manifest_listing import open_manifest
+from shards.stream.stream_config import StreamConfig
+from shards.stream.thread_readers import ThreadReaders
 from streamssl.config.run_config import RunConfig
 from streamssl.pretrain.run import build_engine
 from streamssl.recipes import RECIPES

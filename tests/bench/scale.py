@@ -17,11 +17,13 @@ import numpy as np
 import tyro
 
 from shards.records import Cursor, ShardInfo
-from shards.stream.batch_stream import StreamConfig, build_order
+from shards.stream.batch_stream import build_order
 from shards.stream.journal import Journal
-from shards.stream.manifest import Manifest, read_manifest
+from shards.stream.manifest import Manifest
+from shards.stream.manifest_file import read_manifest, write_manifest
 from shards.stream.mixture import parse_weights
 from shards.stream.order import Order
+from shards.stream.stream_config import StreamConfig
 
 _SAMPLE_BYTES = 100_000
 _SEED = 1
@@ -100,7 +102,7 @@ def run(options: Options) -> tuple[list[Row], dict[str, Any]]:
     step("its digest", lambda: Manifest(manifest.shards, 1.0).digest)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "manifest.parquet"
-        step("written as Parquet", lambda: manifest.write(path))
+        step("written as Parquet", lambda: write_manifest(manifest, path))
         parquet_bytes = path.stat().st_size
         step("read from Parquet", lambda: read_manifest(path))
     weights = [(0, parse_weights([0.7, 0.3]))]

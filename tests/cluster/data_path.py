@@ -21,13 +21,14 @@ from cluster.leases.lease_table import LeaseTable
 from cluster.protocol.messages import ChunkHeader, Plans, ReaderOrders, ReaderReport
 from cluster.readers.reader_actor import Reader, ReaderConfig
 from cluster.trainers.batch_feed import Feed, FeedConfig
-from shards.crops.chunk_cropper import CropJob
+from shards.crops.sample_cropper import CropJob
 from shards.records import Cursor
-from shards.samples.admission import AdmissionConfig
-from shards.stream.batch_stream import StreamConfig, build_order
-from shards.stream.journal import Entry, Journal
+from shards.samples.admission_config import AdmissionConfig
+from shards.stream.batch_stream import build_order
+from shards.stream.journal import Journal, JournalEntry
 from shards.stream.manifest import Manifest
 from shards.stream.order import Order
+from shards.stream.stream_config import StreamConfig
 
 WAIT = 200.0  # a busy machine starts processes slowly
 _names = itertools.count()
@@ -61,7 +62,7 @@ class StandIn:
         step: int = 0,
         term: int = 1,
         leases: LeaseConfig | None = None,
-        entries: Sequence[Entry] = (),
+        entries: Sequence[JournalEntry] = (),
     ) -> None:
         manifest, stream, admission, config = self._arguments
         order = order or build_order(manifest, stream, 0)

@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.crops.chunk_cropper import CropJob
-from shards.crops.engine import Cropped, Engine
+from shards.crops.engine import CroppedImages, Engine
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
+from shards.crops.sample_cropper import CropJob
 from shards.images.image_header import ImageHeader
 from shards.records import Turn
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.samples.synthetic_images import encode_jpeg, make_image
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import Manifest, open_manifest
+from shards.stream.manifest import Manifest
+from shards.stream.manifest_listing import open_manifest
 from shards.stream.order import Order, OrderConfig
 from tests.tars import make_tar
 
@@ -43,7 +44,7 @@ class MarkedEngine:
         self.recipe, self._once = recipe, once
         self._engine = OpenCVEngine(recipe)
 
-    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:
         sides = {image.height for image in images}
         if DIES in sides:
             ctypes.string_at(0)

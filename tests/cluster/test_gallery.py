@@ -18,13 +18,14 @@ from cluster.monitoring.live.gallery import (
     mosaic,
     refused,
 )
-from shards.crops.chunk_cropper import ChunkCropper, CropJob
+from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, swav
+from shards.crops.sample_cropper import CropJob
 from shards.records import Chunk, Reject, Turn
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import open_manifest
+from shards.stream.manifest_listing import open_manifest
 from tests.shards.crops.made import encoded, made_pixels
 from tests.tars import make_tar
 

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from shards.crops.recipe import CropRecipe, ViewGroup
-from shards.stream.batch_stream import StreamConfig
+from shards.stream.stream_config import StreamConfig
 from streamssl.cli import main
+from streamssl.config.methods.simclr_config import SimCLRConfig
 from streamssl.config.run_config import METHODS, RunConfig
 from streamssl.methods.base import Samples, StepOutput
-from streamssl.methods.simclr import SimCLR, SimCLRConfig
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.methods.simclr import SimCLR
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.optim.schedules import ScheduleConfig
 from tests.tinyrun import BACKBONE, tiny_swav
 

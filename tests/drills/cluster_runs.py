@@ -10,11 +10,12 @@ from typing import Any
 import psutil
 
 from shards.stores.range_reader import RangeReader, SourceConfig
-from shards.stream.batch_stream import BatchStream, StreamConfig, build_order
+from shards.stream.batch_stream import BatchStream, build_order
+from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
+from streamssl.config.methods.swav_config import SwAVConfig
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.config.run_config import RunConfig
-from streamssl.methods.swav import SwAVConfig
-from streamssl.modules.feature_queue import QueueConfig
 from streamssl.runs.run_data import DataConfig, open_data
 from streamssl.runs.run_setup import crop_job
 from tests.drills.processes import Run, started

@@ -9,16 +9,18 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from shards.crops.chunk_cropper import CropJob
 from shards.crops.crash_marks import CrashMarks
+from shards.crops.sample_cropper import CropJob
 from shards.records import ChunkCrops, CropBatch
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.batch_stream import BatchStream, StreamConfig, build_order
+from shards.stream.batch_stream import BatchStream, build_order
 from shards.stream.journal import Journal
 from shards.stream.lookahead import Submit
-from shards.stream.manifest import Manifest, open_manifest
+from shards.stream.manifest import Manifest
+from shards.stream.manifest_listing import open_manifest
 from shards.stream.order import Order
+from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
 from tests.shards.killers import RECIPE, build_refusing, killer_job, png, tar_of
 

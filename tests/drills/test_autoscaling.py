@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from tests.drills.cluster_runs import check_steps, endless, on_cluster, stop
 from tests.drills.paced import Pace
 from tests.drills.processes import Run

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from streamssl.checkpoint import load_tensors, take
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.pretrain.run import Placement
 from streamssl.training.train_state import build_state
 from tests.drills.cluster_runs import Watch, check_steps, endless, on_cluster, stop

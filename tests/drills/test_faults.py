@@ -14,17 +14,18 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from shards.crops.chunk_cropper import CropJob
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
+from shards.crops.sample_cropper import CropJob
 from shards.errors import ShardUnreadable
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.disk_cache import CacheConfig
 from shards.stores.range_reader import RangeReader, SourceConfig
 from shards.stores.retry import RetryConfig
 from shards.stores.shard_listing import list_shards
-from shards.stream.batch_stream import BatchStream, StreamConfig, build_order
-from shards.stream.manifest import open_manifest
+from shards.stream.batch_stream import BatchStream, build_order
+from shards.stream.manifest_listing import open_manifest
+from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
 from tests.fault_proxy import LASTING, PASSING, fault_proxy
 from tests.stores import connect, put_many, s3_server, use_s3, web_server

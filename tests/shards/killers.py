@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.crops.engine import Cropped, Engine, Failure
+from shards.crops.engine import CropFailure, CroppedImages, Engine
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
 from shards.crops.sample_cropper import CropJob
 from shards.images.image_header import ImageHeader
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from tests.tars import make_tar
 
 RECIPE = CropRecipe((ViewGroup(num_views=2, size=8, scale=(0.5, 1.0)),))
@@ -60,7 +60,7 @@ class KillerEngine:
         self.recipe = recipe
         self._engine = OpenCVEngine(recipe)
 
-    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:
         for image in images:
             DEEDS.get(image.height, bool)()
         return self._engine.crop(images, parameters)
@@ -77,11 +77,13 @@ class RefusingEngine:
         self.recipe = recipe
         self._engine = OpenCVEngine(recipe)
 
-    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:
         ok = np.array([image.height not in DEEDS for image in images], dtype=np.bool_)
         plain = [image for image in images if image.height not in DEEDS]
-        failures = [Failure(int(row), "kills_decoder", "refused") for row in np.flatnonzero(~ok)]
-        return Cropped(self._engine.crop(plain, parameters[ok]).crops, ok, failures)
+        failures = [
+            CropFailure(int(row), "kills_decoder", "refused") for row in np.flatnonzero(~ok)
+        ]
+        return CroppedImages(self._engine.crop(plain, parameters[ok]).crops, ok, failures)
 
 
 def build_refusing(recipe: CropRecipe) -> Engine:

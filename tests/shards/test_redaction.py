@@ -12,6 +12,7 @@ from shards.stores.range_reader import RangeReader, SourceConfig
 from shards.stores.retry import RetryConfig
 from shards.stores.shard_listing import list_shards
 from shards.stream.manifest import Manifest
+from shards.stream.manifest_file import write_manifest
 from tests.fault_proxy import LASTING, PASSING, fault_proxy
 from tests.hub import DATASET
 from tests.stores import tar_bytes, web_server
@@ -117,7 +118,7 @@ def test_no_secret_is_in_anything_that_is_written(tmp_path, caplog, capfd):
             proxy.lasting.clear()
             reader = RangeReader(SourceConfig(retry=QUICK, cache=cache))
             shards = list_shards(signed, reader.stores)
-            Manifest(tuple(shards), 1.0).write(tmp_path / f"{fault}.parquet")
+            write_manifest(Manifest(tuple(shards), 1.0), tmp_path / f"{fault}.parquet")
             shown += [repr(reader.counters), Manifest(tuple(shards), 1.0).digest]
             plan.extend([fault] * 2)
             start = 1 + len(shown)

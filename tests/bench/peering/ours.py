@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.crops.engine import Cropped
+from shards.crops.engine import CroppedImages
 from shards.crops.recipe import CropRecipe, ViewGroup
 from shards.dataloader.open_data import ReadConfig
 from shards.images.image_header import ImageHeader
-from shards.stream.batch_stream import StreamConfig
+from shards.stream.stream_config import StreamConfig
 from tests.bench.peering.work import SIDE, Job, crop
 
 PACKAGE = "streamssl"
@@ -26,11 +26,11 @@ class SharedWork:
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe
 
-    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> Cropped:  # noqa: ARG002
+    def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:  # noqa: ARG002
         crops = np.empty((len(images), 1, SIDE, SIDE, 3), np.uint8)
         for row, image in enumerate(images):
             crops[row, 0] = crop(image.data)
-        return Cropped((crops,), np.ones(len(images), np.bool_))
+        return CroppedImages((crops,), np.ones(len(images), np.bool_))
 
 
 def config_of(job: Job) -> ReadConfig:

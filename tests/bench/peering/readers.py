@@ -10,7 +10,7 @@ import ray
 
 from cluster.driver.ray_session import ray_session
 from shards.crops.sample_cropper import CropJob
-from shards.dataloader.open_data import OpenData, Place
+from shards.dataloader.open_data import OpenData, StreamPosition
 from shards.records import CropBatch
 from tests.bench.peering.ours import PACKAGE as PACKAGE
 from tests.bench.peering.ours import RECIPE, Batches, Ours, SharedWork, config_of, described
@@ -51,7 +51,7 @@ class Loader(Ours):
                     batch = feed.next()
                     self._path.control.committed.remote(step)
                     entries = tuple(self._path.tell("status")["entries"])
-                    self._place = Place(batch.cursor, entries)
+                    self._place = StreamPosition(batch.cursor, entries)
                     yield batch
 
         yield from described(remember())

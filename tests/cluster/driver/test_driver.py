@@ -24,8 +24,9 @@ from cluster.protocol.run_status import Status
 from cluster.trainers.batch_feed import FeedConfig
 from cluster.trainers.elastic_training import TrainerConfig
 from shards.errors import BudgetExceeded, ConfigError
-from shards.samples.admission import AdmissionConfig
-from shards.stream.batch_stream import BatchStream, StreamConfig, build_order
+from shards.samples.admission_config import AdmissionConfig
+from shards.stream.batch_stream import BatchStream, build_order
+from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
 from tests.cluster.counting import CountingLearner, Kept, first_state
 from tests.cluster.marked import RECIPE, MarkedShards, build_none

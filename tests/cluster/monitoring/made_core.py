@@ -10,8 +10,9 @@ from cluster.control.control_core import Core
 from cluster.control.control_spec import ControlSpec, ControlStart, mark_folder
 from cluster.protocol.actor_rpc import StateRef
 from cluster.protocol.node_pools import parse_pools
-from shards.samples.admission import AdmissionConfig
-from shards.stream.batch_stream import StreamConfig, build_order
+from shards.samples.admission_config import AdmissionConfig
+from shards.stream.batch_stream import build_order
+from shards.stream.stream_config import StreamConfig
 from tests.cluster.marked import MarkedShards
 
 STREAM = StreamConfig(batch_size=6, chunk_bytes=1 << 14, chunks_per_block=2)

@@ -11,9 +11,9 @@ import ray
 
 from cluster.driver.ray_session import ray_session
 from cluster.readers.reader_actor import Reader
-from shards.crops.chunk_cropper import CropJob
+from shards.crops.sample_cropper import CropJob
 from shards.errors import ConfigError
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.samples.subset import build_subset
 from tests.cluster.marked import MarkedShards
 

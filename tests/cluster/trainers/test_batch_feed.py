@@ -16,11 +16,13 @@ import ray
 
 from cluster.errors import ReadersLost
 from cluster.leases.lease_deadlines import LeaseConfig
-from shards.crops.chunk_cropper import CropJob
+from shards.crops.sample_cropper import CropJob
 from shards.errors import ShardUnreadable, StreamStopped
 from shards.records import CropBatch
-from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
+from shards.stream.batch_stream import BatchStream, build_order
 from shards.stream.manifest import Manifest
+from shards.stream.stream_config import StreamConfig
+from shards.stream.thread_readers import ThreadReaders
 from tests.cluster.data_path import WAIT, DataPath
 from tests.cluster.marked import DIES, KILLS_READER, MarkedShards
 

@@ -14,18 +14,21 @@ from cluster.errors import VerifiedNotCropped
 from cluster.protocol.messages import Rows
 from cluster.trainers.batch_assembly import Piece
 from cluster.trainers.trainer_crops import Cropping, CroppingConfig
-from shards.crops.chunk_cropper import CropJob
 from shards.crops.dali import DaliEngine
 from shards.crops.engine import Engine
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, swav
+from shards.crops.sample_cropper import CropJob
 from shards.crops.verify_engine import as_rows
 from shards.images.image_header import inspect
 from shards.records import CropBatch, bytes_of
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
-from shards.stream.manifest import Manifest, open_manifest
+from shards.stream.batch_stream import BatchStream, build_order
+from shards.stream.manifest import Manifest
+from shards.stream.manifest_listing import open_manifest
+from shards.stream.stream_config import StreamConfig
+from shards.stream.thread_readers import ThreadReaders
 from tests.cluster.data_path import WAIT, DataPath
 from tests.hostile import valid
 from tests.shards.crops.made import encoded, made_pixels

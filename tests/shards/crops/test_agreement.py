@@ -12,7 +12,8 @@ from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, byol, swav
 from shards.images.image_header import ImageHeader
 from shards.records import Sample
-from shards.samples.admission import AdmissionConfig, admit
+from shards.samples.admission import admit
+from shards.samples.admission_config import AdmissionConfig
 from tests.hostile import swapping_profile, valid
 from tests.shards.crops.made import drawn, encoded, made_pixels
 from tests.shards.images.test_decode import turned_back

@@ -10,14 +10,16 @@ import cv2
 import numpy as np
 import pytest
 
-from shards.crops.chunk_cropper import ChunkCropper, CropJob, read_chunk
+from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
+from shards.crops.sample_cropper import CropJob
 from shards.errors import ShardUnreadable
 from shards.records import Chunk, Reject, ShardInfo, Turn
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
 from shards.stores.shard_listing import list_shards
+from shards.tars.chunk_reader import read_chunk
 from tests.tars import make_tar
 
 RECIPE = cifar(counts=(2, 1), sizes=(16, 8), scales=((0.2, 1.0), (0.05, 0.2)))

@@ -1,4 +1,4 @@
-"""Isolation: what an image does to its process costs that image, and nobody else."""
+"""IsolatedProcess: what an image does to its process costs that image, and nobody else."""
 
 import os
 import time
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from shards.crops.chunk_cropper import ChunkCropper
-from shards.crops.isolated_process import Isolation
+from shards.crops.isolated_process import IsolatedProcess
 from shards.crops.sample_cropper import SampleCropper, image_digest
 from shards.errors import DecoderLost
 from shards.records import Chunk, Sample, Turn
@@ -37,7 +37,7 @@ def sample(number, side=PLAIN, seed=None):
 
 
 def crop(samples, seconds=60.0):
-    with Isolation(JOB, seconds) as isolation:
+    with IsolatedProcess(JOB, seconds) as isolation:
         return isolation.crop(samples, 5)
 
 
@@ -124,14 +124,14 @@ def test_a_child_that_cannot_start_blames_no_image():
     job = killer_job(build_engine=build_broken)
     with (
         pytest.raises(DecoderLost, match=r"could not start: it left with status 7; .*plain"),
-        Isolation(job) as isolation,
+        IsolatedProcess(job) as isolation,
     ):
         isolation.crop([sample(0)], 0)
 
 
 def test_nothing_is_left_of_an_isolation():
     """A reader that isolates for weeks would fill the machine."""
-    with Isolation(JOB) as isolation:
+    with IsolatedProcess(JOB) as isolation:
         isolation.crop([sample(0)], 0)
         child = isolation._child._process.pid
         assert os.path.exists(f"/proc/{child}")

@@ -6,16 +6,16 @@ import random
 import numpy as np
 import pytest
 
-from shards.crops.chunk_cropper import CropJob
-from shards.crops.isolated_process import Isolation
+from shards.crops.isolated_process import IsolatedProcess
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, swav
-from shards.crops.sample_cropper import SampleCropper, no_crops
+from shards.crops.sample_cropper import CropJob, SampleCropper, no_crops
 from shards.crops.verify_engine import VerifyingEngine
 from shards.images.decode import decode_stored
 from shards.images.image_header import ImageError, ImageHeader
 from shards.records import Reject, Sample
-from shards.samples.admission import AdmissionConfig, admit
+from shards.samples.admission import admit
+from shards.samples.admission_config import AdmissionConfig
 from tests.hostile import mutate, valid
 from tests.shards.crops.made import drawn, encoded, made_pixels
 
@@ -81,7 +81,7 @@ def test_in_isolation_it_gives_the_same():
     files.append(files[0][:300] + b"\xff\xd9")
     samples = [Sample(0, 512 * row, str(row), {"jpg": file}) for row, file in enumerate(files)]
     plain = SampleCropper(job).crop(samples, 0)
-    with Isolation(job) as isolation:
+    with IsolatedProcess(job) as isolation:
         alone = isolation.crop(samples, 0)
     assert alone.crops[0].tolist() == plain.crops[0].tolist() and len(plain.crops[0]) == 2
     assert alone.rejects == plain.rejects and isinstance(plain.rejects[0], Reject)

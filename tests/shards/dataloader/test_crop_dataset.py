@@ -18,10 +18,12 @@ from shards.dataloader.crop_dataset import CropDataset
 from shards.dataloader.open_data import ReadConfig
 from shards.dataloader.tensors import to_tensors
 from shards.errors import ConfigError, CursorMismatch
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
-from shards.stream.manifest import open_manifest
+from shards.stream.batch_stream import BatchStream, build_order
+from shards.stream.manifest_listing import open_manifest
+from shards.stream.stream_config import StreamConfig
+from shards.stream.thread_readers import ThreadReaders
 from tests.shards.dataloader.test_sample_stream import refuse
 
 RECIPE = swav(counts=(2, 3), sizes=(16, 8))

@@ -12,18 +12,20 @@ import pytest
 import torch
 import webdataset as wds
 
-from shards.crops.chunk_cropper import CropJob
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
-from shards.dataloader.open_data import Place, ReadConfig
+from shards.crops.sample_cropper import CropJob
+from shards.dataloader.open_data import StreamPosition, ReadConfig
 from shards.dataloader.sample_stream import SampleStream
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch
 from shards.records import Sample
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.samples.subset import load_subset
 from shards.stores.range_reader import RangeReader
-from shards.stream.batch_stream import BatchStream, StreamConfig, ThreadReaders, build_order
-from shards.stream.manifest import open_manifest
+from shards.stream.batch_stream import BatchStream, build_order
+from shards.stream.manifest_listing import open_manifest
+from shards.stream.stream_config import StreamConfig
+from shards.stream.thread_readers import ThreadReaders
 from tests.tars import make_tar, samples_by_tarfile
 
 RECIPE = cifar(counts=(1,), sizes=(8,))
@@ -136,7 +138,7 @@ def test_readers_change_nothing_and_any_place_can_be_resumed(mixed, num_readers)
 def test_a_place_in_a_run_is_a_place_among_the_samples(synthetic_shards):
     """One may stop training and look at what would have come next."""
     found = batches(synthetic_shards, 20)
-    state = Place(found[7].cursor).state()
+    state = StreamPosition(found[7].cursor).state()
     stream = SampleStream(str(synthetic_shards), CONFIG, state)
     assert [place(p) for p in take(stream, 48)] == rows(found[8:])
     placed = take(SampleStream(str(synthetic_shards), CONFIG), 32)

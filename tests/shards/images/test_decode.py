@@ -14,7 +14,8 @@ from PIL import Image, ImageCms, ImageOps
 from shards.images.decode import REDUCED, decode
 from shards.images.image_header import ImageError, ImageHeader, inspect
 from shards.records import Sample
-from shards.samples.admission import AdmissionConfig, admit
+from shards.samples.admission import admit
+from shards.samples.admission_config import AdmissionConfig
 from tests.hostile import (
     HEIGHT,
     KINDS,

@@ -12,12 +12,12 @@ import pytest
 import webdataset
 
 from shards.errors import ConfigError, UserError
-from shards.pack.fetch import Fetcher
+from shards.pack.fetch import ImageFetcher
 from shards.pack.image_entries import entries_from_folder, entries_from_list, entries_from_synthetic
 from shards.pack.pack import PackConfig, pack
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.samples.synthetic_images import CLASS_NAMES, encode_jpeg, iter_images, make_image
-from shards.stores.image_download import WebConfig
+from shards.stores.image_download import DownloadConfig
 from shards.stores.shard_listing import list_shards
 
 
@@ -187,7 +187,7 @@ def test_a_list_of_files_is_relative_to_its_folder(tmp_path, text, labels, names
     make_folder(tmp_path, {"a b.jpg": jpeg(1), "sub/c.png": jpeg(2), "list.txt": text.encode()})
     source = entries_from_list(tmp_path / "list.txt")
     assert [e.label for e in source.entries] == labels and source.class_names == names
-    with Fetcher(WebConfig()) as fetcher:
+    with ImageFetcher(DownloadConfig()) as fetcher:
         assert [e.read(fetcher) for e in source.entries] == [jpeg(1), jpeg(2)]
 
 

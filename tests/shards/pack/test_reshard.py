@@ -14,10 +14,10 @@ import pytest
 from webdataset.writer import ShardWriter
 
 from shards.errors import ConfigError, ManifestError, UserError
-from shards.pack.pack import PackConfig, Watch, pack
+from shards.pack.pack import PackConfig, PackProgress, pack
 from shards.pack.pack_input import open_source
-from shards.pack.table_entries import Columns
-from shards.samples.admission import AdmissionConfig
+from shards.pack.table_entries import TableColumns
+from shards.samples.admission_config import AdmissionConfig
 from tests.shards.pack.helpers import Stop, StopAfter
 from tests.shards.pack.test_pack import jpeg, make_folder, read_with_webdataset, shard_bytes
 from tests.tars import make_tar, samples_by_tarfile
@@ -25,7 +25,7 @@ from tests.wild_tars import expected_samples, wild_tar
 
 
 def open_shards(pattern, subset=None):
-    return open_source(str(pattern), "shards", "auto", Columns(), subset)
+    return open_source(str(pattern), "shards", "auto", TableColumns(), subset)
 
 
 def samples_in(folder):
@@ -170,7 +170,7 @@ def test_an_img2dataset_folder_is_packed_as_shards(shards, tmp_path):
     for number in range(3):
         (shards / f"{number:05d}.parquet").write_bytes(b"PAR1")
         (shards / f"{number:05d}_stats.json").write_text("{}")
-    source = open_source(str(shards), "auto", "auto", Columns(), None)
+    source = open_source(str(shards), "auto", "auto", TableColumns(), None)
     assert pack(source, tmp_path / "out").num_samples == 120
 
 
@@ -195,7 +195,7 @@ def test_a_subset_list_of_single_images_is_refused(tmp_path, shards):
     """It would be ignored without a word."""
     folder = make_folder(tmp_path / "images", {"a.jpg": jpeg(1)})
     with pytest.raises(ConfigError, match=r"subset='x.txt' with a folder of images; .*list the"):
-        open_source(str(folder), "auto", "auto", Columns(), "x.txt")
+        open_source(str(folder), "auto", "auto", TableColumns(), "x.txt")
 
 
 def test_admission_leaves_out_what_a_run_would_reject(tmp_path):
@@ -246,12 +246,12 @@ def test_a_tar_inside_the_tar_is_not_taken_for_samples(tmp_path):
     (tmp_path / "in.tar").write_bytes(nested_tar(300, 60))
     seen = []
 
-    class Look(Watch):
+    class Look(PackProgress):
         def begin(self, num_units, unit):
             seen.append((num_units, unit))
 
     config = PackConfig(max_bytes=200_000)
-    report = pack(open_shards(tmp_path / "in.tar"), tmp_path / "out", config, watch=Look())
+    report = pack(open_shards(tmp_path / "in.tar"), tmp_path / "out", config, progress=Look())
     assert report.num_samples == 121
     assert as_set(samples_in(tmp_path / "out")) == as_set(samples_in_file(tmp_path / "in.tar"))
     assert len(seen) == 2, "the first cut should have been deceived, and made again"
@@ -271,7 +271,7 @@ def test_a_deceived_pack_that_was_stopped_comes_to_the_same_end(tmp_path):
     for number, units in enumerate((size // 3, size + size // 3)):
         out = tmp_path / f"stopped-{number}"
         with pytest.raises(Stop):
-            pack(source, out, config, watch=StopAfter(units))
+            pack(source, out, config, progress=StopAfter(units))
         pack(source, out, config)
         assert shard_bytes(out) == shard_bytes(tmp_path / "whole")
 
@@ -293,6 +293,6 @@ def test_shards_and_images_in_one_folder_need_a_word(tmp_path, shards):
     """Whichever were taken, the others would be missed by nobody."""
     make_folder(shards, {"a.jpg": jpeg(1)})
     with pytest.raises(ConfigError, match=r"holds images and shards; .* give --kind folder or"):
-        open_source(str(shards), "auto", "auto", Columns(), None)
-    source = open_source(str(shards), "folder", "auto", Columns(), None)
+        open_source(str(shards), "auto", "auto", TableColumns(), None)
+    source = open_source(str(shards), "folder", "auto", TableColumns(), None)
     assert pack(source, tmp_path / "out").num_samples == 1

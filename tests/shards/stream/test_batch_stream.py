@@ -18,24 +18,22 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from shards.crops.chunk_cropper import ChunkCropper, CropJob, read_chunk
+from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
+from shards.crops.sample_cropper import CropJob
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch, ShardUnreadable
 from shards.records import Chunk, ChunkCrops, Cursor, Reason, Reject, Sample, ShardInfo
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.batch_stream import (
-    BatchStream,
-    StreamConfig,
-    ThreadReaders,
-    build_order,
-    check_bytes,
-)
+from shards.stream.batch_stream import BatchStream, build_order, check_bytes
 from shards.stream.journal import Journal
-from shards.stream.manifest import open_manifest
+from shards.stream.manifest_listing import open_manifest
 from shards.stream.mixture import parse_weights
 from shards.stream.order import Order, OrderConfig
+from shards.stream.stream_config import StreamConfig
+from shards.stream.thread_readers import ThreadReaders
+from shards.tars.chunk_reader import read_chunk
 
 RECIPE = cifar(counts=(1, 2), sizes=(8, 4), scales=((0.2, 1.0), (0.05, 0.2)))
 JOB = CropJob(

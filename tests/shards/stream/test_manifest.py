@@ -12,7 +12,9 @@ import pytest
 from shards.errors import ManifestError
 from shards.records import ShardInfo
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import Manifest, open_manifest, read_manifest
+from shards.stream.manifest import Manifest
+from shards.stream.manifest_file import read_manifest, write_manifest
+from shards.stream.manifest_listing import open_manifest
 from tests.tars import make_tar
 
 SHARDS = tuple(ShardInfo(f"s3://b/{i}.tar", 1000 + i, f"etag{i}") for i in range(5))
@@ -82,7 +84,7 @@ def test_a_block_holds_about_four_batches():
 def test_the_written_manifest_tells_what_was_read(tmp_path):
     """Beside a run it says which data it saw, and no secret."""
     shards = (ShardInfo("https://u:pw@h/0.tar?sig=SECRET", 12, "v"), *SHARDS)
-    Manifest(shards, 1.0).write(tmp_path / "manifest.parquet")
+    write_manifest(Manifest(shards, 1.0), tmp_path / "manifest.parquet")
     rows = pq.read_table(tmp_path / "manifest.parquet").to_pylist()
     assert rows[0] == {
         "source": 0,
@@ -99,7 +101,7 @@ def test_a_written_manifest_can_be_opened_without_a_listing(synthetic_shards, tm
     one = open_manifest(
         [str(synthetic_shards), str(synthetic_shards)], RangeReader(), separate=True
     )
-    one.write(tmp_path / "m.parquet")
+    write_manifest(one, tmp_path / "m.parquet")
     again = read_manifest(tmp_path / "m.parquet")
     assert again == one and again.digest == one.digest and again.patterns == one.patterns
 
@@ -107,7 +109,7 @@ def test_a_written_manifest_can_be_opened_without_a_listing(synthetic_shards, tm
 def test_a_written_manifest_of_signed_addresses_asks_for_them_again(tmp_path):
     """The signatures are not in it, and nobody should have to guess why nothing opens."""
     shards = (ShardInfo("https://h/0.tar?sig=SECRET", 12, "v"),)
-    Manifest(shards, 1.0, ("https://h/0.tar?sig=SECRET",)).write(tmp_path / "m")
+    write_manifest(Manifest(shards, 1.0, ("https://h/0.tar?sig=SECRET",)), tmp_path / "m")
     with pytest.raises(ManifestError, match=r"name them again: --data https://h/0\.tar$"):
         read_manifest(tmp_path / "m")
     for damaged in (b"junk", b""):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shards.errors import ConfigError
 from shards.records import ShardInfo
-from shards.stream.mixture import Mixture, Schedule, parse_weights
+from shards.stream.mixture import Mixture, MixtureSchedule, parse_weights
 from shards.stream.order import Order, OrderConfig
 
 SHARES = st.lists(st.integers(0, 60), min_size=2, max_size=6).filter(sum)
@@ -31,7 +31,7 @@ def order_of(chunks, weights, *, per_block=3, seed=0):
 def test_no_source_is_ever_a_whole_chunk_away_from_its_share(shares):
     """Over a block, an hour or a year, what was asked for is what was trained on."""
     weights = parse_weights(shares)
-    num = 2 * Schedule(weights).period + 7
+    num = 2 * MixtureSchedule(weights).period + 7
     sources, before = Mixture([(0, weights)]).at(0, num)
     counts = np.cumsum(sources[:, None] == np.arange(len(shares)), axis=0)
     total = sum(shares)
@@ -44,7 +44,7 @@ def test_no_source_is_ever_a_whole_chunk_away_from_its_share(shares):
 @given(SHARES, st.lists(st.integers(0, 10**12), min_size=1, max_size=8))
 def test_a_slot_alone_is_the_slot_among_all(shares, wanted):
     """A resume in the middle asks for one block of a stream that was never run."""
-    schedule = Schedule(parse_weights(shares))
+    schedule = MixtureSchedule(parse_weights(shares))
     sources, before = schedule.at(np.array(wanted))
     for slot, source, number in zip(wanted, sources, before, strict=True):
         assert schedule.counts(slot)[source] == number

@@ -14,20 +14,21 @@ import fsspec
 import numpy as np
 import pytest
 
-from shards.crops.chunk_cropper import ChunkCropper, CropJob
+from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
-from shards.crops.sample_cropper import image_digest
+from shards.crops.sample_cropper import CropJob, image_digest
 from shards.records import Chunk, Cursor, Sample
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
 from shards.samples.subset import load_subset
 from shards.stores.disk_cache import CacheConfig
 from shards.stores.range_reader import RangeReader, SourceConfig
-from shards.stream.batch_stream import BatchStream, StreamConfig, build_order
+from shards.stream.batch_stream import BatchStream, build_order
 from shards.stream.journal import Journal
-from shards.stream.manifest import open_manifest
+from shards.stream.manifest_listing import open_manifest
 from shards.stream.mixture import parse_weights
 from shards.stream.order import deal
+from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
 from shards.tars.chunk_reader import read_chunk
 from tests.tars import make_tar

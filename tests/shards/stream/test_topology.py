@@ -8,14 +8,15 @@ import cv2
 import numpy as np
 import pytest
 
-from shards.crops.chunk_cropper import CropJob
-from shards.crops.engine import Cropped
+from shards.crops.engine import CroppedImages
 from shards.crops.recipe import CropRecipe, ViewGroup
-from shards.samples.admission import AdmissionConfig
+from shards.crops.sample_cropper import CropJob
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.batch_stream import BatchStream, StreamConfig, build_order
-from shards.stream.manifest import open_manifest
+from shards.stream.batch_stream import BatchStream, build_order
+from shards.stream.manifest_listing import open_manifest
 from shards.stream.order import deal
+from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
 from tests.tars import make_tar
 
@@ -34,7 +35,7 @@ class QuickEngine:
         sides = [len(image.data) % 256 for image in images]
         crops = np.zeros((len(images), 1, 2, 2, 3), np.uint8)
         crops += np.array(sides, np.uint8).reshape(-1, 1, 1, 1, 1)
-        return Cropped((crops,), np.ones(len(images), bool))
+        return CroppedImages((crops,), np.ones(len(images), bool))
 
 
 JOB = CropJob(

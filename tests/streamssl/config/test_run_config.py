@@ -10,9 +10,9 @@ import pytest
 import tomli_w
 
 from shards.errors import ConfigError
-from shards.stream.batch_stream import StreamConfig
+from shards.stream.stream_config import StreamConfig
 from streamssl.config.run_config import check_same, from_fields, read_toml, to_fields, write_toml
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.recipes import RECIPES
 from streamssl.recipes.swav_recipes import swav_demo
 from tests.tinyrun import tiny_moco, tiny_swav

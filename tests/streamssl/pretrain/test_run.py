@@ -17,9 +17,9 @@ from rich.console import Console
 
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch, UserError
 from shards.pack.image_entries import entries_from_synthetic
-from shards.samples.admission import AdmissionConfig
+from shards.samples.admission_config import AdmissionConfig
+from streamssl.config.methods.swav_config import SwAVConfig
 from streamssl.config.run_config import RunConfig, read_toml
-from streamssl.methods.swav import SwAVConfig
 from streamssl.pretrain.run import Placement, pretrain
 from streamssl.runs.run_data import DataConfig
 from streamssl.runs.run_folder import prepare_data

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from shards.errors import ConfigError, CursorMismatch
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import open_manifest
+from shards.stream.manifest_listing import open_manifest
 from streamssl.pretrain.run import Placement, pretrain
 from streamssl.runs.run_data import DataConfig, read_data, read_verified, write_data
 from tests.tinyrun import make_shards, proof, read_log, tiny_swav

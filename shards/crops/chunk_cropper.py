@@ -1,7 +1,7 @@
-"""One chunk becomes crops: the unit of work of a reader, on a thread or on another machine.
+"""Crop one chunk: the unit of work of a reader, on a thread or on another machine.
 
-It is a pure function of (shard bytes, turn, settings): done twice, anywhere, in any order,
-it gives the same arrays. That is what lets a stream compute out of order and decide in order.
+The result is a pure function of (shard bytes, turn, settings). It is the same for any process,
+order and number of attempts, so a stream can compute chunks out of order.
 """
 
 import os
@@ -23,15 +23,15 @@ from shards.tars.cutter import CutChunk
 from shards.tars.sample_starts import SampleStartCache
 
 _NICENESS = 10
-# How much of a source is looked at for uids before a run.
+# The bytes of a source that are searched for uids before a run.
 _PROBE_BYTES = 1 << 20
 
 
 class ChunkCropper:
-    """Reads, cuts, admits, decodes and crops chunks. Made in the thread or process that uses it.
+    """Reads, cuts, admits, decodes and crops chunks. Create it in the thread that uses it.
 
-    It uses one core, and steps back for whatever else wants that core: a trainer on the same
-    machine comes first, and readers get what it leaves while it waits.
+    It limits the thread to one core and lowers its priority, so a trainer on the same machine
+    runs first.
     """
 
     def __init__(self, job: CropJob, reader: RangeReader) -> None:
@@ -42,29 +42,29 @@ class ChunkCropper:
         self._walks = SampleStartCache()
 
     def crop(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
-        """All samples of a chunk, as crops or as rejects. Raises ShardUnreadable."""
+        """Return every sample of a chunk as crops or as a reject. Raises ShardUnreadable."""
         began = time.monotonic()
         found = self.read(shard, turn.chunk)
         return self.crop_cut(turn, found, time.monotonic() - began)
 
     def read(self, shard: ShardInfo, chunk: Chunk) -> CutChunk:
-        """What `crop` begins with; may be called on another thread than the one that crops."""
+        """Run the first half of `crop`. Callable from another thread than `crop_cut`."""
         return read_chunk(self._reader, shard, chunk, self._walks)
 
     def crop_cut(self, turn: Turn, found: CutChunk, read_seconds: float) -> ChunkCrops:
-        """What `crop` ends with, where `read` was called before, and took so long."""
+        """Run the second half of `crop`, after a `read` that took `read_seconds`."""
         return self._finish(turn, found, read_seconds, self._cropper.crop)
 
     def crop_isolated(self, shard: ShardInfo, turn: Turn) -> ChunkCrops:
-        """As `crop`, in a process that may die: slower, for chunks in which others died.
+        """Crop in a process that may die: slower, for chunks that crashed a process before.
 
-        Raises DecoderLost when that process cannot run at all.
+        Raises DecoderLost if that process cannot run at all.
         """
         began = time.monotonic()
         found = self.read(shard, turn.chunk)
         read_seconds = time.monotonic() - began
-        with IsolatedProcess(self._job) as isolation:
-            return self._finish(turn, found, read_seconds, isolation.crop)
+        with IsolatedProcess(self._job) as process:
+            return self._finish(turn, found, read_seconds, process.crop)
 
     def _finish(
         self,
@@ -84,8 +84,8 @@ class ChunkCropper:
                     rejects[item.offset] = reject(item, "kills_decoder", detail)
                 else:
                     samples.append(item)
-        outcome = crop(samples, turn.epoch)
-        rejects |= {item.offset: item for item in outcome.rejects}
+        cropped = crop(samples, turn.epoch)
+        rejects |= {item.offset: item for item in cropped.rejects}
         offsets = np.array([item.offset for item in items], dtype=np.int64)
         kept = np.array([int(offset) not in rejects for offset in offsets], dtype=bool)
         return ChunkCrops(
@@ -93,50 +93,50 @@ class ChunkCropper:
             turn.epoch,
             offsets,
             kept,
-            outcome.crops,
+            cropped.crops,
             tuple(rejects[offset] for offset in sorted(rejects)),
             read_seconds=read_seconds,
             crop_seconds=time.monotonic() - began,
             num_unselected=num_unselected,
             needs_walk=found.needs_walk,
-            killers=outcome.killers,
-            labels=outcome.labels,
+            killers=cropped.killers,
+            labels=cropped.labels,
         )
 
 
 def lower_thread_priority() -> None:
-    """Have the calling thread use one core, and let others go first."""
+    """Limit the calling thread to one core, and let other threads and processes run first."""
     use_one_core()
-    os.nice(_NICENESS)  # of this thread alone
+    os.nice(_NICENESS)  # on Linux, of the calling thread only
 
 
 def select(
     items: list[Sample | Reject], subset: Subset | None
 ) -> tuple[list[Sample | Reject], int]:
-    """What is part of the data, and how many samples are none.
+    """Return the items inside the subset, and the number of samples outside.
 
-    What the tar itself rejects stays: nobody can tell which sample it was.
+    Rejects of the tar itself are kept, because their keys are unknown.
     """
     samples = [item for item in items if isinstance(item, Sample)]
     if subset is None or not samples:
         return items, 0
     wanted = subset.select(samples)
-    left = {sample.offset for sample, is_wanted in zip(samples, wanted, strict=True) if is_wanted}
-    chosen = [item for item in items if isinstance(item, Reject) or item.offset in left]
+    inside = {sample.offset for sample, is_in in zip(samples, wanted, strict=True) if is_in}
+    chosen = [item for item in items if isinstance(item, Reject) or item.offset in inside]
     return chosen, len(items) - len(chosen)
 
 
 def check_subset(subset: Subset, shards: Sequence[ShardInfo], reader: RangeReader) -> None:
-    """Refuse a list of uids for samples that have none: it would select nothing, for ever.
+    """Refuse a list of uids for samples without uids: it would select nothing.
 
-    Looks into the first shard of every source. Raises ConfigError, ShardUnreadable.
+    Reads the head of the first shard of every source. Raises ConfigError, ShardUnreadable.
     """
     firsts = {shard.source: shard for shard in reversed(shards)}
     for shard in firsts.values():
         try:
             found = read_shard_head(reader, shard, _PROBE_BYTES).found
         except NotATar:
-            continue  # it is rejected where it is read
+            continue  # the run rejects it
         samples = [item for item in found if isinstance(item, Sample)]
         if samples and not any(subset.identify(sample) for sample in samples):
             members = ", ".join(sorted(samples[0].fields))

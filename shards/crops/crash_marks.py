@@ -1,8 +1,8 @@
-"""Which chunks were in hand when this process died: for readers that are threads of a trainer.
+"""Crash marks: the chunks that were being cropped when the process died.
 
-An image that kills a thread's decoder kills the trainer, too, and so it would at every new start.
-So whoever crops a chunk says so first, in a small file: what it still holds at the next start was
-in hand at the end of the last one.
+Reader threads run inside the trainer, so an image that crashes a decoder crashes the trainer, at
+every restart. Each thread therefore marks its chunk in a small file before cropping. A mark that is
+still there at the next start names a chunk that may have caused the crash.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from typing import Final
 
 from shards.records import Chunk
 
-# A line for each thread: shard, first byte, and how many processes died with it in hand before.
+# One line for each thread: shard, first byte, and the number of earlier crashes with this chunk.
 _LINE: Final = 64
 
 
 class CrashMarks:
-    """The file of chunks in hand. Use as a context: leaving it in any orderly way removes the file.
+    """The file of marks. Use as a context; a normal exit or an exception removes the file.
 
-    One process at a time, any number of threads. Nothing is synchronised with the disk: the file
-    has to outlive this process, not the machine.
+    One process at a time may use it, with any number of threads. Writes are not flushed to disk:
+    the file must survive a crash of the process, not of the machine.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class CrashMarks:
 
     @contextmanager
     def in_hand(self, chunk: Chunk) -> Iterator[int]:
-        """Mark a chunk while it is worked on; gives how many processes died with it in hand."""
+        """Mark a chunk while it is cropped; yields the number of crashes with this chunk."""
         deaths = self._deaths.get((chunk.shard, chunk.start), 0)
         with self._lock:
             if not self._free:
@@ -64,12 +64,12 @@ class CrashMarks:
         os.close(self._file)
         self._path.unlink(missing_ok=True)
         if self._made:
-            with contextlib.suppress(OSError):  # by now it may hold a run
+            with contextlib.suppress(OSError):  # the folder may hold a run by now
                 self._path.parent.rmdir()
 
 
 def _read_deaths(content: bytes) -> Iterator[tuple[tuple[int, int], int]]:
-    """((shard, start), deaths), this one included. A line that was cut off is none."""
+    """Yield ((shard, start), deaths), the latest crash included; a torn line is skipped."""
     for line in content.decode("ascii", "replace").splitlines():
         with contextlib.suppress(ValueError):
             shard, start, deaths = map(int, line.split())

@@ -1,12 +1,11 @@
-"""The same crops by NVIDIA DALI: on a GPU for speed, on a CPU as the referee of the same graph.
+"""The DALI engine: on a GPU for speed, on a CPU to test the same graph.
 
-One graph decodes an image once and makes every view from it. All randomness comes in with the
-parameters, as arrays; no operator here draws anything, so a crop does not depend on its batch, on
-the number of threads, or on what ran before.
+One graph decodes an image once and makes all its views. All randomness comes from the parameters,
+so a crop does not depend on its batch, on the number of threads, or on earlier calls.
 
-DALI decodes JPEGs in which nothing is unusual. All else, what it refuses, and what it would
-silently paint grey, is decoded by `decoding.decode_stored` and fed as pixels, so that both engines
-keep and reject the same images for the same reasons.
+DALI decodes plain JPEGs. `images.decode.decode_stored` decodes all other images, those that DALI
+refuses, and those that DALI would silently fill with grey; their pixels are fed to a second graph.
+So both engines keep and reject the same images for the same reasons.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,8 +32,8 @@ except ImportError:  # DALI exists for Linux on x86-64 only
 _TOP, _LEFT, _HEIGHT, _WIDTH, _FLIP_ROWS, _FLIP_COLUMNS, _WINDOW = range(7)
 _NUM_WHOLE = 7
 
-# Columns of the fractions of a view. The colour operations are at most three linear ones before the
-# hue and three after it; each is a matrix and a weight of the crop's mean grey.
+# Columns of the fractions of a view. There are at most three linear colour operations before the hue
+# and three after it; each is a matrix and a weight of the crop's mean grey.
 _NUM_LINEAR_BEFORE_HUE = 3
 _NUM_LINEAR = 2 * _NUM_LINEAR_BEFORE_HUE
 _HUE, _SIGMA, _SOLARISE, _TRANSPOSE = range(4)
@@ -44,17 +43,17 @@ _NUM_FRACTIONS = _MEAN_WEIGHTS + _NUM_LINEAR
 _GREY_SLOT = _NUM_LINEAR
 
 _LUMA: Final = np.array([0.299, 0.587, 0.114], np.float32)
-# float32 may land just below a whole level; without a hair, dropping the fraction would lose one.
-_HAIR = 1e-3
-# Images of a batch have so many pixels together, and DALI keeps the memory of the largest batch
-# for good. An image of more is cropped by the OpenCV engine, which has to hold one at a time.
+# A float32 result may be just below a whole level, and dropping the fraction would lose the level.
+_TOLERANCE = 1e-3
+# Bound on the pixels of a batch, because DALI never frees the memory of the largest batch. The
+# OpenCV engine, which holds one image at a time, crops images with more pixels.
 _MAX_PIXELS: Final = 1 << 25
 
 Node = Any  # DALI publishes no type for an edge of its graph
 
 
 class DaliEngine:
-    """Executes a recipe's parameters with DALI, with the meaning that `recipe` gives them."""
+    """Executes the parameters of a recipe with DALI, as `recipe` defines them."""
 
     def __init__(
         self,
@@ -65,8 +64,8 @@ class DaliEngine:
     ) -> None:
         if Pipeline is None:
             raise ConfigError(
-                "the dali engine was asked for, and DALI is not installed; it exists for Linux on "
-                "x86-64; use the opencv engine or install nvidia-dali-cuda130"
+                "engine=dali, but DALI is not installed; it exists for Linux on x86-64: use the "
+                "opencv engine, or install nvidia-dali-cuda130"
             )
         self.recipe = recipe
         self.max_batch_size = max_batch_size
@@ -76,7 +75,7 @@ class DaliEngine:
         self._pixels = _build(recipe, max_batch_size, device, num_threads, source="pixels")
 
     def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:
-        """Crops of N images from parameters (N, V, P); a bad image is a failure, no more."""
+        """Return crops of N images from parameters (N, V, P); a bad image gives a failure."""
         ok = np.zeros(len(images), np.bool_)
         crops = tuple(
             np.empty((len(images), group.num_views, group.size, group.size, 3), np.uint8)
@@ -98,7 +97,7 @@ class DaliEngine:
         return CroppedImages(tuple(array[ok] for array in crops), ok, failures)
 
     def _batches(self, indices: list[int], sizes: NDArray[np.int64]) -> Iterator[list[int]]:
-        """Those of `indices` that are not too large, as many at a time as may be."""
+        """Yield batches of `indices` within the bounds, leaving out images that are too large."""
         batch: list[int] = []
         for index in indices:
             if sizes[index] > _MAX_PIXELS:
@@ -118,10 +117,10 @@ class DaliEngine:
         ok: NDArray[np.bool_],
         crops: tuple[NDArray[np.uint8], ...],
     ) -> None:
-        """Let DALI decode these; what it cannot is left not `ok`.
+        """Decode and crop with DALI; images that DALI cannot decode stay not `ok`.
 
-        One bad image fails its whole batch and often without a name, so the batch is halved until
-        the image is alone.
+        One bad image fails its whole batch, often without naming the image, so the batch is halved
+        until the image is alone.
         """
         chosen = [images[index] for index in indices]
         encoded = [np.frombuffer(image.data, np.uint8) for image in chosen]
@@ -134,7 +133,7 @@ class DaliEngine:
                     self._crop_encoded(images, parameters, half, ok, crops)
             return
         *groups, shapes, foot_low, foot_high = outputs
-        # An image that ends in grey, or whose header DALI reads otherwise, is judged again.
+        # An image that ends in grey, or has another size for DALI, is decoded again without DALI.
         sizes = np.array([image.stored_size for image in chosen])
         good = (shapes[:, :2] == sizes).all(axis=1) & ~((foot_low == 128) & (foot_high == 128))
         kept = np.array(indices)[good]
@@ -150,7 +149,7 @@ class DaliEngine:
         ok: NDArray[np.bool_],
         crops: tuple[NDArray[np.uint8], ...],
     ) -> list[CropFailure]:
-        """Decode these here and let DALI crop them; give those that cannot be decoded."""
+        """Decode without DALI and crop with DALI; return images that cannot be decoded."""
         failures: list[CropFailure] = []
         decoded: list[Pixels] = []
         kept: list[int] = []
@@ -198,10 +197,9 @@ def _run(
 def _translate(
     parameters: NDArray[np.float32], images: Sequence[ImageHeader]
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Parameters (N, V, P) as the graph wants them: int32 and float32 columns (N, V, ...).
+    """Convert parameters (N, V, P) to the int32 and float32 columns (N, V, ...) of the graph.
 
-    The graph crops the image as it is stored and turns the crop, which is cheaper than turning
-    the image.
+    The graph crops the image as stored and turns the crop, which is cheaper than turning the image.
     """
     rows = parameters.reshape(-1, parameters.shape[-1])
     sizes = [(image.height, image.width) for image in images]
@@ -220,7 +218,7 @@ def _translate(
     whole[:, _FLIP_ROWS] = turns[:, 1]
     whole[:, _FLIP_COLUMNS] = turns[:, 2] != (rows[:, Parameter.FLIP] > 0)
     sigma = rows[:, Parameter.BLUR]
-    # A window of one pixel is no blur; the deviation must be positive all the same.
+    # A window of one pixel does not blur; DALI still requires a positive deviation.
     whole[:, _WINDOW] = 2 * np.ceil(3 * sigma) + 1
     fractions = np.zeros((len(rows), _NUM_FRACTIONS), np.float32)
     fractions[:, _HUE] = rows[:, Parameter.HUE]
@@ -261,10 +259,10 @@ def _build(
     num_threads: int,
     source: Literal["encoded", "pixels"],
 ) -> Any:
-    """A built pipeline that takes `source`, `whole` and `fractions` and gives every group.
+    """Build a pipeline from `source`, `whole` and `fractions` to the crops of every group.
 
-    From an encoded source it also gives the decoded shape and the least and greatest value of the
-    image's last row.
+    For an encoded source it also returns the decoded shape, and the minimum and maximum of the last
+    row of the image.
     """
     pipeline = Pipeline(
         batch_size=max_batch_size,
@@ -297,8 +295,8 @@ def _build(
 
 
 def _decode(encoded: Node, device: Literal["cpu", "gpu"]) -> Node:
-    # The hardware decoder takes some images of a batch and not others, with slightly different
-    # pixels, and chroma may be upsampled in two ways: both are pinned. EXIF was read long before.
+    # The hardware decoder would take some images of a batch, with slightly different pixels, and
+    # there are two ways to upsample chroma: both are pinned. EXIF was read earlier.
     return fn.decoders.image(
         encoded,
         device="mixed" if device == "gpu" else "cpu",
@@ -312,8 +310,8 @@ def _decode(encoded: Node, device: Literal["cpu", "gpu"]) -> Node:
 def _view(
     image: Node, group: ViewGroup, whole: Node, fractions: Node, device: Literal["cpu", "gpu"]
 ) -> Node:
-    """One view (S, S, 3) uint8; the steps are those of the definition in `recipe`."""
-    # Arguments of operators live on the CPU, operands of expressions where the pixels are.
+    """Make one view (S, S, 3) uint8, with the steps of the definition in `recipe`."""
+    # Arguments of operators are on the CPU, operands of expressions where the pixels are.
     operands = fractions.gpu() if device == "gpu" else fractions
     crop = fn.slice(
         image, start=whole[_TOP : _LEFT + 1], shape=whole[_HEIGHT : _WIDTH + 1], axes=(0, 1)
@@ -350,21 +348,21 @@ def _matrix(fractions: Node, slot: int) -> Node:
 
 
 def _linear(crop: Node, fractions: Node, operands: Node, slot: int) -> Node:
-    """A matrix, plus the crop's mean grey times a weight; clamped, the fraction dropped."""
+    """Apply a matrix, add the crop's mean grey times a weight, clamp, drop the fraction."""
     mean = fn.reductions.mean(crop, axes=(0, 1))
     grey = sum(float(_LUMA[channel]) * mean[channel] for channel in range(3))
     mean_grey = dali_math.floor(grey + 0.5)
     mapped = fn.coord_transform(crop, M=_matrix(fractions, slot), dtype=types.FLOAT)
     mapped = mapped + mean_grey * operands[_MEAN_WEIGHTS + slot]
-    return dali_math.floor(dali_math.clamp(mapped, 0.0, 255.0) + _HAIR)
+    return dali_math.floor(dali_math.clamp(mapped, 0.0, 255.0) + _TOLERANCE)
 
 
 def _turn_hue(crop: Node, turns: Node) -> Node:
-    """Turn the hue of the HSV hexcone by arithmetic; the result is rounded. Zero turns is exact."""
+    """Turn the hue of the HSV hexcone and round the result. Zero turns are exact."""
     red, green, blue = (crop[:, :, channel : channel + 1] for channel in range(3))
     value = dali_math.max(dali_math.max(red, green), blue)
     chroma = value - dali_math.min(dali_math.min(red, green), blue)
-    # Chroma is whole, so 1 stands in for 0 only where every difference is 0 as well.
+    # Chroma is whole, so 1 replaces 0 only if all differences are 0.
     safe = dali_math.max(chroma, 1.0)
     is_red = fn.cast(red == value, dtype=types.FLOAT)
     is_green = fn.cast(green == value, dtype=types.FLOAT)

@@ -1,4 +1,4 @@
-"""What an engine is: images and parameters in, crops and failures out."""
+"""Interface of an engine: images and parameters in, crops and failures out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ _BLOCK_BYTES = 1 << 26
 
 
 class CropFailure(NamedTuple):
-    """The image in row `row` of the batch gave no crops."""
+    """A failure: the image in row `row` of the batch has no crops."""
 
     row: int
     reason: Reason
@@ -29,7 +29,7 @@ class CroppedImages:
     """The crops of a batch of N images.
 
     `ok` (N,) bool; `crops` holds for every view group uint8 (ok.sum(), V, S, S, 3) in RGB, a row
-    for every image that is ok, in order; `failures` names all the others.
+    for every image that is ok, in order; `failures` holds all other images.
     """
 
     crops: tuple[NDArray[np.uint8], ...]
@@ -38,7 +38,10 @@ class CroppedImages:
 
 
 class Engine(Protocol):
-    """Executes parameters (N, V, P) of `recipe` on N images; never raises for a bad image."""
+    """Executes parameters (N, V, P) of `recipe` on N images; never raises for a bad image.
+
+    Create it in the thread that uses it.
+    """
 
     @property
     def recipe(self) -> CropRecipe: ...
@@ -49,14 +52,12 @@ class Engine(Protocol):
 
 
 def use_one_core() -> None:
-    """Keep the libraries that execute crops to one core; call it in the thread that will crop.
+    """Limit OpenCV and Pillow to one core, in the whole process.
 
-    Work is spread over images by whoever calls, so threads inside the libraries would only wait
-    for one another. The settings of OpenCV and Pillow are those of the process, torch's of the
-    calling thread: a trainer's thread in the same process keeps all its cores.
+    Callers parallelise over images, so threads inside the libraries would only compete.
     """
     cv2.setNumThreads(1)
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    # Blocks of this size go back to the system when they are freed. Of smaller ones, the heap of a
-    # thread keeps what the largest image took, some hundred megabytes.
+    # Freed blocks of this size return to the system. With smaller blocks, the heap of each thread
+    # would keep the memory of its largest image, some hundred megabytes.
     Image.core.set_block_size(_BLOCK_BYTES)  # type: ignore[attr-defined] # documented

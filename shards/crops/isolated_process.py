@@ -1,8 +1,8 @@
-"""Samples are cropped one by one in a process of their own, so that an image kills no other.
+"""Crop samples one by one in a child process, so that a decoder crash costs one image.
 
-A decoder is C that runs on the data of strangers. Where it took its process along, the chunk is
-done here: whatever an image does to the child, crash it, hang it or eat its memory, costs that
-image alone, which is rejected as `kills_decoder` and named by the digest of its bytes.
+Decoders are C code that runs on untrusted data. A chunk that crashed a process is cropped here. An
+image that crashes the child, hangs it or exhausts its memory is rejected as `kills_decoder`, and
+the digest of its bytes goes to quarantine.
 """
 
 import faulthandler
@@ -31,34 +31,34 @@ from shards.errors import DecoderLost
 from shards.records import Reject, Sample
 from shards.samples.admission import reject
 
-# The largest image that admission lets in takes a few seconds.
+# The largest image that admission accepts takes a few seconds.
 _SECONDS_PER_SAMPLE: Final = 60.0
 # A new process imports the engine first.
 _SECONDS_TO_START: Final = 180.0
 _SECONDS_OF_GRACE: Final = 10.0
-# An image is accused when it was the end of this many children: one may have died of a machine
-# without memory, or of a signal to all processes of a run.
+# An image is rejected after this many crashes: a single one may be due to a machine without
+# memory, or to a signal that was sent to all processes of a run.
 _TRIALS: Final = 2
-# What a child may take besides what it has when it begins. Pixels are decoded to three bytes, and
-# no step of an engine holds them ten times.
+# Memory limit of a child, on top of its size at the start. A pixel is decoded to three bytes, and no
+# step of an engine holds ten copies.
 _MEMORY_BYTES: Final = 4 << 30
 _BYTES_PER_PIXEL: Final = 32
 
 
 class IsolatedProcess:
-    """A child process that crops, and is started again whenever it dies. Use as a context.
+    """A child process that crops, restarted after every crash. Use as a context.
 
-    `crop` gives what `SampleCropper.crop` would, had nothing died. A sample may take
-    `seconds_per_sample`. Raises DecoderLost when a child dies with no image to blame.
+    `crop` returns the same as `SampleCropper.crop`, except for images that crash the child or take
+    longer than `seconds_per_sample`. Raises DecoderLost if a child dies before its first image.
     """
 
     def __init__(self, job: CropJob, seconds_per_sample: float = _SECONDS_PER_SAMPLE) -> None:
-        self._job = replace(job, subset=None)  # samples that come here are selected already
+        self._job = replace(job, subset=None)  # the caller has selected the samples
         self._seconds = seconds_per_sample
-        self._child: _Child | None = None
+        self._child: _DecoderChild | None = None
 
     def crop(self, samples: Sequence[Sample], epoch: int) -> CroppedSamples:
-        """Every sample as a row of crops or as a reject."""
+        """Return every sample as a row of crops or as a reject."""
         rows = [no_crops(self._job)]
         labels = [np.empty(0, np.int64)]
         rejects: list[Reject] = []
@@ -75,15 +75,15 @@ class IsolatedProcess:
                 deaths[digest] = answer
                 rejects.append(reject(sample, "kills_decoder", answer))
         crops = tuple(np.concatenate(group) for group in zip(*rows, strict=True))
-        asked = np.concatenate(labels) if self._job.label else None
-        return CroppedSamples(crops, tuple(rejects), tuple(deaths), asked)
+        rows_of_labels = np.concatenate(labels) if self._job.label else None
+        return CroppedSamples(crops, tuple(rejects), tuple(deaths), rows_of_labels)
 
     def _crop_one(self, sample: Sample, epoch: int) -> CroppedSamples | str:
-        """The crops of a sample, or how children died of it."""
+        """Return the crops of a sample, or the cause of the last crash."""
         answer: CroppedSamples | str = ""
         for _ in range(_TRIALS):
             if self._child is None:
-                self._child = _Child(self._job, self._seconds)
+                self._child = _DecoderChild(self._job, self._seconds)
             answer = self._child.crop(sample, epoch)
             if isinstance(answer, CroppedSamples):
                 return answer
@@ -98,30 +98,30 @@ class IsolatedProcess:
             self._child.end()
 
 
-class _Child:
-    """One child process, as its parent sees it."""
+class _DecoderChild:
+    """The parent's handle of one child process."""
 
     def __init__(self, job: CropJob, seconds: float) -> None:
-        # Not a fork of this process: that would copy the locks of threads which do not run there.
-        # It is forked from a server that imports the engine once, so a new one takes no seconds.
+        # A fork of this process would copy locks of threads that do not run in the child. The fork
+        # server imports the engine once, so a restart takes milliseconds.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", __name__])
         self._pipe, theirs = context.Pipe()
         self._seconds = seconds
         self._process = context.Process(
-            target=_serve, args=(theirs, job, seconds), name="isolation", daemon=True
+            target=_serve, args=(theirs, job, seconds), name="isolated-crops", daemon=True
         )
         self._process.start()
-        theirs.close()  # so that the end of the child is the end of the pipe
+        theirs.close()  # so that the pipe ends when the child ends
         answer = self._receive(_SECONDS_TO_START)
         if isinstance(answer, str):
             raise DecoderLost(
-                f"a process for images that kill decoders could not start: it {answer}; it must "
-                "crop a plain image first: look at the engine and the memory of this machine"
+                f"the process that isolates decoder crashes could not start: it {answer}; it must "
+                "crop a plain image first: check the engine and the memory of this machine"
             )
 
     def crop(self, sample: Sample, epoch: int) -> CroppedSamples | str:
-        """The crops of a sample, or how the child died of it."""
+        """Return the crops of a sample, or the cause of the crash."""
         try:
             self._pipe.send((sample, epoch))
         except OSError:
@@ -143,7 +143,7 @@ class _Child:
         return f"took more than {seconds:g} s" if over else death
 
     def end(self) -> str:
-        """Make sure that it is gone; what it died of."""
+        """End the process; return the cause of its end."""
         self._pipe.close()
         self._process.join(0 if self._process.exitcode is not None else 1)
         if self._process.exitcode is None:
@@ -155,8 +155,8 @@ class _Child:
 
 
 def _serve(pipe: Connection, job: CropJob, seconds: float) -> None:
-    """The child's side: an `CroppedSamples` for every sample, until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
+    """Send `CroppedSamples` for every sample until the parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C of a terminal
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     use_one_core()
     nowhere = open(os.devnull, "w")  # noqa: SIM115 - open for as long as the process lives
@@ -165,13 +165,13 @@ def _serve(pipe: Connection, job: CropJob, seconds: float) -> None:
         _limit_memory(job)
         if not cropper.try_out():
             raise DecoderLost(
-                "the engine cannot crop a plain image; it must, or all images would be "
-                "rejected: look at its installation"
+                "the engine cannot crop a plain image, so it would reject all images; check its "
+                "installation"
             )
         pipe.send(CroppedSamples((), ()))
         while True:
             sample, epoch = pipe.recv()
-            # A watch that needs no help of the interpreter, nor of a parent that may be gone.
+            # A watchdog that works without the interpreter lock, and without the parent.
             faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
             outcome = cropper.crop([sample], epoch)
             faulthandler.cancel_dump_traceback_later()
@@ -179,16 +179,16 @@ def _serve(pipe: Connection, job: CropJob, seconds: float) -> None:
     except (EOFError, BrokenPipeError):
         return
     except MemoryError:
-        raise  # of this process: its end is the answer
-    except Exception as error:  # a bug of ours: the parent raises it, as if nobody were isolated
+        raise  # the exit of this process reports it
+    except Exception as error:  # a bug of this code: the parent raises it
         pipe.send(error)
 
 
 def _limit_memory(job: CropJob) -> None:
-    """Let no image take the memory of the machine."""
+    """Limit the memory that one image can take."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     room = max(_MEMORY_BYTES, _BYTES_PER_PIXEL * job.admission.max_pixels)
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = pages * resource.getpagesize() + room
-    if most == resource.RLIM_INFINITY or wanted < most:
-        resource.setrlimit(resource.RLIMIT_AS, (wanted, most))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + room
+    if hard_limit == resource.RLIM_INFINITY or limit < hard_limit:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard_limit))

@@ -1,13 +1,11 @@
-"""The fast engine for any CPU: one decode an image, then every crop of it.
+"""The fast engine for any CPU: one decode per image, then all its crops.
 
-One call works on one thread and spends nearly all its time outside the interpreter's lock, so a
-caller may run several in threads. It must then tell OpenCV and torch not to start threads of their
-own, with `cv2.setNumThreads(1)` and `torch.set_num_threads(1)`; no function here does, because both
-settings belong to the whole process.
+A call runs on one thread and spends nearly all its time outside the interpreter lock, so a caller
+may run several in threads. OpenCV must then be limited to one core with `engine.use_one_core`.
 
-Which kernel does what was chosen by measuring against a float64 reference: torch's uint8 resize is
-Pillow's antialiased one at a third of the time; `sepFilter2D` blurs exactly and at half the time of
-`GaussianBlur`; saturation by a 3 x 4 `transform` would be faster but is off by one level.
+Kernels were chosen by measuring against a float64 reference. The uint8 resize of torch equals
+Pillow's antialiased one at a third of the time. `sepFilter2D` blurs exactly in half the time of
+`GaussianBlur`. Saturation by a 3 x 4 `transform` would be faster but is off by one level.
 """
 
 import math
@@ -33,22 +31,22 @@ from shards.images.decode import (
 )
 from shards.images.image_header import ImageError, ImageHeader
 
-# A JPEG is decoded at 1/r of its size where every box keeps at least this many pixels for each
-# pixel of its crop. On web images 3 leaves a mean difference of 0.6 grey levels from the full
-# decode and a 99th percentile of 4, which is what Pillow's rounding of hue costs; 2 leaves 0.9 and
-# 6 or more. A large camera image then takes less than half the time.
+# A JPEG is decoded at 1/r of its size if every box keeps at least this many pixels for each pixel
+# of its crop. On web images, 3 gives a mean difference of 0.6 grey levels to the full decode and a
+# 99th percentile of 4, like Pillow's rounding of hue; 2 gives 0.9 and at least 6. A large camera
+# image then takes less than half the time.
 _PIXELS_TO_SPARE = 3.0
 
 
 class OpenCVEngine:
-    """Executes a recipe's parameters on a CPU. Create it in the thread that crops."""
+    """Executes the parameters of a recipe on a CPU. Create it in the thread that crops."""
 
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe
         torch.set_num_threads(1)  # of the calling thread; the parallelism is over images
 
     def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:
-        """Crops of N images from parameters (N, V, P); a bad image is a failure, no more."""
+        """Return crops of N images from parameters (N, V, P); a bad image gives a failure."""
         ok = np.zeros(len(images), np.bool_)
         crops = tuple(
             np.empty((len(images), group.num_views, group.size, group.size, 3), np.uint8)
@@ -85,7 +83,7 @@ class OpenCVEngine:
                 crop[:] = _colour(pixels, row)
 
     def _reduction(self, image: ImageHeader, boxes: NDArray[np.int64]) -> int:
-        """The largest reduction of a JPEG that every one of its boxes (V, 4) allows."""
+        """Return the largest reduction of a JPEG that all its boxes (V, 4) allow."""
         if not can_reduce(image):
             return 1
         sizes = np.repeat(
@@ -99,20 +97,19 @@ class OpenCVEngine:
 
 def _resize(pixels: Pixels, box: tuple[int, int, int, int], size: int) -> Pixels:
     y0, x0, y1, x1 = box
-    # Copying the box first is cheaper than letting torch gather it.
+    # Copying the box first is faster than a gather by torch.
     crop = torch.from_numpy(np.ascontiguousarray(pixels[y0:y1, x0:x1])).permute(2, 0, 1)[None]
     resized = interpolate(crop, size=(size, size), mode="bilinear", antialias=True)
-    # torch gives three planes, which OpenCV weaves together ten times as fast as torch does.
+    # torch returns three planes; OpenCV interleaves them ten times as fast as torch.
     return cv2.merge(list(resized[0].numpy()))
 
 
 def _resize_reduced(
     pixels: Pixels, box: tuple[int, int, int, int], size: int, reduction: int
 ) -> Pixels:
-    """As `_resize`, of an image decoded at 1 / `reduction`: there the box ends between pixels.
+    """Resize a box of an image decoded at 1 / `reduction`, where the box ends between pixels.
 
-    Only Pillow resizes such a box. Rounding it instead would shift the crop by up to a quarter of
-    one of its pixels.
+    Only Pillow resizes such a box. Rounding would shift the crop by up to a quarter of its pixels.
     """
     y0, x0 = box[0] // reduction, box[1] // reduction
     y1, x1 = -(-box[2] // reduction), -(-box[3] // reduction)
@@ -127,7 +124,7 @@ def _resize_reduced(
 
 
 def _colour(pixels: Pixels, row: Sequence[float]) -> Pixels:
-    """Steps 4 to 7 of the definition in `recipe`, for one crop (S, S, 3) and one row (P,)."""
+    """Apply steps 4 to 7 of the definition in `recipe` to one crop (S, S, 3), with one row (P,)."""
     for operation in ORDERS[int(row[Parameter.ORDER])]:
         amount = row[operation]
         if operation == Parameter.HUE:
@@ -156,13 +153,13 @@ def _contrast(pixels: Pixels, factor: float) -> Pixels:
 
 
 def _look_up(pixels: Pixels, levels: NDArray[np.float64]) -> Pixels:
-    # The hair keeps a level that is whole but for rounding.
+    # The tolerance keeps levels that are whole except for rounding errors.
     table = np.clip(levels + 1e-6, 0.0, 255.0).astype(np.uint8)
     return cv2.LUT(pixels, table)
 
 
 def _saturation(pixels: Pixels, factor: float) -> Pixels:
-    # OpenCV rounds; nearly half a level less makes it drop the fraction.
+    # OpenCV rounds; subtracting almost half a level makes it drop the fraction.
     return cv2.addWeighted(pixels, factor, _grey(pixels), 1.0 - factor, -0.499)
 
 
@@ -178,13 +175,13 @@ _LINEAR: Final = {
 
 
 def _turn_hue(pixels: Pixels, turns: float) -> Pixels:
-    """Hue in 256ths of a turn, a little finer than Pillow's."""
+    """Turn the hue in steps of 1/256, slightly finer than Pillow's."""
     steps = round(turns * 256) % 256
     if steps == 0:
         return pixels
     hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-    # One row of (steps, 0, 0, steps, 0, 0, ...): whole rows are added at full speed, wrapping as a
-    # hue should, where adding to every third byte would be slow.
+    # One row of (steps, 0, 0, steps, 0, 0, ...): adding whole rows is fast and wraps as hue does;
+    # adding to every third byte would be slow.
     shift = np.zeros((hsv.shape[1], 3), np.uint8)
     shift[:, 0] = steps
     flat = hsv.reshape(len(hsv), -1)
@@ -192,7 +189,7 @@ def _turn_hue(pixels: Pixels, turns: float) -> Pixels:
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
-# Below this deviation a blur changes no pixel by even half a level.
+# A blur with a smaller deviation changes no pixel by half a level.
 _MIN_SIGMA = 0.25
 
 

@@ -1,24 +1,24 @@
-"""Which views a sample gets, and every random number in them, drawn as one array of parameters.
+"""Crop recipes: the views of a sample, and their random parameters as one array.
 
-A `CropRecipe` says what may happen; `draw` says what happens, as a pure function of (seed, epoch,
-sample id, size); an engine (`opencv`, `dali`) only executes it. Executing one row of parameters on
-an image of H x W pixels, EXIF orientation applied, means:
+A `CropRecipe` gives the distributions. `draw` draws the parameters, as a pure function of (seed,
+epoch, sample id, size). An engine (`opencv`, `dali`) executes them. Executing one row of parameters
+on an image of H x W pixels, EXIF orientation applied, means:
 
- 1. crop the whole pixels [y0, y1) x [x0, x1), which `pixel_boxes` gives back exactly;
+ 1. crop the whole pixels [y0, y1) x [x0, x1), exactly as `pixel_boxes` returns them;
  2. resize to S x S: bilinear, antialiased (a triangle filter as wide as the reduction), half-pixel
     centres, rounded, as Pillow and torchvision do;
  3. mirror left to right if FLIP;
- 4. the four colour operations in the order `ORDERS[ORDER]`. Each gives whole grey levels in
+ 4. apply the colour operations in the order `ORDERS[ORDER]`. Each gives whole grey levels in
     [0, 255]; the first three drop the fraction, as torchvision and Pillow do, hue rounds:
       brightness   f x
       contrast     m + f (x - m),  m = the image's mean grey at this point, rounded
       saturation   g + f (x - g),  g = the pixel's grey, rounded
       hue          the HSV hexcone turned by HUE turns
     Grey is 0.299 R + 0.587 G + 0.114 B.
- 5. all three channels become the grey if GREY;
- 6. Gaussian blur with standard deviation BLUR in pixels of the crop, over a window of
+ 5. replace all three channels by the grey if GREY;
+ 6. apply a Gaussian blur with standard deviation BLUR in pixels of the crop, over a window of
     2 ceil(3 BLUR) + 1 pixels, mirrored at the border without repeating its pixel, rounded;
- 7. x >= 128 becomes 255 - x if SOLARISE.
+ 7. replace x >= 128 by 255 - x if SOLARISE.
 
 Shape letters: N samples, V views of all groups in order, P parameters.
 """
@@ -36,14 +36,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from shards.errors import ConfigError
 
-# Mean and deviation of ImageNet's pixels on the scale 0..1. SwAV's code has 0.228 for the first
-# deviation, a slip of the pen; everybody else, and everybody's weights, have 0.229.
+# Mean and standard deviation of ImageNet's pixels on the scale 0..1. SwAV's code has 0.228 for the
+# first deviation, a typing error; all other code and published weights use 0.229.
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 
 class Parameter(IntEnum):
-    """The columns of a row of parameters: all that an engine needs to make one crop."""
+    """The columns of a row of parameters: everything that an engine needs for one crop."""
 
     Y0 = 0  # the box, relative to height and width
     X0 = 1
@@ -70,10 +70,10 @@ COLOUR_OPERATIONS: Final = (
 )
 ORDERS: Final = tuple(permutations(COLOUR_OPERATIONS))
 
-MAX_SIDE: Final = 2**22  # a float32 box gives whole pixels back up to four times this side
+MAX_SIDE: Final = 2**22  # float32 boxes are exact up to four times this side
 
-# The stream of numbers of one view. Places are fixed: a new use takes a spare place at the end, so
-# that no recipe that exists draws other crops than before.
+# Positions in the random numbers of one view. They are fixed: a new use takes a spare position at
+# the end, so that existing recipes draw the same crops as before.
 _NUM_ATTEMPTS = 10
 _AREA = slice(0, _NUM_ATTEMPTS)
 _LOG_RATIO = slice(_NUM_ATTEMPTS, 2 * _NUM_ATTEMPTS)
@@ -85,7 +85,7 @@ _NUMBERS_PER_VIEW = 40
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ColourJitter:
-    """Strengths as torchvision's `ColorJitter` has them.
+    """Strengths with the meaning of torchvision's `ColorJitter`.
 
     A factor is uniform in [max(0, 1 - strength), 1 + strength]; the hue shift is uniform in
     [-hue, hue] turns.
@@ -142,7 +142,7 @@ class ViewGroup:
 
 @dataclass(frozen=True, slots=True)
 class CropRecipe:
-    """The groups of views that every sample gets."""
+    """The groups of views of every sample."""
 
     groups: tuple[ViewGroup, ...]
 
@@ -164,7 +164,7 @@ class CropRecipe:
 
     @property
     def digest(self) -> str:
-        """128-bit digest of everything that decides which crops are drawn: 32 hex digits."""
+        """32 hex digits over everything that determines the crops."""
         text = json.dumps([asdict(group) for group in self.groups], sort_keys=True)
         return blake2b(text.encode(), digest_size=16, person=b"streamssl recipe").hexdigest()
 
@@ -175,7 +175,7 @@ def swav(
     sizes: tuple[int, ...] = (224, 96),
     scales: tuple[tuple[float, float], ...] = ((0.14, 1.0), (0.05, 0.14)),
 ) -> CropRecipe:
-    """SwAV's multi-crop (arXiv:2006.09882): every crop, large or small, is treated alike."""
+    """SwAV's multi-crop (arXiv:2006.09882): the same distortions for large and small crops."""
     jitter = ColourJitter(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
     return CropRecipe(
         tuple(
@@ -186,14 +186,14 @@ def swav(
 
 
 def moco_v2(*, size: int = 224, scale: tuple[float, float] = (0.2, 1.0)) -> CropRecipe:
-    """MoCo v2's pair of views (arXiv:2003.04297)."""
+    """Two views as in MoCo v2 (arXiv:2003.04297)."""
     jitter = ColourJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
     group = ViewGroup(num_views=2, size=size, scale=scale, jitter=jitter, blur_probability=0.5)
     return CropRecipe((group,))
 
 
 def byol(*, size: int = 224, scale: tuple[float, float] = (0.08, 1.0)) -> CropRecipe:
-    """BYOL's uneven pair (arXiv:2006.07733): one view always blurred, the other solarised."""
+    """Asymmetric pair as in BYOL (arXiv:2006.07733): view 1 is always blurred, view 2 solarised."""
     jitter = ColourJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
     return CropRecipe(
         (
@@ -216,7 +216,7 @@ def cifar(
     sizes: tuple[int, ...] = (32,),
     scales: tuple[tuple[float, float], ...] = ((0.2, 1.0),),
 ) -> CropRecipe:
-    """Views of images that are themselves 32 pixels wide: no blur, mild colours.
+    """Views of images that are 32 pixels wide: no blur, mild colours.
 
     `counts=(2, 4), sizes=(32, 16), scales=((0.2, 1.0), (0.05, 0.2))` adds small crops.
     """
@@ -236,11 +236,11 @@ def draw(
     ids: ArrayLike,
     sizes: ArrayLike,
 ) -> NDArray[np.float32]:
-    """Parameters (N, V, P) of all views of N samples; columns are `Parameter`.
+    """Return parameters (N, V, P) of all views of N samples; columns are `Parameter`.
 
     `epochs` (N,) int64; `ids` (N, 2) int64, shard row and header offset; `sizes` (N, 2) int, height
-    and width after EXIF orientation, at most `MAX_SIDE`. A sample's row depends on nothing but its
-    own arguments: not on the batch around it, and a view not on the views that follow it.
+    and width after EXIF orientation, at most `MAX_SIDE`. The row of a sample depends only on its own
+    arguments, not on its batch, and a view does not depend on later views.
     """
     epochs = np.asarray(epochs, np.int64).reshape(-1)
     ids = np.asarray(ids, np.int64).reshape(-1, 2)
@@ -258,7 +258,7 @@ def draw(
 
 
 def pixel_boxes(parameters: NDArray[np.float32], sizes: ArrayLike) -> NDArray[np.int64]:
-    """Whole-pixel boxes (N, V, 4) as y0, x0, y1, x1, from parameters (N, V, P) and sizes (N, 2)."""
+    """Return boxes (N, V, 4) in pixels, y0 x0 y1 x1, of parameters (N, V, P) and sizes (N, 2)."""
     sides = np.asarray(sizes, np.float64).reshape(-1, 1, 2)
     relative = parameters[..., Parameter.Y0 : Parameter.X1 + 1].astype(np.float64)
     return np.rint(relative * np.concatenate([sides, sides], axis=-1)).astype(np.int64)
@@ -267,11 +267,11 @@ def pixel_boxes(parameters: NDArray[np.float32], sizes: ArrayLike) -> NDArray[np
 def _uniform(
     seed: int, epochs: NDArray[np.int64], ids: NDArray[np.int64], num_views: int
 ) -> NDArray[np.float64]:
-    """Numbers in [0, 1), (N, V, `_NUMBERS_PER_VIEW`).
+    """Return numbers in [0, 1), (N, V, `_NUMBERS_PER_VIEW`).
 
     Every sample has its own key of a counter-based generator, and view v reads the counters from
-    v * `_NUMBERS_PER_VIEW` / 4 on. Only raw words are taken from numpy and scaled here, because
-    numpy promises the raw stream of Philox for good, but not that of its distributions.
+    v * `_NUMBERS_PER_VIEW` / 4 on. Raw words are scaled here, because numpy guarantees the raw
+    stream of Philox, but not the streams of its distributions.
     """
     if not 0 <= seed < 2**64:
         raise ConfigError(f"seed={seed}; a seed is a whole number in [0, 2^64); choose another")
@@ -283,7 +283,7 @@ def _uniform(
         hasher.update(row.tobytes())
         key = int.from_bytes(hasher.digest(), "little")
         numbers[:] = np.random.Philox(key=key).random_raw(len(numbers))
-    # 53 bits, the mantissa of a double: the upper ones, which are the better ones.
+    # The upper 53 bits fill the mantissa of a double.
     uniform = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return uniform.reshape(len(rows), num_views, _NUMBERS_PER_VIEW)
 
@@ -320,13 +320,13 @@ def _draw_group(
 def _draw_boxes(
     group: ViewGroup, uniform: NDArray[np.float64], sizes: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Whole-pixel boxes (N, V, 4) by torchvision's `RandomResizedCrop.get_params`.
+    """Draw whole-pixel boxes (N, V, 4) as torchvision's `RandomResizedCrop.get_params` does.
 
-    All ten attempts are made at once, (N, V, 10), and the first that fits is taken.
+    Ten attempts are drawn at once, (N, V, 10), and the first that fits is used.
     """
     height, width = sizes[:, 0, None].astype(np.float64), sizes[:, 1, None].astype(np.float64)
-    (least, most), (narrow, wide) = group.scale, np.log(group.ratio)
-    area = (height * width)[..., None] * (least + (most - least) * uniform[..., _AREA])
+    (low, high), (narrow, wide) = group.scale, np.log(group.ratio)
+    area = (height * width)[..., None] * (low + (high - low) * uniform[..., _AREA])
     ratio = np.exp(narrow + (wide - narrow) * uniform[..., _LOG_RATIO])
     widths = np.rint(np.sqrt(area * ratio))
     heights = np.rint(np.sqrt(area / ratio))
@@ -348,7 +348,7 @@ def _draw_boxes(
 def _central_boxes(
     group: ViewGroup, height: NDArray[np.float64], width: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The largest central boxes (N, 4) within the allowed ratios; height and width are (N, 1)."""
+    """Return the largest central boxes (N, 4) with an allowed ratio; sizes are (N, 1)."""
     narrow, wide = group.ratio
     box_width, box_height = width.copy(), height.copy()
     too_narrow, too_wide = width / height < narrow, width / height > wide

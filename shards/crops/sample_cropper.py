@@ -1,7 +1,7 @@
-"""Samples become crops or rejects: admission, the user's predicate, the engine.
+"""Crop samples: admission, the user's predicate, the engine.
 
-What a sample becomes depends on the sample, the epoch and the settings alone, not on the samples
-beside it. So a chunk may be cropped at once, or one sample after the other in `isolation`.
+The result for a sample depends on the sample, the epoch and the settings, not on its neighbours.
+So a chunk may be cropped at once, or sample by sample in an `isolated_process`.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,13 +30,12 @@ _PLAIN_SIDE = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CropJob:
-    """Everything a reader must know besides the turn. Travels by pickle to readers, once.
+    """Everything that a reader needs besides the turn. Pickled to each reader once.
 
-    `build_engine` is called once by every reader. `subset` None means all samples. `label` names
-    what is a sample's label (see `labels`); empty where nobody asks. `sources` says how shards are
-    read, and changes nothing that is read. `only_verify`: images are verified and handed on as
-    they are, with the verdict that an engine would give, for others to crop. Raises ConfigError
-    when the predicate of `admission` cannot be found here.
+    Every reader calls `build_engine` once. `subset` None means all samples. `label` names the
+    source of labels (see `samples.labels`); empty means no labels. `sources` configures transport
+    and does not change the data. With `only_verify` readers return verified encoded images, and
+    trainers crop them. Raises ConfigError if the predicate of `admission` is not found.
     """
 
     recipe: CropRecipe
@@ -55,8 +54,8 @@ class CropJob:
 
 @dataclass(frozen=True, slots=True)
 class CroppedSamples:
-    """What became of some samples: `crops` and `labels` as in `ChunkCrops`, a row for each that is
-    not among `rejects`, in order. `killers`: digests of images that killed a decoder."""
+    """Crops of samples: `crops` and `labels` as in `ChunkCrops`, one row for each sample that is not
+    among `rejects`, in order. `killers`: digests of images that crashed a decoder."""
 
     crops: tuple[NDArray[np.uint8], ...]
     rejects: tuple[Reject, ...]
@@ -65,7 +64,7 @@ class CroppedSamples:
 
 
 class SampleCropper:
-    """Admits, decodes and crops samples. Made in the thread or process that uses it."""
+    """Admits, decodes and crops samples. Create it in the thread that uses it."""
 
     def __init__(self, job: CropJob) -> None:
         self._job = job
@@ -74,7 +73,7 @@ class SampleCropper:
         self._images = ImageCropper(engine, job.seed)
 
     def crop(self, samples: Sequence[Sample], epoch: int) -> CroppedSamples:
-        """Every sample as a row of crops or as a reject. Decodes what was admitted, no more."""
+        """Return every sample as a row of crops or as a reject. Decodes admitted images only."""
         admitted: list[tuple[Sample, ImageHeader]] = []
         rejects: list[Reject] = []
         for sample in samples:
@@ -96,14 +95,14 @@ class SampleCropper:
         return CroppedSamples(cropped.crops, tuple(rejects), labels=labels)
 
     def try_out(self) -> bool:
-        """Whether the engine crops an image that nothing is wrong with."""
+        """Return True if the engine crops a plain image."""
         image = inspect(encode_jpeg(make_image(0, 0, 0, _PLAIN_SIDE)))
         ids, epochs = np.zeros((1, 2), np.int64), np.zeros(1, np.int64)
         return bool(self._images.crop([image], ids, epochs).ok.all())
 
 
 class ImageCropper:
-    """Crops images that were admitted. What their crops are depends on ids and epochs alone."""
+    """Crops admitted images; the crops of an image depend only on its id and epoch."""
 
     def __init__(self, engine: Engine, seed: int) -> None:
         self._engine, self._seed = engine, seed
@@ -111,14 +110,14 @@ class ImageCropper:
     def crop(
         self, images: Sequence[ImageHeader], ids: NDArray[np.int64], epochs: NDArray[np.int64]
     ) -> CroppedImages:
-        """Crops of N images, of the samples `ids` (N, 2) in `epochs` (N,)."""
+        """Return crops of N images, of the samples `ids` (N, 2) in `epochs` (N,)."""
         sizes = np.array([(p.height, p.width) for p in images], dtype=np.int64).reshape(-1, 2)
         parameters = draw(self._engine.recipe, self._seed, epochs, ids, sizes)
         return self._engine.crop(images, parameters)
 
 
 def no_crops(job: CropJob) -> tuple[NDArray[np.uint8], ...]:
-    """What a job gives for no sample: arrays without rows, of the right shape and kind."""
+    """Return the result of a job for no sample: arrays with zero rows, of the right shape."""
     if job.only_verify:
         return (as_rows([]),)
     return tuple(
@@ -128,5 +127,5 @@ def no_crops(job: CropJob) -> tuple[NDArray[np.uint8], ...]:
 
 
 def image_digest(sample: Sample) -> str:
-    """Names the sample's image by its bytes: 32 hex digits, whatever it is called."""
+    """Return the digest of the image bytes of a sample: 32 hex digits."""
     return blake2b(image_bytes(sample) or b"", digest_size=16).hexdigest()

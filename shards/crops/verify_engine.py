@@ -1,7 +1,7 @@
-"""An engine that decides and does not crop: for readers whose images are cropped elsewhere.
+"""An engine that verifies images and does not crop: for readers if trainers crop.
 
-Whether an image can be decoded is the verdict of `decoding`, the same at every reduction. So the
-cheapest one is asked, and what passes comes out as it came in.
+An image is decoded at the cheapest reduction, because `images.decode` accepts or refuses an image
+at every reduction alike. Accepted images are returned encoded.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from shards.images.image_header import ImageError, ImageHeader
 
 
 class VerifyingEngine:
-    """Gives the images themselves, encoded: one array (ok.sum(),) of `ImageHeader` for all groups."""
+    """Returns the encoded images: one array (ok.sum(),) of `ImageHeader` for all groups."""
 
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe
 
     def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:  # noqa: ARG002
-        """The images that any engine of this recipe can crop, and why not the others."""
+        """Return the images that an engine of this recipe can crop, and failures of the others."""
         ok = np.zeros(len(images), np.bool_)
         failures: list[CropFailure] = []
         for index, image in enumerate(images):
@@ -37,7 +37,7 @@ class VerifyingEngine:
 
 
 def as_rows(images: Sequence[ImageHeader]) -> NDArray[np.uint8]:
-    """Images as an array (N,), to be handed on as crops are."""
+    """Return images as an array (N,), in the place of crops."""
     rows = np.empty(len(images), dtype=object)
     rows[:] = images
     return rows

@@ -1,6 +1,6 @@
-"""The front door: argv in, exit code out.
+"""Entry point of the command line: argv in, exit code out.
 
-0 done, 1 it failed, 2 the user can mend it, 130 stopped early.
+Exit codes: 0 done, 1 failed, 2 the user can correct it, 130 stopped early.
 
 streamssl pretrain RECIPE --data SHARDS --out FOLDER [overrides]
 streamssl recipes [NAME]
@@ -13,35 +13,22 @@ streamssl monitor RUN... [--out FOLDER]
 streamssl drill kill-reader|kill-trainer|kill-node|hang RUN
 streamssl drill slow-bucket|corrupt SHARDS
 streamssl demo
+
+Each command imports its own module, so that no command waits for the libraries of another:
+`tests/streamssl/commands/test_imports.py` lists what each may load.
 """
 
 import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
 
-from cluster.control.run_place import RunPlace
-from cluster.driver.fault_drill import Fault
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
-from streamssl.commands.argument_parser import parse, unknown
-from streamssl.commands.drill import parse_drill, run_drill
-from streamssl.commands.drill_data import corrupt, slow_bucket
-from streamssl.commands.evaluate import evaluate_knn, evaluate_retrieval
-from streamssl.commands.inspect import stats, verify
-from streamssl.commands.live import live
-from streamssl.commands.monitor import monitor, parse_monitor
-from streamssl.commands.pack import pack_shards
-from streamssl.commands.pretrain import parse_pretrain, run_pretrain
-from streamssl.commands.recipes import show_recipes
-from streamssl.commands.status import find_place, parse_status, show_status
-from streamssl.commands.view import view
-from streamssl.demo import DemoConfig, demo
-from streamssl.recipes import RECIPES
 
 _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
 
@@ -49,7 +36,7 @@ _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # A line stays one line in a file or a pipe, whatever width is assumed there.
+    # Without soft wrap a pipe would get lines that are broken at an assumed width.
     console = Console(highlight=False, soft_wrap=True)
     try:
         return _dispatch(arguments, console)
@@ -73,47 +60,122 @@ def _dispatch(arguments: list[str], console: Console) -> int:
     while isinstance(tree, dict):
         word = arguments.pop(0) if arguments else "--help"
         if word in ("-h", "--help"):
-            console.print(_usage(path, tree))
+            texts = {
+                name: ", ".join(entry) if isinstance(entry, dict) else _summary(entry)
+                for name, entry in tree.items()
+            }
+            console.print(_usage(f"{path} COMMAND …", texts))
             return _OK
         if word not in tree:
+            from streamssl.commands.argument_parser import unknown
+
             raise ConfigError(unknown(f"command `{path} {word}`", word, tree))
         path, tree = f"{path} {word}", tree[word]
     command: Callable[[list[str], Console], int] = tree
     return command(arguments, console)
 
 
+def _usage(call: str, texts: Mapping[str, str]) -> str:
+    lines = [f"  {name:<18} {text}".rstrip() for name, text in texts.items()]
+    return "\n".join([f"usage: {call}", "", *lines])
+
+
+def _summary(documented: Any) -> str:
+    return (documented.__doc__ or "").partition("\n")[0]
+
+
+# One function for each command; the first line of its docstring is its help.
+
+
 def _pretrain(arguments: list[str], console: Console) -> int:
-    """Train a recipe on shards; goes on where it stopped."""
+    """Train a recipe on shards; continues a run that was stopped."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        console.print(_usage("streamssl pretrain", RECIPES))
+        from streamssl.recipes import RECIPES
+
+        texts = {name: _summary(build) for name, build in RECIPES.items()}
+        console.print(_usage("streamssl pretrain RECIPE --data … --out …", texts))
         return _OK
+    from streamssl.commands.pretrain import parse_pretrain, run_pretrain
+
     parsed = parse_pretrain(arguments)
     _prepare_ray(parsed.cluster)
     with _stop_on_signals(console) as stop:
         return _OK if run_pretrain(parsed, console, stop) else _INTERRUPTED
 
 
-def _demo(arguments: list[str], console: Console) -> int:
-    """The whole path on made images, in minutes on a CPU."""
-    parsed = parse(DemoConfig, "streamssl demo", arguments)
-    _prepare_ray(parsed.cluster)
-    with _stop_on_signals(console) as stop:
-        return _OK if demo(parsed, console, stop) else _INTERRUPTED
+def _recipes(arguments: list[str], console: Console) -> int:
+    """List the recipes; with a name, show its notes and settings."""
+    from streamssl.commands.recipes import show_recipes
+
+    return show_recipes(arguments, console)
+
+
+def _knn(arguments: list[str], console: Console) -> int:
+    """Score the encoder of a run by k-NN on labelled shards."""
+    from streamssl.commands.evaluate import evaluate_knn
+
+    return evaluate_knn(arguments, console)
+
+
+def _retrieval(arguments: list[str], console: Console) -> int:
+    """Score the encoder of a run by retrieval among labelled shards."""
+    from streamssl.commands.evaluate import evaluate_retrieval
+
+    return evaluate_retrieval(arguments, console)
+
+
+def _pack(arguments: list[str], console: Console) -> int:
+    """Make shards from images, lists of addresses, or other shards."""
+    from streamssl.commands.pack import pack_shards
+
+    return pack_shards(arguments, console)
+
+
+def _verify(arguments: list[str], console: Console) -> int:
+    """Find defects of shards; exit code 1 if there are any."""
+    from streamssl.commands.inspect import verify
+
+    return verify(arguments, console)
+
+
+def _stats(arguments: list[str], console: Console) -> int:
+    """Count sizes, formats and rejects of shards."""
+    from streamssl.commands.inspect import stats
+
+    return stats(arguments, console)
+
+
+def _view(arguments: list[str], console: Console) -> int:
+    """Write a contact sheet of samples, or of the crops of a batch."""
+    from streamssl.commands.view import view
+
+    return view(arguments, console)
 
 
 def _status(arguments: list[str], console: Console) -> int:
-    """How a run on a cluster stands: nodes, actors, rates, decisions."""
+    """Show nodes, actors, rates and decisions of a run on a cluster."""
+    from streamssl.commands.status import find_place, parse_status, show_status
+
     parsed = parse_status(arguments)
     if parsed.address is not None:
         _prepare_ray(parsed.address)
     place = find_place(parsed)
-    _prepare_ray_of(place)
+    _prepare_ray_at(place.address)
     show_status(place, console, watch=parsed.watch)
     return _OK
 
 
+def _live(arguments: list[str], console: Console) -> int:
+    """Show the page of a run that ended, from its folder."""
+    from streamssl.commands.live import live
+
+    return live(arguments, console)
+
+
 def _monitor(arguments: list[str], console: Console) -> int:
-    """A Prometheus for runs, with rules and alerts."""
+    """Start a Prometheus for runs, with rules and alerts."""
+    from streamssl.commands.monitor import monitor, parse_monitor
+
     parsed = parse_monitor(arguments)
     with _stop_on_signals(console, "ending Prometheus") as stop:
         monitor(parsed, console, stop)
@@ -121,38 +183,85 @@ def _monitor(arguments: list[str], console: Console) -> int:
 
 
 def _kill_reader(arguments: list[str], console: Console) -> int:
-    """Kill a reader of a run, and watch."""
+    """Kill a reader of a run and report the recovery."""
     return _drill("kill-reader", arguments, console)
 
 
 def _kill_trainer(arguments: list[str], console: Console) -> int:
-    """Kill a trainer of a run, and watch."""
+    """Kill a trainer of a run and report the recovery."""
     return _drill("kill-trainer", arguments, console)
 
 
 def _kill_node(arguments: list[str], console: Console) -> int:
-    """Kill a node with all that is on it, and watch."""
+    """Kill a node with its actors and report the recovery."""
     return _drill("kill-node", arguments, console)
 
 
 def _hang(arguments: list[str], console: Console) -> int:
-    """Stop a reader or a trainer for a while, and watch."""
+    """Suspend a reader or a trainer for a while and report the recovery."""
     return _drill("hang", arguments, console)
 
 
-def _drill(fault: Fault, arguments: list[str], console: Console) -> int:
+def _drill(fault: Any, arguments: list[str], console: Console) -> int:
+    from streamssl.commands.drill import parse_drill, run_drill
+
     parsed, place = parse_drill(fault, arguments)
-    _prepare_ray_of(place)
+    _prepare_ray_at(place.address)
     return _OK if run_drill(fault, parsed, place, console) else 1
 
 
-def _prepare_ray_of(place: RunPlace) -> None:
-    """A Ray that a run started for itself listens on the loopback address alone."""
-    _prepare_ray("local" if place.address.startswith("127.0.0.1:") else place.address)
+def _slow_bucket(arguments: list[str], console: Console) -> int:
+    """Read local shards through a server that is slow and fails."""
+    from streamssl.commands.drill_data import slow_bucket
+
+    return slow_bucket(arguments, console)
+
+
+def _corrupt(arguments: list[str], console: Console) -> int:
+    """Damage copies of local shards and report which images are lost."""
+    from streamssl.commands.drill_data import corrupt
+
+    return corrupt(arguments, console)
+
+
+def _demo(arguments: list[str], console: Console) -> int:
+    """Show the whole path on synthetic images, in minutes on a CPU."""
+    from streamssl.commands.argument_parser import parse
+    from streamssl.demo import DemoConfig, demo
+
+    parsed = parse(DemoConfig, "streamssl demo", arguments)
+    _prepare_ray(parsed.cluster)
+    with _stop_on_signals(console) as stop:
+        return _OK if demo(parsed, console, stop) else _INTERRUPTED
+
+
+_COMMANDS: dict[str, Any] = {
+    "pretrain": _pretrain,
+    "recipes": _recipes,
+    "evaluate": {"knn": _knn, "retrieval": _retrieval},
+    "shards": {"pack": _pack, "verify": _verify, "stats": _stats, "view": _view},
+    "drill": {
+        "kill-reader": _kill_reader,
+        "kill-trainer": _kill_trainer,
+        "kill-node": _kill_node,
+        "hang": _hang,
+        "slow-bucket": _slow_bucket,
+        "corrupt": _corrupt,
+    },
+    "status": _status,
+    "live": _live,
+    "monitor": _monitor,
+    "demo": _demo,
+}
+
+
+def _prepare_ray_at(address: str) -> None:
+    """Settle authentication for the Ray of a run: on the loopback address the run started it."""
+    _prepare_ray("local" if address.startswith("127.0.0.1:") else address)
 
 
 def _prepare_ray(cluster: str) -> None:
-    """Settle Ray's authentication before it starts: left open, it would write a token file.
+    """Settle Ray's authentication before its import: unset, Ray would write a token file.
 
     A Ray that is started here listens on the loopback address only. For any other cluster the
     environment of the user decides.
@@ -166,50 +275,21 @@ def _prepare_ray(cluster: str) -> None:
 def _stop_on_signals(
     console: Console, ending: str = "stopping after this step"
 ) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C or SIGTERM asks to end in order; the second one interrupts."""
-    asked: list[int] = []
+    """Yield a function that returns True after Ctrl-C or SIGTERM; a second signal interrupts."""
+    received: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
-        if asked:
+        if received:
             raise KeyboardInterrupt
-        asked.append(number)
+        received.append(number)
         console.print(f"{ending}; once more to leave at once")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _usage(path: str, tree: dict[str, Any]) -> str:
-    lines = [f"usage: {path} {'RECIPE --data … --out …' if tree is RECIPES else 'COMMAND …'}", ""]
-    for name, entry in tree.items():
-        is_group = isinstance(entry, dict)
-        text = ", ".join(entry) if is_group else (entry.__doc__ or "").partition("\n")[0]
-        lines.append(f"  {name:<18} {text}".rstrip())
-    return "\n".join(lines)
-
-
-_COMMANDS: dict[str, Any] = {
-    "pretrain": _pretrain,
-    "recipes": show_recipes,
-    "evaluate": {"knn": evaluate_knn, "retrieval": evaluate_retrieval},
-    "shards": {"pack": pack_shards, "verify": verify, "stats": stats, "view": view},
-    "drill": {
-        "kill-reader": _kill_reader,
-        "kill-trainer": _kill_trainer,
-        "kill-node": _kill_node,
-        "hang": _hang,
-        "slow-bucket": slow_bucket,
-        "corrupt": corrupt,
-    },
-    "status": _status,
-    "live": live,
-    "monitor": _monitor,
-    "demo": _demo,
-}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from cluster.protocol.step_report import StepReport
 from shards.crops import recipe as crops
 from shards.pack.image_entries import entries_from_synthetic
 from shards.pack.pack import PackConfig, pack
@@ -23,9 +24,10 @@ from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.config.run_config import METHODS, RunConfig
 from streamssl.optim.optim_config import OptimConfig
 from streamssl.optim.schedules import ScheduleConfig
-from streamssl.pretrain.run import Placement, Summary, pretrain
+from streamssl.pretrain.run import RunSummary, pretrain
+from streamssl.runs.placement import Placement
 from streamssl.runs.run_data import DataConfig
-from streamssl.training.trainer import StepReport, train
+from streamssl.training.trainer import train
 
 BATCH = 16
 CPU = torch.device("cpu")
@@ -93,7 +95,7 @@ def quiet() -> Console:
     return Console(quiet=True)
 
 
-def train_here(config: RunConfig, data: Path | DataConfig, out: Path, **options: Any) -> Summary:
+def train_here(config: RunConfig, data: Path | DataConfig, out: Path, **options: Any) -> RunSummary:
     """A run in this process, on one core."""
     torch.set_num_threads(1)
     placement = options.pop("placement", Placement(readers=1))

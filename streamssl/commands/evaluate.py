@@ -109,7 +109,9 @@ def evaluate_retrieval(arguments: list[str], console: Console) -> int:
         parsed.size,
     )
     counts = next(iter(scores.by_encoder.values()))
-    unmatched = f" ({counts.num_unmatched:,} without a match left out)" if counts.num_unmatched else ""
+    unmatched = (
+        f" ({counts.num_unmatched:,} without a match left out)" if counts.num_unmatched else ""
+    )
     console.print(
         f"retrieval in % at step {scores.step}: {counts.num_queries:,} queries{unmatched}, "
         f"{scores.num_gallery:,} images in the gallery"

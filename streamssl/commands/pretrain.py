@@ -1,52 +1,50 @@
-"""`streamssl pretrain`: a recipe is trained on shards."""
+"""`streamssl pretrain`: train a recipe on shards."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 
-from cluster.actors.autoscaler import parse_range
-from cluster.monitoring.node_costs import parse_prices
-from cluster.monitoring.process_pages import parse_ports
 from shards.errors import ConfigError
-from shards.stores.disk_cache import CacheConfig
+from shards.redaction import redact
 from streamssl.commands.argument_parser import parse, unknown
 from streamssl.config.run_config import RunConfig, read_toml
 from streamssl.config.sizing import Sizing
-from streamssl.pretrain.run import Placement, pretrain
 from streamssl.recipes import RECIPES
-from streamssl.runs.run_data import DataConfig
+
+if TYPE_CHECKING:
+    from streamssl.runs.placement import Placement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pretrain:
-    """Train a recipe on shards. Starting again with the same --out goes on where it stopped."""
+    """Train a recipe on shards. The same command continues a run that was stopped."""
 
     data: tuple[str, ...]
     """Folders, globs, brace patterns such as 's3://bucket/{0000..0999}.tar', single tars, or
     folders of images (packed first)."""
     out: Path
-    """The run folder; if it holds a run, that run goes on."""
+    """The run folder; if it holds a run, that run continues."""
     weights: tuple[str, ...] = ()
-    """How much of each --data is read, such as 0.7 0.3, counted in chunks; none: all shards alike.
-    When a run goes on, other weights hold from the next block on."""
+    """Share of each --data, such as 0.7 0.3, counted in chunks; none: all shards are one source.
+    A resumed run uses other weights from its next block on."""
     subset: str | None = None
     """A .parquet, .txt or .npy list of keys or uids: only these samples are the data."""
     verified: tuple[Path, ...] = ()
-    """Reports of `streamssl shards verify --report`: shards that are irregular by them are read so
-    from the start."""
+    """Reports of `streamssl shards verify --report`: the irregular shards in them are read from
+    byte 0."""
     cluster: str = "none"
-    """none: threads of this process; local: a Ray started here; auto or ray://HOST:10001: a Ray
-    that runs."""
+    """none: threads of this process; local: a Ray started here; auto or ray://HOST:10001: a running
+    Ray."""
     readers: str = "2"
-    """How many readers, each on one core: a number, or a range such as 4..200, in which there are
-    as many as the trainers need."""
+    """Number of readers, each on one core, or a range such as 4..200, in which it follows the need
+    of the trainers."""
     trainers: int = 1
-    """How many trainers share every batch, each a GPU, or a core where there are none; not with
-    --cluster none."""
+    """Number of trainers that share each batch, each on a GPU, or on a core if there is none; not
+    with --cluster none."""
     reader_pool: tuple[str, ...] = ()
     """Labels of the nodes for readers, such as pool=readers; several in order of preference."""
     trainer_pool: tuple[str, ...] = ()
@@ -54,30 +52,30 @@ class Pretrain:
     trainer_gpus: int | None = None
     """GPUs of a trainer; by default one if the cluster has any."""
     decode: Literal["readers", "trainers", "auto"] | None = None
-    """Who crops: readers, or trainers what readers verified, or whoever is faster by a measurement;
-    by default readers, trainers with --engine dali-gpu, and of a run that goes on whoever did."""
+    """Actors that crop: readers; trainers, after readers verified the images; auto measures both.
+    By default readers, trainers with --engine dali-gpu, and as before in a resumed run."""
     cache: Path | None = None
-    """A folder on a local disk that keeps what was read, for later epochs and runs."""
+    """A folder on a local disk that caches shards for later epochs and runs."""
     cache_bytes: int = 100 << 30
-    """How many bytes --cache may take."""
+    """Largest size of --cache in bytes."""
     metrics_port: int = 0
     """Port of /metrics on the loopback address; 0 takes any free one."""
     debug_ports: str | None = None
-    """Ports such as 9500-9599 on which every process of a cluster serves its counters and the
-    stacks of its threads: on the loopback address with --cluster local, else that of its node."""
+    """Ports such as 9500-9599 on which each process of a cluster serves its counters and thread
+    stacks: on the loopback address with --cluster local, otherwise on that of its node."""
     num_samples: int | None = None
-    """How many samples the data has, for --sizes auto; by default estimated from bytes."""
+    """Number of samples of the data, for --sizes auto; by default estimated from bytes."""
     price: tuple[str, ...] = ()
-    """Dollars for an hour of a node of a pool, such as pool=readers=0.05, or 0.05 for every node:
-    /metrics then tells what the run costs."""
+    """Dollars per hour of a node of a pool, such as pool=readers=0.05, or 0.05 for each node:
+    /metrics then shows the cost of the run."""
     tensorboard: bool = False
-    """Write loss and readings for TensorBoard, too, into the folder tensorboard of the run."""
+    """Write loss and readings for TensorBoard, too, into the folder `tensorboard` of the run."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     sizing: Annotated[Sizing | None, tyro.conf.Suppress] = None
 
 
 def parse_pretrain(arguments: list[str]) -> Pretrain:
-    """A recipe's name and the options after it. Raises ConfigError."""
+    """Parse the name of a recipe and the options after it. Raises ConfigError."""
     name = arguments[0]
     recipe = _recipe(name)
     given = Pretrain(data=tyro.MISSING, out=tyro.MISSING, run=recipe)
@@ -86,9 +84,9 @@ def parse_pretrain(arguments: list[str]) -> Pretrain:
     origins = {name: origin for name, origin in parsed.run.origins.items() if name not in by_hand}
     if parsed.num_samples is not None and (parsed.num_samples < 1 or parsed.run.sizes == "given"):
         raise ConfigError(
-            f"--num-samples {parsed.num_samples} with --sizes {parsed.run.sizes}; it is how many "
-            "samples the data has, at least 1, and only --sizes auto asks: give that, or leave "
-            "--num-samples out"
+            f"--num-samples {parsed.num_samples} with --sizes {parsed.run.sizes}; it is the number "
+            "of samples of the data, at least 1, and only --sizes auto uses it: give that, or "
+            "leave --num-samples out"
         )
     return replace(
         parsed,
@@ -98,13 +96,13 @@ def parse_pretrain(arguments: list[str]) -> Pretrain:
 
 
 def given_by_hand(arguments: list[str]) -> frozenset[str]:
-    """The settings that options name, as they are called in a config.toml."""
+    """Return the names of the options, as config.toml spells them."""
     options = (word[2:].partition("=")[0] for word in arguments if word.startswith("--"))
     return frozenset(option.replace("-", "_") for option in options)
 
 
 def _recipe(name: str) -> RunConfig:
-    """A recipe by name, or the config.toml of an earlier run."""
+    """Return a recipe by name, or the settings of an earlier run from its config.toml."""
     if name in RECIPES:
         return RECIPES[name]()
     if name.endswith(".toml"):
@@ -112,18 +110,24 @@ def _recipe(name: str) -> RunConfig:
     raise ConfigError(unknown(f"recipe {name!r}", name, RECIPES) + ", or the config.toml of a run")
 
 
-def placement_of(parsed: Pretrain) -> Placement:
-    """Where it runs. Raises ConfigError."""
+def placement_of(parsed: Pretrain) -> "Placement":
+    """Return the placement of the run. Raises ConfigError."""
+    from cluster.actors.autoscaler import parse_range
+    from cluster.monitoring.node_costs import parse_prices
+    from cluster.monitoring.process_pages import parse_ports
+    from shards.stores.disk_cache import CacheConfig
+    from streamssl.runs.placement import Placement
+
     cache = None
     if parsed.cache is not None:
         cache = CacheConfig(
             folder=str(parsed.cache.expanduser().resolve()), max_bytes=parsed.cache_bytes
         )
-    least, most = parse_range(parsed.readers)
+    min_readers, max_readers = parse_range(parsed.readers)
     return Placement(
         cluster=parsed.cluster,
-        readers=least,
-        max_readers=most,
+        readers=min_readers,
+        max_readers=max_readers,
         trainers=parsed.trainers,
         reader_pools=parsed.reader_pool,
         trainer_pools=parsed.trainer_pool,
@@ -141,10 +145,15 @@ def run_pretrain(
     parsed: Pretrain,
     console: Console,
     stop: Callable[[], bool],
-    placement: Placement | None = None,
+    placement: "Placement | None" = None,
 ) -> bool:
-    """Train, and say how it went; False when it was stopped before its last step."""
+    """Train and print a summary; return False if it was stopped before its last step."""
+    # Printed first: the imports of Ray and torch take seconds.
+    console.print(f"{parsed.run.method_name} from {' '.join(map(redact, parsed.data))}")
     placement = placement or placement_of(parsed)
+    from streamssl.pretrain.run import pretrain
+    from streamssl.runs.run_data import DataConfig
+
     data = DataConfig(
         patterns=parsed.data,
         weights=parsed.weights,
@@ -153,7 +162,7 @@ def run_pretrain(
     )
     summary = pretrain(parsed.run, data, parsed.out, placement, console, stop, sizing=parsed.sizing)
     if not summary.finished:
-        console.print(f"stopped at step {summary.step}; the same command goes on from there")
+        console.print(f"stopped at step {summary.step}; the same command continues from there")
         return False
     console.print(
         f"done: {summary.num_samples:,} images at {summary.images_per_second:,.0f}/s, data "

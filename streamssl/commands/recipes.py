@@ -1,4 +1,4 @@
-"""`streamssl recipes`: what runs there are, a line each; with a name, all that is in one."""
+"""`streamssl recipes`: list the recipes; with a name, show one in full."""
 
 import inspect
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ _USAGE = "usage: streamssl recipes [NAME]"
 
 
 def show_recipes(arguments: list[str], console: Console) -> int:
-    """What runs there are, and what they are for; with a name, its lab note and its settings."""
+    """Run `streamssl recipes` and return its exit code."""
     if arguments and arguments[0] in ("-h", "--help"):
         console.print(_USAGE, markup=False)
         return 0
     if len(arguments) > 1:
         raise ConfigError(
-            f"{len(arguments)} names of recipes; `streamssl recipes` lists all, and takes one name "
-            "to show: give one"
+            f"{len(arguments)} names of recipes; `streamssl recipes` takes at most one name: give "
+            "one, or none to list all"
         )
     lines = _note(arguments[0]) if arguments else _list()
     console.print("\n".join(lines), markup=False)
@@ -31,7 +31,7 @@ def show_recipes(arguments: list[str], console: Console) -> int:
 
 
 def _list() -> list[str]:
-    """A line a recipe: its name, its kind, its method, what it is for."""
+    """Return one line for each recipe: name, kind, method, purpose."""
     rows = [
         (name, kind_of(name), build().method_name, inspect.getdoc(build) or "")
         for name, build in RECIPES.items()
@@ -46,7 +46,7 @@ def _list() -> list[str]:
 
 
 def _note(name: str) -> list[str]:
-    """The docstring of a recipe, and its settings as a run's config.toml has them."""
+    """Return the docstring of a recipe and its settings in the form of config.toml."""
     if name not in RECIPES:
         raise ConfigError(unknown(f"recipe {name!r}", name, RECIPES))
     build = RECIPES[name]

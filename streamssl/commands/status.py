@@ -1,9 +1,9 @@
-"""`streamssl status`: how a run on a cluster stands, asked of its Control alone."""
+"""`streamssl status`: nodes, actors, rates and decisions of a run, as its Control reports them."""
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console, Group
@@ -12,12 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.control.run_place import RunPlace, read_place
-from cluster.driver.status_client import ask_status, find_run, watched
-from cluster.protocol.actor_rpc import Link
 from cluster.protocol.run_status import ActorStatus, Status
 from shards.errors import ConfigError
 from streamssl.commands.argument_parser import parse
-from streamssl.runs.run_folder import CONTROL
+from streamssl.runs.file_names import CONTROL
 
 _WATCH_SECONDS = 1.0
 _NUM_DECISIONS = 8
@@ -31,13 +29,13 @@ class ShowStatus:
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """The run folder."""
     address: str | None = None
-    """auto or ray://HOST:10001 instead of a folder: the one run of that Ray cluster."""
+    """auto or ray://HOST:10001 instead of a folder: the only run of that Ray cluster."""
     watch: bool = False
-    """Show it again every second, until Ctrl-C."""
+    """Refresh every second, until Ctrl-C."""
 
 
 def parse_status(arguments: list[str]) -> ShowStatus:
-    """What to look at. Raises ConfigError."""
+    """Parse the options of `status`. Raises ConfigError."""
     parsed = parse(ShowStatus, "streamssl status", arguments)
     if (parsed.run is None) == (parsed.address is None):
         raise ConfigError(
@@ -48,40 +46,53 @@ def parse_status(arguments: list[str]) -> ShowStatus:
 
 
 def find_place(parsed: ShowStatus) -> RunPlace:
-    """Where the Control of the run can be asked. Raises ConfigError."""
+    """Return the place of the run's Control. Raises ConfigError."""
     if parsed.run is not None:
         return read_place(parsed.run / CONTROL)
+    from cluster.driver.status_client import find_run
+
     assert parsed.address is not None
     return find_run(parsed.address)
 
 
 def show_status(place: RunPlace, console: Console, *, watch: bool) -> None:
-    """Print how the run at this place stands. Raises ConfigError."""
+    """Print the status of the run at this place. Raises ConfigError."""
+    from cluster.driver.status_client import watched
+
     with watched(place) as control:
         if not watch:
-            console.print(render(ask_status(control)))
+            console.print(_page(control))
         else:
-            _show_on(control, console)
+            _refresh(control, console)
 
 
-def _show_on(control: Link, console: Console) -> None:
-    """Until Ctrl-C, or until nobody answers twice: a Control that died has a successor by then."""
-    page, is_silent = render(ask_status(control)), False
+def _refresh(control: Any, console: Console) -> None:
+    """Show the status until Ctrl-C, or until two requests in a row fail.
+
+    One request may fail because a new Control replaces one that died.
+    """
+    page, is_silent = _page(control), False
     with Live(page, console=console, auto_refresh=False) as live:
         while True:
             time.sleep(_WATCH_SECONDS)
             try:
-                page, is_silent = render(ask_status(control)), False
+                page, is_silent = _page(control), False
             except ConfigError:
                 if is_silent:
                     raise
                 is_silent = True
-                page = Group(page, Text("Control does not answer; asking again"))
+                page = Group(page, Text("Control does not answer; trying again"))
             live.update(page, refresh=True)
 
 
+def _page(control: Any) -> Group:
+    from cluster.driver.status_client import ask_status
+
+    return render(ask_status(control))
+
+
 def render(status: Status) -> Group:
-    """A status as a page of a terminal."""
+    """Return a status as text and tables for a terminal."""
     return Group(
         *_head(status),
         _node_table(status),
@@ -94,19 +105,19 @@ def render(status: Status) -> Group:
 def _head(status: Status) -> list[Text]:
     rates = status.rates
     trains = f"generation {status.generation} of {status.world} trainers"
-    world = trains if status.world else "nobody trains at this moment"
+    world = trains if status.world else "no trainer at this moment"
     wanted = ", ".join(f"{count} {role}s" for role, count in status.wanted.items())
     lines = [
         f"step {status.step} of {status.num_steps}, planned up to {status.planned}; {world}; "
         f"{status.step_seconds:.2f} s a step",
         f"images/s: {rates.get('trained', 0):,.0f} trained on, {rates.get('cropped', 0):,.0f} "
-        f"cropped; readers work {rates.get('busy', 0):.0%} of their time",
+        f"cropped; readers are busy {rates.get('busy', 0):.0%} of their time",
         f"wanted: {wanted} ({status.scaling}); Control of term {status.term} since "
         f"{status.seconds:,.0f} s",
     ]
     lines += [f"pages of {role}: http://{address}/stacks" for role, address in status.pages.items()]
     lines += [f"nodes are starting: {text}" for text in status.pending]
-    lines += [f"nodes could not be had: {text}" for text in status.failed]
+    lines += [f"nodes failed to start: {text}" for text in status.failed]
     return [Text(line) for line in lines]
 
 
@@ -127,15 +138,17 @@ def _node_table(status: Status) -> Table:
 
 
 def _actor_table(status: Status) -> Table:
-    """All trainers, and as many readers as fit on a page."""
+    """Return the table of all trainers and of the first readers."""
     has_pages = any(actor.pages for actor in status.actors)
-    table = Table("actor", "node", "pid", "is", "step", "rank", "heard of", *["pages"] * has_pages)
+    table = Table(
+        "actor", "node", "pid", "state", "step", "rank", "heartbeat", *["pages"] * has_pages
+    )
     trainers = [actor for actor in status.actors if actor.role == "trainer"]
     readers = [actor for actor in status.actors if actor.role == "reader"]
     for actor in trainers + readers[:_NUM_ACTORS]:
         table.add_row(*_actor_row(actor), *[actor.pages] * has_pages)
     if len(readers) > _NUM_ACTORS:
-        table.add_row(f"and {len(readers) - _NUM_ACTORS} readers more")
+        table.add_row(f"and {len(readers) - _NUM_ACTORS} more readers")
     return table
 
 
@@ -158,9 +171,9 @@ def _leases(status: Status) -> str:
     oldest = ""
     if leases.oldest:
         first = leases.oldest[0]
-        oldest = f"; the oldest: {first.reader} since {first.seconds:.1f} s on {first.shard}"
+        oldest = f"; oldest lease: {first.reader} for {first.seconds:.1f} s, {first.shard}"
     return (
-        f"chunks: {leases.num_waiting} wait, {leases.num_running} with readers, {leases.num_held} "
+        f"chunks: {leases.num_waiting} waiting, {leases.num_running} leased, {leases.num_held} "
         f"held in {leases.held_bytes / (1 << 20):,.0f} MiB{oldest}"
     )
 
@@ -170,4 +183,4 @@ def _decisions(status: Status) -> list[str]:
         f"{one.seconds:8.1f} s ago  {one.what}" + (f" ({one.why})" if one.why else "")
         for one in status.decisions[-_NUM_DECISIONS:]
     ]
-    return ["decided:", *lines] if lines else []
+    return ["decisions:", *lines] if lines else []

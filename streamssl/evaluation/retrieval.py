@@ -16,7 +16,7 @@ from streamssl.evaluation.knn import Features, Labels, check_features, unit_rows
 
 
 @dataclass(frozen=True, slots=True)
-class Retrieval:
+class RetrievalScore:
     """Both in percent. `rank` has, by k, the share of queries with a match among the first k.
 
     `num_queries` were ranked; `num_lonely` have nobody of their identity in the gallery and were
@@ -26,7 +26,7 @@ class Retrieval:
     mean_average_precision: float
     rank: dict[int, float]
     num_queries: int
-    num_lonely: int
+    num_unmatched: int
 
 
 def retrieve(
@@ -36,7 +36,7 @@ def retrieve(
     gallery_labels: Labels,
     ranks: tuple[int, ...] = (1, 5, 10),
     num_rows: int = 1024,
-) -> Retrieval:
+) -> RetrievalScore:
     """Rank the gallery (N, D) for every query (Q, D); labels (N,) and (Q,) are identities.
 
     `num_rows` queries are ranked at once, which bounds the similarities, (num_rows, N) float32.
@@ -69,7 +69,7 @@ def retrieve(
             "no query has its identity in the gallery; at least one must; check that both sets "
             "number their identities alike"
         )
-    return Retrieval(
+    return RetrievalScore(
         100.0 * float(precision.mean()),
         {k: 100.0 * float((first < k).mean()) for k in ranks},
         len(precision),

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from shards.crops.opencv import OpenCVEngine
 from shards.errors import ConfigError
 from shards.inspect.labelled_images import iter_labelled
 from shards.stores.range_reader import RangeReader
@@ -19,8 +20,8 @@ from shards.stream.manifest_listing import open_manifest
 from streamssl import checkpoint
 from streamssl.config.run_config import RunConfig, read_toml
 from streamssl.evaluation.knn import Features, KnnConfig, embed, knn_accuracy, raw_pixel_features
-from streamssl.evaluation.retrieval import Retrieval, retrieve
-from streamssl.evaluation.scores import Score
+from streamssl.evaluation.retrieval import RetrievalScore, retrieve
+from streamssl.evaluation.scores import KnnScore
 from streamssl.modules.backbones import build_backbone
 
 Encoder = Literal["raw pixels", "untrained", "trained"]
@@ -29,7 +30,7 @@ _Embedded = tuple[Features, NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class KnnResult:
     """Top-1 accuracy in percent by k for every encoder that was asked for, and on how much."""
 
     accuracy: dict[Encoder, dict[int, float]]
@@ -38,9 +39,9 @@ class Scores:
     step: int
 
     @property
-    def score(self) -> Score:
+    def score(self) -> KnnScore:
         """That of the trained encoder, as it is kept."""
-        return Score(self.step, self.accuracy["trained"], self.num_train, self.num_test)
+        return KnnScore(self.step, self.accuracy["trained"], self.num_train, self.num_test)
 
 
 def knn_of_run(
@@ -50,7 +51,7 @@ def knn_of_run(
     encoders: tuple[Encoder, ...] = ("trained",),
     config: KnnConfig | None = None,
     size: int | None = None,
-) -> Scores:
+) -> KnnResult:
     """k-NN accuracy on the shards of `test`, neighbours from those of `train`.
 
     `run` is a run folder (its newest checkpoint) or one checkpoint of it. `size` in pixels is that
@@ -62,7 +63,7 @@ def knn_of_run(
     for encoder, ((train_x, train_y), (test_x, test_y)) in found:
         accuracy[encoder] = knn_accuracy(train_x, train_y, test_x, test_y, config)
         num_train, num_test = len(train_y), len(test_y)
-    return Scores(accuracy, num_train, num_test, step)
+    return KnnResult(accuracy, num_train, num_test, step)
 
 
 def iter_checkpoints(run: Path) -> Iterator[Path]:
@@ -90,10 +91,10 @@ def iter_checkpoints(run: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class RetrievalScores:
+class RetrievalResult:
     """What every encoder that was asked for finds in a gallery of so many images."""
 
-    by_encoder: dict[Encoder, Retrieval]
+    by_encoder: dict[Encoder, RetrievalScore]
     num_gallery: int
     step: int
 
@@ -105,18 +106,18 @@ def retrieval_of_run(
     encoders: tuple[Encoder, ...] = ("trained",),
     ranks: tuple[int, ...] = (1, 5, 10),
     size: int | None = None,
-) -> RetrievalScores:
+) -> RetrievalResult:
     """How well images of the shards of `query` find those of their label in `gallery`.
 
     The rest is as in `knn_of_run`. Raises UserError.
     """
-    by_encoder: dict[Encoder, Retrieval] = {}
+    by_encoder: dict[Encoder, RetrievalScore] = {}
     num_gallery = 0
     step, found = _features_of_run(run, (query, gallery), encoders, size)
     for encoder, ((query_x, query_y), (gallery_x, gallery_y)) in found:
         by_encoder[encoder] = retrieve(query_x, query_y, gallery_x, gallery_y, ranks)
         num_gallery = len(gallery_y)
-    return RetrievalScores(by_encoder, num_gallery, step)
+    return RetrievalResult(by_encoder, num_gallery, step)
 
 
 def _features_of_run(
@@ -176,7 +177,7 @@ def _features(
     labels: list[NDArray[np.int64]] = []
 
     def images() -> Iterator[NDArray[np.uint8]]:
-        for part in iter_labelled(manifest, reader, size):
+        for part in iter_labelled(manifest, reader, size, OpenCVEngine):
             if len(part.labels):
                 labels.append(part.labels)
                 yield part.images

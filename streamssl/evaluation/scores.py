@@ -12,7 +12,7 @@ _TAIL_BYTES = 1 << 14  # far more than a line
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class KnnScore:
     """k-NN accuracy in percent of the encoder of `step`, by how many neighbours voted."""
 
     step: int
@@ -26,7 +26,7 @@ class Score:
         return next(iter(self.knn.values()))
 
 
-def keep_score(out: Path, score: Score) -> None:
+def keep_score(out: Path, score: KnnScore) -> None:
     """Append a line, whole. Raises OSError."""
     fields = {
         "step": score.step,
@@ -38,14 +38,14 @@ def keep_score(out: Path, score: Score) -> None:
         file.write(json.dumps(fields) + "\n")
 
 
-def read_scores(out: Path) -> dict[int, Score]:
+def read_scores(out: Path) -> dict[int, KnnScore]:
     """By step, in the order in which they were computed; later ones of a step count."""
     path = out / SCORES
     lines = path.read_text().splitlines() if path.exists() else []
     return {score.step: score for line in lines if (score := _parse(line)) is not None}
 
 
-def newest_score(out: Path) -> Score | None:
+def newest_score(out: Path) -> KnnScore | None:
     """The one that was computed last; reads the end of the file alone."""
     try:
         with (out / SCORES).open("rb") as file:
@@ -56,12 +56,14 @@ def newest_score(out: Path) -> Score | None:
     return next((found for line in reversed(lines) if (found := _parse(line)) is not None), None)
 
 
-def _parse(line: str) -> Score | None:
+def _parse(line: str) -> KnnScore | None:
     """None for a line that is torn, or not ours."""
     try:
         fields: Any = json.loads(line)
         knn = {int(k): float(accuracy) for k, accuracy in fields["knn"].items()}
-        score = Score(int(fields["step"]), knn, int(fields["num_train"]), int(fields["num_test"]))
+        score = KnnScore(
+            int(fields["step"]), knn, int(fields["num_train"]), int(fields["num_test"])
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return score if knn else None

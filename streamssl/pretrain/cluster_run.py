@@ -10,20 +10,22 @@ from rich.console import Console
 from cluster.control.control_spec import ControlSpec
 from cluster.driver.driver import RunSpec, run_cluster
 from cluster.driver.ray_session import count_gpus, ray_session
-from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.protocol.learner import LearnerState
 from cluster.protocol.node_pools import parse_pools
 from cluster.trainers.batch_feed import FeedConfig
 from cluster.trainers.elastic_training import TrainerConfig
-from cluster.trainers.trainer_crops import CroppingConfig
+from cluster.trainers.trainer_crops import TrainerCropsConfig
 from shards.stores.range_reader import SourceConfig
 from streamssl import checkpoint
-from streamssl.pretrain.run_recorder import RunKeeper
+from streamssl.monitoring.catalogue import METRICS
+from streamssl.pretrain.run_recorder import RunRecorder
+from streamssl.runs.crop_job import crop_job
 from streamssl.runs.decode_placement import place_of_decoding
 from streamssl.runs.file_names import CONTROL, JOURNAL
 from streamssl.runs.placement import Placement
 from streamssl.runs.progress import Progress
-from streamssl.runs.run_setup import Run, crop_job
+from streamssl.runs.run_setup import PreparedRun
 from streamssl.training.learner import build_learner
 
 # What a trainer holds of batches that it has not come to.
@@ -31,20 +33,24 @@ _MAX_FEED_BYTES = 1 << 30
 
 
 def train_on_cluster(
-    run: Run, placement: Placement, metrics: Metrics, console: Console, stop: Callable[[], bool]
+    run: PreparedRun,
+    placement: Placement,
+    metrics: MetricsHub,
+    console: Console,
+    stop: Callable[[], bool],
 ) -> Progress:
     """Train `run` by actors of a Ray cluster that is started here or joined; what was counted."""
     state = checkpoint.take(run.state)
-    cores = placement.most + placement.trainers
+    cores = placement.reader_limit + placement.trainers
     with (
         ray_session(placement.cluster, cores, _room(run, state)),
-        RunKeeper(run, placement, metrics, console) as keeper,
+        RunRecorder(run, placement, metrics, console) as recorder,
     ):
-        run_cluster(_spec(run, placement, state, console), keeper, stop)
-        return keeper.progress
+        run_cluster(_spec(run, placement, state, console), recorder, stop)
+        return recorder.progress
 
 
-def _spec(run: Run, placement: Placement, state: LearnerState, console: Console) -> RunSpec:
+def _spec(run: PreparedRun, placement: Placement, state: LearnerState, console: Console) -> RunSpec:
     config = run.config
     job = crop_job(config, run.data, SourceConfig(cache=placement.cache))
     options = _trainer_options(placement)
@@ -58,14 +64,14 @@ def _spec(run: Run, placement: Placement, state: LearnerState, console: Console)
         stream=config.stream,
         admission=config.admission,
         num_steps=config.num_steps,
-        readers=(placement.readers, placement.most),
+        readers=(placement.readers, placement.reader_limit),
         trainers=placement.trainers,
         pools={
             "reader": parse_pools(placement.reader_pools),
             "trainer": parse_pools(placement.trainer_pools),
         },
-        config=placement.patience,
-        debug_ports=ports and replace(ports, on_nodes=placement.cluster != "local"),
+        config=placement.control_config,
+        debug_ports=ports and replace(ports, on_nodes=placement.cluster != "local", metrics=METRICS),
     )
     # On a machine of its own a trainer takes what Ray lets it have; here they share the cores.
     shared = placement.cluster == "local"
@@ -79,7 +85,7 @@ def _spec(run: Run, placement: Placement, state: LearnerState, console: Console)
         ),
         feed=FeedConfig(
             max_bytes=min(_MAX_FEED_BYTES, config.stream.max_bytes),
-            cropping=CroppingConfig.of(job) if by_trainers else None,
+            cropping=TrainerCropsConfig.of(job) if by_trainers else None,
         ),
         state=state,
         entries=run.journal.entries,
@@ -96,7 +102,7 @@ def _trainer_options(placement: Placement) -> dict[str, int]:
     return {"num_gpus": num_gpus, "num_cpus": 0 if num_gpus else 1}
 
 
-def _room(run: Run, state: LearnerState) -> int:
+def _room(run: PreparedRun, state: LearnerState) -> int:
     """Bytes that lie in Ray's object store: crops on their way, lists, states on theirs."""
     subset = run.data.subset
     listed = 0 if subset is None else subset.num_bytes

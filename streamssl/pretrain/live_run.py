@@ -10,16 +10,17 @@ from typing import Any, Final
 
 from cluster.monitoring.live.gallery import Gallery, Place
 from cluster.monitoring.live.live_page import show_live
-from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer
+from streamssl.runs.crop_job import crop_job
 from streamssl.runs.file_names import METRICS_ADDRESS
-from streamssl.runs.run_setup import Run, crop_job
+from streamssl.runs.run_setup import PreparedRun
 
 GALLERY: Final = "gallery.json"  # which rejects and crops it showed last
 
 
 @contextmanager
-def show_run(run: Run, metrics: Metrics, port: int) -> Iterator[MetricsServer]:
+def show_run(run: PreparedRun, metrics: MetricsHub, port: int) -> Iterator[MetricsServer]:
     """Serve /metrics and the live page of a run, and keep what its galleries showed last."""
     gallery = Gallery(run.data.manifest, crop_job(run.config, run.data))
     gallery.fill(read_places(run.out, len(run.data.manifest.shards)))

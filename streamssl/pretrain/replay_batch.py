@@ -14,10 +14,10 @@ from shards.stream.manifest_file import read_manifest
 from shards.stream.thread_readers import ThreadReaders
 from streamssl.config.run_config import read_toml
 from streamssl.errors import ReplayDiffers
-from streamssl.pretrain.run import crop_job
+from streamssl.runs.crop_job import crop_job
 from streamssl.runs.file_names import JOURNAL
 from streamssl.runs.metrics_log import read_log
-from streamssl.runs.run_data import Data, DataConfig, open_data, read_data
+from streamssl.runs.run_data import DataConfig, OpenedData, open_data, read_data
 
 
 def open_batch(
@@ -66,8 +66,8 @@ def _place_before(run: Path, step: int, log: dict[int, dict[str, Any]]) -> tuple
     return before[0], before[1]
 
 
-def open_saved(run: Path) -> Data:
+def open_saved(run: Path) -> OpenedData:
     """The data of a run as it wrote it down. Raises ConfigError, ManifestError."""
     saved = read_data(run / "data.toml")
     manifest = read_manifest(run / "manifest.parquet")
-    return Data(saved, manifest, load_subset(saved.subset) if saved.subset else None, ())
+    return OpenedData(saved, manifest, load_subset(saved.subset) if saved.subset else None, ())

@@ -15,19 +15,19 @@ from cluster.monitoring.http_server import HttpServer
 from cluster.monitoring.live.gallery import Gallery
 from cluster.monitoring.live.live_page import show_live
 from cluster.monitoring.metric_values import flat
-from cluster.monitoring.metrics_hub import Metrics
-from cluster.monitoring.run_state import Ended, RunInfo, charted
-from cluster.protocol.metric import Readings
+from cluster.monitoring.metrics_hub import MetricsHub
+from cluster.monitoring.run_state import RunOutcome, RunInfo, charted
+from shards.metric import Readings
 from shards.errors import ConfigError, StreamSSLError
 from streamssl import checkpoint
 from streamssl.config.run_config import RunConfig, read_toml
-from streamssl.evaluation.scores import Score, read_scores
+from streamssl.evaluation.scores import KnnScore, read_scores
 from streamssl.pretrain.live_run import read_places
 from streamssl.pretrain.metric_names import exported
 from streamssl.pretrain.replay_batch import open_saved
 from streamssl.pretrain.run_metrics import thresholds
+from streamssl.runs.crop_job import crop_job
 from streamssl.runs.metrics_log import read_log
-from streamssl.runs.run_setup import crop_job
 
 # As many points as a live run keeps.
 _NUM_POINTS = 600
@@ -60,12 +60,12 @@ def reopened(out: Path, port: int = 0) -> Iterator[str]:
                 yield f"http://{server.address}/"
 
 
-def _replay(out: Path, config: RunConfig, lines: Lines) -> Metrics:
+def _replay(out: Path, config: RunConfig, lines: Lines) -> MetricsHub:
     """The hub of the run as it was after each step."""
     ended = (out / "metrics.jsonl").stat().st_mtime
     seconds = [line["step_seconds"] + line["data_wait_seconds"] for _, line in lines]
     now = began = ended - sum(seconds)
-    metrics = Metrics()
+    metrics = MetricsHub(CATALOGUE)
     # Steps are chosen here, so every point is kept.
     metrics.history = History(num_points=_NUM_POINTS + 1, interval_seconds=0.0)
     every = math.ceil(len(lines) / _NUM_POINTS)
@@ -94,11 +94,11 @@ def _replay(out: Path, config: RunConfig, lines: Lines) -> Metrics:
         began=began,
         thresholds=thresholds(config),
     )
-    metrics.ended = Ended(at=ended)
+    metrics.outcome = RunOutcome(at=ended)
     return metrics
 
 
-def _scored(score: Score | None) -> Readings:
+def _scored(score: KnnScore | None) -> Readings:
     return {} if score is None else {("knn_accuracy_ratio",): score.headline / 100}
 
 

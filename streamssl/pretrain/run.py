@@ -1,6 +1,5 @@
 """A run from data to checkpoints: the place where the three planes are put together."""
 
-import functools
 import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -10,36 +9,35 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.membership.world_sizes import check_trainers
-from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_hub import MetricsHub
 from shards.crops.crash_marks import CrashMarks
 from shards.errors import StreamStopped
 from shards.stores.range_reader import RangeReader, SourceConfig
 from shards.stream.batch_stream import BatchStream
 from shards.stream.thread_readers import ThreadReaders
 from streamssl import checkpoint
-from streamssl.checkpoint import TrainState
 from streamssl.config.run_config import RunConfig, flatten, to_fields
 from streamssl.config.sizing import Sizing, size
+from streamssl.monitoring.catalogue import CATALOGUE
 from streamssl.pretrain.cluster_run import train_on_cluster
 from streamssl.pretrain.live_run import show_run
 from streamssl.pretrain.run_metrics import watch_run, watch_stream
-from streamssl.pretrain.run_recorder import open_log, report_step
+from streamssl.pretrain.run_recorder import RunRecorder
+from streamssl.runs.crop_job import crop_job
 from streamssl.runs.decode_placement import check_engine
 from streamssl.runs.file_names import JOURNAL
-from streamssl.runs.placement import Placement as Placement
+from streamssl.runs.placement import Placement
 from streamssl.runs.progress import Progress
-from streamssl.runs.run_data import Data, DataConfig, open_data
-from streamssl.runs.run_folder import check_out, locked, prepare_data, write_folder
-from streamssl.runs.run_setup import Run, open_run
-from streamssl.runs.run_setup import build_engine as build_engine
-from streamssl.runs.run_setup import crop_job as crop_job
-from streamssl.training.health import HealthWatch
-from streamssl.training.train_state import build_state as build_state
+from streamssl.runs.run_data import DataConfig, OpenedData, open_data
+from streamssl.runs.run_folder import check_out, lock_folder, prepare_data
+from streamssl.runs.run_setup import PreparedRun, open_run
+from streamssl.runs.tensorboard_log import check_tensorboard
+from streamssl.training.learner import PretrainLearner
 from streamssl.training.trainer import train
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class RunSummary:
     """How a run went. `finished` is false when it was stopped before its last step."""
 
     finished: bool
@@ -60,7 +58,7 @@ def pretrain(
     stop: Callable[[], bool] = lambda: False,
     *,
     sizing: Sizing | None = None,
-) -> Summary:
+) -> RunSummary:
     """Train `config` on the shards of `data` into the run folder `out`; resumes what is there.
 
     Everything a user can get wrong is checked before anything is written. `sizing` says what the
@@ -70,15 +68,17 @@ def pretrain(
     data = DataConfig(patterns=(data,)) if isinstance(data, str) else data
     check_out(out)
     check_engine(config, placement)
+    if placement.tensorboard:
+        check_tensorboard()
     check_trainers(config.stream.batch_size, placement.trainers)
-    with locked(out):
+    with lock_folder(out):
         opened = open_data(prepare_data(data, out, console), RangeReader())
         if config.sizes == "auto":
             config = _size(config, sizing or Sizing(recipe=config), opened, console)
         return _train(open_run(config, opened, out, console), placement, console, stop)
 
 
-def _size(config: RunConfig, sizing: Sizing, data: Data, console: Console) -> RunConfig:
+def _size(config: RunConfig, sizing: Sizing, data: OpenedData, console: Console) -> RunConfig:
     """The settings with sizes that follow from the batch and the data; says which, and why."""
     num_samples = sizing.num_samples or data.num_samples
     config = size(config, replace(sizing, num_samples=num_samples))
@@ -94,8 +94,10 @@ def _size(config: RunConfig, sizing: Sizing, data: Data, console: Console) -> Ru
     return config
 
 
-def _train(run: Run, placement: Placement, console: Console, stop: Callable[[], bool]) -> Summary:
-    metrics = Metrics()
+def _train(
+    run: PreparedRun, placement: Placement, console: Console, stop: Callable[[], bool]
+) -> RunSummary:
+    metrics = MetricsHub(CATALOGUE)
     watch_run(metrics, run, placement)
     with show_run(run, metrics, placement.metrics_port) as server:
         console.print(f"live page at {server.page}", highlight=False)
@@ -106,7 +108,7 @@ def _train(run: Run, placement: Placement, console: Console, stop: Callable[[], 
         if not progress.num_samples or not saved:
             raise StreamStopped("stopped before anything was saved")
         step = checkpoint.read_fields(saved[-1])["step"]
-        return Summary(
+        return RunSummary(
             finished=step == run.config.num_steps,
             step=step,
             num_samples=progress.num_samples,
@@ -118,10 +120,14 @@ def _train(run: Run, placement: Placement, console: Console, stop: Callable[[], 
 
 
 def _train_here(
-    run: Run, placement: Placement, metrics: Metrics, console: Console, stop: Callable[[], bool]
+    run: PreparedRun,
+    placement: Placement,
+    metrics: MetricsHub,
+    console: Console,
+    stop: Callable[[], bool],
 ) -> Progress:
-    """Read in threads of this process and train in it; what was counted."""
-    config, out, state = run.config, run.out, run.state
+    """Read and train in this process; return totals of the finished steps."""
+    config, out = run.config, run.out
     job = crop_job(config, run.data, SourceConfig(cache=placement.cache))
     manifest = run.data.manifest
     with ExitStack() as stack:
@@ -134,7 +140,7 @@ def _train_here(
             config.stream,
             config.admission,
             threads.submit,
-            state.cursor,
+            run.state.cursor,
             run.journal,
             stop,
         )
@@ -142,21 +148,14 @@ def _train_here(
         batches = iter(stream)
         # Nothing is written before the data has shown that it can fill a batch.
         first = next(batches)
-        write_folder(out, config, run.data)
+        recorder = stack.enter_context(RunRecorder(run, placement, metrics, console))
+        recorder.begin()
         stack.enter_context(run.journal.keep_in(out / JOURNAL))
-        log = stack.enter_context(open_log(run, placement, state.step))
-        progress = stack.enter_context(Progress(config.num_steps, state.step, console))
         train(
-            config,
-            state,
+            PretrainLearner(config, run.device, run.state),
             itertools.chain([first], batches),
-            device=run.device,
-            report=functools.partial(report_step, log, metrics, progress, HealthWatch.of(config)),
-            save=lambda: _save(out, state, config),
+            report=recorder.record,
+            save=recorder.save,
             stop=stop,
         )
-        return progress
-
-
-def _save(out: Path, state: TrainState, config: RunConfig) -> None:
-    checkpoint.save(out, state, config.method_name, config.keep)
+        return recorder.progress

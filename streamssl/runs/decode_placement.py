@@ -1,10 +1,9 @@
-"""Where the images of a run on a cluster are decoded: chosen once, and kept with the run.
+"""Choice of the actors that decode the images of a run on a cluster; it is kept with the run.
 
-Whatever is chosen changes no crop; see `cluster.trainers.trainer_crops`.
+The choice changes no crop: see `cluster.trainers.trainer_crops`.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,18 +14,19 @@ from cluster.protocol.node_pools import parse_pools
 from cluster.readers.throughput_probe import DecodeRates, measure_rates
 from shards.crops.sample_cropper import CropJob
 from shards.errors import ConfigError
+from shards.files import write_atomic
 from streamssl.config.run_config import RunConfig
 from streamssl.runs.file_names import CONTROL
 from streamssl.runs.placement import DecodePlace, Placement
-from streamssl.runs.run_setup import Run
+from streamssl.runs.run_setup import PreparedRun
 
 _FILE: Final = "decode.json"
-# What is decoded beside the training may hold it up: it has to be worth it.
+# Trainers that also decode may train more slowly, so the gain must be clear.
 _MIN_GAIN = 1.25
 
 
 def check_engine(config: RunConfig, placement: Placement) -> None:
-    """DALI on a GPU crops where the trainer is, so that must have one. Raises ConfigError."""
+    """Raise ConfigError if the engine needs a GPU that the cropping process will not have."""
     if config.engine != "dali-gpu":
         return
     if placement.decode == "readers":
@@ -46,33 +46,34 @@ def check_engine(config: RunConfig, placement: Placement) -> None:
 
 
 def place_of_decoding(
-    run: Run,
+    run: PreparedRun,
     placement: Placement,
     job: CropJob,
     trainer_options: Mapping[str, Any],
     console: Console,
 ) -> DecodePlace:
-    """Who crops the images of `run`: what is asked for, or as it began, or what is faster.
+    """Return the actors that crop: as requested, or as the run began, or the faster ones.
 
     Needs a connection to Ray. Raises ConfigError, ShardUnreadable.
     """
-    engine, asked = run.config.engine, placement.decode
+    engine, requested = run.config.engine, placement.decode
     if engine == "dali-gpu" and not trainer_options.get("num_gpus"):
         raise ConfigError(
             "engine='dali-gpu', but the Ray cluster has no GPU at this moment; give "
             "--trainer-gpus 1 if it launches nodes with some, or use --engine opencv"
         )
     known = _read(run)
+    # Runs of earlier versions call the rates `pictures_per_second`.
     rates: dict[str, float] = known.get("images_per_second", known.get("pictures_per_second", {}))
     place: DecodePlace
-    if asked in ("readers", "trainers"):
-        place = asked
+    if requested in ("readers", "trainers"):
+        place = requested
     elif known:
         place = known["decode"]
     elif engine == "dali-gpu":
         place = "trainers"
-    elif asked == "auto":
-        place, rates = _measured(run, placement, job, trainer_options, console)
+    elif requested == "auto":
+        place, rates = _measure(run, placement, job, trainer_options, console)
     else:
         place = "readers"
     _write(run, {"decode": place, "engine": engine, "images_per_second": rates})
@@ -81,20 +82,19 @@ def place_of_decoding(
     return place
 
 
-def _measured(
-    run: Run,
+def _measure(
+    run: PreparedRun,
     placement: Placement,
     job: CropJob,
     trainer_options: Mapping[str, Any],
     console: Console,
 ) -> tuple[DecodePlace, dict[str, float]]:
-    """What is faster with as many readers and trainers as there may be, and both rates."""
+    """Return the faster place with all readers and trainers, and the rates of both."""
     cursor = run.state.cursor
     chunk = run.order.block(0 if cursor is None else cursor.block)[0].chunk
-    shard = run.data.manifest.shards[chunk.shard]
     found: DecodeRates = measure_rates(
         job,
-        shard,
+        run.data.manifest.shards[chunk.shard],
         chunk,
         {
             "reader": parse_pools(placement.reader_pools),
@@ -102,19 +102,20 @@ def _measured(
         },
         trainer_options,
     )
-    by_readers = found.by_readers(placement.most)
-    by_trainers = found.by_trainers(placement.most, placement.trainers)
+    num_readers = placement.reader_limit
+    by_readers = found.by_readers(num_readers)
+    by_trainers = found.by_trainers(num_readers, placement.trainers)
     place: DecodePlace = "trainers" if by_trainers > _MIN_GAIN * by_readers else "readers"
     console.print(
-        f"--decode auto: {place}; {placement.most} readers crop {by_readers:,.0f} images/s; "
-        f"verified by them and cropped by {placement.trainers} trainers it is {by_trainers:,.0f}/s",
+        f"--decode auto: {place}; {num_readers} readers crop {by_readers:,.0f} images/s; "
+        f"if readers verify and {placement.trainers} trainers crop, {by_trainers:,.0f}/s",
         highlight=False,
     )
     return place, {"readers": round(by_readers, 1), "trainers": round(by_trainers, 1)}
 
 
-def _read(run: Run) -> dict[str, Any]:
-    """What was chosen for this run and engine before; nothing if nothing was."""
+def _read(run: PreparedRun) -> dict[str, Any]:
+    """Return the saved choice for this run and engine; empty if there is none."""
     try:
         fields: dict[str, Any] = json.loads((run.out / CONTROL / _FILE).read_text())
         fits = fields["engine"] == run.config.engine
@@ -124,9 +125,7 @@ def _read(run: Run) -> dict[str, Any]:
     return fields if fits else {}
 
 
-def _write(run: Run, fields: Mapping[str, Any]) -> None:
+def _write(run: PreparedRun, fields: Mapping[str, Any]) -> None:
     folder = run.out / CONTROL
     folder.mkdir(exist_ok=True)
-    draft = folder / f".{_FILE}.draft"
-    draft.write_text(json.dumps(fields))
-    os.replace(draft, folder / _FILE)
+    write_atomic(folder / _FILE, json.dumps(fields))

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one live line on a terminal, plain lines anywhere else."""
+"""Progress of a run: one live line on a terminal, plain lines in a file or a pipe."""
 
 import time
 from collections import deque
@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-# The rates shown are those of about the last half minute.
+# Rates are means over this many steps.
 _WINDOW_STEPS = 50
 _PLAIN_EVERY_SECONDS = 10.0
 
 
 class Progress:
-    """Images/s, data wait, loss and time left. Use as a context; feed it every step."""
+    """Shows images/s, data wait, loss and time left; a context manager. Counts what was trained."""
 
     def __init__(self, num_steps: int, start_step: int, console: Console) -> None:
         self._num_steps, self._start_step = num_steps, start_step
@@ -53,7 +53,7 @@ class Progress:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """A line of its own that stays."""
+        """Print a line that stays."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def _line(self, step: int, loss: float) -> str:

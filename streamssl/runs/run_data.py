@@ -1,4 +1,4 @@
-"""Which data a run reads: shard patterns, weights, a subset list, reports of irregular shards."""
+"""Data of a run: shard patterns, weights, a subset list, reports of irregular shards."""
 
 import json
 import tomllib
@@ -10,6 +10,7 @@ import tomli_w
 
 from shards.crops.chunk_cropper import check_subset
 from shards.errors import ConfigError
+from shards.files import write_atomic
 from shards.records import Cursor
 from shards.redaction import redact
 from shards.samples.subset import Subset, load_subset
@@ -23,9 +24,9 @@ from shards.stream.order import Order
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """What `--data`, `--weights`, `--subset` and `--verified` say.
+    """Values of `--data`, `--weights`, `--subset` and `--verified`.
 
-    Without weights all patterns together are one source; with them each is a source of its own.
+    Without weights all patterns together are one source; with weights each pattern is a source.
     """
 
     patterns: tuple[str, ...]
@@ -35,7 +36,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.patterns:
-            raise ConfigError("no shards were named; a run needs some: give --data PATTERN")
+            raise ConfigError("no shards are named; a run needs at least one: give --data PATTERN")
         if self.weights and len(self.weights) != len(self.patterns):
             raise ConfigError(
                 f"{len(self.weights)} weights for {len(self.patterns)} patterns of --data; each "
@@ -43,7 +44,7 @@ class DataConfig:
             )
         if len(self.weights) == 1:
             raise ConfigError(
-                "one weight for one pattern of --data; there is nothing to weigh it against: name "
+                "one weight for one pattern of --data; a mixture needs at least two sources: name "
                 "another pattern, or leave --weights out"
             )
         self.parsed_weights()
@@ -53,8 +54,8 @@ class DataConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
-    """The data, opened: its shards, which of their samples, and which shards must be walked."""
+class OpenedData:
+    """Shards, the selected samples, and the irregular shards, which must be read from byte 0."""
 
     config: DataConfig
     manifest: Manifest
@@ -63,13 +64,15 @@ class Data:
 
     @property
     def subset_digest(self) -> str:
-        """Of the subset list; empty without one."""
+        """Digest of the subset list; empty without one."""
         return self.subset.digest if self.subset else ""
 
     @property
     def num_samples(self) -> int:
-        """About how many samples there are, to two digits, by the bytes of the shards and of a few
-        samples of each source; no more than a subset list has."""
+        """Estimated number of samples, to two digits, at most the length of the subset list.
+
+        It is estimated from the bytes of the shards and of a few samples of each source.
+        """
         manifest = self.manifest
         by_source = manifest.sample_bytes_of or (manifest.sample_bytes,)
         each = [by_source[min(shard.source, len(by_source) - 1)] for shard in manifest.shards]
@@ -80,42 +83,42 @@ class Data:
         return about if self.subset is None else min(about, len(self.subset))
 
 
-def open_data(config: DataConfig, reader: RangeReader) -> Data:
-    """List and look at what was named. Raises UserError, ShardUnreadable."""
+def open_data(config: DataConfig, reader: RangeReader) -> OpenedData:
+    """List the shards and read the first samples. Raises UserError, ShardUnreadable."""
     subset = load_subset(config.subset) if config.subset else None
     manifest = open_manifest(config.patterns, reader, separate=bool(config.weights))
     if subset is not None:
         check_subset(subset, manifest.shards, reader)
     irregular = {row for path in config.verified for row in read_verified(path, manifest)}
-    return Data(config, manifest, subset, tuple(sorted(irregular)))
+    return OpenedData(config, manifest, subset, tuple(sorted(irregular)))
 
 
 def read_verified(path: Path, manifest: Manifest) -> set[int]:
-    """Rows of the shards that are to be walked by a report of `streamssl shards verify`.
+    """Return the rows of the irregular shards in a report of `streamssl shards verify`.
 
-    The report is about all shards of the run, or about those of one of its sources.
+    The report must cover all shards of the run, or all shards of one source. Raises ConfigError.
     """
     try:
         fields = json.loads(path.read_text())
-        # A run learns of itself to walk those that are only slow to read otherwise.
+        # Older reports have no `walked`: a run detects those shards, too, but later.
         named = [*fields["irregular"], *fields.get("walked", ())]
         digest, uris = str(fields["manifest"]), {str(uri) for uri in named}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"--verified {path} is no report ({type(error).__name__}: {error}); write one with "
+            f"--verified {path} is not a report ({type(error).__name__}: {error}); write one with "
             "`streamssl shards verify PATTERN --report report.json`"
         ) from error
     rows = _rows_by_digest(manifest).get(digest)
     if rows is None:
         raise ConfigError(
-            f"--verified {path} is about other shards (manifest {digest}, now {manifest.digest}); "
+            f"--verified {path} describes other shards (manifest {digest}, now {manifest.digest}); "
             "verify those of --data, or leave it out"
         )
     return {row for row in rows if redact(manifest.shards[row].uri) in uris}
 
 
 def _rows_by_digest(manifest: Manifest) -> dict[str, list[int]]:
-    """The rows of all shards, and of those of each source, by what a manifest of them is called."""
+    """Return the rows of all shards and of each source, by the digest of their manifest."""
     found = {manifest.digest: list(range(len(manifest.shards)))}
     for source in range(manifest.shards[-1].source + 1):
         rows = [row for row, shard in enumerate(manifest.shards) if shard.source == source]
@@ -125,11 +128,11 @@ def _rows_by_digest(manifest: Manifest) -> dict[str, list[int]]:
 
 
 def open_journal(
-    path: Path, order: Order, data: Data, cursor: Cursor | None
+    path: Path, order: Order, data: OpenedData, cursor: Cursor | None
 ) -> tuple[Journal, list[str], int | None]:
-    """The journal of a run that goes on at `cursor`, with what was asked for now written into it.
+    """Return the journal of a run that resumes at `cursor`, with today's weights and shards.
 
-    Besides it: what changes by that, in words, and from which block on, if anything does.
+    Also return the changes in words, and the first changed block, None if nothing changes.
     """
     journal = Journal.read(path, order.manifest, order.digest, anew=cursor is None)
     since = 0 if cursor is None else cursor.block + 1
@@ -143,25 +146,23 @@ def open_journal(
         changes.append(f"sources are mixed {shares} by chunks, about {samples} by samples")
     new = [row for row in data.irregular if journal.add_irregular(row, since)]
     if new:
-        changes.append(f"{len(new)} irregular shards are walked")
+        changes.append(f"{len(new)} irregular shards are read from byte 0")
     return journal, changes, since if changes else None
 
 
 def write_data(config: DataConfig, path: Path) -> None:
-    """Save what was named, so that one can see it and batches can be made again. No secrets."""
+    """Save the data of a run, without secrets, so that its batches can be replayed."""
     fields: dict[str, Any] = {"data": [redact(pattern) for pattern in config.patterns]}
     if config.weights:
         fields["weights"] = list(config.weights)
     if config.subset:
         file, mark, column = config.subset.partition("::")
         fields["subset"] = f"{Path(file).expanduser().resolve()}{mark}{column}"
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(tomli_w.dumps(fields))
-    draft.replace(path)
+    write_atomic(path, tomli_w.dumps(fields))
 
 
 def read_data(path: Path) -> DataConfig:
-    """What `write_data` saved. Raises ConfigError."""
+    """Return the data that `write_data` saved. Raises ConfigError."""
     try:
         fields = tomllib.loads(path.read_text())
         return DataConfig(
@@ -171,6 +172,6 @@ def read_data(path: Path) -> DataConfig:
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"{path} cannot be read ({error}); it is part of the folder of a run of this version: "
-            "name such a folder"
+            f"{path} cannot be read ({error}); a run of this version writes it: name the folder of "
+            "such a run"
         ) from error

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write to it, and what lies in it besides checkpoints and logs."""
+"""Folder of a run: its lock, its settings, and shards packed from local images."""
 
 import fcntl
 import json
@@ -17,28 +17,28 @@ from shards.stream.order import Order
 from streamssl.config.run_config import RunConfig, check_same, read_toml, write_toml
 from streamssl.runs.file_names import JOURNAL
 from streamssl.runs.pack_progress import show_packing
-from streamssl.runs.run_data import Data, DataConfig, write_data
+from streamssl.runs.run_data import DataConfig, OpenedData, write_data
 
 
 def check_out(out: Path) -> None:
-    """Raise ConfigError unless `out` is a run, or can become one."""
+    """Raise ConfigError unless `out` is the folder of a run, or can become one."""
     taken = next((path for path in (out, *out.parents) if path.exists()), out)
     if not taken.is_dir():
         raise ConfigError(f"{taken} is a file; --out is the folder of a run: give another one")
     if taken != out or (out / "config.toml").exists():
         return
-    # What a start that was interrupted may have left, packed shards first of all, is no stranger.
-    strangers = [path for path in out.iterdir() if not path.name.startswith((".", "shards"))]
-    if strangers:
+    # An interrupted start leaves packed shards and hidden files; they belong to the run.
+    foreign = [path for path in out.iterdir() if not path.name.startswith((".", "shards"))]
+    if foreign:
         raise ConfigError(
-            f"{out} is not empty and no run (it has no config.toml); give a new --out, or the "
+            f"{out} is not empty and not a run (it has no config.toml); give a new --out, or the "
             "folder of a run to resume"
         )
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """`out`, written to by nobody else meanwhile; gone again if nothing was. Raises ConfigError."""
+def lock_folder(out: Path) -> Iterator[None]:
+    """Create and lock `out`; remove it afterwards if it stays empty. Raises ConfigError."""
     missing = [path for path in (out, *out.parents) if not path.exists()]
     is_new = not (out / ".lock").exists()
     try:
@@ -51,8 +51,8 @@ def locked(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f"another process trains into {out} at this moment; wait for it, or give another "
-                "--out"
+                f"another process trains into {out} at this moment; wait until it ends, or give "
+                "another --out"
             ) from error
         try:
             yield
@@ -63,15 +63,15 @@ def locked(out: Path) -> Iterator[None]:
                     folder.rmdir()
 
 
-def write_folder(out: Path, config: RunConfig, data: Data) -> None:
-    """Write down what the run is. The configuration comes first: it makes the folder a run."""
+def write_folder(out: Path, config: RunConfig, data: OpenedData) -> None:
+    """Save settings, data and manifest. The settings come first: they make the folder a run."""
     write_toml(config, out / "config.toml")
     write_data(data.config, out / "data.toml")
     write_manifest(data.manifest, out / "manifest.parquet")
 
 
 def is_same_start(out: Path, config: RunConfig, order: Order) -> bool:
-    """Whether a start that never came to a checkpoint was of these very settings and data."""
+    """Return True if an earlier start without a checkpoint had the same settings and data."""
     try:
         check_same(read_toml(out / "config.toml"), config)
         header = json.loads((out / JOURNAL).read_text().partition("\n")[0])
@@ -81,7 +81,7 @@ def is_same_start(out: Path, config: RunConfig, order: Order) -> bool:
 
 
 def prepare_data(data: DataConfig, out: Path, console: Console) -> DataConfig:
-    """`data` itself; local folders of images without a tar are packed into `out` first."""
+    """Return `data`, in which local folders of images are replaced by shards packed into `out`."""
     several = len(data.patterns) > 1
     patterns = [
         _prepare(pattern, out / (f"shards-{number}" if several else "shards"), console)

@@ -21,7 +21,7 @@ from typing import Literal
 import tyro
 
 from cluster.driver.ray_session import ray_session
-from cluster.trainers.batch_feed import Feed
+from cluster.trainers.batch_feed import BatchFeed
 from shards.crops.recipe import moco_v2, swav
 from shards.crops.sample_cropper import CropJob
 from shards.pack.image_entries import entries_from_synthetic
@@ -35,8 +35,8 @@ from shards.stream.manifest_listing import open_manifest
 from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
 from streamssl.config.run_config import RunConfig
-from streamssl.pretrain.run import build_engine
 from streamssl.recipes import RECIPES
+from streamssl.runs.crop_job import build_engine
 from tests.cluster.data_path import DataPath
 
 _MADE_IMAGES, _MADE_SIDE = 600, 384
@@ -85,7 +85,7 @@ def by_actors(
         for name in path.readers:
             path.started(name)
 
-        def batches(feed: Feed) -> Iterator[CropBatch]:
+        def batches(feed: BatchFeed) -> Iterator[CropBatch]:
             for step in itertools.count():
                 yield feed.next()
                 path.control.committed.remote(step + 1)

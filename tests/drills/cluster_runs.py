@@ -16,8 +16,8 @@ from shards.stream.thread_readers import ThreadReaders
 from streamssl.config.methods.swav_config import SwAVConfig
 from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.config.run_config import RunConfig
+from streamssl.runs.crop_job import crop_job
 from streamssl.runs.run_data import DataConfig, open_data
-from streamssl.runs.run_setup import crop_job
 from tests.drills.processes import Run, started
 from tests.ray_clusters import RayCluster, workers_of
 from tests.tinyrun import read_log, tiny_swav

@@ -34,7 +34,7 @@ def main() -> int:
 
     signal.signal(signal.SIGINT, note)
     parsed = parse_pretrain(sys.argv[2:])
-    placement = replace(placement_of(parsed), patience=TIMEOUT_SECONDS)
+    placement = replace(placement_of(parsed), control_config=TIMEOUT_SECONDS)
     console = Console(highlight=False, soft_wrap=True)
     return 0 if run_pretrain(parsed, console, lambda: bool(asked), placement) else 130
 

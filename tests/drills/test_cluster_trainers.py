@@ -10,7 +10,7 @@ from torch import Tensor
 from shards.samples.admission_config import AdmissionConfig
 from streamssl.checkpoint import load_tensors, take
 from streamssl.optim.optim_config import OptimConfig
-from streamssl.pretrain.run import Placement
+from streamssl.runs.placement import Placement
 from streamssl.training.train_state import build_state
 from tests.drills.cluster_runs import Watch, check_steps, endless, on_cluster, stop
 from tests.drills.paced import Pace

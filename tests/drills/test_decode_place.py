@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from streamssl.pretrain.run import Placement, pretrain
+from streamssl.pretrain.run import pretrain
+from streamssl.runs.placement import Placement
 from streamssl.runs.run_data import DataConfig
 from tests.tinyrun import make_shards, proof, stop_at, tiny_swav, train_here, weights
 

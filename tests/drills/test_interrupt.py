@@ -29,7 +29,7 @@ def test_an_interrupted_run_resumes_at_the_next_step(shards_folder: Path, tmp_pa
         step = run.last_step
         assert before + after <= step < 60
         assert checkpoint.list_checkpoints(broken)[-1].name == f"step-{step:08d}"
-        assert f"stopped at step {step}; the same command goes on from there" in run.text
+        assert f"stopped at step {step}; the same command continues from there" in run.text
         assert "Traceback" not in run.text
     with started(config, shards_folder, broken) as run:
         assert run.end() == 0, run.text

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from streamssl.pretrain.run import Placement
+from streamssl.runs.placement import Placement
 from tests.tinyrun import proof, stop_at, tiny_swav, train_here, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]

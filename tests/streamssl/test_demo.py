@@ -22,8 +22,8 @@ def test_the_demo_shows_a_table_and_what_to_do_next(
     arguments = ["demo", "--out", str(out), "--num-train", "512", "--num-test", "100"]
     assert main([*arguments, "--steps", "2"]) == 0
     text = capsys.readouterr().out
-    assert "512 images of 10 classes made and packed: 1 shards in" in text
-    assert "k-NN accuracy on 100 images that were never trained on:" in text
+    assert "512 images of 10 classes drawn and packed: 1 shards in" in text
+    assert "k-NN accuracy on 100 images that were not trained on:" in text
     row = r"│ (raw pixels|untrained|trained) +│ +(\d+\.\d) % │ +(\d+\.\d) % │"
     scores = {name: (float(near), float(far)) for name, near, far in re.findall(row, text)}
     assert list(scores) == ["raw pixels", "untrained", "trained"]

@@ -27,7 +27,7 @@ from cluster.trainers.batch_feed import FeedConfig
 from streamssl.commands.argument_parser import parse
 from streamssl.commands.inspect import Look
 from streamssl.commands.pretrain import parse_pretrain, placement_of
-from streamssl.pretrain.run import Placement
+from streamssl.runs.placement import Placement
 from tests.bench.input import Options
 from tests.cluster.deployed import ROOT
 

@@ -291,7 +291,7 @@ def test_an_out_that_is_taken_is_one_sentence(
     assert "file is a file; --out is the folder of a run" in text
     assert "file is a file" in refused_start(capsys, recipe, shards_folder, file / "run")
     text = refused_start(capsys, recipe, shards_folder, foreign)
-    assert "foreign is not empty and no run" in text and "give a new --out" in text
+    assert "foreign is not empty and not a run" in text and "give a new --out" in text
 
 
 def test_a_run_that_is_another_one_is_one_sentence(

@@ -44,7 +44,7 @@ def test_help_says_how_to_call_it(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "words"),
     [
         (["swab"], "unknown recipe 'swab'; did you mean 'swav'?"),
-        (["swav", "byol"], "2 names of recipes; `streamssl recipes` lists all, and takes one"),
+        (["swav", "byol"], "2 names of recipes; `streamssl recipes` takes at most one"),
     ],
 )
 def test_what_cannot_be_shown_is_a_sentence(

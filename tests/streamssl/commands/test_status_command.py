@@ -90,14 +90,14 @@ def test_a_page_says_who_is_there_what_is_done_and_why() -> None:
     text = page(STATUS)
     for wanted in (
         "step 41 of 100, planned up to 57; generation 3 of 2 trainers; 0.25 s a step",
-        "640 trained on, 700 cropped; readers work 90% of their time",
+        "640 trained on, 700 cropped; readers are busy 90% of their time",
         "wanted: 20 readers, 2 trainers (20 readers: starved); Control of term 2",
         "nodes are starting: 2 x readers",
         "leaves in 90 s",
         "pool=readers",
         "running, data",
-        "and 4 readers more",
-        "5,120 MiB; the oldest: reader-1.2 since 12.0 s on s3://bucket/1.tar",
+        "and 4 more readers",
+        "5,120 MiB; oldest lease: reader-1.2 for 12.0 s, s3://bucket/1.tar",
         "7.0 s ago  20 readers wanted (starved)",
     ):
         assert wanted in text, text

@@ -40,7 +40,7 @@ def test_it_equals_a_plain_reference() -> None:
         precision, hits, num = reference(qx, qy, gallery_x, gallery_y, k)
         assert found.mean_average_precision == pytest.approx(precision, abs=1e-4)
         assert found.rank[k] == pytest.approx(hits)
-    assert (found.num_queries, found.num_lonely) == (num, 40 - num) and num < 40
+    assert (found.num_queries, found.num_unmatched) == (num, 40 - num) and num < 40
 
 
 def test_a_gallery_in_order_reads_one_hundred_and_the_reverse_little() -> None:

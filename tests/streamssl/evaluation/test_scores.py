@@ -7,15 +7,15 @@ import pytest
 
 from shards.errors import ConfigError
 from streamssl.evaluation.score_run import iter_checkpoints
-from streamssl.evaluation.scores import SCORES, Score, keep_score, newest_score, read_scores
+from streamssl.evaluation.scores import SCORES, KnnScore, keep_score, newest_score, read_scores
 from streamssl.pretrain.replay_page import reopened
 from tests.streamssl.pretrain.test_live_run import state_at
 from tests.streamssl.pretrain.test_run_metrics import scrape
 from tests.tinyrun import tiny_swav, train_here
 
 
-def score(step: int, accuracy: float = 50.0) -> Score:
-    return Score(step, {20: accuracy, 200: accuracy / 2}, 1000, 100)
+def score(step: int, accuracy: float = 50.0) -> KnnScore:
+    return KnnScore(step, {20: accuracy, 200: accuracy / 2}, 1000, 100)
 
 
 def test_scores_are_kept_in_the_order_in_which_they_came(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from shards.errors import ConfigError
 from streamssl.commands.live import ShowLive, is_training, show_live
 from streamssl.pretrain.live_run import address_of, read_places
 from streamssl.pretrain.replay_page import reopened
-from streamssl.pretrain.run import Placement, pretrain
+from streamssl.pretrain.run import pretrain
+from streamssl.runs.placement import Placement
 from tests.tinyrun import make_shards, read_log, tiny_swav, train_here
 
 

@@ -14,7 +14,7 @@ from shards.stores.range_reader import RangeReader
 from streamssl.config.run_config import read_toml
 from streamssl.errors import ReplayDiffers
 from streamssl.pretrain.replay_batch import open_batch
-from streamssl.pretrain.run import crop_job
+from streamssl.runs.crop_job import crop_job
 from streamssl.runs.run_data import DataConfig, open_data
 from tests.tinyrun import make_shards, read_log, tiny_swav, train_here
 

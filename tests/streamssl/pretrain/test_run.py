@@ -20,7 +20,8 @@ from shards.pack.image_entries import entries_from_synthetic
 from shards.samples.admission_config import AdmissionConfig
 from streamssl.config.methods.swav_config import SwAVConfig
 from streamssl.config.run_config import RunConfig, read_toml
-from streamssl.pretrain.run import Placement, pretrain
+from streamssl.pretrain.run import pretrain
+from streamssl.runs.placement import Placement
 from streamssl.runs.run_data import DataConfig
 from streamssl.runs.run_folder import prepare_data
 from tests.tinyrun import (
@@ -215,7 +216,7 @@ def test_an_out_that_cannot_become_a_run_is_refused_first(
     for out, expected in (
         (file, "file is a file; --out is the folder of a run"),
         (file / "run", "file is a file; --out is the folder of a run"),
-        (foreign, "foreign is not empty and no run .*give a new --out"),
+        (foreign, "foreign is not empty and not a run .*give a new --out"),
     ):
         assert re.search(expected, refusal(tiny_swav(), images, out))
         assert re.search(expected, refusal(tiny_swav(), tmp_path / "no such data", out))

@@ -10,20 +10,21 @@ from rich.console import Console
 
 from shards.errors import ConfigError
 from shards.stores.range_reader import RangeReader
-from streamssl.pretrain.run import Placement
+from streamssl.runs.crop_job import crop_job
 from streamssl.runs.decode_placement import check_engine, place_of_decoding
+from streamssl.runs.placement import Placement
 from streamssl.runs.run_data import DataConfig, open_data
-from streamssl.runs.run_setup import Run, crop_job, open_run
+from streamssl.runs.run_setup import PreparedRun, open_run
 from tests.tinyrun import quiet, tiny_swav
 
 
-def opened(shards: Path, out: Path, engine: str = "opencv") -> Run:
+def opened(shards: Path, out: Path, engine: str = "opencv") -> PreparedRun:
     out.mkdir(exist_ok=True)
     data = open_data(DataConfig(patterns=(str(shards),)), RangeReader())
     return open_run(tiny_swav(engine=engine), data, out, quiet())
 
 
-def chosen(run: Run, decode: Any, num_gpus: int = 0) -> tuple[str, str]:
+def chosen(run: PreparedRun, decode: Any, num_gpus: int = 0) -> tuple[str, str]:
     file = io.StringIO()
     place = place_of_decoding(
         run,

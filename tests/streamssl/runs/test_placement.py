@@ -9,7 +9,7 @@ import pytest
 from cluster.monitoring.process_pages import DebugPorts
 from shards.errors import ConfigError
 from streamssl.commands.pretrain import parse_pretrain, placement_of
-from streamssl.pretrain.run import Placement
+from streamssl.runs.placement import Placement
 from tests.tinyrun import tiny_swav, train_here
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from shards.errors import ConfigError, CursorMismatch
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest_listing import open_manifest
-from streamssl.pretrain.run import Placement, pretrain
+from streamssl.pretrain.run import pretrain
+from streamssl.runs.placement import Placement
 from streamssl.runs.run_data import DataConfig, read_data, read_verified, write_data
 from tests.tinyrun import make_shards, proof, read_log, tiny_swav
 
@@ -88,7 +89,7 @@ def test_a_subset_list_is_part_of_the_order(folders: tuple[str, str], tmp_path: 
     keys.write_text("\n".join(f"{number:08d}-synthetic" for number in range(40)))
     data = DataConfig(patterns=folders[:1], subset=str(keys))
     said = run(data, tmp_path / "run")
-    assert "of them the samples of a list: 40 keys" in said
+    assert "only the samples of a list: 40 keys" in said
     log = read_log(tmp_path / "run")
     assert sum(fields["num_unselected"] for fields in log) > 0
     assert sum(fields["num_rejects"] for fields in log) == 0
@@ -121,7 +122,7 @@ def test_shards_that_were_verified_as_irregular_are_walked_from_the_start(
     path = report(folders[1], uris[1:], tmp_path / "report.json")
     data = DataConfig(patterns=folders, weights=("1", "1"), verified=(path,))
     said = run(data, tmp_path / "run", stop_at=1)
-    assert "from block 0 on 1 irregular shards are walked" in said
+    assert "from block 0 on 1 irregular shards are read from byte 0" in said
     assert {"kind": "irregular", "block": 0, "shard": 3} in journal(tmp_path / "run")
     assert "irregular" not in run(data, tmp_path / "run")
     run(replace(data, verified=()), tmp_path / "plain")
@@ -131,10 +132,10 @@ def test_shards_that_were_verified_as_irregular_are_walked_from_the_start(
 def test_reports_of_other_shards_are_refused(folders: tuple[str, str], tmp_path: Path) -> None:
     """Row 3 of other data is another shard."""
     manifest = open_manifest(folders[0], RangeReader())
-    with pytest.raises(ConfigError, match=r"is about other shards .*; verify those of --data, or"):
+    with pytest.raises(ConfigError, match=r"describes other shards .*; verify those of --data, or"):
         read_verified(report(folders[1], [], tmp_path / "r.json"), manifest)
     (tmp_path / "r.json").write_text("[]")
-    with pytest.raises(ConfigError, match=r"r\.json is no report .*; write one with `streamssl"):
+    with pytest.raises(ConfigError, match=r"r\.json is not a report .*; write one with `streamssl"):
         read_verified(tmp_path / "r.json", manifest)
     both = open_manifest(folders, RangeReader(), separate=True)
     uris = [shard.uri for shard in both.shards]
@@ -157,14 +158,14 @@ def test_what_was_named_is_saved_without_secrets(tmp_path: Path) -> None:
     assert saved.patterns == ("https://h/{0..9}.tar", "s3://b/*.tar")
     assert saved.weights == data.weights and saved.subset == f"{Path.cwd()}/list.parquet::id"
     (tmp_path / "data.toml").write_text("data = 3 4")
-    with pytest.raises(ConfigError, match=r"data\.toml cannot be read .*; it is part of the fold"):
+    with pytest.raises(ConfigError, match=r"data\.toml cannot be read .*; a run of this version"):
         read_data(tmp_path / "data.toml")
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"patterns": ()}, "no shards were named; a run needs some: give --data PATTERN"),
+        ({"patterns": ()}, "no shards are named; a run needs at least one: give --data PATTERN"),
         ({"weights": ("1", "2", "3")}, "3 weights for 2 patterns of --data; each needs one"),
         ({"patterns": ("a",), "weights": ("1",)}, "one weight for one pattern .*: name another"),
         ({"weights": ("1", "x")}, "weight 'x' is no number"),

@@ -1,0 +1,45 @@
+"""Crop job of a run: the settings that every reader needs."""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+from shards.crops.engine import Engine
+from shards.crops.recipe import CropRecipe
+from shards.crops.sample_cropper import CropJob
+from shards.stores.range_reader import SourceConfig
+from streamssl.config.run_config import RunConfig
+from streamssl.runs.run_data import OpenedData
+
+# Images in one call of DALI's graph; bounds its memory.
+_DALI_BATCH = 32
+
+
+def crop_job(config: RunConfig, data: OpenedData, sources: SourceConfig | None = None) -> CropJob:
+    """Return the settings of the readers of a run."""
+    return CropJob(
+        recipe=config.crops,
+        seed=config.seed,
+        admission=config.admission,
+        build_engine=build_engine(config),
+        subset=data.subset,
+        sources=sources or SourceConfig(),
+        label=config.label,
+    )
+
+
+def build_engine(config: RunConfig) -> Callable[[], Engine]:
+    """Return a function, to be called once by each reader, that builds the engine of a run."""
+    return functools.partial(_build_engine, config.engine, config.crops)
+
+
+def _build_engine(name: str, recipe: CropRecipe) -> Engine:
+    # Engines import torch or DALI. Only a process that crops needs them.
+    if name == "opencv":
+        from shards.crops.opencv import OpenCVEngine
+
+        return OpenCVEngine(recipe)
+    from shards.crops.dali import DaliEngine
+
+    device: Literal["cpu", "gpu"] = "gpu" if name == "dali-gpu" else "cpu"
+    return DaliEngine(recipe, max_batch_size=_DALI_BATCH, device=device, num_threads=1)

@@ -1,1 +1,1 @@
-"""The data plane: a bucket of plain tars becomes batches of crops. Imports nothing of ours."""
+"""The data plane: batches of crops from a bucket of plain tars. It imports no other plane."""

@@ -1,31 +1,31 @@
-"""What can go wrong, on one page.
+"""Errors of all planes.
 
     StreamSSLError
-      UserError                 the user's to mend: found, allowed, remedy; exit status 2
+      UserError                 the user can correct it: found, allowed, remedy; exit status 2
         ConfigError             a setting that cannot work
         ManifestError           no shard matches, a listing fails, credentials are refused
-        CursorMismatch          a saved place that belongs to other data or another order
+        CursorMismatch          a saved cursor that belongs to other data or another order
         BudgetExceeded          too many samples were rejected; carries the table of reasons
-      DecoderLost               a process that crops in isolation cannot run at all
-      ShardUnreadable           a shard could not be read after every retry
-        ShardChanged            a shard is not the object that the manifest names
+      DecoderLost               the process that isolates decoder crashes cannot run
+      ShardUnreadable           a shard could not be read after all retries
+        ShardChanged            a shard is not the object in the manifest
         NotATar                 the bytes are not a tar
-      PackFailed                shards could not be packed to the end
-      StreamEnded               the stream stopped before the trainer had its steps
-      StreamStopped             whoever waited for the stream was asked to stop
+      PackFailed                packing could not finish
+      StreamEnded               the stream ended before the trainer had all its steps
+      StreamStopped             a wait for the stream was interrupted by a request to stop
 
-A bad *sample* is no exception: it is a `records.Reject`, counted and paid from a budget.
+A bad *sample* is not an exception but a `records.Reject`, counted against a budget.
 """
 
 from collections.abc import Mapping
 
 
 class StreamSSLError(Exception):
-    """The root; nothing else is raised from one plane into another."""
+    """Base class of all errors that one plane raises into another."""
 
 
 class UserError(StreamSSLError):
-    """The user's to mend. The message says what was found, what is allowed, and the remedy."""
+    """An error that the user can correct. The message states found, allowed and remedy."""
 
 
 class ConfigError(UserError):
@@ -33,7 +33,7 @@ class ConfigError(UserError):
 
 
 class ManifestError(UserError):
-    """The list of shards cannot be made."""
+    """The list of shards cannot be created."""
 
 
 class CursorMismatch(UserError):
@@ -41,15 +41,15 @@ class CursorMismatch(UserError):
 
 
 class DecoderLost(StreamSSLError):
-    """A process that crops in isolation cannot run, whatever the image."""
+    """The process that isolates decoder crashes cannot run, for any image."""
 
 
 class ShardUnreadable(StreamSSLError):
-    """A shard could not be read after every retry."""
+    """A shard could not be read after all retries."""
 
 
 class ShardChanged(ShardUnreadable):
-    """A shard's size or version is not what the manifest says."""
+    """The size or version of a shard differs from the manifest."""
 
 
 class NotATar(ShardUnreadable):
@@ -65,11 +65,11 @@ class BudgetExceeded(UserError):
         self._message, self.reasons = message, dict(reasons)
 
     def __reduce__(self) -> tuple[type["BudgetExceeded"], tuple[str, dict[str, int]]]:
-        return type(self), (self._message, self.reasons)  # as it comes from another process
+        return type(self), (self._message, self.reasons)  # for pickle
 
 
 class PackFailed(StreamSSLError):
-    """Shards could not be packed to the end; what is finished stays, and is gone on with."""
+    """Packing could not finish; finished shards stay, and the same command continues."""
 
 
 class StreamEnded(StreamSSLError):
@@ -77,4 +77,4 @@ class StreamEnded(StreamSSLError):
 
 
 class StreamStopped(StreamSSLError):
-    """Whoever waited for the stream was asked to stop; what was trained so far is whole."""
+    """A wait for the stream was interrupted by a request to stop; finished steps are kept."""

@@ -1,7 +1,7 @@
-"""What flows: the few frozen types that carry everything from a shard's name to a batch of crops.
+"""Records: the frozen types that carry data from a shard to a batch of crops.
 
-A sample's identity is (shard row in the manifest, byte offset of its first tar header). It does not
-depend on keys being unique, on the chunk size, or on who reads it.
+The id of a sample is (shard row in the manifest, byte offset of its first tar header). It does not
+depend on unique keys, on the chunk size, or on the reader.
 
 Shape letters: N samples, V views of one size, S pixels, G global batch.
 """
@@ -19,12 +19,12 @@ from shards.errors import CursorMismatch
 Reason = Literal[
     "no_image",  # the sample has no member that could be an image
     "empty",  # the image member has no bytes
-    "not_an_image",  # the bytes are of no format that is read here
-    "broken_header",  # the format is known, the header cannot be read
+    "not_an_image",  # the bytes have no supported format
+    "broken_header",  # the format is supported, the header cannot be read
     "too_small",  # a side is shorter than `AdmissionConfig.min_side`
     "too_large",  # more pixels than `AdmissionConfig.max_pixels`, or a sample of over 512 MiB
     "too_many_bytes",  # the encoded image is over `AdmissionConfig.max_bytes`
-    "format",  # a format that `AdmissionConfig.formats` leaves out
+    "format",  # a format that is not in `AdmissionConfig.formats`
     "aspect_ratio",  # one side is over `AdmissionConfig.max_aspect_ratio` times the other
     "animated",  # more than one frame, where `AdmissionConfig.animated` refuses that
     "alpha",  # transparency, where `AdmissionConfig.alpha` refuses that
@@ -32,11 +32,11 @@ Reason = Literal[
     "bit_depth",  # over eight bits a channel, where `AdmissionConfig.sixteen_bit` refuses that
     "icc_profile",  # a colour profile, where `AdmissionConfig.icc_profile` refuses one
     "blank",  # less entropy than `AdmissionConfig.min_entropy`
-    "predicate",  # the user's predicate said no
+    "predicate",  # the user's predicate returned False
     "predicate_failed",  # the user's predicate raised
-    "kills_decoder",  # a process died while it decoded this image
+    "kills_decoder",  # a process crashed while it decoded this image
     "truncated",  # the end of the image is missing
-    "undecodable",  # the decoder gave up
+    "undecodable",  # the decoder failed
     "truncated_tar",  # the tar ends in the middle of the sample
     "broken_tar",  # there is no tar header where one must be
 ]
@@ -44,20 +44,20 @@ Reason = Literal[
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """One tar: where it is, how long it is, and which version of it was listed."""
+    """One tar: its address, its length, and the version that was listed."""
 
     uri: str
     num_bytes: int
     version: str  # an etag, or "<mtime>-<size>" where the store has none
-    source: int = 0  # which of the patterns of a mixture it belongs to
-    whole: bool = False  # compressed, or on a server without ranges: all of it is one chunk
+    source: int = 0  # number of the pattern in a mixture
+    whole: bool = False  # one chunk: compressed, or on a server without ranges
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Bytes [start, stop) of shard number `shard`; the samples whose first header starts there.
+    """Bytes [start, stop) of shard `shard`, and the samples whose first header starts there.
 
-    `walked` asks for the tar to be walked from byte 0, where nothing is ambiguous.
+    With `walked`, headers are followed from byte 0 of the tar, which is unambiguous.
     """
 
     shard: int
@@ -68,10 +68,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A chunk and the epoch of its source in which its turn comes.
+    """A chunk and the epoch of its source in which it is read.
 
-    `quarantine` holds digests of images that are known to kill decoders; knowing them only saves
-    finding them again, so two turns that differ in it alone are equal.
+    `quarantine` holds digests of images that crash decoders. It only saves time, so it does not
+    count for equality.
     """
 
     chunk: Chunk
@@ -81,7 +81,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Members of a tar that share a key. `fields` maps a lower-case extension to its bytes."""
+    """Members of a tar with the same key. `fields` maps a lower-case extension to its bytes."""
 
     shard: int
     offset: int
@@ -91,7 +91,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A sample that will not be trained on, and why."""
+    """A sample that is left out, with the reason."""
 
     shard: int
     offset: int
@@ -101,7 +101,7 @@ class Reject:
 
 
 class ChunkResult(Protocol):
-    """What the order must know of what a chunk gives, whatever that is; see `ChunkCrops`."""
+    """The part of a chunk's result that the order needs; for the fields see `ChunkCrops`."""
 
     @property
     def chunk(self) -> Chunk: ...
@@ -118,22 +118,22 @@ class ChunkResult(Protocol):
     @property
     def needs_walk(self) -> bool: ...
     @property
-    def killers(self) -> tuple[str, ...]: ...
+    def crashed_images(self) -> tuple[str, ...]: ...
     @property
     def num_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkCrops:
-    """All that one chunk gives in one epoch: what a reader hands over.
+    """The result of one chunk in one epoch, made by a reader.
 
-    `offsets` (num_samples,) int64 lists every sample of the chunk in file order, rejects included;
-    `kept` (num_samples,) bool says which have a row in `crops`; `crops` holds, for every view
-    group, a uint8 array (kept.sum(), V, S, S, 3) in RGB; of a job that only verifies, one array
-    (kept.sum(),) of `ImageHeader`. `num_unselected` samples are no part of the data, because a subset
-    list leaves them out. `needs_walk`: what is inside a member of the
-    chunk could be taken for samples in a later one (see `tar`). `killers`: digests of images that
-    killed a decoder. `labels` (kept.sum(),) int64 as in `labels`, or None where nobody asks.
+    `offsets` (num_samples,) int64 lists every sample of the chunk in file order, rejects included.
+    `kept` (num_samples,) bool marks those with a row in `crops`. `crops` holds a uint8 array
+    (kept.sum(), V, S, S, 3) in RGB for every view group; a job that only verifies gives one array
+    (kept.sum(),) of `ImageHeader`. `num_unselected` samples are outside the subset list.
+    `needs_walk`: content of a member could be mistaken for samples in a later chunk (see `tars`).
+    `crashed_images`: digests of images that crashed a decoder. `labels` (kept.sum(),) int64 as in
+    `samples.labels`, or None without labels.
     """
 
     chunk: Chunk
@@ -146,7 +146,7 @@ class ChunkCrops:
     crop_seconds: float = 0.0
     num_unselected: int = 0
     needs_walk: bool = False
-    killers: tuple[str, ...] = ()
+    crashed_images: tuple[str, ...] = ()
     labels: NDArray[np.int64] | None = None
 
     @property
@@ -155,7 +155,7 @@ class ChunkCrops:
 
 
 def bytes_of(rows: Sequence[NDArray[Any]]) -> int:
-    """What crops take, or encoded images in their place."""
+    """Return the bytes of crops, or of the encoded images in their place."""
     return sum(
         sum(len(image.data) for image in array) if array.dtype == object else array.nbytes
         for array in rows
@@ -164,11 +164,11 @@ def bytes_of(rows: Sequence[NDArray[Any]]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
-    """The place in the stream after a batch: all that a loader must save. Under 2 kB as JSON.
+    """The position in the stream after a batch: all that a loader must save. Under 2 kB as JSON.
 
-    `block` counts on through all epochs; `slot` counts raw samples of the block, rejects included,
-    so a reject moves nobody else. `journal` is how many entries the journal had. `num_samples` and
-    the others count what was decided since the start of the run.
+    `block` counts through all epochs. `slot` counts samples of the block, rejects included, so a
+    reject does not move other samples. `journal` is the number of known journal entries. The other
+    fields count samples since the start of the run.
     """
 
     manifest: str
@@ -186,25 +186,25 @@ class Cursor:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Self:
-        """The cursor that `to_json` gave. Raises CursorMismatch for anything else."""
+        """Restore a cursor from `to_json`. Raises CursorMismatch for other fields."""
         try:
             return cls(**saved)
         except TypeError as error:
             names = ", ".join(sorted(saved))
             raise CursorMismatch(
-                f"the checkpoint's place in the data has the fields {names}, not those of this "
-                "version; resume with the version that wrote it, or give a new --out"
+                f"the cursor of the checkpoint has the fields {names}, not those of this version; "
+                "resume with the version that wrote it, or give a new --out"
             ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class CropBatch:
-    """One global batch, with the place in the stream that follows it.
+    """One global batch, and the cursor that follows it.
 
     `crops`: for every view group a uint8 array (G, V, S, S, 3) in RGB. `ids`: int64 (G, 2), shard
-    row and header offset. `epochs`: int64 (G,), a batch may cross into the next epoch. `rejects`
-    and `num_unselected`: what was decided against, or left out, while this batch was formed.
-    `labels` (G,) int64 as in `labels`, or None where nobody asks.
+    row and header offset. `epochs`: int64 (G,); a batch may span two epochs. `rejects` and
+    `num_unselected`: samples left out between the previous batch and this one. `labels` (G,) int64
+    as in `samples.labels`, or None without labels.
     """
 
     crops: tuple[NDArray[np.uint8], ...]
@@ -220,6 +220,6 @@ class CropBatch:
 
     @property
     def digest(self) -> str:
-        """128-bit digest of which samples, of which epoch, in which order: 32 hex digits."""
+        """32 hex digits over the epochs and ids of the samples, in their order."""
         rows = np.concatenate([self.epochs[:, None], self.ids], axis=1).astype("<i8")
         return blake2b(rows.tobytes(), digest_size=16).hexdigest()

@@ -1,11 +1,11 @@
-"""What may be shown of an address and of an error: no user, password, signed query or key."""
+"""Redaction: remove users, passwords, signed queries and keys from addresses and errors."""
 
 import re
 from collections.abc import Iterator
 from urllib.parse import parse_qsl, quote, unquote
 
 _HTTP = ("http", "https")
-# In the addresses of these stores the part before "@" is the container, no secret.
+# In addresses of these stores the part before "@" is the container, not a secret.
 _CONTAINER_BEFORE_AT = ("az", "abfs", "abfss", "wasb", "wasbs")
 _USER = re.compile(r"://[^/\s]*@")
 _QUERY = re.compile(r"\?\S+")
@@ -15,12 +15,12 @@ _NAMED = re.compile(
 )
 _HEADER = re.compile(r"(?i)((?:authorization|x-amz-[\w-]+)['\"]?: ?['\"]?)[^'\"\r\n]+")
 _KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{12,}\b")
-# Shorter values of a query, such as "dl=1", are words of every other message.
+# Shorter values of a query, such as "dl=1", also occur in ordinary text.
 _MIN_SECRET = 5
 
 
 def redact(uri: str) -> str:
-    """`uri` without user, password, query and fragment: safe to print, log and save."""
+    """Return `uri` without user, password, query and fragment: safe to print, log and save."""
     scheme, mark, rest = uri.partition("://")
     if not mark:
         return uri
@@ -32,7 +32,7 @@ def redact(uri: str) -> str:
 
 
 def scrub(text: str, uri: str = "") -> str:
-    """`text` without the secrets of the addresses in it, and without those of `uri` anywhere."""
+    """Remove the secrets of addresses in `text`, and those of `uri` anywhere in it."""
     for secret in _secrets(uri):
         text = text.replace(secret, "…")
     text = _FRAGMENT.sub(r"\1#…", _USER.sub("://", text))
@@ -41,7 +41,7 @@ def scrub(text: str, uri: str = "") -> str:
 
 
 def short(error: BaseException, uri: str = "") -> str:
-    """The message of `error` on one line, without secrets; its kind where it says too little."""
+    """Return the message of `error` on one line, without secrets; with its type if it is short."""
     text = scrub(" ".join(str(error).split()), uri)
     if len(text) < 4:
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -49,15 +49,15 @@ def short(error: BaseException, uri: str = "") -> str:
 
 
 def cause_to_show(uri: str, error: BaseException) -> BaseException | None:
-    """`error`, unless a traceback of it could show a secret: of `uri`, or of where that led."""
+    """Return `error`, or None if its traceback could show a secret of `uri` or of a redirect."""
     if redact(uri) != uri:
         return None
-    said = [str(part) for found in chain(error) for part in (found, *notes(found))]
-    return error if all(scrub(text) == text for text in said) else None
+    texts = [str(part) for found in chain(error) for part in (found, *notes(found))]
+    return error if all(scrub(text) == text for text in texts) else None
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """`error` and what led to it, the newest first: what a traceback of it would show."""
+    """Yield `error` and its causes, newest first, as a traceback shows them."""
     seen: set[int] = set()
     found: BaseException | None = error
     while found is not None and id(found) not in seen:
@@ -68,12 +68,12 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def notes(error: BaseException) -> list[str]:
-    """What was added to `error` on its way."""
+    """Return the notes that were added to `error`."""
     return list(getattr(error, "__notes__", ()))
 
 
 def _secrets(uri: str) -> list[str]:
-    """What `redact` takes from `uri`, in all spellings of libraries; the longest first."""
+    """Return the parts that `redact` removes, in all URL encodings, the longest first."""
     scheme, mark, rest = uri.partition("://")
     if not mark or redact(uri) == uri:
         return []

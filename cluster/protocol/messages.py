@@ -1,11 +1,11 @@
-"""What the actors tell each other: the frozen records of the control plane.
+"""Messages between actors, as frozen records.
 
-    reader  -- ReaderReport -->  Control  -- ReaderOrders -->  reader     chunks to crop
-    trainer -- Beat --------->   Control  -- Directive ---->   trainer    who trains with whom
-    trainer -- asks --------->   Control  -- Plans -------->   trainer    what makes a batch
-    trainer -- rows --------->   reader   -- crops -------->   trainer    the crops themselves
+    reader  -- ReaderReport ------>  Control  -- ReaderOrders -->  reader     chunks to crop
+    trainer -- HeartbeatMessage -->  Control  -- Directive ----->  trainer    generations
+    trainer -- range of steps ---->  Control  -- Plans --------->  trainer    rows of each batch
+    trainer -- rows of tasks ----->  reader   -- Rows ---------->  trainer    the crops themselves
 
-Crops never pass through Control: it sees headers alone.
+Crops never pass through Control: it receives headers only.
 """
 
 from collections.abc import Mapping
@@ -15,15 +15,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.protocol.metric import Readings
+from cluster.protocol.step_report import StepReport
+from shards.metric import Readings
 from shards.records import Chunk, ChunkCrops, Cursor, Reject, ShardInfo, Turn
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkHeader:
-    """A `ChunkCrops` without its crops: all that the order must know (see `ChunkResult`).
+    """A `ChunkCrops` without its crops: what the sample order needs (see `ChunkResult`).
 
-    `num_bytes` is what the crops take in the memory of the reader that holds them.
+    `num_bytes` is the size of the crops in the memory of the reader that holds them.
     """
 
     chunk: Chunk
@@ -36,7 +37,7 @@ class ChunkHeader:
     crop_seconds: float = 0.0
     num_unselected: int = 0
     needs_walk: bool = False
-    killers: tuple[str, ...] = ()
+    crashed_images: tuple[str, ...] = ()
     labels: NDArray[np.int64] | None = None
 
     @classmethod
@@ -52,19 +53,19 @@ class ChunkHeader:
             crops.crop_seconds,
             crops.num_unselected,
             crops.needs_walk,
-            crops.killers,
+            crops.crashed_images,
             crops.labels,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A reader may work on `task` until Control says otherwise.
+    """Right of a reader to crop the chunk of `task`.
 
-    `task` numbers what was asked for in the life of one Control; `epoch` rises with every lease of
-    the run, so of two leases of a task the newer one has the larger epoch. `watched`: somebody died
-    who may have had it in hand, so that Control must have heard when it is begun and when it ends.
-    `isolated`: others died with it in hand.
+    `task` is a number within the life of one Control; `epoch` rises with every lease of the run, so
+    the newer one of two leases of a task has the larger epoch. `watched`: a reader that may have
+    cropped the chunk died, so Control must know when it begins and ends. `isolated`: several
+    readers died over it, and it is cropped in a child process.
     """
 
     term: int
@@ -77,8 +78,8 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """What came of a lease: a header, or an error that no other reader would be spared."""
+class FinishedLease:
+    """Result of a lease: a header, or an error that every other reader would meet, too."""
 
     task: int
     epoch: int
@@ -88,24 +89,22 @@ class Finished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReaderReport:
-    """What a reader says when it asks for work; counters are cumulative since it started.
+    """Report of a reader; its counters are cumulative since it started.
 
     A reader has one report under way at a time, and its name is never used again. The report is
-    all that it knows, so that any answer may be lost: a lease that it does not name is given again.
-    `finished` are repeated until an answer came; then they stand in `held`: the tasks whose crops
-    lie in its memory, `held_bytes` of them, until they are released. `in_hand` is the task that is
-    being cropped, since `in_hand_seconds`; its bytes are there, for slow stores have time-outs of
-    their own. `waiting` are leases that it has not begun, in order. `wanted`: how many more it
-    could take, at least 1 where it has nothing to do; leases that it neither names nor wants go to
-    others. `counts` are for /metrics alone,
-    and come about once a second.
+    complete, so any answer may be lost: a lease that it does not name is sent again. Results in
+    `finished` are repeated until an answer came; then their tasks stand in `held`: tasks whose
+    crops lie in its memory, `held_bytes` together, until they are released. `current_task` is being
+    cropped; its bytes were read before, since slow stores have time-outs of their own. `waiting`
+    are tasks of leases that were not begun, in order. `wanted` is how many more leases it can take,
+    at least 1 if it is idle; leases that it neither names nor wants go to other readers. `counts`
+    are for /metrics only, and come about once a second.
     """
 
     reader: str
     term: int
-    finished: tuple[Finished, ...] = ()
-    in_hand: int | None = None
-    in_hand_seconds: float = 0.0
+    finished: tuple[FinishedLease, ...] = ()
+    current_task: int | None = None
     waiting: tuple[int, ...] = ()
     wanted: int = 0
     held: tuple[int, ...] = ()
@@ -117,13 +116,13 @@ class ReaderReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReaderOrders:
-    """What Control answers: new leases, tasks whose crops may go, and when to ask again.
+    """Answer of Control to a reader: new leases, crops to drop, and when to report again.
 
-    A lease that the reader has already may come again, with the same epoch. `drop` are leases
-    (task, epoch) that no longer hold, up to this epoch. `release` are those of `held` that nobody
-    will ask for any more: they were trained on, or the crops of another reader count.
-    `leave`: begin nothing more, and give back what was not begun; what is held is still handed out
-    until it was trained on, and then the reader is done (`left`).
+    A lease that the reader has may come again, with the same epoch. Leases in `drop` (task, epoch)
+    are invalid, up to this epoch. `release` lists tasks of `held` whose crops are not needed: they
+    were trained on, or those of another reader count. `leave`: begin nothing more, and give back
+    leases that were not begun; the reader hands out its crops until they were trained on, and then
+    it is done (`left`).
     """
 
     term: int
@@ -136,12 +135,12 @@ class ReaderOrders:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """A global batch, by reference. It does not depend on who trains, or in how many ranks.
+    """A global batch, by reference. It does not depend on the number of ranks.
 
-    `step` counts from 0: training on it finishes step `step + 1`. `ids` (G, 2) int64 and `epochs`
-    (G,) int64 as in `CropBatch`; `tasks` (G,) int64 and `rows` (G,) int64 say where each sample's
-    crops lie: row `rows[i]` of what was kept of task `tasks[i]`. `cursor` is the place behind it.
-    `labels` (G,) int64 as in `CropBatch`.
+    `step` counts from 0: training on it finishes step `step + 1`. `ids` (G, 2) int64, `epochs` (G,)
+    int64 and `labels` (G,) int64 as in `CropBatch`. `tasks` (G,) int64 and `rows` (G,) int64 locate
+    the crops of each sample: row `rows[i]` among the kept samples of task `tasks[i]`. `cursor` is
+    the position after the batch.
     """
 
     step: int
@@ -157,10 +156,10 @@ class BatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plans:
-    """Consecutive plans, and the names of the readers that hold their tasks at this moment.
+    """Consecutive plans, and the names of the readers that hold their tasks now.
 
-    A task without a holder is being made again; ask for it later. Tasks are numbered within a
-    `term`. No plans: there are none yet, or none any more.
+    A task without a holder is being cropped again; request it later. Tasks are numbered within a
+    `term`. Without plans: there are none yet, or none any more.
     """
 
     term: int
@@ -170,11 +169,11 @@ class Plans:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Crops that a feed asked a reader for: `take(term, ((task, rows), ...))`.
+    """Crops that a feed requested from a reader by `take(term, ((task, rows), ...))`.
 
-    `crops`: for every view group a contiguous uint8 array (N, V, S, S, 3), the rows as they were
-    asked for, those of `missing` tasks left out: this reader does not hold them. Of readers that
-    only verify it is one array (N,) of `ImageHeader`, for the feed to crop.
+    `crops` holds for every view group a contiguous uint8 array (N, V, S, S, 3), the rows in the
+    order of the request. The reader does not hold the `missing` tasks; their rows are left out. A
+    reader that only verifies gives one array (N,) of `ImageHeader` instead; the feed crops them.
     """
 
     crops: tuple[NDArray[np.uint8], ...]
@@ -182,14 +181,12 @@ class Rows:
 
 
 Phase = Literal["starting", "ready", "joining", "running", "broken", "left"]
-
-
 Doing = Literal["", "data", "step", "peers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """What a trainer holds at a moment; `device_bytes` of its GPU, by what they are."""
+class TrainerUsage:
+    """Memory of a trainer and the batches that it holds; `device_bytes` of its GPU, by kind."""
 
     memory_bytes: int = 0
     held_bytes: int = 0
@@ -199,20 +196,19 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beat:
-    """What a trainer says twice a second and at every change.
+class HeartbeatMessage:
+    """State of a trainer, sent twice a second and at every change.
 
-    It is said by a thread of its own, but `doing` is what the training thread does, and so is
-    `phase`: who hangs must not seem to go on. Only `broken` is said for a thread in the middle of
-    a long step, a while after Control said that the generation is over.
+    A thread of its own sends it, but `doing` and `phase` are those of the training thread, so that
+    a hanging trainer does not look alive. Only `broken` may be sent for a training thread that is
+    still in a long step, some time after Control ended the generation.
 
-    `committed` counts the finished steps of the state it holds, and `cursor` is the place behind
-    them; -1 while it holds none. `generation` is the one it is in, or was in last. `address` is
-    where rank 0 of a joining generation waits for the others. `reports` are all that it has of
-    steps beyond what Control acknowledged. `step_seconds` and `wait_seconds` add up since it
-    started: in steps, and in waiting for data. `doing`: where its training thread is at this
-    moment, waiting for data, in its own part of a step, or waiting for its peers; from that Control
-    tells who hangs from those who wait for it. A reason belongs to the phase `broken`.
+    `committed` counts the finished steps of its state, -1 without a state; `cursor` is the position
+    after them. `generation` is the current or last one. `address` is that of rank 0 while a
+    generation joins. `reports` are the steps that Control has not acknowledged. `step_seconds` and
+    `wait_seconds` are totals of steps and of waits for data. `doing`: the training thread waits for
+    data, computes its own part of a step, or waits for its peers. From that Control tells a hanging
+    trainer from those that wait for it. `reason` belongs to the phase `broken`.
     """
 
     member: str
@@ -223,35 +219,26 @@ class Beat:
     cursor: Cursor | None = None
     address: str = ""
     node: str = ""
-    reports: tuple["StepRecord", ...] = ()
+    reports: tuple[StepReport, ...] = ()
     step_seconds: float = 0.0
     wait_seconds: float = 0.0
     doing: Doing = ""
     reason: str = ""
-    load: Load | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepRecord:
-    """A finished step, as told to whoever keeps the log. `fields` is what the learner reports."""
-
-    step: int
-    cursor: Cursor
-    fields: Mapping[str, object]
+    usage: TrainerUsage | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Directive:
-    """What Control wants of a trainer.
+    """Answer of Control to a heartbeat: the generation to join, or to leave.
 
-    Generations up to `over` cannot go on: give up the step under way, roll back, say `broken`.
-    Join `generation` with these `members`, in order of rank, if it is newer than the one that the
-    trainer is in; no members: stand by. `source` has the state that counts, of step `committed`
-    (-1 and nobody: all load what `state` of Control gives). `address`: where rank 0 waits, once it
-    does. `regroup`: finish the step under way, leave with all others at the same step, say `ready`,
-    and wait for the next generation. `acknowledged`: reports up to this step are safe; it goes back
-    when steps are trained again. `stop`: finish the step, give the last state, and leave. `leave`:
-    end at once; the member is not needed, or was given up as dead.
+    Generations up to `over` cannot go on: undo the step under way and report `broken`. Join
+    `generation` with these `members`, in order of rank, if it is newer than the current one; without
+    members, stand by. `source` has the newest state; without one, rank 0 loads the state that
+    Control has (`state`). `address` is that of rank 0, once it is known. `regroup`: finish the step
+    under way, leave together with all others, report `ready`, and wait for the next generation.
+    Reports up to `acknowledged` are safe; it goes back when steps are trained again. `stop`: finish
+    the step, save the last state, and leave. `leave`: end at once; the member is not needed, or was
+    declared dead.
     """
 
     term: int
@@ -259,10 +246,8 @@ class Directive:
     generation: int = 0
     members: tuple[str, ...] = ()
     source: str = ""
-    committed: int = -1
     address: str = ""
     regroup: bool = False
     acknowledged: int = -1
-    save: int = -1
     stop: bool = False
     leave: bool = False

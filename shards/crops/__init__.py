@@ -1,1 +1,1 @@
-"""Crops: random parameters as arrays (`recipe`), and the engines that execute them."""
+"""Crops: random parameters as arrays (`recipe`), and engines that execute them."""

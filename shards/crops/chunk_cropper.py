@@ -18,7 +18,7 @@ from shards.records import Chunk, ChunkCrops, Reject, Sample, ShardInfo, Turn
 from shards.samples.admission import reject
 from shards.samples.subset import Subset
 from shards.stores.range_reader import RangeReader
-from shards.tars.chunk_reader import read_shard_head, read_chunk
+from shards.tars.chunk_reader import read_chunk, read_shard_head
 from shards.tars.cutter import CutChunk
 from shards.tars.sample_starts import SampleStartCache
 
@@ -99,7 +99,7 @@ class ChunkCropper:
             crop_seconds=time.monotonic() - began,
             num_unselected=num_unselected,
             needs_walk=found.needs_walk,
-            killers=cropped.killers,
+            crashed_images=cropped.crashed_images,
             labels=cropped.labels,
         )
 

@@ -32,8 +32,8 @@ except ImportError:  # DALI exists for Linux on x86-64 only
 _TOP, _LEFT, _HEIGHT, _WIDTH, _FLIP_ROWS, _FLIP_COLUMNS, _WINDOW = range(7)
 _NUM_WHOLE = 7
 
-# Columns of the fractions of a view. There are at most three linear colour operations before the hue
-# and three after it; each is a matrix and a weight of the crop's mean grey.
+# Columns of the fractions of a view. At most three linear colour operations precede the hue and
+# three follow it; each is a matrix and a weight of the crop's mean grey.
 _NUM_LINEAR_BEFORE_HUE = 3
 _NUM_LINEAR = 2 * _NUM_LINEAR_BEFORE_HUE
 _HUE, _SIGMA, _SOLARISE, _TRANSPOSE = range(4)

@@ -39,8 +39,8 @@ _SECONDS_OF_GRACE: Final = 10.0
 # An image is rejected after this many crashes: a single one may be due to a machine without
 # memory, or to a signal that was sent to all processes of a run.
 _TRIALS: Final = 2
-# Memory limit of a child, on top of its size at the start. A pixel is decoded to three bytes, and no
-# step of an engine holds ten copies.
+# Memory limit of a child, on top of its size at the start. A pixel is decoded to three bytes, and
+# no step of an engine holds ten copies.
 _MEMORY_BYTES: Final = 4 << 30
 _BYTES_PER_PIXEL: Final = 32
 

@@ -193,7 +193,7 @@ def moco_v2(*, size: int = 224, scale: tuple[float, float] = (0.2, 1.0)) -> Crop
 
 
 def byol(*, size: int = 224, scale: tuple[float, float] = (0.08, 1.0)) -> CropRecipe:
-    """Asymmetric pair as in BYOL (arXiv:2006.07733): view 1 is always blurred, view 2 solarised."""
+    """Asymmetric pair as in BYOL (arXiv:2006.07733): view 1 always blurred, view 2 rarely."""
     jitter = ColourJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
     return CropRecipe(
         (
@@ -239,7 +239,7 @@ def draw(
     """Return parameters (N, V, P) of all views of N samples; columns are `Parameter`.
 
     `epochs` (N,) int64; `ids` (N, 2) int64, shard row and header offset; `sizes` (N, 2) int, height
-    and width after EXIF orientation, at most `MAX_SIDE`. The row of a sample depends only on its own
+    and width after EXIF orientation, at most `MAX_SIDE`. A row depends only on its own
     arguments, not on its batch, and a view does not depend on later views.
     """
     epochs = np.asarray(epochs, np.int64).reshape(-1)

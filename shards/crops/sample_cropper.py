@@ -54,12 +54,12 @@ class CropJob:
 
 @dataclass(frozen=True, slots=True)
 class CroppedSamples:
-    """Crops of samples: `crops` and `labels` as in `ChunkCrops`, one row for each sample that is not
-    among `rejects`, in order. `killers`: digests of images that crashed a decoder."""
+    """Crops of samples: `crops` and `labels` as in `ChunkCrops`, one row for each kept sample, in
+    order; `rejects` of the others; `crashed_images`, digests of images that crashed a decoder."""
 
     crops: tuple[NDArray[np.uint8], ...]
     rejects: tuple[Reject, ...]
-    killers: tuple[str, ...] = ()
+    crashed_images: tuple[str, ...] = ()
     labels: NDArray[np.int64] | None = None
 
 

@@ -1,10 +1,9 @@
-"""Batches of crops for a plain `torch.utils.data.DataLoader`: the data plane with torch's front.
+"""Batches of crops for a plain `torch.utils.data.DataLoader`.
 
     loader = DataLoader(CropDataset("shards/", swav()), batch_size=None)
 
-The dataset makes the batches itself, and reads with threads of its own, so a loader needs one
-worker at most. State belongs to what was delivered: every batch carries its own, and torchdata's
-StatefulDataLoader keeps it by itself.
+The dataset forms the batches and reads with its own threads, so a loader needs at most one worker.
+Each batch carries the state that follows it; torchdata's StatefulDataLoader saves it by itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,13 +27,12 @@ from shards.stream.thread_readers import ThreadReaders
 
 
 class TensorBatch(NamedTuple):
-    """One batch, or one rank's rows of it. N samples, V views of a group, S pixels.
+    """One batch, or the rows of one rank. N samples, V views of a group, S pixels.
 
-    `views` has a tensor for every view group. As "uint8" it is (N, V, S, S, 3), channels last; as
-    "normalised" it is float32 (V * N, 3, S, S), crop-major, with ImageNet's mean and deviation.
-    `ids` (N, 2) are shard row and header offset, `epochs` (N,); `digest` names the samples of the
-    whole batch, of all ranks. `state` is what `CropDataset.load_state_dict` takes to go on behind
-    this batch.
+    `views` has a tensor for every view group: as "uint8" (N, V, S, S, 3), channels last; as
+    "normalised" float32 (V * N, 3, S, S), view-major, with ImageNet's mean and deviation. `ids`
+    (N, 2) are shard row and header offset, `epochs` is (N,). `digest` covers the samples of all
+    ranks. `state` is the argument of `CropDataset.load_state_dict` to continue after this batch.
     """
 
     views: list[torch.Tensor]
@@ -45,11 +43,11 @@ class TensorBatch(NamedTuple):
 
 
 class CropDataset(IterableDataset[TensorBatch]):
-    """Batches of the crops of `recipe` from the shards of `patterns`, without end.
+    """Endless batches of the crops of `recipe` from the shards of `patterns`.
 
-    Give it to a DataLoader with `batch_size=None` and `num_workers` 0 or 1. Rank `rank` of `world`
-    takes its rows of every batch of `config.stream.batch_size`. Every iteration begins where
-    `load_state_dict` said, or at the start. Raises UserError, ShardUnreadable.
+    Use a DataLoader with `batch_size=None` and `num_workers` 0 or 1. Rank `rank` of `world` gets
+    its rows of every batch of `config.stream.batch_size`. Every iteration begins at the state of
+    `load_state_dict`, or at the start. Raises UserError, ShardUnreadable.
     """
 
     def __init__(
@@ -67,8 +65,8 @@ class CropDataset(IterableDataset[TensorBatch]):
         config = config or ReadConfig()
         if not 0 <= rank < world:
             raise ConfigError(
-                f"rank={rank} of world={world}; ranks are numbered from 0 to world - 1: give the "
-                "number of this process, and how many there are"
+                f"rank={rank} of world={world}; rank must be from 0 to world - 1: give the number "
+                "of this process, and the number of processes"
             )
         self._rows = deal(config.stream.batch_size, rank, world)
         self._data, self._form = OpenData(patterns, config), form
@@ -82,7 +80,7 @@ class CropDataset(IterableDataset[TensorBatch]):
             sources=config.sources,
         )
         self._start = self._delivered = self._data.beginning()
-        # Shared with a worker: whether batches come from one, of which this process knows nothing.
+        # Shared memory: a worker sets it, because the main process cannot know the worker's state.
         self._in_worker = torch.zeros(1, dtype=torch.bool).share_memory_()
 
     def __iter__(self) -> Iterator[TensorBatch]:
@@ -103,18 +101,18 @@ class CropDataset(IterableDataset[TensorBatch]):
                 yield self._tensors(batch, self._delivered)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place behind the batch that this process was given last, as JSON."""
+        """Return the position after the latest batch of this process, as JSON values."""
         if bool(self._in_worker) and get_worker_info() is None:
             raise ConfigError(
-                "state_dict() was asked in the main process, but the batches come from a worker, "
-                "which is ahead of it; take batch.state of the batch that was used last, or use "
+                "state_dict() was called in the main process, but the batches come from a worker, "
+                "which reads ahead; save batch.state of the last batch that was used, or use "
                 "torchdata's StatefulDataLoader, or num_workers=0"
             )
         return self._delivered.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Begin every iteration from here on behind the batch that `state` was of."""
-        self._start = self._delivered = self._data.place(state)
+        """Begin every later iteration after the batch of `state`."""
+        self._start = self._delivered = self._data.position(state)
 
     def _check_workers(self) -> None:
         worker = get_worker_info()
@@ -122,13 +120,12 @@ class CropDataset(IterableDataset[TensorBatch]):
             return
         if worker.num_workers > 1:
             raise ConfigError(
-                f"num_workers={worker.num_workers}, but the batches are in one order, and every "
-                "worker would make all of them; give the loader num_workers=0 or 1, and raise "
-                "num_readers, which are threads"
+                f"num_workers={worker.num_workers}, but every worker would make all batches; give "
+                "the loader num_workers=0 or 1, and raise num_readers, the number of threads"
             )
         self._in_worker.fill_(True)
 
-    def _tensors(self, batch: CropBatch, place: StreamPosition) -> TensorBatch:
+    def _tensors(self, batch: CropBatch, position: StreamPosition) -> TensorBatch:
         crops = [group[self._rows] for group in batch.crops]
         if self._form == "uint8":
             views = [torch.from_numpy(group) for group in crops]
@@ -139,5 +136,5 @@ class CropDataset(IterableDataset[TensorBatch]):
             torch.from_numpy(batch.ids[self._rows]),
             torch.from_numpy(batch.epochs[self._rows]),
             batch.digest,
-            place.state(),
+            position.state(),
         )

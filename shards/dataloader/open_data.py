@@ -1,7 +1,7 @@
-"""Data that is read with no run around it: settings, what is opened, and places that can be kept.
+"""Data that is read without a run: settings, opened shards, and positions that can be saved.
 
-A run keeps its cursor in a checkpoint and its journal in a file. Here both travel together, as a
-few lines of JSON that the caller keeps wherever it likes.
+A run keeps its cursor in a checkpoint and its journal in a file. Here both are one JSON value that
+the caller saves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +28,10 @@ _VERSION: Final = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadConfig:
-    """What fixes the order and the data, and how it is read.
+    """Settings that determine the data and its order, and how it is read.
 
-    With `weights` every pattern is a source of its own. `sources` and `num_readers`, which are
-    threads, change nothing but speed.
+    With `weights` every pattern is one source. `sources` and `num_readers` (threads) only affect
+    speed.
     """
 
     seed: int = 0
@@ -45,7 +45,7 @@ class ReadConfig:
     def __post_init__(self) -> None:
         if self.num_readers < 1:
             raise ConfigError(
-                f"num_readers={self.num_readers}; they are threads, and at least 1 must read"
+                f"num_readers={self.num_readers}; it must be at least 1, the number of threads"
             )
         if self.weights:
             parse_weights(self.weights)
@@ -53,19 +53,19 @@ class ReadConfig:
 
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
-    """A place in a stream, and what the shards had taught up to there (see `journal`)."""
+    """A position in a stream, and the journal entries that are known there."""
 
     cursor: Cursor
     entries: tuple[JournalEntry, ...] = ()
 
     def state(self) -> dict[str, Any]:
-        """As JSON, for `OpenData.start`. Under 2 kB where shards are regular."""
+        """Return JSON values for `OpenData.position`. Under 2 kB if shards are regular."""
         journal = [entry.to_json() for entry in self.entries]
         return {"version": _VERSION, "cursor": self.cursor.to_json(), "journal": journal}
 
 
 class OpenData:
-    """The shards of some patterns in their order. Cheap to copy to another process.
+    """The shards of some patterns in their order. Cheap to pickle.
 
     Raises ManifestError, ConfigError, ShardUnreadable.
     """
@@ -74,8 +74,8 @@ class OpenData:
         given = (patterns,) if isinstance(patterns, str) else tuple(patterns)
         if config.weights and len(config.weights) != len(given):
             raise ConfigError(
-                f"{len(config.weights)} weights for {len(given)} patterns; each needs one: give as "
-                "many numbers, or none to take all shards alike"
+                f"{len(config.weights)} weights for {len(given)} patterns; each pattern needs one: "
+                "give as many weights, or none to read all shards as one source"
             )
         self.config = config
         reader = RangeReader(config.sources)
@@ -96,37 +96,37 @@ class OpenData:
         )
 
     def beginning(self) -> StreamPosition:
-        """The place before the first sample."""
+        """Return the position before the first sample."""
         return StreamPosition(Cursor(manifest=self.order.manifest, order=self.order.digest))
 
-    def place(self, state: Mapping[str, Any]) -> StreamPosition:
-        """The place that `StreamPosition.state` gave. Raises CursorMismatch."""
+    def position(self, state: Mapping[str, Any]) -> StreamPosition:
+        """Restore a position from `StreamPosition.state`. Raises CursorMismatch."""
         cursor, journal = state.get("cursor"), state.get("journal", [])
         if state.get("version") != _VERSION or not isinstance(cursor, Mapping):
             raise CursorMismatch(
-                f"this is no state of a place in a stream, or of another version (it has "
-                f"{', '.join(map(str, state))}); give what a batch or a sample came with, as it was"
+                f"the state has the fields {', '.join(map(str, state))}, not those of a stream "
+                "position of this version; give the unchanged state of a batch or a sample"
             )
         try:
             entries = tuple(map(JournalEntry.from_json, journal))
         except (ValueError, KeyError, TypeError) as error:
             raise CursorMismatch(
                 f"the journal in this state cannot be read ({type(error).__name__}: {error}); give "
-                "the state as it was saved"
+                "the unchanged state of a batch or a sample"
             ) from error
-        place = StreamPosition(Cursor.from_json(cursor), entries)
-        check_cursor(self.order, place.cursor)
-        if (there := self.journal(place).weights) and there != self._weights:
+        position = StreamPosition(Cursor.from_json(cursor), entries)
+        check_cursor(self.order, position.cursor)
+        if (saved := self.journal(position).weights) and saved != self._weights:
             raise CursorMismatch(
-                f"the state is of a stream with the weights {_show(there)}, and now they are "
-                f"{_show(self._weights)}; read on with the weights that it began with"
+                f"the state belongs to a stream with the weights {_show(saved)}, but now they are "
+                f"{_show(self._weights)}; give the weights of that stream"
             )
-        return place
+        return position
 
-    def journal(self, place: StreamPosition) -> Journal:
-        """A journal in memory that knows what was known at `place`."""
+    def journal(self, position: StreamPosition) -> Journal:
+        """Return a journal in memory with the entries known at `position`."""
         journal = Journal(self.order.manifest, self.order.digest)
-        for entry in place.entries:
+        for entry in position.entries:
             if entry.kind == "irregular":
                 journal.add_irregular(int(entry.value), entry.block)
             elif entry.kind == "quarantine":

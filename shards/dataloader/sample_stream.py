@@ -1,8 +1,8 @@
-"""Encoded samples in the one order, with the place of each: the data plane for other people's code.
+"""Encoded samples in canonical order, with the position after each: for other people's pipelines.
 
-What is admitted comes out as it lies in the tar; it is not decoded, so what a decoder then refuses
-is the caller's to handle. Order, rejects, subset lists and quarantine are those of a run with the
-same settings: a place in the one is a place in the other.
+Admitted samples are returned as stored in the tar. They are not decoded, so the caller handles
+decoder errors. Order, rejects, subset lists and quarantine equal those of a run with the same
+settings, and so do positions.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from shards.tars.sample_starts import SampleStartCache
 
 @dataclass(frozen=True, slots=True)
 class ChunkSamples:
-    """All that one chunk gives: as `records.ChunkCrops`, with samples in the place of crops."""
+    """The result of one chunk: as `records.ChunkCrops`, with samples in the place of crops."""
 
     chunk: Chunk
     epoch: int
@@ -40,7 +40,7 @@ class ChunkSamples:
     rejects: tuple[Reject, ...]
     num_unselected: int
     needs_walk: bool
-    killers: tuple[str, ...] = ()
+    crashed_images: tuple[str, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -49,30 +49,30 @@ class ChunkSamples:
 
 @dataclass(frozen=True, slots=True)
 class StreamSample:
-    """A sample, the shard and epoch that it comes from, and the place that follows it."""
+    """A sample, its shard and epoch, and the position after it."""
 
     sample: Sample
     uri: str
     epoch: int
-    place: StreamPosition
+    position: StreamPosition
 
     def to_dict(self) -> dict[str, Any]:
-        """As `webdataset` has samples: members by extension, all else under names with "__"."""
+        """Return a `webdataset` sample: members by extension, other fields as "__name__"."""
         return {
             "__key__": self.sample.key,
             "__url__": redact(self.uri),
             "__epoch__": self.epoch,
-            "__place__": self.place,
+            "__position__": self.position,
             **self.sample.fields,
         }
 
 
 class SampleStream:
-    """The samples of `patterns` in canonical order, without end, read by threads of its own.
+    """Endless iterable of the samples of `patterns` in canonical order, read by its own threads.
 
-    Iterate it for `StreamSample` samples. Called, it gives them as plain dicts, which makes it the first
-    stage of a `webdataset.DataPipeline`. Every iteration begins behind the sample whose
-    `place.state()` is given as `state`. Raises UserError, ShardUnreadable.
+    Iteration yields `StreamSample`. A call returns an iterator of plain dicts, so a stream can be
+    the first stage of a `webdataset.DataPipeline`. Every iteration begins after the sample whose
+    `position.state()` is `state`. Raises UserError, ShardUnreadable.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class SampleStream:
         state: Mapping[str, Any] | None = None,
     ) -> None:
         self._data = OpenData(patterns, config or ReadConfig())
-        self._start = self._data.beginning() if state is None else self._data.place(state)
+        self._start = self._data.beginning() if state is None else self._data.position(state)
 
     def __iter__(self) -> Iterator[StreamSample]:
         _check_alone()
@@ -106,20 +106,20 @@ class SampleStream:
             )
             try:
                 for result, row, _ in slots:
-                    place = StreamPosition(slots.cursor(), journal.entries)
+                    position = StreamPosition(slots.cursor(), journal.entries)
                     uri = shards[result.chunk.shard].uri
-                    yield StreamSample(result.samples[row], uri, result.epoch, place)
+                    yield StreamSample(result.samples[row], uri, result.epoch, position)
                     slots.extend()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def __call__(self) -> Iterator[dict[str, Any]]:
-        """The samples as plain dicts."""
-        return (placed.to_dict() for placed in self)
+        """Return an iterator of the samples as plain dicts."""
+        return (sample.to_dict() for sample in self)
 
 
 class _SampleReader:
-    """A chunk becomes samples and rejects: what `chunks.ChunkCropper` does before it crops."""
+    """Reads the samples and rejects of a chunk, as `ChunkCropper` does before it crops."""
 
     def __init__(self, data: OpenData) -> None:
         self._shards, self._config = data.manifest.shards, data.config
@@ -151,11 +151,10 @@ class _SampleReader:
 
 
 def _check_alone() -> None:
-    """Raise ConfigError in one of several workers, which would all give the same samples."""
+    """Raise ConfigError in one of several workers, which would all return the same samples."""
     _, _, _, num_workers = pytorch_worker_info()
     if num_workers > 1:
         raise ConfigError(
-            f"num_workers={num_workers}, but the samples are in one order, and every worker would "
-            "give all of them; give the loader num_workers=0 or 1, and raise num_readers, which "
-            "are threads"
+            f"num_workers={num_workers}, but every worker would return all samples; give the "
+            "loader num_workers=0 or 1, and raise num_readers, the number of threads"
         )

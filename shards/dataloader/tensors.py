@@ -1,4 +1,4 @@
-"""From uint8 crops to the tensors that a model eats: moved as bytes, normalised where they land.
+"""From uint8 crops to model inputs: copied as bytes, normalised on the device.
 
 Shape letters: N samples, V views of one group, S pixels.
 """
@@ -17,10 +17,10 @@ def to_tensors(
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
 ) -> list[torch.Tensor]:
-    """For every view group (N, V, S, S, 3) uint8 a normalised tensor (V * N, 3, S, S).
+    """Return a normalised tensor (V * N, 3, S, S) for every view group (N, V, S, S, 3) uint8.
 
-    Rows are crop-major: all samples of view 0, then all of view 1. The tensors lie channels-last in
-    memory. Bytes are what is copied to `device`, a quarter of what floats would be.
+    Rows are view-major: all samples of view 0, then all of view 1. The memory format is
+    channels-last. Bytes are copied to `device`, a quarter of the size of floats.
     """
     mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=device) * 255
     scale = 1 / (torch.tensor(IMAGENET_STD, dtype=torch.float32, device=device) * 255)
@@ -28,8 +28,8 @@ def to_tensors(
 
 
 def _move(array: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
-    """The crops of one group on `device`, (V * N, S, S, 3) uint8."""
-    # What came out of an object store is read-only, which torch warns about; it is only read here.
+    """Copy the crops of one group to `device`, as (V * N, S, S, 3) uint8."""
+    # Arrays from the object store are read-only, which torch warns about.
     pixels = torch.from_numpy(array if array.flags.writeable else array.copy())
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
@@ -41,6 +41,6 @@ def _move(array: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
 def _normalise(
     pixels: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    # Computed in float32, since bfloat16 cannot hold all of 0..255, and rounded once at the end.
-    # Channels stay last in memory; only the strides say that they come second.
+    # Computed in float32, because bfloat16 cannot represent all of 0..255, and rounded at the end.
+    # Channels stay last in memory; the permutation changes only the strides.
     return ((pixels - mean) * scale).to(dtype).permute(0, 3, 1, 2)

@@ -84,7 +84,7 @@ class Lookahead(Generic[R]):
         self._stop, self._forget = stop, forget
         self._blocks: deque[Block[R]] = deque()
         self._next_block = block
-        # Filled by callbacks of the futures: polling all of them would take longer the more there are.
+        # Filled by callbacks of the futures, because polling all of them would be slow.
         self._arrived: deque[tuple[Block[R], Future[R]]] = deque()
         self._num_waiting = self._num_bytes = 0  # of all blocks
         self._num_incomplete = self._slots_ahead = 0  # blocks, and the slots of complete ones

@@ -1,9 +1,9 @@
-"""Which source fills which chunk slot: several sources in exact shares, without drift.
+"""Mixture: which source fills which chunk slot, in exact shares without drift.
 
-Shares are whole numbers, and slots are given out by Tijdeman's chairman assignment (The chairman
-assignment problem, Discrete Mathematics 32, 1980): of the sources whose next chunk is due at all,
-the one that could wait least. No source is ever a whole chunk away from its share. The schedule
-repeats after as many slots as the shares have in sum, so any slot can be looked up.
+Shares are whole numbers. Slots are assigned by Tijdeman's algorithm (The chairman assignment
+problem, Discrete Mathematics 32, 1980): among the sources whose next chunk is due, the one with the
+earliest deadline. No source is ever a whole chunk away from its share. The schedule repeats after
+the sum of the shares, so any slot can be computed directly.
 """
 
 import bisect
@@ -23,7 +23,7 @@ _MAX_SLOTS = 100_000
 
 
 def parse_weights(texts: Sequence[str | float]) -> Weights:
-    """Weights such as 0.7, "3" or "1/3", each taken for exactly what it says, made to sum to 1.
+    """Parse weights such as 0.7, "3" or "1/3" as exact fractions, and normalise their sum to 1.
 
     Raises ConfigError.
     """
@@ -31,15 +31,15 @@ def parse_weights(texts: Sequence[str | float]) -> Weights:
     total = sum(given)
     if not total:
         raise ConfigError(
-            f"weights={_show(texts)}; at least one must be above 0: give every pattern its share"
+            f"weights={_show(texts)}; at least one must be above 0: give every pattern a weight"
         )
     weights = tuple(weight / total for weight in given)
     period = math.lcm(*(weight.denominator for weight in weights))
     if period > _MAX_SLOTS:
         rounded = " ".join(f"{float(weight):.3f}" for weight in weights)
         raise ConfigError(
-            f"weights={_show(texts)} repeat after {period} chunks only; at most {_MAX_SLOTS} are "
-            f"allowed: round them, such as {rounded}"
+            f"weights={_show(texts)} repeat only after {period} chunks; at most {_MAX_SLOTS} are "
+            f"allowed: round them, for example --weights {rounded}"
         )
     return weights
 
@@ -49,10 +49,10 @@ def _parse(text: str) -> Fraction:
         weight = Fraction(text)
     except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(
-            f"weight {text!r} is no number; 0.7, 3 or 1/3 are: mend --weights"
+            f"weight {text!r} is not a number such as 0.7, 3 or 1/3; correct --weights"
         ) from error
     if weight < 0:
-        raise ConfigError(f"weight {text} is below 0; 0 leaves a source out: mend --weights")
+        raise ConfigError(f"weight {text} is below 0; it must be at least 0: correct --weights")
     return weight
 
 
@@ -61,61 +61,61 @@ def _show(texts: Sequence[str | float]) -> str:
 
 
 class MixtureSchedule:
-    """One set of weights, slot by slot from 0 on. O(period) to make, O(1) to look up."""
+    """Sources of slots 0, 1, 2, … for one set of weights. O(period) to create, O(1) per slot."""
 
     def __init__(self, weights: Weights) -> None:
         period = math.lcm(*(weight.denominator for weight in weights))
         self.period = period
         self.shares = np.array([int(weight * period) for weight in weights], dtype=np.int64)
         self._sources = _assign([int(weight * period) for weight in weights])
-        # How many slots of the period its source had before, for every slot.
+        # For every slot of the period: the number of earlier slots of its source.
         self._before = np.zeros(period, dtype=np.int64)
         for source in range(len(weights)):
             mine = self._sources == source
             self._before[mine] = np.arange(mine.sum())
 
     def at(self, slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The source of every slot, and how many slots that source had before."""
+        """Return the source of every slot, and the number of earlier slots of that source."""
         periods, places = np.divmod(slots, self.period)
         sources = self._sources[places]
         return sources, periods * self.shares[sources] + self._before[places]
 
     def counts(self, num_slots: int) -> NDArray[np.int64]:
-        """How many of the first `num_slots` slots every source has."""
+        """Return how many of the first `num_slots` slots each source has."""
         periods, rest = divmod(num_slots, self.period)
         part = np.bincount(self._sources[:rest], minlength=len(self.shares))
         return periods * self.shares + part
 
 
 def _assign(shares: list[int]) -> NDArray[np.int64]:
-    """The source of every slot of one period.
+    """Return the source of every slot of one period.
 
-    After t slots source k has had c of them, and is owed t * share / period. It is due once it is
-    owed c + 1 / q, with q = 2 n - 2, and can wait until it is owed c + 1 - 1 / q; of those that are
-    due the one is next whose wait ends first. All of it in whole numbers.
+    After t slots, source k has c of them and is owed t * share / period. It is due when it is owed
+    c + 1 / q, with q = 2 n - 2; its deadline is when it is owed c + 1 - 1 / q. The due source with
+    the earliest deadline is next. All arithmetic is in whole numbers.
     """
     period = sum(shares)
-    taking_part = [source for source, share in enumerate(shares) if share]
-    if len(taking_part) == 1:
-        return np.full(period, taking_part[0], dtype=np.int64)
-    q = 2 * len(taking_part) - 2
-    common = math.lcm(*(shares[source] for source in taking_part))
+    active = [source for source, share in enumerate(shares) if share]
+    if len(active) == 1:
+        return np.full(period, active[0], dtype=np.int64)
+    q = 2 * len(active) - 2
+    common = math.lcm(*(shares[source] for source in active))
     counts = [0] * len(shares)
 
     def due(source: int) -> int:
         return -(-period * (q * counts[source] + 1) // (q * shares[source]))
 
-    def wait_ends(source: int) -> int:
+    def deadline(source: int) -> int:
         return (q * (counts[source] + 1) - 1) * (common // shares[source])
 
-    later = [(due(source), source) for source in taking_part]
+    later = [(due(source), source) for source in active]
     heapify(later)
     ready: list[tuple[int, int]] = []
     sources = np.empty(period, dtype=np.int64)
     for slot in range(period):
         while later and later[0][0] <= slot + 1:
             source = heappop(later)[1]
-            heappush(ready, (wait_ends(source), source))
+            heappush(ready, (deadline(source), source))
         source = heappop(ready)[1]
         sources[slot] = source
         counts[source] += 1
@@ -124,13 +124,13 @@ def _assign(shares: list[int]) -> NDArray[np.int64]:
 
 
 class Mixture:
-    """Schedules one after the other: weights, and from which slot on they are in effect.
+    """A sequence of schedules: weights, and the first slot that they apply to.
 
-    What a source had before a change of weights is carried on, so its chunks go on where they were.
+    The counts of a source carry over a change of weights, so its chunks continue in their order.
     """
 
     def __init__(self, parts: Sequence[tuple[int, Weights]]) -> None:
-        assert parts and parts[0][0] == 0, "there are weights from the first slot on"
+        assert parts and parts[0][0] == 0, "the first weights must start at slot 0"
         self._starts = [start for start, _ in parts]
         self._schedules = [MixtureSchedule(weights) for _, weights in parts]
         self._bases = [np.zeros(len(parts[0][1]), dtype=np.int64)]
@@ -139,9 +139,9 @@ class Mixture:
             self._bases.append(self._bases[-1] + schedule.counts(length))
 
     def at(self, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of slots [start, stop) the sources, and how many slots that source had before.
+        """Return the sources of slots [start, stop), and the earlier slots of each source.
 
-        The weights do not change in between.
+        The weights must not change inside the range.
         """
         place = bisect.bisect_right(self._starts, start) - 1
         slots = np.arange(start, stop, dtype=np.int64) - self._starts[place]

@@ -1,10 +1,10 @@
-"""Which chunk, which sample, when: a pure function, random access, O(1) memory.
+"""Sample order: a pure function with random access and O(1) memory.
 
-An epoch of a source is one keyed permutation of its chunks; with several sources, a schedule says
-whose next chunk it is (`mixture`). Every `chunks_per_block` chunks make a block; a second keyed
-permutation mixes the samples of the block. Nothing here depends on who reads, how often, or how
-fast. Keys are hashes of (seed, manifest, purpose, …): sums such as seed + epoch would make epoch 1
-of seed 0 the same as epoch 0 of seed 1.
+An epoch of a source is a keyed permutation of its chunks. With several sources, a schedule assigns
+chunk slots to sources (see `mixture`). Each `chunks_per_block` chunks form a block, and a second
+keyed permutation mixes the samples of the block. The order does not depend on the number or speed
+of readers. Keys are hashes of (seed, manifest, purpose, …); with sums such as seed + epoch, epoch 1
+of seed 0 would equal epoch 0 of seed 1.
 """
 
 import json
@@ -20,23 +20,23 @@ from shards.errors import ConfigError
 from shards.records import Chunk, ShardInfo, Turn
 from shards.stream.mixture import Mixture, Weights
 
-# An order written down with another version is another order.
+# Part of the digest: a cursor of another version of the algorithm is refused.
 ALGORITHM = "feistel6-2"
 _ROUNDS = 6
 
 
 def key(*parts: object) -> NDArray[np.uint64]:
-    """Six 64-bit round keys from anything that prints the same everywhere."""
+    """Return six 64-bit round keys from the JSON text of `parts`."""
     text = json.dumps(parts, separators=(",", ":"), sort_keys=True)
     digest = blake2b(text.encode(), digest_size=8 * _ROUNDS).digest()
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
 def permute(index: NDArray[np.int64], size: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The places that a keyed permutation of range(size) gives to `index`.
+    """Apply a keyed permutation of range(size) to `index`.
 
-    A six-round Feistel network over the smallest even number of bits that holds `size`, walked
-    again while it lands outside: fewer than four times on average.
+    It is a six-round Feistel network over the smallest even number of bits that holds `size`,
+    repeated while the result is outside: fewer than four times on average.
     """
     bits = max(2, (size - 1).bit_length())
     half = np.uint64((bits + 1) // 2)
@@ -64,11 +64,10 @@ def _feistel(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OrderConfig:
-    """What fixes the order besides the manifest.
+    """Settings that determine the order, together with the manifest.
 
-    `chunk_bytes`: a power of two from 4 KiB to 1 GiB. `chunks_per_block`: the chunks whose samples
-    are mixed; each comes from anywhere in the data. `subset`: digest of the list that says which
-    samples belong to the data, if not all do.
+    `chunk_bytes` is a power of two from 4 KiB to 1 GiB. `chunks_per_block` chunks from anywhere in
+    the data are mixed with each other. `subset` is the digest of a subset list, empty without one.
     """
 
     seed: int
@@ -81,7 +80,7 @@ class OrderConfig:
         if size & (size - 1) or not 4096 <= size <= 1 << 30:
             raise ConfigError(
                 f"chunk_bytes={size}; it must be a power of two from 4096 to {1 << 30}: "
-                "leave it out to have it worked out from the data"
+                "leave it out to compute it from the data"
             )
         if self.chunks_per_block < 1:
             raise ConfigError(
@@ -91,10 +90,10 @@ class OrderConfig:
 
 
 class Order:
-    """The order of one manifest under one configuration. Cheap to make, holds no position.
+    """The order of one manifest under one configuration. Cheap to create, without a position.
 
-    `weights` says from which block on the sources of a manifest of several are mixed in which
-    shares; how shares change is no part of the order's name.
+    `weights` are pairs (first block, weights of the sources). They are not part of the digest, so a
+    run can change them.
     """
 
     def __init__(
@@ -116,36 +115,36 @@ class Order:
         self._sources = np.array([shard.source for shard in shards], dtype=np.int64)
         self.num_sources = int(self._sources[-1]) + 1
         rows = np.searchsorted(self._sources, np.arange(self.num_sources + 1))
-        # The chunks of source k, counted in file order, are [source_starts[k], [k + 1]).
+        # Source k has the chunks source_starts[k] to source_starts[k + 1] - 1 in file order.
         self._source_starts = [int(first) for first in self._first_chunk[rows]]
         slots = [(block * config.chunks_per_block, shares) for block, shares in weights]
         self._mixture = Mixture(slots) if self.num_sources > 1 and slots else None
 
     def reweighted(self, weights: Sequence[tuple[int, Weights]]) -> "Order":
-        """The same order with other weights."""
+        """Return the same order with other weights."""
         return Order(self._shards, self.manifest, self.config, weights)
 
     @cached_property
     def digest(self) -> str:
-        """Names this order: 32 hex digits over the algorithm, the settings and the manifest."""
+        """32 hex digits over the algorithm, the settings and the manifest."""
         fields = [ALGORITHM, self.manifest, asdict(self.config)]
         return blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     @property
     def blocks_per_epoch(self) -> int:
-        """Of a single source, whose epochs are whole numbers of blocks."""
+        """Blocks of an epoch of a single source."""
         return -(-self.num_chunks // self.config.chunks_per_block)
 
     def source(self, shard: int) -> int:
-        """The source that a row of the manifest belongs to."""
+        """Return the source of a row of the manifest."""
         return int(self._sources[shard])
 
     def num_chunks_of(self, source: int) -> int:
-        """How many chunks one epoch of a source has."""
+        """Return the number of chunks in an epoch of a source."""
         return self._source_starts[source + 1] - self._source_starts[source]
 
     def chunk(self, index: int) -> Chunk:
-        """Chunk number `index` in file order, 0 <= index < num_chunks."""
+        """Return chunk number `index` in file order, 0 <= index < num_chunks."""
         shard = int(np.searchsorted(self._first_chunk, index, side="right")) - 1
         size = int(self._sizes[shard])
         if self._whole[shard]:
@@ -154,10 +153,10 @@ class Order:
         return Chunk(shard, start, min(start + self.config.chunk_bytes, size))
 
     def block(self, block: int) -> list[Turn]:
-        """The chunks of block 0, 1, 2, … without end, in canonical order.
+        """Return the turns of block 0, 1, 2, …, without end, in canonical order.
 
-        Of a single source an epoch is a whole number of blocks, of which the last one may be short.
-        Of several, every block is full, and each source goes through epochs of its own.
+        An epoch of a single source is a whole number of blocks; its last block may be short. With
+        several sources every block is full, and each source has its own epochs.
         """
         length = self.config.chunks_per_block
         if self.num_sources == 1:
@@ -165,11 +164,11 @@ class Order:
             last = min((within + 1) * length, self.num_chunks)
             numbers = epoch * self.num_chunks + np.arange(within * length, last, dtype=np.int64)
             return self._turns(np.zeros_like(numbers), numbers)
-        assert self._mixture is not None, "several sources have weights"
+        assert self._mixture is not None, "several sources need weights"
         return self._turns(*self._mixture.at(block * length, (block + 1) * length))
 
     def _turns(self, sources: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[Turn]:
-        """Chunk number n of a source, counted through all its epochs, for every pair of these."""
+        """Return the turn of each pair (source, chunk number counted through all epochs)."""
         sizes = np.diff(self._source_starts)[sources]
         epochs, places = np.divmod(numbers, sizes)
         indices = np.empty_like(places)
@@ -184,7 +183,7 @@ class Order:
         ]
 
     def mix(self, block: int, num_samples: int) -> NDArray[np.int64]:
-        """For every slot of the block, which of its samples (counted in canonical order) it is."""
+        """Return the sample of every slot of a block, counted in canonical order."""
         if num_samples == 0:
             return np.zeros(0, dtype=np.int64)
         keys = key(self.config.seed, self.manifest, "mix", block)
@@ -192,16 +191,16 @@ class Order:
 
 
 def deal(batch_size: int, rank: int, world: int) -> slice:
-    """The rows of a global batch that rank `rank` of `world` trains on.
+    """Return the rows of a global batch for rank `rank` of `world`.
 
-    Raises ConfigError where the ranks would not all have the same share.
+    Raises ConfigError if `batch_size` is not divisible by `world`.
     """
     assert 0 <= rank < world
     if batch_size % world:
         fitting = [number for number in range(1, batch_size + 1) if batch_size % number == 0]
         near = sorted(sorted(fitting, key=lambda number: abs(number - world))[:6])
         raise ConfigError(
-            f"batch_size={batch_size} over {world} ranks; every rank must get the same share: "
+            f"batch_size={batch_size} over {world} ranks; every rank must get equally many rows: "
             f"start {', '.join(map(str, near))} ranks, or give another --stream.batch-size"
         )
     share = batch_size // world

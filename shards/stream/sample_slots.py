@@ -165,7 +165,7 @@ class OrderedSlots(Generic[R]):
         for turn, result in zip(block.turns, results, strict=True):
             if result.needs_walk and not turn.chunk.walked:
                 added |= self._journal.add_irregular(turn.chunk.shard, block.number + 1)
-            for image in result.killers:
+            for image in result.crashed_images:
                 added |= self._journal.add_quarantine(image, block.number)
         if added:
             self._lookahead.revise()

@@ -15,8 +15,8 @@ class StreamConfig:
     """How the stream is ordered, batched and bounded.
 
     `chunk_bytes` and `chunks_per_block` are computed from the data if they are None. `max_bytes`
-    bounds the crops that are held or in progress. `num_lookahead_blocks` is the number of incomplete
-    blocks that may be in progress at once.
+    bounds the crops that are held or in progress. At most `num_lookahead_blocks` incomplete blocks
+    are in progress.
     """
 
     batch_size: int = 256

@@ -1,4 +1,4 @@
-"""Readers as threads of this process: what a laptop needs, and what tests compare others with."""
+"""Readers as threads of this process: for one machine, and as the reference of tests."""
 
 import threading
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from shards.stores.range_reader import RangeReader
 from shards.stores.request_counters import TransportCounts
 from shards.stream.manifest import Manifest
 
-# A chunk that was in hand when so many processes died is cropped in isolation.
+# A chunk that was being cropped in this many crashes is cropped in an isolated process.
 _DEATHS_TO_ISOLATE = 2
 
 
 class ThreadReaders:
-    """Readers as threads of this process. Use as a context; `submit` is what a stream needs.
+    """Reader threads. Use as a context; `submit` is the argument of a stream.
 
-    An image that kills a decoder kills this process, at every new start. With `marks` that is
-    known at the second, and there the image costs itself alone.
+    An image that crashes a decoder crashes this process, at every restart. With `marks`, its chunk
+    is isolated after the second crash, and only the image is lost.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class ThreadReaders:
         self._pool = ThreadPoolExecutor(num_readers, thread_name_prefix="reader")
 
     def submit(self, turn: Turn) -> Future[ChunkCrops]:
-        """A future of the crops of this chunk in this epoch."""
+        """Return a future of the crops of this turn."""
         return self._pool.submit(self._crop, turn)
 
     @property
     def transport(self) -> TransportCounts:
-        """What was asked of buckets, and came, so far."""
+        """Counters of the requests to stores."""
         return self._source.counters
 
     def _crop(self, turn: Turn) -> ChunkCrops:

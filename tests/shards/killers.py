@@ -71,7 +71,7 @@ def build_killer(recipe: CropRecipe) -> Engine:
 
 
 class RefusingEngine:
-    """Gives no crops of marked images and nothing happens: what a run without killers has."""
+    """Gives no crops of marked images and nothing happens: what a run without crashed_images has."""
 
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe

@@ -60,4 +60,4 @@ class Loader(Ours):
         return self._place.state()
 
     def load(self, state: Any) -> None:
-        self._place = self._data.place(state)
+        self._place = self._data.position(state)

@@ -19,7 +19,7 @@ from cluster.control.sequencer import Sequencer, SequencerConfig
 from cluster.leases.lease_table import LeaseTable
 from cluster.protocol.messages import ReaderOrders
 from cluster.readers.reader_state import Stock
-from cluster.trainers.batch_assembly import Arriving
+from cluster.trainers.batch_assembly import BatchAssembly
 from shards.errors import BudgetExceeded, ShardUnreadable
 from shards.records import ChunkCrops, Reject, ShardInfo, Turn, bytes_of
 from shards.samples.admission_config import AdmissionConfig
@@ -35,7 +35,7 @@ ROW_BYTES = 9
 
 @cache
 def crops(turn, seed=0):
-    """What a chunk gives: a pure function of its turn, with rejects, needs_walk and killers."""
+    """What a chunk gives: a pure function of its turn, with rejects, needs_walk and crashed_images."""
     chunk = turn.chunk
     rng = np.random.default_rng((seed, chunk.shard, chunk.start, turn.epoch))
     num = int(rng.integers(0, 12))
@@ -52,7 +52,7 @@ def crops(turn, seed=0):
         rejects,
         num_unselected=int(rng.integers(0, 3)),
         needs_walk=bool(rng.random() < 0.1),
-        killers=(f"{chunk.shard}-{chunk.start}",) if rng.random() < 0.1 else (),
+        crashed_images=(f"{chunk.shard}-{chunk.start}",) if rng.random() < 0.1 else (),
     )
 
 
@@ -130,7 +130,7 @@ class World:
         step = min(self.ranks) if getattr(self, "ranks", None) else 0
         same = getattr(self, "arriving", [])
         self.arriving = [
-            same[rank] if rank < len(same) else Arriving(50 * ROW_BYTES, 5 * ROW_BYTES)
+            same[rank] if rank < len(same) else BatchAssembly(50 * ROW_BYTES, 5 * ROW_BYTES)
             for rank in range(world)
         ]
         self.ranks = [step] * world

@@ -144,7 +144,7 @@ def test_an_image_in_quarantine_is_not_even_inspected(shard):
     plain = ChunkCropper(JOB, RangeReader()).crop(shard, turn)
     known = frozenset(blake2b(png(i), digest_size=16).hexdigest() for i in (0, 3, 99))
     found = ChunkCropper(JOB, RangeReader()).crop(shard, replace(turn, quarantine=known))
-    assert found.offsets.tolist() == plain.offsets.tolist() and found.killers == ()
+    assert found.offsets.tolist() == plain.offsets.tolist() and found.crashed_images == ()
     assert [(r.key, r.reason) for r in found.rejects if r not in plain.rejects] == [
         ("000", "kills_decoder"),
         ("003", "kills_decoder"),

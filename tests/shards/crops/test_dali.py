@@ -7,9 +7,10 @@ import pytest
 
 from shards.crops import dali
 from shards.crops.dali import DaliEngine
-from shards.crops.opencv import OpenCVEngine, decode
+from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, byol, swav
 from shards.errors import ConfigError
+from shards.images.decode import decode
 from shards.images.image_header import inspect
 from tests.reference_crops import reference_crop
 from tests.shards.crops.made import drawn, encoded, made_pixels, shared_files

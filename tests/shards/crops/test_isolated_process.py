@@ -41,16 +41,16 @@ def crop(samples, seconds=60.0):
         return isolation.crop(samples, 5)
 
 
-def assert_only(killers, samples, outcome):
-    """`killers` are rejected and named, and all others have the crops of an ordinary engine."""
-    others = [sample for sample in samples if sample not in killers]
+def assert_only(crashed_images, samples, outcome):
+    """`crashed_images` are rejected and named, and all others have the crops of an ordinary engine."""
+    others = [sample for sample in samples if sample not in crashed_images]
     expected = SampleCropper(JOB).crop(others, 5)
     for group, other in zip(outcome.crops, expected.crops, strict=True):
         assert np.array_equal(group, other)
     assert [(r.offset, r.reason) for r in outcome.rejects] == [
-        (sample.offset, "kills_decoder") for sample in killers
+        (sample.offset, "kills_decoder") for sample in crashed_images
     ]
-    assert set(outcome.killers) == {image_digest(sample) for sample in killers}
+    assert set(outcome.crashed_images) == {image_digest(sample) for sample in crashed_images}
 
 
 def test_a_crash_and_a_hang_cost_their_images_alone():
@@ -58,11 +58,11 @@ def test_a_crash_and_a_hang_cost_their_images_alone():
     samples = [sample(i, side) for i, side in enumerate([PLAIN, SEGFAULT, PLAIN, HANG, PLAIN])]
     samples.append(sample(5, SEGFAULT, seed=1))  # the same bytes under another name
     outcome = crop(samples, seconds=2)
-    killers = [samples[1], samples[3], samples[5]]
-    assert_only(killers, samples, outcome)
+    crashed_images = [samples[1], samples[3], samples[5]]
+    assert_only(crashed_images, samples, outcome)
     details = [reject.detail for reject in outcome.rejects]
     assert details == ["died of SIGSEGV", "took more than 2 s", "died of SIGSEGV"]
-    assert len(outcome.killers) == 2
+    assert len(outcome.crashed_images) == 2
 
 
 @pytest.mark.slow
@@ -103,9 +103,9 @@ def test_a_chunk_in_isolation_is_the_chunk_without_its_killers(tmp_path):
     reasons = [reject.reason for reject in isolated.rejects]
     assert reasons == ["too_small", "kills_decoder", "not_an_image"]
     assert isolated.num_bytes == 3 * JOB.recipe.num_bytes
-    known = Turn(turn.chunk, 2, frozenset(isolated.killers))
+    known = Turn(turn.chunk, 2, frozenset(isolated.crashed_images))
     again = cropper.crop(shard, known)  # in this very process
-    assert known == turn and again.killers == ()
+    assert known == turn and again.crashed_images == ()
     assert np.array_equal(again.offsets, isolated.offsets)
     assert np.array_equal(again.kept, isolated.kept)
     assert np.array_equal(again.crops[0], isolated.crops[0])

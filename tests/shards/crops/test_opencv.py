@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from shards.crops.opencv import OpenCVEngine, decode
+from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, byol, swav
+from shards.images.decode import decode
 from shards.images.image_header import inspect
 from tests.pillow_crops import pillow_crop
 from tests.reference_crops import reference_crop

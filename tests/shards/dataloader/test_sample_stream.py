@@ -129,10 +129,10 @@ def test_readers_change_nothing_and_any_place_can_be_resumed(mixed, num_readers)
     whole = take(SampleStream(str(mixed), CONFIG), 90)
     config = replace(CONFIG, num_readers=num_readers)
     for index in range(0, 80, 3):
-        saved = json.loads(json.dumps(whole[index].place.state()))
+        saved = json.loads(json.dumps(whole[index].position.state()))
         again = take(SampleStream(str(mixed), config, saved), 5)
         assert [place(p) for p in again] == [place(p) for p in whole[index + 1 : index + 6]]
-        assert [p.place for p in again] == [p.place for p in whole[index + 1 : index + 6]]
+        assert [p.position for p in again] == [p.position for p in whole[index + 1 : index + 6]]
 
 
 def test_a_place_in_a_run_is_a_place_among_the_samples(synthetic_shards):
@@ -142,7 +142,7 @@ def test_a_place_in_a_run_is_a_place_among_the_samples(synthetic_shards):
     stream = SampleStream(str(synthetic_shards), CONFIG, state)
     assert [place(p) for p in take(stream, 48)] == rows(found[8:])
     placed = take(SampleStream(str(synthetic_shards), CONFIG), 32)
-    again = batches(synthetic_shards, 12, cursor=placed[31].place.cursor)
+    again = batches(synthetic_shards, 12, cursor=placed[31].position.cursor)
     assert rows(again) == rows(found[8:])
 
 
@@ -152,12 +152,12 @@ def test_what_the_header_forbids_is_counted_and_the_rest_comes(mixed):
     first = list(takewhile(lambda placed: placed.epoch == 0, stream))
     assert len(first) == 63  # 20 good ones of each shard, and b5, which no header gives away
     assert sorted(p.sample.key for p in first if p.sample.key.startswith("b")) == ["b5"] * 3
-    reasons = first[-1].place.cursor.reject_reasons
+    reasons = first[-1].position.cursor.reject_reasons
     assert sum(reasons.values()) <= 15 and set(reasons) <= {
         *("empty", "not_an_image", "truncated", "too_small", "no_image"),
     }
     later = next(placed for placed in SampleStream(str(mixed), CONFIG) if placed.epoch == 1)
-    assert sum(later.place.cursor.reject_reasons.values()) >= 15
+    assert sum(later.position.cursor.reject_reasons.values()) >= 15
 
 
 def even(metadata, image):
@@ -178,7 +178,7 @@ def test_predicate_and_entropy_are_asked_as_in_a_run(synthetic_shards, tmp_path)
     stream = SampleStream(str(tmp_path), replace(CONFIG, admission=admission))
     first = list(takewhile(lambda placed: placed.epoch == 0, stream))
     assert sorted(p.sample.key for p in first) == [f"{i:03d}" for i in range(0, 40, 6)]
-    last = next(placed for placed in stream if placed.epoch == 2).place.cursor.reject_reasons
+    last = next(placed for placed in stream if placed.epoch == 2).position.cursor.reject_reasons
     assert last["predicate"] >= 40 and last["blank"] >= 26 and set(last) == {"predicate", "blank"}
 
 
@@ -192,7 +192,7 @@ def test_a_subset_leaves_out_the_others(synthetic_shards, tmp_path):
     first = list(takewhile(lambda placed: placed.epoch == 0, stream))
     assert sorted(p.sample.key for p in first) == wanted
     later = next(placed for placed in stream if placed.epoch == 1)
-    assert later.place.cursor.num_unselected >= 64 and not later.place.cursor.reject_reasons
+    assert later.position.cursor.num_unselected >= 64 and not later.position.cursor.reject_reasons
 
 
 def test_data_without_an_image_ends_with_its_reasons(tmp_path):
@@ -225,7 +225,7 @@ def test_a_pipeline_goes_on_behind_the_sample_that_was_used_last(synthetic_shard
 
     whole = [sample["__key__"] for batch in islice(pipeline(None), 12) for sample in batch]
     used = take(pipeline(None), 5)
-    saved = json.loads(json.dumps(used[-1][-1]["__place__"].state()))
+    saved = json.loads(json.dumps(used[-1][-1]["__position__"].state()))
     rest = [sample["__key__"] for batch in islice(pipeline(saved), 7) for sample in batch]
     assert whole[40:] == rest and used[0][0]["jpg"].size == (32, 32)
 
@@ -250,13 +250,13 @@ def test_a_signed_address_is_not_passed_on(synthetic_shards):
     signed = replace(placed, uri="https://host/a.tar?sig=secret")
     assert signed.to_dict()["__url__"] == "https://host/a.tar"
     assert set(placed.to_dict()) == {
-        *("__key__", "__url__", "__epoch__", "__place__"), *("jpg", "cls"),
+        *("__key__", "__url__", "__epoch__", "__position__"), *("jpg", "cls"),
     }  # fmt: skip
 
 
 def test_a_place_in_other_data_is_refused(synthetic_shards, mixed):
     """A place that is taken for another one is an error that nobody sees."""
-    state = take(SampleStream(str(synthetic_shards), CONFIG), 3)[-1].place.state()
+    state = take(SampleStream(str(synthetic_shards), CONFIG), 3)[-1].position.state()
     with pytest.raises(CursorMismatch, match="belongs to other data"):
         SampleStream(str(mixed), CONFIG, state)
     with pytest.raises(CursorMismatch, match="belongs to another order"):
@@ -276,7 +276,7 @@ def test_sources_are_mixed_in_their_shares(synthetic_shards, mixed):
     whole = take(SampleStream(patterns, config), 300)
     of_first = sum("synthetic" in placed.uri for placed in whole)
     assert 0 < of_first < 300
-    state = json.loads(json.dumps(whole[200].place.state()))
+    state = json.loads(json.dumps(whole[200].position.state()))
     again = take(SampleStream(patterns, config, state), 90)
     assert [place(p) for p in again] == [place(p) for p in whole[201:291]]
     with pytest.raises(ConfigError, match="2 weights for 1 patterns; each needs one"):
@@ -293,9 +293,9 @@ def test_a_shard_that_is_irregular_is_known_to_whoever_goes_on(tmp_path):
         )
     config = replace(CONFIG, admission=AdmissionConfig(max_reject_fraction=1.0))
     whole = take(SampleStream(str(tmp_path), config), 400)
-    assert whole[-1].place.entries
+    assert whole[-1].position.entries
     for index in range(0, 360, 23):
-        saved = json.loads(json.dumps(whole[index].place.state()))
+        saved = json.loads(json.dumps(whole[index].position.state()))
         again = take(SampleStream(str(tmp_path), config, saved), 20)
         assert [place(p) for p in again] == [place(p) for p in whole[index + 1 : index + 21]]
     last = [p for p in whole if p.epoch == whole[-1].epoch - 1]

@@ -579,7 +579,7 @@ def test_an_image_that_killed_a_decoder_is_known_to_the_chunks_behind_it():
     """Each of its copies would cost a process again."""
     made, turns = Made(16), []
     crop = made.crop
-    made.crop = lambda turn: replace(crop(turn), killers=("d" * 32,) * (turn.chunk.start == 0))
+    made.crop = lambda turn: replace(crop(turn), crashed_images=("d" * 32,) * (turn.chunk.start == 0))
 
     def submit(turn):
         turns.append(turn)

@@ -46,7 +46,7 @@ class Result:
     rejects: tuple
     num_unselected: int
     needs_walk: bool
-    killers: tuple
+    crashed_images: tuple
     stream: int
     crops: tuple = ()
     num_bytes: int = BYTES
@@ -134,7 +134,7 @@ class World:
         return sum(min(len(self.content(c, w)[0]) for w in (False, True)) for c in chunks)
 
     def content(self, chunk, walked):
-        """Offsets of what is kept, of rejects, number of what is unselected, needs_walk, killers."""
+        """Offsets of what is kept, of rejects, number of what is unselected, needs_walk, crashed_images."""
         walked = walked and self.has_leaps
         place = (chunk.shard, chunk.start, walked)
         if place not in self.contents:
@@ -159,7 +159,7 @@ class World:
 
     def make(self, turn):
         chunk = turn.chunk
-        kept, rejected, num_unselected, needs_walk, killers = self.content(chunk, chunk.walked)
+        kept, rejected, num_unselected, needs_walk, crashed_images = self.content(chunk, chunk.walked)
         offsets = sorted(kept | rejected)
         self.alive[self.num_streams] += 1
         return Result(
@@ -171,7 +171,7 @@ class World:
             tuple(Reject(chunk.shard, o, "", "empty") for o in sorted(rejected)),
             num_unselected,
             needs_walk,
-            tuple(killer for killer in killers if killer not in turn.quarantine),
+            tuple(killer for killer in crashed_images if killer not in turn.quarantine),
             self.num_streams,
         )
 
@@ -313,11 +313,11 @@ def run(seed, num_batches=10):
         step += 1
         saved.append((step, json.dumps(batch.cursor.to_json())))
     world.num_faults["irregular"] += sum(e.kind == "irregular" for e in world.journal.entries)
-    world.num_faults["killers"] += sum(e.kind == "quarantine" for e in world.journal.entries)
+    world.num_faults["crashed_images"] += sum(e.kind == "quarantine" for e in world.journal.entries)
     return world.num_faults
 
 
-FAULTS = {"lost", "late", "resumed", "weights", "broken", "irregular", "killers"}
+FAULTS = {"lost", "late", "resumed", "weights", "broken", "irregular", "crashed_images"}
 
 
 def test_a_few_hundred_random_runs_are_the_reference():

@@ -168,7 +168,7 @@ def test_what_was_named_is_saved_without_secrets(tmp_path: Path) -> None:
         ({"patterns": ()}, "no shards are named; a run needs at least one: give --data PATTERN"),
         ({"weights": ("1", "2", "3")}, "3 weights for 2 patterns of --data; each needs one"),
         ({"patterns": ("a",), "weights": ("1",)}, "one weight for one pattern .*: name another"),
-        ({"weights": ("1", "x")}, "weight 'x' is no number"),
+        ({"weights": ("1", "x")}, "weight 'x' is not a number"),
     ],
 )
 def test_data_that_cannot_work_is_refused(fields: dict[str, object], message: str) -> None:

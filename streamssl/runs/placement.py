@@ -1,4 +1,4 @@
-"""Where a run runs: none of it changes what is learned."""
+"""Placement of a run: processes, nodes, ports and caches. It does not change what is learned."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,18 +14,17 @@ DecodePlace = Literal["readers", "trainers"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """Where a run runs. None of it changes what is learned.
+    """Processes, nodes, ports and caches of a run. They do not change what is learned.
 
     `cluster`: "none" reads in threads of this process and trains in it, "local" starts a Ray here,
-    "auto" or "ray://HOST:10001" joins one. There are as many readers as the trainers need, from
-    `readers` to `max_readers`. `reader_pools` and `trainer_pools` name nodes by their labels, in
-    order of preference; `trainer_gpus` is what each trainer takes, None: one where there are any.
-    `metrics_port` 0 takes any free port of the loopback address. `cache` keeps what was read on a
-    disk of every machine that reads. `decode`: who crops the images; "auto" measures who should,
-    None: as this run began, or trainers where the engine is dali-gpu, else readers. `prices`: of
-    an hour of a node, by pool, in dollars. `tensorboard`: a copy of the log for it. `debug_ports`:
-    where every process of a cluster serves pages of its own, None: nowhere. `patience` is that of
-    Control with all the others.
+    "auto" or "ray://HOST:10001" joins one. The number of readers follows the trainers, from
+    `readers` to `max_readers`. `reader_pools` and `trainer_pools` select nodes by their labels, in
+    order of preference; `trainer_gpus` are the GPUs of each trainer, None: one if there are any.
+    `metrics_port` 0 takes any free port of the loopback address. `cache` is a disk cache on each
+    machine that reads. `decode` selects the actors that crop; "auto" measures the faster ones,
+    None: as this run began, or trainers with the engine dali-gpu, otherwise readers. `prices`:
+    dollars per hour of a node, by pool. `tensorboard`: write the log for TensorBoard, too.
+    `debug_ports`: ports at which each process of a cluster serves its pages; None: no pages.
     """
 
     cluster: str = "none"
@@ -41,10 +40,10 @@ class Placement:
     prices: tuple[tuple[Pool, float], ...] = ()
     tensorboard: bool = False
     debug_ports: DebugPorts | None = None
-    patience: ClusterConfig = field(default_factory=ClusterConfig)
+    control_config: ClusterConfig = field(default_factory=ClusterConfig)
 
     @property
-    def most(self) -> int:
+    def reader_limit(self) -> int:
         """The largest number of readers."""
         return self.readers if self.max_readers is None else self.max_readers
 
@@ -52,9 +51,9 @@ class Placement:
         for name in ("readers", "trainers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1")
-        if self.most < self.readers:
+        if self.reader_limit < self.readers:
             raise ConfigError(
-                f"readers={self.readers}..{self.most}; the second number must be at least "
+                f"readers={self.readers}..{self.reader_limit}; the second number must be at least "
                 "the first: give for example --readers 4..200"
             )
         if not 0 <= self.metrics_port <= 65_535:
@@ -72,10 +71,9 @@ class Placement:
         parse_pools(self.trainer_pools)
 
     def _check_alone(self) -> None:
-        """One process is no cluster."""
         given = {
             "--trainers": self.trainers > 1,
-            "--readers as a range": self.most > self.readers,
+            "--readers as a range": self.reader_limit > self.readers,
             "--reader-pool": bool(self.reader_pools),
             "--trainer-pool": bool(self.trainer_pools),
             "--decode": self.decode is not None,

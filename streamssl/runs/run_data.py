@@ -16,7 +16,7 @@ from shards.redaction import redact
 from shards.samples.subset import Subset, load_subset
 from shards.stores.range_reader import RangeReader
 from shards.stream.journal import Journal
-from shards.stream.manifest import Manifest
+from shards.stream.manifest import Manifest, read_manifest
 from shards.stream.manifest_listing import open_manifest
 from shards.stream.mixture import Weights, parse_weights
 from shards.stream.order import Order
@@ -175,3 +175,10 @@ def read_data(path: Path) -> DataConfig:
             f"{path} cannot be read ({error}); a run of this version writes it: name the folder of "
             "such a run"
         ) from error
+
+
+def open_saved_data(run: Path) -> OpenedData:
+    """Return the data that a run saved in its folder. Raises ConfigError, ManifestError."""
+    saved = read_data(run / "data.toml")
+    manifest = read_manifest(run / "manifest.parquet")
+    return OpenedData(saved, manifest, load_subset(saved.subset) if saved.subset else None, ())

@@ -8,9 +8,10 @@ from rich.console import Console
 
 from shards.errors import ConfigError
 from shards.records import Cursor
-from shards.stream.batch_stream import build_order, check_bytes, check_cursor
+from shards.stream.batch_stream import build_order, check_bytes
 from shards.stream.journal import Journal
 from shards.stream.order import Order
+from shards.stream.sample_slots import check_cursor
 from streamssl import checkpoint
 from streamssl.checkpoint import TrainState
 from streamssl.config.run_config import RunConfig, check_same, read_toml

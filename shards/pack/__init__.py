@@ -1,1 +1,1 @@
-"""Packing: images from folders, tables, URLs or other shards become shards."""
+"""Packing: images, or other shards, are written as tar shards."""

@@ -21,7 +21,7 @@ from shards.records import ShardInfo
 from shards.stores.image_download import DownloadConfig, ImageDownloader
 from shards.stores.image_download import FetchError as FetchError
 from shards.stores.range_reader import RangeReader
-from shards.tars.tar_walk import Walks
+from shards.tars.sample_starts import SampleStartCache
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -38,7 +38,7 @@ class ImageFetcher:
     def __init__(self, config: DownloadConfig, num_workers: int = 1) -> None:
         # All workers share the limit of a host.
         self._config = replace(config, per_host=max(1, config.per_host // num_workers))
-        self.reader, self.walks = RangeReader(), Walks()
+        self.reader, self.starts = RangeReader(), SampleStartCache()
         self._lookup = StoreLookup(self.reader)
         self._downloader: ImageDownloader | None = None
         self._pool: ThreadPoolExecutor | None = None

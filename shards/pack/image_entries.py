@@ -1,6 +1,6 @@
-"""What can be packed: the images of a folder, of a list of files, or made by formula.
+"""Sources of single images: a folder, a list of files, synthetic images.
 
-A source lists its images without opening them; workers get them one by one.
+A source lists its images without opening them; workers read them one by one.
 """
 
 import os
@@ -15,25 +15,25 @@ from typing import Literal
 import numpy as np
 
 from shards.errors import UserError
-from shards.pack.entry_plan import UNKNOWN_BYTES, Entry, PackSource
-from shards.pack.fetch import Fetcher, file_version
-from shards.pack.store_lookup import Lookups
+from shards.pack.entry_plan import UNKNOWN_BYTES, ImageEntry, ImagesSource
+from shards.pack.fetch import ImageFetcher, file_version
+from shards.pack.store_lookup import StoreLookup
 from shards.records import ShardInfo
 from shards.redaction import redact
 from shards.samples import synthetic_images as synthetic
 from shards.samples.admission import IMAGE_EXTENSIONS
 
-Labels = Literal["auto", "none"]
-# Name, place, what a listing says of it, label.
+LabelMode = Literal["auto", "none"]
+# Name, path or address, entry of a store's listing, label.
 _Row = tuple[str, str, ShardInfo | None, int | None]
 
 
-def entries_from_folder(folder: Path | str, labels: Labels = "auto") -> PackSource:
-    """The images under `folder`, here or in a store, at any depth, sorted by path.
+def entries_from_folder(folder: Path | str, labels: LabelMode = "auto") -> ImagesSource:
+    """Return the images below `folder`, local or in a store, sorted by path.
 
-    With "auto" the sub-folders directly under `folder` are the classes, numbered in the order of
-    their sorted names, if every image lies in one of at least two such sub-folders; otherwise,
-    and with "none", nothing is labelled.
+    With "auto" the direct sub-folders of `folder` are the classes, numbered by sorted name, if
+    there are at least two and each image is in one of them. Otherwise, and with "none", the images
+    have no labels.
     """
     skipped: Counter[str] = Counter()
     if is_far(str(folder)):
@@ -52,33 +52,32 @@ def entries_from_folder(folder: Path | str, labels: Labels = "auto") -> PackSour
     return _source(redact(str(folder)), rows, class_names, skipped, is_far(str(folder)))
 
 
-def entries_from_list(file: Path | str, labels: Labels = "auto") -> PackSource:
-    """The images that a text file names, one a line: paths relative to its own folder, addresses
-    of the web or of a store.
+def entries_from_list(file: Path | str, labels: LabelMode = "auto") -> ImagesSource:
+    """Return the images of a text file with one path or address a line.
 
-    A label may follow, after a tab, or after a space where the path before it ends as an image's
-    does. Whole numbers are kept as they are; other labels are numbered in sorted order; with
-    "none" there are none.
+    Paths are relative to the folder of the file. A label may follow after a tab, or after a space
+    if the line does not end with an image extension. Integer labels are kept; other labels are
+    numbered in sorted order; "none" drops them.
     """
     lines = _read_text(str(file)).splitlines()
     rows = [_split_line(line.strip()) for line in lines if line.strip()]
     if labels == "none":
         rows = [(path, None) for path, _ in rows]
-    words = [word for _, word in rows if word is not None]
-    if words and len(words) < len(rows):
-        bare = next(path for path, word in rows if word is None)
+    names = [name for _, name in rows if name is not None]
+    if names and len(names) < len(rows):
+        unlabelled = next(path for path, name in rows if name is None)
         raise UserError(
-            f"{len(rows) - len(words)} of {len(rows)} lines of {redact(str(file))} have no label, "
-            f"{redact(bare)!r} for one; all lines have a label or none has; complete the list"
+            f"{len(rows) - len(names)} of {len(rows)} lines of {redact(str(file))} have no label, "
+            f"such as {redact(unlabelled)!r}; all lines have a label or none has; complete the list"
         )
-    class_names = () if all(word.isdecimal() for word in words) else tuple(sorted(set(words)))
+    class_names = () if all(name.isdecimal() for name in names) else tuple(sorted(set(names)))
     numbers = {name: number for number, name in enumerate(class_names)}
     skipped: Counter[str] = Counter()
     parent = parent_of(str(file))
     found = [
         (path, place_of(path, parent), None,
-         None if word is None else numbers[word] if class_names else int(word))
-        for path, word in rows
+         None if name is None else numbers[name] if class_names else int(name))
+        for path, name in rows
     ]  # fmt: skip
     far = any(is_far(place) for _, place, _, _ in found)
     return _source(redact(str(file)), found, class_names, skipped, far)
@@ -90,18 +89,18 @@ def entries_from_synthetic(
     seed: int = 0,
     size: int = 48,
     num_classes: int = len(synthetic.CLASS_NAMES),
-) -> PackSource:
-    """`num` labelled images made by formula, as `synthetic.iter_images` yields them."""
+) -> ImagesSource:
+    """Return the `num` labelled images of `synthetic.iter_images`."""
     synthetic.check_size(size)
     labels = synthetic.balanced_labels(num, seed=seed, num_classes=num_classes)
-    # Samples of what the formula draws now name its version: a changed formula is a new input.
+    # A digest of one image of each class is the version: a changed formula is a new input.
     samples = [_draw(seed, 0, label, size) for label in range(num_classes)]
     version = blake2b(b"".join(samples), digest_size=16).hexdigest()
     entries = [
-        Entry("synthetic.jpg", "jpg", partial(_draw, seed, index, label, size), version, label)
+        ImageEntry("synthetic.jpg", "jpg", partial(_draw, seed, index, label, size), version, label)
         for index, label in enumerate(labels.tolist())
     ]
-    return PackSource(
+    return ImagesSource(
         name=f"{num} synthetic images",
         entries=entries,
         class_names=synthetic.CLASS_NAMES[:num_classes],
@@ -110,48 +109,48 @@ def entries_from_synthetic(
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is called as images are."""
+    """Return True if a file name has the extension of an image."""
     return _extension(name) in IMAGE_EXTENSIONS
 
 
 def is_far(place: str) -> bool:
-    """Whether it is an address, not a path."""
+    """Return True for an address of a store or of the web, False for a local path."""
     return "://" in place and not place.startswith("file://")
 
 
 def parent_of(file: str) -> str:
-    """The folder of a file, to which the paths in it are relative."""
+    """Return the folder of a list; paths in the list are relative to it."""
     return file.rpartition("/")[0] if is_far(file) else os.path.dirname(file)
 
 
 def place_of(path: str, parent: str) -> str:
-    """Where the file is that a list in the folder `parent` calls `path`."""
+    """Return the address of `path` in a list that is in the folder `parent`."""
     if "://" in path:
         return path
     if is_far(parent):
-        # Somebody else's list must not reach into this machine.
+        # A list from elsewhere must not name files of this machine.
         return f"{parent}/{path}" if not path.startswith("/") else f"file://{path}"
     return os.path.join(parent, path)
 
 
-def entry_at(name: str, place: str, label: int | None = None) -> Entry:
-    """The image at a place that nobody has looked at yet."""
+def entry_at(name: str, place: str, label: int | None = None) -> ImageEntry:
+    """Return an image that was not listed; its size and version are unknown."""
     if "://" not in place:
-        return Entry(name, "", partial(_read_file, place, ""), "", label)
+        return ImageEntry(name, "", partial(_read_file, place, ""), "", label)
     version = blake2b(place.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    return Entry(redact(place), "", partial(_get, place), version, label)
+    return ImageEntry(redact(place), "", partial(_download, place), version, label)
 
 
 def _source(
     name: str, rows: Iterable[_Row], class_names: tuple[str, ...], skipped: Counter[str], far: bool
-) -> PackSource:
-    entries: list[Entry] = []
+) -> ImagesSource:
+    entries: list[ImageEntry] = []
     sizes: list[int] = []
     for row in rows:
         for entry, size in _open(row, skipped):
             entries.append(entry)
             sizes.append(size)
-    return PackSource(
+    return ImagesSource(
         name=name,
         entries=entries,
         class_names=class_names,
@@ -161,8 +160,8 @@ def _source(
     )
 
 
-def _open(row: _Row, skipped: Counter[str]) -> Iterator[tuple[Entry, int]]:
-    """The entry of a row and its length; none where it cannot be an image, which is counted."""
+def _open(row: _Row, skipped: Counter[str]) -> Iterator[tuple[ImageEntry, int]]:
+    """Yield the entry of a row and its size; count a row that cannot be an image."""
     name, place, info, label = row
     if info is None and "://" in place:
         yield entry_at(name, place, label), UNKNOWN_BYTES
@@ -172,8 +171,8 @@ def _open(row: _Row, skipped: Counter[str]) -> Iterator[tuple[Entry, int]]:
         skipped["not_an_image"] += 1
         return
     if info is not None:
-        get = partial(_get_listed, info)
-        yield Entry(name, extension, get, info.version, label), info.num_bytes
+        get = partial(_read_listed, info)
+        yield ImageEntry(name, extension, get, info.version, label), info.num_bytes
         return
     try:
         status = os.stat(place)
@@ -185,27 +184,27 @@ def _open(row: _Row, skipped: Counter[str]) -> Iterator[tuple[Entry, int]]:
         return
     version = file_version(status)
     read = partial(_read_file, place, version)
-    yield Entry(name, extension, read, version, label), status.st_size
+    yield ImageEntry(name, extension, read, version, label), status.st_size
 
 
-def _read_file(path: str, version: str, fetcher: Fetcher) -> bytes:
+def _read_file(path: str, version: str, fetcher: ImageFetcher) -> bytes:
     return fetcher.file(path, version)
 
 
-def _get_listed(info: ShardInfo, fetcher: Fetcher) -> bytes:
+def _read_listed(info: ShardInfo, fetcher: ImageFetcher) -> bytes:
     return fetcher.listed(info)
 
 
-def _get(address: str, fetcher: Fetcher) -> bytes:
+def _download(address: str, fetcher: ImageFetcher) -> bytes:
     return fetcher.address(address)
 
 
-def _draw(seed: int, index: int, label: int, size: int, _: Fetcher | None = None) -> bytes:
+def _draw(seed: int, index: int, label: int, size: int, _: ImageFetcher | None = None) -> bytes:
     return synthetic.encode_jpeg(synthetic.make_image(seed, index, label, size))
 
 
 def _iter_files(folder: Path, skipped: Counter[str]) -> Iterator[str]:
-    """Paths of all files under `folder`, relative to it, sorted within each folder."""
+    """Yield the paths of all files below `folder`, relative to it, sorted within each folder."""
 
     def count(_: OSError) -> None:
         skipped["unreadable"] += 1
@@ -213,15 +212,14 @@ def _iter_files(folder: Path, skipped: Counter[str]) -> Iterator[str]:
     root = len(os.path.join(folder, ""))
     for parent, folders, files in os.walk(folder, onerror=count):
         folders.sort()
-        # A link may lead back up, so none is followed.
+        # Links to folders are not followed: they may form a circle.
         skipped["linked_folder"] += sum(os.path.islink(os.path.join(parent, f)) for f in folders)
         for name in sorted(files):
             yield os.path.join(parent, name)[root:]
 
 
 def _list_store(folder: str) -> Iterator[_Row]:
-    """The same of a folder in a store."""
-    files = Lookups().files_below(folder)
+    files = StoreLookup().files_below(folder)
     if files is None:
         raise UserError(
             f"{redact(folder)} is not a folder of its store; images are packed from one; check "
@@ -235,8 +233,8 @@ def _list_store(folder: str) -> Iterator[_Row]:
 
 def _read_text(file: str) -> str:
     if is_far(file):
-        data = Lookups().read(file)
-        reason = "there is none"
+        data = StoreLookup().read(file)
+        reason = "it does not exist"
     else:
         try:
             data = Path(file).expanduser().read_bytes()

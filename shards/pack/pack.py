@@ -1,12 +1,11 @@
-"""Images, or other shards, become tar shards: in a folder or in any store, all or resumably.
+"""Packing of images, or of other shards, as tar shards in a folder or any store; resumable.
 
-The shards are what the `webdataset` library reads and writes: a sample is `<key>.<ext>` with the
-image's own bytes, never encoded anew, and `<key>.cls` with its class number where it has one.
-The same input gives the same bytes, whoever writes them, wherever, after whatever interruption.
+The shards have the layout of the `webdataset` library: a sample is `<key>.<ext>` with the
+unchanged bytes of the image, and `<key>.cls` with its class number, if it has one. The same input
+gives the same bytes for any number of workers, any target and any interruption.
 
-Beside every shard lies a side-car, which is written behind it and says what became of it. While
-shards are missing `pack.unfinished.json` lies there, and whoever lists shards refuses the place;
-`pack.json` comes last.
+After each shard its side-car is written, with its statistics. While shards are missing, the target
+holds `pack.unfinished.json`, and listings of shards refuse it; `pack.json` is written last.
 """
 
 import json
@@ -34,19 +33,19 @@ from shards.stores.uploads import UNFINISHED
 
 CLASSES_FILE: Final = "classes.txt"
 REPORT_FILE: Final = "pack.json"
-# Side-cars are small, and a store takes its time over each.
+# Concurrent reads of side-cars: they are small, and a store answers each slowly.
 _NUM_READS: Final = 16
-# A process takes more than a second to start, and single images are packed fast without it.
-_WORTH_A_WORKER: Final = 1 << 32
+# Work in bytes for which one more process is started: its start takes more than a second.
+_BYTES_PER_WORKER: Final = 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackReport:
-    """What lies in `out`. `skipped` maps a reason to how many images were left out for it.
+    """Totals of a pack. `skipped` counts the images that were left out, by reason.
 
-    `digest` is of all shards' digests, in order; `num_bytes` their length. `num_renamed` samples
-    have another key because it was taken, `num_unselected` were not in the subset list. `reused`
-    says that everything was there already; `num_found` how many shards were.
+    `digest` covers the digests of all shards, in order. `num_renamed` samples have a new key
+    because theirs was taken, `num_unselected` are not in the subset list. `reused` is True if the
+    pack was complete already; `num_found` shards were complete already.
     """
 
     out: str
@@ -62,16 +61,16 @@ class PackReport:
 
 
 class PackProgress:
-    """What a caller may want to see of a pack; does nothing. To be derived from."""
+    """Handler of progress reports that ignores them; subclasses show them."""
 
     def begin(self, num_units: int, unit: str) -> None:
-        """So much work lies ahead, in images or in bytes of the input."""
+        """Receive the total work, in images or in bytes of the input."""
 
     def advance(self, num_units: int) -> None:
-        """So much of it was done."""
+        """Receive the work done since the last call."""
 
     def message(self, text: str) -> None:
-        """Something worth a line."""
+        """Receive a message for the user."""
 
 
 def pack(
@@ -86,18 +85,18 @@ def pack(
 ) -> PackReport:
     """Write `source` as shards to `out`, with classes.txt and pack.json beside them.
 
-    What an earlier call finished of the same input is left as it is, all of it or some shards.
-    With `admission` is left out what it rejects, without it what cannot be read. `num_workers`
-    processes work side by side; None: a core each, where there is enough work. Raises UserError
-    when `out` holds anything else, or when the source has no image; PackFailed and
-    ShardUnreadable for what may go better another time.
+    Shards that an earlier call finished from the same input are kept. Samples that cannot be read
+    are left out, with `admission` also those that it rejects. `num_workers` processes run side by
+    side; None chooses by the amount of work, at most one for each core. Raises UserError when
+    `out` holds anything else, or when the source has no image; PackFailed and ShardUnreadable for
+    failures that may pass.
     """
     config, download = config or PackConfig(), download or DownloadConfig()
     if admission is not None and admission.predicate:
         resolve_predicate(admission.predicate)
     target = open_target(str(out))
     rules = {} if admission is None else {"admission": asdict(admission)}
-    # What was bounded otherwise is another content.
+    # A size limit decides which images are packed, so it is part of the inputs.
     inputs = describe(source, config, max_image_bytes=download.max_bytes, **rules)
     work = _PackRun(source, str(out), config, target, inputs, progress or PackProgress())
     try:
@@ -116,13 +115,13 @@ def pack(
             return work.finish(work.make_all(job, num_workers))
     except OSError as error:
         raise UserError(
-            f"{redact(str(out))} cannot be written to ({error.strerror or error}); a pack needs a "
-            "place with room that it may write to: make room there, or give another one"
+            f"{redact(str(out))} cannot be written to ({error.strerror or error}); a pack needs "
+            "free space and write permission: free space there, or give another place"
         ) from error
 
 
 class _PackRun:
-    """One call of `pack`: what is there, what is missing, and the last steps."""
+    """One call of `pack`: finds finished shards, makes the missing ones, writes the report."""
 
     def __init__(
         self,
@@ -139,9 +138,9 @@ class _PackRun:
         self._num_found = 0
 
     def begin(self) -> bool:
-        """Look at what is there, and mark the place as unfinished. Whether all is there already.
+        """Mark the target as unfinished. Return True if it holds a complete pack already.
 
-        Raises UserError when it is something else.
+        Raises UserError when it holds anything else.
         """
         self._files = self._target.list()
         if UNFINISHED in self._files:
@@ -155,13 +154,13 @@ class _PackRun:
         return False
 
     def reuse(self) -> PackReport:
-        """The report of the complete pack that is there."""
+        """Return the report of the complete pack in the target."""
         saved = self._check_inputs(self._target.read(REPORT_FILE))
         try:
-            whole = all(
+            is_complete = all(
                 self._files[shard["name"]] == shard["num_bytes"] for shard in saved["shards"]
             )
-            if whole:
+            if is_complete:
                 return PackReport(
                     out=self._out,
                     reused=True,
@@ -173,19 +172,19 @@ class _PackRun:
         raise self._refusal()
 
     def make_all(self, job: PackJob, num_workers: int | None) -> list[ShardStats]:
-        """Make the shards that are missing; all of them, in order."""
+        """Make the missing shards. Return the statistics of all shards, in order."""
         plan = self._source.plan(self._config)
         made = self._find(plan)
         self._num_found = len(made)
         if num_workers is None:
-            worth = 1 + plan.cost() // _WORTH_A_WORKER
-            num_workers = min(len(os.sched_getaffinity(0)), worth)
+            max_workers = 1 + plan.cost() // _BYTES_PER_WORKER
+            num_workers = min(len(os.sched_getaffinity(0)), max_workers)
         try:
-            while wanted := self._missing(plan, made):
-                self.progress.begin(sum(map(plan.units, wanted)), self._source.unit)
-                job = replace(job, num_workers=min(num_workers, len(wanted)))
+            while missing := self._missing(plan, made):
+                self.progress.begin(sum(map(plan.units, missing)), self._source.unit)
+                job = replace(job, num_workers=min(num_workers, len(missing)))
                 irregular = _irregular(made)
-                tasks = (plan.task(number, irregular) for number in wanted)
+                tasks = (plan.task(number, irregular) for number in missing)
                 for stats in make_shards(job, self._target, tasks, self.progress.advance):
                     made[stats.number] = stats
         except KeyboardInterrupt:
@@ -196,7 +195,7 @@ class _PackRun:
         return [made[number] for number in range(plan.num_shards)]
 
     def finish(self, made: list[ShardStats]) -> PackReport:
-        """The last files; with them the pack is complete."""
+        """Write the last files, which complete the pack."""
         report = self._report(made)
         if not report.num_samples:
             for name in (*self._names(len(made)), UNFINISHED):
@@ -220,9 +219,9 @@ class _PackRun:
         return report
 
     def _find(self, plan: PackPlan) -> dict[int, ShardStats]:
-        """The shards whose side-cars say that they are complete, and of this pack."""
+        """Return the complete shards of this pack, by their side-cars."""
 
-        def look(number: int) -> ShardStats | None:
+        def read(number: int) -> ShardStats | None:
             stats = ShardStats.from_json(
                 self._target.read(sidecar_name(self._config, number)) or b""
             )
@@ -231,12 +230,12 @@ class _PackRun:
                 return None
             return stats if stats.made_from.startswith(self.made_from) else None
 
-        there = [n for n in range(plan.num_shards) if sidecar_name(self._config, n) in self._files]
+        found = [n for n in range(plan.num_shards) if sidecar_name(self._config, n) in self._files]
         with ThreadPoolExecutor(_NUM_READS) as pool:
-            return {stats.number: stats for stats in pool.map(look, there) if stats is not None}
+            return {stats.number: stats for stats in pool.map(read, found) if stats is not None}
 
     def _missing(self, plan: PackPlan, made: Mapping[int, ShardStats]) -> list[int]:
-        """Shards that are not there, or were cut before an input was known to be irregular."""
+        """Return the shards that were not made, or before an input was known to be irregular."""
         irregular = _irregular(made)
         return [
             number
@@ -280,13 +279,13 @@ class _PackRun:
     def _refusal(self) -> UserError:
         return UserError(
             f"{self._out} exists and is not a complete pack of these images with these settings, "
-            "nor the beginning of one; shards go into a new or empty folder; name another, or "
+            "nor an unfinished one; shards go into a new or empty folder; name another, or "
             "remove this one"
         )
 
 
 def _irregular(made: Mapping[int, ShardStats]) -> frozenset[int]:
-    """Input shards that must be walked through: a chunk of theirs cannot be told from the next."""
+    """Return the input shards that must be read from byte 0: a member is longer than a chunk."""
     return frozenset(row for stats in made.values() for row in stats.leaps)
 
 
@@ -298,5 +297,5 @@ def _no_image_message(source: PackSource, skipped: Mapping[str, int]) -> str:
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
     return (
         f"no image found in {source.name} ({reasons or 'it is empty'}); at least one file must "
-        f"be an image that can be read; check the path"
+        f"be a readable image; check the path"
     )

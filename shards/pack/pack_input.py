@@ -1,4 +1,4 @@
-"""From what a user names to what can be packed: a folder, a list, a Parquet file, or shards."""
+"""Source of a pack from its name: a folder, a list, a Parquet file, or shards."""
 
 import re
 from collections.abc import Iterable
@@ -32,9 +32,9 @@ _PATTERN: Final = re.compile(r"[*{\[]")
 def open_source(
     name: str, kind: SourceKind, labels: LabelMode, columns: TableColumns, subset: str | None
 ) -> PackSource:
-    """What is to be packed. Raises UserError, or ShardUnreadable."""
+    """Return the source that `name` refers to. Raises UserError or ShardUnreadable."""
     if kind == "auto":
-        kind = _kind(name)
+        kind = _detect_kind(name)
     if subset is not None and kind != "shards":
         raise ConfigError(
             f"subset={subset!r} with a {kind} of images; a subset list chooses from shards: list "
@@ -48,7 +48,7 @@ def open_source(
 
 
 def check_apart(source: str, out: str) -> None:
-    """Raise ConfigError when the shards would be written into what is packed."""
+    """Raise ConfigError if the shards would be written into the folder that is packed."""
     if is_far(source) != is_far(out):
         return
     if is_far(source):
@@ -58,8 +58,8 @@ def check_apart(source: str, out: str) -> None:
         inside = folder.is_dir() and place.is_relative_to(folder)
     if inside:
         raise ConfigError(
-            f"{redact(out)} lies in {redact(source)}; the next start would find the shards among "
-            "what is packed: give a place outside of it"
+            f"{redact(out)} lies in {redact(source)}; the next start would pack the "
+            "shards too: give a place outside of it"
         )
 
 
@@ -72,8 +72,8 @@ def _open_shards(pattern: str, subset: str | None) -> ShardsSource:
     return ShardsSource(name=redact(pattern), manifest=manifest, subset=chosen)
 
 
-def _kind(name: str) -> SourceKind:
-    """By its name, or by what a folder holds. What is nowhere is a folder, and refused as one."""
+def _detect_kind(name: str) -> SourceKind:
+    """Return the kind by name, or by the files of a folder. A missing path counts as a folder."""
     folder = _files_of_folder(name)
     if folder is not None:
         return _kind_of_folder(name, folder)
@@ -109,7 +109,7 @@ def _kind_of_folder(name: str, files: Iterable[str]) -> SourceKind:
 
 
 def _parquet_files(name: str) -> list[str]:
-    """One file, or those of a local glob in the order of their names."""
+    """Return one file, or the sorted files of a local glob."""
     if is_far(name) or not _PATTERN.search(name) or Path(name).expanduser().exists():
         return [name]
     pattern = Path(name).expanduser()

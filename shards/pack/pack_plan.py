@@ -1,7 +1,8 @@
-"""What a pack is made of: the tasks, one a shard, that are settled before anything is read.
+"""Plan of a pack: one task for each shard, fixed before any image is read.
 
-So every shard can be made alone, by anybody, again: what a shard holds depends on the listing and
-the settings. An image that turns out to be none leaves its shard smaller and moves nobody else.
+The content of a shard depends only on the listing and the settings, so each shard can be made
+alone, on any process, again. A file that is not an image makes its shard smaller, and no other
+image changes its shard.
 """
 
 import json
@@ -14,30 +15,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ConfigError
-from shards.pack.fetch import Fetcher
+from shards.pack.fetch import ImageFetcher
 from shards.records import Sample
 from shards.samples.subset import Subset
 
-# The layout of what is written; raised when the same input would give other bytes.
+# Version of the layout; increased when the same input would give other bytes.
 _LAYOUT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackConfig:
-    """How samples are dealt to shards. A shard is closed by whichever limit it would pass first.
+    """Assignment of samples to shards. A shard ends before it would pass either limit.
 
-    Lengths are those that are known before anything is read: of files and of objects in a store.
-    An image from the web is taken for 256 KiB.
+    Sizes are those in the listing of a folder or a store; an image from the web counts as 256 KiB.
     """
 
     samples_per_shard: int = 10_000
-    """A shard is closed when it holds so many; about so many where shards are packed again."""
+    """Maximum number of samples of a shard; approximate when shards are packed again."""
     max_bytes: int = 1 << 28
-    """Or when it would pass so many bytes."""
+    """Maximum size of a shard."""
     seed: int | None = 0
-    """Decides the order, so that shards are not sorted by class; None keeps the source's."""
+    """Seed of the order, so that shards are not sorted by class; None keeps the source's order."""
     pattern: str = "shard-{:06d}.tar"
-    """Name of a shard, with one number."""
+    """File name of a shard, with one number."""
 
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1 or self.max_bytes < 1:
@@ -53,8 +53,8 @@ class PackConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
-    """An image that is not in its shard, and why. `lost`: another time it may be there."""
+class SkippedSample:
+    """A sample that is left out of its shard. `lost`: a network failure that may pass."""
 
     name: str
     reason: str
@@ -62,88 +62,88 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Some samples of a shard in their order, those left out beside them.
+class SamplesRead:
+    """Some samples of a shard in their order, and those that were left out between them.
 
-    `units` of the source were worked through for it. `num_unselected` samples are not in the
-    subset list. `leaps` names input shards in which a member reaches over a whole chunk.
+    `units` is the progress in units of the source. `num_unselected` samples are not in the subset
+    list. `leaps` holds input shards in which a member is longer than a chunk.
     """
 
     units: int
     samples: Sequence[Sample] = ()
-    skipped: Sequence[Skipped] = ()
+    skipped: Sequence[SkippedSample] = ()
     num_unselected: int = 0
     leaps: tuple[int, ...] = ()
 
 
 class ShardTask(Protocol):
-    """One shard that is to be written. Travels by pickle to the worker that does it."""
+    """Task to write one shard. Sent to worker processes by pickle."""
 
     @property
     def number(self) -> int: ...
 
     @property
     def variant(self) -> str:
-        """What decides the shard's bytes besides the inputs of the whole pack."""
+        """Part of the shard's identity that the inputs of the whole pack do not contain."""
 
-    def read(self, fetcher: Fetcher, subset: Subset | None) -> Iterator[Step]:
-        """All samples of the shard, in order."""
+    def read(self, fetcher: ImageFetcher, subset: Subset | None) -> Iterator[SamplesRead]:
+        """Yield all samples of the shard, in order."""
 
 
-class Plan(Protocol):
-    """The shards of a pack."""
+class PackPlan(Protocol):
+    """Shards of a pack."""
 
     num_shards: int
 
     def units(self, number: int) -> int:
-        """How much work shard number `number` is, in units of the source."""
+        """Return the work of shard `number`, in units of the source."""
 
     def cost(self) -> int:
-        """How much work all shards are, in bytes that a single core gets through as fast."""
+        """Return the work of all shards, as a number of bytes to copy."""
 
     def variant(self, number: int, irregular: frozenset[int]) -> str:
-        """The `variant` of that task."""
+        """Return the `variant` of the task of shard `number`."""
 
     def task(self, number: int, irregular: frozenset[int]) -> ShardTask:
-        """Shard number `number`, when the input shards in `irregular` must be walked through."""
+        """Return the task of shard `number`; input shards in `irregular` are read from byte 0."""
 
 
-class Source(Protocol):
-    """What can be packed."""
+class PackSource(Protocol):
+    """Input of a pack: single images, or shards."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def digest(self) -> str:
-        """Names the content: two sources that agree in it give the same shards."""
+        """Digest of the content: sources with the same digest give the same shards."""
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """By reason, what was found and cannot be packed."""
+        """Number of files that cannot be packed, by reason."""
 
     @property
     def unit(self) -> Literal["images", "bytes"]: ...
 
     @property
     def subset(self) -> Subset | None:
-        """Which samples are wanted, where these are shards."""
+        """List of the samples to take from shards."""
 
-    def plan(self, config: PackConfig) -> Plan: ...
+    def plan(self, config: PackConfig) -> PackPlan: ...
 
 
-def describe(source: Source, config: PackConfig, **others: Any) -> dict[str, Any]:
-    """What decides the bytes that are written: two packs that agree in it are the same."""
+def describe(source: PackSource, config: PackConfig, **others: Any) -> dict[str, Any]:
+    """Return all settings that decide the written bytes, as JSON values."""
     fields = {"layout": _LAYOUT, **asdict(config), "source": source.digest, **others}
     plain: dict[str, Any] = json.loads(json.dumps(fields))
     return plain
 
 
 def shuffled(num: int, seed: int | None, *purpose: int) -> NDArray[np.int64]:
-    """range(num) in the order that the seed decides; None keeps it."""
+    """Return range(num) in the order of the seed; None keeps it."""
     order = np.arange(num)
     if seed is None:
         return order
@@ -153,10 +153,10 @@ def shuffled(num: int, seed: int | None, *purpose: int) -> NDArray[np.int64]:
     return generator.permutation(num)
 
 
-def deal(sizes: NDArray[np.int64], most: int, max_bytes: int) -> NDArray[np.int64]:
-    """Where the shards begin and end, so that each has at most so many entries and bytes.
+def shard_bounds(sizes: NDArray[np.int64], max_entries: int, max_bytes: int) -> NDArray[np.int64]:
+    """Return the bounds of shards with at most so many entries and bytes, and at least one entry.
 
-    Shard n takes the entries [bounds[n], bounds[n + 1]), at least one.
+    Shard n takes the entries [bounds[n], bounds[n + 1]).
     """
     ends = np.cumsum(sizes)
     bounds = [0]
@@ -164,15 +164,16 @@ def deal(sizes: NDArray[np.int64], most: int, max_bytes: int) -> NDArray[np.int6
         start = bounds[-1]
         before = int(ends[start - 1]) if start else 0
         fit = int(np.searchsorted(ends, before + max_bytes, side="right"))
-        bounds.append(min(max(fit, start + 1), start + most, len(sizes)))
+        bounds.append(min(max(fit, start + 1), start + max_entries, len(sizes)))
     return np.array(bounds, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardStats:
-    """What became of one shard: its side-car, and the proof that it is complete.
+    """Content of a side-car: statistics of one shard, and the proof that it is complete.
 
-    `made_from` names the inputs. `left_out` lists, by reason, the names of what is not in it.
+    `made_from` is the digest of the inputs. `left_out` holds the names of samples that are not in
+    the shard, by reason.
     """
 
     made_from: str
@@ -190,7 +191,7 @@ class ShardStats:
 
     @classmethod
     def from_json(cls, data: bytes) -> "ShardStats | None":
-        """What `to_json` wrote; None for anything else."""
+        """Parse the output of `to_json`; return None for anything else."""
         try:
             fields = json.loads(data)
             return cls(**{**fields, "leaps": tuple(fields["leaps"])})

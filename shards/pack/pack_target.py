@@ -1,6 +1,6 @@
-"""Where shards go: a folder, or any store. Whatever appears there under its name is whole.
+"""Target of a pack: a folder, or a folder of any store. Each file appears there atomically.
 
-Nothing of a draft is ever seen there, and killed packs leave nothing behind for long.
+Drafts are hidden, and those of killed packs are removed by the next pack.
 """
 
 import fcntl
@@ -14,59 +14,63 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from shards.errors import UserError
+from shards.files import write_atomic
 from shards.redaction import redact
-from shards.stores.uploads import Uploads
+from shards.stores.uploads import StoreFolder
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
-_DRAFTS: Final = ".*.part-*"
+# Drafts of shards, and those of `write_atomic`.
+_DRAFTS: Final = (".*.part-*", ".*.draft")
 _SCRATCH: Final = "streamssl-pack-"
 
 
-class Target(Protocol):
-    """A folder of finished files."""
+class PackTarget(Protocol):
+    """Folder of finished files."""
 
-    def hold(self, say: Say) -> AbstractContextManager[Path]:
-        """Wait until no other pack of this machine works there; gives the scratch folder, in which
-        drafts grow, free of what killed packs left there."""
+    def hold(self, report: Report) -> AbstractContextManager[Path]:
+        """Wait until no other pack of this machine uses the target; yield the scratch folder.
+
+        Drafts are written to the scratch folder; drafts of killed packs are removed from it.
+        """
 
     def list(self) -> dict[str, int]:
-        """Names of what is there, drafts apart, and how many bytes they have."""
+        """Return names and sizes of the files, without drafts."""
 
     def read(self, name: str) -> bytes | None:
-        """All of a file; None where there is none."""
+        """Return all bytes of a file; None if it does not exist."""
 
     def put(self, name: str, draft: Path) -> None:
-        """Let a finished draft appear there as a whole."""
+        """Move a finished draft to its name."""
 
     def write(self, name: str, data: bytes) -> None:
-        """The same with these bytes."""
+        """Write a whole file."""
 
     def remove(self, name: str) -> None:
-        """Delete a file; nothing happens where there is none."""
+        """Delete a file, if it exists."""
 
 
-def open_target(out: str) -> Target:
-    """The place that `out` names. Raises ManifestError where there is no such store."""
+def open_target(out: str) -> PackTarget:
+    """Return the target at `out`. Raises ManifestError for an unknown store."""
     if "://" in out and not out.startswith("file://"):
-        return Bucket(out)
-    return Folder(Path(out.removeprefix("file://")).expanduser().absolute())
+        return BucketTarget(out)
+    return FolderTarget(Path(out.removeprefix("file://")).expanduser().absolute())
 
 
-class Folder:
-    """A folder of this machine: drafts grow in it, under hidden names, and are renamed."""
+class FolderTarget:
+    """Folder of this machine; drafts are hidden files in it, which are renamed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     @contextmanager
-    def hold(self, say: Say) -> Iterator[Path]:
-        """See `Target.hold`. No empty folder is left behind."""
+    def hold(self, report: Report) -> Iterator[Path]:
+        """See `PackTarget.hold`. Removes the folder if it was made here and stays empty."""
         while True:
             existed = self._path.exists()
             self._make()
-            with _lock(self._path, say) as is_locked:
-                # Who held it before may have removed it when it came to nothing.
+            with _lock(self._path, report) as is_locked:
+                # The process that held the lock before may have removed the folder.
                 if is_locked is None:
                     continue
                 try:
@@ -86,119 +90,115 @@ class Folder:
             self._path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(
-                f"{self._path} exists and is not a complete pack of these images: it, or what it "
-                "lies in, is a file; shards go into a new or empty folder; name another"
+                f"{self._path} exists and is not a complete pack of these images: it, or a parent "
+                "of it, is a file; shards go into a new or empty folder; name another"
             ) from error
         except OSError as error:
             raise UserError(
-                f"{self._path} cannot be made ({error.strerror}); shards go into a folder that may "
-                "be written to; name another"
+                f"{self._path} cannot be made ({error.strerror}); shards go into a folder with "
+                "write permission; name another"
             ) from error
 
     def list(self) -> dict[str, int]:
-        """See `Target.list`."""
+        """See `PackTarget.list`."""
         return {
             entry.name: -1 if entry.is_dir() else entry.stat(follow_symlinks=False).st_size
             for entry in os.scandir(self._path)
-            if not Path(entry.name).match(_DRAFTS)
+            if not any(map(Path(entry.name).match, _DRAFTS))
         }
 
     def read(self, name: str) -> bytes | None:
-        """See `Target.read`."""
+        """See `PackTarget.read`."""
         try:
             return (self._path / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def put(self, name: str, draft: Path) -> None:
-        """See `Target.put`."""
+        """See `PackTarget.put`."""
         os.replace(draft, self._path / name)
 
     def write(self, name: str, data: bytes) -> None:
-        """See `Target.write`."""
-        draft = self._path / f".{name}.part-{os.getpid()}"
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        self.put(name, draft)
+        """See `PackTarget.write`."""
+        write_atomic(self._path / name, data, durable=True)
 
     def remove(self, name: str) -> None:
-        """See `Target.remove`."""
+        """See `PackTarget.remove`."""
         (self._path / name).unlink(missing_ok=True)
 
     def _remove_drafts(self) -> None:
-        for draft in self._path.glob(_DRAFTS):
-            draft.unlink(missing_ok=True)
+        for pattern in _DRAFTS:
+            for draft in self._path.glob(pattern):
+                draft.unlink(missing_ok=True)
 
 
-class Bucket:
-    """A folder of a store: drafts grow in the temporary folder of this machine."""
+class BucketTarget:
+    """Folder of a store; drafts are files in the temporary folder of this machine."""
 
     def __init__(self, uri: str) -> None:
-        self._uploads = Uploads(uri)
+        self._folder = StoreFolder(uri)
         name = blake2b(redact(uri).encode(), digest_size=8).hexdigest()
         self._prefix = f"{_SCRATCH}{name}-"
 
     @contextmanager
-    def hold(self, say: Say) -> Iterator[Path]:
-        """See `Target.hold`. Two machines that pack the same put the same bytes."""
+    def hold(self, report: Report) -> Iterator[Path]:
+        """See `PackTarget.hold`. Packs on two machines are not locked: they put equal bytes."""
         for left in Path(tempfile.gettempdir()).glob(f"{self._prefix}*"):
             with suppress(OSError), _lock(left, None):
                 shutil.rmtree(left, ignore_errors=True)
         with ExitStack() as stack:
             scratch = None
             while scratch is None:
-                # Until it is locked, another pack may take it for one that was left behind.
+                # Until it is locked, another pack may remove it as a leftover.
                 with suppress(FileNotFoundError):
                     made = Path(tempfile.mkdtemp(prefix=self._prefix))
-                    is_locked = stack.enter_context(_lock(made, say))
+                    is_locked = stack.enter_context(_lock(made, report))
                     scratch = None if is_locked is None else made
             stack.callback(shutil.rmtree, scratch, ignore_errors=True)
             yield scratch
 
     def list(self) -> dict[str, int]:
-        """See `Target.list`."""
-        return self._uploads.list()
+        """See `PackTarget.list`."""
+        return self._folder.list()
 
     def read(self, name: str) -> bytes | None:
-        """See `Target.read`."""
-        return self._uploads.read(name)
+        """See `PackTarget.read`."""
+        return self._folder.read(name)
 
     def put(self, name: str, draft: Path) -> None:
-        """See `Target.put`."""
-        self._uploads.put(name, draft)
+        """See `PackTarget.put`."""
+        self._folder.put(name, draft)
 
     def write(self, name: str, data: bytes) -> None:
-        """See `Target.write`."""
-        self._uploads.write(name, data)
+        """See `PackTarget.write`."""
+        self._folder.write(name, data)
 
     def remove(self, name: str) -> None:
-        """See `Target.remove`."""
-        self._uploads.remove(name)
+        """See `PackTarget.remove`."""
+        self._folder.remove(name)
 
 
 @contextmanager
-def _lock(folder: Path, say: Say | None) -> Iterator[bool | None]:
-    """Hold a lock on a folder, which leaves nothing behind when its holder is killed.
+def _lock(folder: Path, report: Report | None) -> Iterator[bool | None]:
+    """Hold a lock on a folder, which the kernel releases when the process is killed.
 
-    Gives False where the file system has no locks, None where the folder is another one by now.
-    Without `say` nobody waits: BlockingIOError.
+    Yields False if the file system has no locks, None if the folder was replaced meanwhile.
+    Without `report` it does not wait: raises BlockingIOError.
     """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield _locked(handle, folder, say)
+        yield _wait_for_lock(handle, folder, report)
     finally:
         os.close(handle)
 
 
-def _locked(handle: int, folder: Path, say: Say | None) -> bool | None:
+def _wait_for_lock(handle: int, folder: Path, report: Report | None) -> bool | None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        if say is None:
+        if report is None:
             raise
-        say(f"another process packs into {folder} at this moment; waiting for it")
+        report(f"another process packs into {folder} at this moment; waiting for it")
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError:
         return False

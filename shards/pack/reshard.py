@@ -1,7 +1,7 @@
-"""Shards become other shards: larger, smaller, mixed, or with some of the samples.
+"""Shards packed again: larger, smaller, mixed, or with some of the samples.
 
-What is dealt are byte ranges of the input shards, so nothing has to be read to plan. The members
-of a sample stay as they are, and so does its key, unless its new shard has that key already.
+The plan assigns byte ranges of the input shards, so it reads nothing. The members of a sample are
+unchanged, and so is its key, unless its new shard has that key already.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,21 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.pack.fetch import ImageFetcher
-from shards.pack.pack_plan import PackConfig, ShardTask, SkippedSample, SamplesRead, shard_bounds, shuffled
+from shards.pack.pack_plan import (
+    PackConfig,
+    SamplesRead,
+    ShardTask,
+    SkippedSample,
+    shard_bounds,
+    shuffled,
+)
 from shards.records import Chunk, Reject, Sample, ShardInfo
 from shards.redaction import redact
 from shards.samples.subset import Subset
 from shards.stream.manifest import Manifest
 from shards.tars.chunk_reader import read_chunk
 
-# A shard is put together from this many ranges: so many places it is mixed from.
+# Number of byte ranges of an output shard, and so of places that its samples come from.
 _CHUNKS_PER_SHARD: Final = 64
 _MIN_CHUNK_BYTES, _MAX_CHUNK_BYTES = 1 << 14, 1 << 23
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardsSource:
-    """Shards that are packed again, or those of their samples that `subset` selects."""
+    """Input shards, or those of their samples that `subset` selects."""
 
     name: str
     manifest: Manifest
@@ -47,12 +54,12 @@ class ShardsSource:
         return "bytes"
 
     def plan(self, config: PackConfig) -> "ShardsPlan":
-        """Which byte ranges go into which shard.
+        """Assign byte ranges to shards.
 
-        How many samples a range holds is known from a look into a few shards, about.
+        The number of samples in a range is estimated from the samples that the manifest read.
         """
-        most = int(config.samples_per_shard * self.manifest.sample_bytes)
-        max_bytes = max(1, min(config.max_bytes, most))
+        wanted = int(config.samples_per_shard * self.manifest.sample_bytes)
+        max_bytes = max(1, min(config.max_bytes, wanted))
         chunks = _chunks(self.manifest.shards, max_bytes)
         order = shuffled(len(chunks), config.seed)
         bounds = shard_bounds(chunks[order, 2] - chunks[order, 1], len(chunks), max_bytes)
@@ -60,7 +67,10 @@ class ShardsSource:
 
 
 class ShardsPlan:
-    """Shard n holds the chunks (shard row, start, stop) of rows [bounds[n], bounds[n + 1])."""
+    """Plan in which shard n holds the chunks `chunks[bounds[n] : bounds[n + 1]]`.
+
+    A chunk is a row (shard row, start, stop).
+    """
 
     def __init__(
         self,
@@ -82,7 +92,7 @@ class ShardsPlan:
         return sum(shard.num_bytes for shard in self._shards)
 
     def variant(self, number: int, irregular: frozenset[int]) -> str:
-        """See `PackPlan.variant`: the input shards that are walked through."""
+        """See `PackPlan.variant`. Names the input shards that are read from byte 0."""
         if not irregular:
             return ""
         walked = irregular.intersection(self._rows(number)[:, 0].tolist())
@@ -104,7 +114,7 @@ class ShardsPlan:
 
 @dataclass(frozen=True, slots=True)
 class ShardsTask:
-    """The chunks of one shard. With a seed their samples are mixed, for which all are held."""
+    """Chunks of one shard. With a seed their samples are mixed, and all are held in memory."""
 
     number: int
     chunks: tuple[Chunk, ...]
@@ -116,18 +126,20 @@ class ShardsTask:
         """See `ShardTask.read`."""
         held: list[Sample] = []
         for chunk in self.chunks:
-            step = _read(fetcher, self.shards[chunk.shard], chunk, subset)
+            found = _read(fetcher, self.shards[chunk.shard], chunk, subset)
             if self.seed is not None:
-                held += step.samples
-                step = replace(step, samples=())
-            yield step
+                held += found.samples
+                found = replace(found, samples=())
+            yield found
         if held:
             order = shuffled(len(held), self.seed, self.number)
             yield SamplesRead(0, samples=[held[number] for number in order])
 
 
-def _read(fetcher: ImageFetcher, shard: ShardInfo, chunk: Chunk, subset: Subset | None) -> SamplesRead:
-    cut = read_chunk(fetcher.reader, shard, chunk, fetcher.walks)
+def _read(
+    fetcher: ImageFetcher, shard: ShardInfo, chunk: Chunk, subset: Subset | None
+) -> SamplesRead:
+    cut = read_chunk(fetcher.reader, shard, chunk, fetcher.starts)
     samples = [item for item in cut.found if isinstance(item, Sample)]
     name = redact(shard.uri)
     skipped = [
@@ -137,8 +149,8 @@ def _read(fetcher: ImageFetcher, shard: ShardInfo, chunk: Chunk, subset: Subset 
     ]
     num_found = len(samples)
     if subset is not None and samples:
-        wanted = subset.select(samples)
-        samples = [sample for sample, is_in in zip(samples, wanted, strict=True) if is_in]
+        selected = subset.select(samples)
+        samples = [sample for sample, is_in in zip(samples, selected, strict=True) if is_in]
     return SamplesRead(
         chunk.stop - chunk.start,
         samples,
@@ -149,7 +161,7 @@ def _read(fetcher: ImageFetcher, shard: ShardInfo, chunk: Chunk, subset: Subset 
 
 
 def _chunks(shards: Sequence[ShardInfo], max_bytes: int) -> NDArray[np.int64]:
-    """Rows (shard, start, stop) that cover all shards, in order."""
+    """Return rows (shard, start, stop) that cover all shards, in order."""
     wanted = max_bytes // _CHUNKS_PER_SHARD
     size = int(min(max(wanted, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES))
     lengths = np.array([shard.num_bytes for shard in shards], np.int64)

@@ -1,4 +1,4 @@
-"""One shard is written: a plain tar without a clock, byte by byte the same whoever writes it."""
+"""Writer of one shard: a plain tar without timestamps, equal bytes for equal samples."""
 
 import os
 import tarfile
@@ -29,10 +29,10 @@ _PLAIN_NAME_BYTES: Final = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackJob:
-    """All that a worker must know besides the task. Travels by pickle.
+    """Settings that all tasks share. Sent to worker processes by pickle.
 
-    `made_from` is the digest of what decides the bytes. `scratch` is the folder of this machine
-    where shards grow until they are whole. Without `admission` all is kept that can be read.
+    `made_from` is the digest of the inputs. `scratch` is the local folder of drafts. Without
+    `admission` each readable sample is kept.
     """
 
     target: str
@@ -46,18 +46,18 @@ class PackJob:
 
 
 class ShardMaker:
-    """Makes one shard after the other, with connections that it keeps. Use it as a context."""
+    """Makes shards one by one, and keeps its connections. Use it as a context."""
 
     def __init__(self, job: PackJob, target: PackTarget | None = None) -> None:
         self._job = job
         self._target = target or open_target(job.target)
         self._fetcher = ImageFetcher(job.download, job.num_workers)
-        self._judge = _SampleFilter(job.admission)
+        self._filter = _SampleFilter(job.admission)
 
     def make(self, task: ShardTask, advance: Advance) -> ShardStats:
-        """Write one shard where it belongs, and behind it the side-car that says it is complete.
+        """Write one shard to the target, and then its side-car, which proves that it is complete.
 
-        Raises PackFailed or ShardUnreadable, and OSError where it cannot be written.
+        Raises PackFailed or ShardUnreadable, and OSError if the target cannot be written to.
         """
         job = self._job
         name = shard_name(job.config, task.number)
@@ -82,10 +82,10 @@ class ShardMaker:
         num_read = num_unselected = 0
         leaps: set[int] = set()
         with ShardFile(draft) as file:
-            for step in task.read(self._fetcher, self._job.subset):
-                skipped = list(step.skipped)
-                for sample in step.samples:
-                    reason = self._judge.refuses(sample)
+            for found in task.read(self._fetcher, self._job.subset):
+                skipped = list(found.skipped)
+                for sample in found.samples:
+                    reason = self._filter.reject_reason(sample)
                     if reason is None:
                         file.add(sample.key, sample.fields)
                     else:
@@ -93,10 +93,10 @@ class ShardMaker:
                 for entry in skipped:
                     left_out.setdefault(entry.reason, []).append(entry.name)
                     lost[entry.reason] += entry.lost
-                num_read += len(step.samples) + len(step.skipped)
-                num_unselected += step.num_unselected
-                leaps.update(step.leaps)
-                advance(step.units)
+                num_read += len(found.samples) + len(found.skipped)
+                num_unselected += found.num_unselected
+                leaps.update(found.leaps)
+                advance(found.units)
         _check_lost(shard_name(self._job.config, task.number), self._job.download, num_read, +lost)
         return ShardStats(
             made_from=f"{self._job.made_from}{task.variant}",
@@ -122,40 +122,41 @@ def sidecar_name(config: PackConfig, number: int) -> str:
 
 
 class _SampleFilter:
-    """What a run would say of a sample before it decodes the image."""
+    """Decides, as a run does before it decodes the image, if a sample is left out."""
 
     def __init__(self, admission: AdmissionConfig | None) -> None:
         self._admission = admission
         name = admission.predicate if admission else ""
         self._predicate = resolve_predicate(name) if name else None
 
-    def refuses(self, sample: Sample) -> Reason | None:
-        """Why the sample is left out; None where it is not."""
+    def reject_reason(self, sample: Sample) -> Reason | None:
+        """Return the reason to leave a sample out; None if it is kept."""
         if self._admission is None:
             return None
         image = admit(sample, self._admission)
         if isinstance(image, Reject):
             return image.reason
-        refused = apply_predicate(self._predicate, sample, image) if self._predicate else None
-        return refused[0] if refused else None
+        rejected = apply_predicate(self._predicate, sample, image) if self._predicate else None
+        return rejected[0] if rejected else None
 
 
 def _check_lost(name: str, download: DownloadConfig, num_read: int, lost: Counter[str]) -> None:
-    """A network that is down must not look like a web without images."""
+    """Raise PackFailed if the network lost too many images: it may be down."""
     if lost.total() > download.max_lost_fraction * num_read:
         reasons = ", ".join(f"{count} {reason}" for reason, count in lost.most_common())
         raise PackFailed(
             f"{lost.total()} of {num_read} images of {name} were lost to the network "
             f"({reasons}), at most {download.max_lost_fraction:.0%} may be; start the same command "
-            "again when it is better, it goes on where it was, or raise --download.max-lost-fraction"
+            "again when the network is back, it goes on where it was, or raise "
+            "--download.max-lost-fraction"
         )
 
 
 class ShardFile:
-    """A tar that grows. Use it as a context: when it is left without an error, it is complete.
+    """Tar that is written sample by sample. Leaving its context without an error completes it.
 
-    Plain USTAR headers; PAX before a name that does not fit into one. A key that the shard has
-    already gets a number.
+    Headers are plain USTAR, with a PAX header for a name that does not fit. A key that the shard
+    has already gets a number.
     """
 
     def __init__(self, path: Path) -> None:
@@ -170,8 +171,8 @@ class ShardFile:
         return self._digest.hexdigest()
 
     def add(self, key: str, fields: Mapping[str, bytes]) -> None:
-        """Append a sample: a member `<key>.<extension>` for every field."""
-        key = self._free(key)
+        """Append a sample: a member `<key>.<extension>` for each field."""
+        key = self._unique_key(key)
         for extension, data in fields.items():
             self._write(_header(f"{key}.{extension}" if extension else key, len(data)))
             self._write(data)
@@ -192,13 +193,13 @@ class ShardFile:
                 end = self.num_bytes + 2 * BLOCK
                 self._write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
                 self._file.flush()
-                # The side-car that follows vouches for these bytes, even after a power cut.
+                # The side-car proves that these bytes are complete, even after a power failure.
                 os.fsync(self._file.fileno())
         finally:
             self._file.close()
 
-    def _free(self, key: str) -> str:
-        """`key`, or the first of key-2, key-3, … that the shard does not have."""
+    def _unique_key(self, key: str) -> str:
+        """Return `key`, or the first of key-2, key-3, … that the shard does not have."""
         free, number = key, self._keys.get(key, 0)
         while free in self._keys:
             number += 1
@@ -216,12 +217,12 @@ class ShardFile:
 
 
 def _header(name: str, num_bytes: int) -> bytes:
-    """The header of a regular file, its PAX header before it where its name needs one."""
+    """Return the header of a regular file, after a PAX header if its name needs one."""
     encoded = name.encode("utf-8", "surrogateescape")
     if name.isascii() and len(encoded) <= _PLAIN_NAME_BYTES and num_bytes < 8**11:
         block = encoded.ljust(_PLAIN_NAME_BYTES, b"\0") + _BEFORE_SIZE + b"%011o\0" % num_bytes
-        total = sum(block) + _SUM_BEHIND_SIZE
-        return block + _TIME + b"%06o\0 " % total + _BEHIND_SUM
+        total = sum(block) + _SUM_AFTER_SIZE
+        return block + _TIME + b"%06o\0 " % total + _AFTER_SUM
     info = tarfile.TarInfo(name)
     info.mode, info.size = 0o444, num_bytes
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
@@ -233,8 +234,8 @@ def _template() -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-# A header between its variable parts: name [0, 100), size [124, 136), checksum [148, 156).
+# Constant parts of a header; variable are name [0, 100), size [124, 136), checksum [148, 156).
 _BEFORE_SIZE: Final = _template()[100:124]
 _TIME: Final = _template()[136:148]
-_BEHIND_SUM: Final = _template()[156:]
-_SUM_BEHIND_SIZE: Final = sum(_TIME) + 8 * ord(" ") + sum(_BEHIND_SUM)
+_AFTER_SUM: Final = _template()[156:]
+_SUM_AFTER_SIZE: Final = sum(_TIME) + 8 * ord(" ") + sum(_AFTER_SUM)

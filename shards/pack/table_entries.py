@@ -1,4 +1,4 @@
-"""What can be packed: images that the rows of Parquet files name, with what is known of them."""
+"""Source of images named by rows of Parquet files, with labels, captions and other columns."""
 
 import io
 import json
@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shards.errors import ConfigError, UserError
-from shards.pack.entry_plan import UNKNOWN_BYTES, Entry, PackSource
-from shards.pack.image_entries import Labels, entry_at, is_far, parent_of, place_of
-from shards.pack.store_lookup import Lookups
+from shards.pack.entry_plan import UNKNOWN_BYTES, ImageEntry, ImagesSource
+from shards.pack.image_entries import LabelMode, entry_at, is_far, parent_of, place_of
+from shards.pack.store_lookup import StoreLookup
 from shards.redaction import redact, short
 
 _ADDRESSES: Final = ("url", "path", "uri")
@@ -29,30 +29,30 @@ _CAPTIONS: Final = ("caption", "text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Columns:
-    """Which columns of a Parquet file say what. An empty name: the usual one, if it is there."""
+class TableColumns:
+    """Columns of a Parquet file by purpose. An empty name stands for the usual ones."""
 
     address: str = ""
-    """URLs or paths; usually url, path or uri."""
+    """Column of URLs or paths; usually url, path or uri."""
     label: str = ""
-    """Class numbers or names, for .cls; usually label or class."""
+    """Column of class numbers or names, for .cls; usually label or class."""
     key: str = ""
-    """What a sample is called, also put into .json; usually key or uid."""
+    """Column of sample keys, also written to .json; usually key or uid."""
     caption: str = ""
-    """Text, for .txt; usually caption or text."""
+    """Column of captions, for .txt; usually caption or text."""
     others: Literal["none", "json"] = "none"
-    """json: all other columns go into .json."""
+    """json: write all other columns to .json."""
 
 
 def entries_from_parquet(
-    files: Sequence[str], columns: Columns | None = None, labels: Labels = "auto"
-) -> PackSource:
-    """The images that the rows of Parquet files name, relative to the folder of the first.
+    files: Sequence[str], columns: TableColumns | None = None, labels: LabelMode = "auto"
+) -> ImagesSource:
+    """Return the images of the rows; paths are relative to the folder of the first file.
 
-    With labels "none" no column is one. Raises UserError when a file cannot be read, or has no
-    column of addresses.
+    `labels` "none" ignores the label column. Raises UserError when a file cannot be read, or has
+    no column of addresses.
     """
-    columns = columns or Columns()
+    columns = columns or TableColumns()
     digest = blake2b(repr((asdict(columns), labels)).encode(), digest_size=16)
     tables: list[pa.Table] = []
     for file in files:
@@ -64,11 +64,11 @@ def entries_from_parquet(
     except pa.ArrowInvalid as error:
         raise UserError(
             f"{redact(files[0])} and the {len(files) - 1} files after it have different columns; "
-            "they must agree; pack them one by one"
+            "they must have the same; pack them one by one"
         ) from error
     numbers, class_names = _labels(table, redact(files[0]), labels)
-    rows = _Rows(table, numbers, parent_of(files[0]))
-    return PackSource(
+    rows = _TableEntries(table, numbers, parent_of(files[0]))
+    return ImagesSource(
         name=redact(files[0]) if len(files) == 1 else f"{len(files)} Parquet files",
         entries=rows,
         class_names=class_names,
@@ -78,8 +78,8 @@ def entries_from_parquet(
     )
 
 
-class _Rows(Sequence[Entry]):
-    """An entry is made when it is asked for: a table takes a tenth of the memory."""
+class _TableEntries(Sequence[ImageEntry]):
+    """Entries made on access: the table takes a tenth of the memory of all entries."""
 
     def __init__(self, table: pa.Table, labels: Sequence[int] | None, parent: str) -> None:
         self._table, self._labels, self._parent = table, labels, parent
@@ -87,7 +87,7 @@ class _Rows(Sequence[Entry]):
 
     @property
     def is_far(self) -> bool:
-        """Whether any row is an address."""
+        """True if any row is an address."""
         found = pc.any(pc.match_substring(self._table[_ADDRESS], "://")).as_py()
         return is_far(self._parent) or bool(found)
 
@@ -95,14 +95,14 @@ class _Rows(Sequence[Entry]):
         return int(self._table.num_rows)
 
     @overload
-    def __getitem__(self, row: int) -> Entry: ...
+    def __getitem__(self, row: int) -> ImageEntry: ...
     @overload
-    def __getitem__(self, row: slice) -> Sequence[Entry]: ...
-    def __getitem__(self, row: int | slice) -> Entry | Sequence[Entry]:
+    def __getitem__(self, row: slice) -> Sequence[ImageEntry]: ...
+    def __getitem__(self, row: int | slice) -> ImageEntry | Sequence[ImageEntry]:
         if isinstance(row, slice):
             return [self[number] for number in range(*row.indices(len(self)))]
         address = str(self._value(_ADDRESS, row) or "").strip()
-        # A row without an address is counted when its turn comes.
+        # A row without an address is counted as a bad address when it is read.
         place = place_of(address, self._parent) if address else "://"
         label = None if self._labels is None else int(self._labels[row])
         entry = entry_at(address, place, label)
@@ -111,9 +111,9 @@ class _Rows(Sequence[Entry]):
 
     def _fields(self, row: int) -> dict[str, bytes]:
         fields: dict[str, bytes] = {}
-        facts = {name.removeprefix(_JSON): self._value(name, row) for name in self._extras}
-        if facts:
-            fields["json"] = json.dumps(_plain(facts), ensure_ascii=False).encode()
+        extras = {name.removeprefix(_JSON): self._value(name, row) for name in self._extras}
+        if extras:
+            fields["json"] = json.dumps(_plain(extras), ensure_ascii=False).encode()
         caption = self._value(_CAPTION, row)
         if caption is not None:
             fields["txt"] = str(caption).encode("utf-8", "surrogatepass")
@@ -123,13 +123,13 @@ class _Rows(Sequence[Entry]):
         return self._table[column][row].as_py() if column in self._table.column_names else None
 
 
-# What columns are called once it is clear what they are for; a prefix keeps their own names.
+# Names of the columns in the combined table; "json:" is a prefix of the original name.
 _ADDRESS, _LABEL, _KEY, _CAPTION, _JSON = "address", "label", "key", "caption", "json:"
 
 
 def _read(file: str) -> bytes:
     if is_far(file):
-        data, reason = Lookups().read(file), "there is none"
+        data, reason = StoreLookup().read(file), "it does not exist"
     else:
         try:
             data, reason = Path(file).expanduser().read_bytes(), ""
@@ -142,8 +142,8 @@ def _read(file: str) -> bytes:
     return data
 
 
-def _parse(data: bytes, file: str, columns: Columns) -> pa.Table:
-    """The columns that are needed, under our names."""
+def _parse(data: bytes, file: str, columns: TableColumns) -> pa.Table:
+    """Return the needed columns under the names of the combined table."""
     try:
         with pq.ParquetFile(io.BytesIO(data)) as parquet:
             names = parquet.schema_arrow.names
@@ -158,8 +158,8 @@ def _parse(data: bytes, file: str, columns: Columns) -> pa.Table:
     return pa.table({ours: table[name] for ours, name in wanted.items()})
 
 
-def _wanted(names: Sequence[str], columns: Columns, file: str) -> dict[str, str]:
-    """Our name of a column -> its name in the file."""
+def _wanted(names: Sequence[str], columns: TableColumns, file: str) -> dict[str, str]:
+    """Return for each column of the combined table its name in the file."""
     wanted: dict[str, str] = {}
     for ours, named, usual in (
         (_ADDRESS, columns.address, _ADDRESSES),
@@ -187,9 +187,9 @@ def _wanted(names: Sequence[str], columns: Columns, file: str) -> dict[str, str]
 
 
 def _labels(
-    table: pa.Table, file: str, labels: Labels
+    table: pa.Table, file: str, labels: LabelMode
 ) -> tuple[Sequence[int] | None, tuple[str, ...]]:
-    """A class number for every row, and the names of the classes where the labels are names."""
+    """Return a class number for each row, and the class names if the labels are names."""
     if labels == "none" or _LABEL not in table.column_names:
         return None, ()
     column = table[_LABEL].combine_chunks()
@@ -214,7 +214,7 @@ def _labels(
 
 
 def _plain(value: Any) -> Any:
-    """`value` with nothing in it that JSON has no word for."""
+    """Return `value` with each part that JSON cannot hold converted."""
     if isinstance(value, Mapping):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

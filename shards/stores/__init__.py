@@ -1,1 +1,1 @@
-"""The stores that bytes come from, all through fsspec: this folder is all that knows it."""
+"""Stores of bytes: files, S3, web servers, the Hub. Only this folder imports fsspec."""

@@ -1,13 +1,13 @@
-"""Ranges of shards kept on a local disk, for the next epoch and the next run. Nothing needs it.
+"""Disk cache: ranges of shards on a local disk, for the next epoch and the next run.
 
-A range is a file, named by a digest of (address without secrets, version, start, stop), so a shard
-that was replaced has other files. It is written whole or not at all, and one that is not as it was
-written is dropped and read anew.
+Each range is a file, named by a digest of (address without secrets, version, start, stop), so a
+shard that was replaced has other files. A file is written atomically, and one with a wrong checksum
+is dropped and read again from its store.
 
-The limit holds at every moment, whoever writes: the sum of the sizes of all files here, drafts
-included, never passes `max_bytes`. Writers take turns under a lock, and note in the ledger what
-they will have written before they write it; so after a kill the ledger says too much, never too
-little, until somebody counts again.
+The limit holds at each moment, for all processes together: the sizes of all files in the folder,
+drafts included, never sum to more than `max_bytes`. Writers hold a lock, and add the size of a file
+to the ledger before they write it; so after a kill the ledger holds too much, never too little,
+until the files are counted again.
 """
 
 import fcntl
@@ -22,15 +22,16 @@ from hashlib import blake2b
 from pathlib import Path
 
 from shards.errors import ConfigError
+from shards.files import write_atomic
 from shards.records import ShardInfo
 from shards.redaction import redact
-from shards.stores.request_counters import Counters
+from shards.stores.request_counters import RequestCounters
 
 _HEAD = struct.Struct(">8sQ16s")
 _MAGIC = b"sslrange"
-# Room is made for many files at once: whoever makes it has to look at every file.
-_KEEP = 0.9
-# Rather than wait longer for other writers, a range is not kept.
+# Fraction of the limit that eviction leaves: it lists all files, so it must not run for each one.
+_KEPT_FRACTION = 0.9
+# A writer that would wait longer for the lock does not cache its range.
 _LOCK_SECONDS = 2.0
 _POLL_SECONDS = 0.002
 
@@ -39,14 +40,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheConfig:
-    """Where ranges are kept, and how many bytes all of them may take."""
+    """Folder of the cache, and the maximum size of all its files."""
 
     folder: str
     max_bytes: int
 
     def __post_init__(self) -> None:
         if not self.folder:
-            raise ConfigError("the cache has no folder; give one on a local disk")
+            raise ConfigError(
+                "the cache has no folder; it needs one on a local disk: give --cache FOLDER"
+            )
         if self.max_bytes < 1:
             raise ConfigError(
                 f"cache max_bytes={self.max_bytes}; it must be at least 1: give what the disk can "
@@ -55,9 +58,9 @@ class CacheConfig:
 
 
 class DiskCache:
-    """The files of one folder. Threads and processes may share it.
+    """Cache files in one folder. Threads and processes may share it.
 
-    No trouble with the disk is an error: a range that cannot be kept is read from its store again.
+    A failure of the disk is not an error: a range that is not cached is read from its store again.
     """
 
     def __init__(self, config: CacheConfig) -> None:
@@ -70,10 +73,12 @@ class DiskCache:
                 if ledger is not None and self._total(ledger) > self._max_bytes:
                     self._make_room(ledger, 0)  # the limit was higher before
         except OSError as error:
-            self._go_on_without(error)
+            self._disable(error)
 
-    def get(self, shard: ShardInfo, start: int, stop: int, counters: Counters) -> bytes | None:
-        """Bytes [start, stop) of `shard`, if they are here."""
+    def get(
+        self, shard: ShardInfo, start: int, stop: int, counters: RequestCounters
+    ) -> bytes | None:
+        """Return bytes [start, stop) of `shard`, if they are cached."""
         path = self._path(shard, start, stop)
         try:
             content = path.read_bytes()
@@ -83,7 +88,7 @@ class DiskCache:
         data = _unpack(content, stop - start)
         with suppress(OSError):
             if data is not None:
-                os.utime(path)  # its last use, by which room is made
+                os.utime(path)  # eviction removes the least recently used files
             else:
                 path.unlink()
         counters.add("cache_hits" if data is not None else "cache_misses")
@@ -91,10 +96,10 @@ class DiskCache:
             counters.add("cache_damaged")
         return data
 
-    def put(self, shard: ShardInfo, start: int, data: bytes, counters: Counters) -> None:
-        """Keep `data`, which begins at byte `start` of `shard`, if there can be room for it."""
+    def put(self, shard: ShardInfo, start: int, data: bytes, counters: RequestCounters) -> None:
+        """Cache `data`, which begins at byte `start` of `shard`, if the limit allows it."""
         size = _HEAD.size + len(data)
-        if self._failed or size > self._max_bytes or not _has_name(shard):
+        if self._failed or size > self._max_bytes or not _has_unique_name(shard):
             counters.add("cache_skipped")
             return
         try:
@@ -108,11 +113,12 @@ class DiskCache:
                 total = self._total(ledger)
                 if total + size > self._max_bytes:
                     total = self._make_room(ledger, size, counters)
-                _note(ledger, total + size)
-                _write(path, data)
+                _write_total(ledger, total + size)
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                write_atomic(path, _HEAD.pack(_MAGIC, len(data), _checksum(data)) + data)
         except OSError as error:
             counters.add("cache_skipped")
-            self._go_on_without(error)
+            self._disable(error)
 
     def _path(self, shard: ShardInfo, start: int, stop: int) -> Path:
         digest = blake2b(digest_size=16)
@@ -123,7 +129,7 @@ class DiskCache:
 
     @contextmanager
     def _locked(self) -> Iterator[int | None]:
-        """The open ledger, while nobody else has it; None if others kept it for too long."""
+        """Yield the open ledger under the lock; None if others held the lock for too long."""
         ledger = os.open(self._folder / "ledger", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             yield ledger if _lock(ledger) else None
@@ -131,17 +137,17 @@ class DiskCache:
             os.close(ledger)
 
     def _total(self, ledger: int) -> int:
-        """The bytes of all files, by the ledger; counted anew where it says nothing."""
-        said = os.pread(ledger, 32, 0)
-        if said.isdigit():
-            return int(said)
+        """Return the bytes of all files by the ledger; count them if the ledger is empty."""
+        text = os.pread(ledger, 32, 0)
+        if text.isdigit():
+            return int(text)
         return sum(size for _, size, _ in self._files())
 
-    def _make_room(self, ledger: int, size: int, counters: Counters | None = None) -> int:
-        """Drop files, those first that were not used for longest. Gives the bytes that are left."""
+    def _make_room(self, ledger: int, size: int, counters: RequestCounters | None = None) -> int:
+        """Remove the least recently used files. Return the number of bytes that are left."""
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
-        goal = min(self._max_bytes - size, int(_KEEP * self._max_bytes))
+        goal = min(self._max_bytes - size, int(_KEPT_FRACTION * self._max_bytes))
         for _, num_bytes, path in files:
             if total <= goal:
                 break
@@ -149,11 +155,11 @@ class DiskCache:
             total -= num_bytes
             if counters is not None:
                 counters.add("cache_evicted")
-        _note(ledger, total)
+        _write_total(ledger, total)
         return total
 
     def _files(self) -> list[tuple[int, int, str]]:
-        """(last use, size, path) of every file; drafts of killed writers are removed."""
+        """Return (last use, size, path) of each file; remove drafts of killed writers."""
         found: list[tuple[int, int, str]] = []
         for folder in os.scandir(self._folder):
             if not folder.is_dir(follow_symlinks=False):
@@ -162,18 +168,18 @@ class DiskCache:
                 if file.name.endswith(".draft"):
                     os.unlink(file.path)
                     continue
-                with suppress(FileNotFoundError):  # a reader dropped it for being damaged
+                with suppress(FileNotFoundError):  # a reader removed it as damaged
                     status = file.stat(follow_symlinks=False)
                     found.append((status.st_mtime_ns, status.st_size, file.path))
         return found
 
-    def _go_on_without(self, error: OSError) -> None:
-        """Keep nothing more in this process, and say so once."""
+    def _disable(self, error: OSError) -> None:
+        """Stop writing in this process, and warn once."""
         if not self._failed:
             self._failed = True
             _log.warning(
-                "nothing more is kept in the cache %s (%s); the run goes on without: free the "
-                "disk, or give another --cache",
+                "the cache %s cannot be written to (%s); the run goes on without it: free disk "
+                "space, or give another --cache",
                 self._folder,
                 error.strerror,
             )
@@ -192,42 +198,29 @@ def _lock(ledger: int) -> bool:
             return True
 
 
-def _note(ledger: int, total: int) -> None:
+def _write_total(ledger: int, total: int) -> None:
     os.ftruncate(ledger, 0)
     os.pwrite(ledger, str(total).encode(), 0)
 
 
-def _write(path: Path, data: bytes) -> None:
-    draft = path.with_suffix(".draft")
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    try:
-        with open(draft, "wb") as file:
-            file.write(_HEAD.pack(_MAGIC, len(data), _checksum(data)))
-            file.write(data)
-        os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-
-
 def _unpack(content: bytes, num_bytes: int) -> bytes | None:
-    """What was written, if it still is that."""
+    """Return the data of a cache file; None if the file is damaged."""
     if len(content) != _HEAD.size + num_bytes:
         return None
     magic, length, checksum = _HEAD.unpack_from(content)
     data = content[_HEAD.size :]
-    right = magic == _MAGIC and length == num_bytes and checksum == _checksum(data)
-    return data if right else None
+    is_intact = magic == _MAGIC and length == num_bytes and checksum == _checksum(data)
+    return data if is_intact else None
 
 
 def _checksum(data: bytes) -> bytes:
     return blake2b(data, digest_size=16).digest()
 
 
-def _has_name(shard: ShardInfo) -> bool:
-    """Whether a file here could be of no other shard.
+def _has_unique_name(shard: ShardInfo) -> bool:
+    """Return True if no other shard could have the same cache files.
 
-    Where a signed query is all that tells two addresses apart, and nothing but the length tells
-    their versions apart, one would be taken for the other.
+    Two addresses that differ only in a signed query, with versions that are only a length, would
+    share them.
     """
     return redact(shard.uri) == shard.uri or not shard.version.startswith("-")

@@ -1,195 +1,181 @@
 """Web servers: ranges are streamed through the session of fsspec's own HTTP filesystem.
 
-Every answer is held against the listed length, etag and date. Servers that know no ranges can be
-read too, from the first byte to the last.
+Each answer is compared with the listed length, etag and date. Servers without range requests are
+read from the first byte to the last.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from aiohttp import ClientResponse, ClientTimeout
+from aiohttp import ClientResponse
 from fsspec.asyn import sync
 
 from shards.records import ShardInfo
 from shards.redaction import redact
-from shards.stores.fsspec_store import OtherStore
-from shards.stores.range_check import check_content_range, has_tag, is_same_version
-from shards.stores.retry import Asker, GivenUp, RetryConfig, WrongAnswer
-from shards.stores.store import Listed, Source, changed, version_of
+from shards.stores.fsspec_store import FsspecStore
+from shards.stores.retry import RetriesExhausted, RetryConfig, RetryingClient, UnexpectedResponse
+from shards.stores.store import (
+    ListedFile,
+    RangeSource,
+    changed_error,
+    check_content_range,
+    has_tag,
+    is_same_version,
+    version_of,
+)
 
 _PIECE_BYTES = 1 << 17
 
 
-def client_timeout(retry: RetryConfig) -> ClientTimeout:
-    """How long to wait for a connection, and for the next bytes; however long all of them take."""
-    return ClientTimeout(
-        total=None,
-        sock_connect=retry.connect_timeout_seconds,
-        sock_read=retry.read_timeout_seconds,
-    )
-
-
-def http_options(retry: RetryConfig) -> dict[str, Any]:
-    """What fsspec's HTTP filesystem has to be made with: time-outs, and bytes as they are stored.
-
-    Some servers say of a .tar.gz that it is a tar in gzip encoding; it is wanted as it is.
-    """
-    return {
-        "client_kwargs": {
-            "timeout": client_timeout(retry),
-            "auto_decompress": False,
-            "headers": {"Accept-Encoding": "identity"},
-        }
-    }
-
-
-class HttpStore(OtherStore):
+class HttpStore(FsspecStore):
     """One host."""
 
-    def __init__(self, filesystem: Any, root: str, retry: RetryConfig, ask: Asker) -> None:
-        super().__init__(filesystem, root, retry, ask)
+    def __init__(
+        self, filesystem: Any, root: str, retry: RetryConfig, client: RetryingClient
+    ) -> None:
+        super().__init__(filesystem, root, retry, client)
         self._with_ranges: dict[str, bool] = {}
 
-    def look_up(self, uri: str) -> Listed | None:
-        """See `Store.look_up`: by HEAD, or, where that is refused, by asking for one byte."""
+    def look_up(self, uri: str) -> ListedFile | None:
+        """See `Store.look_up`. Sends HEAD; if that is refused, requests one byte."""
         try:
-            found: Listed = self.ask(lambda: sync(self._fs.loop, self._look_up, uri))
-        except GivenUp as given_up:
-            if given_up.trouble.kind == "gone":
+            found: ListedFile = self.client.call(lambda: sync(self._fs.loop, self._look_up, uri))
+        except RetriesExhausted as exhausted:
+            if exhausted.failure.kind == "gone":
                 return None
             raise
         return found
 
     def can_range(self, uri: str) -> bool:
-        """See `Store.can_range`. One byte is asked for, once for every folder."""
+        """See `Store.can_range`. Requests one byte, once for each folder."""
         folder = redact(uri).rpartition("/")[0]
         if folder not in self._with_ranges:
-            status = self.ask(lambda: sync(self._fs.loop, self._status_of_a_byte, uri))
+            status = self.client.call(lambda: sync(self._fs.loop, self._status_of_a_byte, uri))
             self._with_ranges[folder] = status == 206
         return self._with_ranges[folder]
 
     def fetch(self, shard: ShardInfo, start: int, stop: int, sink: bytearray) -> None:
-        """See `Source.fetch`."""
+        """See `RangeSource.fetch`."""
         sync(self._fs.loop, self._fetch, shard, start, stop, sink)
 
     @contextmanager
-    def one_pass(self, shard: ShardInfo) -> Iterator[Source]:
+    def one_pass(self, shard: ShardInfo) -> Iterator[RangeSource]:
         """See `Store.one_pass`."""
         if self.can_range(shard.uri):
             yield self
             return
-        body = Body(self, shard)
+        stream = SequentialStream(self, shard)
         try:
-            yield body
+            yield stream
         finally:
-            self._fs.loop.call_soon_threadsafe(body.close)
+            self._fs.loop.call_soon_threadsafe(stream.close)
 
     async def get(self, shard: ShardInfo, byte_range: str = "") -> ClientResponse:
-        """The answer to a GET, which is of the listed version as far as its headers tell."""
+        """Return the response to a GET whose headers do not contradict the listed version."""
         headers = {"Range": byte_range} if byte_range else {}
         if has_tag(shard) and not shard.version.startswith("W/"):  # a weak one never matches
             headers["If-Match"] = f'"{shard.version}"'
-        answer = await send(self._fs, "GET", shard.uri, headers)
-        if not is_same_version(answer.headers, shard):
-            answer.close()
-            raise changed(shard)
-        return answer
+        response = await send(self._fs, "GET", shard.uri, headers)
+        if not is_same_version(response.headers, shard):
+            response.close()
+            raise changed_error(shard)
+        return response
 
     @property
     def loop(self) -> Any:
-        """The loop that all of it runs in."""
+        """Event loop of the filesystem."""
         return self._fs.loop
 
     async def _fetch(self, shard: ShardInfo, start: int, stop: int, sink: bytearray) -> None:
-        async with await self.get(shard, f"bytes={start}-{stop - 1}") as answer:
-            check_content_range(range_of(answer), shard, start)
-            await take(answer, len(sink) + stop - start, sink)
+        async with await self.get(shard, f"bytes={start}-{stop - 1}") as response:
+            check_content_range(content_range(response), shard, start)
+            await read_until(response, len(sink) + stop - start, sink)
 
-    async def _look_up(self, uri: str) -> Listed:
+    async def _look_up(self, uri: str) -> ListedFile:
         async with await send(self._fs, "HEAD", uri, {}, check=False) as head:
             size = head.headers.get("Content-Length")
             if head.status == 200 and size is not None:
-                return Listed(uri, int(size), version_of(head.headers, int(size)))
-        async with await send(self._fs, "GET", uri, {"Range": "bytes=0-0"}) as answer:
-            total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-            size = total if answer.status == 206 else answer.headers.get("Content-Length", "")
+                return ListedFile(uri, int(size), version_of(head.headers, int(size)))
+        async with await send(self._fs, "GET", uri, {"Range": "bytes=0-0"}) as response:
+            total = response.headers.get("Content-Range", "").rpartition("/")[2]
+            size = total if response.status == 206 else response.headers.get("Content-Length", "")
             num_bytes = int(size) if size.isdigit() else None
-            return Listed(uri, num_bytes, version_of(answer.headers, num_bytes))
+            return ListedFile(uri, num_bytes, version_of(response.headers, num_bytes))
 
     async def _status_of_a_byte(self, uri: str) -> int:
-        async with await send(self._fs, "GET", uri, {"Range": "bytes=0-0"}) as answer:
-            return answer.status
+        async with await send(self._fs, "GET", uri, {"Range": "bytes=0-0"}) as response:
+            return response.status
 
 
-class Body:
-    """One GET of a whole shard, read forward; made anew, and skipped through, where it breaks."""
+class SequentialStream:
+    """One GET of a whole shard, read forward; after a failure it is sent again and skipped over."""
 
     def __init__(self, store: HttpStore, shard: ShardInfo) -> None:
         self._store, self._shard = store, shard
-        self._answer: ClientResponse | None = None
-        self._at: int | None = None  # the next byte that it will give, where that is known
+        self._response: ClientResponse | None = None
+        self._position: int | None = None  # offset of the next byte, if it is known
 
     def fetch(self, shard: ShardInfo, start: int, stop: int, sink: bytearray) -> None:
-        """See `Source.fetch`."""
+        """See `RangeSource.fetch`."""
         assert shard is self._shard, "a pass is over one shard"
         sync(self._store.loop, self._fetch, start, stop, sink)
 
     def close(self) -> None:
-        """Let the connection go. To be called in the loop."""
-        if self._answer is not None:
-            self._answer.close()
-        self._answer, self._at = None, None
+        """Close the connection. To be called in the event loop."""
+        if self._response is not None:
+            self._response.close()
+        self._response, self._position = None, None
 
     async def _fetch(self, start: int, stop: int, sink: bytearray) -> None:
-        if self._answer is None or self._at != start:
+        if self._response is None or self._position != start:
             self.close()
-            self._answer = await self._store.get(self._shard)
-            await skip(self._answer, start)
-        self._at = None
-        await take(self._answer, len(sink) + stop - start, sink)
-        self._at = stop
+            self._response = await self._store.get(self._shard)
+            await skip(self._response, start)
+        self._position = None
+        await read_until(self._response, len(sink) + stop - start, sink)
+        self._position = stop
 
 
 async def send(
     filesystem: Any, method: str, uri: str, headers: Mapping[str, str], *, check: bool = True
 ) -> ClientResponse:
-    """The answer to a request, sent once; with `check`, one that holds bytes of a file."""
+    """Send a request once; `check` raises if the response does not hold bytes of a file."""
     session = await filesystem.set_session()
-    answer: ClientResponse = await session.request(
+    response: ClientResponse = await session.request(
         method, filesystem.encode_url(uri), headers=headers, **filesystem.kwargs
     )
-    if check and answer.status not in (200, 206):
-        answer.raise_for_status()
-        answer.close()
-        raise WrongAnswer(f"the server answered with status {answer.status}")
-    return answer
+    if check and response.status not in (200, 206):
+        response.raise_for_status()
+        response.close()
+        raise UnexpectedResponse(f"the server answered with status {response.status}")
+    return response
 
 
-def range_of(answer: ClientResponse) -> str | None:
-    """Which part came; None where that is everything."""
-    if answer.status != 206:
+def content_range(response: ClientResponse) -> str | None:
+    """Return the Content-Range of a partial response, None for a response with all bytes."""
+    if response.status != 206:
         return None
-    said = answer.headers.get("Content-Range")
-    if said is None:
-        raise WrongAnswer("a part came that does not say which")
-    return said
+    header = response.headers.get("Content-Range")
+    if header is None:
+        raise UnexpectedResponse("a part came without Content-Range")
+    return header
 
 
-async def take(answer: ClientResponse, wanted: int, sink: bytearray) -> None:
-    """Read until `sink` holds `wanted` bytes. Raises EOFError where the body ends before."""
+async def read_until(response: ClientResponse, wanted: int, sink: bytearray) -> None:
+    """Read until `sink` holds `wanted` bytes. Raises EOFError if the body ends before."""
     while len(sink) < wanted:
-        piece = await answer.content.read(min(_PIECE_BYTES, wanted - len(sink)))
+        piece = await response.content.read(min(_PIECE_BYTES, wanted - len(sink)))
         if not piece:
             raise EOFError(f"the body ended {wanted - len(sink)} bytes too early")
         sink += piece
 
 
-async def skip(answer: ClientResponse, num_bytes: int) -> None:
-    """Read over so many bytes."""
+async def skip(response: ClientResponse, num_bytes: int) -> None:
+    """Read and drop `num_bytes`. Raises EOFError if the body ends before."""
     skipped = 0
     while skipped < num_bytes:
-        piece = await answer.content.read(min(_PIECE_BYTES, num_bytes - skipped))
+        piece = await response.content.read(min(_PIECE_BYTES, num_bytes - skipped))
         if not piece:
             raise EOFError(f"{skipped} bytes came where {num_bytes} had come before")
         skipped += len(piece)

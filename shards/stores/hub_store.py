@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: listed by its own filesystem, read from where that says the bytes lie.
+"""The Hugging Face Hub: listed by its own filesystem, read from the addresses that it resolves.
 
-That filesystem would ask five times by itself, hide why, and begin again where a body broke. Every
-answer of the Hub names the version by which it is listed, so no read has to ask for it.
+Its filesystem would retry five times without the cause, and restart a broken body from the
+beginning. Each response of the Hub names the listed version, so a read needs no extra request.
 """
 
 import time
@@ -13,57 +13,57 @@ from aiohttp import ClientResponse
 from fsspec.asyn import sync
 
 from shards.records import ShardInfo
-from shards.stores.fsspec_store import OtherStore
-from shards.stores.http_store import range_of, send, take
-from shards.stores.range_check import check_content_range
-from shards.stores.retry import Asker, RetryConfig
-from shards.stores.store import Listed
+from shards.stores.fsspec_store import FsspecStore
+from shards.stores.http_store import content_range, read_until, send
+from shards.stores.retry import RetryConfig, RetryingClient
+from shards.stores.store import ListedFile, check_content_range
 
-# Where answers name no version it is asked for: at most so often, for the Hub counts requests.
+# Minimum time between version requests for responses without a version: the Hub limits requests.
 _CHECK_SECONDS = 30.0
 _FOLDERS = {"dataset": "datasets/", "space": "spaces/"}
 
 
-class HubStore(OtherStore):
+class HubStore(FsspecStore):
     """All data sets, or all models of one owner. `web` is a filesystem for plain addresses."""
 
     def __init__(
-        self, filesystem: Any, web: Any, root: str, retry: RetryConfig, ask: Asker
+        self, filesystem: Any, web: Any, root: str, retry: RetryConfig, client: RetryingClient
     ) -> None:
-        super().__init__(filesystem, root, retry, ask)
+        super().__init__(filesystem, root, retry, client)
         self._web = web
         self._checked: dict[str, float] = {}
-        self._other_words = False  # whether answers name versions otherwise than listings do
+        # True if responses name versions in another form than listings.
+        self._versions_differ = False
 
     def fetch(self, shard: ShardInfo, start: int, stop: int, sink: bytearray) -> None:
-        """See `Source.fetch`."""
+        """See `RangeSource.fetch`."""
         address = self._address(shard.uri)
         headers = dict(self._fs._api._build_hf_headers())
         headers["Range"] = f"bytes={start}-{stop - 1}"
-        answer = sync(self._web.loop, send, self._web, "GET", address, headers)
+        response = sync(self._web.loop, send, self._web, "GET", address, headers)
         try:
-            self._compare(shard, _version(answer))
-            check_content_range(range_of(answer), shard, start)
-            sync(self._web.loop, take, answer, len(sink) + stop - start, sink)
+            self._check_response_version(shard, _version(response))
+            check_content_range(content_range(response), shard, start)
+            sync(self._web.loop, read_until, response, len(sink) + stop - start, sink)
         finally:
-            self._web.loop.call_soon_threadsafe(answer.close)
+            self._web.loop.call_soon_threadsafe(response.close)
 
-    def _compare(self, shard: ShardInfo, version: str | None) -> None:
+    def _check_response_version(self, shard: ShardInfo, version: str | None) -> None:
         if version == shard.version:
             return
         now = time.monotonic()
-        asked = self._checked.get(shard.uri, float("-inf"))
-        if version is None or self._other_words:
-            if now - asked < _CHECK_SECONDS:
+        checked_at = self._checked.get(shard.uri, float("-inf"))
+        if version is None or self._versions_differ:
+            if now - checked_at < _CHECK_SECONDS:
                 return
             self.check_version(shard)
         else:
             self.check_version(shard)
-            self._other_words = True  # it has not changed
+            self._versions_differ = True  # the shard is unchanged, so the forms differ
         self._checked[shard.uri] = now
 
     def _address(self, uri: str) -> str:
-        """Where the bytes of a file are asked for. The first time, the Hub is asked what it is."""
+        """Return the download address of a file. The first call sends a request to the Hub."""
         place = self._fs.resolve_path(uri)
         if hasattr(place, "bucket_id"):
             return f"{self._fs.endpoint}/buckets/{place.bucket_id}/resolve/{quote(place.path)}"
@@ -73,23 +73,23 @@ class HubStore(OtherStore):
         return f"{self._fs.endpoint}/{repository}/resolve/{revision}/{path}"
 
     def _info(self, uri: str) -> Mapping[str, Any]:
-        # Otherwise it would answer from what it heard before, and without the version.
+        # Without these options it would answer from its cache, and without the version.
         info: Mapping[str, Any] = self._fs.info(uri, refresh=True, expand_info=True)
         return _with_tag(info)
 
-    def _listed(self, info: Mapping[str, Any]) -> Listed:
+    def _listed(self, info: Mapping[str, Any]) -> ListedFile:
         return super()._listed(_with_tag(info))
 
 
 def _with_tag(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With the etag of the Hub's answers: the sha256 of a large file, the git name of others."""
+    """Add the etag of the Hub's responses: sha256 of a large file, git's name of a small one."""
     return {**info, "etag": (info.get("lfs") or {}).get("sha256") or info.get("blob_id")}
 
 
-def _version(answer: ClientResponse) -> str | None:
-    """The etag by which the Hub itself, not who it sends us to, names the file."""
-    for part in (*answer.history, answer):
+def _version(response: ClientResponse) -> str | None:
+    """Return the etag that the Hub itself sent, not the server that it redirects to."""
+    for part in (*response.history, response):
         if tag := part.headers.get("X-Linked-Etag"):
             return tag.removeprefix("W/").strip('"')
-    tag = None if answer.history else answer.headers.get("ETag")
+    tag = None if response.history else response.headers.get("ETag")
     return tag.removeprefix("W/").strip('"') if tag else None

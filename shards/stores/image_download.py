@@ -1,11 +1,11 @@
-"""Images from the web, many at a time: bounded in bytes, time, attempts and requests a host.
+"""Downloads of many images from the web: bounded in bytes, time, attempts and requests per host.
 
-Nobody vouches for these addresses. Only http and https are followed, wherever a server points; a
-body is dropped once it is too long, however it is sent; a server that drips is left in time.
+The addresses are not trusted. Only http and https are followed, also after redirects; a body that
+is too long is dropped; a server that sends slowly is left after `total_seconds`. aiohttp is
+imported inside functions: packing from local files does not need it.
 """
 
 import asyncio
-import random
 import socket
 import ssl
 import threading
@@ -13,29 +13,29 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-import aiohttp
-from aiohttp import http_exceptions
-
 from shards.errors import ConfigError
+from shards.stores.retry import RequestFailure, RetriesExhausted, RetryConfig, call_with_retries
 
-_PIECE: Final = 1 << 16
+if TYPE_CHECKING:
+    import aiohttp
+
+_PIECE_BYTES: Final = 1 << 16
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
 _MAX_REDIRECTS: Final = 10
-# Answers that mean "not now".
-_NOT_NOW: Final = (408, 425, 429, 500, 502, 503, 504)
+_TRANSIENT_STATUS: Final = (408, 425, 429, 500, 502, 503, 504)
 _HEADERS: Final = {
     "User-Agent": "streamssl",
     "Accept": "image/*, */*;q=0.5",
-    # An image is compressed already; what comes compressed again is not unpacked.
+    # Images are compressed already; a body that is compressed again is not decompressed.
     "Accept-Encoding": "identity",
 }
 
 
 class FetchError(Exception):
-    """An image cannot be had. `lost`: the network is to blame, another time it may be there."""
+    """An image cannot be downloaded. `lost`: a network failure that may pass."""
 
     def __init__(self, reason: str, *, lost: bool = False) -> None:
         super().__init__(reason)
@@ -43,23 +43,23 @@ class FetchError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WebConfig:
-    """How images are fetched that lie elsewhere."""
+class DownloadConfig:
+    """Limits of image downloads."""
 
     max_bytes: int = 1 << 26
-    """An image from the web that has more is left out."""
+    """Leave out an image from the web that has more bytes."""
     timeout_seconds: float = 10.0
-    """A server that sends nothing for so long is left."""
+    """Give up an attempt when a server sends nothing for so long."""
     total_seconds: float = 60.0
-    """And so is one that is not done after so long."""
+    """Give up an attempt that is not done after so long."""
     num_attempts: int = 3
-    """How often an address is asked that may answer another time."""
+    """Maximum number of requests for one image, after failures that may pass."""
     connections: int = 32
-    """How many requests a worker has under way."""
+    """Maximum number of concurrent requests of a worker."""
     per_host: int = 8
-    """How many of them to one host, all workers together."""
+    """Maximum number of concurrent requests to one host, over all workers."""
     max_lost_fraction: float = 0.5
-    """A shard is not written when the network loses more of its images; 1 writes it anyway."""
+    """Refuse to write a shard that lost more of its images to the network; 1 always writes it."""
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "num_attempts", "connections", "per_host"):
@@ -79,17 +79,22 @@ class WebConfig:
 
 
 @dataclass(slots=True)
-class _Host:
-    free: asyncio.Semaphore
+class _HostLimit:
+    semaphore: asyncio.Semaphore
     num_users: int = 0
 
 
-class Web:
-    """Fetches addresses for many threads, with one connection pool. To be closed."""
+class ImageDownloader:
+    """Downloads images for many threads with one connection pool. Must be closed."""
 
-    def __init__(self, config: WebConfig) -> None:
+    def __init__(self, config: DownloadConfig) -> None:
         self._config = config
-        self._hosts: dict[str, _Host] = {}
+        self._retry = RetryConfig(
+            num_attempts=config.num_attempts,
+            first_wait_seconds=_FIRST_WAIT_SECONDS,
+            longest_wait_seconds=_LONGEST_WAIT_SECONDS,
+        )
+        self._hosts: dict[str, _HostLimit] = {}
         self._aborted = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="web", daemon=True)
@@ -97,31 +102,30 @@ class Web:
         self._session: aiohttp.ClientSession = self._run(self._open())
 
     def get(self, url: str) -> bytes:
-        """The body of `url`. Raises FetchError."""
-        wait = _FIRST_WAIT_SECONDS
-        for attempt in range(1, self._config.num_attempts + 1):
-            try:
-                return self._run(self._ask(url))
-            except FetchError as error:
-                if not error.lost or attempt == self._config.num_attempts:
-                    raise
-            self._run(self._pause(random.uniform(0, wait)))
-            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
-        raise AssertionError("the last attempt returns or raises")
+        """Return the body of `url`. Raises FetchError."""
+        try:
+            return call_with_retries(
+                lambda: bytes(self._run(self._request(url))),
+                self._retry,
+                classify=_classify,
+                sleep=lambda seconds: self._run(self._pause(seconds)),
+            )
+        except RetriesExhausted as exhausted:
+            raise exhausted.error from exhausted.error.__cause__
 
     def abort(self) -> None:
-        """Drop what is under way; whoever asks from now on is refused at once."""
+        """Cancel all requests; later ones are refused at once."""
         self._run(self._cancel_all())
 
     def close(self) -> None:
-        """To be called when nobody asks any more."""
+        """Close the connections. No other thread may use the object any more."""
         self.abort()
         self._run(self._session.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def __enter__(self) -> "Web":
+    def __enter__(self) -> "ImageDownloader":
         return self
 
     def __exit__(
@@ -135,7 +139,9 @@ class Web:
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _open(self) -> aiohttp.ClientSession:
+    async def _open(self) -> "aiohttp.ClientSession":
+        import aiohttp
+
         config = self._config
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -158,61 +164,75 @@ class Web:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pause(self, seconds: float) -> None:
-        self._check()
+        self._check_not_aborted()
         await asyncio.sleep(seconds)
 
-    def _check(self) -> None:
+    def _check_not_aborted(self) -> None:
         if self._aborted:
             raise FetchError("aborted")
 
-    async def _ask(self, url: str) -> bytes:
-        """One attempt."""
-        self._check()
+    async def _request(self, url: str) -> bytearray:
+        """Send one request and return its body. Raises FetchError."""
+        import aiohttp
+
+        self._check_not_aborted()
         try:
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise FetchError("bad_address")
-            # Waiting for one's turn is not the server's fault, so it is not timed.
+            # The wait for the host's semaphore is not the server's fault, so it is not timed.
             async with (
-                self._turn(parts.hostname),
+                self._permit(parts.hostname),
                 asyncio.timeout(self._config.total_seconds),
-                self._session.get(url, max_redirects=_MAX_REDIRECTS) as answer,
+                self._session.get(url, max_redirects=_MAX_REDIRECTS) as response,
             ):
-                if answer.status != 200:
-                    lost = answer.status in _NOT_NOW
-                    raise FetchError(f"http_{answer.status}", lost=lost)
-                return await self._body(answer)
+                if response.status != 200:
+                    lost = response.status in _TRANSIENT_STATUS
+                    raise FetchError(f"http_{response.status}", lost=lost)
+                return await self._read_body(response)
         except (aiohttp.NonHttpUrlClientError, ValueError) as error:
             raise FetchError("bad_address") from error
-        except (OSError, aiohttp.ClientError, http_exceptions.HttpProcessingError) as error:
-            raise _failed(error) from error
+        except (
+            OSError,
+            aiohttp.ClientError,
+            aiohttp.http_exceptions.HttpProcessingError,
+        ) as error:
+            raise _fetch_error(error) from error
 
     @asynccontextmanager
-    async def _turn(self, host: str) -> AsyncIterator[None]:
-        """One of the requests that the host may have at once."""
-        entry = self._hosts.setdefault(host, _Host(asyncio.Semaphore(self._config.per_host)))
-        entry.num_users += 1
+    async def _permit(self, host: str) -> AsyncIterator[None]:
+        """Hold one of the concurrent requests that a host may have."""
+        if host not in self._hosts:
+            self._hosts[host] = _HostLimit(asyncio.Semaphore(self._config.per_host))
+        limit = self._hosts[host]
+        limit.num_users += 1
         try:
-            async with entry.free:
+            async with limit.semaphore:
                 yield
         finally:
-            entry.num_users -= 1
-            if not entry.num_users:
+            limit.num_users -= 1
+            if not limit.num_users:
                 del self._hosts[host]
 
-    async def _body(self, answer: aiohttp.ClientResponse) -> bytes:
-        if (answer.content_length or 0) > self._config.max_bytes:
+    async def _read_body(self, response: "aiohttp.ClientResponse") -> bytearray:
+        if (response.content_length or 0) > self._config.max_bytes:
             raise FetchError("too_many_bytes")
         data = bytearray()
-        async for piece in answer.content.iter_chunked(_PIECE):
+        async for piece in response.content.iter_chunked(_PIECE_BYTES):
             data += piece
             if len(data) > self._config.max_bytes:
                 raise FetchError("too_many_bytes")
-        return bytes(data)
+        return data
 
 
-def _failed(error: Exception) -> FetchError:
-    """What a request that came to nothing is counted as."""
+def _classify(error: Exception) -> RequestFailure:
+    return RequestFailure("other" if isinstance(error, FetchError) and error.lost else "refused")
+
+
+def _fetch_error(error: Exception) -> FetchError:
+    """Return the countable reason of a failed request."""
+    import aiohttp
+
     if isinstance(error, TimeoutError):
         return FetchError("timeout", lost=True)
     if isinstance(error, aiohttp.TooManyRedirects):
@@ -220,7 +240,7 @@ def _failed(error: Exception) -> FetchError:
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
         return FetchError("bad_certificate")
     if isinstance(error, aiohttp.ClientConnectorError):
-        # A name that nobody has is gone for good; a resolver that is silent is not.
+        # A name that does not exist is gone for good; a resolver that does not answer may recover.
         cause = error.os_error
         if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
             return FetchError("no_such_host")

@@ -1,4 +1,4 @@
-"""Files of this machine. A link counts as the file that it leads to."""
+"""Files of this machine. A symbolic link counts as the file that it points to."""
 
 import os
 import stat
@@ -7,86 +7,87 @@ from contextlib import contextmanager
 from typing import Any
 
 from shards.records import ShardInfo
-from shards.stores.retry import Asker, GivenUp
-from shards.stores.store import Listed, Source, changed, version_of
+from shards.stores.retry import RetriesExhausted, RetryingClient
+from shards.stores.store import ListedFile, RangeSource, changed_error, version_of
 
 
 class LocalStore:
-    """The version of a file is looked at through the same open file that is read."""
+    """Local files; the version is read from the open file that is read."""
 
-    def __init__(self, filesystem: Any, ask: Asker) -> None:
+    def __init__(self, filesystem: Any, client: RetryingClient) -> None:
         self._fs = filesystem
-        self.ask = ask
+        self.client = client
 
-    def find(self, folder: str) -> list[Listed] | None:
+    def find(self, folder: str) -> list[ListedFile] | None:
         """See `Store.find`."""
         path = self._path(folder)
         if not os.path.isdir(path):
             return None
-        return self.ask(lambda: list(_walk(path)))
+        return self.client.call(lambda: list(_walk(path)))
 
-    def glob(self, pattern: str) -> list[Listed]:
+    def glob(self, pattern: str) -> list[ListedFile]:
         """See `Store.glob`."""
-        return self.ask(lambda: [_listed(path) for path in self._fs.glob(self._path(pattern))])
+        path = self._path(pattern)
+        return self.client.call(lambda: [_listed(found) for found in self._fs.glob(path)])
 
-    def members(self, folder: str, prefix: str) -> list[Listed]:
-        """See `Store.members`."""
+    def list_folder(self, folder: str, prefix: str) -> list[ListedFile]:
+        """See `Store.list_folder`."""
         path = self._path(folder)
 
-        def list_them() -> list[Listed]:
+        def list_names() -> list[ListedFile]:
             names = (name for name in os.listdir(path) if name.startswith(prefix))
             return [_listed(f"{path}/{name}") for name in names]
 
-        return self.ask(list_them)
+        return self.client.call(list_names)
 
-    def look_up(self, uri: str) -> Listed | None:
+    def look_up(self, uri: str) -> ListedFile | None:
         """See `Store.look_up`."""
         path = self._path(uri)
         try:
-            return self.ask(lambda: _stated(path))
-        except GivenUp as given_up:
-            if given_up.trouble.kind == "gone":
+            return self.client.call(lambda: _stat(path))
+        except RetriesExhausted as exhausted:
+            if exhausted.failure.kind == "gone":
                 return None
             raise
 
-    def can_range(self, uri: str) -> bool:  # noqa: ARG002 - files can
+    def can_range(self, uri: str) -> bool:  # noqa: ARG002
         """See `Store.can_range`."""
         return True
 
     @contextmanager
-    def one_pass(self, shard: ShardInfo) -> Iterator[Source]:  # noqa: ARG002
+    def one_pass(self, shard: ShardInfo) -> Iterator[RangeSource]:  # noqa: ARG002
         """See `Store.one_pass`."""
         yield self
 
     def fetch(self, shard: ShardInfo, start: int, stop: int, sink: bytearray) -> None:
-        """See `Source.fetch`."""
+        """See `RangeSource.fetch`."""
         with open(self._path(shard.uri), "rb") as file:
             if _version(os.fstat(file.fileno())) != shard.version:
-                raise changed(shard)
+                raise changed_error(shard)
             file.seek(start)
             sink += file.read(stop - start)
 
     def _path(self, uri: str) -> str:
-        """An absolute path: without file://, with the home directory in place of ~."""
+        """Return an absolute path, without file:// and with ~ expanded."""
         path: str = self._fs._strip_protocol(uri)
         return path
 
 
-def _walk(folder: str) -> Iterator[Listed]:
+def _walk(folder: str) -> Iterator[ListedFile]:
     for root, _, names in os.walk(folder, onerror=_raise):
         yield from (_listed(f"{root}/{name}") for name in names)
 
 
-def _listed(path: str) -> Listed:
+def _listed(path: str) -> ListedFile:
     try:
-        return _stated(path)
-    except FileNotFoundError:  # a link to nothing, or deleted since: named as empty
-        return Listed(path, 0, "")
+        return _stat(path)
+    except FileNotFoundError:  # a dangling link or a deleted file is reported as empty
+        return ListedFile(path, 0, "")
 
 
-def _stated(path: str) -> Listed:
+def _stat(path: str) -> ListedFile:
     status = os.stat(path)
-    return Listed(path, status.st_size, _version(status), stat.S_ISDIR(status.st_mode))
+    return ListedFile(path, status.st_size, _version(status), stat.S_ISDIR(status.st_mode))
 
 
 def _version(status: os.stat_result) -> str:
@@ -94,5 +95,5 @@ def _version(status: os.stat_result) -> str:
 
 
 def _raise(error: OSError) -> None:
-    """A folder that may not be looked into is no empty folder."""
+    """Raise: os.walk would otherwise report an unreadable folder as empty."""
     raise error

@@ -1,8 +1,8 @@
-"""Where bytes come from: ranged reads of shards, exact or refused, whatever the store does.
+"""Reads of byte ranges of shards: exact, or refused with an error of this project.
 
-A request that fails is made again, a body that breaks is resumed where it broke, and every answer
-is held against the listed length and version. Whatever a store raises leaves here as one of
-`errors`, and no signed query or password leaves here at all (`redaction`).
+A failed request is retried, a broken body is resumed at the byte where it broke, and each answer is
+compared with the listed length and version. Errors of client libraries are converted to those of
+`errors`, without signed queries or passwords (`redaction`).
 """
 
 from collections.abc import Iterator
@@ -13,26 +13,26 @@ from shards.records import ShardInfo
 from shards.redaction import cause_to_show, redact, short
 from shards.stores.disk_cache import CacheConfig, DiskCache
 from shards.stores.request_counters import TransportCounts
-from shards.stores.retry import GivenUp, RetryConfig
-from shards.stores.store import Source, changed, store_name
+from shards.stores.retry import RetriesExhausted, RetryConfig
+from shards.stores.store import RangeSource, changed_error, store_name
 from shards.stores.store_clients import Stores
 
-# Pieces of a pass over a whole shard: what is asked for at once, and what is kept in the cache.
+# Size of one request, and of one cache entry, in a pass over a whole shard.
 _PIECE_BYTES = 1 << 23
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
-    """How shards are read: patience, and what is kept on disk. Small, and travels by pickle."""
+    """Settings of reads: retries and the disk cache."""
 
     retry: RetryConfig = field(default_factory=RetryConfig)
     cache: CacheConfig | None = None
 
 
 class RangeReader:
-    """Reads shards. Threads should share one; a forked process may go on using it.
+    """Reads shards. Threads should share one; it works in a forked process too.
 
-    A shard that is no longer the listed one is refused with the read itself.
+    Each read checks that the shard is still the listed one.
     """
 
     def __init__(self, config: SourceConfig | None = None) -> None:
@@ -41,26 +41,26 @@ class RangeReader:
         self._cache = DiskCache(self.config.cache) if self.config.cache else None
 
     def __reduce__(self) -> tuple[type["RangeReader"], tuple[SourceConfig]]:
-        """Travels by its settings: connections stay where they are."""
+        """Pickle the settings only: connections belong to one process."""
         return RangeReader, (self.config,)
 
     @property
     def counters(self) -> TransportCounts:
-        """What was sent, received, retried and kept so far, by this process."""
+        """Counts of requests, bytes, retries and cache entries of this process."""
         return self.stores.counters.snapshot()
 
     def read(self, shard: ShardInfo, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of `shard`, all of them.
+        """Return bytes [start, stop) of `shard`.
 
-        Raises ShardChanged if the object is not the listed one, ShardUnreadable if it is gone, may
-        not be read, or the last attempt failed.
+        Raises ShardChanged if the object is not the listed one, ShardUnreadable if it is gone, if
+        access is denied, or if the last attempt failed.
         """
         return self._read(self.stores.open(shard.uri), shard, start, stop)
 
     def read_whole(self, shard: ShardInfo) -> Iterator[bytes]:
-        """All bytes of `shard` from the first to the last, in pieces of up to 8 MiB.
+        """Yield all bytes of `shard` in order, in pieces of up to 8 MiB.
 
-        Works with servers that know no ranges. Raises what `read` raises.
+        Works with servers without range requests. Raises as `read` does.
         """
         with self.stores.open(shard.uri).one_pass(shard) as source:
             for start in range(0, shard.num_bytes, _PIECE_BYTES):
@@ -68,54 +68,56 @@ class RangeReader:
                 yield self._read(source, shard, start, stop)
 
     def can_range(self, shard: ShardInfo) -> bool:
-        """Whether a part of `shard` can be had without all of it.
+        """Return True if the store can send a part of `shard`.
 
-        A web server is asked for one byte, once for every folder. Raises ShardUnreadable.
+        Sends a web server one request for each folder. Raises ShardUnreadable.
         """
         try:
             return self.stores.open(shard.uri).can_range(shard.uri)
-        except GivenUp as given_up:
-            raise _unreadable(shard, 0, 1, given_up) from cause_to_show(shard.uri, given_up.error)
+        except RetriesExhausted as exhausted:
+            raise _unreadable(shard, 0, 1, exhausted) from cause_to_show(shard.uri, exhausted.error)
 
-    def _read(self, source: Source, shard: ShardInfo, start: int, stop: int) -> bytes:
+    def _read(self, source: RangeSource, shard: ShardInfo, start: int, stop: int) -> bytes:
         if start >= stop:
             return b""
-        # Files of this machine are on a disk already.
+        # Local files are on a disk already.
         cache = self._cache if store_name(shard.uri) != "file" else None
         counters = self.stores.counters
-        kept = cache.get(shard, start, stop, counters) if cache else None
-        if kept is not None:
-            return kept
+        cached = cache.get(shard, start, stop, counters) if cache else None
+        if cached is not None:
+            return cached
         data = self._fetch(source, shard, start, stop)
         if cache:
             cache.put(shard, start, data, counters)
         return data
 
-    def _fetch(self, source: Source, shard: ShardInfo, start: int, stop: int) -> bytes:
+    def _fetch(self, source: RangeSource, shard: ShardInfo, start: int, stop: int) -> bytes:
         sink = bytearray()
 
-        def rest() -> None:
+        def fetch_rest() -> None:
             source.fetch(shard, start + len(sink), stop, sink)
             if len(sink) < stop - start:
                 raise EOFError(f"{len(sink)} bytes came instead of {stop - start}")
 
         try:
-            self.stores.open(shard.uri).ask(rest, lambda: len(sink))
-        except GivenUp as given_up:
-            if given_up.trouble.kind == "changed":
-                error: ShardUnreadable = changed(shard)
+            self.stores.open(shard.uri).client.call(fetch_rest, lambda: len(sink))
+        except RetriesExhausted as exhausted:
+            if exhausted.failure.kind == "changed":
+                error: ShardUnreadable = changed_error(shard)
             else:
-                error = _unreadable(shard, start, stop, given_up)
-            raise error from cause_to_show(shard.uri, given_up.error)
+                error = _unreadable(shard, start, stop, exhausted)
+            raise error from cause_to_show(shard.uri, exhausted.error)
         finally:
             self.stores.counters.add_bytes(store_name(shard.uri), len(sink))
-        assert len(sink) == stop - start, "a store appended more than it was asked for"
+        assert len(sink) == stop - start, "a store appended more than the requested bytes"
         return bytes(sink)
 
 
-def _unreadable(shard: ShardInfo, start: int, stop: int, given_up: GivenUp) -> ShardUnreadable:
-    name, kind = redact(shard.uri), given_up.trouble.kind
-    reason = short(given_up.error, shard.uri)
+def _unreadable(
+    shard: ShardInfo, start: int, stop: int, exhausted: RetriesExhausted
+) -> ShardUnreadable:
+    name, kind = redact(shard.uri), exhausted.failure.kind
+    reason = short(exhausted.error, shard.uri)
     if kind == "gone":
         return ShardUnreadable(
             f"{name} is gone; it was there when the shards were listed; put it back, or start a "
@@ -127,7 +129,7 @@ def _unreadable(shard: ShardInfo, start: int, stop: int, given_up: GivenUp) -> S
             "may have run out: renew them, then start the same command again: it goes on where "
             "it was"
         )
-    times = f"{given_up.num_attempts} attempt{'s' if given_up.num_attempts > 1 else ''}"
+    times = f"{exhausted.num_attempts} attempt{'s' if exhausted.num_attempts > 1 else ''}"
     return ShardUnreadable(
         f"{name} could not be read at bytes {start}-{stop} in {times} ({reason}); check the "
         "network and the store, then start the same command again: it goes on where it was"

@@ -1,4 +1,4 @@
-"""What the transport of bytes counts: requests, bytes, retries, throttles, the cache."""
+"""Counters of the byte transport: requests, bytes, retries, throttled requests, the disk cache."""
 
 import threading
 from collections import Counter
@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Count = Literal[
+CounterName = Literal[
     "requests",  # sent to stores, retries and listings included
-    "bytes",  # that came from stores
-    "throttles",  # times that a store asked for fewer requests
+    "bytes",  # received from stores
+    "throttles",  # answers that asked for fewer requests
     "cache_hits",  # ranges that the disk cache held
-    "cache_misses",  # ranges that it did not hold
-    "cache_damaged",  # files of the cache that were dropped because they were not as written
-    "cache_skipped",  # ranges that were not kept: too large, the lock was busy, the disk full
-    "cache_evicted",  # ranges that made room for others
+    "cache_misses",  # ranges that the disk cache did not hold
+    "cache_damaged",  # cache files that were dropped because their checksum was wrong
+    "cache_skipped",  # ranges that were not cached: too large, the lock was busy, the disk full
+    "cache_evicted",  # ranges that were removed to make room
 ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BucketCounts:
-    """What one bucket or host was asked for and gave; `errors` by kind, those mended included."""
+    """Requests and bytes of one bucket or host; `errors` by kind, retried ones included."""
 
     requests: int = 0
     bytes: int = 0
@@ -30,8 +30,7 @@ class BucketCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransportCounts:
-    """The counts since a reader was made, at one moment. `retries`: by kind of trouble; `buckets`:
-    by the name of the store (see `store_name`)."""
+    """Snapshot of all counters of a reader. `retries` by error kind, `buckets` by `store_name`."""
 
     requests: int = 0
     bytes: int = 0
@@ -45,21 +44,21 @@ class TransportCounts:
     buckets: Mapping[str, BucketCounts] = field(default_factory=dict)
 
 
-class Counters:
-    """Counts that many threads add to."""
+class RequestCounters:
+    """Counters that many threads increase."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._retries: Counter[str] = Counter()
-        self._buckets: dict[str, _Bucket] = {}
+        self._buckets: dict[str, _BucketCounters] = {}
 
-    def add(self, name: Count, number: int = 1) -> None:
+    def add(self, name: CounterName, number: int = 1) -> None:
         with self._lock:
             self._counts[name] += number
 
     def add_request(self, bucket: str, seconds: float, error: str = "") -> None:
-        """A request to this bucket is over, and failed if there is a kind of trouble."""
+        """Count a finished request; `error` is the kind of its failure, if it failed."""
         with self._lock:
             self._counts["requests"] += 1
             found = self._bucket(bucket)
@@ -69,7 +68,6 @@ class Counters:
                 found.errors[error] += 1
 
     def add_bytes(self, bucket: str, number: int) -> None:
-        """So many bytes came from this bucket."""
         with self._lock:
             self._counts["bytes"] += number
             self._bucket(bucket).bytes += number
@@ -79,7 +77,7 @@ class Counters:
             self._retries[kind] += 1
 
     def snapshot(self) -> TransportCounts:
-        """All counts as they are now."""
+        """Return all counters as they are now."""
         with self._lock:
             buckets = {
                 name: BucketCounts(
@@ -92,12 +90,12 @@ class Counters:
             }
             return TransportCounts(**self._counts, retries=dict(self._retries), buckets=buckets)
 
-    def _bucket(self, name: str) -> "_Bucket":
-        return self._buckets.setdefault(name, _Bucket())
+    def _bucket(self, name: str) -> "_BucketCounters":
+        return self._buckets.setdefault(name, _BucketCounters())
 
 
 @dataclass(slots=True)
-class _Bucket:
+class _BucketCounters:
     requests: int = 0
     bytes: int = 0
     seconds: float = 0.0

@@ -1,7 +1,6 @@
-"""How many requests of one store are under way at once: more while all is well, half after a 503.
+"""Limit of concurrent requests to one store: additive increase, multiplicative decrease, as in TCP.
 
-Additive increase, multiplicative decrease, as TCP does it. A limit below one means that the only
-request rests between its turns: a limit of 1/4 is at work a quarter of the time.
+A limit below one is a duty cycle: with 1/4, the only request is active a quarter of the time.
 """
 
 import threading
@@ -10,66 +9,74 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _START = 16.0
-_LEAST, _MOST = 1 / 16, 256.0
-_LONGEST_REST = 10.0
+_MIN_LIMIT, _MAX_LIMIT = 1 / 16, 256.0
+_MAX_PAUSE_SECONDS = 10.0
 
 
-class Pace:
-    """The limit, as a pure function of what it is told."""
+class AdaptiveLimit:
+    """Current limit, as a pure function of successes and throttled requests."""
 
     def __init__(self, start: float = _START) -> None:
         self.limit = start
         self._cut_at = float("-inf")
 
-    def went_well(self, num_busy: int) -> None:
-        """A request came back while `num_busy` were under way, itself included."""
-        if num_busy >= int(self.limit):  # a limit that nobody feels has proved nothing
-            self.limit = min(self.limit + min(self.limit, 1 / self.limit), _MOST)
+    def increase(self, num_busy: int) -> None:
+        """Raise the limit after a success while `num_busy` requests were active, itself included.
 
-    def slow_down(self, began: float, now: float, num_busy: int) -> None:
-        """The store asked for fewer; requests sent before the last cut say nothing new."""
+        A limit that is not reached stays: the success proves nothing about a higher one.
+        """
+        if num_busy >= int(self.limit):
+            self.limit = min(self.limit + min(self.limit, 1 / self.limit), _MAX_LIMIT)
+
+    def decrease(self, began: float, now: float, num_busy: int) -> None:
+        """Halve the limit, once for all requests that began before the last cut."""
         if began >= self._cut_at:
-            self.limit = max(min(self.limit, num_busy) / 2, _LEAST)
+            self.limit = max(min(self.limit, num_busy) / 2, _MIN_LIMIT)
             self._cut_at = now
 
-    def rest(self, seconds: float) -> float:
-        """How long nothing may begin after a request that took `seconds`."""
-        return min(seconds * max(1 / self.limit - 1, 0.0), _LONGEST_REST)
+    def pause_after(self, seconds: float) -> float:
+        """Return how long no request may begin after one that took `seconds`."""
+        return min(seconds * max(1 / self.limit - 1, 0.0), _MAX_PAUSE_SECONDS)
 
 
-class Gate:
-    """Lets threads through at a pace."""
+class RequestLimiter:
+    """Blocks threads while as many requests are active as the limit allows."""
 
-    def __init__(self, pace: Pace | None = None, clock: Callable[[], float] = time.monotonic):
-        self._pace, self._clock = pace or Pace(), clock
+    def __init__(
+        self, limit: AdaptiveLimit | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limit, self._clock = limit or AdaptiveLimit(), clock
         self._num_busy = 0
         self._closed_until = float("-inf")
         self._changed = threading.Condition()
 
     @property
     def limit(self) -> float:
-        """How many may be under way at once."""
-        return self._pace.limit
+        """Maximum number of active requests."""
+        return self._limit.limit
 
     @contextmanager
-    def turn(self) -> Iterator[float]:
-        """Wait for a place among the requests under way, and hold it. Gives the time it began."""
+    def permit(self) -> Iterator[float]:
+        """Wait until a request may begin, and hold its place; yields the time it began."""
         began = self._enter()
         try:
             yield began
         finally:
             self._leave(began)
 
-    def went_well(self) -> None:
-        """To be said by who has a turn: the request was answered."""
+    def succeeded(self) -> None:
+        """Record that the store answered. To be called by a thread that holds a permit."""
         with self._changed:
-            self._pace.went_well(self._num_busy)
+            self._limit.increase(self._num_busy)
 
-    def slow_down(self, began: float, retry_after: float) -> None:
-        """To be said by who has a turn: the store asked for fewer requests, or for a pause."""
+    def throttled(self, began: float, retry_after: float) -> None:
+        """Record that the store asked for fewer requests, or for a pause of `retry_after` seconds.
+
+        To be called by a thread that holds a permit since `began`.
+        """
         with self._changed:
             now = self._clock()
-            self._pace.slow_down(began, now, self._num_busy)
+            self._limit.decrease(began, now, self._num_busy)
             self._closed_until = max(self._closed_until, now + retry_after)
 
     def _enter(self) -> float:
@@ -78,7 +85,7 @@ class Gate:
                 now = self._clock()
                 if now < self._closed_until:
                     self._changed.wait(self._closed_until - now)
-                elif self._num_busy >= max(1, int(self._pace.limit)):
+                elif self._num_busy >= max(1, int(self._limit.limit)):
                     self._changed.wait()
                 else:
                     self._num_busy += 1
@@ -88,7 +95,6 @@ class Gate:
         with self._changed:
             now = self._clock()
             self._num_busy -= 1
-            self._closed_until = max(
-                self._closed_until, now + self._pace.rest(max(now - began, 0.0))
-            )
+            pause = self._limit.pause_after(max(now - began, 0.0))
+            self._closed_until = max(self._closed_until, now + pause)
             self._changed.notify_all()

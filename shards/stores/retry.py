@@ -1,4 +1,4 @@
-"""What went wrong with a request, whether to ask again, and after how long."""
+"""Retries of failed requests: the kind of an error, whether to try again, and after how long."""
 
 import random
 import re
@@ -10,31 +10,31 @@ from typing import Any, Literal, TypeVar
 
 from shards.errors import ConfigError, StreamSSLError
 from shards.redaction import chain
-from shards.stores.request_counters import Counters
-from shards.stores.request_limit import Gate
+from shards.stores.request_counters import RequestCounters
+from shards.stores.request_limit import RequestLimiter
 
 T = TypeVar("T")
 
-Kind = Literal[
+ErrorKind = Literal[
     "reset",  # the connection broke
-    "timeout",  # nothing came for too long
-    "short",  # fewer bytes than were asked for
-    "wrong_range",  # other bytes than were asked for
+    "timeout",  # nothing arrived for too long
+    "short",  # fewer bytes than requested
+    "wrong_range",  # other bytes than requested
     "throttled",  # the store asks for fewer requests: 429, 503, SlowDown
     "server",  # the store failed: 500, 502, 504
-    "other",  # whatever else a library raises
-    "gone",  # it is not there: 404, 410
-    "refused",  # it may not be read: 401, 403
-    "changed",  # it is another object: 412, 416
-    "bad_request",  # the store does not understand: the rest of 4xx
+    "other",  # any other error of a library
+    "gone",  # the object does not exist: 404, 410
+    "refused",  # access is denied: 401, 403
+    "changed",  # another object has this name: 412, 416
+    "bad_request",  # the store does not accept the request: the rest of 4xx
 ]
-_HOPELESS = ("gone", "refused", "changed", "bad_request")
-_BY_STATUS: dict[int, Kind] = {
+_PERMANENT = ("gone", "refused", "changed", "bad_request")
+_BY_STATUS: dict[int, ErrorKind] = {
     401: "refused", 403: "refused", 404: "gone", 408: "timeout", 410: "gone", 412: "changed",
     416: "changed", 425: "server", 429: "throttled", 503: "throttled",
 }  # fmt: skip
-# S3 and those who speak like it may send these with a status that says less.
-_BY_CODE: tuple[tuple[str, Kind], ...] = (
+# S3 and compatible stores may send these codes with a status that says less.
+_BY_CODE: tuple[tuple[str, ErrorKind], ...] = (
     (r"SlowDown|Throttl|TooManyRequests|RequestLimitExceeded|ServiceUnavailable|ServerBusy"
      r"|BandwidthLimitExceeded", "throttled"),
     (r"RequestTimeout$", "timeout"),
@@ -44,23 +44,23 @@ _BY_CODE: tuple[tuple[str, Kind], ...] = (
     (r"AccessDenied|AllAccessDisabled|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken"
      r"|InvalidToken|RequestTimeTooSkewed|AuthenticationFailed", "refused"),
 )  # fmt: skip
-_BY_TYPE: tuple[tuple[str, Kind], ...] = (
+_BY_TYPE: tuple[tuple[str, ErrorKind], ...] = (
     (r"Credential|Unauthorized|Forbidden", "refused"),
     (r"Timeout|TimedOut", "timeout"),
     (r"Connection|Connect|Disconnected|Payload|IncompleteRead|Streaming|Protocol|Network", "reset"),
 )
-# A store that asks for more patience than this is asked again after this long.
-_LONGEST_RETRY_AFTER = 60.0
-# A body that breaks after so many bytes was worth its attempt: the next one counts as the first.
+# A store that asks for a longer pause gets its next request after this long.
+_MAX_RETRY_AFTER = 60.0
+# An attempt that received so many bytes made progress: attempts are counted from 1 again.
 _PROGRESS_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryConfig:
-    """How often, and after how long, a failed request is made again (seconds, full jitter).
+    """Number and spacing of attempts of a failed request (seconds, full jitter).
 
-    A request has failed once there is no connection after `connect_timeout_seconds`, or once
-    nothing arrived for `read_timeout_seconds`, however much came before.
+    An attempt fails when there is no connection after `connect_timeout_seconds`, or when nothing
+    arrives for `read_timeout_seconds`, however many bytes came before.
     """
 
     num_attempts: int = 5
@@ -72,8 +72,7 @@ class RetryConfig:
     def __post_init__(self) -> None:
         if self.num_attempts < 1:
             raise ConfigError(
-                f"num_attempts={self.num_attempts}; it must be at least 1: 1 asks once and never "
-                "again"
+                f"num_attempts={self.num_attempts}; it must be at least 1: 1 means no retries"
             )
         if not 0 <= self.first_wait_seconds <= self.longest_wait_seconds:
             raise ConfigError(
@@ -89,86 +88,115 @@ class RetryConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """What went wrong with a request, and how long its store asked us to stay away."""
+class RequestFailure:
+    """Kind of a failure, and how many seconds the store asked us to wait."""
 
-    kind: Kind
+    kind: ErrorKind
     retry_after: float = 0.0
 
     @property
-    def hopeless(self) -> bool:
-        """Whether asking again would only hide what happened."""
-        return self.kind in _HOPELESS
+    def is_permanent(self) -> bool:
+        """True if a retry would only hide the failure."""
+        return self.kind in _PERMANENT
 
 
-class WrongAnswer(Exception):
-    """The server sent something other than what it was asked for."""
+class UnexpectedResponse(Exception):
+    """The server sent something other than the requested bytes."""
 
 
-class GivenUp(Exception):
-    """A request that failed for good: what the trouble was, the last error, after how often."""
+class RetriesExhausted(Exception):
+    """A request failed for good, with `error` as its last error after `num_attempts`."""
 
-    def __init__(self, trouble: Trouble, error: Exception, num_attempts: int) -> None:
-        super().__init__(trouble.kind)
-        self.trouble, self.error, self.num_attempts = trouble, error, num_attempts
+    def __init__(self, failure: RequestFailure, error: Exception, num_attempts: int) -> None:
+        super().__init__(failure.kind)
+        self.failure, self.error, self.num_attempts = failure, error, num_attempts
 
 
-class Asker:
-    """Asks one store: at its pace, counted, and again after trouble that may pass."""
+class RetryingClient:
+    """Sends requests to one store: limited, counted, and repeated after transient failures."""
 
-    def __init__(self, retry: RetryConfig, gate: Gate, counters: Counters, name: str) -> None:
-        self._retry, self._gate, self._counters, self._name = retry, gate, counters, name
+    def __init__(
+        self, retry: RetryConfig, limiter: RequestLimiter, counters: RequestCounters, name: str
+    ) -> None:
+        self._retry, self._limiter, self._counters, self._name = retry, limiter, counters, name
 
-    def __call__(self, request: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-        """What `request` returns in the end. Raises GivenUp, or what is one of ours already.
+    def call(self, request: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+        """Return the result of `request`. Raises as `call_with_retries` does."""
+        return call_with_retries(
+            lambda: self._attempt(request), self._retry, progress=progress, on_retry=self._count
+        )
 
-        `progress` tells how many bytes have come so far: attempts are counted from the last one
-        that got somewhere.
-        """
-        num_failed, wait = 0, self._retry.first_wait_seconds
-        while True:
-            before = progress()
-            with self._gate.turn() as began:
-                asked, kind = time.monotonic(), ""
-                try:
-                    result = request()
-                except StreamSSLError:
-                    raise
-                except Exception as error:  # every store raises what its own library likes
-                    trouble, failed = judge(error), error
-                    kind = trouble.kind
-                else:
-                    self._gate.went_well()
-                    return result
-                finally:
-                    self._counters.add_request(self._name, time.monotonic() - asked, kind)
-                if trouble.kind == "throttled":
+    def _attempt(self, request: Callable[[], T]) -> T:
+        with self._limiter.permit() as began:
+            started, kind = time.monotonic(), ""
+            try:
+                result = request()
+            except StreamSSLError:
+                raise
+            except Exception as error:  # each store's library raises its own types
+                failure = classify_error(error)
+                kind = failure.kind
+                if kind == "throttled":
                     self._counters.add("throttles")
-                    self._gate.slow_down(began, trouble.retry_after)
-            if progress() - before >= _PROGRESS_BYTES:
-                num_failed, wait = 0, self._retry.first_wait_seconds
-            num_failed += 1
-            if trouble.hopeless or num_failed >= self._retry.num_attempts:
-                raise GivenUp(trouble, failed, num_failed)
-            self._counters.add_retry(trouble.kind)
-            time.sleep(trouble.retry_after + random.uniform(0, wait))
-            wait = min(2 * wait, self._retry.longest_wait_seconds)
+                    self._limiter.throttled(began, failure.retry_after)
+                raise
+            else:
+                self._limiter.succeeded()
+                return result
+            finally:
+                self._counters.add_request(self._name, time.monotonic() - started, kind)
+
+    def _count(self, failure: RequestFailure) -> None:
+        self._counters.add_retry(failure.kind)
 
 
-def judge(error: BaseException) -> Trouble:
-    """What kind of trouble an error of any library is.
+def call_with_retries(
+    attempt: Callable[[], T],
+    config: RetryConfig,
+    *,
+    classify: Callable[[Exception], RequestFailure] | None = None,
+    progress: Callable[[], int] = lambda: 0,
+    on_retry: Callable[[RequestFailure], object] = lambda _: None,
+    sleep: Callable[[float], object] | None = None,
+) -> T:
+    """Return the result of `attempt`, which is repeated after transient failures.
 
-    What is nearer to us knows better: a body that broke is a broken connection, though libraries
-    speak of status 400 behind it.
+    `progress` returns the number of bytes received so far: attempts are counted from the last one
+    that made progress. Raises RetriesExhausted; errors of this project pass through unchanged.
+    """
+    num_failed, wait = 0, config.first_wait_seconds
+    while True:
+        before = progress()
+        try:
+            return attempt()
+        except StreamSSLError:
+            raise
+        except Exception as error:
+            failure, last = (classify or classify_error)(error), error
+        if progress() - before >= _PROGRESS_BYTES:
+            num_failed, wait = 0, config.first_wait_seconds
+        num_failed += 1
+        if failure.is_permanent or num_failed >= config.num_attempts:
+            raise RetriesExhausted(failure, last, num_failed)
+        on_retry(failure)
+        (sleep or time.sleep)(failure.retry_after + random.uniform(0, wait))
+        wait = min(2 * wait, config.longest_wait_seconds)
+
+
+def classify_error(error: BaseException) -> RequestFailure:
+    """Return the kind of an error of any library.
+
+    The outermost error in the chain decides: a body that broke is a broken connection, although
+    a library may report status 400 as its cause.
     """
     parts = list(chain(error))
-    retry_after = max(_seconds(_answer(part)[2]) for part in parts)
-    kinds = (_by_answer(part) or _by_type(part) for part in parts)
-    return Trouble(next(filter(None, kinds), "other"), retry_after)
+    retry_after = max(_retry_after(_response(part)[2]) for part in parts)
+    kinds = (_kind_by_response(part) or _kind_by_type(part) for part in parts)
+    return RequestFailure(next(filter(None, kinds), "other"), retry_after)
 
 
-def _by_answer(error: BaseException) -> Kind | None:
-    status, code, _ = _answer(error)
+def _kind_by_response(error: BaseException) -> ErrorKind | None:
+    status, code, _ = _response(error)
     for pattern, kind in _BY_CODE:
         if code and re.match(pattern, code):
             return kind
@@ -176,21 +204,21 @@ def _by_answer(error: BaseException) -> Kind | None:
         return _BY_STATUS[status]
     if status >= 500:
         return "server"
-    # An answer that cannot be understood is called 400 too: that may pass.
+    # Libraries also use 400 for an answer that they cannot parse: that may pass.
     return "bad_request" if status > 400 else None
 
 
-def _by_type(error: BaseException) -> Kind | None:
-    if isinstance(error, WrongAnswer):
+def _kind_by_type(error: BaseException) -> ErrorKind | None:
+    if isinstance(error, UnexpectedResponse):
         return "wrong_range"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "gone"
     if isinstance(error, PermissionError):
         return "refused"
     if isinstance(error, OSError) and str(error).startswith("Forbidden"):
-        return "refused"  # gcsfs has nothing but that word for it
+        return "refused"  # gcsfs raises a plain OSError for 403
     if isinstance(error, FileExistsError):
-        return "changed"  # what gcsfs makes of 412
+        return "changed"  # gcsfs raises it for 412
     if isinstance(error, TimeoutError):
         return "timeout"
     if isinstance(error, ConnectionError):
@@ -202,42 +230,43 @@ def _by_type(error: BaseException) -> Kind | None:
 
 
 def error_code(error: BaseException) -> str:
-    """The word by which a store names its error, such as NoSuchBucket; "" where it has none."""
-    return next((code for part in chain(error) if (code := _answer(part)[1])), "")
+    """Return the store's own name of an error, such as NoSuchBucket; "" if it has none."""
+    return next((code for part in chain(error) if (code := _response(part)[1])), "")
 
 
-def _answer(error: BaseException) -> tuple[int, str, Mapping[str, str]]:
-    """Status, error code and headers of the answer that a library's error is about."""
-    answer: Any = getattr(error, "response", None)
-    if isinstance(answer, dict):  # botocore
-        about, code = answer.get("ResponseMetadata", {}), answer.get("Error", {}).get("Code", "")
-        status = _number(about.get("HTTPStatusCode")) or _number(code)
-        return status, str(code), about.get("HTTPHeaders", {})
-    carriers = [carrier for carrier in (error, answer) if carrier is not None]
-    said = (
-        _number(getattr(carrier, name, 0))
+def _response(error: BaseException) -> tuple[int, str, Mapping[str, str]]:
+    """Return status, error code and headers of the response that a library's error carries."""
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        fields = response.get("ResponseMetadata", {})
+        code = response.get("Error", {}).get("Code", "")
+        status = _status(fields.get("HTTPStatusCode")) or _status(code)
+        return status, str(code), fields.get("HTTPHeaders", {})
+    carriers = [carrier for carrier in (error, response) if carrier is not None]
+    statuses = (
+        _status(getattr(carrier, name, 0))
         for carrier in carriers
         for name in ("status", "status_code", "code")
     )
-    status = next(filter(None, said), 0)
+    status = next(filter(None, statuses), 0)
     found = (getattr(carrier, "headers", None) for carrier in carriers)
     headers: Mapping[str, str] = next(filter(None, found), {})
     code = str(getattr(error, "error_code", "") or "")
     return status, code, headers
 
 
-def _number(value: Any) -> int:
+def _status(value: Any) -> int:
     text = str(value)
     return int(text) if text.isdigit() and len(text) == 3 else 0
 
 
-def _seconds(headers: Mapping[str, str]) -> float:
-    """What Retry-After says, as seconds from now."""
-    said = next((str(v) for name, v in headers.items() if str(name).lower() == "retry-after"), "")
-    if re.fullmatch(r"\d+(\.\d+)?", said):
-        return min(float(said), _LONGEST_RETRY_AFTER)
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Return the Retry-After header, a number or a date, as seconds from now."""
+    text = next((str(v) for name, v in headers.items() if str(name).lower() == "retry-after"), "")
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return min(float(text), _MAX_RETRY_AFTER)
     try:
-        seconds = parsedate_to_datetime(said).timestamp() - time.time()
+        seconds = parsedate_to_datetime(text).timestamp() - time.time()
     except (TypeError, ValueError):
         return 0.0
-    return min(max(seconds, 0.0), _LONGEST_RETRY_AFTER)
+    return min(max(seconds, 0.0), _MAX_RETRY_AFTER)

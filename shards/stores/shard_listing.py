@@ -1,4 +1,4 @@
-"""Which shards there are: brace patterns, globs, folders and single names become sorted shards."""
+"""Listing of shards: brace patterns, globs, folders and single names become sorted shards."""
 
 import posixpath
 import re
@@ -10,16 +10,16 @@ from braceexpand import braceexpand
 from shards.errors import ManifestError
 from shards.records import ShardInfo
 from shards.redaction import cause_to_show, redact, short
-from shards.stores.retry import GivenUp, RetryConfig, error_code
-from shards.stores.store import Listed, Store, store_name
+from shards.stores.retry import RetriesExhausted, RetryConfig, error_code
+from shards.stores.store import ListedFile, Store, store_name
 from shards.stores.store_clients import Stores
 from shards.stores.uploads import UNFINISHED
 
 _SHARD = re.compile(r"\.(tar|tar\.gz|tgz|tar\.zst)$", re.IGNORECASE)
-_PACKED = re.compile(r"\.(tar\.gz|tgz|tar\.zst)$", re.IGNORECASE)
+_COMPRESSED = re.compile(r"\.(tar\.gz|tgz|tar\.zst)$", re.IGNORECASE)
 _GLOB = re.compile(r"[*\[]")
-# Below this many shards a folder is not listed: asking for each is cheaper than a huge listing.
-_LIST_FROM = 8
+# Fewer shards of a folder are looked up one by one: that is cheaper than a huge listing.
+_MIN_NAMES_TO_LIST = 8
 _NUM_THREADS = 16
 
 
@@ -32,9 +32,9 @@ def list_shards(pattern: str, stores: Stores | None = None) -> list[ShardInfo]:
     try:
         found = list(_list(stores, pattern))
         shards = {shard.uri: shard for shard in _shards(stores, found)}
-    except GivenUp as given_up:
-        cause = cause_to_show(pattern, given_up.error)
-        raise ManifestError(_explain(pattern, given_up)) from cause
+    except RetriesExhausted as exhausted:
+        cause = cause_to_show(pattern, exhausted.error)
+        raise ManifestError(_explain(pattern, exhausted)) from cause
     if not shards:
         raise ManifestError(
             f"no shard matches {redact(pattern)!r}; give a folder, a glob such as 'dir/*.tar', "
@@ -50,7 +50,7 @@ def list_shards(pattern: str, stores: Stores | None = None) -> list[ShardInfo]:
     return [shards[uri] for uri in sorted(shards)]
 
 
-def _list(stores: Stores, pattern: str) -> Iterator[Listed]:
+def _list(stores: Stores, pattern: str) -> Iterator[ListedFile]:
     plain: list[str] = []
     names = _expand(pattern)
     for name in names:
@@ -63,7 +63,7 @@ def _list(stores: Stores, pattern: str) -> Iterator[Listed]:
             yield from _with_sizes(store, found)
         else:
             plain.append(name)
-    yield from _look_up(stores, plain)
+    yield from _look_up_names(stores, plain)
 
 
 def _expand(pattern: str) -> list[str]:
@@ -81,9 +81,9 @@ def _is_glob(name: str) -> bool:
     return bool(_GLOB.search(redact(name))) or ("?" in name and store_name(name) == "file")
 
 
-def _find(store: Store, name: str) -> list[Listed] | None:
-    """The shards below `name`; None where that is no folder."""
-    # Asked whether it is a folder, a web server would send the whole shard.
+def _find(store: Store, name: str) -> list[ListedFile] | None:
+    """Return the shards below `name`; None if it is not a folder."""
+    # A web server would answer the test for a folder with the whole shard.
     if _SHARD.search(redact(name)) and store_name(name) != "file":
         return None
     found = store.find(name)
@@ -93,40 +93,40 @@ def _find(store: Store, name: str) -> list[Listed] | None:
 
 
 def _check_finished(store: Store, folders: Iterable[str]) -> None:
-    """Refuse folders in which `streamssl shards pack` has not come to its end."""
+    """Refuse folders in which `streamssl shards pack` has not finished."""
     marks = [f"{folder}/{UNFINISHED}" for folder in sorted(folders)]
-    # A web server lists nothing that is worth so many questions.
-    found = _ask_for_each(store, [mark for mark in marks if not mark.startswith("http")])
+    # Skipped for web servers: packs are never written there, and each look-up is a request.
+    found = _look_up_each(store, [mark for mark in marks if not mark.startswith("http")])
     unfinished = [posixpath.dirname(entry.uri) for entry in found if entry is not None]
     if unfinished:
         raise ManifestError(
-            f"{redact(unfinished[0])} holds an unfinished pack; its shards are data once all are "
-            "there: start the same `streamssl shards pack` again, it goes on where it was"
+            f"{redact(unfinished[0])} holds an unfinished pack; its shards can be read when "
+            "all are written: start the same `streamssl shards pack` again, it goes on where it was"
         )
 
 
-def _with_sizes(store: Store, listed: Iterable[Listed]) -> Iterator[Listed]:
-    """The pages that web servers list files on do not tell their sizes."""
+def _with_sizes(store: Store, listed: Iterable[ListedFile]) -> Iterator[ListedFile]:
+    """Add the sizes that listings of web servers do not contain."""
     entries = list(listed)
     unknown = [entry.uri for entry in entries if entry.num_bytes is None and not entry.is_folder]
-    sizes = dict(zip(unknown, _ask_for_each(store, unknown), strict=True))
+    sizes = dict(zip(unknown, _look_up_each(store, unknown), strict=True))
     return (sizes.get(entry.uri) or entry for entry in entries)
 
 
-def _look_up(stores: Stores, names: list[str]) -> Iterator[Listed]:
-    """The listing of every name; one listing a folder where there are many of them."""
+def _look_up_names(stores: Stores, names: list[str]) -> Iterator[ListedFile]:
+    """Yield the file of each name; a folder with many of them is listed once."""
     folders: dict[str, list[str]] = {}
     for name in names:
         folders.setdefault(posixpath.dirname(name), []).append(name)
     missing: list[str] = []
     for folder, members in folders.items():
         store = stores.open(members[0])
-        if len(members) >= _LIST_FROM and not folder.startswith("http"):
+        if len(members) >= _MIN_NAMES_TO_LIST and not folder.startswith("http"):
             prefix = posixpath.commonprefix([posixpath.basename(name) for name in members])
-            listed = {posixpath.basename(e.uri): e for e in store.members(folder, prefix)}
+            listed = {posixpath.basename(e.uri): e for e in store.list_folder(folder, prefix)}
             found = [listed.get(posixpath.basename(name)) for name in members]
         else:
-            found = _ask_for_each(store, members)
+            found = _look_up_each(store, members)
         missing += [name for name, entry in zip(members, found, strict=True) if entry is None]
         yield from (entry for entry in found if entry is not None)
     if len(names) == len(missing) == 1:
@@ -137,19 +137,19 @@ def _look_up(stores: Stores, names: list[str]) -> Iterator[Listed]:
     if missing:
         raise ManifestError(
             f"{len(missing)} of {len(names)} shards do not exist, the first is "
-            f"{redact(missing[0])}; every name of a pattern must be there: mend the pattern, or "
+            f"{redact(missing[0])}; every name of a pattern must be there: correct the pattern, or "
             "give a glob such as '*.tar' for those that are there"
         )
 
 
-def _ask_for_each(store: Store, uris: list[str]) -> list[Listed | None]:
+def _look_up_each(store: Store, uris: list[str]) -> list[ListedFile | None]:
     if len(uris) < 2:
         return [store.look_up(uri) for uri in uris]
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         return list(pool.map(store.look_up, uris))
 
 
-def _shards(stores: Stores, listed: Iterable[Listed]) -> Iterator[ShardInfo]:
+def _shards(stores: Stores, listed: Iterable[ListedFile]) -> Iterator[ShardInfo]:
     for entry in listed:
         name = redact(entry.uri)
         if entry.is_folder:
@@ -162,23 +162,23 @@ def _shards(stores: Stores, listed: Iterable[Listed]) -> Iterator[ShardInfo]:
                 f"{name} has no known length; the server must answer with Content-Length: "
                 "copy the shard to a store that does"
             )
-        packed = _PACKED.search(name) is not None
-        whole = packed or not stores.open(entry.uri).can_range(entry.uri)
+        compressed = _COMPRESSED.search(name) is not None
+        whole = compressed or not stores.open(entry.uri).can_range(entry.uri)
         yield ShardInfo(entry.uri, entry.num_bytes, entry.version, whole=whole)
 
 
-def _explain(pattern: str, given_up: GivenUp) -> str:
-    name, kind = redact(pattern), given_up.trouble.kind
-    reason = short(given_up.error, pattern)
+def _explain(pattern: str, exhausted: RetriesExhausted) -> str:
+    name, kind = redact(pattern), exhausted.failure.kind
+    reason = short(exhausted.error, pattern)
     if kind == "refused" or "credential" in reason.lower():
         return (
             f"access to {name!r} was refused ({reason}); check the credentials in the "
             "environment and the bucket's policy"
         )
-    if error_code(given_up.error) in ("NoSuchBucket", "ContainerNotFound"):
+    if error_code(exhausted.error) in ("NoSuchBucket", "ContainerNotFound"):
         return (
-            f"there is no bucket {store_name(pattern)!r}; give the name of one that exists: look "
-            "for a slip in it"
+            f"there is no bucket {store_name(pattern)!r}; give the name of one that "
+            "exists: check its spelling"
         )
     if kind == "gone":
         return f"{name!r} does not exist; give a folder, glob, brace pattern or .tar that does"

@@ -1,22 +1,20 @@
-"""From an address to its store: which library, with which time-outs, at whose pace."""
+"""Store of an address: one client and one request limit for each bucket and host.
+
+Client libraries are imported inside functions, when a store of their kind is used: together they
+take longer to import than most commands on local files take to run.
+"""
 
 import logging
 import os
 import threading
 from typing import Any
 
-import fsspec
-
 from shards.errors import ManifestError
 from shards.redaction import redact, short
-from shards.stores.fsspec_store import OtherStore
-from shards.stores.http_store import HttpStore, client_timeout, http_options
-from shards.stores.hub_store import HubStore
 from shards.stores.local_store import LocalStore
-from shards.stores.request_counters import Counters
-from shards.stores.request_limit import Gate, Pace
-from shards.stores.retry import Asker, RetryConfig
-from shards.stores.s3_store import S3Store, s3_options
+from shards.stores.request_counters import RequestCounters
+from shards.stores.request_limit import AdaptiveLimit, RequestLimiter
+from shards.stores.retry import RetryConfig, RetryingClient
 from shards.stores.store import Store, store_name
 
 _S3 = ("s3", "s3a")
@@ -25,8 +23,8 @@ _GCS = ("gs", "gcs")
 _AZURE = ("az", "abfs", "abfss")
 _EXTRAS = dict.fromkeys(_S3, "s3") | dict.fromkeys(_GCS, "gcs")
 _EXTRAS |= dict.fromkeys(_AZURE, "azure")
-# These log whole addresses and signed headers once anybody turns debugging on.
-_TALKATIVE = (
+# In debug mode these libraries log whole addresses and signed headers.
+_VERBOSE_LOGGERS = (
     "aiobotocore", "aiohttp", "asyncio", "azure", "botocore", "fsspec", "gcsfs", "httpcore",
     "httpx", "httpx2", "huggingface_hub", "s3fs", "urllib3",
 )  # fmt: skip
@@ -34,24 +32,25 @@ _MAX_LOCAL_READS = 1024.0
 
 
 class Stores:
-    """The stores that this process talks to; every bucket and host has one client and one pace.
+    """All stores of this process; each bucket and host has one client and one request limit.
 
-    Threads may share it. A forked process starts anew: connections and locks are its parent's.
+    Threads may share it. After a fork it starts with new clients: connections and locks belong to
+    the parent process.
     """
 
     def __init__(self, retry: RetryConfig) -> None:
         self._retry = retry
-        self._start_anew()
+        self._reset()
 
     @property
-    def counters(self) -> Counters:
-        """What was counted in this process."""
-        self._look_for_a_fork()
+    def counters(self) -> RequestCounters:
+        """Counters of this process."""
+        self._reset_after_fork()
         return self._counters
 
     def open(self, uri: str) -> Store:
-        """The store in which `uri` lies. Raises ManifestError where there is no such store."""
-        self._look_for_a_fork()
+        """Return the store that holds `uri`. Raises ManifestError for an unknown store."""
+        self._reset_after_fork()
         name = store_name(uri)
         with self._lock:
             if name not in self._stores:
@@ -59,33 +58,45 @@ class Stores:
             return self._stores[name]
 
     def filesystem(self, uri: str) -> Any:
-        """The fsspec filesystem of the store in which `uri` lies: what a writer needs besides."""
+        """Return the fsspec filesystem that holds `uri`, for writing."""
         name = store_name(uri)
         return self._open_filesystem(name, name.partition("://")[0])
 
     def _make(self, name: str) -> Store:
         protocol = name.partition("://")[0]
         filesystem = self._open_filesystem(name, protocol)
-        if protocol == "file":
-            gate = Gate(Pace(_MAX_LOCAL_READS))
-            return LocalStore(filesystem, Asker(self._retry, gate, self._counters, name))
-        ask = Asker(self._retry, Gate(), self._counters, name)
+        is_local = protocol == "file"
+        limiter = RequestLimiter(AdaptiveLimit(_MAX_LOCAL_READS) if is_local else None)
+        client = RetryingClient(self._retry, limiter, self._counters, name)
+        if is_local:
+            return LocalStore(filesystem, client)
         if protocol in _S3:
-            return S3Store(filesystem, protocol, ask)
+            from shards.stores.s3_store import S3Store
+
+            return S3Store(filesystem, protocol, client)
         if protocol == "hf":
+            from shards.stores.hub_store import HubStore
+
             web = self._open_filesystem("https://huggingface.co", "https")
-            return HubStore(filesystem, web, name, self._retry, ask)
-        kind = HttpStore if protocol in _HTTP else OtherStore
-        return kind(filesystem, name, self._retry, ask)
+            return HubStore(filesystem, web, name, self._retry, client)
+        if protocol in _HTTP:
+            from shards.stores.http_store import HttpStore
+
+            return HttpStore(filesystem, name, self._retry, client)
+        from shards.stores.fsspec_store import FsspecStore
+
+        return FsspecStore(filesystem, name, self._retry, client)
 
     def _open_filesystem(self, name: str, protocol: str) -> Any:
-        options = _options(protocol, self._retry)
+        import fsspec
+
         try:
+            options = _options(protocol, self._retry)
             if protocol in _AZURE and "@" in name:  # the account is in the address
                 options |= fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(name)
-            key = (protocol, *sorted(options.get("account_name", "")))
+            key = (protocol, options.get("account_name", ""))
             if key not in self._filesystems:
-                _quieten()
+                _quieten_loggers()
                 self._filesystems[key] = fsspec.filesystem(protocol, **options)
             return self._filesystems[key]
         except ValueError as error:
@@ -100,30 +111,45 @@ class Stores:
                 f"{redact(name)!r} needs a library that is not installed: {remedy}"
             ) from error
 
-    def _look_for_a_fork(self) -> None:
+    def _reset_after_fork(self) -> None:
         if self._pid != os.getpid():
-            # Let go, they would close connections through a loop that does not run here.
+            # Kept alive: their finalizers would use an event loop that does not run here.
             self._inherited = (self._stores, self._filesystems)
-            self._start_anew()
+            self._reset()
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._counters = Counters()
+        self._counters = RequestCounters()
         self._stores: dict[str, Store] = {}
-        self._filesystems: dict[tuple[str, ...], Any] = {}
+        self._filesystems: dict[tuple[str, str], Any] = {}
 
 
 def _options(protocol: str, retry: RetryConfig) -> dict[str, Any]:
-    """How a filesystem is made: with our time-outs, and without a cache of listings, for the next
-    run must see what was added since."""
+    """Return the options of a filesystem: our timeouts, and no cache of listings.
+
+    A cached listing would hide shards that were added since.
+    """
     options: dict[str, Any] = {"use_listings_cache": False}
     if protocol in _S3:
-        options |= s3_options(retry) | {"skip_instance_cache": True}
+        # botocore's own retries would hide each 503 from the request limit.
+        config = {
+            "connect_timeout": retry.connect_timeout_seconds,
+            "read_timeout": retry.read_timeout_seconds,
+            "retries": {"max_attempts": 0},
+            "max_pool_connections": 64,
+        }
+        options |= {"config_kwargs": config, "skip_instance_cache": True}
     elif protocol in _HTTP:
-        options |= http_options(retry) | {"skip_instance_cache": True}
+        # Some servers declare a .tar.gz as a tar in gzip encoding; it is wanted as it is stored.
+        client_options = {
+            "timeout": _client_timeout(retry),
+            "auto_decompress": False,
+            "headers": {"Accept-Encoding": "identity"},
+        }
+        options |= {"client_kwargs": client_options, "skip_instance_cache": True}
     elif protocol in _GCS:
-        options |= {"requests_timeout": client_timeout(retry)}
+        options |= {"requests_timeout": _client_timeout(retry)}
     elif protocol in _AZURE:
         options |= {
             "connection_timeout": retry.connect_timeout_seconds,
@@ -132,9 +158,20 @@ def _options(protocol: str, retry: RetryConfig) -> dict[str, Any]:
     return options
 
 
-def _quieten() -> None:
-    """Keep addresses out of logs, unless somebody set the level of that very library."""
-    for name in _TALKATIVE:
+def _client_timeout(retry: RetryConfig) -> Any:
+    """Return a timeout for the connection and for each read, without a total."""
+    from aiohttp import ClientTimeout
+
+    return ClientTimeout(
+        total=None,
+        sock_connect=retry.connect_timeout_seconds,
+        sock_read=retry.read_timeout_seconds,
+    )
+
+
+def _quieten_loggers() -> None:
+    """Keep addresses out of logs, unless the user set the level of that library."""
+    for name in _VERBOSE_LOGGERS:
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What a writer does with a store: put whole objects, list, read and remove them."""
+"""Folder of a store that is written to: put whole objects, list, read and remove them."""
 
 import posixpath
 from collections.abc import Callable, Iterator
@@ -8,20 +8,23 @@ from typing import Any, Final
 
 from shards.errors import ManifestError, PackFailed
 from shards.redaction import cause_to_show, redact, short
-from shards.stores.retry import GivenUp, RetryConfig
+from shards.stores.retry import RetriesExhausted, RetryConfig
 from shards.stores.store_clients import Stores
 
-# Lies beside shards that are not all there yet.
+# Name of the file that marks a folder with missing shards.
 UNFINISHED: Final = "pack.unfinished.json"
 
-# In these an object appears whole or not at all. Anywhere else it gets its name when it is whole.
-_OBJECTS: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory")
+# In these stores an object appears whole or not at all; in others it is uploaded as a draft and
+# then renamed.
+_OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf", "memory")
 _DRAFT: Final = ".part"
 
 
-class Uploads:
-    """The objects directly in one folder of a store. Raises PackFailed when the store does not
-    answer, and ManifestError when there is no such store."""
+class StoreFolder:
+    """Objects directly in one folder of a store.
+
+    Raises PackFailed when the store does not answer, and ManifestError for an unknown store.
+    """
 
     def __init__(self, uri: str, retry: RetryConfig | None = None) -> None:
         self._root = uri.rstrip("/")
@@ -36,11 +39,10 @@ class Uploads:
             )
 
     def list(self) -> dict[str, int]:
-        """Names in the folder, drafts apart, and how many bytes they have; folders end in a slash
-        and have -1."""
+        """Return names and sizes, without drafts; folders end in a slash and have size -1."""
         found: dict[str, int] = {}
-        with self._explained("list"), _nothing_where_gone():
-            for entry in self._store.members(self._root, ""):
+        with self._explained("listed"), _ignore_missing():
+            for entry in self._store.list_folder(self._root, ""):
                 name = posixpath.basename(entry.uri.rstrip("/"))
                 if entry.is_folder:
                     found[f"{name}/"] = -1
@@ -49,58 +51,59 @@ class Uploads:
         return found
 
     def read(self, name: str) -> bytes | None:
-        """All of an object; None where there is none."""
+        """Return all bytes of an object; None if it does not exist."""
         data: bytes | None = None
-        with self._explained("read"), _nothing_where_gone():
-            data = self._store.ask(lambda: self._filesystem.cat_file(self._uri(name)))
+        with self._explained("read"), _ignore_missing():
+            data = self._store.client.call(lambda: self._filesystem.cat_file(self._uri(name)))
         return data
 
     def put(self, name: str, file: Path) -> None:
-        """Copy a whole file there."""
-        self._appear(name, lambda uri: self._filesystem.put_file(str(file), uri))
+        """Upload a local file."""
+        self._put(name, lambda uri: self._filesystem.put_file(str(file), uri))
 
     def write(self, name: str, data: bytes) -> None:
-        """Put these bytes there."""
-        self._appear(name, lambda uri: self._filesystem.pipe_file(uri, data))
-
-    def _appear(self, name: str, write: Callable[[str], object]) -> None:
-        """Let an object be there as a whole."""
-        with self._explained("written to"):
-            if self._protocol in _OBJECTS:
-                self._store.ask(lambda: write(self._uri(name)))
-                return
-            draft = self._uri(f".{name}{_DRAFT}")
-            self._store.ask(lambda: self._filesystem.makedirs(self._root, exist_ok=True))
-            self._store.ask(lambda: write(draft))
-            self._store.ask(lambda: self._filesystem.mv(draft, self._uri(name)))
+        """Upload bytes."""
+        self._put(name, lambda uri: self._filesystem.pipe_file(uri, data))
 
     def remove(self, name: str) -> None:
-        """Delete an object; nothing happens where there is none."""
-        with self._explained("written to"), _nothing_where_gone():
-            self._store.ask(lambda: self._filesystem.rm_file(self._uri(name)))
+        """Delete an object, if it exists."""
+        with self._explained("written to"), _ignore_missing():
+            self._store.client.call(lambda: self._filesystem.rm_file(self._uri(name)))
+
+    def _put(self, name: str, write: Callable[[str], object]) -> None:
+        """Create an object that readers see whole or not at all."""
+        call = self._store.client.call
+        with self._explained("written to"):
+            if self._protocol in _OBJECT_STORES:
+                call(lambda: write(self._uri(name)))
+                return
+            draft = self._uri(f".{name}{_DRAFT}")
+            call(lambda: self._filesystem.makedirs(self._root, exist_ok=True))
+            call(lambda: write(draft))
+            call(lambda: self._filesystem.mv(draft, self._uri(name)))
 
     def _uri(self, name: str) -> str:
         return f"{self._root}/{name}"
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
+        """Convert a final failure to PackFailed with a remedy."""
         try:
             yield
-        except GivenUp as given_up:
-            error = given_up.error
+        except RetriesExhausted as exhausted:
+            error = exhausted.error
             raise PackFailed(
-                f"{redact(self._root)} could not be {what} in {given_up.num_attempts} attempts "
-                f"({short(error)}); a pack needs a store that it may list, read and write; check "
+                f"{redact(self._root)} could not be {what} in {exhausted.num_attempts} attempts "
+                f"({short(error)}); a pack must be able to list, read and write its store; check "
                 "address, credentials and network, then start the same command again: it goes on "
                 "where it was"
             ) from cause_to_show(self._root, error)
 
 
 @contextmanager
-def _nothing_where_gone() -> Iterator[None]:
-    """What is not there is no trouble."""
+def _ignore_missing() -> Iterator[None]:
     try:
         yield
-    except GivenUp as given_up:
-        if given_up.trouble.kind != "gone":
+    except RetriesExhausted as exhausted:
+        if exhausted.failure.kind != "gone":
             raise

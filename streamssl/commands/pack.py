@@ -1,4 +1,4 @@
-"""`streamssl shards pack`: images, or other shards, become shards."""
+"""`streamssl shards pack`: write images, or other shards, as shards."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from streamssl.runs.pack_progress import show_packing
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pack:
-    """Make shards from images, or from other shards. The same command goes on where it was."""
+    """Make shards from images, or from other shards. The same command resumes a stopped pack."""
 
     source: Annotated[str, tyro.conf.Positional]
     """A folder of images, a text file with a path or an address a line, a Parquet file with a
@@ -28,19 +28,19 @@ class Pack:
     out: Annotated[str, tyro.conf.Positional]
     """A new or empty folder for the shards, or an address such as s3://bucket/prefix."""
     kind: SourceKind = "auto"
-    """What SOURCE is; auto: as it looks."""
+    """Kind of SOURCE; auto: detected from its name or its files."""
     labels: LabelMode = "auto"
     """auto: sub-folders are classes; none: no labels."""
     columns: TableColumns = field(default_factory=TableColumns)
     subset: str | None = None
-    """Of shards: a .parquet, .txt or .npy file of keys or uids; only these samples are taken."""
+    """For shards: a .parquet, .txt or .npy file of keys or uids; only these samples are packed."""
     admit: bool = False
-    """Leave out what a run with these --admission settings would reject before it decodes anything;
-    otherwise all is taken that can be read."""
+    """Leave out samples that a run with these --admission settings rejects before decoding;
+    otherwise all readable samples are packed."""
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     download: DownloadConfig = field(default_factory=DownloadConfig)
     workers: int | None = None
-    """How many shards are made at once; None: one for each core, if there is enough to do."""
+    """Number of worker processes; None: by the amount of work, at most one for each core."""
     pack: Annotated[PackConfig, tyro.conf.arg(name="")] = field(default_factory=PackConfig)
 
     def __post_init__(self) -> None:
@@ -71,9 +71,9 @@ def pack_shards(arguments: list[str], console: Console) -> int:
 def _lines(report: PackReport) -> Iterator[str]:
     done = "written"
     if report.reused:
-        done = "are there already, made from the same files"
+        done = "exist already, made from the same files"
     elif report.num_found:
-        done = f"written, {report.num_found} shards of them by an earlier start"
+        done = f"written, {report.num_found} of the shards by an earlier start"
     yield (
         f"{report.num_samples:,} samples in {report.num_shards} shards ({report.num_bytes:,} "
         f"bytes) in {report.out}: {done}"

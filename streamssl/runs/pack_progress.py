@@ -1,4 +1,4 @@
-"""What a person sees of a pack: a bar on a terminal, a line now and then anywhere else."""
+"""Progress of a pack: a bar on a terminal, one line every ten seconds elsewhere."""
 
 import time
 from collections.abc import Iterator
@@ -8,24 +8,24 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from shards.pack.pack import Watch
+from shards.pack.pack import PackProgress
 
 _PLAIN_EVERY_SECONDS = 10.0
 _BAR_EVERY_SECONDS = 0.1
 
 
 @contextmanager
-def show_packing(console: Console) -> Iterator[Watch]:
-    """A watch that prints on `console`."""
+def show_packing(console: Console) -> Iterator[PackProgress]:
+    """Yield a progress handler that prints on `console`."""
     if not console.is_terminal:
-        yield _Lines(console)
+        yield _ProgressLines(console)
         return
     with Bar(console=console, transient=True) as bar:
-        yield _Bar(bar)
+        yield _ProgressBar(bar)
 
 
-class _Bar(Watch):
-    """A bar of images, or of bytes."""
+class _ProgressBar(PackProgress):
+    """Bar of images, or of bytes."""
 
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
@@ -44,12 +44,12 @@ class _Bar(Watch):
             self._bar.advance(self._bar.task_ids[-1], self._waiting)
             self._waiting, self._shown = 0, time.monotonic()
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self._bar.console.print(text)
 
 
-class _Lines(Watch):
-    """Plain lines."""
+class _ProgressLines(PackProgress):
+    """Plain lines, for logs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -66,7 +66,7 @@ class _Lines(Watch):
         if now - self._shown >= _PLAIN_EVERY_SECONDS:
             self._shown = now
             rate = self._done / (now - self._began)
-            self.say(f"{self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} a second")
+            self.message(f"{self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} a second")
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self._console.print(text)

@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from shards.errors import ManifestError
-from shards.pack.fetch import Fetcher
+from shards.pack.fetch import ImageFetcher
 from shards.pack.image_entries import entries_from_folder, entries_from_synthetic
 from shards.pack.pack import pack
-from shards.stores.image_download import WebConfig
+from shards.stores.image_download import DownloadConfig
 from shards.stores.shard_listing import list_shards
 from tests.drills.pack_process import CONFIG
 from tests.stores import KEYS, connect, s3_server
@@ -35,7 +35,7 @@ TIMEOUT_SECONDS = 120.0
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1,200 images in three folders: thirty shards."""
     folder = tmp_path_factory.mktemp("data") / "images"
-    with Fetcher(WebConfig()) as fetcher:
+    with ImageFetcher(DownloadConfig()) as fetcher:
         for number, entry in enumerate(entries_from_synthetic(1200, size=32).entries):
             path = folder / "abc"[number % 3] / f"{number:04d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)

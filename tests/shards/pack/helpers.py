@@ -3,19 +3,19 @@
 import os
 import signal
 
-from shards.pack.pack import Watch
+from shards.pack.pack import PackProgress
 
 
 class Stop(BaseException):
     """What ends a pack."""
 
 
-class StopAfter(Watch):
+class StopAfter(PackProgress):
     """Stops a pack after so many units."""
 
     def __init__(self, num: int) -> None:
         self._left = num
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def advance(self, num_units: int) -> None:
         """Count them."""
@@ -23,9 +23,9 @@ class StopAfter(Watch):
         if self._left < 0:
             raise Stop
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Remember it."""
-        self.said.append(text)
+        self.messages.append(text)
 
 
 def kill_yourself(parent: int, *_: object) -> bytes:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from shards.errors import ManifestError, PackFailed, UserError
-from shards.pack.entry_plan import Entry
+from shards.pack.entry_plan import ImageEntry
 from shards.pack.image_entries import entries_from_folder, entries_from_synthetic
-from shards.pack.pack import PackConfig, PackSource, Watch, pack
+from shards.pack.pack import ImagesSource, PackConfig, PackProgress, pack
 from shards.stores.shard_listing import list_shards
 from tests.shards.pack.helpers import Stop, StopAfter, kill_yourself
 from tests.shards.pack.test_pack import jpeg, make_folder, shard_bytes
@@ -44,7 +44,7 @@ def test_a_pack_that_was_stopped_goes_on_with_what_is_missing(images, whole, tmp
     source, out = entries_from_folder(images), tmp_path / "out"
     if moment < 23:
         with pytest.raises(Stop):
-            pack(source, out, CONFIG, watch=StopAfter(moment))
+            pack(source, out, CONFIG, progress=StopAfter(moment))
     finished = shard_bytes(out) if out.exists() else {}
     assert len(finished) == (moment // 5 if moment < 23 else 0)
     assert finished.items() <= whole.items()
@@ -59,7 +59,7 @@ def test_an_unfinished_pack_is_not_taken_for_data(images, tmp_path):
     """A run on half of the shards is noticed weeks later, if at all."""
     source, out = entries_from_folder(images), tmp_path / "out"
     with pytest.raises(Stop):
-        pack(source, out, CONFIG, watch=StopAfter(12))
+        pack(source, out, CONFIG, progress=StopAfter(12))
     assert (out / "shard-000000.tar").exists()
     for pattern in (str(out), f"{out}/*.tar", str(tmp_path), f"{tmp_path}/*/shard-*.tar"):
         with pytest.raises(ManifestError, match=r"out holds an unfinished pack; .*goes on where"):
@@ -73,10 +73,10 @@ def test_an_unfinished_pack_of_other_images_is_refused(images, tmp_path):
     """Two data sets would be mixed, half of each."""
     source, out = entries_from_folder(images), tmp_path / "out"
     with pytest.raises(Stop):
-        pack(source, out, CONFIG, watch=StopAfter(12))
+        pack(source, out, CONFIG, progress=StopAfter(12))
     before = contents(out)
     for other, config in ((entries_from_synthetic(9), CONFIG), (source, PackConfig(seed=1))):
-        with pytest.raises(UserError, match=r"not a complete pack.*nor the beginning of one.*name"):
+        with pytest.raises(UserError, match=r"not a complete pack.*nor an unfinished one.*name"):
             pack(other, out, config)
     assert contents(out) == before
 
@@ -85,7 +85,7 @@ def test_damage_to_what_was_finished_is_made_good(images, whole, tmp_path):
     """A disk that was full, or somebody's hand, between two starts."""
     source, out = entries_from_folder(images), tmp_path / "out"
     with pytest.raises(Stop):
-        pack(source, out, CONFIG, watch=StopAfter(21))
+        pack(source, out, CONFIG, progress=StopAfter(21))
     with (out / "shard-000000.tar").open("ab") as file:
         file.write(b"more")
     (out / "shard-000001.json").write_text("{")
@@ -108,7 +108,7 @@ def test_a_pack_killed_before_its_last_step_is_finished(images, whole, tmp_path)
     """Between the report and the removal of the mark nobody may take it for complete."""
     source, out = entries_from_folder(images), tmp_path / "out"
     with pytest.raises(Stop):
-        pack(source, out, CONFIG, watch=StopAfter(12))
+        pack(source, out, CONFIG, progress=StopAfter(12))
     mark = (out / "pack.unfinished.json").read_bytes()
     pack(source, out, CONFIG)
     (out / "pack.unfinished.json").write_bytes(mark)
@@ -121,10 +121,10 @@ def test_a_pack_killed_before_its_last_step_is_finished(images, whole, tmp_path)
 def test_the_slower_of_two_packs_waits_and_reuses_the_faster(images, whole, tmp_path):
     """Two jobs that start together must not fail, nor write into one another."""
     source, out, reports = entries_from_folder(images), tmp_path / "out", []
-    watches = [StopAfter(99), StopAfter(99)]
+    handlers = [StopAfter(99), StopAfter(99)]
     threads = [
-        threading.Thread(target=lambda w=w: reports.append(pack(source, out, CONFIG, watch=w)))
-        for w in watches
+        threading.Thread(target=lambda w=w: reports.append(pack(source, out, CONFIG, progress=w)))
+        for w in handlers
     ]
     for thread in threads:
         thread.start()
@@ -137,24 +137,24 @@ def test_the_slower_of_two_packs_waits_and_reuses_the_faster(images, whole, tmp_
 def test_whoever_waits_is_told_for_what(images, tmp_path):
     """A command that seems to hang is killed."""
     source, out, inner = entries_from_folder(images), tmp_path / "out", StopAfter(99)
-    other = threading.Thread(target=pack, args=(source, out, CONFIG), kwargs={"watch": inner})
+    other = threading.Thread(target=pack, args=(source, out, CONFIG), kwargs={"progress": inner})
 
-    class StartTheOther(Watch):
+    class StartTheOther(PackProgress):
         def advance(self, num_units):  # noqa: ARG002
             if not other.ident:
                 other.start()
-                while not inner.said:
+                while not inner.messages:
                     pass
 
-    pack(source, out, CONFIG, watch=StartTheOther())
+    pack(source, out, CONFIG, progress=StartTheOther())
     other.join()
-    assert inner.said == [f"another process packs into {out} at this moment; waiting for it"]
+    assert inner.messages == [f"another process packs into {out} at this moment; waiting for it"]
 
 
 def test_a_place_that_came_to_nothing_is_made_anew(tmp_path, images):
     """The one who waited would otherwise write into a folder that is no longer there."""
     out = tmp_path / "out"
-    empty = PackSource(name="nothing", entries=[])
+    empty = ImagesSource(name="nothing", entries=[])
     with pytest.raises(UserError, match="no image found in nothing"):
         pack(empty, out)
     assert not out.exists()
@@ -175,8 +175,8 @@ def test_the_number_of_workers_changes_no_byte(images, whole, tmp_path):
 def test_a_worker_that_dies_is_named_and_the_rest_stays(tmp_path):
     """The out-of-memory killer takes one process, and nobody hears of it."""
     drawn = list(entries_from_synthetic(20, size=16).entries)
-    deadly = Entry("x.jpg", "jpg", partial(kill_yourself, os.getpid()), "")
-    source = PackSource(name="test", entries=[*drawn[:10], deadly, *drawn[11:]])
+    deadly = ImageEntry("x.jpg", "jpg", partial(kill_yourself, os.getpid()), "")
+    source = ImagesSource(name="test", entries=[*drawn[:10], deadly, *drawn[11:]])
     config = PackConfig(seed=None, samples_per_shard=5)
     with pytest.raises(
         PackFailed, match=r"a worker ended by SIGKILL while it made shard 2; .*fewe"
@@ -191,11 +191,11 @@ def test_what_a_worker_cannot_do_is_the_same_sentence(tmp_path, images):
     """A traceback from another process helps nobody."""
     out = tmp_path / "out"
 
-    class RemoveTheFolder(Watch):
+    class RemoveTheFolder(PackProgress):
         def begin(self, num_units, unit):  # noqa: ARG002
             os.rename(out, tmp_path / "elsewhere")
 
-    message = r"\S+out cannot be written to \(No such file.*make room there, or give another one"
+    message = r"\S+out cannot be written to \(No such file.*free space there, or give another"
     for num_workers in (1, 2):
         with pytest.raises(UserError, match=message):
             pack(
@@ -203,7 +203,7 @@ def test_what_a_worker_cannot_do_is_the_same_sentence(tmp_path, images):
                 out,
                 CONFIG,
                 num_workers=num_workers,
-                watch=RemoveTheFolder(),
+                progress=RemoveTheFolder(),
             )
         (tmp_path / "elsewhere").rename(tmp_path / f"done-{num_workers}")
 
@@ -214,5 +214,5 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path, images):
     with pytest.raises(UserError, match=r"/proc/out cannot be made \(.*; shards go into a folder"):
         pack(source, "/proc/out")
     (tmp_path / "out" / ".x.part-1").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"out cannot be written to \(.*make room there, or give"):
+    with pytest.raises(UserError, match=r"out cannot be written to \(.*free space there, or give"):
         pack(source, tmp_path / "out")

@@ -75,7 +75,7 @@ def test_a_pack_into_a_bucket_goes_on_where_it_was(s3, bucket, images):
     """What was uploaded is not uploaded again; nobody trains on it before it is complete."""
     source, out = entries_from_folder(images), f"s3://{bucket}/out"
     with pytest.raises(Stop):
-        pack(source, out, CONFIG, watch=StopAfter(9))
+        pack(source, out, CONFIG, progress=StopAfter(9))
     assert set(objects(s3, bucket, "out")) == {
         *("shard-000000.tar", "shard-000000.json", "shard-000001.tar", "shard-000001.json"),
         "pack.unfinished.json",

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.errors import ConfigError, PackFailed, UserError
-from shards.pack.fetch import Fetcher, FetchError
+from shards.pack.fetch import FetchError, ImageFetcher
 from shards.pack.image_entries import entries_from_list
 from shards.pack.pack import PackConfig, pack
 from shards.pack.table_entries import entries_from_parquet
-from shards.stores.image_download import Web, WebConfig
+from shards.stores.image_download import DownloadConfig, ImageDownloader
 from tests.shards.pack.test_pack import jpeg, read_with_webdataset, shard_bytes
 
-QUICK = WebConfig(timeout_seconds=0.4, total_seconds=1.0, num_attempts=2, max_bytes=20_000)
+QUICK = DownloadConfig(timeout_seconds=0.4, total_seconds=1.0, num_attempts=2, max_bytes=20_000)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -174,7 +174,7 @@ def closed_port():
 def test_what_cannot_be_had_has_a_reason_in_bounded_time(server, path, reason, num_asked):
     """One server that drips would hold up ten thousand images; one that lies, fill the memory."""
     began = time.monotonic()
-    with Web(QUICK) as web, pytest.raises(FetchError) as caught:
+    with ImageDownloader(QUICK) as web, pytest.raises(FetchError) as caught:
         web.get(f"{server.url}/{path}")
     assert caught.value.reason == reason
     assert server.asked[f"/{path}"] == num_asked
@@ -198,13 +198,13 @@ def test_what_cannot_be_had_has_a_reason_in_bounded_time(server, path, reason, n
 )
 def test_addresses_that_are_none_are_counted(address, reason):
     """A list from the web must not read files of this machine."""
-    with Fetcher(QUICK) as fetcher, pytest.raises(FetchError, match=reason):
+    with ImageFetcher(QUICK) as fetcher, pytest.raises(FetchError, match=reason):
         fetcher.address(address)
 
 
 def test_a_server_that_is_busy_or_points_elsewhere_is_asked_again(server):
     """Most of what fails once does not fail twice."""
-    with Web(QUICK) as web:
+    with ImageDownloader(QUICK) as web:
         assert web.get(f"{server.url}/busy/3.jpg") == jpeg(3)
         assert web.get(f"{server.url}/moved/4.jpg") == jpeg(4)
     assert server.asked["/busy/3.jpg"] == 2
@@ -229,7 +229,7 @@ def test_a_table_of_addresses_becomes_samples_with_all_that_is_known(server, tmp
     )
     source = entries_from_parquet([file])
     config = PackConfig(samples_per_shard=4)
-    report = pack(source, tmp_path / "out", config, web=QUICK)
+    report = pack(source, tmp_path / "out", config, download=QUICK)
     assert (report.num_samples, report.num_shards) == (5, 2)
     assert report.skipped == {"not_an_image": 1}
     samples = {s["__key__"]: s for s in read_with_webdataset(tmp_path / "out")}
@@ -251,8 +251,10 @@ def test_order_of_arrival_does_not_show(server, tmp_path):
     source, made = entries_from_list(tmp_path / "list.txt"), []
     for connections in (1, 7, 32):
         out = tmp_path / str(connections)
-        web = WebConfig(connections=connections)
-        assert pack(source, out, PackConfig(samples_per_shard=15), web=web).num_samples == 40
+        download = DownloadConfig(connections=connections)
+        assert (
+            pack(source, out, PackConfig(samples_per_shard=15), download=download).num_samples == 40
+        )
         made.append(shard_bytes(out))
     assert made[0] == made[1] == made[2]
 
@@ -263,8 +265,8 @@ def test_a_host_is_asked_by_few_at_a_time(server, tmp_path):
     source = entries_from_list(tmp_path / "list.txt")
     for per_host in (3, 16):
         server.max_busy = 0
-        web = WebConfig(connections=32, per_host=per_host)
-        pack(source, tmp_path / str(per_host), web=web)
+        download = DownloadConfig(connections=32, per_host=per_host)
+        pack(source, tmp_path / str(per_host), download=download)
         assert 1 < server.max_busy <= per_host
 
 
@@ -276,10 +278,10 @@ def test_a_network_that_is_down_stops_the_pack_and_leaves_it_resumable(server, t
     config = PackConfig(samples_per_shard=10, seed=None)
     message = r"10 of 10 images of shard-000001\.tar were lost .*\(10 http_503\), at most 50%"
     with pytest.raises(PackFailed, match=message + ".*start the same command again when"):
-        pack(source, out, config, web=QUICK)
+        pack(source, out, config, download=QUICK)
     assert sorted(shard_bytes(out)) == ["shard-000000.tar"]
-    patient = WebConfig(num_attempts=1, max_bytes=QUICK.max_bytes, max_lost_fraction=1.0)
-    report = pack(source, out, config, web=patient)
+    patient = DownloadConfig(num_attempts=1, max_bytes=QUICK.max_bytes, max_lost_fraction=1.0)
+    report = pack(source, out, config, download=patient)
     assert (report.num_found, report.num_samples, report.skipped) == (1, 20, {"http_503": 10})
     sidecar = json.loads((out / "shard-000001.json").read_text())
     assert sidecar["left_out"] == {"http_503": lines[10:20]}
@@ -289,7 +291,7 @@ def test_a_list_of_dead_links_is_no_data(server, tmp_path):
     """Counted by reason, and nothing is left behind."""
     (tmp_path / "list.txt").write_text(f"{server.url}/gone/1.jpg\n{server.url}/page/2.jpg\n")
     with pytest.raises(UserError, match=r"list.txt \(1 http_404, 1 not_an_image\)"):
-        pack(entries_from_list(tmp_path / "list.txt"), tmp_path / "out", web=QUICK)
+        pack(entries_from_list(tmp_path / "list.txt"), tmp_path / "out", download=QUICK)
     assert not (tmp_path / "out").exists()
 
 
@@ -304,4 +306,4 @@ def test_a_list_of_dead_links_is_no_data(server, tmp_path):
 def test_settings_of_the_web_that_cannot_work_are_refused(settings, message):
     """No connection fetches nothing, for ever."""
     with pytest.raises(ConfigError, match=message):
-        WebConfig(**settings)
+        DownloadConfig(**settings)

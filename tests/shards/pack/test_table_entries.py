@@ -11,7 +11,7 @@ import pytest
 from shards.errors import ConfigError, UserError
 from shards.pack.pack import PackConfig, pack
 from shards.pack.pack_input import open_source
-from shards.pack.table_entries import Columns, entries_from_parquet
+from shards.pack.table_entries import TableColumns, entries_from_parquet
 from tests.shards.pack.test_pack import jpeg, make_folder, read_with_webdataset, shard_bytes
 
 
@@ -50,7 +50,7 @@ def test_the_usual_columns_are_found(write, tmp_path, name):
 
 def test_other_columns_can_be_named(write, tmp_path):
     """Nobody renames the columns of a terabyte of tables."""
-    columns = Columns(address="where", label="kind", key="name", caption="said")
+    columns = TableColumns(address="where", label="kind", key="name", caption="said")
     facts = {"kind": ["x", "y", "x", "z"], "name": list("mnop"), "said": list("efgh")}
     file = write(where=PATHS, url=["u"] * 4, label=[9] * 4, **facts)
     _, samples = packed(file, tmp_path / "out", columns)
@@ -72,7 +72,7 @@ def test_all_other_columns_go_into_json_when_asked(write, tmp_path):
         raw=[b"\x00\xff"] * 4,
         nested=[{"a": float("nan"), "b": "ü"}] * 4,
     )
-    _, samples = packed(file, tmp_path / "out", Columns(others="json"))
+    _, samples = packed(file, tmp_path / "out", TableColumns(others="json"))
     first, second = (json.loads(s["json"], parse_constant=pytest.fail) for s in samples[:2])
     assert first == {
         "path": "p/0.jpg", "score": 1.5, "box": [1, 2], "when": "2026-01-02T00:00:00",
@@ -125,7 +125,7 @@ def test_labels_can_be_declined_and_names_are_numbered_in_order(write, tmp_path)
 def test_tables_that_do_not_fit_are_refused_in_words(write, columns, named, message):
     """A traceback from the depths of Arrow would not say which column to name."""
     with pytest.raises((ConfigError, UserError), match=message):
-        entries_from_parquet([write(**columns)], Columns(**named))
+        entries_from_parquet([write(**columns)], TableColumns(**named))
 
 
 def test_files_that_are_no_tables_are_refused_in_words(tmp_path):
@@ -141,21 +141,24 @@ def test_several_tables_are_one_source_in_the_order_of_their_names(write, tmp_pa
     """img2dataset's metadata comes in hundreds of files."""
     write("b.parquet", path=PATHS[2:], label=["x", "y"])
     write("a.parquet", path=PATHS[:2], label=["y", "z"])
-    source = open_source(f"{tmp_path}/*.parquet", "auto", "auto", Columns(), None)
+    source = open_source(f"{tmp_path}/*.parquet", "auto", "auto", TableColumns(), None)
     assert [entry.name for entry in source.entries] == PATHS
     assert [entry.label for entry in source.entries] == [1, 2, 0, 1]
     with pytest.raises(ConfigError, match=r"no file matches '.*x\*.parquet'; at least one"):
-        open_source(f"{tmp_path}/x*.parquet", "auto", "auto", Columns(), None)
+        open_source(f"{tmp_path}/x*.parquet", "auto", "auto", TableColumns(), None)
     write("c.parquet", url=["p/0.jpg"])
     with pytest.raises(UserError, match="the 2 files after it have different columns; they must"):
-        open_source(f"{tmp_path}/*.parquet", "auto", "auto", Columns(), None)
+        open_source(f"{tmp_path}/*.parquet", "auto", "auto", TableColumns(), None)
 
 
 def test_a_table_and_a_list_of_the_same_images_give_the_same_shards(write, tmp_path):
     """How images are named must not show in them."""
     pack(entries_from_parquet([write(path=PATHS)]), tmp_path / "a")
     (tmp_path / "list.txt").write_text("\n".join(PATHS))
-    pack(open_source(str(tmp_path / "list.txt"), "auto", "auto", Columns(), None), tmp_path / "b")
+    pack(
+        open_source(str(tmp_path / "list.txt"), "auto", "auto", TableColumns(), None),
+        tmp_path / "b",
+    )
     assert shard_bytes(tmp_path / "a") == shard_bytes(tmp_path / "b")
 
 

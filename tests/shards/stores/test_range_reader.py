@@ -16,11 +16,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from shards.errors import ShardChanged, ShardUnreadable
 from shards.records import ShardInfo
-from shards.stores.fsspec_store import OtherStore
+from shards.stores.fsspec_store import FsspecStore
 from shards.stores.range_reader import RangeReader, SourceConfig
-from shards.stores.request_counters import Counters, TransportCounts
-from shards.stores.request_limit import Gate
-from shards.stores.retry import Asker, RetryConfig
+from shards.stores.request_counters import RequestCounters, TransportCounts
+from shards.stores.request_limit import RequestLimiter
+from shards.stores.retry import RetryConfig, RetryingClient
 from shards.stores.shard_listing import list_shards
 from tests.fault_proxy import PASSING, RETRY_AFTER_SECONDS, fault_proxy
 from tests.hub import DATASET
@@ -440,17 +440,17 @@ def test_many_threads_settle_on_what_a_store_can_do(tmp_path, data):
 
 def test_other_asynchronous_stores_are_bounded_in_time(web_proxy, data):
     """Google's and Azure's libraries would wait for minutes, and know no other bound."""
-    counters = Counters()
-    ask = Asker(HASTY.retry, Gate(), counters, "s3://b")
+    counters = RequestCounters()
+    client = RetryingClient(HASTY.retry, RequestLimiter(), counters, "s3://b")
     filesystem = fsspec.filesystem("http", skip_instance_cache=True)
     retry = replace(HASTY.retry, connect_timeout_seconds=0.1)
-    store = OtherStore(filesystem, web_proxy.address, retry, ask)
+    store = FsspecStore(filesystem, web_proxy.address, retry, client)
     shard = ShardInfo(f"{web_proxy.address}/0.tar", len(data), f'"{HASTY}"')
     plan = ["stall_before"]
     web_proxy.plan = lambda _: plan.pop() if plan else None
     sink = bytearray()
     with pytest.raises(ShardChanged):  # the version is looked at once the bytes are there
-        ask(lambda: store.fetch(shard, 5, 1000, sink))
+        client.call(lambda: store.fetch(shard, 5, 1000, sink))
     assert counters.snapshot().retries == {"timeout": 1} and plan == []
     web_proxy.plan = lambda _: None
 

@@ -6,59 +6,61 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from shards.stores.request_limit import Gate, Pace
+from shards.stores.request_limit import AdaptiveLimit, RequestLimiter
 
 
 def test_a_limit_that_is_felt_grows_by_one_a_round():
     """A store that can do more would never be asked for it."""
-    pace = Pace(4.0)
+    limit = AdaptiveLimit(4.0)
     for _ in range(4):
-        pace.went_well(num_busy=4)
-    assert 4.9 < pace.limit <= 5.0
+        limit.increase(num_busy=4)
+    assert 4.9 < limit.limit <= 5.0
     for _ in range(100_000):
-        pace.went_well(num_busy=999)
-    assert pace.limit == 256.0
+        limit.increase(num_busy=999)
+    assert limit.limit == 256.0
 
 
 def test_a_limit_that_nobody_feels_stays():
     """Two threads that go well prove nothing about two hundred."""
-    pace = Pace(16.0)
+    limit = AdaptiveLimit(16.0)
     for _ in range(100):
-        pace.went_well(num_busy=2)
-    assert pace.limit == 16.0
+        limit.increase(num_busy=2)
+    assert limit.limit == 16.0
 
 
 def test_one_storm_halves_what_is_under_way_once():
     """Ten answers to ten requests of the same moment are one piece of news."""
-    pace = Pace(16.0)
+    limit = AdaptiveLimit(16.0)
     for moment in range(10):
-        pace.slow_down(began=1.0, now=2.0 + moment, num_busy=10)
-    assert pace.limit == 5.0
-    pace.slow_down(began=12.0, now=13.0, num_busy=5)
-    assert pace.limit == 2.5
+        limit.decrease(began=1.0, now=2.0 + moment, num_busy=10)
+    assert limit.limit == 5.0
+    limit.decrease(began=12.0, now=13.0, num_busy=5)
+    assert limit.limit == 2.5
 
 
 def test_below_one_the_only_request_rests_between_its_turns():
     """With hundreds of readers, one request each at a time is still too many."""
-    pace = Pace(1.0)
-    assert pace.rest(2.0) == 0.0
-    pace.slow_down(began=1.0, now=1.0, num_busy=1)
-    pace.slow_down(began=1.0, now=2.0, num_busy=1)
-    assert pace.limit == 0.25 and pace.rest(2.0) == 6.0 and pace.rest(100.0) == 10.0
+    limit = AdaptiveLimit(1.0)
+    assert limit.pause_after(2.0) == 0.0
+    limit.decrease(began=1.0, now=1.0, num_busy=1)
+    limit.decrease(began=1.0, now=2.0, num_busy=1)
+    assert (
+        limit.limit == 0.25 and limit.pause_after(2.0) == 6.0 and limit.pause_after(100.0) == 10.0
+    )
     for moment in range(50):
-        pace.slow_down(began=3.0 + moment, now=3.0 + moment, num_busy=1)
-    assert pace.limit == 1 / 16  # and never stands still
+        limit.decrease(began=3.0 + moment, now=3.0 + moment, num_busy=1)
+    assert limit.limit == 1 / 16  # and never stands still
     for _ in range(5):
-        pace.went_well(num_busy=1)
-    assert pace.limit == 2.0
+        limit.increase(num_busy=1)
+    assert limit.limit == 2.0
 
 
 def test_no_more_pass_than_the_limit_allows():
     """A limit that is only advice brings the next 503."""
-    gate, busy, most = Gate(Pace(3.0)), [], []
+    gate, busy, most = RequestLimiter(AdaptiveLimit(3.0)), [], []
 
     def work(_):
-        with gate.turn():
+        with gate.permit():
             busy.append(1)
             most.append(len(busy))
             time.sleep(0.002)
@@ -71,13 +73,13 @@ def test_no_more_pass_than_the_limit_allows():
 
 def test_a_pause_holds_for_everybody_and_ends():
     """The thread that was told to wait would wait alone, the others would ask on."""
-    gate = Gate()
-    with gate.turn() as began:
-        gate.slow_down(began, retry_after=0.2)
+    gate = RequestLimiter()
+    with gate.permit() as began:
+        gate.throttled(began, retry_after=0.2)
     started, waited = time.monotonic(), []
 
     def work():
-        with gate.turn():
+        with gate.permit():
             waited.append(time.monotonic() - started)
 
     threads = [threading.Thread(target=work) for _ in range(3)]
@@ -90,9 +92,9 @@ def test_a_pause_holds_for_everybody_and_ends():
 
 def test_a_request_that_fails_gives_its_place_back():
     """Sixteen errors, and nothing would ever be read again."""
-    gate = Gate(Pace(1.0))
+    gate = RequestLimiter(AdaptiveLimit(1.0))
     for _ in range(3):
-        with pytest.raises(OSError, match="broken"), gate.turn():
+        with pytest.raises(OSError, match="broken"), gate.permit():
             raise OSError("broken")
 
 
@@ -100,7 +102,10 @@ class SimulatedStore:
     """Answers `capacity` requests a tick; the others are told to slow down."""
 
     def __init__(self, capacity, num_threads):
-        self.capacity, self.gates = capacity, [Gate(clock=lambda: self.now) for _ in range(8)]
+        self.capacity, self.gates = (
+            capacity,
+            [RequestLimiter(clock=lambda: self.now) for _ in range(8)],
+        )
         self.now, self.num_threads = 0.0, num_threads
         self.served = self.refused = 0
 
@@ -115,10 +120,10 @@ class SimulatedStore:
                 if budget > 0:
                     budget -= 1
                     self.served += 1
-                    gate._pace.went_well(places)
+                    gate._limit.increase(places)
                 else:
                     self.refused += 1
-                    gate._pace.slow_down(self.now, self.now, places)
+                    gate._limit.decrease(self.now, self.now, places)
 
 
 @pytest.mark.parametrize("capacity", [4, 40, 400])

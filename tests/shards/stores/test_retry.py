@@ -9,9 +9,16 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from fsspec.exceptions import FSTimeoutError
 
 from shards.errors import ConfigError, ShardChanged
-from shards.stores.request_counters import Counters
-from shards.stores.request_limit import Gate
-from shards.stores.retry import Asker, GivenUp, RetryConfig, Trouble, WrongAnswer, judge
+from shards.stores.request_counters import RequestCounters
+from shards.stores.request_limit import RequestLimiter
+from shards.stores.retry import (
+    RequestFailure,
+    RetriesExhausted,
+    RetryConfig,
+    RetryingClient,
+    UnexpectedResponse,
+    classify_error,
+)
 
 
 def s3_error(code, status, headers=None):
@@ -70,7 +77,7 @@ def caused_by(error, cause):
         (TimeoutError(), "timeout"),
         (ConnectionResetError(), "reset"),
         (EOFError(), "short"),
-        (WrongAnswer(), "wrong_range"),
+        (UnexpectedResponse(), "wrong_range"),
         (PermissionError(), "refused"),
         (OSError("Forbidden: b/o/1.tar\nno rights"), "refused"),
         (FileExistsError("b/o/1.tar"), "changed"),
@@ -84,13 +91,13 @@ def caused_by(error, cause):
 )
 def test_errors_of_every_library_are_understood(error, kind):
     """Nobody imports botocore, aiohttp, google and azure here, and all of them raise their own."""
-    assert judge(error).kind == kind
+    assert classify_error(error).kind == kind
 
 
 def test_a_host_that_cannot_be_reached_is_a_broken_connection():
     """The likeliest error of all."""
     key = type("Key", (), {"ssl": None, "host": "h", "port": 1, "is_ssl": False})()
-    assert judge(ClientConnectorError(key, OSError(111, "refused"))).kind == "reset"
+    assert classify_error(ClientConnectorError(key, OSError(111, "refused"))).kind == "reset"
 
 
 @pytest.mark.parametrize(
@@ -110,9 +117,9 @@ def test_a_store_may_say_when_to_come_again(said, seconds):
     if isinstance(said, int):
         said = formatdate(time.time() + said, usegmt=True)
     for headers in ({"Retry-After": said}, {"retry-after": said}):
-        trouble = judge(s3_error("SlowDown", 503, headers))
+        trouble = classify_error(s3_error("SlowDown", 503, headers))
         assert trouble.retry_after == pytest.approx(seconds, abs=2.0)
-    assert judge(http_error(503, **{"Retry-After": said})).retry_after == pytest.approx(
+    assert classify_error(http_error(503, **{"Retry-After": said})).retry_after == pytest.approx(
         seconds, abs=2.0
     )
 
@@ -120,13 +127,13 @@ def test_a_store_may_say_when_to_come_again(said, seconds):
 @pytest.mark.parametrize("kind", ["gone", "refused", "changed", "bad_request"])
 def test_what_cannot_pass_is_hopeless(kind):
     """Asking on would only hide what happened."""
-    assert Trouble(kind).hopeless and not Trouble("other").hopeless
+    assert RequestFailure(kind).is_permanent and not RequestFailure("other").is_permanent
 
 
 def asker(**fields):
     retry = RetryConfig(**({"first_wait_seconds": 0.0, "longest_wait_seconds": 0.0} | fields))
-    counters = Counters()
-    return Asker(retry, Gate(), counters, "s3://b"), counters
+    counters = RequestCounters()
+    return RetryingClient(retry, RequestLimiter(), counters, "s3://b"), counters
 
 
 def test_attempts_are_counted_from_the_last_that_got_somewhere():
@@ -144,12 +151,12 @@ def test_attempts_are_counted_from_the_last_that_got_somewhere():
 
         return request
 
-    assert ask(some(1 << 16, 20 << 16), lambda: got[0]) == "all"
+    assert ask.call(some(1 << 16, 20 << 16), lambda: got[0]) == "all"
     assert counters.snapshot().requests == 20 and counters.snapshot().retries == {"reset": 19}
     got[0] = 0
-    with pytest.raises(GivenUp) as given_up:
-        ask(some(1, 100), lambda: got[0])
-    assert given_up.value.num_attempts == 3 and given_up.value.trouble.kind == "reset"
+    with pytest.raises(RetriesExhausted) as exhausted:
+        ask.call(some(1, 100), lambda: got[0])
+    assert exhausted.value.num_attempts == 3 and exhausted.value.failure.kind == "reset"
 
 
 def test_waits_grow_and_are_drawn_anew(monkeypatch):
@@ -158,8 +165,8 @@ def test_waits_grow_and_are_drawn_anew(monkeypatch):
     monkeypatch.setattr("shards.stores.retry.time.sleep", waits.append)
     monkeypatch.setattr("shards.stores.retry.random.uniform", lambda low, high: high - low)
     ask, _ = asker(num_attempts=7, first_wait_seconds=1.0, longest_wait_seconds=10.0)
-    with pytest.raises(GivenUp):
-        ask(lambda: 1 / 0)
+    with pytest.raises(RetriesExhausted):
+        ask.call(lambda: 1 / 0)
     assert waits == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 
 
@@ -171,14 +178,14 @@ def test_errors_of_our_own_pass_through():
         raise ShardChanged("it is another one")
 
     with pytest.raises(ShardChanged):
-        ask(request)
+        ask.call(request)
     assert counters.snapshot().requests == 1
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_attempts": 0}, r"num_attempts=0; it must be at least 1: 1 asks once and never ag"),
+        ({"num_attempts": 0}, r"num_attempts=0; it must be at least 1: 1 means no retries"),
         ({"first_wait_seconds": -1.0}, r"must be from 0 to longest_wait_seconds=10.0: lower it"),
         ({"first_wait_seconds": 99.0}, r"must be from 0 to longest_wait_seconds=10.0: lower it"),
         ({"connect_timeout_seconds": 0.0}, r"it must be more than 0: a request needs some time"),

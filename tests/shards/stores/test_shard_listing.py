@@ -80,7 +80,7 @@ def test_a_link_is_the_file_that_it_leads_to(tmp_path):
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("{00..14}.tar", r"3 of 15 shards do not exist, the first is .*/12\.tar; .* mend the pat"),
+        ("{00..14}.tar", r"3 of 15 shards do not exist, the first is .*/12\.tar; .* correct the pat"),
         ("{00..01", r"the braces of .* do not match; write \{0000\.\.0099\}"),
         ("nothing-*.tar", r"no shard matches '.*nothing-\*\.tar'; give a folder, a glob"),
         ("missing", r"^/.*/missing does not exist; give a folder, a glob, a brace pattern or a sh"),
@@ -158,9 +158,9 @@ def test_a_listing_of_many_pages_is_complete_and_new_each_time(s3, s3_stores):
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("no-such-bucket/{00..11}.tar", "there is no bucket 's3://no-such-bucket'; give the name"),
-        ("no-such-bucket/*.tar", "there is no bucket 's3://no-such-bucket'; give the name"),
-        ("no-such-bucket", "there is no bucket 's3://no-such-bucket'; give the name"),
+        ("no-such-bucket/{00..11}.tar", "there is no bucket 's3://no-such-bucket'; give the name of one"),
+        ("no-such-bucket/*.tar", "there is no bucket 's3://no-such-bucket'; give the name of one"),
+        ("no-such-bucket", "there is no bucket 's3://no-such-bucket'; give the name of one"),
         ("shelf/set/{00..13}.tar", r"2 of 14 shards do not exist.*s3://shelf/set/12\.tar"),
         ("shelf/set/99.tar", r"^s3://shelf/set/99\.tar does not exist; give a folder"),
         ("shelf/nothing", r"^s3://shelf/nothing does not exist; give a folder"),

@@ -78,7 +78,7 @@ def test_what_is_left_out_and_renamed_is_printed_by_reason(
         ("images images", "images lies in images; the next start would find"),
         ("s3://bucket/a s3://bucket/a/b", "s3://bucket/a/b lies in s3://bucket/a; the next"),
         ("images out/x --workers 0", "workers=0; it must be at least 1: leave it out"),
-        ("images out --web.timeout-seconds 0", "timeout_seconds=0.0; it must be more than 0"),
+        ("images out --download.timeout-seconds 0", "timeout_seconds=0.0; it must be more than 0"),
         ("images s4://out", "the store 's4', which is unknown; allowed are a local"),
         ("images out --subset x.npy", "subset='x.npy' with a folder of images; a subset list"),
         ("images out --kind zip", r"--kind='zip'; allowed are \('auto', 'folder'"),
@@ -114,7 +114,7 @@ def test_an_unfinished_pack_is_refused_by_the_commands_that_read_shards(
             words += ["--out", str(tmp_path / "run")] if command.startswith("pretrain") else []
             assert main(words) == 2
             error = capsys.readouterr().err
-            assert "out holds an unfinished pack; its shards are data once all are there" in error
+            assert "out holds an unfinished pack; its shards can be read when all are written" in error
     assert not (tmp_path / "run").exists()
 
 
@@ -126,12 +126,12 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for terminal, unit in ((False, "images"), (True, "images"), (True, "bytes")):
         console = Console(force_terminal=terminal, highlight=False, width=100)
-        with show_packing(console) as watch:
-            watch.begin(1000, unit)
+        with show_packing(console) as progress:
+            progress.begin(1000, unit)
             for _ in range(4):
                 now[0] += 6
-                watch.advance(150)
-            watch.say("something")
+                progress.advance(150)
+            progress.message("something")
         text = capsys.readouterr().out
         assert "something" in text and ("\x1b" in text) == terminal
         if not terminal:

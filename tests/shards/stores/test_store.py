@@ -4,8 +4,8 @@ import pytest
 
 from shards.errors import ShardChanged
 from shards.records import ShardInfo
-from shards.stores.range_check import check_content_range, is_same_version
-from shards.stores.retry import WrongAnswer
+from shards.stores.retry import UnexpectedResponse
+from shards.stores.store import check_content_range, is_same_version
 
 DATE, OTHER_DATE = "Sun, 22 Nov 2026 08:00:00 GMT", "Mon, 23 Nov 2026 08:00:00 GMT"
 
@@ -57,7 +57,7 @@ def test_a_range_that_begins_where_it_should_is_right_as_far_as_it_goes(said, st
 @pytest.mark.parametrize("said", ["bytes 4-9/1000", "bytes */1000", "items 5-9/1000", "", None])
 def test_another_range_is_a_wrong_answer(said):
     """Its bytes would be taken for those of another place."""
-    with pytest.raises(WrongAnswer):
+    with pytest.raises(UnexpectedResponse):
         check_content_range(said, shard("abc"), 5)
 
 

@@ -1,16 +1,16 @@
-"""What can go wrong while a model learns; the tree goes on from `shards.errors`.
+"""Errors of the learning plane; they extend the tree of `shards.errors`.
 
 StreamSSLError
-  TrainingDiverged    the loss is not a number any more
-  ReplayDiffers       a step that was repeated after a restart got other samples than before
+  TrainingDiverged    the loss is not finite
+  ReplayDiffers       a repeated step got other samples than before
 """
 
 from shards.errors import StreamSSLError
 
 
 class TrainingDiverged(StreamSSLError):
-    """The loss is not a number any more."""
+    """Loss that is not finite."""
 
 
 class ReplayDiffers(StreamSSLError):
-    """A repeated step was trained on other samples: the promise of one order is broken."""
+    """Different samples in a repeated step: the sample order has changed."""

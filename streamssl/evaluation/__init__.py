@@ -1,1 +1,1 @@
-"""What was learned: k-NN on labelled shards."""
+"""Evaluation of the encoder of a run on labelled shards: k-NN and retrieval."""

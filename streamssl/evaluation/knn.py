@@ -1,8 +1,8 @@
-"""Weighted k-NN on frozen features: the quickest honest number about an encoder.
+"""Weighted k-NN on frozen features: the cheapest score of an encoder.
 
-The protocol of Wu et al. 2018 (arXiv:1805.01978, section 3.4): cosine similarity s to the training
-features, the k nearest vote for their class with weight exp(s / temperature), the class with the
-most weight wins.
+The protocol is that of Wu et al. 2018 (arXiv:1805.01978, section 3.4). Let s be the cosine
+similarity to a training feature: the k nearest training images vote for their class with weight
+exp(s / temperature), and the class with the largest sum wins.
 
 Shape letters: N training images, M test images, D features, C classes, B batch, S pixels.
 """
@@ -25,23 +25,25 @@ from shards.errors import ConfigError, UserError
 Features = NDArray[np.float32]
 Labels = NDArray[np.integer[Any]]
 
-# Test rows looked up at once: bounds the votes, (rows, C) float64, for many classes.
+# Test rows in one search; bounds the votes, (rows, C) float64.
 _ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnnConfig:
-    """How many neighbours vote, one accuracy for each number, and how sharply they are weighed."""
+    """Numbers of neighbours, one accuracy for each; temperature of the vote weights."""
 
     ks: tuple[int, ...] = (20, 200)
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1:
-            raise ConfigError(f"k-NN with ks={self.ks}; at least one k, each 1 or more; name them")
+            raise ConfigError(
+                f"k-NN with ks={self.ks}; it needs at least one k, each 1 or more: give --ks 20"
+            )
         if not self.temperature > 0:
             raise ConfigError(
-                f"k-NN with temperature={self.temperature}; it must be above 0; 0.1 is usual"
+                f"k-NN with temperature={self.temperature}; it must be above 0: 0.1 is usual"
             )
 
 
@@ -52,16 +54,16 @@ def knn_accuracy(
     test_labels: Labels,
     config: KnnConfig | None = None,
 ) -> dict[int, float]:
-    """Top-1 accuracy in percent for every k. Features (N, D) and (M, D), labels (N,) and (M,).
+    """Return the top-1 accuracy in percent for each k.
 
-    Equal weights go to the smaller class number. Raises ConfigError when a k exceeds N, UserError
-    when features or labels cannot be used.
+    Features are (N, D) and (M, D), labels (N,) and (M,). The smaller of two classes with equal
+    weight wins. Raises ConfigError when a k exceeds N, UserError for unusable features or labels.
     """
     config = config or KnnConfig()
     check_features(train_features, train_labels, "training")
     check_features(test_features, test_labels, "test")
     _check_pair(train_features, train_labels, test_features, test_labels, config)
-    faiss.omp_set_num_threads(torch.get_num_threads())  # its own default is every core it sees
+    faiss.omp_set_num_threads(torch.get_num_threads())  # default: all cores of the machine
     index = faiss.IndexFlatIP(train_features.shape[1])
     index.add(unit_rows(train_features))
     queries = unit_rows(test_features)
@@ -69,7 +71,7 @@ def knn_accuracy(
     for start in range(0, len(queries), _ROWS):
         rows = slice(start, start + _ROWS)
         similarities, neighbours = index.search(queries[rows], max(config.ks))
-        # The index leaves the order of equal similarities open; sorted, the sums are repeatable.
+        # The index returns equal similarities in any order; sorting makes the sums repeatable.
         order = np.lexsort((neighbours, -similarities))
         weights = np.exp(np.take_along_axis(similarities, order, 1) / config.temperature)
         classes = train_labels[np.take_along_axis(neighbours, order, 1)]
@@ -83,9 +85,10 @@ def embed(
     batches: Iterable[NDArray[np.uint8]],
     precision: Literal["float32", "bfloat16"] = "float32",
 ) -> Features:
-    """Features (N, D) float32 of uint8 RGB images (B, S, S, 3), on the backbone's own device.
+    """Return features (N, D) float32 of uint8 RGB images (B, S, S, 3).
 
-    The backbone is in eval mode meanwhile; afterwards every module has its own mode again.
+    The backbone stays on its device. It is in eval mode during the call; each module gets its
+    previous mode back. Raises UserError if there is no image.
     """
     device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     with (
@@ -95,27 +98,29 @@ def embed(
     ):
         features = [backbone(_normalised_images(b, device)).float().cpu() for b in batches]
     if not features:
-        raise UserError("no image to embed; at least one batch is needed; check the data")
+        raise UserError(
+            "no image to embed; an evaluation needs at least one: name shards with images"
+        )
     return torch.cat(features).numpy()
 
 
 def raw_pixel_features(images: NDArray[np.uint8], size: int = 16) -> Features:
-    """Images (N, S, S, 3) shrunk to (size, size) as features (N, size * size * 3), 0 to 1.
+    """Return images (N, S, S, 3), resized to `size`, as features (N, size * size * 3), 0 to 1.
 
-    The floor that an encoder must beat: what the pixels say without any learning.
+    They are the baseline without learning.
     """
     small = [cv2.resize(p, (size, size), interpolation=cv2.INTER_AREA) for p in images]
     return np.stack(small).reshape(len(small), -1).astype(np.float32) / np.float32(255)
 
 
 def unit_rows(features: Features) -> Features:
-    """Rows of length 1, contiguous as the index wants them; a row of zeros stays."""
+    """Return rows of length 1, contiguous for the index; a row of zeros stays zero."""
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     return np.ascontiguousarray(features / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
 def _vote(weights: NDArray[np.floating[Any]], classes: Labels) -> NDArray[np.int64]:
-    """The class with the largest sum of weights, both (rows, k), for each row: (rows,)."""
+    """Return the class with the largest sum of weights of each row; inputs are (rows, k)."""
     num_rows, num_classes = len(classes), int(classes.max()) + 1
     cells = np.arange(num_rows)[:, None] * num_classes + classes
     votes = np.bincount(cells.ravel(), weights.ravel(), num_rows * num_classes)
@@ -123,17 +128,17 @@ def _vote(weights: NDArray[np.floating[Any]], classes: Labels) -> NDArray[np.int
 
 
 def _normalised_images(batch: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, channels last, of ImageNet mean and deviation."""
+    """Return (B, S, S, 3) uint8 as normalised (B, 3, S, S) float32 in channels-last format."""
     pixels = torch.from_numpy(np.require(batch, requirements=["C", "W"])).to(device)
     mean = torch.tensor(IMAGENET_MEAN, device=device)
     std = torch.tensor(IMAGENET_STD, device=device)
-    # The permuted view of channels-last bytes is the channels-last format: nothing is copied.
+    # Permuting gives the channels-last format without a copy.
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside. Modes are restored one by one: some may have been frozen on purpose."""
+    """Set eval mode. Modes are restored for each module: some may be frozen on purpose."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -144,7 +149,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_features(features: Features, labels: Labels, which: str) -> None:
-    """Raise UserError unless there is a finite feature and a class for every image."""
+    """Raise UserError unless each image has a finite feature and a class."""
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise UserError(
             f"{which} features {features.shape} with labels {labels.shape}; they must be "

@@ -17,10 +17,10 @@ from streamssl.evaluation.knn import Features, Labels, check_features, unit_rows
 
 @dataclass(frozen=True, slots=True)
 class RetrievalScore:
-    """Both in percent. `rank` has, by k, the share of queries with a match among the first k.
+    """Scores in percent. `rank` maps k to the share of queries with a match among the first k.
 
-    `num_queries` were ranked; `num_lonely` have nobody of their identity in the gallery and were
-    left out.
+    `num_queries` queries were ranked; `num_unmatched` have no image of their label in the gallery
+    and were left out.
     """
 
     mean_average_precision: float
@@ -37,13 +37,15 @@ def retrieve(
     ranks: tuple[int, ...] = (1, 5, 10),
     num_rows: int = 1024,
 ) -> RetrievalScore:
-    """Rank the gallery (N, D) for every query (Q, D); labels (N,) and (Q,) are identities.
+    """Rank the gallery (N, D) for each query (Q, D); labels are (N,) and (Q,).
 
-    `num_rows` queries are ranked at once, which bounds the similarities, (num_rows, N) float32.
-    Equal similarities go in the order of the gallery. Raises UserError when no query has a match.
+    `num_rows` queries are ranked at once: this bounds the similarities, (num_rows, N) float32.
+    Equal similarities keep the order of the gallery. Raises UserError if no query has a match.
     """
     if not ranks or min(ranks) < 1:
-        raise ConfigError(f"retrieval with ranks={ranks}; at least one, each 1 or more; name them")
+        raise ConfigError(
+            f"retrieval with ranks={ranks}; each rank must be 1 or more: give --ranks 1"
+        )
     check_features(query_features, query_labels, "query")
     check_features(gallery_features, gallery_labels, "gallery")
     if query_features.shape[1] != gallery_features.shape[1]:
@@ -66,7 +68,7 @@ def retrieve(
     precision, first = np.concatenate(precisions), np.concatenate(firsts)
     if not len(precision):
         raise UserError(
-            "no query has its identity in the gallery; at least one must; check that both sets "
+            "no query has its identity in the gallery; at least one must: check that both sets "
             "number their identities alike"
         )
     return RetrievalScore(

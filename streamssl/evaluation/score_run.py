@@ -1,4 +1,4 @@
-"""The encoder of a run, scored on labelled shards."""
+"""Scores of the encoder of a run on labelled shards."""
 
 import time
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ from streamssl.evaluation.scores import KnnScore
 from streamssl.modules.backbones import build_backbone
 
 Encoder = Literal["raw pixels", "untrained", "trained"]
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _Embedded = tuple[Features, NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
 class KnnResult:
-    """Top-1 accuracy in percent by k for every encoder that was asked for, and on how much."""
+    """Top-1 accuracy in percent by encoder and k, and the numbers of images."""
 
     accuracy: dict[Encoder, dict[int, float]]
     num_train: int
@@ -40,7 +40,7 @@ class KnnResult:
 
     @property
     def score(self) -> KnnScore:
-        """That of the trained encoder, as it is kept."""
+        """Score of the trained encoder, in the form that is saved."""
         return KnnScore(self.step, self.accuracy["trained"], self.num_train, self.num_test)
 
 
@@ -52,10 +52,10 @@ def knn_of_run(
     config: KnnConfig | None = None,
     size: int | None = None,
 ) -> KnnResult:
-    """k-NN accuracy on the shards of `test`, neighbours from those of `train`.
+    """Return the k-NN accuracy on the shards `test`, with neighbours from the shards `train`.
 
-    `run` is a run folder (its newest checkpoint) or one checkpoint of it. `size` in pixels is that
-    of the run's largest crop unless given. Raises UserError.
+    `run` is a run folder (its newest checkpoint) or one checkpoint of it. `size` is in pixels, by
+    default that of the run's largest crop. Raises UserError.
     """
     accuracy: dict[Encoder, dict[int, float]] = {}
     num_train = num_test = 0
@@ -67,15 +67,15 @@ def knn_of_run(
 
 
 def iter_checkpoints(run: Path) -> Iterator[Path]:
-    """The newest checkpoint of a run that trains, then every newer one as it comes, to its last.
+    """Yield the newest checkpoint of a run, then each newer one, up to that of the last step.
 
-    One that comes while another is looked at, and is not the newest any more, is left out. Ends
-    behind the last step only: a run that stopped may go on. Raises ConfigError.
+    A checkpoint that is no longer the newest when the caller asks for the next one is skipped. A
+    run that stopped before its last step is waited for: it may be resumed. Raises ConfigError.
     """
     if not (run / "config.toml").exists():
         raise ConfigError(
-            f"{run} is no folder of a run (it has no config.toml), and only a run can be followed: "
-            "name the --out of `streamssl pretrain` once it trains, or leave --follow out"
+            f"{run} is not the folder of a run (it has no config.toml), and only a run can be "
+            "followed: name the --out of `streamssl pretrain` once it trains, or leave --follow out"
         )
     num_steps = read_toml(run / "config.toml").num_steps
     seen = -1
@@ -87,12 +87,12 @@ def iter_checkpoints(run: Path) -> Iterator[Path]:
                 seen = step
                 break
         else:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievalResult:
-    """What every encoder that was asked for finds in a gallery of so many images."""
+    """Retrieval scores by encoder, and the number of images in the gallery."""
 
     by_encoder: dict[Encoder, RetrievalScore]
     num_gallery: int
@@ -107,9 +107,9 @@ def retrieval_of_run(
     ranks: tuple[int, ...] = (1, 5, 10),
     size: int | None = None,
 ) -> RetrievalResult:
-    """How well images of the shards of `query` find those of their label in `gallery`.
+    """Return the retrieval scores of the images of `query` in the shards `gallery`.
 
-    The rest is as in `knn_of_run`. Raises UserError.
+    The other arguments are those of `knn_of_run`. Raises UserError.
     """
     by_encoder: dict[Encoder, RetrievalScore] = {}
     num_gallery = 0
@@ -123,7 +123,7 @@ def retrieval_of_run(
 def _features_of_run(
     run: Path, patterns: tuple[str, str], encoders: tuple[Encoder, ...], size: int | None
 ) -> tuple[int, Iterator[tuple[Encoder, tuple[_Embedded, _Embedded]]]]:
-    """The step of a run's checkpoint and, encoder by encoder, features and labels of both sets."""
+    """Return the step of the checkpoint, and features and labels of both sets by encoder."""
     folder, newest = find_checkpoint(run)
     settings = read_toml(folder / "config.toml")
     step = int(checkpoint.read_fields(newest)["step"])
@@ -146,7 +146,7 @@ def _features_of_run(
 
 
 def find_checkpoint(run: Path) -> tuple[Path, Path]:
-    """The run folder and the checkpoint that `run` means. Raises ConfigError."""
+    """Return the run folder and the checkpoint for a path to either. Raises ConfigError."""
     if (run / "state.json").exists():
         return run.parent.parent, run
     checkpoints = checkpoint.list_checkpoints(run)
@@ -162,7 +162,7 @@ def _build(settings: RunConfig, encoder: Encoder, newest: Path) -> nn.Module | N
     if encoder == "raw pixels":
         return None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(settings.seed)  # the weights that the run began with
+    torch.manual_seed(settings.seed)  # gives the initial weights of the run
     backbone = build_backbone(settings.backbone, settings.largest_crop)
     if encoder == "trained":
         checkpoint.load_backbone(newest, backbone)
@@ -173,7 +173,7 @@ def _build(settings: RunConfig, encoder: Encoder, newest: Path) -> nn.Module | N
 def _features(
     backbone: nn.Module | None, manifest: Manifest, reader: RangeReader, size: int
 ) -> _Embedded:
-    """Features and labels of every labelled image; images pass through, they are not kept."""
+    """Return features and labels of all labelled images; images are not kept."""
     labels: list[NDArray[np.int64]] = []
 
     def images() -> Iterator[NDArray[np.uint8]]:

@@ -1,4 +1,4 @@
-"""scores.jsonl: what checkpoints of a run scored, a line each, for whoever watches the run."""
+"""File scores.jsonl of a run: one line for each score of a checkpoint."""
 
 import json
 import os
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 SCORES: Final = "scores.jsonl"
-_TAIL_BYTES = 1 << 14  # far more than a line
+_TAIL_BYTES = 1 << 14  # longer than any line
 
 
 @dataclass(frozen=True, slots=True)
 class KnnScore:
-    """k-NN accuracy in percent of the encoder of `step`, by how many neighbours voted."""
+    """k-NN accuracy in percent of the encoder of `step`, by number of neighbours."""
 
     step: int
     knn: Mapping[int, float]
@@ -22,12 +22,12 @@ class KnnScore:
 
     @property
     def headline(self) -> float:
-        """The accuracy by the number of neighbours that was named first."""
+        """Accuracy for the first number of neighbours."""
         return next(iter(self.knn.values()))
 
 
 def keep_score(out: Path, score: KnnScore) -> None:
-    """Append a line, whole. Raises OSError."""
+    """Append a score. Raises OSError."""
     fields = {
         "step": score.step,
         "knn": {str(k): accuracy for k, accuracy in score.knn.items()},
@@ -39,14 +39,14 @@ def keep_score(out: Path, score: KnnScore) -> None:
 
 
 def read_scores(out: Path) -> dict[int, KnnScore]:
-    """By step, in the order in which they were computed; later ones of a step count."""
+    """Return scores by step, in the order of computation; the last one of a step counts."""
     path = out / SCORES
     lines = path.read_text().splitlines() if path.exists() else []
     return {score.step: score for line in lines if (score := _parse(line)) is not None}
 
 
 def newest_score(out: Path) -> KnnScore | None:
-    """The one that was computed last; reads the end of the file alone."""
+    """Return the score that was computed last; reads only the end of the file."""
     try:
         with (out / SCORES).open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
@@ -57,7 +57,7 @@ def newest_score(out: Path) -> KnnScore | None:
 
 
 def _parse(line: str) -> KnnScore | None:
-    """None for a line that is torn, or not ours."""
+    """Return None for a line that is torn or not a score."""
     try:
         fields: Any = json.loads(line)
         knn = {int(k): float(accuracy) for k, accuracy in fields["knn"].items()}

@@ -60,7 +60,7 @@ def test_what_cannot_be_ranked_is_a_sentence() -> None:
         retrieve(qx, qy, gx, gy + 20)
     with pytest.raises(UserError, match=r"6 numbers and gallery features 3; .*one encoder"):
         retrieve(qx, qy, gx[:, :3], gy)
-    with pytest.raises(ConfigError, match=r"ranks=\(0,\); at least one, each 1 or more"):
+    with pytest.raises(ConfigError, match=r"ranks=\(0,\); each rank must be 1 or more"):
         retrieve(qx, qy, gx, gy, ranks=(0,))
     with pytest.raises(UserError, match=r"gallery features \(5, 6\) with labels \(4,\)"):
         retrieve(qx, qy, gx, gy[:4])

@@ -8,7 +8,7 @@ import pytest
 from shards.errors import ConfigError
 from streamssl.evaluation.score_run import iter_checkpoints
 from streamssl.evaluation.scores import SCORES, KnnScore, keep_score, newest_score, read_scores
-from streamssl.pretrain.replay_page import reopened
+from streamssl.pretrain.replay_page import replay_page
 from tests.streamssl.pretrain.test_live_run import state_at
 from tests.streamssl.pretrain.test_run_metrics import scrape
 from tests.tinyrun import tiny_swav, train_here
@@ -56,7 +56,7 @@ def test_a_run_is_followed_to_its_last_step(finished_run: Path, tmp_path: Path) 
     for path in later[1:]:
         path.rename(run / "checkpoints" / path.name)
     assert [path.name for path in followed] == ["step-00000006"]
-    with pytest.raises(ConfigError, match=r"is no folder of a run .* leave --follow out"):
+    with pytest.raises(ConfigError, match=r"is not the folder of a run .* leave --follow out"):
         next(iter_checkpoints(tmp_path))
 
 
@@ -74,7 +74,7 @@ def test_a_run_shows_its_newest_score(shards_folder: Path, tmp_path: Path) -> No
 
     train_here(tiny_swav(num_steps=100_000), shards_folder, out, stop=stop)
     assert found == [0.625]
-    with reopened(out) as page:
+    with replay_page(out) as page:
         state = state_at(page)
     history = dict(
         zip(

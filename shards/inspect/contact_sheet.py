@@ -1,7 +1,7 @@
-"""A contact sheet of images with a few words each: one PNG, or one HTML file that needs no other.
+"""Contact sheet of images with captions: one PNG, or one self-contained HTML file.
 
-Every word on it comes from strangers' data. It is shown, never obeyed: escaped, without control or
-direction characters, and the page allows itself no script and no address to load from.
+All text comes from untrusted data. It is escaped, without control and direction characters, and
+the content security policy of the page allows no script and no external address.
 """
 
 import base64
@@ -19,20 +19,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from shards.errors import ConfigError
+from shards.files import write_atomic
 
 Pixels = NDArray[np.uint8]
 
 SUFFIXES: Final = (".html", ".png")
-_MAX_LETTERS = 160
+_MAX_CHARACTERS = 160
 _LINE, _MARGIN, _GAP, _MIN_WIDTH = 15, 16, 10, 160
 _PAPER, _INK, _FAINT, _ALARM = "#ffffff", "#1a1a1a", "#666666", "#b3261e"
 
 
 @dataclass(frozen=True, slots=True)
 class SheetTile:
-    """One place of a sheet: rows of images (H, W, 3) uint8 RGB, a title, and lines below it.
+    """One cell of a sheet: rows of images (H, W, 3) uint8 RGB, a title, and lines below it.
 
-    `reason` is set where there is nothing to show, or where what is shown was refused.
+    `reason` is the reason of a reject.
     """
 
     title: str
@@ -43,7 +44,7 @@ class SheetTile:
 
 @dataclass(frozen=True, slots=True)
 class ContactSheet:
-    """`facts` are said once, above the tiles. `exact` images are kept to the pixel."""
+    """Tiles with a heading and `facts` above them. Quality "exact" keeps every pixel."""
 
     heading: str
     tiles: Sequence[SheetTile]
@@ -53,7 +54,7 @@ class ContactSheet:
 
 
 def check_suffix(path: Path) -> None:
-    """Raise ConfigError unless a sheet can be written to a file of that name."""
+    """Raise ConfigError unless a sheet can be written to a file of this name."""
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(
             f"--out {path} ends in {path.suffix or 'no suffix'!r}; a sheet is written as "
@@ -61,39 +62,35 @@ def check_suffix(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise ConfigError(
-            f"--out {path} lies in no folder; a sheet is written into one that exists: make "
-            f"{path.parent} first"
+            f"--out {path} names a folder that does not exist; a sheet is written into an existing one: "
+            f"make {path.parent} first"
         )
 
 
 def write_sheet(sheet: ContactSheet, path: Path) -> None:
-    """Write `sheet` as what the suffix of `path` says; there whole, or not at all."""
+    """Write `sheet` as PNG or HTML, by the suffix of `path`. The write is atomic."""
     check_suffix(path)
     if path.suffix.lower() == ".png":
         data = _png(draw_sheet(sheet))
     else:
-        data = page(sheet).encode()
-    draft = path.with_name(f".{path.name}.draft")
+        data = sheet_html(sheet).encode()
     try:
-        draft.write_bytes(data)
-        draft.replace(path)
+        write_atomic(path, data)
     except OSError as error:
         raise ConfigError(
             f"--out {path} cannot be written ({error.strerror}); give a file in a folder that can"
         ) from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
-def plain(text: str) -> str:
-    """`text` on one line, in characters that do nothing but stand there, not too many of them."""
-    words = " ".join(text[: 4 * _MAX_LETTERS].split())
-    kept = "".join("�" if unicodedata.category(c).startswith("C") else c for c in words)
-    return kept if len(kept) <= _MAX_LETTERS else kept[: _MAX_LETTERS - 1] + "…"
+def clean_text(text: str) -> str:
+    """Return `text` on one line, shortened, without control and direction characters."""
+    line = " ".join(text[: 4 * _MAX_CHARACTERS].split())
+    kept = "".join("�" if unicodedata.category(c).startswith("C") else c for c in line)
+    return kept if len(kept) <= _MAX_CHARACTERS else kept[: _MAX_CHARACTERS - 1] + "…"
 
 
-def page(sheet: ContactSheet) -> str:
-    """The sheet as HTML: data URIs, no script, dark or light as the reader's system is."""
+def sheet_html(sheet: ContactSheet) -> str:
+    """Return the sheet as HTML: data URIs, no script, dark or light by the system setting."""
     facts = "".join(f"<p>{_text(fact)}</p>" for fact in sheet.facts)
     alarm = f'<p class="alarm">{_text(sheet.alarm)}</p>' if sheet.alarm else ""
     tiles = "\n".join(_figure(tile, sheet.quality) for tile in sheet.tiles)
@@ -107,9 +104,9 @@ def _figure(tile: SheetTile, quality: Literal["exact", "small"]) -> str:
     )
     reason = f'<b class="alarm">{_text(tile.reason)}</b>' if tile.reason else ""
     lines = "".join(f"<span>{_text(line)}</span>" for line in tile.lines)
-    words = f"<b>{_text(tile.title)}</b>{reason}{lines}"
+    caption = f"<b>{_text(tile.title)}</b>{reason}{lines}"
     kind = "tile refused" if tile.reason else "tile"
-    return f'<figure class="{kind}">{rows}<figcaption>{words}</figcaption></figure>'
+    return f'<figure class="{kind}">{rows}<figcaption>{caption}</figcaption></figure>'
 
 
 def _img(pixels: Pixels, tile: SheetTile, quality: Literal["exact", "small"]) -> str:
@@ -126,7 +123,7 @@ def _img(pixels: Pixels, tile: SheetTile, quality: Literal["exact", "small"]) ->
 
 
 def _text(text: str) -> str:
-    return html.escape(plain(text), quote=True)
+    return html.escape(clean_text(text), quote=True)
 
 
 _PAGE: Final = """<!doctype html>
@@ -172,7 +169,7 @@ figcaption b {{ font-weight: 600; unicode-bidi: isolate; }}
 
 
 def draw_sheet(sheet: ContactSheet) -> Image.Image:
-    """The sheet as one image: tiles in rows, the words below each."""
+    """Return the sheet as one image: tiles in rows, the text below each."""
     font = ImageFont.load_default(12)
     sizes = [_measure(tile) for tile in sheet.tiles]
     width = max((size[0] for size in sizes), default=_MIN_WIDTH) + _GAP
@@ -196,11 +193,11 @@ def draw_sheet(sheet: ContactSheet) -> Image.Image:
 
 
 def _measure(tile: SheetTile) -> tuple[int, int]:
-    """Width and height of a tile in pixels."""
+    """Return width and height of a tile in pixels."""
     widths = [sum(p.shape[1] + 2 for p in row) for row in tile.rows]
     heights = [max((p.shape[0] for p in row), default=0) + 2 for row in tile.rows]
-    words = 1 + bool(tile.reason) + len(tile.lines)
-    return max([_MIN_WIDTH, *widths]), sum(heights) + words * _LINE
+    num_lines = 1 + bool(tile.reason) + len(tile.lines)
+    return max([_MIN_WIDTH, *widths]), sum(heights) + num_lines * _LINE
 
 
 def _draw_tile(
@@ -231,8 +228,8 @@ def _write(
     colour: str,
     width: int,
 ) -> None:
-    """One line of text, cut where it would leave its `width`."""
-    shown = plain(text)
+    """Draw one line of text, shortened to `width` pixels."""
+    shown = clean_text(text)
     while shown and font.getlength(shown) > width:
         shown = shown[:-2] + "…" if len(shown) > 2 else ""
     canvas.text(place, shown, fill=colour, font=font)

@@ -1,4 +1,4 @@
-"""Copies of shards are damaged on purpose: what a run would lose, and what it would say of it."""
+"""Drill: damage copies of shards on purpose, and report the samples that a run would lose."""
 
 import random
 import shutil
@@ -17,7 +17,7 @@ from shards.stream.manifest_listing import open_manifest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DamageConfig:
-    """How many places are damaged, in copies of how many shards."""
+    """Number of damaged places, and of copied shards."""
 
     num_places: int = 8
     num_shards: int = 2
@@ -33,7 +33,7 @@ class DamageConfig:
 
 @dataclass(frozen=True, slots=True)
 class DamagedRange:
-    """What was done to bytes [start, stop) of a copy."""
+    """Kind of damage in bytes [start, stop) of a copy."""
 
     kind: str
     shard: str
@@ -43,7 +43,7 @@ class DamagedRange:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DamageReport:
-    """Images before and after, and the rejects that came with the damage, by reason."""
+    """Images before and after the damage, and the additional rejects by reason."""
 
     damages: tuple[DamagedRange, ...]
     num_shards: int
@@ -58,36 +58,36 @@ class DamageReport:
 
 
 def drill_damage(paths: Sequence[Path], folder: Path, config: DamageConfig) -> DamageReport:
-    """DamagedRange copies in `folder`, and look through them as `shards verify` does."""
+    """Damage copies in `folder`, and scan them as `shards verify` does."""
     rng = random.Random(config.seed)
     chosen = rng.sample(list(paths), min(config.num_shards, len(paths)))
-    # Two folders may have shards of one name.
+    # Two folders may have shards of the same name.
     copies = [folder / f"{number:02d}-{path.name}" for number, path in enumerate(sorted(chosen))]
     for path, copy in zip(sorted(chosen), copies, strict=True):
         shutil.copyfile(path, copy)
-    before = _look(copies)
+    before = _scan(copies)
     damages = tuple(_damage(rng.choice(copies), number, rng) for number in range(config.num_places))
-    after = _look(copies)
-    more = Counter(after.found.rejects)
-    more.subtract(before.found.rejects)
+    after = _scan(copies)
+    more = Counter(after.stats.rejects)
+    more.subtract(before.stats.rejects)
     return DamageReport(
         damages=damages,
         num_shards=len(copies),
-        num_images=before.found.num_images,
-        num_left=after.found.num_images,
+        num_images=before.stats.num_images,
+        num_left=after.stats.num_images,
         rejects={reason: number for reason, number in more.most_common() if number > 0},
         num_unreadable=sum(bool(report.unreadable) for report in after.shards),
     )
 
 
-def _look(copies: Sequence[Path]) -> ScanResult:
+def _scan(copies: Sequence[Path]) -> ScanResult:
     reader = RangeReader()
     manifest = open_manifest([str(copy) for copy in copies], reader)
     return ShardScanner(manifest, reader, AdmissionConfig(), isolated=True).scan_all()
 
 
 def _damage(path: Path, number: int, rng: random.Random) -> DamagedRange:
-    """One damage after the other, of all kinds in turn."""
+    """Damage one place; the kinds take turns."""
     kind, change = _KINDS[number % len(_KINDS)]
     size = path.stat().st_size
     start = rng.randrange(size)
@@ -101,17 +101,17 @@ def _damage(path: Path, number: int, rng: random.Random) -> DamagedRange:
 
 
 def _zeros(data: bytes, _: random.Random) -> bytes:
-    """As a disk gives back a block that it has lost."""
+    """Return a block that the disk has lost."""
     return bytes(len(data))
 
 
 def _noise(data: bytes, rng: random.Random) -> bytes:
-    """As another file's block in this one's place."""
+    """Return a block of another file."""
     return rng.randbytes(len(data))
 
 
 def _flips(data: bytes, rng: random.Random) -> bytes:
-    """A bit here and there."""
+    """Flip eight bits."""
     changed = bytearray(data)
     for _ in range(8):
         changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)

@@ -1,22 +1,20 @@
-"""Labelled images, each once, in file order: what an evaluation reads.
+"""Labelled images in file order, each once: the input of an evaluation.
 
-No random crops here: the central square, shrunk to one size. A label is the whole number in a
-sample's `cls` member, or `label` or `cls` in its `json` member.
+There are no random crops: an image becomes its central square in one size. The label is the whole
+number in the `cls` member of a sample, or in field `label` or `cls` of its `json` member.
 """
 
 import itertools
 import json
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.crops.engine import use_one_core
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.engine import Engine, use_one_core
 from shards.crops.recipe import CropRecipe, Parameter, ViewGroup, draw
 from shards.errors import BudgetExceeded, UserError
 from shards.images.image_header import ImageHeader
@@ -30,13 +28,15 @@ from shards.stream.order import Order, OrderConfig
 from shards.tars.chunk_reader import read_chunk
 from shards.tars.sample_starts import SampleStartCache
 
-# The share of the central square that is kept: 224 of 256 for large images, all of small ones.
+# Share of the central square that is kept: 224 of 256 pixels of large crops, all of small ones.
 _LARGE_SHARE, _SMALL_SIDE = 0.875, 64
+
+BuildEngine = Callable[[CropRecipe], Engine]
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """`images` (N, S, S, 3) uint8 RGB, `labels` (N,) int64, and why other samples are missing."""
+    """`images` (N, S, S, 3) uint8 RGB, `labels` (N,) int64, and the number of rejects by reason."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -44,31 +44,35 @@ class LabelledImages:
 
 
 def iter_labelled(
-    manifest: Manifest, reader: RangeReader, size: int, num_threads: int = 2
+    manifest: Manifest,
+    reader: RangeReader,
+    size: int,
+    build_engine: BuildEngine,
+    num_threads: int = 2,
 ) -> Iterator[LabelledImages]:
-    """Every labelled image of `manifest` as `size` x `size` pixels, some at a time, in order.
+    """Yield every labelled image of `manifest` as `size` x `size` pixels, in order, in parts.
 
-    Raises UserError at the first sample without a label, BudgetExceeded when no image is left.
+    Raises UserError at the first sample without a label, BudgetExceeded if there is no image.
     """
     config = OrderConfig(seed=0, chunk_bytes=manifest.suggest_chunk_bytes(), chunks_per_block=1)
     order = Order(manifest.shards, manifest.digest, config)
+    part_reader = _PartReader(manifest, reader, build_engine, size)
     rejects: Counter[str] = Counter()
     num_images = 0
-    under_way: deque[tuple[Chunk, Future[tuple[LabelledImages, bool]]]] = deque()
-    waiting = iter(range(order.num_chunks))
-    read = partial(_read, manifest, reader, SampleStartCache(), size)
-    irregular: set[int] = set()  # shards that must be walked from byte 0, see `tar`
+    pending: deque[tuple[Chunk, Future[tuple[LabelledImages, bool]]]] = deque()
+    remaining = iter(range(order.num_chunks))
+    irregular: set[int] = set()  # shards that must be walked from byte 0, see `shards.tars.cutter`
     with ThreadPoolExecutor(num_threads, initializer=use_one_core) as pool:
         while True:
-            for index in itertools.islice(waiting, 2 * num_threads - len(under_way)):
+            for index in itertools.islice(remaining, 2 * num_threads - len(pending)):
                 chunk = order.chunk(index)
                 chunk = replace(chunk, walked=chunk.shard in irregular)
-                under_way.append((chunk, pool.submit(read, chunk)))
-            if not under_way:
+                pending.append((chunk, pool.submit(part_reader.read, chunk)))
+            if not pending:
                 break
-            chunk, future = under_way.popleft()
+            chunk, future = pending.popleft()
             if chunk.shard in irregular and not chunk.walked:
-                part, needs_walk = read(replace(chunk, walked=True))
+                part, needs_walk = part_reader.read(replace(chunk, walked=True))
             else:
                 part, needs_walk = future.result()
             if needs_walk:
@@ -84,22 +88,10 @@ def iter_labelled(
         )
 
 
-def read_labelled(
-    manifest: Manifest, reader: RangeReader, size: int, num_threads: int = 2
-) -> LabelledImages:
-    """All that `iter_labelled` gives, at once: for sets that fit in memory."""
-    parts = list(iter_labelled(manifest, reader, size, num_threads))
-    rejects: Counter[str] = Counter()
-    for part in parts:
-        rejects.update(part.rejects)
-    images = np.concatenate([part.images for part in parts])
-    return LabelledImages(images, np.concatenate([part.labels for part in parts]), dict(rejects))
-
-
-def read_label(sample: Sample, uri: str) -> int:
-    """The class number of a sample. Raises UserError when it has none."""
+def read_class_number(sample: Sample, uri: str) -> int:
+    """Return the class number of a sample. Raises UserError if it has none."""
     try:
-        return _find_label(sample)
+        return _find_class_number(sample)
     except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         members = ", ".join(sorted(sample.fields))
         raise UserError(
@@ -109,7 +101,7 @@ def read_label(sample: Sample, uri: str) -> int:
         ) from error
 
 
-def _find_label(sample: Sample) -> int:
+def _find_class_number(sample: Sample) -> int:
     found = sample.fields.get("cls")
     if found is None:
         fields = json.loads(sample.fields.get("json", b"{}"))
@@ -123,33 +115,42 @@ def _find_label(sample: Sample) -> int:
 
 
 def central_square(size: int) -> CropRecipe:
-    """One view: the largest central square, nothing drawn at random."""
+    """Return a recipe with one view: the largest central square, without randomness."""
     return CropRecipe(
         (ViewGroup(num_views=1, size=size, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0,
                    grey_probability=0.0),)
     )  # fmt: skip
 
 
-def _read(
-    manifest: Manifest, reader: RangeReader, walks: SampleStartCache, size: int, chunk: Chunk
-) -> tuple[LabelledImages, bool]:
-    """The labelled images of a chunk, and whether it needs_walk."""
-    shard = manifest.shards[chunk.shard]
-    cut = read_chunk(reader, shard, chunk, walks)
-    rejects: Counter[str] = Counter()
-    admitted: list[ImageHeader] = []
-    labels: list[int] = []
-    for item in cut.found:
-        image = item if isinstance(item, Reject) else admit(item, AdmissionConfig())
-        if isinstance(image, Reject):
-            rejects[image.reason] += 1
-        elif isinstance(item, Sample):
-            admitted.append(image)
-            labels.append(read_label(item, shard.uri))
-    cropped = OpenCVEngine(central_square(size)).crop(admitted, _parameters(admitted, size))
-    rejects.update(reason for _, reason, _ in cropped.failures)
-    kept = np.array(labels, dtype=np.int64)[cropped.ok]
-    return LabelledImages(cropped.crops[0][:, 0], kept, dict(rejects)), cut.needs_walk
+class _PartReader:
+    """Reads the labelled images of single chunks. Thread-safe."""
+
+    def __init__(
+        self, manifest: Manifest, reader: RangeReader, build_engine: BuildEngine, size: int
+    ) -> None:
+        self._manifest, self._reader, self._size = manifest, reader, size
+        self._build_engine = build_engine
+        self._starts = SampleStartCache()
+
+    def read(self, chunk: Chunk) -> tuple[LabelledImages, bool]:
+        """Return the labelled images of a chunk, and its `needs_walk`."""
+        shard = self._manifest.shards[chunk.shard]
+        cut = read_chunk(self._reader, shard, chunk, self._starts)
+        rejects: Counter[str] = Counter()
+        admitted: list[ImageHeader] = []
+        labels: list[int] = []
+        for item in cut.found:
+            image = item if isinstance(item, Reject) else admit(item, AdmissionConfig())
+            if isinstance(image, Reject):
+                rejects[image.reason] += 1
+            elif isinstance(item, Sample):
+                admitted.append(image)
+                labels.append(read_class_number(item, shard.uri))
+        engine = self._build_engine(central_square(self._size))
+        cropped = engine.crop(admitted, _parameters(admitted, self._size))
+        rejects.update(reason for _, reason, _ in cropped.failures)
+        kept = np.array(labels, dtype=np.int64)[cropped.ok]
+        return LabelledImages(cropped.crops[0][:, 0], kept, dict(rejects)), cut.needs_walk
 
 
 def _parameters(images: list[ImageHeader], size: int) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What a look at many samples found: counts, and histograms that stay small at 10^9 images."""
+"""Statistics of many samples: counts, and histograms that stay small at 10^9 images."""
 
 import itertools
 from collections import Counter
@@ -10,21 +10,20 @@ from shards.records import Reject
 
 
 class RoundedHistogram:
-    """How often each positive number came, to three digits: a thousand counts for every decade."""
+    """Counts of positive numbers rounded to three digits: about a thousand bins per decade."""
 
     def __init__(self) -> None:
         self._counts: Counter[float] = Counter()
 
     def add(self, value: float) -> None:
-        """Count one number."""
         self._counts[float(f"{value:.3g}")] += 1
 
     def merge(self, other: "RoundedHistogram") -> None:
-        """Add the counts of another part."""
+        """Add the counts of `other`."""
         self._counts.update(other._counts)
 
     def percentiles(self, percents: Iterable[int]) -> dict[str, float]:
-        """{'p50': the number that 50 % do not exceed, ...}; empty where nothing was counted."""
+        """Return {'p50': smallest value that 50 % do not exceed, ...}; empty without values."""
         found: dict[str, float] = {}
         values = sorted(self._counts.items())
         total = self._counts.total()
@@ -38,7 +37,7 @@ class RoundedHistogram:
 
 @dataclass(slots=True)
 class SampleStats:
-    """What the samples of a part of the shards are like.
+    """Statistics of the samples in a part of the shards.
 
     `examples` keeps, for every reason, the reject that comes first in the shards.
     """
@@ -58,13 +57,12 @@ class SampleStats:
     aspect_ratios: RoundedHistogram = field(default_factory=RoundedHistogram)
     sizes: RoundedHistogram = field(default_factory=RoundedHistogram)
 
-    def refuse(self, reject: Reject) -> None:
-        """Count one reject."""
+    def add_reject(self, reject: Reject) -> None:
         self.rejects[reject.reason] += 1
-        self._keep(reject)
+        self._keep_first(reject)
 
-    def admit(self, image: ImageHeader) -> None:
-        """Count one image that would come in."""
+    def add_image(self, image: ImageHeader) -> None:
+        """Count an image that admission accepts."""
         short, long = sorted((image.height, image.width))
         self.num_images += 1
         self.num_pixels += short * long
@@ -76,7 +74,7 @@ class SampleStats:
         self.sizes.add(len(image.data))
 
     def merge(self, other: "SampleStats") -> None:
-        """Add the findings of another part of the shards."""
+        """Add the statistics of another part of the shards."""
         self.num_samples += other.num_samples
         self.num_images += other.num_images
         self.num_pixels += other.num_pixels
@@ -94,9 +92,9 @@ class SampleStats:
         ):
             mine.merge(others)
         for reject in other.examples.values():
-            self._keep(reject)
+            self._keep_first(reject)
 
-    def _keep(self, reject: Reject) -> None:
+    def _keep_first(self, reject: Reject) -> None:
         first = self.examples.get(reject.reason)
         if first is None or (reject.shard, reject.offset) < (first.shard, first.offset):
             self.examples[reject.reason] = reject

@@ -1,4 +1,4 @@
-"""Looking at data: samples as the order draws them, or the crops of a batch, as tiles."""
+"""Tiles of a contact sheet: samples drawn by an order, or the crops of a batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +25,8 @@ from shards.tars.chunk_reader import read_chunk
 
 MAX_TILES = 1024
 THUMBNAIL = 192
-# Samples on a sheet come from so many places of the data at least, where it has so many.
-_PLACES = 8
+# Samples of a sheet come from at least this many places of the data, if it has so many.
+_NUM_PLACES = 8
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 1 << 14, 1 << 24
 _CAPTIONS = ("caption", "txt", "text", "description", "title")
 _LABELS = ("label", "cls", "class", "class_name")
@@ -41,35 +41,35 @@ def draw_samples(
     seed: int = 0,
     num_threads: int = 4,
 ) -> Iterator[SheetTile]:
-    """At most `num` samples of the first epoch of an order, as tiles; rejects are among them.
+    """Yield at most `num` samples of the first epoch of an order as tiles, rejects included.
 
-    The order is that of a run with small chunks, so that a sheet costs a few ranged reads of a few
-    samples each, anywhere in the data. Raises ConfigError, ShardUnreadable.
+    The order is that of a run with small chunks, so a sheet costs a few small ranged reads,
+    anywhere in the data. Raises ConfigError, ShardUnreadable.
     """
     if not 1 <= num <= MAX_TILES:
         raise ConfigError(f"num={num}; a sheet shows from 1 to {MAX_TILES} samples: change --num")
-    order = build_order(manifest, _near(manifest, num), seed)
-    judge = SampleCheck(admission)
+    order = build_order(manifest, _small_chunks(manifest, num), seed)
+    check = SampleCheck(admission)
     shown = 0
     for block in range(order.blocks_per_epoch):
         for item in _read_block(manifest, reader, order, block, num_threads):
             if shown == num:
                 return
             shown += 1
-            yield sample_tile(item, judge)
+            yield sample_tile(item, check)
 
 
-def _near(manifest: Manifest, num: int) -> StreamConfig:
-    """Blocks of `_PLACES` chunks that hold about half as much again as is shown."""
-    wanted = 1.5 * num * manifest.sample_bytes / _PLACES
+def _small_chunks(manifest: Manifest, num: int) -> StreamConfig:
+    """Return settings with blocks of `_NUM_PLACES` chunks that hold about 1.5 `num` samples."""
+    wanted = 1.5 * num * manifest.sample_bytes / _NUM_PLACES
     chunk_bytes = 1 << round(np.log2(min(max(wanted, _SMALLEST_CHUNK), _LARGEST_CHUNK)))
-    return StreamConfig(batch_size=num, chunk_bytes=chunk_bytes, chunks_per_block=_PLACES)
+    return StreamConfig(batch_size=num, chunk_bytes=chunk_bytes, chunks_per_block=_NUM_PLACES)
 
 
 def _read_block(
     manifest: Manifest, reader: RangeReader, order: Order, block: int, num_threads: int
 ) -> Iterator[Sample | Reject]:
-    """The samples of a block in the order's own sequence."""
+    """Yield the samples of a block in the sequence of the order."""
 
     def read(turn: Turn) -> Sequence[Sample | Reject]:
         return read_chunk(reader, manifest.shards[turn.chunk.shard], turn.chunk).found
@@ -80,26 +80,26 @@ def _read_block(
         yield entries[place]
 
 
-def sample_tile(item: Sample | Reject, judge: SampleCheck) -> SheetTile:
-    """A sample as it is seen: its image made small, and what is known of it; or why it is not.
+def sample_tile(item: Sample | Reject, check: SampleCheck) -> SheetTile:
+    """Return a tile with thumbnail, size, label and caption; or with the reason of the reject.
 
-    What admission refuses is never decoded, so no bomb goes off in a viewer.
+    A rejected image is never decoded, so a decompression bomb does no harm.
     """
-    image = item if isinstance(item, Reject) else judge(item)
-    words = describe(item) if isinstance(item, Sample) else ()
+    image = item if isinstance(item, Reject) else check(item)
+    notes = describe(item) if isinstance(item, Sample) else ()
     if isinstance(image, Reject):
-        lines = dict.fromkeys((image.detail, *words))
+        lines = dict.fromkeys((image.detail, *notes))
         return SheetTile(item.key, lines=tuple(lines), reason=image.reason)
     size = f"{image.width} x {image.height} {image.format}, {len(image.data):,} bytes"
     try:
         pixels = thumbnail(image)
     except ImageError as error:
-        return SheetTile(item.key, lines=(error.detail, size, *words), reason=error.reason)
-    return SheetTile(item.key, ((pixels,),), (size, *words))
+        return SheetTile(item.key, lines=(error.detail, size, *notes), reason=error.reason)
+    return SheetTile(item.key, ((pixels,),), (size, *notes))
 
 
 def thumbnail(image: ImageHeader, side: int = THUMBNAIL) -> NDArray[np.uint8]:
-    """The whole image within `side` x `side` pixels. Raises ImageError."""
+    """Return the whole image within `side` x `side` pixels. Raises ImageError."""
     longest = max(image.height, image.width)
     factors = REDUCED if can_reduce(image) else (1,)
     reduction = max(factor for factor in factors if factor == 1 or longest >= factor * side)
@@ -113,24 +113,24 @@ def thumbnail(image: ImageHeader, side: int = THUMBNAIL) -> NDArray[np.uint8]:
 
 
 def describe(sample: Sample) -> tuple[str, ...]:
-    """What a sample says of itself: label and caption, by its own members or its JSON."""
-    fields = _said(sample)
+    """Return label and caption, from members or JSON fields, and the names of the members."""
+    fields = _metadata(sample)
     lines = []
     for title, names in (("label", _LABELS), ("caption", _CAPTIONS)):
         values = [members.get(name) for members in (sample.fields, fields) for name in names]
-        lines += [f"{title}: {text}" for text in map(_words, values) if text][:1]
+        lines += [f"{title}: {text}" for text in map(_text, values) if text][:1]
     return (*lines, f"members: {', '.join(sample.fields)}")
 
 
-def _words(value: object) -> str:
-    """A text or a number as it is shown; nothing for anything else."""
+def _text(value: object) -> str:
+    """Return a text or a number as text; empty for other types."""
     if isinstance(value, bytes):
         value = value[:1000].decode("utf-8", "replace")
     return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
-def _said(sample: Sample) -> Mapping[str, object]:
-    """The fields of the JSON member; none where it cannot be used."""
+def _metadata(sample: Sample) -> Mapping[str, object]:
+    """Return the fields of the JSON member; none if it is invalid."""
     try:
         return read_metadata(sample)
     except MetadataError:
@@ -138,7 +138,7 @@ def _said(sample: Sample) -> Mapping[str, object]:
 
 
 def find_sample(manifest: Manifest, reader: RangeReader, shard: int, offset: int) -> Sample | None:
-    """The one sample whose first header stands there; None of shards that are only read whole.
+    """Return the sample whose first header is at `offset`; None for shards that are read whole.
 
     Raises ShardUnreadable.
     """
@@ -151,9 +151,9 @@ def find_sample(manifest: Manifest, reader: RangeReader, shard: int, offset: int
 def batch_tiles(
     batch: CropBatch, manifest: Manifest, reader: RangeReader, num: int, num_threads: int = 4
 ) -> Iterator[SheetTile]:
-    """The crops of the first `num` samples of a batch, a row for every group of views.
+    """Yield the crops of the first `num` samples of a batch as tiles, a row per view group.
 
-    Names and captions are read again, but for shards that are only read whole.
+    Keys and captions are read again, except for shards that are read whole.
     """
     rows = range(min(num, len(batch)))
 

@@ -1,4 +1,4 @@
-"""One shard, looked through: are its chunks what a walk says, and do its keys lie together?"""
+"""Check of one shard: chunks against a walk from byte 0, repeated and scattered keys."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -18,19 +18,19 @@ from shards.tars.sample_starts import SampleStarts
 Found = list[Sample | Reject]
 
 _PAGE = 1 << 20
-# Of a shard that is one chunk, so many samples at a time are handed on.
-_SAMPLES_AT_ONCE = 256
+# A shard that is read whole is passed on in parts of this many samples.
+_SAMPLES_PER_PART = 256
 
 
 @dataclass(slots=True)
 class ShardReport:
-    """What is to be said of one shard.
+    """Report on one shard.
 
-    `irregular_at`: the first chunk that, cut alone, gives other samples than a walk from byte 0.
-    `needs_walk_at`: the first chunk that says so of itself; a run walks such a shard. `num_repeated`:
-    samples whose key and an extension came before. `num_scattered`: samples whose key came before
-    with other extensions only, so that they look like parts of one sample that do not lie together.
-    `num_links`: names without bytes, where the file of a sample may have been meant.
+    `irregular_at`: start of the first chunk that, cut alone, gives other samples than a walk from
+    byte 0. `needs_walk_at`: start of the first chunk that makes a run walk the shard.
+    `num_repeated`: samples whose key and an extension occurred before. `num_scattered`: samples
+    whose key occurred before with other extensions only: probably members of one sample that are
+    not adjacent. `num_links`: links, whose targets may have been meant.
     """
 
     shard: int
@@ -49,27 +49,27 @@ class ShardReport:
 
     @property
     def is_good(self) -> bool:
-        """Whether every sample can be used, and each is what it seems to be."""
-        wrong = self.rejects or self.num_scattered or self.unreadable is not None
-        return not wrong and self.irregular_at is None
+        """True if every sample can be used as it is."""
+        faults = self.rejects or self.num_scattered or self.unreadable is not None
+        return not faults and self.irregular_at is None
 
 
 def walk_shard(
     reader: RangeReader, shard: ShardInfo, report: ShardReport, chunk_bytes: int
 ) -> Iterator[tuple[int, Found]]:
-    """All samples of a shard in order, some at a time, each time with the bytes that were passed.
+    """Yield (bytes passed, samples) for consecutive parts of a shard, in file order.
 
-    Fills in what `report` says of chunks and keys. Raises ShardUnreadable.
+    Fills in the fields of `report` about chunks and keys. Raises ShardUnreadable.
     """
-    keys = _Keys()
+    keys = _KeyTable()
     for num_bytes, found in _walk(reader, shard, report, chunk_bytes):
         keys.add(found)
         yield num_bytes, found
-    keys.judge(report)
+    keys.report(report)
 
 
 def new_report(row: int, shard: ShardInfo) -> ShardReport:
-    """A report that says nothing yet."""
+    """Return an empty report."""
     return ShardReport(row, redact(shard.uri), shard.num_bytes)
 
 
@@ -80,11 +80,11 @@ def _walk(
     if shard.whole:
         whole = read_chunk(reader, shard, Chunk(row, 0, size))
         found, report.num_links = whole.found, whole.num_links
-        for at in range(0, len(found), _SAMPLES_AT_ONCE):
-            yield 0, found[at : at + _SAMPLES_AT_ONCE]
+        for at in range(0, len(found), _SAMPLES_PER_PART):
+            yield 0, found[at : at + _SAMPLES_PER_PART]
         yield size, []
         return
-    pages = _Pages(lambda a, b: reader.read(shard, a, b), size, 3 * chunk_bytes)
+    pages = _PageCache(lambda a, b: reader.read(shard, a, b), size, 3 * chunk_bytes)
     starts = SampleStarts()
     for start in range(0, size, chunk_bytes):
         chunk = Chunk(row, start, min(start + chunk_bytes, size), walked=True)
@@ -102,8 +102,8 @@ def _walk(
         yield chunk.stop - start, walked.found
 
 
-class _Pages:
-    """Reads a file page by page and keeps the last ones: chunks are cut twice, and read once."""
+class _PageCache:
+    """LRU cache of file pages: every chunk is cut twice, but read once."""
 
     def __init__(self, read: Callable[[int, int], bytes], size: int, keep_bytes: int) -> None:
         self._read, self._size = read, size
@@ -111,7 +111,7 @@ class _Pages:
         self._pages: OrderedDict[int, bytes] = OrderedDict()
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop)."""
+        """Return bytes [start, stop)."""
         numbers = range(start // _PAGE, -(-stop // _PAGE))
         missing = [number for number in numbers if number not in self._pages]
         got: dict[int, bytes] = {}
@@ -134,15 +134,15 @@ class _Pages:
         return b"".join(parts)[start - first : stop - first]
 
 
-class _Keys:
-    """The keys of one shard: 24 bytes for each sample, whatever its name."""
+class _KeyTable:
+    """Keys of one shard: 24 bytes per sample, however long the key is."""
 
     def __init__(self) -> None:
         self._bits: dict[str, int] = {}
         self._parts: list[NDArray[np.int64]] = []
 
     def add(self, found: Found) -> None:
-        """Samples, in file order."""
+        """Add samples in file order."""
         rows = [
             (hash(item.key), self._mask(item), item.offset)
             for item in found
@@ -151,14 +151,14 @@ class _Keys:
         self._parts.append(np.array(rows, dtype=np.int64).reshape(-1, 3))
 
     def _mask(self, sample: Sample) -> int:
-        """A bit for every extension; those after the first 62 share one."""
+        """Return one bit per extension; extensions after the first 62 share a bit."""
         mask = 0
         for extension in sample.fields:
             mask |= 1 << self._bits.setdefault(extension, min(len(self._bits), 62))
         return mask
 
-    def judge(self, report: ShardReport) -> None:
-        """Say what was found of keys that came more than once."""
+    def report(self, report: ShardReport) -> None:
+        """Count repeated and scattered keys into `report`."""
         rows = np.concatenate([*self._parts, np.empty((0, 3), np.int64)])
         rows = rows[np.argsort(rows[:, 0], kind="stable")]
         again = np.flatnonzero(rows[1:, 0] == rows[:-1, 0]) + 1

@@ -1,7 +1,7 @@
-"""Local shards as a slow and broken bucket would give them: what it costs, and whether it shows.
+"""Drill: read local shards through a slow and faulty server, and compare what was read.
 
-A server on the loopback address gives the shards themselves; then it is slow, says 503 and breaks
-off, as often as it was asked to. What is read must be the same.
+A server on the loopback address first serves the shards normally. Then it is slow, answers 503 and
+breaks off, with the configured probability. The samples must be the same both times.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _SMALLEST_CHUNK = 1 << 14
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlowConfig:
-    """How bad the bucket is. Every request waits; a part of them is refused or broken off."""
+    """Faults of the server: every request is delayed; a share is refused or broken off."""
 
     delay_seconds: float = 0.1
     bytes_per_second: float = 5e6
@@ -59,14 +59,14 @@ class SlowConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlowReport:
-    """What was done to the readers, what they noticed, and what came of it.
+    """Faults of the server, reactions of the readers, and the cost in seconds.
 
-    `num_differing` chunks were not what the quiet server gave.
+    `num_differing` chunks differ from those of the normal server.
     """
 
     num_chunks: int
     num_samples: int
-    quiet_seconds: float
+    normal_seconds: float
     slow_seconds: float
     faults: Mapping[str, int]
     retries: Mapping[str, int]
@@ -75,41 +75,42 @@ class SlowReport:
 
 
 def drill_slow(paths: Sequence[Path], config: SlowConfig) -> SlowReport:
-    """Read the same chunks twice, from a quick server and from a bad one. Raises StreamSSLError."""
+    """Read the same chunks from a normal and from a faulty server. Raises StreamSSLError."""
     with _serve(paths, config) as server:
         manifest = open_manifest(server.urls, RangeReader())
         chunks = _spread(manifest, config.num_chunks)
-        quiet, quiet_seconds, _ = _read(manifest, chunks, config)
-        server.is_bad = True
+        normal, normal_seconds, _ = _read(manifest, chunks, config)
+        server.is_faulty = True
         slow, slow_seconds, reader = _read(manifest, chunks, config)
         counts = reader.counters
         return SlowReport(
             num_chunks=len(chunks),
             num_samples=sum(num for num, _ in slow),
-            quiet_seconds=quiet_seconds,
+            normal_seconds=normal_seconds,
             slow_seconds=slow_seconds,
             faults=dict(server.faults),
             retries=dict(counts.retries),
             throttles=counts.throttles,
-            num_differing=sum(a != b for a, b in zip(quiet, slow, strict=True)),
+            num_differing=sum(a != b for a, b in zip(normal, slow, strict=True)),
         )
 
 
-def _spread(manifest: Manifest, most: int) -> list[Chunk]:
-    """So many chunks, evenly from all of the data; small ones, where there is little."""
+def _spread(manifest: Manifest, num_chunks: int) -> list[Chunk]:
+    """Return at most `num_chunks` chunks, spread evenly; small chunks if there is little data."""
     chunk_bytes = manifest.suggest_chunk_bytes()
-    while chunk_bytes > max(manifest.num_bytes // most, _SMALLEST_CHUNK):
+    while chunk_bytes > max(manifest.num_bytes // num_chunks, _SMALLEST_CHUNK):
         chunk_bytes //= 2
     config = OrderConfig(seed=0, chunk_bytes=chunk_bytes, chunks_per_block=1)
     order = Order(manifest.shards, manifest.digest, config)
     total = order.num_chunks
-    return [order.chunk(index * total // min(most, total)) for index in range(min(most, total))]
+    num = min(num_chunks, total)
+    return [order.chunk(index * total // num) for index in range(num)]
 
 
 def _read(
     manifest: Manifest, chunks: Sequence[Chunk], config: SlowConfig
 ) -> tuple[list[tuple[int, str]], float, RangeReader]:
-    """Samples and a digest of every chunk, how long it took, and who counted."""
+    """Return (samples, digest) of every chunk, the seconds, and the reader with its counters."""
     reader = RangeReader()
 
     def read(chunk: Chunk) -> tuple[int, str]:
@@ -128,15 +129,15 @@ def _read(
     return results, time.monotonic() - began, reader
 
 
-class _Server(ThreadingHTTPServer):
-    """Gives these files, and nothing else, to this machine."""
+class _SlowServer(ThreadingHTTPServer):
+    """HTTP server for these files on the loopback address."""
 
     daemon_threads = True
 
     def __init__(self, paths: Sequence[Path], config: SlowConfig) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), _SlowHandler)
         self.files = {f"/{number:06d}/{path.name}": path for number, path in enumerate(paths)}
-        self.config, self.is_bad = config, False
+        self.config, self.is_faulty = config, False
         self.faults: Counter[str] = Counter()
         self._random = random.Random(config.seed)
         self._lock = threading.Lock()
@@ -146,20 +147,20 @@ class _Server(ThreadingHTTPServer):
         return [f"http://127.0.0.1:{self.server_port}{name}" for name in self.files]
 
     def next_fault(self) -> str:
-        """What becomes of this request, counted."""
+        """Draw and count the fault of one request."""
         with self._lock:
-            bad = self._random.random() < self.config.broken
-            fault = self._random.choice(("refused with 503", "broken off")) if bad else "slow"
+            faulty = self._random.random() < self.config.broken
+            fault = self._random.choice(("refused with 503", "broken off")) if faulty else "slow"
             self.faults[fault] += 1
             return fault
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that leaves is no news."""
+        """Ignore clients that disconnect."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _SlowHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Server
+    server: _SlowServer
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
@@ -174,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         size = path.stat().st_size
         first, stop = self._range(size)
-        fault = self.server.next_fault() if self.server.is_bad and with_body else ""
+        fault = self.server.next_fault() if self.server.is_faulty and with_body else ""
         if fault:
             time.sleep(self.server.config.delay_seconds)
         if fault == "refused with 503":
@@ -210,12 +211,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = fault == "broken off"
 
     def log_message(self, *args: object) -> None:
-        """The counts say it."""
+        """Write no log: the report has the counts."""
 
 
 @contextmanager
-def _serve(paths: Sequence[Path], config: SlowConfig) -> Iterator[_Server]:
-    server = _Server(paths, config)
+def _serve(paths: Sequence[Path], config: SlowConfig) -> Iterator[_SlowServer]:
+    server = _SlowServer(paths, config)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

@@ -1,1 +1,1 @@
-"""A byte range of a tar becomes whole samples."""
+"""Tar shards: whole samples from byte ranges, without an index."""

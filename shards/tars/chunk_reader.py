@@ -1,4 +1,4 @@
-"""One chunk is read: whatever kind of shard it is of, its samples come out, still encoded."""
+"""Reads the encoded samples of one chunk, from any kind of shard."""
 
 from shards.errors import NotATar
 from shards.records import Chunk, Reject, ShardInfo
@@ -9,12 +9,12 @@ from shards.tars.sample_starts import SampleStartCache
 
 
 def read_chunk(
-    reader: RangeReader, shard: ShardInfo, chunk: Chunk, walks: SampleStartCache | None = None
+    reader: RangeReader, shard: ShardInfo, chunk: Chunk, starts: SampleStartCache | None = None
 ) -> CutChunk:
-    """The samples of a chunk. A shard that is no tar is one Reject at byte 0.
+    """Return the samples of a chunk. A shard that is no tar is one Reject at byte 0.
 
-    Whoever reads many chunks gives the same `walks` every time: of shards that must be walked from
-    byte 0 that saves most of it, and changes nothing. Raises ShardUnreadable.
+    Pass the same `starts` for many chunks: it shortens walks from byte 0 and does not change the
+    result. Raises ShardUnreadable.
     """
 
     def read(start: int, stop: int) -> bytes:
@@ -23,13 +23,17 @@ def read_chunk(
     try:
         if shard.whole:
             return cut_whole(reader, shard, chunk)
-        return cut_chunk(read, shard.num_bytes, chunk, starts=walks.starts(shard) if walks else None)
+        known = starts.of_shard(shard) if starts else None
+        return cut_chunk(read, shard.num_bytes, chunk, starts=known)
     except NotATar as error:
         return CutChunk([Reject(chunk.shard, 0, "", "broken_tar", str(error))])
 
 
 def read_shard_head(reader: RangeReader, shard: ShardInfo, num_bytes: int) -> CutChunk:
-    """The samples in about the first `num_bytes` of a shard. Raises NotATar, ShardUnreadable."""
+    """Return the samples in about the first `num_bytes` of a shard.
+
+    Raises NotATar, ShardUnreadable.
+    """
     if shard.whole:
         return cut_whole_head(reader, shard, num_bytes)
     chunk = Chunk(0, 0, min(shard.num_bytes, num_bytes))

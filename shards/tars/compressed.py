@@ -1,8 +1,8 @@
-"""Shards that are read whole: `.tar.gz`, `.tar.zst`, and plain ones on servers without ranges.
+"""Shards that are read whole: `.tar.gz`, `.tar.zst`, and plain tars on servers without ranges.
 
-What comes is unpacked into a file without a name, on the disk that holds temporary files, and cut
-there. So the offsets of samples are those in the unpacked tar. What a file is shows in its first
-bytes; its name is not asked. Of a stream that ends early or breaks, everything before is used.
+The stream is unpacked into an unnamed temporary file and cut there, so offsets of samples are those
+in the unpacked tar. The compression is detected from the first bytes, not from the name. If a
+stream ends early or is damaged, the samples before that point are used.
 """
 
 import itertools
@@ -21,21 +21,21 @@ from shards.stores.range_reader import RangeReader
 from shards.tars.cutter import CutChunk, cut_chunk
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-# A shard may become so many times as long, and any shard so long: more is a bomb.
+# A shard may unpack to this multiple of its size, and always to 1 GiB; more is a bomb.
 _MAX_RATIO, _ALWAYS_ALLOWED = 64, 1 << 30
-# Given to a decoder at once: few enough that a bomb cannot fill the memory in one call.
+# Input bytes per decoder call: few enough that a bomb cannot fill the memory in one call.
 _GZIP_STEP, _ZSTD_STEP = 1 << 14, 1 << 10
 _MAX_OUT = 1 << 20
-# As `zstd --decompress` without `--long`: what a decoder may have to remember.
+# Largest decoder window, as in `zstd --decompress` without `--long`.
 _MAX_WINDOW = 1 << 27
-# Of a stream that broke, so much must have come before it is said to hold no tar.
-_ENOUGH_TO_TELL = 1 << 16
+# A broken stream is called no tar only if at least this many bytes were unpacked.
+_MIN_BYTES_TO_JUDGE = 1 << 16
 
 Pieces = Iterator[bytes]
 
 
-class _Broken(Exception):
-    """The packed stream cannot be followed any further."""
+class _BrokenStream(Exception):
+    """The compressed stream cannot be unpacked any further."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -44,7 +44,7 @@ class _Broken(Exception):
 
 
 def cut_whole(reader: RangeReader, shard: ShardInfo, chunk: Chunk) -> CutChunk:
-    """All samples of a shard that is one chunk. Raises NotATar, ShardUnreadable."""
+    """Return all samples of a shard that is read whole. Raises NotATar, ShardUnreadable."""
     limit = max(_ALWAYS_ALLOWED, _MAX_RATIO * shard.num_bytes)
     with tempfile.TemporaryFile() as file:
         size, broken = _unpack(reader.read_whole(shard), limit, _writer(file, shard))
@@ -53,7 +53,7 @@ def cut_whole(reader: RangeReader, shard: ShardInfo, chunk: Chunk) -> CutChunk:
 
 
 def cut_whole_head(reader: RangeReader, shard: ShardInfo, num_bytes: int) -> CutChunk:
-    """The samples within about the first `num_bytes` of the packed shard, and no others."""
+    """Return the samples within about the first `num_bytes` of the compressed shard."""
     first = next(reader.read_whole(shard))[:num_bytes]
     held = bytearray()
     size, broken = _unpack(iter([first]), _MAX_RATIO * num_bytes, held.extend)
@@ -68,8 +68,8 @@ def _writer(file: BinaryIO, shard: ShardInfo) -> Callable[[bytes], object]:
         except OSError as error:
             raise ShardUnreadable(
                 f"{redact(shard.uri)} could not be unpacked in {tempfile.gettempdir()} "
-                f"({error.strerror}); there must be room for the unpacked shard: make some, or "
-                "name another folder in TMPDIR"
+                f"({error.strerror}); the unpacked shard must fit there: free some space, or set "
+                "TMPDIR to another folder"
             ) from error
 
     return write
@@ -77,8 +77,8 @@ def _writer(file: BinaryIO, shard: ShardInfo) -> Callable[[bytes], object]:
 
 def _unpack(
     pieces: Pieces, limit: int, write: Callable[[bytes], object]
-) -> tuple[int, _Broken | None]:
-    """How many bytes were written, and why not all, if so."""
+) -> tuple[int, _BrokenStream | None]:
+    """Return the number of bytes written, and the error that ended the stream early."""
     size = 0
     first = next(pieces, b"")
     pieces = itertools.chain([first], pieces)
@@ -86,9 +86,9 @@ def _unpack(
         for data in _decoder(first)(pieces):
             size += len(data)
             if size > limit:
-                raise _Broken("too_large", f"it unpacks to more than {limit} bytes")
+                raise _BrokenStream("too_large", f"it unpacks to more than {limit} bytes")
             write(data)
-    except _Broken as broken:
+    except _BrokenStream as broken:
         return size, broken
     return size, None
 
@@ -103,7 +103,7 @@ def _gunzip(pieces: Pieces) -> Pieces:
     inflate = zlib.decompressobj(wbits=31)
     for data in _steps(pieces, _GZIP_STEP):
         while data:
-            if inflate.eof:  # another member may follow, or zeros that fill a block of a tape
+            if inflate.eof:  # another gzip member, or zero padding, may follow
                 data = data.lstrip(b"\0")
                 if not data:
                     break
@@ -111,11 +111,11 @@ def _gunzip(pieces: Pieces) -> Pieces:
             yield from _inflate(inflate, data)
             data = inflate.unused_data
     if not inflate.eof:
-        raise _Broken("truncated_tar", "the gzip stream ends early")
+        raise _BrokenStream("truncated_tar", "the gzip stream ends early")
 
 
 def _inflate(inflate: "zlib._Decompress", data: bytes) -> Pieces:
-    """All that `data` gives, and if it is found to be damaged, all that comes before."""
+    """Yield the output for `data`; if it is damaged, the output before the damage."""
     out = b"-"
     while out:
         before = inflate.copy()
@@ -123,13 +123,13 @@ def _inflate(inflate: "zlib._Decompress", data: bytes) -> Pieces:
             out = inflate.decompress(data, _MAX_OUT)
         except zlib.error as error:
             yield from _until_damage(before, data)
-            raise _Broken("broken_tar", f"the gzip stream is damaged: {error}") from error
+            raise _BrokenStream("broken_tar", f"the gzip stream is damaged: {error}") from error
         yield out
         data = inflate.unconsumed_tail
 
 
 def _until_damage(inflate: "zlib._Decompress", data: bytes) -> Pieces:
-    """Byte by byte, because a call that fails gives nothing of what it found before."""
+    """Inflate byte by byte, because a failing call returns no output."""
     for byte in data:
         try:
             yield inflate.decompress(bytes([byte]))
@@ -146,12 +146,12 @@ def _unzstd(pieces: Pieces) -> Pieces:
             try:
                 out = frame.decompress(data)
             except zstandard.ZstdError as error:
-                raise _Broken("broken_tar", f"the zstd stream is damaged: {error}") from error
+                raise _BrokenStream("broken_tar", f"the zstd stream is damaged: {error}") from error
             if out:
                 yield out
             data = frame.unused_data
     if not frame.eof:
-        raise _Broken("truncated_tar", "the zstd stream ends early")
+        raise _BrokenStream("truncated_tar", "the zstd stream ends early")
 
 
 def _steps(pieces: Iterable[bytes], step: int) -> Pieces:
@@ -161,7 +161,7 @@ def _steps(pieces: Iterable[bytes], step: int) -> Pieces:
 
 
 def _cut_unpacked(
-    read: Callable[[int, int], bytes], size: int, chunk: Chunk, broken: _Broken | None
+    read: Callable[[int, int], bytes], size: int, chunk: Chunk, broken: _BrokenStream | None
 ) -> CutChunk:
     whole = Chunk(chunk.shard, 0, size)
     if broken is None:
@@ -171,7 +171,7 @@ def _cut_unpacked(
     try:
         unpacked = cut_chunk(read, size, whole)
     except NotATar:
-        if size >= _ENOUGH_TO_TELL:
+        if size >= _MIN_BYTES_TO_JUDGE:
             raise
         unpacked = CutChunk([])
     found = unpacked.found

@@ -1,18 +1,18 @@
-"""A byte range of a plain tar becomes whole samples, without an index.
+"""Tar cutter: turns a byte range of a plain tar into whole samples, without an index.
 
-A sample belongs to the range in which the header of its first member starts (its extension
-headers count as part of it). Any set of ranges that covers the file once gives every sample once.
+A sample belongs to the range in which the first header of its first member starts; extension
+headers are part of the member. Any set of ranges that covers the file once gives every sample once.
 
-To begin in the middle of a file one has to find a header again. A block that looks like one is
-believed only if the chain of sizes that starts there leads from header to header, over the whole
-range and over eight headers; the first header found is not believed at all, because its long-name
-header may lie before it. Then a sample has to begin, and only a change of key says that. Where the
-bytes alone cannot tell (archives put end to end, damage, a short tar inside the tar), the search
-goes further back, and in the end the file is walked from byte 0, where nothing is ambiguous.
+A range in the middle of a file must first find a header. A block that looks like a header is
+trusted only if the chain of sizes from there leads from header to header, over the whole range and
+over at least eight headers. The first header of the chain is not used, because its long-name header
+may be before it. A sample begins where the key changes. If the bytes do not decide (concatenated
+archives, damage, a short nested tar), the search goes further back; in the end the file is walked
+from byte 0, which is never ambiguous.
 
-One thing cannot be told from a range alone: that all of it lies inside a tar inside the tar. Its
-members would become samples of their own. But the range in which the member that holds them begins
-can tell, and says so: it `needs_walk`. Ranges of such a shard have to be `walked`, from byte 0.
+A range cannot detect by itself that it is inside a nested tar, whose members would become samples.
+The range in which the enclosing member begins can detect this, and sets `needs_walk`. Later ranges
+of such a shard must be cut with `Chunk.walked`, from byte 0.
 """
 
 from collections.abc import Iterator
@@ -26,25 +26,25 @@ from shards.tars.read_window import MIN_STEP, Read, ReadWindow
 from shards.tars.sparse_files import SparseMapError
 from shards.tars.sample_starts import SampleStarts
 
-# A chain of headers is believed from this length on; a nested tar that is shorter ends before.
+# A chain of this many headers is trusted; a shorter nested tar ends before.
 _TRUSTED_HEADERS = 8
-# How far before a range a header is looked for before the walk from byte 0, which holds no more
-# than a few steps at a time, is taken.
+# The search for a header goes back this far before the walk from byte 0 starts. The walk needs less
+# memory: a few steps at a time.
 _MAX_BACK = 1 << 25
-# More zeros than this at the end are no padding.
+# Longer runs of zeros at the end are not padding.
 _MAX_PADDING = 1 << 20
-# A sample is held in memory as a whole, so it must not be larger than any image could need.
+# A sample is held in memory as a whole; no image needs more than this.
 _MAX_SAMPLE_BYTES = 1 << 29
-# A file with holes may be so many times as long as it is stored, or a chunk of them is a bomb.
+# A sparse file may be this many times as long as it is stored; more is a bomb.
 _MAX_EXPANSION = 16
 
 
 @dataclass(frozen=True, slots=True)
 class CutChunk:
-    """What a chunk holds, in file order.
+    """Samples and rejects of one chunk, in file order.
 
-    `needs_walk`: the inside of a member of this chunk could be taken, from a later chunk, for members of
-    the shard itself. `num_links`: names without bytes of their own, which are no part of a sample.
+    `needs_walk`: later chunks could take the content of a member of this chunk for members of the
+    shard itself. `num_links`: hard and symbolic links, which are part of no sample.
     """
 
     found: list[Sample | Reject]
@@ -55,12 +55,12 @@ class CutChunk:
 def cut_chunk(
     read: Read, size: int, chunk: Chunk, window_bytes: int = 1 << 18, starts: SampleStarts | None = None
 ) -> CutChunk:
-    """The samples of `chunk`, in file order, cut out of a tar of `size` bytes.
+    """Return the samples of `chunk` of a tar of `size` bytes.
 
-    `read(start, stop)` returns exactly those bytes. A tar that ends in the middle of a sample, or
-    that is damaged, gives a Reject there and goes on behind it. `starts` remembers earlier walks of
-    the same tar. Raises NotATar when no header is found at the start of the file; of such a file
-    the later chunks hold nothing, or what of a tar begins further on.
+    `read(start, stop)` returns exactly these bytes. Damage, or the end of the file within a sample,
+    gives a Reject; cutting continues after it. `starts` shortens walks of the same tar. Raises
+    NotATar if there is no header at the start of the file and the chunk starts there; later chunks
+    of such a file are empty, or hold the samples of a tar that begins further on.
     """
     step = min(window_bytes, max(MIN_STEP, (chunk.stop - chunk.start) // 4))
     begin, walked = None, None
@@ -75,38 +75,38 @@ def cut_chunk(
         window = ReadWindow(read, size, begin, stop + step, step)
     if window.start == 0 and not _begins_with_tar(window):
         if chunk.start > 0:
-            return CutChunk([])  # the first chunk speaks for the shard
-        raise NotATar(_what_it_is(window.get(0, BLOCK)))
-    insides = NestedTarScan(window, chunk)
-    found = list(_group(window, chunk, begin, insides, walked))
-    return CutChunk(found, insides.leap, insides.num_links)
+            return CutChunk([])  # the first chunk reports the error
+        raise NotATar(_describe_no_tar(window.get(0, BLOCK)))
+    scan = NestedTarScan(window, chunk)
+    found = list(_group(window, chunk, begin, scan, walked))
+    return CutChunk(found, scan.needs_walk, scan.num_links)
 
 
 def _begins_with_tar(window: ReadWindow) -> bool:
-    """Whether there is a header at byte 0, or soon: its first block may be what is damaged."""
+    """Return True if a header is at byte 0 or soon after it: the first block may be damaged."""
     head = window.get(0, MIN_STEP)
     return head[:BLOCK] == ZEROS or next(header_offsets(head), None) is not None
 
 
-def _what_it_is(head: bytes) -> str:
-    """A message for the user whose shard is no tar."""
+def _describe_no_tar(head: bytes) -> str:
     for magic, name, extension in (
         (b"\x1f\x8b", "a gzip file", ".tar.gz"),
         (b"\x28\xb5\x2f\xfd", "a zstd file", ".tar.zst"),
     ):
         if head.startswith(magic):
             return (
-                f"it begins with {name}; a shard must be a tar, and a compressed one be named so: "
-                f"rename it to end in {extension}, or repack it with `streamssl shards pack`"
+                f"it begins with {name}; a shard must be a tar, and the name of a compressed one "
+                f"must say so: rename it to end in {extension}, or repack it with "
+                "`streamssl shards pack`"
             )
     return (
-        f"it begins with {head[:8]!r}; a shard must be a tar, or one that is compressed as .tar.gz "
-        "or .tar.zst: repack it with `streamssl shards pack`"
+        f"it begins with {head[:8]!r}; a shard must be a tar, or a tar compressed as .tar.gz or "
+        ".tar.zst: repack it with `streamssl shards pack`"
     )
 
 
 def _synchronise(window: ReadWindow, chunk: Chunk) -> int | None:
-    """Where a sample begins before `chunk.start`: from there on the walk is certain."""
+    """Return an offset up to `chunk.start` at which a sample certainly begins, or None."""
     while window.start > 0:
         seen: set[int] = set()
         for candidate in window.headers(chunk.start):
@@ -123,10 +123,10 @@ def _synchronise(window: ReadWindow, chunk: Chunk) -> int | None:
 
 
 def _sample_start(window: ReadWindow, candidate: int, chunk: Chunk, seen: set[int]) -> int | None:
-    """The first start of a sample that the chain from `candidate` vouches for.
+    """Return the first sample start that the chain of headers from `candidate` proves.
 
-    None where the chain breaks, or no sample starts before the chunk. `seen` collects the headers
-    of such chains: another candidate that leads to one of them cannot do better.
+    The result is None if the chain breaks, or if no sample starts before the chunk. `seen` collects
+    the headers of failed chains: a candidate whose chain reaches one of them fails too.
     """
     begin, key, count = None, None, 0
     try:
@@ -134,7 +134,7 @@ def _sample_start(window: ReadWindow, candidate: int, chunk: Chunk, seen: set[in
             if member.start in seen:
                 return None
             seen.add(member.start)
-            # The first name may be wrong, so a change of key is seen from the third member on.
+            # The first name may be wrong, so a change of key counts from the third member on.
             if begin is None and count > 1 and member.regular:
                 if key is not None and member.key != key and member.start < chunk.start:
                     begin = member.start
@@ -148,9 +148,9 @@ def _sample_start(window: ReadWindow, candidate: int, chunk: Chunk, seen: set[in
 
 
 def _chain(window: ReadWindow, offset: int) -> Iterator[TarMember]:
-    """Members that follow each other without a gap, to the end of the file.
+    """Yield members that follow each other without a gap, to the end of the file.
 
-    Raises TarHeaderError for anything else, zeros included: where a nested tar ends it looks just so.
+    Raises TarHeaderError for anything else, zeros included: a nested tar ends with zeros.
     """
     while offset + BLOCK <= window.size:
         if window.peek(offset, offset + BLOCK) == ZEROS:
@@ -164,10 +164,10 @@ def _chain(window: ReadWindow, offset: int) -> Iterator[TarMember]:
 
 
 def _group(
-    window: ReadWindow, chunk: Chunk, begin: int, insides: NestedTarScan, starts: SampleStarts | None
+    window: ReadWindow, chunk: Chunk, begin: int, scan: NestedTarScan, starts: SampleStarts | None
 ) -> Iterator[Sample | Reject]:
-    """Neighbouring members with the same key make a sample; yield those that start in the chunk."""
-    current: _Forming | None = None
+    """Group adjacent members with the same key into samples; yield those of the chunk."""
+    current: _SampleBuilder | None = None
     for member in _walk(window, begin, chunk.stop):
         if isinstance(member, Reject):
             if current is not None:
@@ -176,38 +176,38 @@ def _group(
             if chunk.start <= member.offset < chunk.stop:
                 yield replace(member, shard=chunk.shard)
             continue
-        insides.passed(member)
+        scan.visit(member)
         if member.regular:
             key, extension = member.key, member.extension
-            if current is None or not current.takes(key, extension):
+            if current is None or not current.accepts(key, extension):
                 if current is not None:
                     yield from current.finish()
                 if member.start >= chunk.stop:
                     return
                 if starts is not None:
                     starts.add(member.start)
-                current = _Forming(chunk, member.start, key, insides)
+                current = _SampleBuilder(chunk, member.start, key, scan)
             current.add(window, member, extension)
         elif current is None and member.start >= chunk.stop:
             return
     if current is not None:
         yield from current.finish()
-    insides.ended()
+    scan.finish()
 
 
-class _Forming:
-    """A sample whose members come one by one. Of one that starts before the chunk only the names
-    are kept."""
+class _SampleBuilder:
+    """Collects the members of one sample. If the sample starts before the chunk, it keeps only the
+    names."""
 
-    def __init__(self, chunk: Chunk, start: int, key: str, insides: NestedTarScan) -> None:
+    def __init__(self, chunk: Chunk, start: int, key: str, scan: NestedTarScan) -> None:
         self._shard, self._start, self._key = chunk.shard, start, key
         self._wanted = start >= chunk.start
-        self._insides = insides
+        self._scan = scan
         self._fields: dict[str, bytes] = {}
         self._num_bytes = 0
         self._reject: Reject | None = None
 
-    def takes(self, key: str, extension: str) -> bool:
+    def accepts(self, key: str, extension: str) -> bool:
         return key == self._key and extension not in self._fields
 
     def add(self, window: ReadWindow, member: TarMember, extension: str) -> None:
@@ -217,22 +217,22 @@ class _Forming:
         whole = member.num_bytes if member.sparse_map is None else member.sparse_map.num_bytes
         self._num_bytes += max(whole, member.num_bytes)
         if member.data_stop > window.size:
-            there = max(0, window.size - member.data_start)
-            self._refuse("truncated_tar", f"{member.name}: {there} of {member.num_bytes} bytes")
+            available = max(0, window.size - member.data_start)
+            self._refuse("truncated_tar", f"{member.name}: {available} of {member.num_bytes} bytes")
         elif self._num_bytes > _MAX_SAMPLE_BYTES:
             detail = f"{member.name}: the sample is over {_MAX_SAMPLE_BYTES} bytes"
             self._refuse("too_large", detail)
         elif whole > _MAX_EXPANSION * (member.end - member.start):
-            self._refuse("too_large", f"{member.name}: {whole} bytes, nearly all of them holes")
+            self._refuse("too_large", f"{member.name}: {whole} bytes, almost all of them holes")
         if self._reject is not None:
-            self._insides.unread(member)
+            self._scan.skip(member)
             return
         data = window.get(member.data_start, member.data_stop)
-        self._insides.read(member, data)
+        self._scan.scan(member, data)
         try:
             data = data if member.sparse_map is None else member.sparse_map.fill(data)
         except SparseMapError:
-            self._refuse("broken_tar", f"{member.name}: less is stored than its map of holes says")
+            self._refuse("broken_tar", f"{member.name}: fewer bytes are stored than its sparse map says")
         self._fields[extension] = data
 
     def _refuse(self, reason: Reason, detail: str) -> None:
@@ -247,10 +247,10 @@ class _Forming:
 
 
 def _walk(window: ReadWindow, begin: int, stop: int) -> Iterator[TarMember | Reject]:
-    """The members from `begin` on, forgetting what was passed.
+    """Yield the members from `begin` on; drop bytes that were passed.
 
-    A stretch without headers is one Reject at its first block. It is searched for the next header
-    as far as `stop`, and so is what a member claims that is longer than the file.
+    A range without headers is one Reject at its first block; the search for the next header goes up
+    to `stop`. If a member claims to be longer than the file, its data are searched likewise.
     """
     offset: int | None = begin
     while offset is not None and (offset := window.skip_zeros(offset)) < window.size:

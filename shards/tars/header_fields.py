@@ -1,4 +1,4 @@
-"""What stands in the headers of a tar: numbers, and the records of PAX."""
+"""Fields of tar headers: numbers and PAX records."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,14 +12,14 @@ Get = Callable[[int, int], bytes]
 
 
 def padded(num_bytes: int) -> int:
-    """The bytes that so much data takes in a tar: whole blocks."""
+    """Return the size of the data in a tar: whole blocks."""
     return -(-num_bytes // BLOCK) * BLOCK
 
 
 def number(field: bytes) -> int:
-    """Octal digits, or base 256 for what does not fit. Nonsense counts as 0.
+    """Parse octal digits, or base 256 for large numbers. Invalid fields give 0.
 
-    Never negative: a member that ended before it began would be read for ever.
+    The result is never negative: a negative size would make a walk go back forever.
     """
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
@@ -30,7 +30,7 @@ def number(field: bytes) -> int:
 
 
 def pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The records '<length> <key>=<value>\\n' of a PAX header; the rest of a broken one is left."""
+    """Yield the records '<length> <key>=<value>\\n' of a PAX header, up to a broken one."""
     at = 0
     while match := _PAX_RECORD.match(data, at):
         end = at + int(match[1])

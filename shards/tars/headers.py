@@ -1,8 +1,8 @@
-"""One header of a tar: is this block one, and what does it say? USTAR, GNU, PAX and old V7.
+"""Headers of a tar: recognition and parsing. USTAR, GNU, PAX and old V7.
 
-Long names, sizes and maps of holes come in extension headers before the header that they belong
-to; together they are one `TarMember`. Global PAX headers are members of their own without a name:
-what they say of paths and sizes is left, because a reader in the middle of a file cannot know it.
+Long names, sizes and sparse maps come in extension headers before the header that they describe;
+together they are one `TarMember`. A global PAX header is a member without a name. Its paths and
+sizes are ignored, because a reader that starts in the middle of a file cannot see it.
 """
 
 import re
@@ -20,23 +20,22 @@ _REGULAR, _SPARSE, _WITHOUT_DATA = b"0\0007S", b"S", b"123456"
 _EXTENSION, _LONG_NAME, _PAX, _GLOBAL = b"LKxXg", b"L", b"xX", b"g"
 _LINK = b"12"
 _PAX_SIZE = re.compile(rb"\d{1,19}")
-# Long names and PAX records are few and short; more before one member is damage or an attack.
+# Extension headers are few and short; more of them before one member is damage or an attack.
 _MAX_EXTENSION_BYTES = 1 << 20
 _MAX_EXTENSIONS = 16
-# What the checksum field of a header begins with; in random data one block in 800 looks so. The sum
-# of a header has three octal digits at least, so no NUL may follow the first: many a random block
-# would be a header with a signed sum of one digit.
+# Offset of the checksum field. It begins with two of these digits; in random data one block in 800
+# does. A sum of one digit is never valid: with it, many random blocks would pass as headers.
 CHECKSUM = 148
 _DIGITS = b" 01234567"
-_MARK_FIRST = bytes(byte in _DIGITS for byte in range(256))
+_IS_DIGIT = bytes(byte in _DIGITS for byte in range(256))
 
 
 class TarMember(NamedTuple):
-    """One logical member: `start` is where its first (extension) header lies.
+    """One logical member: `start` is the offset of its first (extension) header.
 
-    `num_bytes` are stored in the tar; of a file with `holes` that is less than its length.
-    `hides`: its extension headers hold what looks like headers of a tar. `link`: it has a name and
-    no bytes of its own, a hard or a symbolic link.
+    `num_bytes` are stored in the tar; a sparse file is longer than that. `hides_headers`: its
+    extension headers contain blocks that look like tar headers. `link`: a hard or symbolic link,
+    which has a name and no bytes of its own.
     """
 
     start: int
@@ -44,8 +43,8 @@ class TarMember(NamedTuple):
     data_start: int
     num_bytes: int
     regular: bool
-    holes: SparseMap | None = None
-    hides: bool = False
+    sparse_map: SparseMap | None = None
+    hides_headers: bool = False
     link: bool = False
 
     @property
@@ -54,23 +53,23 @@ class TarMember(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where the next header may begin."""
+        """Offset at which the next header may begin."""
         return self.data_start + padded(self.num_bytes)
 
     @property
     def key(self) -> str:
-        """'a/b.seg.PNG' -> 'a/b': the key ends at the first dot of the file name."""
+        """Key of the sample: 'a/b.seg.PNG' -> 'a/b', up to the first dot of the file name."""
         folder, slash, base = self.name.rpartition("/")
         return folder + slash + base.partition(".")[0]
 
     @property
     def extension(self) -> str:
-        """'a/b.seg.PNG' -> 'seg.png'."""
+        """Rest of the file name: 'a/b.seg.PNG' -> 'seg.png'."""
         return self.name.rpartition("/")[2].partition(".")[2].lower()
 
 
 class TarHeaderError(Exception):
-    """No member starts at `start`, though one must; look for the next from `resume` on."""
+    """There is no valid member at `start`; the search for the next one continues at `resume`."""
 
     def __init__(self, start: int, resume: int, found: str = "no header") -> None:
         super().__init__(start, resume, found)
@@ -78,13 +77,13 @@ class TarHeaderError(Exception):
 
 
 def read_member(get: Get, start: int) -> TarMember:
-    """The member whose first header is at `start`. Raises TarHeaderError.
+    """Return the member whose first header is at `start`. Raises TarHeaderError.
 
-    `get(start, stop)` returns those bytes of the file, fewer at its end.
+    `get(start, stop)` returns these bytes of the file, fewer at its end.
     """
     name: bytes | None = None
     records: list[tuple[bytes, bytes]] = []
-    hides = False
+    hides_headers = False
     offset = start
     for _ in range(_MAX_EXTENSIONS + 1):
         header = get(offset, offset + BLOCK)
@@ -99,7 +98,7 @@ def read_member(get: Get, start: int) -> TarMember:
         if data_start - start + num_bytes > _MAX_EXTENSION_BYTES:
             raise TarHeaderError(start, offset + BLOCK)
         data = get(data_start, data_start + num_bytes)
-        hides = hides or next(header_offsets(data), None) is not None
+        hides_headers = hides_headers or next(header_offsets(data), None) is not None
         if kind in _LONG_NAME:
             name = data.split(b"\0", 1)[0]
         elif kind in _PAX:
@@ -107,29 +106,29 @@ def read_member(get: Get, start: int) -> TarMember:
         offset = data_start + padded(num_bytes)
     else:
         raise TarHeaderError(start, offset)
-    holes, size = None, None
+    sparse_map, size = None, None
     if records:
         pax = dict(records)
         name = pax.get(b"GNU.sparse.name", pax.get(b"path", name))
         if _PAX_SIZE.fullmatch(pax.get(b"size", b"")):
             size = int(pax[b"size"])
-    # Links, folders and devices have no payload, whatever their size field says.
+    # Links, folders and devices have no payload; their size field is ignored.
     payload = (num_bytes if size is None else size) if kind not in _WITHOUT_DATA else 0
     try:
         if kind in _SPARSE:
-            holes, data_start = gnu_sparse_map(header, get, data_start)
+            sparse_map, data_start = gnu_sparse_map(header, get, data_start)
         elif records:
-            holes = pax_sparse_map(records, get, data_start, payload)
+            sparse_map = pax_sparse_map(records, get, data_start, payload)
     except SparseMapError:
         raise TarHeaderError(start, data_start, "a sparse file without a readable map") from None
     text = (name if name is not None else _short_name(header)).decode("utf-8", "surrogateescape")
     regular = kind in _REGULAR and not text.endswith("/")
     link = kind in _LINK
-    return TarMember(start, text, data_start, payload, regular, holes, hides, link)
+    return TarMember(start, text, data_start, payload, regular, sparse_map, hides_headers, link)
 
 
 def is_header(block: bytes) -> bool:
-    """Whether the checksum of a 512-byte block is right; unsigned, or signed as old tars wrote."""
+    """Return True if the checksum of a 512-byte block is right: unsigned, or signed as in old tars."""
     if (
         len(block) < BLOCK
         or block[0] == 0
@@ -142,7 +141,7 @@ def is_header(block: bytes) -> bool:
         expected = int(field.split(b"\0", 1)[0], 8)
     except ValueError:
         return False
-    # The low half of Adler-32 is 1 + the sum of so few bytes, at a tenth of the time of `sum`.
+    # The low half of Adler-32 is 1 + the sum of up to 256 bytes, ten times as fast as `sum`.
     total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:BLOCK]) & 0xFFFF) - 2
     unsigned = total - sum(field) + 8 * 32
     if unsigned == expected:
@@ -152,9 +151,9 @@ def is_header(block: bytes) -> bool:
 
 
 def header_offsets(data: bytes, first: int = 0, stop: int | None = None) -> Iterator[int]:
-    """Those of first, first + 512, ... below `stop` at which a block of `data` is a header."""
+    """Yield those of first, first + 512, ... below `stop` at which `data` holds a header."""
     last = len(data) if stop is None else max(0, stop + CHECKSUM)
-    marks = data[first + CHECKSUM : last : BLOCK].translate(_MARK_FIRST)
+    marks = data[first + CHECKSUM : last : BLOCK].translate(_IS_DIGIT)
     at = marks.find(1)
     while at >= 0:
         offset = first + at * BLOCK
@@ -165,6 +164,6 @@ def header_offsets(data: bytes, first: int = 0, stop: int | None = None) -> Iter
 
 def _short_name(header: bytes) -> bytes:
     name = header[:100].split(b"\0", 1)[0]
-    # Only POSIX headers have the prefix field; GNU keeps times there.
+    # Only POSIX headers have a prefix field; GNU stores times there.
     prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name

@@ -1,9 +1,9 @@
-"""Could what is inside a member of a tar be taken for members of the tar itself?
+"""Detection of members whose content could be taken for members of the tar itself.
 
-A chunk takes a header for one of the shard's own if the chain from there holds over all of the
-chunk. Of headers inside a member, those of a tar inside the tar, that is so in three cases only:
-the member covers the chunk; or their chain leads out of the member and on; or the member is the
-last one, with nothing behind it but zeros. The chunk that holds the member can tell.
+A chunk accepts a header if the chain of headers from there holds over the whole chunk. Headers
+inside a member, those of a nested tar, pass this test in three cases only: the member covers the
+chunk; or their chain leads out of the member and continues; or the member is the last one, followed
+by zeros only. The chunk in which the member begins can detect all three.
 """
 
 from shards.records import Chunk
@@ -18,62 +18,61 @@ from shards.tars.headers import (
 )
 from shards.tars.read_window import ReadWindow
 
-# What is no part of a sample is looked into as far as this.
-_MAX_OTHER_BYTES = 1 << 24
+# Larger members that belong to no sample are not scanned.
+_MAX_SCAN_BYTES = 1 << 24
 
 
 class NestedTarScan:
-    """Looks into the members of one chunk. `leap`: a later chunk could be deceived.
-
-    Also counts the links of the chunk, which have no inside at all.
+    """Scan of the members of one chunk. `needs_walk`: later chunks could take inner headers for
+    headers of the shard. Also counts the links of the chunk.
     """
 
     def __init__(self, window: ReadWindow, chunk: Chunk) -> None:
         self._window, self._chunk = window, chunk
-        # What covers a later chunk ends here or behind.
+        # A member that covers the next chunk ends at or after this offset.
         self._next_stop = min(2 * chunk.stop - chunk.start, window.size)
-        # With no chunk behind this one there is nobody to deceive.
-        self._asked = chunk.stop < window.size
+        # The last chunk can mislead no later chunk.
+        self._is_relevant = chunk.stop < window.size
         self._last: TarMember | None = None
-        self._last_hides = False
-        self.leap = False
+        self._last_hides_headers = False
+        self.needs_walk = False
         self.num_links = 0
 
-    def passed(self, member: TarMember) -> None:
-        """A member of the walk. If it is part of a sample, `read` or `unread` may follow."""
-        self._last, self._last_hides = member, member.hides
+    def visit(self, member: TarMember) -> None:
+        """Visit the next member of the walk. For a member of a sample, call `scan` or `skip` too."""
+        self._last, self._last_hides_headers = member, member.hides_headers
         if not self._chunk.start <= member.start < self._chunk.stop:
             return
         self.num_links += member.link
-        self.leap |= self._asked and member.hides
-        if not member.regular and member.num_bytes > _MAX_OTHER_BYTES:
-            self.unread(member)
+        self.needs_walk |= self._is_relevant and member.hides_headers
+        if not member.regular and member.num_bytes > _MAX_SCAN_BYTES:
+            self.skip(member)
         elif not member.regular and member.num_bytes:
-            self.read(member, self._window.get(member.data_start, member.data_stop))
+            self.scan(member, self._window.get(member.data_start, member.data_stop))
 
-    def read(self, member: TarMember, data: bytes) -> None:
-        """The bytes of the member that was passed last."""
-        if not self._asked or self.leap:
+    def scan(self, member: TarMember, data: bytes) -> None:
+        """Scan the bytes of the member that was visited last."""
+        if not self._is_relevant or self.needs_walk:
             return
         inner = [member.data_start + at for at in header_offsets(data)]
         if self._ends_with_header(member):
             inner.append(member.end - BLOCK)
         if inner:
-            self._last_hides = True
+            self._last_hides_headers = True
             covers = member.end >= self._next_stop
-            self.leap = covers or any(self._leads_out(offset, member) for offset in inner)
+            self.needs_walk = covers or any(self._leads_out(offset, member) for offset in inner)
 
-    def unread(self, member: TarMember) -> None:
-        """A member whose bytes nobody looks at."""
-        self.leap |= self._asked and member.end > self._chunk.stop
+    def skip(self, member: TarMember) -> None:
+        """Skip the bytes of a member; if it reaches beyond the chunk, assume hidden headers."""
+        self.needs_walk |= self._is_relevant and member.end > self._chunk.stop
 
-    def ended(self) -> None:
-        """There was nothing more in the file than the members that were passed."""
-        if self._last is not None and self._last_hides:
-            self.unread(self._last)
+    def finish(self) -> None:
+        """End the walk at the end of the file."""
+        if self._last is not None and self._last_hides_headers:
+            self.skip(self._last)
 
     def _ends_with_header(self, member: TarMember) -> bool:
-        """Whether the data ends within a block that is a header together with its padding."""
+        """Return True if the last block, data and padding together, is a header."""
         if member.num_bytes % BLOCK <= CHECKSUM:
             return False
         return is_header(self._window.get(member.end - BLOCK, member.end))

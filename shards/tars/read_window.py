@@ -1,4 +1,4 @@
-"""What is in memory of a tar that is being read: one stretch of it, which moves forward."""
+"""Window on a tar: the part that is in memory, which moves forward."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,12 +8,12 @@ Read = Callable[[int, int], bytes]
 
 MIN_STEP = 1 << 16
 _MAX_STEP = 1 << 23
-# A gap that is longer than this is not read over: a request costs about as much as so many bytes.
+# A longer gap is skipped: one more request costs about as much as reading this many bytes.
 _LONG_GAP = 1 << 20
 
 
 class ReadWindow:
-    """A contiguous view of a file that grows in doubling steps, and can forget what was passed."""
+    """Contiguous part of a file that grows in doubling steps and can drop its beginning."""
 
     def __init__(self, read: Read, size: int, start: int, stop: int, step: int) -> None:
         self._read, self.size, self._step = read, size, step
@@ -25,7 +25,7 @@ class ReadWindow:
         self.start, self.stop, self._data = start, start + len(data), data
 
     def get(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop), fewer at the end of the file."""
+        """Return bytes [start, stop), fewer at the end of the file."""
         assert start >= self.start, "a walk never goes back"
         if stop > self.stop and self.stop < self.size:
             self._step = min(2 * self._step, _MAX_STEP)
@@ -34,7 +34,7 @@ class ReadWindow:
         return self._data[start - self.start : max(0, stop - self.start)]
 
     def peek(self, start: int, stop: int) -> bytes:
-        """The same, but what lies far ahead is read alone, and not kept."""
+        """Return the same as `get`, but read bytes far ahead separately, without keeping them."""
         if start < self.stop + _LONG_GAP:
             return self.get(start, stop)
         stop = min(stop, self.size)
@@ -49,7 +49,7 @@ class ReadWindow:
         self._hold(start, self._read(start, self.start) + self._data)
 
     def forget(self, offset: int) -> None:
-        """Nothing before `offset` will be asked for again; what was not read yet is skipped."""
+        """Drop the bytes before `offset`; bytes that were not read yet are skipped."""
         if offset >= self.stop:
             if offset > self.stop + _LONG_GAP:
                 self._step = MIN_STEP
@@ -58,12 +58,12 @@ class ReadWindow:
             self._hold(offset, self._data[offset - self.start :])
 
     def headers(self, stop: int) -> Iterator[int]:
-        """Offsets of the headers in the window that begin before `stop`, in order."""
+        """Yield the offsets of headers in the window before `stop`, in order."""
         for at in header_offsets(self._data, -self.start % BLOCK, stop - self.start):
             yield self.start + at
 
     def find_header(self, offset: int, stop: int) -> int | None:
-        """The first header in [offset, stop), if there is one; forgets what is passed."""
+        """Return the first header in [offset, stop), or None; drops the bytes before it."""
         stop = min(stop, self.size)
         while offset < stop:
             self.forget(offset)
@@ -74,7 +74,7 @@ class ReadWindow:
         return None
 
     def skip_zeros(self, offset: int) -> int:
-        """The first block from `offset` on that is not all zeros; forgets what is passed."""
+        """Return the first block from `offset` on that is not all zeros; drops the bytes before."""
         while offset < self.size:
             self.forget(offset)
             if self.get(offset, offset + 1) != b"\0":

@@ -1,7 +1,7 @@
-"""Where samples begin in tars that were walked: n chunks of such a shard are not n walks of it.
+"""Cache of offsets at which samples begin, for tars that are walked from byte 0.
 
-Whatever is kept here was found by a walk from byte 0, and is used only where that walk would be
-taken again. So it saves time, and changes nothing.
+It makes n chunks of such a tar cost about one walk instead of n. The offsets come from walks from
+byte 0 and are used only to shorten such walks, so they never change a result.
 """
 
 import threading
@@ -10,14 +10,14 @@ from collections import OrderedDict
 
 from shards.records import ShardInfo
 
-# SampleStarts that lie closer together are not worth keeping.
+# Starts that are closer together save too little to keep.
 _MIN_DISTANCE = 1 << 18
 _MAX_STARTS = 1 << 14
 _MAX_SHARDS = 64
 
 
 class SampleStarts:
-    """Offsets of one tar at which a sample begins: some of them, never more than about 16,000."""
+    """Some offsets of one tar at which a sample begins, at most about 16,000. Thread-safe."""
 
     def __init__(self, distance: int = _MIN_DISTANCE) -> None:
         self._offsets = [0]
@@ -25,12 +25,11 @@ class SampleStarts:
         self._lock = threading.Lock()
 
     def before(self, offset: int) -> int:
-        """The last known start that is not behind `offset`; 0 if there is none."""
+        """Return the last known start at or before `offset`; 0 if there is none."""
         with self._lock:
             return self._offsets[bisect_right(self._offsets, max(0, offset)) - 1]
 
     def add(self, offset: int) -> None:
-        """A sample was found to begin at `offset`."""
         with self._lock:
             at = bisect_right(self._offsets, offset)
             if offset - self._offsets[at - 1] < self._distance:
@@ -44,14 +43,14 @@ class SampleStarts:
 
 
 class SampleStartCache:
-    """The starts of the shards that were walked last. Thread-safe."""
+    """Sample starts of the shards that were walked most recently. Thread-safe."""
 
     def __init__(self) -> None:
         self._shards: OrderedDict[tuple[str, str], SampleStarts] = OrderedDict()
         self._lock = threading.Lock()
 
-    def starts(self, shard: ShardInfo) -> SampleStarts:
-        """Those of `shard`, to use and to add to."""
+    def of_shard(self, shard: ShardInfo) -> SampleStarts:
+        """Return the starts of `shard`, to read and to extend."""
         name = (shard.uri, shard.version)
         with self._lock:
             starts = self._shards.pop(name, None) or SampleStarts()

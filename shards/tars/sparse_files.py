@@ -1,7 +1,7 @@
-"""Files with holes, which GNU tar can store without the zeros: four ways to say where these were.
+"""Sparse files, which GNU tar stores without their zeros: the four formats of the sparse map.
 
-The old GNU header has a map of its own. PAX records carry one in version 0.0 (a record for every
-number) and 0.1 (one record for all); version 1.0 puts it before the data.
+The old GNU header contains the map. PAX records carry it in version 0.0 (one record per number)
+and 0.1 (one record for all); version 1.0 puts it before the data.
 """
 
 import re
@@ -13,24 +13,24 @@ from shards.tars.header_fields import BLOCK, Get, number, padded
 _NUMBER = re.compile(rb"\d{1,19}")
 _ENTRY = 24
 _IN_HEADER, _IN_EXTENSION = 4, 21
-# An image has a few holes at most; a longer map is damage or an attack.
+# Images have few holes; a longer map is damage or an attack.
 _MAX_MAP_BYTES = 1 << 16
 
 
 class SparseMapError(Exception):
-    """The map of a sparse file cannot be read, or contradicts itself."""
+    """The map of a sparse file is unreadable or inconsistent."""
 
 
 @dataclass(frozen=True, slots=True)
 class SparseMap:
-    """A file of `num_bytes` whose stored bytes, from `skip` on, fill `pieces` (offset, length)."""
+    """File of `num_bytes`; its stored bytes, from `skip` on, fill `pieces` (offset, length)."""
 
     num_bytes: int
     pieces: tuple[tuple[int, int], ...]
     skip: int = 0
 
     def fill(self, stored: bytes) -> bytes:
-        """The whole file. Raises SparseMapError when there is less stored than the map says."""
+        """Return the whole file. Raises SparseMapError if too few bytes are stored."""
         if self.skip + sum(length for _, length in self.pieces) > len(stored):
             raise SparseMapError
         out, at = bytearray(self.num_bytes), self.skip
@@ -41,7 +41,7 @@ class SparseMap:
 
 
 def gnu_sparse_map(header: bytes, get: Get, data_start: int) -> tuple[SparseMap, int]:
-    """The map of an old GNU sparse header, and where the data begins behind it."""
+    """Return the map of an old GNU sparse header, and the offset of the data after it."""
     numbers = _entries(header, 386, _IN_HEADER)
     more = header[482]
     first = data_start
@@ -52,32 +52,32 @@ def gnu_sparse_map(header: bytes, get: Get, data_start: int) -> tuple[SparseMap,
         numbers += _entries(block, 0, _IN_EXTENSION)
         more = block[504]
         data_start += BLOCK
-    return _holes(number(header[483:495]), numbers), data_start
+    return _sparse_map(number(header[483:495]), numbers), data_start
 
 
 def pax_sparse_map(
     records: Iterable[tuple[bytes, bytes]], get: Get, data_start: int, num_bytes: int
 ) -> SparseMap | None:
-    """The map in PAX records, or in the data behind them; None where the file has no holes."""
+    """Return the map in PAX records, or in the data after them; None if the file is not sparse."""
     records = list(records)
     pax = dict(records)
     if b"GNU.sparse.map" in pax:
         size = pax.get(b"GNU.sparse.realsize", pax.get(b"GNU.sparse.size", b""))
-        return _holes(_int(size), [_int(n) for n in pax[b"GNU.sparse.map"].split(b",") if n])
+        return _sparse_map(_int(size), [_int(n) for n in pax[b"GNU.sparse.map"].split(b",") if n])
     if b"GNU.sparse.major" in pax:
         if (pax[b"GNU.sparse.major"], pax.get(b"GNU.sparse.minor")) != (b"1", b"0"):
             raise SparseMapError
         numbers, skip = _map_in_data(get, data_start, num_bytes)
-        return _holes(_int(pax.get(b"GNU.sparse.realsize", b"")), numbers, skip)
+        return _sparse_map(_int(pax.get(b"GNU.sparse.realsize", b"")), numbers, skip)
     if b"GNU.sparse.size" in pax:
         names = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
         numbers = [_int(value) for name, value in records if name in names]
-        return _holes(_int(pax[b"GNU.sparse.size"]), numbers)
+        return _sparse_map(_int(pax[b"GNU.sparse.size"]), numbers)
     return None
 
 
 def _map_in_data(get: Get, data_start: int, num_bytes: int) -> tuple[list[int], int]:
-    """Version 1.0: lines of decimal digits, the first their count, filled up to whole blocks."""
+    """Parse version 1.0: lines of decimal digits, the first is their count, padded to blocks."""
     text, stop = b"", data_start
     while stop - data_start < min(_MAX_MAP_BYTES, padded(num_bytes)):
         text += get(stop, stop + BLOCK)
@@ -93,7 +93,7 @@ def _entries(block: bytes, at: int, count: int) -> list[int]:
     return [number(block[i : i + 12]) for i in range(at, at + count * _ENTRY, _ENTRY // 2)]
 
 
-def _holes(num_bytes: int, numbers: Sequence[int], skip: int = 0) -> SparseMap:
+def _sparse_map(num_bytes: int, numbers: Sequence[int], skip: int = 0) -> SparseMap:
     pieces = [(o, n) for o, n in zip(numbers[::2], numbers[1::2], strict=False) if n]
     at = 0
     for offset, length in pieces:

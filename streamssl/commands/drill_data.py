@@ -1,4 +1,4 @@
-"""`streamssl drill slow-bucket` and `corrupt`: data is broken on purpose, never the original."""
+"""`streamssl drill slow-bucket` and `corrupt`: faults on purpose in copies of the data."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,32 +17,31 @@ from streamssl.commands.argument_parser import parse
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlowBucket:
-    """Read local shards through a server on the loopback address that is slow, says 503 and breaks
-    off."""
+    """Read local shards through a loopback server that is slow, answers 503 and breaks off."""
 
     data: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of shards, or single ones, of this machine. They are only read."""
+    """Folders of shards, or single shards, on this machine. They are only read."""
     bucket: Annotated[SlowConfig, tyro.conf.arg(name="")] = field(default_factory=SlowConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Corrupt:
-    """Damage copies of some local shards, and look at what a run would lose."""
+    """Damage copies of some local shards, and report what a run would lose."""
 
     data: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of shards, or single ones, of this machine. They are only read."""
+    """Folders of shards, or single shards, on this machine. They are only read."""
     damage: Annotated[DamageConfig, tyro.conf.arg(name="")] = field(default_factory=DamageConfig)
 
 
 def slow_bucket(arguments: list[str], console: Console) -> int:
-    """Local shards as a slow and broken bucket would give them."""
+    """Read local shards through a slow and faulty server."""
     parsed = parse(SlowBucket, "streamssl drill slow-bucket", arguments)
     report = drill_slow(_shards(parsed.data), parsed.bucket)
-    console.print(f"done to the readers: {_counts(report.faults)}")
-    noticed = _counts(report.retries) or "nothing"
-    console.print(f"noticed: {noticed}, asked again; {report.throttles} times asked for less")
+    console.print(f"faults of the server: {_counts(report.faults)}")
+    retries = _counts(report.retries) or "none"
+    console.print(f"retries: {retries}; {report.throttles} times slowed down")
     console.print(
-        f"cost: {report.slow_seconds:.1f} s instead of {report.quiet_seconds:.1f} s for "
+        f"cost: {report.slow_seconds:.1f} s instead of {report.normal_seconds:.1f} s for "
         f"{report.num_samples:,} samples of {report.num_chunks} chunks"
     )
     console.print(f"lost or changed: {report.num_differing} chunks")
@@ -50,13 +49,13 @@ def slow_bucket(arguments: list[str], console: Console) -> int:
 
 
 def corrupt(arguments: list[str], console: Console) -> int:
-    """Copies of local shards are damaged; what is lost, and with which reasons."""
+    """Damage copies of local shards, and report the losses by reason."""
     parsed = parse(Corrupt, "streamssl drill corrupt", arguments)
     with tempfile.TemporaryDirectory(prefix="streamssl-drill-") as folder:
         report = drill_damage(_shards(parsed.data), Path(folder), parsed.damage)
     for damage in report.damages:
         console.print(
-            f"done: {damage.kind} in bytes {damage.start}-{damage.stop} of {damage.shard}"
+            f"damaged: {damage.kind} in bytes {damage.start}-{damage.stop} of {damage.shard}"
         )
     console.print(
         f"lost: {report.num_lost:,} of {report.num_images:,} images in {report.num_shards} copies"
@@ -68,18 +67,18 @@ def corrupt(arguments: list[str], console: Console) -> int:
 
 
 def _shards(places: Sequence[Path]) -> list[Path]:
-    """The tars of some folders. Raises ConfigError."""
+    """Return the tars of some folders. Raises ConfigError."""
     found: list[Path] = []
     for place in map(Path.expanduser, places):
         inside = sorted(place.glob("*.tar")) if place.is_dir() else [place]
         if not inside or not inside[0].is_file():
             raise ConfigError(
-                f"no shards in {place}; a drill of the data takes tars of this machine: give a "
+                f"no shards in {place}; a drill needs tars on this machine: give a "
                 "folder of them, or copy some here first"
             )
         found += inside
     if not found:
-        raise ConfigError("no shards were named; give a folder of tars of this machine")
+        raise ConfigError("no shards were named; a drill needs tars on this machine: give a folder of them")
     return found
 
 

@@ -1,4 +1,4 @@
-"""`streamssl shards view`: a contact sheet of samples, or of the crops of one batch of a run."""
+"""`streamssl shards view`: contact sheet of samples, or of the crops of one batch of a run."""
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -17,27 +17,26 @@ from shards.stores.range_reader import RangeReader
 from shards.stream.manifest_file import read_manifest
 from shards.stream.manifest_listing import open_manifest
 from streamssl.commands.argument_parser import parse
-from streamssl.pretrain.replay_batch import open_batch
 from streamssl.runs.run_data import open_data, read_data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """Write a contact sheet: samples drawn from anywhere in the data, or a batch of a run."""
+    """Write a contact sheet of samples from all of the data, or of a batch of a run."""
 
     data: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Folders, globs, brace patterns or single tars. With --run only where the run's own addresses
-    do not open any more, because they were signed."""
+    """Folders, globs, brace patterns or single tars. Give them with --run only if the run
+    has signed addresses, which are not saved."""
     out: Path
     """The sheet: a file that ends in .html or .png."""
     num: int = 64
-    """How many samples are shown at most."""
+    """Maximum number of samples on the sheet."""
     seed: int = 0
-    """Which samples are drawn; another seed shows others."""
+    """Seed of the draw; another seed shows other samples."""
     run: Path | None = None
-    """A run folder: show the crops of one of its batches, made again from ids."""
+    """Run folder: show the crops of one of its batches, made again from ids."""
     batch: int | None = None
-    """Which batch of --run: the number of the step that was trained on it."""
+    """Batch of --run: number of the step that was trained on it."""
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
 
     def __post_init__(self) -> None:
@@ -48,12 +47,12 @@ class View:
         if (self.run is None) != (self.batch is None):
             given, missing = ("--batch", "--run") if self.run is None else ("--run", "--batch")
             raise ConfigError(
-                f"{given} is given without {missing}; a batch is shown by both: add {missing}, or "
+                f"{given} is given without {missing}; a batch needs both: add {missing}, or "
                 f"leave {given} out to see samples of the data"
             )
         if not self.data and self.run is None:
             raise ConfigError(
-                "nothing was named to look at; give shards, or a batch with --run and --batch"
+                "no data was named; a sheet needs shards or a batch: name shards, or give --run and --batch"
             )
         check_suffix(self.out)
 
@@ -86,7 +85,10 @@ def _samples(parsed: View) -> ContactSheet:
 def _batch(parsed: View, run: Path, step: int) -> ContactSheet:
     reader = RangeReader()
     named = replace(read_data(run / "data.toml"), patterns=parsed.data) if parsed.data else None
-    batch = open_batch(run, step, reader, named)  # refuses what is not the batch that was logged
+    # Imported here, because only a batch needs torch: crops are made again.
+    from streamssl.pretrain.replay_batch import open_batch
+
+    batch = open_batch(run, step, reader, named)  # raises if its digest is not the logged one
     manifest = (
         open_data(named, reader).manifest if named else read_manifest(run / "manifest.parquet")
     )
@@ -96,6 +98,6 @@ def _batch(parsed: View, run: Path, step: int) -> ContactSheet:
     facts = (
         f"crops of {len(tiles)} of {len(batch)} samples",
         f"digest {batch.digest}, the same as in metrics.jsonl",
-        f"rejected before and between them: {reasons or 'nothing'}",
+        f"rejected before and between them: {reasons or 'none'}",
     )
     return ContactSheet(f"{run}, batch {step}", tiles, facts, quality="exact")

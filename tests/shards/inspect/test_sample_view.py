@@ -14,7 +14,7 @@ from PIL import Image
 
 from shards.errors import ConfigError
 from shards.images.image_header import inspect
-from shards.inspect.contact_sheet import ContactSheet, SheetTile, draw_sheet, page, plain, write_sheet
+from shards.inspect.contact_sheet import ContactSheet, SheetTile, draw_sheet, sheet_html, clean_text, write_sheet
 from shards.inspect.sample_view import describe, draw_samples, sample_tile, thumbnail
 from shards.records import Sample
 from shards.samples.admission_config import AdmissionConfig
@@ -153,7 +153,7 @@ def test_a_sample_says_what_it_is_where_it_can(fields, lines):
 def test_words_of_strangers_stay_words_on_the_page():
     """A key or a caption must not become an element, a script, or a change of direction."""
     tile = SheetTile(HOSTILE, ((np.zeros((2, 3, 3), np.uint8),),), (HOSTILE,), HOSTILE)
-    text = page(ContactSheet(HOSTILE, [tile], (HOSTILE,), HOSTILE))
+    text = sheet_html(ContactSheet(HOSTILE, [tile], (HOSTILE,), HOSTILE))
     text.encode()  # no lone surrogate is left
     found = Page(text)
     names = {tag for tag, _ in found.elements}
@@ -168,7 +168,7 @@ def test_words_of_strangers_stay_words_on_the_page():
 
 def test_the_page_needs_nothing_but_itself(synthetic_shards):
     """It is read offline, and in years; it must not tell a server that it is."""
-    text = page(ContactSheet("all", draw(synthetic_shards, 96)))
+    text = sheet_html(ContactSheet("all", draw(synthetic_shards, 96)))
     found = Page(text)
     images = [attrs for tag, attrs in found.elements if tag == "img"]
     assert len(images) == 96
@@ -182,7 +182,7 @@ def test_exact_images_are_kept_to_the_pixel():
     """Whoever compares crops of two runs must not compare a codec."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 24, 24, 3), np.uint8)
     tiles = [SheetTile("a", (tuple(pixels[0]),)), SheetTile("b", (tuple(pixels[1]),))]
-    shown = Page(page(ContactSheet("crops", tiles, quality="exact"))).images()
+    shown = Page(sheet_html(ContactSheet("crops", tiles, quality="exact"))).images()
     assert len(shown) == 10
     for pil_image, expected in zip(shown, pixels.reshape(10, 24, 24, 3), strict=True):
         assert np.array_equal(np.asarray(pil_image.convert("RGB")), expected)
@@ -226,8 +226,8 @@ def test_hostile_images_can_be_looked_at(shared_data, tmp_path):
 
 def test_long_and_strange_words_are_shortened():
     """A caption of a megabyte is a line."""
-    assert len(plain("x" * 1_000_000)) == 160 and plain("a\r\n\tb\u2028c") == "a b c"
-    assert plain("naïve 長 é") == "naïve 長 é"
+    assert len(clean_text("x" * 1_000_000)) == 160 and clean_text("a\r\n\tb\u2028c") == "a b c"
+    assert clean_text("naïve 長 é") == "naïve 長 é"
 
 
 @pytest.mark.slow

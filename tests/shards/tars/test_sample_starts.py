@@ -40,18 +40,18 @@ def test_a_huge_shard_is_remembered_more_coarsely():
 def test_a_shard_that_changed_is_another_shard():
     """The starts of the old file are inside the images of the new one."""
     walks = SampleStartCache()
-    walks.starts(ShardInfo("a.tar", 10, "1")).add(1 << 20)
-    assert walks.starts(ShardInfo("a.tar", 10, "1")).before(1 << 21) == 1 << 20
-    assert walks.starts(ShardInfo("a.tar", 10, "2")).before(1 << 21) == 0
+    walks.of_shard(ShardInfo("a.tar", 10, "1")).add(1 << 20)
+    assert walks.of_shard(ShardInfo("a.tar", 10, "1")).before(1 << 21) == 1 << 20
+    assert walks.of_shard(ShardInfo("a.tar", 10, "2")).before(1 << 21) == 0
 
 
 def test_only_the_shards_read_last_are_remembered():
     """A reader that meets a hundred thousand shards must not remember them all."""
     walks = SampleStartCache()
     for index in range(200):
-        walks.starts(ShardInfo(f"{index}.tar", 10, "1")).add(1 << 20)
-        walks.starts(ShardInfo("0.tar", 10, "1"))
+        walks.of_shard(ShardInfo(f"{index}.tar", 10, "1")).add(1 << 20)
+        walks.of_shard(ShardInfo("0.tar", 10, "1"))
     order = [0, *range(199, 0, -1)]
     shards = [ShardInfo(f"{index}.tar", 10, "1") for index in order]
-    remembered = [bool(walks.starts(shard).before(1 << 21)) for shard in shards]
+    remembered = [bool(walks.of_shard(shard).before(1 << 21)) for shard in shards]
     assert remembered[:40] == [True] * 40 and remembered.count(True) < 70

@@ -16,7 +16,8 @@ from shards.redaction import redact
 from shards.samples.subset import Subset, load_subset
 from shards.stores.range_reader import RangeReader
 from shards.stream.journal import Journal
-from shards.stream.manifest import Manifest, read_manifest
+from shards.stream.manifest import Manifest
+from shards.stream.manifest_file import read_manifest
 from shards.stream.manifest_listing import open_manifest
 from shards.stream.mixture import Weights, parse_weights
 from shards.stream.order import Order

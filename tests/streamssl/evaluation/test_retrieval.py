@@ -13,7 +13,7 @@ from tests.tinyrun import make_shards
 
 
 def reference(qx, qy, gx, gy, k):
-    """Average precision and rank-k, one query after the other."""
+    """Return average precision and rank-k, computed query by query."""
     precisions, hits = [], []
     for x, y in zip(qx, qy, strict=True):
         cosines = gx @ x / np.linalg.norm(gx, axis=1) / np.linalg.norm(x)
@@ -31,8 +31,8 @@ def drawn(num: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(num, 6)).astype(np.float32), rng.integers(0, 12, num)
 
 
-def test_it_equals_a_plain_reference() -> None:
-    """Over several blocks of queries, with identities that the gallery lacks."""
+def test_scores_equal_a_plain_reference() -> None:
+    """Several blocks of queries, and labels that the gallery lacks, must not change the means."""
     (qx, qy), (gx, gy) = drawn(40, 1), drawn(50, 2)
     gallery_x, gallery_y = gx[gy != 3], gy[gy != 3]
     found = retrieve(qx, qy, gallery_x, gallery_y, ranks=(1, 4), num_rows=7)
@@ -43,8 +43,8 @@ def test_it_equals_a_plain_reference() -> None:
     assert (found.num_queries, found.num_unmatched) == (num, 40 - num) and num < 40
 
 
-def test_a_gallery_in_order_reads_one_hundred_and_the_reverse_little() -> None:
-    """By hand: one match of three, first or last."""
+def test_one_match_of_three_gives_the_scores_computed_by_hand() -> None:
+    """The match comes first for one query and last for the other."""
     gallery, labels = np.eye(3, dtype=np.float32), np.array([0, 1, 2])
     query = np.array([[3.0, 2.0, 1.0]], np.float32)
     assert retrieve(query, np.array([0]), gallery, labels).mean_average_precision == 100
@@ -53,8 +53,8 @@ def test_a_gallery_in_order_reads_one_hundred_and_the_reverse_little() -> None:
     assert last.rank == {1: 0.0, 3: 100.0}
 
 
-def test_what_cannot_be_ranked_is_a_sentence() -> None:
-    """Found, allowed, remedy."""
+def test_features_that_cannot_be_ranked_are_refused() -> None:
+    """Scores of features that do not fit together mean nothing."""
     (qx, qy), (gx, gy) = drawn(4, 1), drawn(5, 2)
     with pytest.raises(UserError, match=r"no query has its identity.*number their identities"):
         retrieve(qx, qy, gx, gy + 20)
@@ -66,8 +66,8 @@ def test_what_cannot_be_ranked_is_a_sentence() -> None:
         retrieve(qx, qy, gx, gy[:4])
 
 
-def test_a_run_finds_the_images_it_is_asked_for(finished_run: Path, shards_folder: Path) -> None:
-    """An image that is in the gallery itself comes first, whatever the encoder."""
+def test_an_image_in_the_gallery_is_found_first(finished_run: Path, shards_folder: Path) -> None:
+    """Labels and features of queries and gallery must belong to the same images."""
     data = str(shards_folder)
     encoders = ("raw pixels", "trained")
     scores = retrieval_of_run(finished_run, data, data, encoders, ranks=(1,))
@@ -76,10 +76,10 @@ def test_a_run_finds_the_images_it_is_asked_for(finished_run: Path, shards_folde
         assert found.rank == {1: 100.0} and 0 < found.mean_average_precision < 100
 
 
-def test_the_command_shows_a_table(
+def test_the_command_prints_a_table(
     finished_run: Path, shards_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Counts, and a row for every encoder."""
+    """The table has one row for each encoder and one column for each rank."""
     query = make_shards(tmp_path / "query", num=20, seed=3)
     arguments = ["--run", str(finished_run), "--query", str(query), "--gallery", str(shards_folder)]
     assert main(["evaluate", "retrieval", *arguments, "--baselines", "--ranks", "1", "3"]) == 0

@@ -30,7 +30,7 @@ MAX_TEST_RATIO = 0.9
 FENCES = {
     "ray": r"cluster/.*",
     "prometheus_client": r"cluster/monitoring/exposition\.py",
-    "plotly": r"cluster/monitoring/live/gallery_pages\.py",
+    "plotly": r"cluster/monitoring/live/page_files\.py",
     "grafana_foundation_sdk": r"cluster/monitoring/grafana/dashboards\.py",
     "fsspec": r"shards/stores/.*",
     "s3fs": r"shards/stores/.*",

@@ -1,7 +1,6 @@
-"""Pages over HTTP: what a run says of itself to whoever asks, on the loopback address.
+"""HTTP server of a run: read-only pages, on the loopback address by default.
 
-A page is a function of the query of its address. Nobody on the network is let in unless another
-address is given, nothing is written, and no page is larger than what its function gives.
+A page is a function from the query of its address to a response. The server writes nothing.
 """
 
 import threading
@@ -14,12 +13,12 @@ from urllib.parse import parse_qsl, urlsplit
 from shards.errors import ConfigError
 
 HOST = "127.0.0.1"
-_LOOK_SECONDS = 0.1  # how long its end may take
+_SHUTDOWN_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A page as it is sent: `kind` is its media type, `headers` what else is said of it."""
+class HttpResponse:
+    """A response. `kind` is its media type; `headers` are added to the usual ones."""
 
     body: bytes
     kind: str = "text/plain; charset=utf-8"
@@ -27,17 +26,17 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Page = Callable[[Mapping[str, str]], Answer]
-"""Called with the query of the address, from any thread."""
+Page = Callable[[Mapping[str, str]], HttpResponse]
+"""A page; called with the query of the address, from any thread."""
 
 
 class HttpServer:
-    """Serves `pages`, by path, while it is open. Port 0 takes any free one."""
+    """Serves `pages` by path while it is open. Port 0 takes any free port."""
 
     def __init__(self, pages: Mapping[str, Page], port: int = 0, host: str = HOST) -> None:
-        handler = type("Handler", (_Handler,), {"pages": dict(pages)})
+        handler = type("Handler", (_PageHandler,), {"pages": dict(pages)})
         try:
-            self._server = _Server((host, port), handler)
+            self._server = _PageServer((host, port), handler)
         except OSError as error:
             raise ConfigError(
                 f"/metrics cannot be served on port {port} ({error.strerror}); "
@@ -45,7 +44,10 @@ class HttpServer:
             ) from error
         self.address = f"{host}:{self._server.server_port}"
         self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(_LOOK_SECONDS,), name="http", daemon=True
+            target=self._server.serve_forever,
+            args=(_SHUTDOWN_POLL_SECONDS,),
+            name="http",
+            daemon=True,
         )
         self._thread.start()
 
@@ -58,18 +60,18 @@ class HttpServer:
         self._thread.join()
 
 
-class _Server(ThreadingHTTPServer):
+class _PageServer(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 64  # who has to wait for a busy run shall be answered, not turned away
+    request_queue_size = 64  # a busy run must answer late, not refuse connections
 
     def server_bind(self) -> None:
-        """Without asking a name server for the name of the address, which nobody needs."""
+        # The base class would look up the host name of the address, which can take seconds.
         TCPServer.server_bind(self)
         host, port = self.server_address[:2]
         self.server_name, self.server_port = str(host), port
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _PageHandler(BaseHTTPRequestHandler):
     pages: Mapping[str, Page]
 
     def do_GET(self) -> None:
@@ -77,24 +79,25 @@ class _Handler(BaseHTTPRequestHandler):
         address = urlsplit(self.path)
         page = self.pages.get(address.path)
         if page is None:
-            answer = Answer(f"pages: {' '.join(sorted(self.pages))}\n".encode(), status=404)
+            listed = f"pages: {' '.join(sorted(self.pages))}\n"
+            response = HttpResponse(listed.encode(), status=404)
         else:
-            answer = page(dict(parse_qsl(address.query)))
-        self._send(answer)
+            response = page(dict(parse_qsl(address.query)))
+        self._send(response)
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, response: HttpResponse) -> None:
         try:
-            self.send_response(answer.status)
-            self.send_header("Content-Type", answer.kind)
-            self.send_header("Content-Length", str(len(answer.body)))
+            self.send_response(response.status)
+            self.send_header("Content-Type", response.kind)
+            self.send_header("Content-Length", str(len(response.body)))
             self.send_header("Cache-Control", "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")
-            for name, value in answer.headers.items():
+            for name, value in response.headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(answer.body)
+            self.wfile.write(response.body)
         except ConnectionError:
-            self.close_connection = True  # whoever asked has left
+            self.close_connection = True  # the client has closed the connection
 
     def log_message(self, *_: object) -> None:
-        """Nothing: a line for every scrape would bury what the run says."""
+        """Log nothing: a line for each scrape would hide the messages of the run."""

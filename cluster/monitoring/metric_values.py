@@ -1,8 +1,8 @@
-"""Values: the numbers of a run by key. Counters only rise, whoever comes and goes.
+"""Values of the metrics of a run by key. Counters only rise, even when processes are replaced.
 
-Processes say how much they counted since they started, each under a name that is never used again;
-what is new in that is added. So a total neither falls nor counts anything twice when a reader, a
-trainer or Control dies and another one takes its place.
+A process reports its counters since it started, under a name that is never used again; the
+increase since its last report is added. So a total neither falls nor counts anything twice when a
+reader, a trainer or Control dies and another one takes its place.
 """
 
 import math
@@ -10,16 +10,17 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cluster.monitoring.metric_catalogue import CATALOGUE, METRICS
-from cluster.protocol.metric import MAX_OPEN_VALUES, OTHER, Counted, Key, Metric, Readings
+from cluster.monitoring.metric_catalogue import MetricCatalogue
+from cluster.protocol.process_counts import ProcessCounts
+from shards.metric import MAX_OPEN_VALUES, OTHER, Key, Metric, Readings
 
-# Names of processes that said nothing for so many others are forgotten.
+# A source is forgotten when this many others have reported after it.
 _MAX_SOURCES = 20_000
 
 
 @dataclass(slots=True)
-class Histogram:
-    """How many observations were at most as large as each bound; the last one is all of them."""
+class MetricHistogram:
+    """Observations up to each bound, cumulative; the last count is the count of all."""
 
     bounds: tuple[float, ...]
     counts: list[int]
@@ -31,23 +32,24 @@ class Histogram:
             self.counts[index] += value <= bound
 
 
-class Values:
-    """All numbers of one run. Any thread may call; keys are bounded by the catalogue."""
+class MetricValues:
+    """Numbers of one run. Thread-safe; the catalogue bounds the keys."""
 
-    def __init__(self) -> None:
+    def __init__(self, catalogue: MetricCatalogue) -> None:
+        self.catalogue = catalogue
         self._lock = threading.Lock()
         self._numbers: dict[Key, float] = {
             key: 0.0
-            for metric in METRICS
+            for metric in catalogue.values()
             if metric.kind == "counter" and metric.is_closed
             for key in metric.all_keys()
         }
         self._histograms = {
-            metric.name: Histogram(metric.buckets, [0] * (len(metric.buckets) + 1))
-            for metric in METRICS
+            metric.name: MetricHistogram(metric.buckets, [0] * (len(metric.buckets) + 1))
+            for metric in catalogue.values()
             if metric.kind == "histogram"
         }
-        self._heard: dict[str, dict[Key, float]] = {}
+        self._reported: dict[str, dict[Key, float]] = {}
         self._open: dict[tuple[str, int], set[str]] = {}
 
     def count(self, key: Key, amount: float) -> None:
@@ -55,28 +57,28 @@ class Values:
         with self._lock:
             self._count(key, amount)
 
-    def take(self, counted: Counted) -> None:
-        """Add what is new since this source said something last."""
+    def take(self, counted: ProcessCounts) -> None:
+        """Add the increase since the last report of this source."""
         with self._lock:
-            heard = self._heard.pop(counted.source, {})
+            reported = self._reported.pop(counted.source, {})
             for key, value in counted.counts.items():
-                before = heard.get(key)
-                if before is None or value > before:  # a word that was overtaken says less
+                before = reported.get(key)
+                if before is None or value > before:  # a report that was overtaken is smaller
                     self._count(key, value - (before or 0.0))
-                    heard[key] = value
-            self._heard[counted.source] = heard
-            if len(self._heard) > _MAX_SOURCES:
-                del self._heard[next(iter(self._heard))]
+                    reported[key] = value
+            self._reported[counted.source] = reported
+            if len(self._reported) > _MAX_SOURCES:
+                del self._reported[next(iter(self._reported))]
 
     def take_all(self, source: str, readings: Readings) -> None:
-        """Counters of this source, and gauges."""
-        kinds = {key: CATALOGUE[key[0]].kind for key in readings}
+        """Take counters of this source, and gauges."""
+        kinds = {key: self.catalogue[key[0]].kind for key in readings}
         counts = {key: value for key, value in readings.items() if kinds[key] == "counter"}
-        self.take(Counted(source, counts))
+        self.take(ProcessCounts(source, counts))
         self.set({key: value for key, value in readings.items() if kinds[key] == "gauge"})
 
     def set(self, readings: Readings) -> None:
-        """Set gauges. What is no number takes the gauge away."""
+        """Set gauges. A value that is not finite removes the gauge."""
         with self._lock:
             for key, value in readings.items():
                 key = self._bounded(key)
@@ -86,37 +88,48 @@ class Values:
                     self._numbers.pop(key, None)
 
     def remove(self, keys: Iterable[Key]) -> None:
-        """Take gauges away: they are not measured any more."""
+        """Remove gauges that are no longer measured."""
         with self._lock:
             for key in keys:
                 self._numbers.pop(self._bounded(key), None)
 
     def observe(self, name: str, value: float) -> None:
-        """Put an observation into a histogram."""
+        """Add an observation to a histogram."""
         with self._lock:
             self._histograms[name].observe(value)
 
     def get(self, key: Key) -> float | None:
-        """A number; None where it was never measured."""
+        """Return a number, or None if it was never measured."""
         with self._lock:
             return self._numbers.get(key)
 
-    def snapshot(self) -> tuple[dict[Key, float], dict[str, Histogram]]:
-        """Copies of all numbers and all histograms, of one moment."""
+    def snapshot(self) -> tuple[dict[Key, float], dict[str, MetricHistogram]]:
+        """Return consistent copies of all numbers and all histograms."""
         with self._lock:
             copies = {
-                name: Histogram(one.bounds, list(one.counts), one.total)
+                name: MetricHistogram(one.bounds, list(one.counts), one.total)
                 for name, one in self._histograms.items()
             }
             return dict(self._numbers), copies
+
+    def by_series(self) -> dict[str, float]:
+        """Return the numbers by series name on /metrics; of histograms sum and count."""
+        numbers, histograms = self.snapshot()
+        found = {
+            series_name(self.catalogue[key[0]], key[1:]): value for key, value in numbers.items()
+        }
+        for name, one in histograms.items():
+            exposed = self.catalogue[name].exposed
+            found |= {f"{exposed}_sum": one.total, f"{exposed}_count": float(one.counts[-1])}
+        return found
 
     def _count(self, key: Key, amount: float) -> None:
         key = self._bounded(key)
         self._numbers[key] = self._numbers.get(key, 0.0) + amount
 
     def _bounded(self, key: Key) -> Key:
-        """The key, with "other" in the place of label values that are not in the catalogue."""
-        metric = CATALOGUE[key[0]]
+        """Return the key, with "other" for label values that are not in the catalogue."""
+        metric = self.catalogue[key[0]]
         pairs = zip(metric.labels.items(), key[1:], strict=False)
         values = (
             value if value in allowed else self._of_open(metric, index, allowed, value)
@@ -134,20 +147,23 @@ class Values:
         return value
 
 
-def flat(numbers: Mapping[Key, float], histograms: Mapping[str, Histogram]) -> dict[str, float]:
-    """The numbers by the name of their series on /metrics; of histograms sum and count."""
-    found = {series(CATALOGUE[key[0]], key[1:]): value for key, value in numbers.items()}
-    for name, one in histograms.items():
-        exposed = CATALOGUE[name].exposed
-        found |= {f"{exposed}_sum": one.total, f"{exposed}_count": float(one.counts[-1])}
-    return found
-
-
-def series(metric: Metric, values: tuple[str, ...]) -> str:
-    """A line of /metrics without its number."""
-    found = sorted(zip(metric.labels, values, strict=True))  # as /metrics has them
+def series_name(metric: Metric, values: tuple[str, ...]) -> str:
+    """Return a line of /metrics without its number."""
+    found = sorted(zip(metric.labels, values, strict=True))  # as /metrics sorts them
     pairs = ",".join(f'{label}="{_escaped(value)}"' for label, value in found)
     return f"{metric.exposed}{{{pairs}}}" if pairs else metric.exposed
+
+
+def charted_series(catalogue: MetricCatalogue, values: Mapping[str, float]) -> dict[str, float]:
+    """Return those of the values, by series, whose history is kept."""
+    names = {
+        name
+        for metric in catalogue.values()
+        if metric.charted
+        for name in metric.exposed_names
+        if not name.endswith("_bucket")
+    }
+    return {name: value for name, value in values.items() if name.partition("{")[0] in names}
 
 
 def _escaped(value: str) -> str:

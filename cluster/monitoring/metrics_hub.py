@@ -1,48 +1,62 @@
-"""Metrics: all that a run says of itself, in one place: counted here, told by others, served.
+"""Metrics hub: all numbers of one run in one place, counted here or reported by Control.
 
-Whoever trains or reads in this process counts into it; on a cluster the driver hands it what
-Control heard of all others. It outlives them, so totals do.
+The trainer and the readers of this process count into the hub. On a cluster the driver passes it
+the reports of Control. The hub outlives all actors, and so do its totals.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from cluster.monitoring.exposition import metrics_page, registry_of
+from cluster.monitoring.exposition import metrics_response, run_registry
 from cluster.monitoring.history import History
-from cluster.monitoring.http_server import Answer
-from cluster.monitoring.metric_values import Values, flat
-from cluster.monitoring.node_costs import Bill
-from cluster.monitoring.run_state import Ended, RunInfo, Section, charted, state_of, to_json
-from cluster.protocol.driver_protocol import Told
-from cluster.protocol.metric import Key, Readings
+from cluster.monitoring.http_server import HttpResponse
+from cluster.monitoring.metric_catalogue import MetricCatalogue
+from cluster.monitoring.metric_values import MetricValues, charted_series
+from cluster.monitoring.run_state import RunInfo, RunOutcome, StateSection, state_of, to_json
+from cluster.protocol.process_counts import ProcessCounts
 from cluster.protocol.run_status import Status
+from shards.metric import Key, Readings
 from shards.records import ChunkCrops, Reject
 
-Onlooker = Callable[[int, tuple[int, int, int] | None, Sequence[Reject]], None]
+StepObserver = Callable[[int, tuple[int, int, int] | None, Sequence[Reject]], None]
 """Called with a step, the id of one of its samples (shard row, offset, epoch), and its rejects."""
 
 
-class Metrics:
-    """The readings of one run.
+class ControlReport(Protocol):
+    """Report of Control: counters of the processes that changed, all gauges, and the status."""
 
-    `run` says what it is, as soon as that is known. `sections` are more parts of `/state`, by name.
-    `onlooker` is told what was seen in every step.
-    `probes` are asked once a second, on a thread of its own, for gauges, and for counters since
-    each began. `bill`: what nodes cost, if somebody said so.
+    @property
+    def counted(self) -> tuple[ProcessCounts, ...]: ...
+
+    @property
+    def gauges(self) -> Readings: ...
+
+    @property
+    def status(self) -> Status: ...
+
+
+class MetricsHub:
+    """Numbers of one run.
+
+    `run` is set as soon as it is known. `sections` are further parts of `/state`, by name.
+    `step_observer` is called after every step. `probes` are called once a second from one thread;
+    they return gauges, and counters since the probe was created. `status_probes` are called with
+    each status of Control and return counters.
     """
 
-    def __init__(self) -> None:
-        self.values = Values()
-        self.registry = registry_of(self.values)
+    def __init__(self, catalogue: MetricCatalogue) -> None:
+        self.catalogue = catalogue
+        self.values = MetricValues(catalogue)
+        self.registry = run_registry(self.values)
         self.history = History()
         self.run: RunInfo | None = None
-        self.ended: Ended | None = None
-        self.sections: dict[str, Section] = {}
-        self.onlooker: Onlooker | None = None
+        self.outcome: RunOutcome | None = None
+        self.sections: dict[str, StateSection] = {}
+        self.step_observer: StepObserver | None = None
         self.probes: list[Callable[[], Readings]] = []
-        self.bill: Bill | None = None
-        self._told: set[Key] = set()
+        self.status_probes: list[Callable[[Status], ProcessCounts]] = []
+        self._reported: set[Key] = set()
         self._status: tuple[float, Status] | None = None
 
     def chunk_cropped(self, result: ChunkCrops) -> None:
@@ -67,7 +81,7 @@ class Metrics:
         readings: Readings,
         sample: tuple[int, int, int] | None = None,
     ) -> None:
-        """Count one training step. `readings` are gauges, loss and rate among them."""
+        """Count one training step. `readings` are gauges of the learner."""
         values = self.values
         values.count(("samples", "trained"), num_samples)
         for reject in rejects:
@@ -77,67 +91,64 @@ class Metrics:
         for phase, seconds in {**phase_seconds, "input_wait": data_wait_seconds}.items():
             values.count(("step_phase_seconds", phase), seconds)
         values.set({("train_step",): step, **readings})
-        if self.onlooker is not None:
-            self.onlooker(step, sample, rejects)
+        if self.step_observer is not None:
+            self.step_observer(step, sample, rejects)
 
     @property
     def status(self) -> Status | None:
-        """As Control told it last; None without a Control, or when the run has ended."""
-        return None if self._status is None or self.ended else self._status[1]
+        """The newest status of Control; None without a Control, or when the run has ended."""
+        return None if self._status is None or self.outcome else self._status[1]
 
     def mean_step_seconds(self) -> float | None:
-        """Of all steps so far, the waits for batches not included."""
+        """Return the mean over all steps, without the waits for batches."""
         _, histograms = self.values.snapshot()
         steps = histograms["step_seconds"]
         return steps.total / steps.counts[-1] if steps.counts[-1] else None
 
-    def health(self, readings: Collection[str], crossed: Collection[str]) -> None:
-        """These readings were looked at; some are where only collapsed encoders have them."""
-        self.values.set({("collapsing", name): float(name in crossed) for name in readings})
-
-    def heard(self, told: Told) -> None:
-        """Take over what Control heard of all others, and how the run stands by it."""
-        for counted in told.counted:
+    def take_report(self, report: ControlReport) -> None:
+        """Take the counters, gauges and status that Control reports."""
+        for counted in report.counted:
             self.values.take(counted)
-        self.values.set(told.gauges)
-        self.values.remove(self._told - told.gauges.keys())
-        self._told = set(told.gauges)
-        self._status = (time.time(), told.status)
-        if self.bill is not None:
-            self.values.take(self.bill.charge([node.labels for node in told.status.nodes]))
+        self.values.set(report.gauges)
+        self.values.remove(self._reported - report.gauges.keys())
+        self._reported = set(report.gauges)
+        self._status = (time.time(), report.status)
+        for probe in self.status_probes:
+            self.values.take(probe(report.status))
 
     def tick(self) -> None:
-        """Once a second: what probes say, and a point of the history."""
+        """Read the probes and add a point to the history; called once a second."""
         for number, probe in enumerate(self.probes):
             self.values.take_all(f"probe {number}", probe())
-        self.history.add(charted(self._flat()))
+        self.add_to_history()
 
-    def metrics_page(self, _: Mapping[str, str]) -> Answer:
-        """`/metrics`."""
-        return metrics_page(self.registry)
+    def add_to_history(self, now: float | None = None) -> None:
+        """Add the charted values to the history."""
+        self.history.add(charted_series(self.catalogue, self.values.by_series()), now)
 
-    def state_page(self, query: Mapping[str, str]) -> Answer:
-        """`/state`, see `cluster.monitoring.run_state`."""
+    def metrics_page(self, _: Mapping[str, str]) -> HttpResponse:
+        """Answer `/metrics`."""
+        return metrics_response(self.registry)
+
+    def state_page(self, query: Mapping[str, str]) -> HttpResponse:
+        """Answer `/state`, see `cluster.monitoring.run_state`."""
         try:
             since = float(query.get("since", "0"))
         except ValueError:
-            return Answer(b"since must be seconds since 1970\n", status=400)
-        return Answer(to_json(self.state(since, self.sections)), "application/json")
+            return HttpResponse(b"since must be seconds since 1970\n", status=400)
+        return HttpResponse(to_json(self.state(since, self.sections)), "application/json")
 
     def state(
-        self, since: float = 0.0, sections: Mapping[str, Section] | None = None
+        self, since: float = 0.0, sections: Mapping[str, StateSection] | None = None
     ) -> dict[str, Any]:
-        """What `/state` says, with these sections."""
+        """Return the object of `/state` with these sections."""
         return state_of(
             self.run,
-            self._flat(),
+            self.values.by_series(),
             self.history,
             now=time.time(),
             status=self._status,
-            ended=self.ended,
+            outcome=self.outcome,
             sections=sections,
             since=since,
         )
-
-    def _flat(self) -> dict[str, float]:
-        return flat(*self.values.snapshot())

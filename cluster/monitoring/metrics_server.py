@@ -1,9 +1,9 @@
-"""MetricsServer: what a run serves on the loopback address, and to whom it is of use.
+"""Server of a run's metrics on the loopback address.
 
 /metrics   for Prometheus
-/state     the same and more as JSON, see `state`
-/sd        where to scrape, for the http_sd_configs of a Prometheus: here, and the processes of a
-           cluster that serve pages of their own, see `cluster.monitoring.process_pages`
+/state     the same and more as JSON, see `cluster.monitoring.run_state`
+/sd        scrape targets for the http_sd_configs of a Prometheus: this server, and the processes of
+           a cluster that serve their own pages, see `cluster.monitoring.process_pages`
 /healthz   "ok" while the run lives
 """
 
@@ -14,41 +14,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.monitoring.http_server import Answer, HttpServer, Page
-from cluster.monitoring.metrics_hub import Metrics
-from cluster.monitoring.run_state import Ended
+from cluster.monitoring.http_server import HttpResponse, HttpServer, Page
+from cluster.monitoring.metrics_hub import MetricsHub
+from cluster.monitoring.run_state import RunOutcome
 from cluster.protocol.run_status import Status
 from shards.errors import StreamSSLError, StreamStopped
+from shards.files import write_atomic
 
 _TICK_SECONDS = 1.0
-# A run that failed waits so long for a Prometheus that came by so recently to hear of it.
-_LAST_WORD_SECONDS = 20.0
+# A failed run waits this long for one more scrape, if a Prometheus scraped it recently.
+_LAST_SCRAPE_SECONDS = 20.0
 _RECENT_SECONDS = 60.0
 
 
 class MetricsServer:
-    """Serves `metrics` on 127.0.0.1 while it is open, and `pages` besides, by path.
+    """Serves a hub on 127.0.0.1 while it is open, and further `pages` by path.
 
-    Port 0 takes any free one. `address_file` says where, as long as it is open. When a run fails,
-    its last numbers are of most interest: who scrapes it gets them once more before it closes.
+    Port 0 takes any free port. `address_file` holds the address while the server is open. When a
+    run fails, its last numbers matter most: the server waits for one more scrape before it closes.
     """
 
     def __init__(
         self,
-        metrics: Metrics,
+        hub: MetricsHub,
         port: int = 0,
         pages: Mapping[str, Page] | None = None,
         address_file: Path | None = None,
     ) -> None:
-        self._metrics, self._address_file = metrics, address_file
+        self._hub, self._address_file = hub, address_file
         self._closed, self._scraped = threading.Event(), threading.Event()
         self._last_scrape = float("-inf")
         self._server = HttpServer(
             {
                 "/metrics": self._scrape,
-                "/state": metrics.state_page,
+                "/state": hub.state_page,
                 "/sd": self._targets,
-                "/healthz": lambda _: Answer(b"ok\n"),
+                "/healthz": lambda _: HttpResponse(b"ok\n"),
                 **(pages or {}),
             },
             port,
@@ -58,31 +59,31 @@ class MetricsServer:
         self._ticking = threading.Thread(target=self._tick_on, name="metrics", daemon=True)
         self._ticking.start()
         if address_file is not None:
-            address_file.write_text(f"http://{self._server.address}")
+            write_atomic(address_file, f"http://{self._server.address}")
 
-    def _scrape(self, query: Mapping[str, str]) -> Answer:
-        answer = self._metrics.metrics_page(query)
+    def _scrape(self, query: Mapping[str, str]) -> HttpResponse:
+        response = self._hub.metrics_page(query)
         self._last_scrape = time.monotonic()
         self._scraped.set()
-        return answer
+        return response
 
-    def _targets(self, _: Mapping[str, str]) -> Answer:
-        run = self._metrics.run
+    def _targets(self, _: Mapping[str, str]) -> HttpResponse:
+        run = self._hub.run
         labels = {} if run is None else {"run": run.name}
         found = [{"targets": [self._server.address], "labels": labels}]
-        if (status := self._metrics.status) is not None:
+        if (status := self._hub.status) is not None:
             found += process_targets(status, labels)
-        return Answer(json.dumps(found).encode(), "application/json")
+        return HttpResponse(json.dumps(found).encode(), "application/json")
 
     def _tick_on(self) -> None:
         while not self._closed.wait(_TICK_SECONDS):
-            self._metrics.tick()
+            self._hub.tick()
 
     def __enter__(self) -> "MetricsServer":
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._metrics.ended = Ended(at=time.time(), error=str(error) if error else "")
+        self._hub.outcome = RunOutcome(at=time.time(), error=str(error) if error else "")
         if isinstance(error, StreamSSLError) and not isinstance(error, StreamStopped):
             self._wait_for_a_scrape()
         self._closed.set()
@@ -94,11 +95,11 @@ class MetricsServer:
     def _wait_for_a_scrape(self) -> None:
         if time.monotonic() - self._last_scrape < _RECENT_SECONDS:
             self._scraped.clear()
-            self._scraped.wait(_LAST_WORD_SECONDS)
+            self._scraped.wait(_LAST_SCRAPE_SECONDS)
 
 
 def process_targets(status: Status, labels: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The processes that serve pages at this moment: a group for each role and pool."""
+    """Return the processes that serve pages now: a target group for each role and pool."""
     groups: dict[tuple[str, str], list[str]] = {}
     for role, address in status.pages.items():
         groups[role, ""] = [address]

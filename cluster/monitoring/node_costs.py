@@ -1,26 +1,30 @@
-"""Bill: what nodes cost, for whoever said what an hour of one costs."""
+"""Cost of nodes, from the prices per hour that the user gives with --price."""
 
 import time
 from collections.abc import Mapping, Sequence
 
-from cluster.protocol.metric import Counted, Key
 from cluster.protocol.node_pools import Pool, parse_pool
+from cluster.protocol.process_counts import ProcessCounts
+from cluster.protocol.run_status import Status
 from shards.errors import ConfigError
+from shards.metric import Key
 
 _HOUR = 3600.0
 
 
-class Bill:
-    """Adds up the price of nodes, in dollars. `prices`: of an hour of a node of each pool."""
+class NodeBill:
+    """Adds up the price of nodes in dollars. `prices` are per hour of a node of each pool."""
 
     def __init__(self, prices: Sequence[tuple[Pool, float]]) -> None:
         self._prices = prices
         self._costs: dict[Key, float] = {}
         self._charged = time.monotonic()
 
-    def charge(self, nodes: Sequence[Mapping[str, str]], now: float | None = None) -> Counted:
-        """These nodes, by their labels, were there since this was called last. The first pool that
-        holds a node has its price; nodes of no pool cost nothing."""
+    def charge(self, nodes: Sequence[Mapping[str, str]], now: float | None = None) -> ProcessCounts:
+        """Charge these nodes, given by their labels, for the time since the last call.
+
+        The first pool that holds a node gives its price; a node outside all pools costs nothing.
+        """
         now = time.monotonic() if now is None else now
         hours, self._charged = (now - self._charged) / _HOUR, now
         for labels in nodes:
@@ -29,15 +33,19 @@ class Bill:
                     key = ("node_cost_dollars", str(pool))
                     self._costs[key] = self._costs.get(key, 0.0) + price * hours
                     break
-        return Counted("bill", dict(self._costs))
+        return ProcessCounts("bill", dict(self._costs))
+
+    def charge_status(self, status: Status) -> ProcessCounts:
+        """Charge the nodes of a status of Control."""
+        return self.charge([node.labels for node in status.nodes])
 
 
 def parse_prices(texts: Sequence[str]) -> tuple[tuple[Pool, float], ...]:
-    """Prices such as `pool=readers=0.05`, or `0.05` for every node. Raises ConfigError."""
-    return tuple(_parse(text) for text in texts)
+    """Parse prices such as `pool=readers=0.05`, or `0.05` for every node. Raises ConfigError."""
+    return tuple(_parse_price(text) for text in texts)
 
 
-def _parse(text: str) -> tuple[Pool, float]:
+def _parse_price(text: str) -> tuple[Pool, float]:
     labels, _, price = text.rpartition("=")
     try:
         found = float(price)

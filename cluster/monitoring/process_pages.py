@@ -1,12 +1,12 @@
-"""Pages of one process of a run, for whoever wants to know what hangs, and why.
+"""Pages of a single process of a run, to find out which thread hangs, and where.
 
-    /metrics   what this process counted since it started, and what it takes of its machine
-    /stacks    where each of its threads is at this moment
+    /metrics   counters since this process started, and its use of the machine
+    /stacks    the stack of each thread at this moment
     /healthz   "ok" while it answers
 
-There are none unless a run was given ports. They are answered by threads of their own, whatever all
-others wait for; a stopped process does not answer, nor one in code that keeps the interpreter's
-lock. They change nothing, and whoever reaches the port may read them.
+There are no pages unless the run was given ports. Threads of their own answer, even while all
+others wait; a stopped process does not answer, nor one in code that holds the interpreter's lock.
+Pages are read-only, and readable for every client that reaches the port.
 """
 
 import logging
@@ -18,12 +18,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-import ray
-
-from cluster.monitoring.exposition import metrics_page, process_registry
-from cluster.monitoring.http_server import HOST, Answer, HttpServer
-from cluster.protocol.metric import Readings
+from cluster.monitoring.exposition import metrics_response, process_registry
+from cluster.monitoring.http_server import HOST, HttpResponse, HttpServer
+from cluster.monitoring.metric_catalogue import build_catalogue
 from shards.errors import ConfigError
+from shards.metric import Metric, Readings
 
 _MIN_PORT, _MAX_PORT = 1024, 65_535
 
@@ -32,12 +31,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DebugPorts:
-    """Each process takes the first free one from `first` to `last`: of the loopback address, or of
-    its node's, where others of the cluster reach it."""
+    """Ports for the pages of processes: each process takes the first free one from `first` on.
+
+    If `on_nodes`, pages are on the address of the node, where other nodes reach them; else on the
+    loopback address. `metrics` are the rows of the catalogue.
+    """
 
     first: int
     last: int
     on_nodes: bool = False
+    metrics: tuple[Metric, ...] = ()
 
     def __post_init__(self) -> None:
         if not _MIN_PORT <= self.first <= self.last <= _MAX_PORT:
@@ -48,7 +51,7 @@ class DebugPorts:
 
 
 def parse_ports(text: str) -> DebugPorts:
-    """Ports from `9500-9599`. Raises ConfigError."""
+    """Parse ports such as `9500-9599`. Raises ConfigError."""
     first, _, last = text.partition("-")
     if not (first.isdecimal() and last.isdecimal()):
         raise ConfigError(_refusal(text))
@@ -56,23 +59,29 @@ def parse_ports(text: str) -> DebugPorts:
 
 
 class ProcessPages:
-    """Serves the pages of this process while it is open, and it is from the start.
+    """Serves the pages of this process from its construction until it is closed.
 
-    `read` gives what it counted, from any thread. `address` is empty where there are no ports, or
-    none is free: nothing but the pages depends on it.
+    `read` returns its counters, from any thread. `address` is empty without ports, or if none is
+    free: nothing else depends on the pages. `node_address` is used by ports that are `on_nodes`.
     """
 
-    def __init__(self, name: str, ports: DebugPorts | None, read: Callable[[], Readings]) -> None:
+    def __init__(
+        self,
+        name: str,
+        ports: DebugPorts | None,
+        read: Callable[[], Readings],
+        node_address: str = HOST,
+    ) -> None:
         self._server: HttpServer | None = None
         if ports is None:
             return
-        registry = process_registry(read)
+        registry = process_registry(build_catalogue(ports.metrics), read)
         pages = {
-            "/metrics": lambda _: metrics_page(registry),
-            "/stacks": lambda _: Answer(stacks(name).encode()),
-            "/healthz": lambda _: Answer(b"ok\n"),
+            "/metrics": lambda _: metrics_response(registry),
+            "/stacks": lambda _: HttpResponse(stacks(name).encode()),
+            "/healthz": lambda _: HttpResponse(b"ok\n"),
         }
-        host = ray.util.get_node_ip_address() if ports.on_nodes else HOST
+        host = node_address if ports.on_nodes else HOST
         for port in range(ports.first, ports.last + 1):
             with suppress(ConfigError):
                 self._server = HttpServer(pages, port, host)
@@ -87,7 +96,7 @@ class ProcessPages:
 
     @property
     def address(self) -> str:
-        """Where they are: host:port."""
+        """The address of the pages: host:port."""
         return "" if self._server is None else self._server.address
 
     def __enter__(self) -> "ProcessPages":
@@ -99,12 +108,12 @@ class ProcessPages:
 
 
 def stacks(name: str) -> str:
-    """The stacks of all threads of this process, the innermost call last."""
-    # Reading source lines gives others the time to go on: all that moves is noted before.
+    """Return the stacks of all threads of this process, the innermost call last."""
+    # Reading source lines lets other threads run: take all frames before.
     places = {
         ident: list(traceback.walk_stack(frame)) for ident, frame in sys._current_frames().items()
     }
-    places.pop(threading.get_ident())  # it only asks
+    places.pop(threading.get_ident())  # the thread that answers
     threads = {thread.ident: thread.name for thread in threading.enumerate()}
     parts = [f"{name}, process {os.getpid()}\n"]
     for ident, calls in places.items():

@@ -1,11 +1,10 @@
-"""A Prometheus of one's own: started with the rules of `deploy/`, and told which runs there are.
+"""Prometheus of the user: started with the rules of `deploy/`, and given the runs to scrape.
 
-The only file that starts a program: the Prometheus that is on the PATH, by its own name, without a
-shell. It listens on the loopback address alone.
+Only this file starts a program: the `prometheus` on the PATH, by its own name, without a shell. It
+listens on the loopback address only.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import time
@@ -17,23 +16,25 @@ from pathlib import Path
 from typing import Any, Final
 
 from shards.errors import ConfigError, StreamSSLError
+from shards.files import write_atomic
 
 RULES: Final = Path(__file__).parents[1] / "deploy" / "prometheus" / "streamssl.rules.yml"
-# What a Ray on a head writes.
+# Targets that the head node of a Ray cluster writes.
 RAY_TARGETS: Final = Path("/tmp/ray/prom_metrics_service_discovery.json")
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _ANSWER_SECONDS = 2.0
 _READY_SECONDS = 30.0
 _END_SECONDS = 20.0
 
 Addresses = Callable[[], Sequence[str]]
-"""Where runs serve their metrics at this moment, such as http://127.0.0.1:9464."""
-Known = dict[str, list[dict[str, Any]]]
+"""Returns the addresses of the runs at this moment, such as http://127.0.0.1:9464."""
+KnownTargets = dict[str, list[dict[str, Any]]]
+"""The newest answer of each address."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Watching:
-    """By which rules a Prometheus watches, how often it scrapes, and where a Ray lists its own."""
+class PrometheusConfig:
+    """Rules of a Prometheus, its scrape interval, and the file in which Ray lists its targets."""
 
     rules: Path = RULES
     scrape: str = "2s"
@@ -41,12 +42,12 @@ class Watching:
 
 
 @contextmanager
-def prometheus(
-    folder: Path, port: int, targets: Path, watching: Watching | None = None
+def open_prometheus(
+    folder: Path, port: int, targets: Path, config: PrometheusConfig | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A Prometheus that keeps its data in `folder` and scrapes what `targets` lists, while open.
+    """Run a Prometheus that keeps its data in `folder` and scrapes the targets of a file.
 
-    Raises ConfigError when there is none, or it does not start.
+    Raises ConfigError if there is none, or it does not start.
     """
     program = shutil.which("prometheus")
     if program is None:
@@ -55,12 +56,12 @@ def prometheus(
             "the files of cluster/deploy/compose/"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "prometheus.json"
-    config.write_text(json.dumps(prometheus_config(targets, watching), indent=2))
+    config_file = folder / "prometheus.json"
+    config_file.write_text(json.dumps(prometheus_fields(targets, config), indent=2))
     address = f"127.0.0.1:{port}"
     command = [
         program,
-        f"--config.file={config}",
+        f"--config.file={config_file}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={address}",
     ]
@@ -79,31 +80,31 @@ def prometheus(
             process.wait()
 
 
-def follow(
+def update_targets(
     process: subprocess.Popen[bytes], targets: Path, addresses: Addresses, stop: Callable[[], bool]
 ) -> None:
-    """Keep `targets` true until `stop()`. Raises StreamSSLError when Prometheus ends."""
-    known: Known = {}
+    """Keep the file `targets` current until `stop()`. Raises StreamSSLError if Prometheus ends."""
+    known: KnownTargets = {}
     while not stop():
         write_targets(targets, find_targets(addresses(), known))
         try:
-            code = process.wait(_LOOK_SECONDS)
+            code = process.wait(_POLL_SECONDS)
         except subprocess.TimeoutExpired:
             continue
         raise StreamSSLError(
-            f"prometheus ended with status {code}; its last words are in "
+            f"prometheus ended with status {code}; read the end of "
             f"{targets.parent / 'prometheus.log'}"
         )
 
 
-def prometheus_config(targets: Path, watching: Watching | None = None) -> dict[str, Any]:
-    """What is scraped, and how often. JSON is YAML."""
-    watching = watching or Watching()
+def prometheus_fields(targets: Path, config: PrometheusConfig | None = None) -> dict[str, Any]:
+    """Return the configuration of Prometheus; it reads JSON, because JSON is YAML."""
+    config = config or PrometheusConfig()
     files: list[dict[str, Any]] = [{"files": [str(targets)], "refresh_interval": "5s"}]
-    ray: list[dict[str, Any]] = [{"files": [str(watching.ray_targets)], "refresh_interval": "15s"}]
+    ray: list[dict[str, Any]] = [{"files": [str(config.ray_targets)], "refresh_interval": "15s"}]
     return {
-        "global": {"scrape_interval": watching.scrape, "evaluation_interval": watching.scrape},
-        "rule_files": [str(watching.rules)],
+        "global": {"scrape_interval": config.scrape, "evaluation_interval": config.scrape},
+        "rule_files": [str(config.rules)],
         "scrape_configs": [
             {"job_name": "streamssl", "file_sd_configs": files},
             {"job_name": "ray", "file_sd_configs": ray},
@@ -112,34 +113,33 @@ def prometheus_config(targets: Path, watching: Watching | None = None) -> dict[s
 
 
 def find_targets(
-    addresses: Sequence[str], known: Known, answer_seconds: float = _ANSWER_SECONDS
+    addresses: Sequence[str], known: KnownTargets, answer_seconds: float = _ANSWER_SECONDS
 ) -> list[dict[str, Any]]:
-    """What each run that answers says of itself; the others have ended, or not begun.
+    """Return the targets that each run reports; a run that does not listen has none.
 
-    One that is too busy to answer in time is what it was: `known` is what was said last.
+    For a run that is too busy to answer in time, its last answer in `known` counts.
     """
     for address in addresses:
-        known[address] = _ask(address, known.get(address, []), answer_seconds)
+        known[address] = _request_targets(address, known.get(address, []), answer_seconds)
     return [one for address in addresses for one in known[address]]
 
 
 def write_targets(path: Path, targets: list[dict[str, Any]]) -> None:
-    """All of it or nothing: Prometheus may be reading."""
+    """Replace the file if it changes. Prometheus may read it at any moment."""
     text = json.dumps(targets)
-    if path.exists() and path.read_text() == text:
-        return
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text)
-    os.replace(draft, path)
+    if not path.exists() or path.read_text() != text:
+        write_atomic(path, text)
 
 
-def _ask(address: str, before: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+def _request_targets(
+    address: str, before: list[dict[str, Any]], seconds: float
+) -> list[dict[str, Any]]:
     try:
         with urllib.request.urlopen(f"{address}/sd", timeout=seconds) as answer:
             found: list[dict[str, Any]] = json.load(answer)
     except TimeoutError:
         return before
-    except (OSError, ValueError) as error:  # it has ended, or somebody else has its port now
+    except (OSError, ValueError) as error:  # the run ended, or another program has its port
         return before if isinstance(getattr(error, "reason", None), TimeoutError) else []
     return found if isinstance(found, list) else []
 

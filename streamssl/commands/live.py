@@ -1,8 +1,9 @@
-"""`streamssl live`: the live page of a run that ended, from its folder."""
+"""`streamssl live`: the live page of an ended run, from its folder."""
 
 import fcntl
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +13,8 @@ from rich.console import Console
 
 from shards.errors import ConfigError
 from streamssl.commands.argument_parser import parse
-from streamssl.pretrain.live_run import address_of
-from streamssl.pretrain.replay_page import reopened
+from streamssl.pretrain.replay_page import replay_page
+from streamssl.runs.file_names import METRICS_ADDRESS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,30 +28,30 @@ class ShowLive:
 
 
 def live(arguments: list[str], console: Console) -> int:
-    """Open the page of a run that ended, from its folder."""
+    """Serve the page of an ended run until Ctrl-C."""
     parsed = parse(ShowLive, "streamssl live", arguments)
-    show_live(parsed, console, _wait)
+    show_live(parsed, console, _wait_for_interrupt)
     return 0
 
 
 def show_live(parsed: ShowLive, console: Console, wait: Callable[[], None]) -> None:
-    """Serve the page until `wait` returns; of a run that trains, say where its own is."""
+    """Serve the page until `wait` returns; of a run that trains, print the address of its page."""
     if not (parsed.run / "config.toml").exists():
         raise ConfigError(
-            f"{parsed.run} is no run (it has no config.toml); name the folder that was --out of "
-            "one, such as runs/a"
+            f"{parsed.run} is not a run (it has no config.toml); name a folder that was --out of "
+            "a run, such as runs/a"
         )
     if is_training(parsed.run):
-        where = address_of(parsed.run) or "the address that it printed"
-        console.print(f"{parsed.run} trains at this moment; its page is at {where}")
+        where = live_address(parsed.run) or "the address that it printed"
+        console.print(f"{parsed.run} is training now; its page is at {where}")
         return
-    with reopened(parsed.run, parsed.port) as address:
-        console.print(f"{parsed.run} is shown at {address}; Ctrl-C ends it")
+    with replay_page(parsed.run, parsed.port) as address:
+        console.print(f"the page of {parsed.run} is at {address}; Ctrl-C ends it")
         wait()
 
 
 def is_training(run: Path) -> bool:
-    """Whether a process of this machine trains into the folder."""
+    """Return True if a process of this machine trains into the folder."""
     try:
         with (run / ".lock").open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -61,8 +62,14 @@ def is_training(run: Path) -> bool:
     return False
 
 
-def _wait() -> None:
+def live_address(run: Path) -> str:
+    """Return the address of the page of a run that trains, or "" if it is unknown."""
     try:
+        return f"{(run / METRICS_ADDRESS).read_text()}/"
+    except (OSError, ValueError):
+        return ""
+
+
+def _wait_for_interrupt() -> None:
+    with suppress(KeyboardInterrupt):
         threading.Event().wait()
-    except KeyboardInterrupt:
-        return

@@ -1,4 +1,4 @@
-"""`streamssl monitor`: a Prometheus that scrapes runs, with our rules and alerts."""
+"""`streamssl monitor`: a Prometheus that scrapes runs, with the rules and alerts of the project."""
 
 import tempfile
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from cluster.monitoring.prometheus_server import follow, prometheus, write_targets
+from cluster.monitoring.prometheus_server import open_prometheus, update_targets, write_targets
 from shards.errors import ConfigError
 from streamssl.commands.argument_parser import parse
 from streamssl.runs.file_names import METRICS_ADDRESS
@@ -20,19 +20,19 @@ from streamssl.runs.file_names import METRICS_ADDRESS
 class Monitor:
     """Start the Prometheus that is on the PATH, with our rules, on the loopback address.
 
-    Runs may begin and end meanwhile: whichever live are scraped every two seconds.
+    Runs may begin and end meanwhile: those that live are scraped every two seconds.
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run folders of this machine, or addresses such as http://127.0.0.1:9464."""
     out: Path | None = None
-    """Where Prometheus keeps its data; by default in a folder that is removed at the end."""
+    """Folder for the data of Prometheus; by default a folder that is removed at the end."""
     port: int = 9090
     """Port of Prometheus on the loopback address."""
 
 
 def parse_monitor(arguments: list[str]) -> Monitor:
-    """What to watch. Raises ConfigError."""
+    """Parse and check the arguments. Raises ConfigError."""
     parsed = parse(Monitor, "streamssl monitor", arguments)
     if not parsed.runs:
         raise ConfigError(
@@ -45,7 +45,7 @@ def parse_monitor(arguments: list[str]) -> Monitor:
 
 
 def monitor(parsed: Monitor, console: Console, stop: Callable[[], bool]) -> None:
-    """Until `stop()`. Raises ConfigError when there is no Prometheus, or it does not start."""
+    """Run Prometheus until `stop()`. Raises ConfigError if there is none or it does not start."""
     with ExitStack() as stack:
         folder = parsed.out
         if folder is None:
@@ -53,16 +53,16 @@ def monitor(parsed: Monitor, console: Console, stop: Callable[[], bool]) -> None
         folder.mkdir(parents=True, exist_ok=True)
         targets = folder.resolve() / "targets.json"
         write_targets(targets, [])
-        process = stack.enter_context(prometheus(folder.resolve(), parsed.port, targets))
+        process = stack.enter_context(open_prometheus(folder.resolve(), parsed.port, targets))
         console.print(
             f"Prometheus at http://127.0.0.1:{parsed.port}, its data in {folder}; Ctrl-C ends it",
             highlight=False,
         )
-        follow(process, targets, lambda: addresses(parsed.runs), stop)
+        update_targets(process, targets, lambda: metrics_addresses(parsed.runs), stop)
 
 
-def addresses(runs: tuple[str, ...]) -> list[str]:
-    """Where these runs say that they serve their metrics; who does not live says nothing."""
+def metrics_addresses(runs: tuple[str, ...]) -> list[str]:
+    """Return the addresses at which the live ones of these runs serve their metrics."""
     found = []
     for run in runs:
         if "://" in run:

@@ -54,7 +54,7 @@ def watch_stream(
     batch, limit = config.stream.batch_size, config.stream.max_bytes
 
     def probe() -> Readings:
-        ahead, step_seconds = stream.ahead, hub.mean_step_seconds()
+        ahead, step_seconds = stream.buffered, hub.mean_step_seconds()
         found: dict[Key, float] = {
             **store_readings(threads.transport),
             ("batches_ready", "planned"): ahead.num_slots // batch,

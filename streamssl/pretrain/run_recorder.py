@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cluster.errors import StateDiffers
 from cluster.monitoring.metrics_hub import MetricsHub
-from cluster.protocol.driver_protocol import Told
+from cluster.protocol.driver_protocol import RunReport
 from cluster.protocol.learner import LearnerState
 from cluster.protocol.step_report import StepReport
 from streamssl import checkpoint
@@ -48,42 +48,18 @@ class RunRecorder:
         self._open_log(step)
 
     def record(self, report: StepReport) -> None:
-        """Write a finished step. Warn once when it shows that the run collapses."""
+        """Write a finished step."""
         assert self._log is not None, "nothing is trained before the run has a folder"
-        health = self._watch.look(report.step, report.readings)
-        readings = {**report.readings, **health.readings}
-        fields = self._log.write(replace(report, readings=readings))
-        if health.readings:
-            set_collapsing(self._metrics, health.looked_at, health.crossed)
-        for text in health.news:
-            self.progress.say(text)
-        self._metrics.step_trained(
-            step=report.step,
-            num_samples=report.num_samples,
-            step_seconds=report.step_seconds,
-            data_wait_seconds=report.data_wait_seconds,
-            rejects=report.rejects,
-            phase_seconds=report.phase_seconds,
-            readings=exported(fields),
-            sample=report.sample,
-        )
-        self.progress.step(
-            report.step,
-            report.loss,
-            report.num_samples,
-            len(report.rejects),
-            report.step_seconds,
-            report.data_wait_seconds,
-        )
+        record_step(self._log, self._metrics, self.progress, self._watch, report)
 
     def save(self, state: LearnerState) -> None:
         """Write a checkpoint. May be called by another thread than the other methods."""
         run = self._run
         checkpoint.save(run.out, state, run.config.method_name, run.config.keep)
 
-    def look(self, told: Told) -> None:
+    def take_report(self, report: RunReport) -> None:
         """Pass the report of Control to the metrics."""
-        self._metrics.take_report(told)
+        self._metrics.take_report(report)
 
     def _open_log(self, step: int) -> None:
         if self._log is not None:
@@ -101,3 +77,33 @@ class RunRecorder:
         self._files.close()
         if self._log is not None:
             self._log.close()
+
+
+def record_step(
+    log: RunLog, metrics: MetricsHub, progress: Progress, watch: HealthWatch, report: StepReport
+) -> None:
+    """Write a finished step to all outputs. Warn once when it shows that the run collapses."""
+    health = watch.look(report.step, report.readings)
+    fields = log.write(replace(report, readings={**report.readings, **health.readings}))
+    if health.readings:
+        set_collapsing(metrics, health.looked_at, health.crossed)
+    for text in health.news:
+        progress.say(text)
+    metrics.step_trained(
+        step=report.step,
+        num_samples=report.num_samples,
+        step_seconds=report.step_seconds,
+        data_wait_seconds=report.data_wait_seconds,
+        rejects=report.rejects,
+        phase_seconds=report.phase_seconds,
+        readings=exported(fields),
+        sample=report.sample,
+    )
+    progress.step(
+        report.step,
+        report.loss,
+        report.num_samples,
+        len(report.rejects),
+        report.step_seconds,
+        report.data_wait_seconds,
+    )

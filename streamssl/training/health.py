@@ -9,7 +9,6 @@ Shape letters: B samples of this rank, G of all ranks, N rows that are looked at
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from streamssl.config.run_config import RunConfig
 from streamssl.distributed.collectives import all_gather_rows, world_size
 from streamssl.methods.base import StepOutput
 from streamssl.modules.feature_readings import effective_rank, feature_std
+from streamssl.training.collapse_limits import LIMITS
 
 # Steps from one look to the next. On one core of a CPU a look at 256 features of 128 numbers takes
 # 2 ms, at 512 of 256 numbers 13 ms: a tenth of that a step.
@@ -44,56 +44,6 @@ def measure(output: StepOutput, group: ProcessGroup | None) -> dict[str, Tensor 
     return readings
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """A reading which on that `side` of `value` only encoders have that learn nothing."""
-
-    reading: str
-    side: Literal["below", "above"]
-    value: float
-    meaning: str
-    remedy: str
-
-    def is_crossed(self, found: float) -> bool:
-        return found < self.value if self.side == "below" else found > self.value
-
-    def warning(self, step: int, found: float) -> str:
-        """One sentence: found, allowed, remedy."""
-        return (
-            f"warning: collapsing at step {step}: {self.reading} is {found:.3g}, {self.side} its "
-            f"limit of {self.value:g}: {self.meaning}; {self.remedy}"
-        )
-
-
-_SLOWER = "lower --optim.base-lr, or raise --method.momentum if a copy of the network makes targets"
-
-# What they rest on: docs/is-it-learning.md. In short: in drills (tests/drills/collapsing.py) and on
-# CIFAR-10 healthy runs are well on the other side of each after their first 50 steps.
-LIMITS = (
-    Limit("feature_std", "below", 0.1, "all images have nearly the same feature", _SLOWER),
-    Limit("effective_rank", "below", 2.0, "features lie in a direction or two", _SLOWER),
-    Limit(
-        "loss_over_plateau",
-        "above",
-        0.995,
-        "the loss is no better than that of features that tell nothing",
-        "lower --optim.base-lr, --method.epsilon or --method.temperature, or crop and colour less",
-    ),
-    Limit(
-        "codes_certainty",
-        "below",
-        0.01,
-        "every prototype suits an image as well as any other",
-        "lower --method.epsilon",
-    ),
-    Limit(
-        "assignments_used",
-        "below",
-        1.5,
-        "one cluster has nearly all images",
-        "lower --optim.base-lr, or --method.epsilon where that decides who is a neighbour",
-    ),
-)
 # So many looks in a row, since a single batch may be an odd one.
 _PATIENCE = 3
 _MIN_GRACE = 50

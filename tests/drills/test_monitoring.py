@@ -10,12 +10,12 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.monitoring.grafana.panels import BOARDS
+from streamssl.monitoring.learning_panels import BOARDS
 from streamssl.runs.file_names import METRICS_ADDRESS
-from tests.cluster.monitoring.test_dashboards import filled
 from tests.drills.cluster_runs import endless
 from tests.drills.processes import Run, started
 from tests.prometheus import Prometheus, monitored, needs_prometheus
+from tests.streamssl.monitoring.test_dashboards import filled
 from tests.tinyrun import read_log
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, needs_prometheus]

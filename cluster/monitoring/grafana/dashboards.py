@@ -1,10 +1,7 @@
-"""The Grafana dashboards in `cluster/deploy/grafana/`, made of `panels`.
-
-`python -m cluster.monitoring.grafana.dashboards` writes them. It needs the development dependencies; a run
-does not.
-"""
+"""Grafana dashboards as JSON, built from panels. Only development needs this file, not a run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +22,17 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableRefresh,
 )
 
-from cluster.monitoring.grafana.panels import BOARDS, Board, Panel
+from cluster.monitoring.grafana.panels import Board, Panel
 
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 _FOLDER = Path(__file__).parents[2] / "deploy" / "grafana"
 _WIDTH, _HEIGHT, _NUMBER_HEIGHT = 24, 8, 4
-# Variables of a dashboard, and the series whose label they are.
+# Variables of a dashboard, and the series that gives their values.
 _VARIABLES = (("run", "streamssl_steps_wanted"), ("pool", "streamssl_pool_ready"))
 
 
 def build(board: Board) -> str:
-    """A dashboard as Grafana imports it."""
+    """Return a dashboard in the format that Grafana imports."""
     made = (
         dashboard.Dashboard(board.title)
         .uid(board.uid)
@@ -123,6 +120,7 @@ def _lines(made: Any, panel: Panel) -> Any:
     )
 
 
-if __name__ == "__main__":
-    for one in BOARDS:
-        (_FOLDER / f"{one.uid}.json").write_text(build(one))
+def write_dashboards(boards: Sequence[Board]) -> None:
+    """Write the dashboards to `cluster/deploy/grafana/`."""
+    for board in boards:
+        (_FOLDER / f"{board.uid}.json").write_text(build(board))

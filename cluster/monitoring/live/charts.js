@@ -1,29 +1,15 @@
 // @ts-check
-/** The charts of the page: which series each shows, and how all of them look. */
+/** The charts of the page: the series of each, and their common style. */
 
 import { labelOf } from "./store.js";
 
 /** @typedef {import("./store.js").Store} Store */
 /** @typedef {{lines: any[], layout?: any}} Drawing */
+/** @typedef {import("./sections.js").ChartSpec} ChartSpec */
 
 const P = "streamssl_";
 const COLOURS = ["blue", "orange", "green", "purple", "red", "grey"];
-const HEALTH = [
-  ["effective_rank", "Effective rank"],
-  ["feature_std", "Spread of features"],
-  ["assignment_entropy_nats", "Entropy of assignments"],
-  ["gradient_norm", "Gradient norm"],
-  ["queue_drift", "Drift of the queue"],
-  ["queue_age_steps", "Age of the queue, steps"],
-  ["queue_fill_ratio", "Filling of the queue"],
-  ["contrast_accuracy_ratio", "Key is the best match"],
-  ["cosine", "Cosine of pairs"],
-  ["label_accuracy_ratio", "Labels predicted"],
-  ["knn_accuracy_ratio", "k-NN accuracy"],
-  ["learning_rate", "Learning rate"],
-];
-
-/** Every chart by the id of its place. A drawing without lines hides the place.
+/** The operational charts by the id of their place. A drawing without lines hides the place.
  * @type {Object<string, (store: Store) => Drawing>} */
 export const CHARTS = {
   "chart-wait": (store) => {
@@ -48,24 +34,9 @@ export const CHARTS = {
   "chart-readers": (store) => shares(store, ["reader_busy_seconds_total", "reader_blocked_seconds_total"]),
   "chart-phases": (store) => {
     const drawing = shares(store, ["step_phase_seconds_total"]);
-    // The log of an ended run knows the waits alone: no share of anything.
+    // The log of an ended run holds only the waits: a single part has no share.
     return drawing.lines.length > 1 ? drawing : { lines: [] };
   },
-  "chart-loss": (store) => ({
-    lines: bySteps(store, "loss", () => "loss"),
-    layout: { ...STEPS, shapes: marks(store, "loss"), annotations: names(store, "loss") },
-  }),
-  "chart-prototypes": (store) => ({
-    lines: [
-      ...bySteps(store, "prototype_usage_ratio", () => "used alike"),
-      ...bySteps(store, "prototypes_dead_ratio", () => "dead", 1),
-    ],
-    layout: {
-      ...STEPS,
-      yaxis: { tickformat: ".0%", range: [0, 1.02] },
-      shapes: [...marks(store, "prototype_usage_ratio"), ...marks(store, "prototypes_dead_ratio", 1)],
-    },
-  }),
   "chart-rejects": (store) => {
     const counts = Object.entries(store.state?.values ?? {})
       .filter(([name, value]) => name.startsWith(`${P}rejects_total{`) && value > 0)
@@ -95,23 +66,24 @@ export const CHARTS = {
 
 const STEPS = { xaxis: { type: "linear", tickformat: ",d", hoverformat: ",d" } };
 
-/** The small charts of what a method reports, as far as this one reports it.
- * @param {Store} store @returns {[string, string][]} */
-export function healthCharts(store) {
-  return /** @type {[string, string][]} */ (HEALTH).filter(([metric]) => store.series(P + metric).length);
+/** A chart over the steps, from its specification in /live/sections.json.
+ * @param {ChartSpec} spec @returns {(store: Store) => Drawing} */
+export function specChart(spec) {
+  return (store) => {
+    const lines = [];
+    for (const one of spec.lines) {
+      lines.push(...bySteps(store, one.metric, (label) => one.name || label || one.metric, lines.length));
+    }
+    const shapes = spec.lines.flatMap((one, at) => marks(store, one.metric, at));
+    const annotations = spec.note ? spec.lines.flatMap((one) => notes(store, one.metric, spec.note)) : [];
+    const yaxis = spec.percent ? { tickformat: ".0%", range: [0, 1.02] } : {};
+    return { lines, layout: { ...STEPS, yaxis, shapes, annotations } };
+  };
 }
 
-/** @param {string} metric @returns {(store: Store) => Drawing} */
-export function healthChart(metric) {
-  return (store) => ({
-    lines: bySteps(store, metric, (label) => label || metric),
-    layout: { ...STEPS, shapes: marks(store, metric) },
-  });
-}
-
-/** Draw into a place, or hide it where there is nothing to draw.
+/** Draw into a place, or hide the place if there is nothing to draw.
  * @param {HTMLElement} place @param {Drawing} drawing @param {number} revision of the data: columns
- * grow in place, and the library takes an array that it knows for one that has not changed */
+ * grow in place, and the library does not redraw an array that it already has */
 export function draw(place, drawing, revision) {
   const colours = getComputedStyle(document.documentElement);
   const colour = (/** @type {string} */ name) => colours.getPropertyValue(`--${name}`).trim();
@@ -155,11 +127,11 @@ export function draw(place, drawing, revision) {
     yaxis: { ...axis, rangemode: "tozero", ...(more.yaxis ?? {}) },
   };
   showLegend(figure, lines);
-  // @ts-ignore: a script of its own
+  // @ts-ignore: defined by plotly.min.js
   Plotly.react(place, lines, layout, { displayModeBar: false, responsive: true, scrollZoom: false });
 }
 
-/** Which colour is what, beside the title: less room than a legend within the chart.
+/** A legend beside the title; it takes less room than a legend within the chart.
  * @param {HTMLElement} figure @param {any[]} lines */
 function showLegend(figure, lines) {
   const caption = /** @type {HTMLElement} */ (figure.querySelector("figcaption"));
@@ -188,7 +160,7 @@ function faded(hex) {
 
 /** @param {Store} store */
 function clock(store) {
-  // Charts show the clock of whoever looks; they know no time zones.
+  // The library knows no time zones: shift to the local time of the browser.
   return store.columns.time.map((seconds) => seconds * 1000 - new Date(seconds * 1000).getTimezoneOffset() * 60000);
 }
 
@@ -239,7 +211,7 @@ function shares(store, metrics) {
   return { lines: seen, layout: { yaxis: { ticksuffix: " %", range: [0, 100] } } };
 }
 
-/** Where a person should look: dotted lines at the thresholds of a metric.
+/** Dotted lines at the thresholds of a metric.
  * @param {Store} store @param {string} metric @param {number} [at] */
 function marks(store, metric, at = 0) {
   const found = Object.entries(store.state?.thresholds ?? {}).filter(([name]) => name.split("{")[0] === P + metric);
@@ -249,12 +221,13 @@ function marks(store, metric, at = 0) {
   }));
 }
 
-/** @param {Store} store @param {string} metric */
-function names(store, metric) {
+/** The note of a chart, written at the thresholds of a metric.
+ * @param {Store} store @param {string} metric @param {string} note */
+function notes(store, metric, note) {
   const limits = store.state?.thresholds?.[P + metric] ?? {};
   return Object.values(limits).map((y) => ({
     xref: "paper", x: 1, xanchor: "right", y, yanchor: "bottom", showarrow: false,
-    text: "nothing learned above this line", font: { size: 10 },
+    text: note, font: { size: 10 },
   }));
 }
 

@@ -1,35 +1,40 @@
-"""The live page of a run: what is added to its server, and to its `/state`.
+"""Live page of a run: the parts that it adds to the run's server and to `/state`.
 
-`sections` of `/state` then has
+`sections` of `/state` then holds
 
-    answers    by question (progress, stalled, stage, learning, rejected, seen, who, cost): tone
-               ("good", "watch", "bad", "quiet"), short, text; those without an answer are missing
+    answers    by section (progress, stalled, stage, rejected, seen, who, cost, and the sections of
+               other planes): tone ("good", "watch", "bad", "quiet"), short, text; a question
+               without an answer is missing
     gallery    crops and rejects, each a list, the newest first: name, key, reason ("" of crops),
-               detail, where, step, image (an address, or null), waits (whether it is being made)
+               detail, where, step, image (an address, or null), waits (true while it is made)
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.monitoring.http_server import Page
 from cluster.monitoring.live.gallery import Gallery
-from cluster.monitoring.live.gallery_pages import live_pages
-from cluster.monitoring.live.live_answers import WINDOW_SECONDS, answers
-from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.live.live_answers import answers
+from cluster.monitoring.live.page_files import live_pages
+from cluster.monitoring.live.page_section import PageSection
+from cluster.monitoring.live.run_window import WINDOW_SECONDS, RunWindow
+from cluster.monitoring.metrics_hub import MetricsHub
 
 
-def show_live(metrics: Metrics, gallery: Gallery | None = None) -> dict[str, Page]:
-    """Put answers and galleries into the `/state` of `metrics`; the pages that show them."""
+def add_live_page(
+    hub: MetricsHub, sections: Sequence[PageSection] = (), gallery: Gallery | None = None
+) -> dict[str, Page]:
+    """Add answers and galleries to the `/state` of `hub`; return the pages that show them."""
 
     def answer() -> Mapping[str, Any]:
-        ended = metrics.ended is not None
-        since = 0.0 if ended else time.time() - WINDOW_SECONDS
-        places = () if gallery is None else gallery.places()
-        return answers(metrics.state(since), sum(not place.reason for place in places))
+        since = 0.0 if hub.outcome is not None else time.time() - WINDOW_SECONDS
+        items = () if gallery is None else gallery.items()
+        num_crops = sum(not item.reason for item in items)
+        return answers(RunWindow(hub.catalogue, hub.state(since)), sections, num_crops)
 
-    metrics.sections["answers"] = answer
+    hub.sections["answers"] = answer
     if gallery is not None:
-        metrics.sections["gallery"] = gallery.look
-        metrics.onlooker = gallery.offer
-    return live_pages(gallery)
+        hub.sections["gallery"] = gallery.view
+        hub.step_observer = gallery.offer
+    return live_pages(sections, gallery)

@@ -1,12 +1,13 @@
 // @ts-check
-/** The loop of the page: ask the run how it stands every second, and draw what is in view. */
+/** The loop of the page: request the state of the run every second, and draw the charts in view. */
 
-import { CHARTS, draw, healthChart, healthCharts } from "./charts.js";
+import { CHARTS, draw, specChart } from "./charts.js";
 import { at, showAnswers, showCluster, showGallery, showHead, showLink } from "./parts.js";
+import { addSections } from "./sections.js";
 import { Store } from "./store.js";
 
-const EVERY_MS = 1000;
-const PATIENCE_MS = 5000;
+const POLL_MS = 1000;
+const TIMEOUT_MS = 5000;
 
 const store = new Store();
 /** @type {Map<Element, (store: Store) => import("./charts.js").Drawing>} */
@@ -14,7 +15,7 @@ const charts = new Map();
 /** @type {Set<Element>} */
 const inView = new Set();
 
-// Charts out of sight cost nothing: whoever looks may be on the machine that trains.
+// Charts out of view are not drawn: the browser may run on the machine that trains.
 const watcher = new IntersectionObserver(
   (entries) => {
     for (const entry of entries) {
@@ -48,8 +49,7 @@ function show() {
   const tiles = state.sections?.gallery ?? { crops: [], rejects: [] };
   showGallery(at("gallery-rejects"), tiles.rejects);
   showGallery(at("gallery-crops"), tiles.crops);
-  for (const [metric, title] of healthCharts(store)) addHealth(metric, title);
-  // What is hidden has no place on the page, so it would never come into view.
+  // A hidden figure has no size, so it would never come into view.
   for (const place of charts.keys()) {
     const figure = /** @type {HTMLElement} */ (place.closest("figure"));
     if (inView.has(place) || figure.hidden) redraw(place);
@@ -57,23 +57,8 @@ function show() {
   document.body.dataset.time = String(state.now);
 }
 
-/** @param {string} metric @param {string} title */
-function addHealth(metric, title) {
-  const id = `chart-${metric}`;
-  if (document.getElementById(id)) return;
-  const figure = document.createElement("figure");
-  const caption = document.createElement("figcaption");
-  const place = document.createElement("div");
-  caption.textContent = title;
-  place.className = "chart";
-  place.id = id;
-  figure.append(caption, place);
-  at("health").append(figure);
-  keep(place, healthChart(metric));
-}
-
 async function poll() {
-  const answer = await fetch(`/state?since=${store.since}`, { signal: AbortSignal.timeout(PATIENCE_MS) });
+  const answer = await fetch(`/state?since=${store.since}`, { signal: AbortSignal.timeout(TIMEOUT_MS) });
   if (!answer.ok) throw new Error(`/state answered ${answer.status}`);
   const state = await answer.json();
   if (!store.take(state)) return poll();
@@ -91,13 +76,18 @@ async function loop() {
       try {
         await poll();
       } catch {
-        showLink("no answer; asking again", "watch");
+        showLink("no answer; retrying", "watch");
       }
     }
-    await new Promise((resolve) => setTimeout(resolve, EVERY_MS));
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
 }
 
-for (const [id, chart] of Object.entries(CHARTS)) keep(at(id), chart);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
-loop();
+async function start() {
+  for (const spec of await addSections()) CHARTS[spec.id] = specChart(spec);
+  for (const [id, chart] of Object.entries(CHARTS)) keep(at(id), chart);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+  await loop();
+}
+
+start();

@@ -1,5 +1,5 @@
 // @ts-check
-/** Everything on the page that is words, tables or images. All text is set, never parsed. */
+/** Words, tables and images of the page. Text is always set as text, never parsed as HTML. */
 
 /** @typedef {import("./store.js").State} State */
 
@@ -16,7 +16,7 @@ function element(tag, text, kind = "") {
   return made;
 }
 
-/** The short answer to every question; a question without an answer is not asked.
+/** Show the answer to every question; hide the sections without an answer.
  * @param {State} state */
 export function showAnswers(state) {
   const answers = state.sections?.answers ?? {};
@@ -52,7 +52,7 @@ export function showLink(text, tone) {
 export function showGallery(place, tiles) {
   place.hidden = !tiles.length;
   const shown = new Map([...place.children].map((one) => [/** @type {HTMLElement} */ (one).dataset.name, one]));
-  // Tiles that stand there stay: an image that is loaded again would flicker.
+  // Keep tiles that did not change: an image that is loaded again would flicker.
   const wanted = tiles.map((tile) => {
     const old = /** @type {HTMLElement | undefined} */ (shown.get(tile.name));
     return old && old.dataset.image === String(tile.image) && old.dataset.waits === String(tile.waits)

@@ -1,13 +1,13 @@
 // @ts-check
-/** What the page knows of a run: the newest state, and the columns of its history. */
+/** Store: the newest state of the run, and the columns of its history. */
 
 /** @typedef {{time: number[], [series: string]: (number|null)[]}} Columns */
 /** @typedef {{version: number, now: number, run: any, values: Object<string, number>,
  *   history: Columns, thresholds: Object<string, {low?: number, high?: number}>, status: any,
  *   sections: any}} State */
 
-const MOST_POINTS = 1200;
-// A rate is that of so many seconds, so that steps of a second or two do not make it jump.
+const MAX_POINTS = 1200;
+// Seconds over which a rate is taken: over less, it would jump at each step.
 const RATE_SECONDS = 10;
 
 export class Store {
@@ -16,12 +16,12 @@ export class Store {
   /** @type {Columns} */
   columns = { time: [] };
 
-  /** The time after which points are missing here. */
+  /** The time of the newest point in the store. */
   get since() {
     return this.columns.time.at(-1) ?? 0;
   }
 
-  /** Take a new state. Returns false when it is of another run, and all of it must be asked for.
+  /** Take a new state. Returns false if it is of another run: then request all of its history.
    * @param {State} state */
   take(state) {
     const before = this.state?.run?.began;
@@ -43,7 +43,7 @@ export class Store {
       const values = more[name] ?? Array(added).fill(null);
       for (const value of values) column.push(/** @type {any} */ (value));
     }
-    if (this.columns.time.length > MOST_POINTS) this.#thin();
+    if (this.columns.time.length > MAX_POINTS) this.#thin();
   }
 
   #thin() {
@@ -71,7 +71,7 @@ export class Store {
     const time = this.columns.time;
     const values = this.column(series);
     const base = this.columns[per] ?? [];
-    // A counter at 0 may be one that nobody counts here: it has no rate, not one of 0.
+    // A counter at 0 may not be counted in this run: it has no rate, instead of a rate of 0.
     if (!values.at(-1)) return [];
     let first = 0;
     return values.map((value, at) => {
@@ -84,7 +84,7 @@ export class Store {
   }
 }
 
-/** What a series name says between its braces; one label alone goes by its value.
+/** The label values of a series name.
  * @param {string} series */
 export function labelOf(series) {
   const pairs = [...series.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)];

@@ -73,8 +73,7 @@ class ThumbnailMaker:
 
 
 def mosaic(groups: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Return views (V, S, S, 3) of all groups side by side; small ones half as large, in two rows.
-    """
+    """Return views (V, S, S, 3) of all groups side by side; small views in two rows."""
     largest = max(group.shape[1] for group in groups)
     columns = []
     for group in groups:

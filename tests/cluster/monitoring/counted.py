@@ -1,4 +1,4 @@
-"""What a run counts, made by hand, and what a scrape of it gives."""
+"""Chunks and steps counted by hand, and the samples of a scrape."""
 
 import socket
 import urllib.request
@@ -6,16 +6,17 @@ import urllib.request
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.process_pages import DebugPorts
 from shards.records import Chunk, ChunkCrops, Reject
+from streamssl.monitoring.catalogue import METRICS
 
 
 def count_chunk(
-    metrics: Metrics, num_kept: int = 3, num_rejected: int = 1, num_unselected: int = 0
+    hub: MetricsHub, num_kept: int = 3, num_rejected: int = 1, num_unselected: int = 0
 ) -> None:
     num = num_kept + num_rejected
-    metrics.chunk_cropped(
+    hub.chunk_cropped(
         ChunkCrops(
             Chunk(0, 0, 100),
             0,
@@ -30,8 +31,8 @@ def count_chunk(
     )
 
 
-def count_step(metrics: Metrics, step: int, *rejects: Reject) -> None:
-    metrics.step_trained(
+def count_step(hub: MetricsHub, step: int, *rejects: Reject) -> None:
+    hub.step_trained(
         step=step,
         num_samples=16,
         step_seconds=0.2,
@@ -49,7 +50,7 @@ def fetch(url: str) -> bytes:
 
 
 def scrape(url: str) -> dict[tuple[str, ...], float]:
-    """Every sample of a page: (name, label values in the order of their names) -> value."""
+    """Return the samples of a page: (name, label values in the order of their names) -> value."""
     return {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(fetch(url).decode())
@@ -58,12 +59,15 @@ def scrape(url: str) -> dict[tuple[str, ...], float]:
 
 
 def some_ports(num: int) -> DebugPorts:
-    """So many that are free at this moment, one after the other."""
-    for first in range(9500, 60_000, num):
+    """Return consecutive ports that are free at this moment."""
+    # Each call draws anew: tests in parallel processes must not pick the same ports.
+    with socket.create_server(("127.0.0.1", 0)) as drawn:
+        start = drawn.getsockname()[1]
+    for first in range(start, start + 2000, num):
         try:
             for port in range(first, first + num):
                 socket.create_server(("127.0.0.1", port)).close()
         except OSError:
             continue
-        return DebugPorts(first, first + num - 1)
+        return DebugPorts(first, first + num - 1, metrics=METRICS)
     raise AssertionError("no ports are free")

@@ -1,4 +1,4 @@
-"""A Core without the actor around it, on shards in a folder of its own."""
+"""A ControlCore without the actor around it, on shards in a folder of its own."""
 
 import tempfile
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.actors.node_watch import Node, Nodes, NodeWatch
-from cluster.control.control_core import Core
+from cluster.control.control_core import ControlCore
 from cluster.control.control_spec import ControlSpec, ControlStart, mark_folder
 from cluster.protocol.actor_rpc import StateRef
 from cluster.protocol.node_pools import parse_pools
@@ -33,7 +33,7 @@ def node(name: str, pool: str, *, free: float = 0.75, leaves_at: float | None = 
 
 
 @contextmanager
-def made_core(*nodes: Node) -> Iterator[Core]:
+def made_core(*nodes: Node) -> Iterator[ControlCore]:
     """Control's knowledge of a run of up to four readers and two trainers, on these nodes."""
     with tempfile.TemporaryDirectory() as name:
         out = Path(name)
@@ -54,5 +54,5 @@ def made_core(*nodes: Node) -> Iterator[Core]:
             state=StateRef(0, (), None), begun=False, nonce=mark_folder(spec.folder)
         )
         watch = NodeWatch(latest=Nodes(seen=0.0, alive=nodes))
-        with Core(spec, start, watch, lambda: None) as core:
+        with ControlCore(spec, start, watch, lambda: None) as core:
             yield core

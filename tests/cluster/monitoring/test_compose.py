@@ -4,7 +4,7 @@ import re
 
 import yaml
 
-from cluster.monitoring.grafana.panels import BOARDS
+from streamssl.monitoring.learning_panels import BOARDS
 from tests.cluster.deployed import ROOT
 
 FOLDER = ROOT / "cluster" / "deploy" / "compose"

@@ -2,14 +2,15 @@
 
 import json
 
-from cluster.control.control_core import Core
 from cluster.control.control_readings import told_of
+
+from cluster.control.control_core import Core
 from cluster.monitoring.metric_catalogue import CATALOGUE
-from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer, process_targets
-from cluster.monitoring.run_state import Ended
+from cluster.monitoring.run_state import RunOutcome
 from cluster.protocol.driver_protocol import ActorEvent, Role
-from cluster.protocol.messages import Beat, Load, ReaderReport
+from cluster.protocol.messages import HeartbeatMessage, ReaderReport, TrainerUsage
 from tests.cluster.monitoring.counted import fetch
 from tests.cluster.monitoring.made_core import made_core, node
 
@@ -23,12 +24,12 @@ def start(core: Core, number: int, name: str, role: Role, place: str, pages: str
     core._take_event(started, 0.0)
 
 
-def beat(name: str, ready: int, memory: int) -> Beat:
-    load = Load(
+def beat(name: str, ready: int, memory: int) -> HeartbeatMessage:
+    load = TrainerUsage(
         memory_bytes=memory, held_bytes=10, limit_bytes=50, batches_ready=ready,
         device_bytes={"allocated": memory * 2},
     )  # fmt: skip
-    return Beat(member=name, term=1, phase="ready", generation=0, committed=0, load=load)
+    return HeartbeatMessage(member=name, term=1, phase="ready", generation=0, committed=0, usage=load)
 
 
 def test_gauges_are_of_what_was_measured_alone() -> None:
@@ -101,14 +102,14 @@ def test_losses_and_decisions_are_counters_of_this_control() -> None:
 
 def test_what_control_tells_no_more_goes_and_what_others_say_stays() -> None:
     """A pool that was given back would be shown for ever; the memory of the driver is its own."""
-    metrics = Metrics()
+    metrics = MetricsHub(CATALOGUE)
     metrics.values.set({("memory_bytes", "driver"): 5.0})
     with made_core(node("a", "readers")) as core:
         start(core, 1, "reader-1", "reader", "a")
-        metrics.heard(told_of(core))
+        metrics.take_report(told_of(core))
         assert metrics.values.get(("nodes", "staying")) == 1
         core.nodes.latest = None
-        metrics.heard(told_of(core))
+        metrics.take_report(told_of(core))
     assert metrics.values.get(("nodes", "staying")) is None
     assert metrics.values.get(("memory_bytes", "driver")) == 5
     assert metrics.values.get(("actors", "reader")) == 1
@@ -116,19 +117,19 @@ def test_what_control_tells_no_more_goes_and_what_others_say_stays() -> None:
 
 def test_processes_with_pages_are_targets_until_they_are_gone() -> None:
     """A Prometheus that goes on asking a dead one says `up == 0` for ever."""
-    metrics = Metrics()
+    metrics = MetricsHub(CATALOGUE)
     with made_core(node("a", "readers"), node("c", "trainers")) as core:
         core.pages = {"driver": "127.0.0.1:9500", "control": "10.0.0.1:9500"}
         for number, name in enumerate(("reader-1", "reader-2"), 1):
             start(core, number, name, "reader", "a", f"10.0.0.2:950{number}")
         start(core, 3, "trainer-1", "trainer", "c", "10.0.0.3:9500")
         start(core, 4, "trainer-2", "trainer", "gone", "")
-        metrics.heard(told_of(core))
+        metrics.take_report(told_of(core))
         assert metrics.status is not None
         before = process_targets(metrics.status, {"run": "a"})
         lost = ActorEvent(number=5, name="reader-1", role="reader", kind="lost", node="a")
         core._take_event(lost, 1.0)
-        metrics.heard(told_of(core))
+        metrics.take_report(told_of(core))
         after = process_targets(metrics.status, {"run": "a"})
     process = {"run": "a", "scope": "process"}
     assert before == [
@@ -140,6 +141,6 @@ def test_processes_with_pages_are_targets_until_they_are_gone() -> None:
          "labels": process | {"role": "trainer", "pool": "pool=trainers"}},
     ]  # fmt: skip
     assert after[2]["targets"] == ["10.0.0.2:9502"]
-    metrics.ended = Ended(at=1.0)
+    metrics.outcome = RunOutcome(at=1.0)
     with MetricsServer(metrics) as server:
         assert len(json.loads(fetch(server.url.replace("/metrics", "/sd")))) == 1

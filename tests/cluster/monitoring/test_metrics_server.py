@@ -10,10 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.monitoring.http_server import Answer
-from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer
-from cluster.monitoring.run_state import Ended, RunInfo
+from cluster.monitoring.run_state import RunInfo, RunOutcome
 from shards.errors import ConfigError
 from shards.records import Reject
 from tests.cluster.monitoring.counted import count_chunk, count_step, fetch, scrape
@@ -35,7 +34,7 @@ def address(server: MetricsServer, path: str) -> str:
 
 def test_a_scrape_has_what_was_counted() -> None:
     """By stage and reason, with units in the names."""
-    metrics = Metrics()
+    metrics = MetricsHub(CATALOGUE)
     with MetricsServer(metrics) as server:
         count_chunk(metrics)
         count_chunk(metrics, num_kept=2, num_rejected=0, num_unselected=5)
@@ -69,7 +68,7 @@ def test_a_scrape_has_what_was_counted() -> None:
 
 def test_what_was_never_measured_is_absent() -> None:
     """A queue that is 0 full and one that does not exist are not the same."""
-    metrics = Metrics()
+    metrics = MetricsHub(CATALOGUE)
     with MetricsServer(metrics) as server:
         before = scrape(server.url)
         metrics.values.set({("queue_age_steps", "p50"): 3.0})
@@ -82,7 +81,7 @@ def test_what_was_never_measured_is_absent() -> None:
 
 def test_the_state_is_the_scrape_and_how_it_came_to_it() -> None:
     """A page that shows other numbers than Prometheus is believed by nobody."""
-    metrics = Metrics()
+    metrics = MetricsHub(CATALOGUE)
     metrics.run, metrics.sections["images"] = RUN, lambda: ["a"]
     with MetricsServer(metrics) as server:
         count_step(metrics, 1)
@@ -106,8 +105,8 @@ def test_the_state_is_the_scrape_and_how_it_came_to_it() -> None:
 
 def test_a_run_that_ended_says_when_and_why() -> None:
     """Whoever comes an hour later must see that nothing moves any more."""
-    metrics = Metrics()
-    metrics.run, metrics.ended = RUN, Ended(at=3.0, error="the disk is full")
+    metrics = MetricsHub(CATALOGUE)
+    metrics.run, metrics.outcome = RUN, RunOutcome(at=3.0, error="the disk is full")
     with MetricsServer(metrics) as server:
         run = json.loads(fetch(address(server, "/state")))["run"]
     assert run["ended"] == 3.0 and run["error"] == "the disk is full"
@@ -115,7 +114,7 @@ def test_a_run_that_ended_says_when_and_why() -> None:
 
 def test_a_run_that_fails_is_scraped_once_more() -> None:
     """Its last numbers say why it failed; a run that nobody scrapes does not wait for anybody."""
-    metrics, found = Metrics(), []
+    metrics, found = MetricsHub(CATALOGUE), []
     with pytest.raises(ConfigError), MetricsServer(metrics):
         raise ConfigError("nobody waits")
     with pytest.raises(ConfigError), MetricsServer(metrics) as server:
@@ -126,13 +125,13 @@ def test_a_run_that_fails_is_scraped_once_more() -> None:
         raise ConfigError("the states differ")
     later.join()  # the run may end while the answer is on its way
     assert [one["streamssl_state_mismatches_total",] for one in found] == [1]
-    assert metrics.ended is not None and metrics.ended.error == "the states differ"
+    assert metrics.outcome is not None and metrics.outcome.error == "the states differ"
 
 
 def test_where_a_run_serves_is_written_down_while_it_does(tmp_path: Path) -> None:
     """`streamssl monitor` looks there."""
     path = tmp_path / ".metrics"
-    metrics = Metrics()
+    metrics = MetricsHub(CATALOGUE)
     metrics.run = RUN
     with MetricsServer(metrics, address_file=path) as server:
         assert path.read_text() == server.url.removesuffix("/metrics")
@@ -142,7 +141,7 @@ def test_where_a_run_serves_is_written_down_while_it_does(tmp_path: Path) -> Non
 
 def test_probes_are_asked_every_second() -> None:
     """Gauges and counters of this process, by kind; counters since the probe began."""
-    metrics, numbers = Metrics(), iter((3.0, 5.0))
+    metrics, numbers = MetricsHub(CATALOGUE), iter((3.0, 5.0))
     metrics.probes.append(lambda: {("steps_wanted",): 7.0, ("bucket_bytes", "b"): next(numbers)})
     metrics.tick(), metrics.tick()
     assert metrics.values.get(("steps_wanted",)) == 7
@@ -151,7 +150,7 @@ def test_probes_are_asked_every_second() -> None:
 
 def test_readings_beyond_their_limit_are_told_apart() -> None:
     """Which one it is decides what to do."""
-    metrics = Metrics()
+    metrics = MetricsHub(CATALOGUE)
     metrics.health(("feature_std", "effective_rank"), ("effective_rank",))
     assert metrics.values.get(("collapsing", "effective_rank")) == 1
     assert metrics.values.get(("collapsing", "feature_std")) == 0
@@ -160,7 +159,7 @@ def test_readings_beyond_their_limit_are_told_apart() -> None:
 
 def test_prometheus_is_told_where_to_scrape() -> None:
     """A port that is free one day is taken the next: nobody should have to write it down."""
-    with MetricsServer(Metrics()) as server:
+    with MetricsServer(MetricsHub(CATALOGUE)) as server:
         [found] = json.loads(fetch(address(server, "/sd")))
         assert fetch(f"http://{found['targets'][0]}/healthz") == b"ok\n"
 
@@ -168,7 +167,7 @@ def test_prometheus_is_told_where_to_scrape() -> None:
 def test_more_pages_are_served_beside_them() -> None:
     """The live page stands on its own, and what is not there is said to be elsewhere."""
     pages = {"/": lambda _: Answer(b"<p>", "text/html")}
-    with MetricsServer(Metrics(), pages=pages) as server:
+    with MetricsServer(MetricsHub(CATALOGUE), pages=pages) as server:
         assert fetch(address(server, "/")) == b"<p>"
         with pytest.raises(urllib.error.HTTPError) as refused:
             fetch(address(server, "/nothing"))
@@ -179,7 +178,7 @@ def test_more_pages_are_served_beside_them() -> None:
 
 def test_two_runs_in_one_process_count_apart() -> None:
     """A global registry would refuse the second run, or add the two up."""
-    one, other = Metrics(), Metrics()
+    one, other = MetricsHub(CATALOGUE), MetricsHub(CATALOGUE)
     count_step(one, 7)
     with MetricsServer(one) as first, MetricsServer(other) as second:
         assert scrape(first.url)["streamssl_samples_total", "trained"] == 16
@@ -188,7 +187,7 @@ def test_two_runs_in_one_process_count_apart() -> None:
 
 def test_it_listens_on_the_loopback_only() -> None:
     """Nobody on the network is let in by default."""
-    with MetricsServer(Metrics()) as server:
+    with MetricsServer(MetricsHub(CATALOGUE)) as server:
         port = int(server.url.split(":")[2].split("/")[0])
         listening = [
             connection.laddr.ip
@@ -203,15 +202,15 @@ def test_a_taken_port_is_a_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port} \(.*in use.*another --metrics-port"):
-            MetricsServer(Metrics(), port)
+            MetricsServer(MetricsHub(CATALOGUE), port)
 
 
 def test_the_port_is_free_again_after_the_run() -> None:
     """A resume with the same --metrics-port must work at once."""
-    with MetricsServer(Metrics()) as server:
+    with MetricsServer(MetricsHub(CATALOGUE)) as server:
         url = server.url
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url, timeout=5)
     port = int(url.split(":")[2].split("/")[0])
-    with MetricsServer(Metrics(), port) as server:
+    with MetricsServer(MetricsHub(CATALOGUE), port) as server:
         assert server.url == url

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer
 from cluster.monitoring.prometheus_server import (
     find_targets,
@@ -22,8 +22,8 @@ from tests.cluster.monitoring.test_metrics_server import RUN
 from tests.prometheus import Prometheus, free_port, needs_prometheus
 
 
-def named(name: str) -> Metrics:
-    metrics = Metrics()
+def named(name: str) -> MetricsHub:
+    metrics = MetricsHub(CATALOGUE)
     metrics.run = RunInfo(name=name, method="swav", cluster="none", num_steps=1, batch_size=1,
                           began=RUN.began)  # fmt: skip
     return metrics

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from cluster.monitoring.live.live_answers import answers
-from cluster.monitoring.run_state import Ended
+from cluster.monitoring.run_state import RunOutcome
 from tests.cluster.made_run import MadeRun
 
 
@@ -92,7 +92,7 @@ def test_a_loss_that_stands_still_or_rises_is_not_called_falling():
 def test_an_ended_run_is_told_as_a_whole():
     """The last minute of a run is not what it was."""
     run = MadeRun()
-    run.metrics.ended = Ended(at=time.time())
+    run.metrics.outcome = RunOutcome(at=time.time())
     found = said(run)
     assert found["learning"]["short"] == "It is done."
     assert "of the run went by" in found["stalled"]["text"]

@@ -7,9 +7,9 @@ import time
 import urllib.request
 
 import pytest
+from cluster.monitoring.live.gallery_pages import SCRIPTS
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.monitoring.live.gallery_pages import SCRIPTS
 from cluster.monitoring.live.live_page import show_live
 from cluster.monitoring.metrics_server import MetricsServer
 from tests.cluster.browser import Visit, needs_browser, open_browser

@@ -1,14 +1,14 @@
-"""Every alert fires when it should and is quiet in a healthy run; promtool computes both."""
+"""Every alert fires for its fault and is silent in a healthy run; promtool computes both."""
 
 import re
 import shutil
 import subprocess
 
-import pytest
 import yaml
 
-from cluster.monitoring.metric_catalogue import METRICS
-from cluster.protocol.metric import PREFIX, PROCESS_PREFIX
+from cluster.protocol.process_counts import PROCESS_PREFIX
+from shards.metric import PREFIX
+from streamssl.monitoring.catalogue import METRICS
 from tests.cluster.deployed import ROOT
 from tests.prometheus import needs_promtool
 
@@ -44,8 +44,8 @@ HEALTHY = {
     'streamssl_nodes{run="a",kind="pending"}': "0x100 2x20 0x120",
     'up{job="ray",instance="10.0.0.1:44217"}': "1x240",
 }
-# Alert: (what is otherwise from the beginning on, the labels that it then has).
-ILL = {
+# Alert: (series that differ from the healthy run, labels of the alert).
+FAULTS = {
     "StreamsslStarved": ({'streamssl_data_wait_seconds_total{run="a"}': "0+9x240"}, {"run": "a"}),
     "StreamsslInputStalled": (
         {
@@ -97,9 +97,9 @@ ILL = {
         {"job": "ray"},
     ),
 }
-# What a process of that run serves beside it, as it is scraped from where /sd lists it: much more
-# than the run has in all; and it hangs, on the port that Ray's autoscaler has elsewhere.
-BESIDE = {
+# Series of one process of that run, scraped from its own page: much larger than those of the run.
+# The process hangs, on the port that Ray's autoscaler has elsewhere.
+PROCESS_SERIES = {
     name.replace(PREFIX, PROCESS_PREFIX).replace(
         '{run="a"', '{run="a",scope="process"'
     ): "9+999x240"
@@ -112,11 +112,10 @@ BESIDE = {
 
 
 def rule_test(series, fires):
-    """A test for promtool: after half an hour exactly these alerts fire, with their labels."""
+    """Return a test for promtool: after half an hour exactly these alerts fire."""
     checks = [
-        {"eval_time": minutes, "alertname": name, "exp_alerts": expected(name, fires)}
+        {"eval_time": "30m", "alertname": name, "exp_alerts": expected(name, fires)}
         for name in ALERTS
-        for minutes in ("30m",)
     ]
     return {
         "interval": "15s",
@@ -155,24 +154,20 @@ def run_promtool(tests, tmp_path):
 
 
 @needs_promtool
-def test_a_healthy_run_is_left_alone(tmp_path):
-    """Alerts that come every day are read by nobody; a lost reader or Control is no alarm."""
-    run_promtool([rule_test(HEALTHY, {})], tmp_path)
+def test_each_alert_fires_for_its_fault_only(tmp_path):
+    """An alert that cannot fire is useless; one that fires every day is ignored."""
+    names = ("data_wait", "step_seconds", "train_step", "steps_wanted", "samples", "lead", "disk")
+    one_process = {name: values for name, values in HEALTHY.items() if any(n in name for n in names)}
+    tests = [rule_test(HEALTHY, {}), rule_test(one_process, {})]
+    for alert, (changes, labels) in FAULTS.items():
+        assert changes.keys() <= HEALTHY.keys()
+        tests.append(rule_test(HEALTHY | changes, {alert: labels}))
+    run_promtool(tests, tmp_path)
 
 
 @needs_promtool
-@pytest.mark.parametrize("alert", ILL)
-def test_an_alert_fires_for_its_ill_and_for_no_other(alert, tmp_path):
-    """One that cannot fire is worse than none."""
-    changes, labels = ILL[alert]
-    assert changes.keys() <= HEALTHY.keys()
-    fires = {alert: labels}
-    run_promtool([rule_test(HEALTHY | changes, fires)], tmp_path)
-
-
-@needs_promtool
-def test_what_processes_serve_beside_a_run_changes_no_rule(tmp_path):
-    """Counted twice, a run would seem twice as fast, and its alerts would come late or never."""
+def test_pages_of_processes_change_no_rule(tmp_path):
+    """A run counted twice would look twice as fast, and its alerts would come late or never."""
     trained = 'streamssl:samples:rate1m{run="a", stage="trained"}'
     recorded = [
         {"expr": expr, "eval_time": "30m", "exp_samples": [{"labels": labels, "value": value}]}
@@ -182,48 +177,36 @@ def test_what_processes_serve_beside_a_run_changes_no_rule(tmp_path):
             ('count({__name__=~"streamssl:.*"})', "{}", 9),
         )
     ]
-    alone, beside = rule_test(HEALTHY, {}), rule_test(HEALTHY | BESIDE, {})
-    tests = [one | {"promql_expr_test": recorded} for one in (alone, beside)]
-    for alert, (changes, labels) in ILL.items():
-        tests.append(rule_test(HEALTHY | changes | BESIDE, {alert: labels}))
+    alone, both = rule_test(HEALTHY, {}), rule_test(HEALTHY | PROCESS_SERIES, {})
+    tests = [one | {"promql_expr_test": recorded} for one in (alone, both)]
+    for alert, (changes, labels) in FAULTS.items():
+        tests.append(rule_test(HEALTHY | changes | PROCESS_SERIES, {alert: labels}))
     run_promtool(tests, tmp_path)
 
 
 @needs_promtool
-def test_a_run_without_a_cluster_is_healthy_too(tmp_path):
-    """It has no actors, no Control and no lease: that must not look like losing them all."""
-    names = ("data_wait", "step_seconds", "train_step", "steps_wanted", "samples", "lead", "disk")
-    series = {name: values for name, values in HEALTHY.items() if any(n in name for n in names)}
-    run_promtool([rule_test(series, {})], tmp_path)
-
-
-@needs_promtool
-def test_promtool_takes_the_rules():
+def test_promtool_accepts_the_rules():
     """Prometheus does not start with a file that it cannot read."""
     command = ["promtool", "check", "rules", "--lint=all", str(RULES)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_is_tested_and_has_its_paragraph():
-    """Whoever is woken by it must be told what it means and what to do."""
-    assert ALERTS.keys() == ILL.keys()
+def test_every_alert_has_a_test_a_drill_and_a_paragraph():
+    """A user who receives an alert must find its meaning and the remedy."""
+    assert ALERTS.keys() == FAULTS.keys()
     found = dict(re.findall(r"^## (Streamssl\w+)\n\n(.+?)(?=\n## |\Z)", RUNBOOK, re.M | re.S))
     assert found.keys() == ALERTS.keys()
     assert [name for name, text in found.items() if len(text.split()) < 30] == []
     for name, rule in ALERTS.items():
         assert rule["annotations"]["runbook"] == f"docs/runbook.md#{name.lower()}"
         assert rule["labels"]["severity"] in ("warning", "critical")
-
-
-def test_every_alert_has_its_drill():
-    """What promtool computes of made numbers may never be so in a real run."""
     drills = "".join(path.read_text() for path in (ROOT / "tests/drills").glob("test_alerts*.py"))
     assert [name for name in ALERTS if name not in drills] == []
 
 
 def test_rules_name_metrics_that_exist():
-    """An alert on a name that nobody serves is silent for ever."""
+    """An alert on a name that no run serves is silent forever."""
     served = {name for metric in METRICS for name in metric.exposed_names}
     for rule in (*GROUPS["streamssl-rates"], *ALERTS.values()):
         named = set(re.findall(r"\bstreamssl_[a-z_0-9]+", rule["expr"]))
@@ -231,8 +214,8 @@ def test_rules_name_metrics_that_exist():
         assert named <= served and recorded <= RECORDS, rule
 
 
-def test_what_the_runbook_names_exists():
-    """Advice that cannot be followed costs the time it was to save."""
+def test_the_runbook_names_existing_things():
+    """Advice that cannot be followed wastes time."""
     served = {name for metric in METRICS for name in (metric.exposed, *metric.exposed_names)}
     assert set(re.findall(r"`(streamssl_[a-z_0-9]+)", RUNBOOK)) <= served
     for path in re.findall(r"\]\(((?!http)[\w./-]+)\)", RUNBOOK):

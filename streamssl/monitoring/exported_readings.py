@@ -1,13 +1,14 @@
-"""What the methods report, by the names under which /metrics knows it.
+"""Exported readings: the readings of methods, by the names under which /metrics serves them.
 
-A reading that is not here is in metrics.jsonl alone: a series for whatever a method of somebody's
-own may report would be one that no dashboard, rule or page knows.
+A reading that is not listed is only in metrics.jsonl: no dashboard, rule or page would know its
+series.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from cluster.protocol.metric import Key
+from cluster.monitoring.metrics_hub import MetricsHub
+from shards.metric import Key
 
 EXPORTED: Final[Mapping[str, Key]] = {
     "gradient_norm": ("gradient_norm",),
@@ -37,9 +38,14 @@ EXPORTED: Final[Mapping[str, Key]] = {
 
 
 def exported(fields: Mapping[str, Any]) -> dict[Key, float]:
-    """The gauges of a step, from its line of metrics.jsonl."""
+    """Return the gauges of a step from its line of metrics.jsonl."""
     found: dict[Key, float] = {("loss",): fields["loss"], ("learning_rate",): fields["lr"]}
     for name, value in fields["readings"].items():
         if name in EXPORTED:
             found[EXPORTED[name]] = value
     return found
+
+
+def set_collapsing(hub: MetricsHub, checked: Collection[str], crossed: Collection[str]) -> None:
+    """Set the gauge `collapsing` of the checked readings; those in `crossed` are beyond a limit."""
+    hub.values.set({("collapsing", name): float(name in crossed) for name in checked})

@@ -1,4 +1,4 @@
-"""What kind of trouble an error is, and what is done about it."""
+"""Retries: the kind of each library's errors, and the number and spacing of attempts."""
 
 import time
 from email.utils import formatdate
@@ -12,7 +12,6 @@ from shards.errors import ConfigError, ShardChanged
 from shards.stores.request_counters import RequestCounters
 from shards.stores.request_limit import RequestLimiter
 from shards.stores.retry import (
-    RequestFailure,
     RetriesExhausted,
     RetryConfig,
     RetryingClient,
@@ -20,11 +19,14 @@ from shards.stores.retry import (
     classify_error,
 )
 
+# Attributes of a connection key that the error's message needs.
+KEY = type("Key", (), {"ssl": None, "host": "h", "port": 1, "is_ssl": False})()
+
 
 def s3_error(code, status, headers=None):
-    about = {"HTTPStatusCode": status, "HTTPHeaders": headers or {}}
-    answer = {"Error": {"Code": code, "Message": "so it is"}, "ResponseMetadata": about}
-    return ClientError(answer, "GetObject")
+    metadata = {"HTTPStatusCode": status, "HTTPHeaders": headers or {}}
+    response = {"Error": {"Code": code, "Message": "failed"}, "ResponseMetadata": metadata}
+    return ClientError(response, "GetObject")
 
 
 def http_error(status, **headers):
@@ -32,10 +34,10 @@ def http_error(status, **headers):
 
 
 class CloudError(Exception):
-    """Google's and Azure's clients carry their status in an attribute of the error."""
+    """Error with its status in an attribute, as Google's and Azure's clients raise it."""
 
     def __init__(self, **fields):
-        super().__init__("the cloud says no")
+        super().__init__("refused")
         self.__dict__.update(fields)
 
 
@@ -75,6 +77,7 @@ def caused_by(error, cause):
         (caused_by(OSError(16, "busy"), s3_error("SlowDown", 503)), "throttled"),
         (FSTimeoutError(), "timeout"),
         (TimeoutError(), "timeout"),
+        (ClientConnectorError(KEY, OSError(111, "refused")), "reset"),
         (ConnectionResetError(), "reset"),
         (EOFError(), "short"),
         (UnexpectedResponse(), "wrong_range"),
@@ -86,99 +89,89 @@ def caused_by(error, cause):
         (OSError(5, "Input/output error"), "other"),
         (type("NoCredentialsError", (Exception,), {})(), "refused"),
         (type("ServiceRequestTimeoutError", (Exception,), {})(), "timeout"),
-        (type("NobodyKnowsThis", (Exception,), {})(), "other"),
+        (type("UnknownError", (Exception,), {})(), "other"),
     ],
 )
-def test_errors_of_every_library_are_understood(error, kind):
-    """Nobody imports botocore, aiohttp, google and azure here, and all of them raise their own."""
+def test_errors_of_each_library_are_classified(error, kind):
+    """An unknown error would be retried in vain, or end a run that could go on."""
     assert classify_error(error).kind == kind
 
 
-def test_a_host_that_cannot_be_reached_is_a_broken_connection():
-    """The likeliest error of all."""
-    key = type("Key", (), {"ssl": None, "host": "h", "port": 1, "is_ssl": False})()
-    assert classify_error(ClientConnectorError(key, OSError(111, "refused"))).kind == "reset"
-
-
 @pytest.mark.parametrize(
-    ("said", "seconds"),
-    [
-        ("7", 7.0),
-        ("0.5", 0.5),
-        ("99999", 60.0),
-        ("soon", 0.0),
-        ("", 0.0),
-        (40, 40.0),
-        (-60, 0.0),
-    ],
+    ("value", "seconds"),
+    [("7", 7.0), ("0.5", 0.5), ("99999", 60.0), ("soon", 0.0), ("", 0.0), (40, 40.0), (-60, 0.0)],
 )
-def test_a_store_may_say_when_to_come_again(said, seconds):
-    """Seconds or a date; a day is more than anybody waits for."""
-    if isinstance(said, int):
-        said = formatdate(time.time() + said, usegmt=True)
-    for headers in ({"Retry-After": said}, {"retry-after": said}):
-        trouble = classify_error(s3_error("SlowDown", 503, headers))
-        assert trouble.retry_after == pytest.approx(seconds, abs=2.0)
-    assert classify_error(http_error(503, **{"Retry-After": said})).retry_after == pytest.approx(
-        seconds, abs=2.0
-    )
+def test_retry_after_is_a_number_or_a_date_within_bounds(value, seconds):
+    """A store may ask for a day."""
+    if isinstance(value, int):
+        value = formatdate(time.time() + value, usegmt=True)
+    for error in (
+        s3_error("SlowDown", 503, {"Retry-After": value}),
+        s3_error("SlowDown", 503, {"retry-after": value}),
+        http_error(503, **{"Retry-After": value}),
+    ):
+        assert classify_error(error).retry_after == pytest.approx(seconds, abs=2.0)
 
 
-@pytest.mark.parametrize("kind", ["gone", "refused", "changed", "bad_request"])
-def test_what_cannot_pass_is_hopeless(kind):
-    """Asking on would only hide what happened."""
-    assert RequestFailure(kind).is_permanent and not RequestFailure("other").is_permanent
-
-
-def asker(**fields):
+def make_client(**fields):
     retry = RetryConfig(**({"first_wait_seconds": 0.0, "longest_wait_seconds": 0.0} | fields))
     counters = RequestCounters()
     return RetryingClient(retry, RequestLimiter(), counters, "s3://b"), counters
 
 
-def test_attempts_are_counted_from_the_last_that_got_somewhere():
-    """Gigabytes over a line that breaks every minute would never arrive; nor may a byte an hour
-    keep a run waiting."""
-    ask, counters = asker(num_attempts=3)
-    got = [0]
+def test_attempts_are_counted_from_the_last_progress():
+    """Gigabytes over a line that breaks each minute would never arrive; but a byte an hour must
+    not keep a run waiting."""
+    client, counters = make_client(num_attempts=3)
+    received = [0]
 
-    def some(num_bytes, until):
+    def receive(num_bytes, until):
         def request():
-            got[0] += num_bytes
-            if got[0] < until:
+            received[0] += num_bytes
+            if received[0] < until:
                 raise ConnectionResetError
             return "all"
 
         return request
 
-    assert ask.call(some(1 << 16, 20 << 16), lambda: got[0]) == "all"
+    assert client.call(receive(1 << 16, 20 << 16), lambda: received[0]) == "all"
     assert counters.snapshot().requests == 20 and counters.snapshot().retries == {"reset": 19}
-    got[0] = 0
+    received[0] = 0
     with pytest.raises(RetriesExhausted) as exhausted:
-        ask.call(some(1, 100), lambda: got[0])
+        client.call(receive(1, 100), lambda: received[0])
     assert exhausted.value.num_attempts == 3 and exhausted.value.failure.kind == "reset"
 
 
-def test_waits_grow_and_are_drawn_anew(monkeypatch):
-    """A thousand readers that come back in step bring the next storm."""
+def test_waits_grow_and_are_random(monkeypatch):
+    """A thousand readers that retry at the same moment cause the next failure."""
     waits = []
     monkeypatch.setattr("shards.stores.retry.time.sleep", waits.append)
     monkeypatch.setattr("shards.stores.retry.random.uniform", lambda low, high: high - low)
-    ask, _ = asker(num_attempts=7, first_wait_seconds=1.0, longest_wait_seconds=10.0)
+    client, _ = make_client(num_attempts=7, first_wait_seconds=1.0, longest_wait_seconds=10.0)
     with pytest.raises(RetriesExhausted):
-        ask.call(lambda: 1 / 0)
+        client.call(lambda: 1 / 0)
     assert waits == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 
 
-def test_errors_of_our_own_pass_through():
-    """They have their name already."""
-    ask, counters = asker()
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        (FileNotFoundError(), RetriesExhausted),
+        (PermissionError(), RetriesExhausted),
+        (s3_error("PreconditionFailed", 412), RetriesExhausted),
+        (http_error(405), RetriesExhausted),
+        (ShardChanged("replaced"), ShardChanged),
+    ],
+)
+def test_permanent_failures_are_not_retried(raised, error):
+    """A retry would only hide the failure; errors of this project must keep their type."""
+    client, counters = make_client()
 
     def request():
-        raise ShardChanged("it is another one")
+        raise raised
 
-    with pytest.raises(ShardChanged):
-        ask.call(request)
+    with pytest.raises(error):
+        client.call(request)
     assert counters.snapshot().requests == 1
 
 
@@ -192,7 +185,7 @@ def test_errors_of_our_own_pass_through():
         ({"read_timeout_seconds": float("nan")}, r"it must be more than 0: a request needs some"),
     ],
 )
-def test_retries_that_cannot_work_are_refused(fields, message):
-    """No attempt at all would fall through to an error without a cause."""
+def test_invalid_settings_are_refused(fields, message):
+    """Zero attempts would read nothing."""
     with pytest.raises(ConfigError, match=message):
         RetryConfig(**fields)

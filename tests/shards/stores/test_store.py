@@ -1,11 +1,14 @@
-"""Whether an answer holds what was asked for: every header may be missing, none may disagree."""
+"""Checks of responses, and the clients of a process: one for each store and account."""
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from shards.errors import ShardChanged
 from shards.records import ShardInfo
-from shards.stores.retry import UnexpectedResponse
+from shards.stores.retry import RetryConfig, UnexpectedResponse
 from shards.stores.store import check_content_range, is_same_version
+from shards.stores.store_clients import Stores
 
 DATE, OTHER_DATE = "Sun, 22 Nov 2026 08:00:00 GMT", "Mon, 23 Nov 2026 08:00:00 GMT"
 
@@ -20,7 +23,7 @@ def shard(version):
         ("abc", {"ETag": '"abc"'}, True),
         ("abc", {"ETag": '"abd"'}, False),
         ("abc", {"ETag": '"abd"', "Last-Modified": DATE}, False),
-        ("abc", {"Last-Modified": DATE}, True),  # it says nothing of the etag
+        ("abc", {"Last-Modified": DATE}, True),  # the etag is unknown
         ("abc", {}, True),
         ("abc-1000", {"ETag": '"abd-1000"'}, False),
         ('W/"abc', {"ETag": 'W/"abc"'}, True),
@@ -33,14 +36,13 @@ def shard(version):
         ("-1000", {"Last-Modified": DATE, "ETag": '"abc"'}, True),
     ],
 )
-def test_versions_are_held_to_what_was_listed(version, headers, same):
-    """A changed shard that is taken for the listed one is wrong data; an unchanged one that is
-    refused ends a run for nothing."""
+def test_headers_are_compared_with_the_listed_version(version, headers, same):
+    """A changed shard would be read as the listed one, or an unchanged one would end the run."""
     assert is_same_version(headers, shard(version)) == same
 
 
 @pytest.mark.parametrize(
-    ("said", "start"),
+    ("header", "start"),
     [
         ("bytes 5-9/1000", 5),
         ("bytes 5-9/*", 5),
@@ -49,19 +51,44 @@ def test_versions_are_held_to_what_was_listed(version, headers, same):
         (None, 0),
     ],
 )
-def test_a_range_that_begins_where_it_should_is_right_as_far_as_it_goes(said, start):
-    """Servers may send less than they were asked for."""
-    check_content_range(said, shard("abc"), start)
+def test_a_range_may_end_early(header, start):
+    """Servers may send less than requested; the rest is requested again."""
+    check_content_range(header, shard("abc"), start)
 
 
-@pytest.mark.parametrize("said", ["bytes 4-9/1000", "bytes */1000", "items 5-9/1000", "", None])
-def test_another_range_is_a_wrong_answer(said):
-    """Its bytes would be taken for those of another place."""
+@pytest.mark.parametrize("header", ["bytes 4-9/1000", "bytes */1000", "items 5-9/1000", "", None])
+def test_another_range_is_refused(header):
+    """Bytes of another position would be decoded."""
     with pytest.raises(UnexpectedResponse):
-        check_content_range(said, shard("abc"), 5)
+        check_content_range(header, shard("abc"), 5)
 
 
-def test_a_range_of_a_longer_object_is_of_another_object():
-    """Even where nothing else tells its version."""
+def test_a_range_of_a_longer_object_is_a_changed_shard():
+    """Some servers name no version: the length is the only sign."""
     with pytest.raises(ShardChanged):
         check_content_range("bytes 5-9/1001", shard("-1000"), 5)
+
+
+class AzureLike(MemoryFileSystem):
+    """Filesystem whose account is part of the address, as for Azure."""
+
+    protocol = "abfs"
+
+    @staticmethod
+    def _get_kwargs_from_urls(path):
+        return {"account_name": path.partition("@")[2].partition(".")[0]}
+
+
+def test_each_azure_account_has_its_own_client():
+    """Two accounts whose names are anagrams would share one client and its credentials."""
+    fsspec.register_implementation("abfs", AzureLike, clobber=True)
+    stores = Stores(RetryConfig())
+    first, anagram, container = (
+        stores.filesystem(f"abfs://{name}.dfs.core.windows.net/0.tar")
+        for name in ("c@anna", "c@naan", "d@anna")
+    )
+    assert first is not anagram and first is container
+    assert (first.storage_options["account_name"], anagram.storage_options["account_name"]) == (
+        "anna",
+        "naan",
+    )

@@ -19,7 +19,7 @@ from shards.crops.engine import CropFailure, CroppedImages
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, pixel_boxes
 from shards.errors import ConfigError
-from shards.images.decode import TURNS, Pixels, decode_stored, stored_box
+from shards.images.decode import ORIENTATION_STEPS, Pixels, decode_stored, stored_box
 from shards.images.image_header import ImageError, ImageHeader
 
 try:
@@ -210,7 +210,7 @@ def _translate(
         for box in boxes
     ]
     boxes = np.array(stored, np.int32).reshape(-1, 4)
-    turns = np.array([TURNS[image.orientation] for image in images])
+    turns = np.array([ORIENTATION_STEPS[image.orientation] for image in images])
     turns = np.repeat(turns, parameters.shape[1], axis=0)
     whole = np.zeros((len(rows), _NUM_WHOLE), np.int32)
     whole[:, _TOP : _LEFT + 1] = boxes[:, :2]

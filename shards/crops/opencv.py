@@ -22,12 +22,12 @@ from torch.nn.functional import interpolate
 from shards.crops.engine import CropFailure, CroppedImages
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, pixel_boxes
 from shards.images.decode import (
-    REDUCED,
+    JPEG_REDUCTIONS,
     Pixels,
     can_reduce,
     decode_stored,
     stored_box,
-    turn,
+    orient_pixels,
 )
 from shards.images.image_header import ImageError, ImageHeader
 
@@ -79,7 +79,7 @@ class OpenCVEngine:
                     pixels = _resize(stored, box, group.size)
                 else:
                     pixels = _resize_reduced(stored, box, group.size, reduction)
-                pixels = turn(pixels, image.orientation, mirror=row[Parameter.FLIP] > 0)
+                pixels = orient_pixels(pixels, image.orientation, mirror=row[Parameter.FLIP] > 0)
                 crop[:] = _colour(pixels, row)
 
     def _reduction(self, image: ImageHeader, boxes: NDArray[np.int64]) -> int:
@@ -92,7 +92,7 @@ class OpenCVEngine:
         )
         shortest = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
         spare = float((shortest / sizes).min()) / _PIXELS_TO_SPARE
-        return max((factor for factor in REDUCED if factor <= spare), default=1)
+        return max((factor for factor in JPEG_REDUCTIONS if factor <= spare), default=1)
 
 
 def _resize(pixels: Pixels, box: tuple[int, int, int, int], size: int) -> Pixels:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shards.crops.engine import CroppedImages, Engine
 from shards.crops.recipe import CropRecipe, draw
 from shards.crops.verify_engine import VerifyingEngine, as_rows
-from shards.images.image_header import ImageHeader, inspect
+from shards.images.image_header import ImageHeader, read_image_header
 from shards.records import Reject, Sample
 from shards.samples.admission import image_bytes, reject
 from shards.samples.admission_config import AdmissionConfig
@@ -96,7 +96,7 @@ class SampleCropper:
 
     def try_out(self) -> bool:
         """Return True if the engine crops a plain image."""
-        image = inspect(encode_jpeg(make_image(0, 0, 0, _PLAIN_SIDE)))
+        image = read_image_header(encode_jpeg(make_image(0, 0, 0, _PLAIN_SIDE)))
         ids, epochs = np.zeros((1, 2), np.int64), np.zeros(1, np.int64)
         return bool(self._images.crop([image], ids, epochs).ok.all())
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shards.crops.engine import CropFailure, CroppedImages
 from shards.crops.recipe import CropRecipe
-from shards.images.decode import REDUCED, can_reduce, decode_stored
+from shards.images.decode import JPEG_REDUCTIONS, can_reduce, decode_stored
 from shards.images.image_header import ImageError, ImageHeader
 
 
@@ -27,7 +27,7 @@ class VerifyingEngine:
         failures: list[CropFailure] = []
         for index, image in enumerate(images):
             try:
-                decode_stored(image, max(REDUCED) if can_reduce(image) else 1)
+                decode_stored(image, max(JPEG_REDUCTIONS) if can_reduce(image) else 1)
             except ImageError as error:
                 failures.append(CropFailure(index, error.reason, error.detail))
             else:

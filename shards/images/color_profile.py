@@ -1,4 +1,4 @@
-"""Colours of an embedded profile become sRGB, by LittleCMS on the decoded pixels."""
+"""Conversion from an embedded colour profile to sRGB, by LittleCMS on decoded pixels."""
 
 import io
 from functools import lru_cache
@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-# Profiles repeat: of a camera, of a program. A transform takes milliseconds to build.
-_KEPT = 64
+# Cameras and programs repeat their profiles. Building a transform takes milliseconds.
+_MAX_TRANSFORMS = 64
 
 
 def to_srgb(pixels: NDArray[np.uint8], profile: bytes) -> NDArray[np.uint8]:
-    """RGB pixels (H, W, 3) in sRGB. A profile that cannot be used, or is sRGB, changes nothing."""
+    """Convert RGB pixels (H, W, 3) to sRGB. An unusable or sRGB profile changes nothing."""
     transform = _transform(profile)
     if transform is None:
         return pixels
@@ -21,14 +21,14 @@ def to_srgb(pixels: NDArray[np.uint8], profile: bytes) -> NDArray[np.uint8]:
     return np.array(image)
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=_MAX_TRANSFORMS)
 def _transform(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     try:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        # Four in five profiles of the web are some version of sRGB itself.
+        # Four in five profiles on the web are a version of sRGB.
         if "sRGB" in ImageCms.getProfileDescription(given):
             return None
         return ImageCms.buildTransform(given, ImageCms.createProfile("sRGB"), "RGB", "RGB")
     except (OSError, ImageCms.PyCMSError):
-        # Broken, or not of RGB colours: the numbers are taken as they are.
+        # Broken, or not a profile of RGB colours: keep the pixels.
         return None

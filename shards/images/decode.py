@@ -1,8 +1,7 @@
-"""An encoded image becomes pixels: by OpenCV where it is fast, else by Pillow.
+"""Decode images to pixels: with OpenCV where it is fast, else with Pillow.
 
-There is one verdict on whether an image can be decoded, `decode_stored`, and both engines abide by
-it. What OpenCV refuses is given to Pillow as a second opinion, so that an image is lost only if
-neither can read it.
+`decode_stored` alone decides if an image can be decoded, and all engines follow it. Pillow gets the
+images that OpenCV refuses, so an image is rejected only if neither can decode it.
 """
 
 import io
@@ -31,7 +30,7 @@ from PIL import (
 )
 
 from shards.images.color_profile import to_srgb
-from shards.images.formats.bitmaps import alone, largest_icon
+from shards.images.formats.bitmaps import largest_icon, single_icon_file
 from shards.images.formats.common import Background, Format, ImageError, ImageHeader
 from shards.records import Reason
 
@@ -39,14 +38,14 @@ Pixels = NDArray[np.uint8]
 
 _READ_BY_OPENCV = frozenset({"jpeg", "png", "webp"})
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-# The bit that asks for a reduced image; colour is asked for by `_FLAGS`.
-REDUCED: Final = {
+# OpenCV flags of a reduced decode, by reduction; `_FLAGS` adds colour.
+JPEG_REDUCTIONS: Final = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-# Used directly: `Image.open` would ask every plugin, and refuses sizes that admission has allowed.
+# Used directly: `Image.open` tries every plugin, and refuses sizes that admission accepts.
 _PLUGINS: Final[dict[Format, type[ImageFile.ImageFile]]] = {
     "jpeg": JpegImagePlugin.JpegImageFile,
     "png": PngImagePlugin.PngImageFile,
@@ -63,11 +62,11 @@ _PLUGINS: Final[dict[Format, type[ImageFile.ImageFile]]] = {
 }
 _ORIENTATION_TAG = 0x0112
 _STRIP: Final = 256
-_PAINT, _PAINT_OF_CMYK = 128, 64
+_FILL, _FILL_OF_CMYK = 128, 64
 _BLOCK: Final = 8
 
-# How a stored image becomes an upright one: transpose, then flip rows, then flip columns.
-TURNS: Final = {
+# Steps from a stored to an upright image: transpose, then flip rows, then flip columns.
+ORIENTATION_STEPS: Final = {
     1: (False, False, False),
     2: (False, False, True),
     3: (False, True, True),
@@ -77,27 +76,27 @@ TURNS: Final = {
     7: (True, True, True),
     8: (True, True, False),
 }
-_UNDONE: Final = {6: 8, 8: 6}  # the other turns undo themselves
+_INVERSE: Final = {6: 8, 8: 6}  # the other orientations are their own inverse
 
 
 def decode(image: ImageHeader, reduction: int = 1) -> Pixels:
-    """The upright image as uint8 RGB (H, W, 3); raises `ImageError`.
+    """Decode to an upright uint8 RGB image (H, W, 3). Raises ImageError.
 
-    `reduction` 2, 4 or 8 gives a JPEG at that fraction of its size, rounded up; other images
-    ignore it. 16 bits become 8, of an animation the first frame is taken.
+    `reduction` 2, 4 or 8 decodes a JPEG at this fraction of its size, rounded up; other formats
+    ignore it. 16 bits become 8. Only the first frame of an animation is decoded.
     """
     if not can_reduce(image):
         reduction = 1
-    return turn(decode_stored(image, reduction), image.orientation)
+    return orient_pixels(decode_stored(image, reduction), image.orientation)
 
 
 def can_reduce(image: ImageHeader) -> bool:
-    """Whether the decoder itself can make the image smaller, which saves most of the work."""
+    """Return True if the decoder itself can reduce the image, which saves most of the work."""
     return image.format == "jpeg" and not image.cmyk
 
 
 def decode_stored(image: ImageHeader, reduction: int = 1) -> Pixels:
-    """The image as it is stored, before its orientation is applied; raises `ImageError`."""
+    """Decode the image as stored, before its orientation is applied. Raises ImageError."""
     height, width = image.stored_size
     expected = (-(-height // reduction), -(-width // reduction), 3)
     pixels: Pixels | None = None
@@ -110,14 +109,14 @@ def decode_stored(image: ImageHeader, reduction: int = 1) -> Pixels:
             raise ImageError("undecodable", f"decoded to {pixels.shape}, expected {expected}")
         if reduction > 1:
             pixels = _shrink(pixels, expected)
-    if image.format == "jpeg" and _is_painted(image, pixels, reduction):
-        raise ImageError("truncated", "the data ends before the image: its foot is plain grey")
+    if image.format == "jpeg" and _ends_in_fill(image, pixels, reduction):
+        raise ImageError("truncated", "the data end before the image: its last rows are plain grey")
     return to_srgb(pixels, _profile(image)) if image.to_srgb else pixels
 
 
-def turn(pixels: Pixels, orientation: int, *, mirror: bool = False) -> Pixels:
-    """Make stored pixels upright, then mirror them left to right if asked."""
-    transpose, flip_rows, flip_columns = TURNS[orientation]
+def orient_pixels(pixels: Pixels, orientation: int, *, mirror: bool = False) -> Pixels:
+    """Make stored pixels upright; if `mirror`, then flip them left to right."""
+    transpose, flip_rows, flip_columns = ORIENTATION_STEPS[orientation]
     flip_columns ^= mirror
     if transpose:
         pixels = cv2.transpose(pixels)
@@ -127,8 +126,8 @@ def turn(pixels: Pixels, orientation: int, *, mirror: bool = False) -> Pixels:
 
 
 def stored_box(box: Sequence[int], image: ImageHeader) -> tuple[int, int, int, int]:
-    """An upright box in the coordinates of the stored image."""
-    transpose, flip_rows, flip_columns = TURNS[image.orientation]
+    """Convert an upright box to the coordinates of the stored image."""
+    transpose, flip_rows, flip_columns = ORIENTATION_STEPS[image.orientation]
     y0, x0, y1, x1 = box
     if flip_rows:
         y0, y1 = image.height - y1, image.height - y0
@@ -138,12 +137,12 @@ def stored_box(box: Sequence[int], image: ImageHeader) -> tuple[int, int, int, i
 
 
 def _decode_with_opencv(image: ImageHeader, reduction: int) -> Pixels | None:
-    """What OpenCV makes of it; None where that is nothing, or not to be relied on."""
-    # It takes CMYK for inverted, and draws the first frame of an animation on what lies beneath.
+    """Decode with OpenCV; None if it fails or is not reliable for this image."""
+    # OpenCV assumes inverted CMYK, and draws the first frame of an animation on the background.
     if image.cmyk or (image.format != "jpeg" and not image.plain):
         return None
     blended = image.alpha and image.background != "drop"
-    flags = cv2.IMREAD_UNCHANGED if blended else _FLAGS | REDUCED[reduction]
+    flags = cv2.IMREAD_UNCHANGED if blended else _FLAGS | JPEG_REDUCTIONS[reduction]
     try:
         pixels: Pixels | None = cv2.imdecode(np.frombuffer(image.data, np.uint8), flags)
     except cv2.error:
@@ -154,23 +153,27 @@ def _decode_with_opencv(image: ImageHeader, reduction: int) -> Pixels | None:
         return None
     flat = np.empty((*pixels.shape[:2], 3), np.uint8)
     for rows in _strips(len(flat)):
-        flat[rows] = _lay_on(pixels[rows], image.background, code=cv2.COLOR_BGRA2RGB)
+        flat[rows] = _blend_on(pixels[rows], image.background, code=cv2.COLOR_BGRA2RGB)
     return flat
 
 
 def _decode_with_pillow(image: ImageHeader) -> Pixels:
-    with _opened(image) as pil_image:
-        turned = pil_image.getexif().get(_ORIENTATION_TAG, 1) if image.format == "tiff" else 1
+    with _open_plugin(image) as pil_image:
+        applied = pil_image.getexif().get(_ORIENTATION_TAG, 1) if image.format == "tiff" else 1
         pil_image.load()
         pixels = _to_rgb(pil_image, image)
-    # Pillow turns TIFFs upright by itself; here that is done later, or not at all.
-    return turn(pixels, _UNDONE.get(turned, turned)) if turned in TURNS else pixels
+    # Pillow makes TIFFs upright by itself; undo this, because it is done later, or not at all.
+    return (
+        orient_pixels(pixels, _INVERSE.get(applied, applied))
+        if applied in ORIENTATION_STEPS
+        else pixels
+    )
 
 
 def _profile(image: ImageHeader) -> bytes:
-    """The embedded colour profile; empty where Pillow cannot read the file."""
+    """Return the embedded colour profile; empty if Pillow cannot read the file."""
     try:
-        with _opened(image) as pil_image:
+        with _open_plugin(image) as pil_image:
             profile = pil_image.info.get("icc_profile")
     except ImageError:
         return b""
@@ -178,8 +181,8 @@ def _profile(image: ImageHeader) -> bytes:
 
 
 @contextmanager
-def _opened(image: ImageHeader) -> Iterator[ImageFile.ImageFile]:
-    """The image in Pillow's hands; whatever it raises there becomes `ImageError`."""
+def _open_plugin(image: ImageHeader) -> Iterator[ImageFile.ImageFile]:
+    """Open the image with its Pillow plugin; any exception becomes ImageError."""
     try:
         data, plugin = image.data, _PLUGINS[image.format]
         if image.format == "ico":
@@ -187,11 +190,11 @@ def _opened(image: ImageHeader) -> Iterator[ImageFile.ImageFile]:
             if data.startswith(b"\x89PNG"):
                 plugin = PngImagePlugin.PngImageFile
             else:
-                data = alone(data)
+                data = single_icon_file(data)
         with plugin(io.BytesIO(data)) as pil_image:
             yield pil_image
     except Exception as error:
-        # Broken files make the decoders raise nearly anything; whatever it is, it costs one sample.
+        # On broken files decoders raise almost any exception; each costs one sample.
         detail = f"{type(error).__name__}: {error}"
         reason: Reason = "truncated" if "truncated" in detail else "undecodable"
         raise ImageError(reason, detail) from error
@@ -205,9 +208,9 @@ def _to_rgb(pil_image: Image.Image, image: ImageHeader) -> Pixels:
     for rows in _strips(pil_image.height):
         strip = pil_image.crop((0, rows.start, pil_image.width, rows.stop))
         if transparent and image.background != "drop":
-            pixels[rows] = _lay_on(np.asarray(strip.convert("RGBA")), image.background)
+            pixels[rows] = _blend_on(np.asarray(strip.convert("RGBA")), image.background)
         elif transparent and pil_image.mode == "P":
-            # By way of RGBA, for Pillow warns where a palette's transparency is just dropped.
+            # Convert to RGBA first: Pillow warns if the transparency of a palette is dropped.
             pixels[rows] = np.asarray(strip.convert("RGBA"))[..., :3]
         else:
             pixels[rows] = np.asarray(strip.convert("RGB"))
@@ -215,13 +218,13 @@ def _to_rgb(pil_image: Image.Image, image: ImageHeader) -> Pixels:
 
 
 def _strips(height: int) -> Iterator[slice]:
-    """Rows to convert at a time: whole copies of a large image would take most of the memory."""
+    """Yield rows to convert at a time: whole copies of a large image would need most memory."""
     for top in range(0, height, _STRIP):
         yield slice(top, min(top + _STRIP, height))
 
 
-def _lay_on(pixels: Pixels, background: Background, *, code: int = cv2.COLOR_RGBA2RGB) -> Pixels:
-    """RGBA pixels (H, W, 4), or what `code` takes, laid on white or black: RGB (H, W, 3)."""
+def _blend_on(pixels: Pixels, background: Background, *, code: int = cv2.COLOR_RGBA2RGB) -> Pixels:
+    """Blend RGBA pixels (H, W, 4), or the input of `code`, on white or black: RGB (H, W, 3)."""
     colours = cv2.cvtColor(np.ascontiguousarray(pixels), code)
     opacity = cv2.extractChannel(pixels, 3)
     if opacity.min() == 255:
@@ -229,15 +232,15 @@ def _lay_on(pixels: Pixels, background: Background, *, code: int = cv2.COLOR_RGB
     opacity = cv2.merge((opacity, opacity, opacity))
     if background == "black":
         return cv2.multiply(colours, opacity, scale=1 / 255)
-    # On white, what the image takes away from it is what becomes fainter.
+    # On white, opacity scales the difference of the colours to white.
     return cv2.bitwise_not(cv2.multiply(cv2.bitwise_not(colours), opacity, scale=1 / 255))
 
 
 def _grey_to_rgb(pil_image: Image.Image, image: ImageHeader) -> Pixels:
-    """Scale grey of more than eight bits, which Pillow's own conversion would clip to white."""
+    """Scale grey of more than eight bits, which the conversion of Pillow would clip to white."""
     levels = np.asarray(pil_image)
-    # Floats are from 0 to 1, unless one is larger. Of twelve bits a TIFF leaves the upper four
-    # empty; the other formats fill them.
+    # Floats are from 0 to 1, unless one is larger. With twelve bits, the upper four are empty in a
+    # TIFF and filled in other formats.
     is_fraction = pil_image.mode == "F" and np.nanmax(levels, initial=0) <= 1
     shift = image.bits - 8 if image.format == "tiff" and 8 < image.bits < 16 else 8
     transparency = pil_image.info.get("transparency")
@@ -259,13 +262,13 @@ def _shrink(pixels: Pixels, expected: tuple[int, ...]) -> Pixels:
     return shrunk
 
 
-def _is_painted(image: ImageHeader, pixels: Pixels, reduction: int) -> bool:
-    """Whether a JPEG's last rows are what decoders paint where the data has run out.
+def _ends_in_fill(image: ImageHeader, pixels: Pixels, reduction: int) -> bool:
+    """Return True if the last rows of a JPEG are the fill of decoders for missing data.
 
-    That is exactly one grey, from the edge of a block on; smooth chroma upsampling may spoil the
-    first such row. The full image is judged, or the verdict would depend on the crops.
+    The fill is exactly one grey and starts at the edge of a block; smooth chroma upsampling may
+    change its first row. The full image is checked, so the result does not depend on the crops.
     """
-    grey = _PAINT_OF_CMYK if image.cmyk else _PAINT
+    grey = _FILL_OF_CMYK if image.cmyk else _FILL
     if not (pixels[-1] == grey).all():
         return False
     if reduction > 1:

@@ -1,7 +1,7 @@
-"""What is this file? Format, size, orientation and what is special, without decoding a pixel.
+"""Image headers: format, size, orientation and special features, without decoding a pixel.
 
-A file's name is never looked at. JPEG, PNG, WebP and GIF are nearly all of the web and are walked
-through to their end, because what a decoder would silently paint grey has to be found here.
+The format is detected from the bytes, not from a file name. JPEG, PNG, WebP and GIF, nearly all
+images of the web, are walked to their end to detect missing data, which decoders fill with grey.
 """
 
 import re
@@ -9,42 +9,55 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from shards.images.formats.bitmaps import inspect_bmp, inspect_ico, inspect_ppm, inspect_qoi
-from shards.images.formats.codecs import inspect_avif, inspect_jpeg2000, inspect_psd
+from shards.images.formats.bitmaps import (
+    read_bmp_header,
+    read_ico_header,
+    read_ppm_header,
+    read_qoi_header,
+)
+from shards.images.formats.codecs import read_avif_header, read_jpeg2000_header, read_psd_header
 from shards.images.formats.common import FORMATS, Background, Format, ImageError, ImageHeader
-from shards.images.formats.gif import inspect_gif
-from shards.images.formats.jpeg import inspect_jpeg
-from shards.images.formats.png import inspect_png
-from shards.images.formats.tiff import inspect_tiff
-from shards.images.formats.webp import inspect_webp
+from shards.images.formats.gif import read_gif_header
+from shards.images.formats.jpeg import read_jpeg_header
+from shards.images.formats.png import read_png_header
+from shards.images.formats.tiff import read_tiff_header
+from shards.images.formats.webp import read_webp_header
 
-__all__ = ["FORMATS", "MAX_SIDE", "Background", "Format", "ImageHeader", "ImageError", "inspect"]
+__all__ = [
+    "FORMATS",
+    "MAX_SIDE",
+    "Background",
+    "Format",
+    "ImageHeader",
+    "ImageError",
+    "read_image_header",
+]
 
-# Above this side the boxes of `crops.recipe`, relative numbers in float32, would lose pixels.
+# On longer sides the crop boxes, relative numbers in float32, would lose pixel accuracy.
 MAX_SIDE: Final = 2**22
 
-# A list of what may come in, because Pillow would also start Ghostscript for an EPS and tries
-# dozens of plugins on anything it is given.
+# An explicit list, because Pillow would start Ghostscript for an EPS, and try dozens of plugins on
+# any other bytes.
 _READERS: Final[tuple[tuple[re.Pattern[bytes], Format, Callable[[bytes], ImageHeader]], ...]] = (
-    (re.compile(rb"\xff\xd8\xff"), "jpeg", inspect_jpeg),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "png", inspect_png),
-    (re.compile(rb"(?s)RIFF....WEBP"), "webp", inspect_webp),
-    (re.compile(rb"GIF8[79]a"), "gif", inspect_gif),
-    (re.compile(rb"(?s)....ftyp(avif|avis|mif1|msf1)"), "avif", inspect_avif),
-    (re.compile(rb"BM"), "bmp", inspect_bmp),
-    (re.compile(rb"II[*+]\0|MM\0[*+]"), "tiff", inspect_tiff),
-    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"), "jpeg2000", inspect_jpeg2000),
-    (re.compile(rb"P[1-6f]\s"), "ppm", inspect_ppm),
-    (re.compile(rb"\0\0\x01\0"), "ico", inspect_ico),
-    (re.compile(rb"qoif"), "qoi", inspect_qoi),
-    (re.compile(rb"8BPS"), "psd", inspect_psd),
+    (re.compile(rb"\xff\xd8\xff"), "jpeg", read_jpeg_header),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "png", read_png_header),
+    (re.compile(rb"(?s)RIFF....WEBP"), "webp", read_webp_header),
+    (re.compile(rb"GIF8[79]a"), "gif", read_gif_header),
+    (re.compile(rb"(?s)....ftyp(avif|avis|mif1|msf1)"), "avif", read_avif_header),
+    (re.compile(rb"BM"), "bmp", read_bmp_header),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), "tiff", read_tiff_header),
+    (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"), "jpeg2000", read_jpeg2000_header),
+    (re.compile(rb"P[1-6f]\s"), "ppm", read_ppm_header),
+    (re.compile(rb"\0\0\x01\0"), "ico", read_ico_header),
+    (re.compile(rb"qoif"), "qoi", read_qoi_header),
+    (re.compile(rb"8BPS"), "psd", read_psd_header),
 )
 
 
-def inspect(data: bytes, formats: tuple[Format, ...] = ()) -> ImageHeader:
-    """Say what `data` is, or raise `ImageError`. No pixel is decoded, so no bomb goes off.
+def read_image_header(data: bytes, formats: tuple[Format, ...] = ()) -> ImageHeader:
+    """Return the header of an encoded image, or raise ImageError. No pixel is decoded.
 
-    Of a format that is not among `formats`, nothing but its first bytes is read; () allows all.
+    `formats` lists the accepted formats; () accepts all. Only the first bytes of others are read.
     """
     if not data:
         raise ImageError("empty", "0 bytes")
@@ -60,7 +73,7 @@ def _checked(data: bytes, read: Callable[[bytes], ImageHeader]) -> ImageHeader:
     try:
         image = read(data)
     except (struct.error, IndexError) as error:
-        # The walks read as if the file were whole; falling off its end says it is not.
+        # The parsers do not check for the end of the data: reading beyond it means truncation.
         raise ImageError("truncated", f"the header ends after {len(data)} bytes") from error
     if image.height < 1 or image.width < 1:
         raise ImageError("broken_header", f"{image.height} x {image.width} pixels")

@@ -62,7 +62,7 @@ def check_suffix(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise ConfigError(
-            f"--out {path} names a folder that does not exist; a sheet is written into an existing one: "
+            f"--out {path} names a folder that does not exist; a sheet needs an existing one: "
             f"make {path.parent} first"
         )
 

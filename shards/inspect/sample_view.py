@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import ConfigError
-from shards.images.decode import REDUCED, can_reduce, decode
+from shards.images.decode import JPEG_REDUCTIONS, can_reduce, decode
 from shards.images.image_header import ImageError, ImageHeader
 from shards.inspect.contact_sheet import SheetTile
 from shards.records import Chunk, CropBatch, Reject, Sample, Turn
@@ -101,7 +101,7 @@ def sample_tile(item: Sample | Reject, check: SampleCheck) -> SheetTile:
 def thumbnail(image: ImageHeader, side: int = THUMBNAIL) -> NDArray[np.uint8]:
     """Return the whole image within `side` x `side` pixels. Raises ImageError."""
     longest = max(image.height, image.width)
-    factors = REDUCED if can_reduce(image) else (1,)
+    factors = JPEG_REDUCTIONS if can_reduce(image) else (1,)
     reduction = max(factor for factor in factors if factor == 1 or longest >= factor * side)
     pixels = decode(image, reduction)
     height, width = pixels.shape[:2]

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.images.image_header import ImageError, inspect
+from shards.images.image_header import ImageError, read_image_header
 from shards.pack.fetch import FetchError, ImageFetcher
 from shards.pack.pack_plan import (
     PackConfig,
@@ -159,7 +159,7 @@ def _read(fetcher: ImageFetcher, row: tuple[int, ImageEntry]) -> SamplesRead:
     number, entry = row
     try:
         data = entry.read(fetcher)
-        format_ = inspect(data).format
+        format_ = read_image_header(data).format
     except FetchError as error:
         return SamplesRead(1, skipped=(SkippedSample(entry.name, error.reason, error.lost),))
     except ImageError as error:

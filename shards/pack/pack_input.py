@@ -19,7 +19,7 @@ from shards.pack.reshard import ShardsSource
 from shards.pack.store_lookup import StoreLookup
 from shards.pack.table_entries import TableColumns, entries_from_parquet
 from shards.redaction import redact
-from shards.samples.subset import load_subset
+from shards.samples.subset_file import load_subset
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest_listing import open_manifest
 

@@ -1,1 +1,1 @@
-"""Samples and what they carry: admission, labels, metadata, subsets."""
+"""Samples: admission, labels, metadata, predicates, subset lists."""

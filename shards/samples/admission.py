@@ -1,4 +1,4 @@
-"""Keep or reject one sample, with a reason."""
+"""Admission: accept or reject one sample, with a reason."""
 
 from dataclasses import replace
 from typing import Final
@@ -6,23 +6,23 @@ from typing import Final
 import cv2
 import numpy as np
 
-from shards.images.decode import REDUCED, can_reduce, decode
-from shards.images.image_header import ImageError, ImageHeader, inspect
+from shards.images.decode import JPEG_REDUCTIONS, can_reduce, decode
+from shards.images.image_header import ImageError, ImageHeader, read_image_header
 from shards.records import Reason, Reject, Sample
 from shards.samples.admission_config import AdmissionConfig
 
-# Looked for in this order; what the bytes really are is sniffed, whatever the extension says.
+# The image member is searched in this order. Its format is detected from its bytes, not from here.
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "jfif", "jpe"),
     *("jp2", "j2k", "ppm", "pgm", "ico", "img", "image"),
 )
 
-# Entropy is that of a small copy, so that noise and compression do not pass for content.
+# Entropy is measured on a small copy, so that noise and compression do not count as content.
 _COPY_SIDE: Final = 64
 
 
 def admit(sample: Sample, config: AdmissionConfig) -> ImageHeader | Reject:
-    """The image of a sample, its header checked; or why it is rejected. Decodes nothing."""
+    """Return the image of a sample after checks of its header, or a reject. Decodes no pixel."""
     data = image_bytes(sample)
     if data is None:
         found = ", ".join(sorted(sample.fields)) or "nothing"
@@ -30,20 +30,20 @@ def admit(sample: Sample, config: AdmissionConfig) -> ImageHeader | Reject:
     try:
         if len(data) > config.max_bytes:
             raise ImageError("too_many_bytes", f"{len(data)} bytes, over {config.max_bytes}")
-        image = inspect(data, config.formats)
+        image = read_image_header(data, config.formats)
         _check_size(image, config)
         _check_kind(image, config)
     except ImageError as error:
         return reject(sample, error.reason, error.detail)
-    return _as_asked(image, config)
+    return _with_settings(image, config)
 
 
 def _check_size(image: ImageHeader, config: AdmissionConfig) -> None:
     height, width = image.height, image.width
     size = f"{width}x{height}"
-    most = int(config.max_pixels / image.weight)
-    if width * height > most:
-        raise ImageError("too_large", f"{size} is over {most} pixels")
+    max_pixels = int(config.max_pixels / image.weight)
+    if width * height > max_pixels:
+        raise ImageError("too_large", f"{size} is over {max_pixels} pixels")
     if min(width, height) < config.min_side:
         raise ImageError("too_small", f"{size}, a side must have {config.min_side} pixels")
     if max(width, height) > config.max_aspect_ratio * min(width, height):
@@ -65,8 +65,8 @@ def _check_kind(image: ImageHeader, config: AdmissionConfig) -> None:
         raise ImageError("icc_profile", "an embedded colour profile")
 
 
-def _as_asked(image: ImageHeader, config: AdmissionConfig) -> ImageHeader:
-    """The same image, with what the settings say about how it is decoded."""
+def _with_settings(image: ImageHeader, config: AdmissionConfig) -> ImageHeader:
+    """Return the image with the decode settings of `config`."""
     if image.alpha and config.alpha in ("white", "black"):
         image = replace(image, background=config.alpha)
     if image.icc_profile and config.icc_profile == "srgb":
@@ -78,9 +78,9 @@ def _as_asked(image: ImageHeader, config: AdmissionConfig) -> ImageHeader:
 
 
 def check_pixels(image: ImageHeader, config: AdmissionConfig) -> tuple[Reason, str] | None:
-    """Why an image that `admit` let in is refused for its pixels; None where it is not.
+    """Return reason and detail if an admitted image is rejected for its pixels, else None.
 
-    Both engines crop what passes, so what they make of the pixels plays no part in it.
+    The check is independent of the engine, so all engines reject the same images.
     """
     if config.min_entropy <= 0:
         return None
@@ -89,14 +89,14 @@ def check_pixels(image: ImageHeader, config: AdmissionConfig) -> tuple[Reason, s
     except ImageError as error:
         return error.reason, error.detail
     if bits < config.min_entropy:
-        return "blank", f"{bits:.2f} bits of entropy, at least {config.min_entropy:g} are asked for"
+        return "blank", f"{bits:.2f} bits of entropy, at least {config.min_entropy:g} are required"
     return None
 
 
 def entropy(image: ImageHeader) -> float:
-    """Bits of the histogram of 256 grey levels of a small copy; raises `ImageError`."""
+    """Return the entropy in bits of the grey levels of a small copy. Raises ImageError."""
     shortest = min(image.height, image.width)
-    factors = REDUCED if can_reduce(image) else (1,)
+    factors = JPEG_REDUCTIONS if can_reduce(image) else (1,)
     reduction = max(factor for factor in factors if factor == 1 or shortest >= _COPY_SIDE * factor)
     grey = cv2.cvtColor(decode(image, reduction), cv2.COLOR_RGB2GRAY)
     scale = _COPY_SIDE / min(grey.shape)
@@ -108,7 +108,7 @@ def entropy(image: ImageHeader) -> float:
 
 
 def image_bytes(sample: Sample) -> bytes | None:
-    """The bytes of the member that is the image, by extension; None where there is none."""
+    """Return the bytes of the image member, chosen by extension; None if there is none."""
     for extension in IMAGE_EXTENSIONS:
         if extension in sample.fields:
             return sample.fields[extension]
@@ -119,5 +119,5 @@ def image_bytes(sample: Sample) -> bytes | None:
 
 
 def reject(sample: Sample, reason: Reason, detail: str = "") -> Reject:
-    """A Reject of this sample."""
+    """Return a reject of this sample."""
     return Reject(sample.shard, sample.offset, sample.key, reason, detail)

@@ -14,44 +14,44 @@ _MAX_ENTROPY = 8.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdmissionConfig:
-    """Which images may come in, how they are decoded, and how many may be refused.
+    """Accepted images, how they are decoded, and how many may be rejected.
 
-    All but `min_entropy` and `predicate` is decided from the header: a bomb is never decoded.
-    `min_entropy` costs one more, reduced, decode of every image.
+    All checks except `min_entropy` and `predicate` read only the header, so a decompression bomb is
+    never decoded. `min_entropy` costs one more, reduced, decode of every image.
     """
 
     formats: tuple[Format, ...] = ()
-    """Formats that may come in, by what the bytes are; empty for all that can be read."""
+    """Accepted formats, detected from the bytes; empty for all supported formats."""
     min_side: int = 8
-    """Pixels that the shorter side must have."""
-    # Beyond 20, no box of 5 % of the area with a usual shape fits: the central one is always taken.
+    """Minimum number of pixels of the shorter side."""
+    # Beyond 20 no usual box of 5 % of the area fits, so every crop would be the central one.
     max_aspect_ratio: float = 20.0
-    """How many times longer than the other a side may be; beyond 20, all crops are alike."""
-    # Decoding takes up to nine bytes for each.
+    """Maximum ratio of the longer to the shorter side; beyond 20 all crops are alike."""
+    # Decoding takes up to nine bytes per pixel.
     max_pixels: int = 100_000_000
-    """Height times width at most; of CMYK and animated WebP half of it, of JPEG 2000 a third."""
+    """Maximum of height times width; half for CMYK and animated WebP, a third for JPEG 2000."""
     max_bytes: int = 1 << 26
-    """Bytes that the encoded image may have."""
+    """Maximum number of bytes of the encoded image."""
     animated: Literal["first_frame", "reject"] = "first_frame"
-    """Several frames or pages: take the first, or refuse."""
+    """Several frames or pages: take the first, or reject."""
     orientation: Literal["apply", "ignore"] = "apply"
-    """What EXIF says about which side is up: turn the image, or take it as it is stored."""
+    """EXIF orientation: turn the image upright, or take it as stored."""
     alpha: Literal["white", "black", "drop", "reject"] = "white"
-    """Transparency: lay on white, as pages do, or on black; drop it; or refuse what has any."""
+    """Transparency: blend on white (as web pages do) or black, drop it, or reject the image."""
     cmyk: Literal["convert", "reject"] = "convert"
-    """Printing colours: convert them, without their profile, or refuse."""
+    """CMYK colours: convert them without their profile, or reject."""
     sixteen_bit: Literal["scale", "reject"] = "scale"
-    """Over eight bits a channel: keep the upper eight, or refuse."""
+    """More than eight bits per channel: keep the upper eight, or reject."""
     icc_profile: Literal["ignore", "srgb", "reject"] = "ignore"
-    """A colour profile: take the numbers as they are; convert RGB, on the CPU; or refuse."""
+    """Colour profile: ignore it, convert RGB to sRGB on the CPU, or reject."""
     min_entropy: float = 0.0
-    """Bits of the grey histogram of a small copy: 0 of plain paper, 7 of photographs. 0: off."""
+    """Minimum entropy in bits: plain paper has 0, photographs have 7. 0 switches it off."""
     predicate: str = ""
-    """As "package.module:function"; called with metadata and image of a sample, true keeps it."""
+    """Function (metadata, image) -> bool, as "package.module:function"; True keeps a sample."""
     max_reject_fraction: float = 0.5
-    """A run ends once more than this share of the samples was rejected."""
+    """A run ends when more than this share of the samples is rejected."""
     probation: int = 1000
-    """Samples that are decided before `max_reject_fraction` counts."""
+    """Number of samples before `max_reject_fraction` applies."""
 
     def __post_init__(self) -> None:
         if self.min_side < 1 or self.max_pixels < self.min_side**2:
@@ -61,12 +61,12 @@ class AdmissionConfig:
             )
         if unknown := set(self.formats) - set(FORMATS):
             raise ConfigError(
-                f"formats={', '.join(sorted(unknown))}; there are {', '.join(FORMATS)}; choose "
+                f"formats={', '.join(sorted(unknown))}; supported are {', '.join(FORMATS)}; choose "
                 "some of these, or none for all"
             )
         if not self.max_aspect_ratio >= 1:
             raise ConfigError(
-                f"max_aspect_ratio={self.max_aspect_ratio}; it must be at least 1, which admits "
+                f"max_aspect_ratio={self.max_aspect_ratio}; it must be at least 1, which accepts "
                 "squares; raise it"
             )
         if self.max_bytes < 1:
@@ -79,7 +79,7 @@ class AdmissionConfig:
         if self.predicate and not _PREDICATE.fullmatch(self.predicate):
             raise ConfigError(
                 f"predicate={self.predicate!r}; it must name an importable function as "
-                "'package.module:function'; mend the name, or leave it empty"
+                "'package.module:function'; correct the name, or leave it empty"
             )
         if not 0 <= self.max_reject_fraction <= 1:
             raise ConfigError(
@@ -90,7 +90,7 @@ class AdmissionConfig:
 
 
 def check_budget(config: AdmissionConfig, num_samples: int, reasons: Mapping[str, int]) -> None:
-    """Raise BudgetExceeded when too many of the samples decided so far were rejected."""
+    """Raise BudgetExceeded if too many of the samples so far were rejected."""
     num_rejects = sum(reasons.values())
     decided = num_samples + num_rejects
     if decided >= config.probation and num_rejects > config.max_reject_fraction * decided:

@@ -1,8 +1,9 @@
-"""What a sample says it shows, as one whole number: for methods that learn from labels.
+"""Labels of samples as whole numbers, for methods that learn from labels.
 
-A label is the member of that name (`cls`), or else that field of the sample's JSON. Whole numbers
-from 0 to 2^31 stand for themselves; any other text is a number above that, made from its bytes, so
-that equal words are equal everywhere. Of a list, such as hashtags, each epoch draws one entry.
+The label named `cls` is the member `cls`, or else field `cls` of the JSON member. Whole numbers
+from 0 to 2^31 are taken as they are. Any other text becomes a number above that, a hash of its
+bytes, so equal words are equal everywhere. From a list, such as hashtags, each
+epoch draws one entry.
 """
 
 from collections.abc import Sequence
@@ -16,16 +17,16 @@ from shards.records import Sample
 from shards.samples.metadata import MetadataError, read_metadata
 
 NO_LABEL: Final = -1
-_WORDS_FROM: Final = 1 << 31
+_FIRST_HASH: Final = 1 << 31
 
 
 def read_labels(samples: Sequence[Sample], name: str, epoch: int) -> NDArray[np.int64]:
-    """The labels (N,) of samples in `epoch`; `NO_LABEL` where a sample has none."""
+    """Return the labels (N,) of samples in `epoch`; `NO_LABEL` for samples without one."""
     return np.array([read_label(sample, name, epoch) for sample in samples], dtype=np.int64)
 
 
 def read_label(sample: Sample, name: str, epoch: int) -> int:
-    """The label of one sample in `epoch`, or `NO_LABEL`."""
+    """Return the label of one sample in `epoch`, or `NO_LABEL`."""
     member = sample.fields.get(name)
     if member is not None:
         return _number(member.decode(errors="replace"))
@@ -40,12 +41,12 @@ def read_label(sample: Sample, name: str, epoch: int) -> int:
 
 def _number(value: Any) -> int:
     text = str(value).strip()
-    if text.isascii() and text.isdigit() and int(text) < _WORDS_FROM:
+    if text.isascii() and text.isdigit() and int(text) < _FIRST_HASH:
         return int(text)
     if not text:
         return NO_LABEL
     digest = blake2b(text.encode(), digest_size=8, person=b"streamssl label").digest()
-    return max(int.from_bytes(digest, "little") >> 1, _WORDS_FROM)
+    return max(int.from_bytes(digest, "little") >> 1, _FIRST_HASH)
 
 
 def _draw(sample: Sample, epoch: int) -> int:

@@ -1,10 +1,10 @@
-"""The user's own word on a sample: an importable function of its metadata and its image.
+"""User predicate: an importable function of the metadata and the image header of a sample.
 
     def keep(metadata, image):            # --admission.predicate my_filters:keep
         return metadata.get("similarity", 0) > 0.3 and image.width > 200
 
-It is part of what the data is, so it must be a pure function: the same answer in every process,
-whenever it is asked. It sees the image's header and its encoded bytes, no pixels.
+The predicate defines which samples are the data, so it must be a pure function: the same answer in
+every process, at any time. It sees the header and the encoded bytes of the image, no pixels.
 """
 
 import inspect
@@ -21,7 +21,7 @@ Predicate = Callable[[Mapping[str, Any], ImageHeader], bool]
 
 
 def resolve_predicate(name: str) -> Predicate:
-    """The function that "package.module:function" names. Raises ConfigError."""
+    """Return the function that "package.module:function" names. Raises ConfigError."""
     module, colon, function = name.partition(":")
     if not (module and colon and function):
         raise ConfigError(
@@ -32,13 +32,13 @@ def resolve_predicate(name: str) -> Predicate:
     except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ConfigError(
             f"predicate={name!r} cannot be imported ({type(error).__name__}: {error}); it must be "
-            "a function of a module that is installed, or lies on PYTHONPATH, wherever images "
-            "are read"
+            "a function of a module that is installed, or is on PYTHONPATH, on every machine that "
+            "reads images"
         ) from error
     if not callable(found):
         raise ConfigError(
             f"predicate={name!r} is a {type(found).__name__}; it must be a function of "
-            "(metadata, image) that returns whether to keep the sample"
+            "(metadata, image) that returns True for samples to keep"
         )
     _check_arguments(name, found)
     predicate: Predicate = found
@@ -48,21 +48,23 @@ def resolve_predicate(name: str) -> Predicate:
 def _check_arguments(name: str, function: Callable[..., Any]) -> None:
     try:
         signature = inspect.signature(function)
-    except ValueError:  # written in C: it says nothing, so the first sample will tell
+    except ValueError:  # functions written in C have no signature; the first sample will show
         return
     try:
         signature.bind(None, None)
     except TypeError as error:
         raise ConfigError(
             f"predicate={name!r} takes {signature}; it must take (metadata, image) and return "
-            "whether to keep the sample"
+            "True for samples to keep"
         ) from error
 
 
-def apply_predicate(predicate: Predicate, sample: Sample, image: ImageHeader) -> tuple[Reason, str] | None:
-    """None where the predicate keeps the sample, otherwise the reason and a detail.
+def apply_predicate(
+    predicate: Predicate, sample: Sample, image: ImageHeader
+) -> tuple[Reason, str] | None:
+    """Return None if the predicate keeps the sample, else reason and detail of the reject.
 
-    The metadata are the sample's JSON object, and its key as "__key__".
+    The metadata are the JSON object of the sample, with its key as "__key__".
     """
     try:
         metadata = {**read_metadata(sample), "__key__": sample.key}
@@ -70,6 +72,6 @@ def apply_predicate(predicate: Predicate, sample: Sample, image: ImageHeader) ->
         return "predicate_failed", str(error)
     try:
         answer = predicate(metadata, image)
-        return None if answer else ("predicate", f"it said {answer!r}"[:200])
-    except Exception as error:  # other people's code on other people's data may raise anything
+        return None if answer else ("predicate", f"it returned {answer!r}"[:200])
+    except Exception as error:  # user code on untrusted data may raise anything
         return "predicate_failed", f"{type(error).__name__}: {error}"[:200]

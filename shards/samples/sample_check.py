@@ -1,4 +1,4 @@
-"""All that decides whether a sample is kept before it is cropped: header, predicate, pixels."""
+"""Check of one sample before it is cropped: header, predicate, pixels."""
 
 from shards.images.image_header import ImageHeader
 from shards.records import Reject, Sample
@@ -8,9 +8,9 @@ from shards.samples.predicate import Predicate, apply_predicate, resolve_predica
 
 
 class SampleCheck:
-    """Says of every sample what image it is, or why it is rejected. Made where it is used.
+    """Returns the image of a sample, or its reject. Build it in the process that uses it.
 
-    Raises ConfigError when the predicate cannot be found.
+    Raises ConfigError if the predicate cannot be imported.
     """
 
     def __init__(self, config: AdmissionConfig) -> None:

@@ -1,9 +1,9 @@
-"""Labelled images made by formula, for the demo and for tests: no download, any number.
+"""Synthetic labelled images for the demo and for tests: no download, any number.
 
-A class is a silhouette filled with a texture, so a crop that misses the outline still shows the
-class. Everything else is drawn without looking at the label: place, size, tilt, colours, which
-tone is the lighter, background, clutter, noise. So the mean colour says nothing about the class,
-and a comparison pixel by pixel says little. No class is the mirror image of another.
+A class is a silhouette filled with a texture, so a crop without the outline still shows the class.
+Position, size, tilt, colours, background, clutter and noise are drawn independently of the label.
+The mean colour carries no information about the class, and a pixel-wise comparison carries little.
+No class is the mirror image of another.
 
 Shape letters: S the side of the image in pixels.
 """
@@ -25,7 +25,7 @@ JPEG_QUALITY = 90
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-# Silhouettes: (u, v) (S, S), in units of the object's radius -> about the distance to the edge in
+# Silhouettes: (u, v) (S, S) in units of the object's radius -> approximate distance to the edge in
 # the same unit, negative inside.
 
 
@@ -73,8 +73,8 @@ def _heart(u: Plane, v: Plane) -> Plane:
     return np.minimum(lobe, tip)
 
 
-# Textures: (x, y) (S, S), in periods of the texture -> which of the two tones, 0 to 1. The slopes
-# are soft so that nothing aliases when a crop is shrunk.
+# Textures: (x, y) (S, S) in periods of the texture -> mix of the two tones, 0 to 1. The slopes are
+# soft to avoid aliasing when a crop is shrunk.
 
 
 def _step(wave: Plane) -> Plane:
@@ -114,7 +114,7 @@ def _waves(x: Plane, y: Plane) -> Plane:
 
 
 def _speckles(x: Plane, y: Plane) -> Plane:
-    # Each wave bends the next one, so that no period shows inside one object.
+    # Each wave bends the next one, so that no period is visible inside one object.
     a = x + 0.35 * _cos(0.43 * y) + 0.3 * _cos(0.71 * x + 0.5 * y)
     b = y + 0.35 * _cos(0.37 * a) + 0.3 * _cos(0.63 * y - 0.6 * a)
     return _step(_cos(0.55 * a + 0.5 * b) + _cos(0.5 * a - 0.62 * b))
@@ -142,12 +142,12 @@ _CLASSES: dict[str, tuple[Callable[[Plane, Plane], Plane], Callable[[Plane, Plan
 }
 CLASS_NAMES = tuple(_CLASSES)
 _DRAWINGS = tuple(_CLASSES.values())
-# Textures with a centre are seen whole in the middle of the object only; a shifted phase moves it.
+# Textures with a centre keep it in the middle of the object, so their phase is not shifted.
 _CENTRED = frozenset({_rings, _spokes, _shading})
 
 
 def make_image(seed: int, index: int, label: int, size: int) -> NDArray[np.uint8]:
-    """Image `index` of the set `seed`, showing class `label`: uint8 RGB (S, S, 3). Pure."""
+    """Return image `index` of set `seed`, of class `label`: uint8 RGB (S, S, 3). Pure."""
     rng = _generator("picture", seed, index)
     back, first, second = _draw_colours(rng)
     image = _draw_background(rng, back, size)
@@ -159,17 +159,17 @@ def make_image(seed: int, index: int, label: int, size: int) -> NDArray[np.uint8
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
-    """`image` uint8 RGB (S, S, 3) as the bytes of a JPEG."""
+    """Encode uint8 RGB (S, S, 3) as JPEG."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     done, buffer = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert done, "the JPEG encoder refused an image of its own program"
+    assert done, "the JPEG encoder failed on a synthetic image"
     return buffer.tobytes()
 
 
 def iter_images(
     num: int, *, seed: int = 0, size: int = 48, num_classes: int = len(CLASS_NAMES)
 ) -> Iterator[tuple[str, bytes, int]]:
-    """Yield (key, JPEG bytes, label) `num` times, labels as `balanced_labels` gives them."""
+    """Yield (key, JPEG bytes, label) `num` times, with the labels of `balanced_labels`."""
     labels = balanced_labels(num, seed=seed, num_classes=num_classes)
     check_size(size)
     for index, label in enumerate(labels.tolist()):
@@ -177,37 +177,37 @@ def iter_images(
 
 
 def balanced_labels(num: int, *, seed: int, num_classes: int) -> NDArray[np.int64]:
-    """`num` labels in an order that only `seed` decides; class sizes differ by one at most."""
+    """Return `num` labels in an order given by `seed`; class sizes differ by one at most."""
     if num < 1:
-        raise ConfigError(f"{num} synthetic images asked for; at least 1 can be made; raise it")
+        raise ConfigError(f"{num} synthetic images requested; at least 1 is needed; raise it")
     if not 1 <= num_classes <= len(CLASS_NAMES):
         raise ConfigError(
-            f"{num_classes} synthetic classes asked for; 1 to {len(CLASS_NAMES)} can be drawn; "
+            f"{num_classes} synthetic classes requested; 1 to {len(CLASS_NAMES)} exist; "
             f"choose a number in that range"
         )
     return _generator("order", seed, num).permutation(num) % num_classes
 
 
 def check_size(size: int) -> None:
-    """Refuse a side on which the textures could not be drawn."""
+    """Raise ConfigError if the side is too short for the textures."""
     if size < MIN_SIZE:
         raise ConfigError(
-            f"synthetic images of {size} pixels asked for; the textures need {MIN_SIZE} or more; "
+            f"synthetic images of {size} pixels requested; the textures need {MIN_SIZE} or more; "
             f"raise the size"
         )
 
 
 def _generator(purpose: str, seed: int, index: int) -> np.random.Generator:
-    # Keyed by a digest, never by seed + index: neighbouring seeds must not share images.
+    # The key is a digest, not seed + index: neighbouring seeds must not share images.
     key = blake2b(f"{purpose}/{seed}/{index}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(key, "<u8")))
 
 
 def _draw_colours(rng: np.random.Generator) -> Plane:
-    """Colours of the background and the two tones, (3, 3) float32 RGB rows on 0 to 255.
+    """Draw the colours of background and two tones: (3, 3) float32 RGB rows on 0 to 255.
 
-    Their greys are at least 45 apart, so that the drawing outlives greying and colour jitter; which
-    of the three is the darkest is drawn.
+    Their greys differ by at least 45, so the object survives conversion to grey and colour jitter.
+    Their order of brightness is random.
     """
     low, high = rng.uniform(45, 80, 2)
     middle = rng.uniform(30 + low, 225 - high)
@@ -219,11 +219,11 @@ def _draw_colours(rng: np.random.Generator) -> Plane:
 
 
 def _draw_background(rng: np.random.Generator, colour: Plane, size: int) -> Plane:
-    """A gentle gradient about `colour` with blobs and lines on it, (S, S, 3) float32."""
+    """Draw a gradient around `colour` with blobs and lines on it: (S, S, 3) float32."""
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     down, across = rng.uniform(-40, 40, (2, 3)).astype(np.float32)
     sky = colour + ramp[:, None, None] * down + ramp[None, :, None] * across
-    image = np.clip(sky, 0, 255).astype(np.uint8)  # OpenCV smooths edges on bytes only
+    image = np.clip(sky, 0, 255).astype(np.uint8)  # OpenCV antialiases bytes only
     for _ in range(rng.integers(2, 6)):
         x0, y0, x1, y1 = rng.integers(0, size, 4).tolist()
         paint = (colour + rng.uniform(-55, 55, 3)).tolist()
@@ -236,7 +236,7 @@ def _draw_background(rng: np.random.Generator, colour: Plane, size: int) -> Plan
 
 
 def _draw_object(rng: np.random.Generator, label: int, size: int) -> tuple[Plane, Plane]:
-    """How much each pixel is covered by the object, and by its first tone: two (S, S), 0 to 1."""
+    """Draw the coverage by the object, and the share of its first tone: two (S, S), 0 to 1."""
     silhouette, texture = _DRAWINGS[label]
     radius = rng.uniform(0.32, 0.48)
     slack = max(0.0, 0.5 - 0.7 * radius)

@@ -23,8 +23,8 @@ from shards.records import Chunk, Reason, Reject, Sample
 from shards.tars.headers import BLOCK, ZEROS, TarHeaderError, TarMember, header_offsets, read_member
 from shards.tars.nested_tars import NestedTarScan
 from shards.tars.read_window import MIN_STEP, Read, ReadWindow
-from shards.tars.sparse_files import SparseMapError
 from shards.tars.sample_starts import SampleStarts
+from shards.tars.sparse_files import SparseMapError
 
 # A chain of this many headers is trusted; a shorter nested tar ends before.
 _TRUSTED_HEADERS = 8
@@ -53,7 +53,11 @@ class CutChunk:
 
 
 def cut_chunk(
-    read: Read, size: int, chunk: Chunk, window_bytes: int = 1 << 18, starts: SampleStarts | None = None
+    read: Read,
+    size: int,
+    chunk: Chunk,
+    window_bytes: int = 1 << 18,
+    starts: SampleStarts | None = None,
 ) -> CutChunk:
     """Return the samples of `chunk` of a tar of `size` bytes.
 
@@ -232,7 +236,9 @@ class _SampleBuilder:
         try:
             data = data if member.sparse_map is None else member.sparse_map.fill(data)
         except SparseMapError:
-            self._refuse("broken_tar", f"{member.name}: fewer bytes are stored than its sparse map says")
+            self._refuse(
+                "broken_tar", f"{member.name}: fewer bytes are stored than its sparse map says"
+            )
         self._fields[extension] = data
 
     def _refuse(self, reason: Reason, detail: str) -> None:

@@ -12,7 +12,7 @@ from zlib import adler32
 
 from shards.tars.header_fields import BLOCK as BLOCK
 from shards.tars.header_fields import Get, number, padded, pax_records
-from shards.tars.sparse_files import SparseMapError, SparseMap, gnu_sparse_map, pax_sparse_map
+from shards.tars.sparse_files import SparseMap, SparseMapError, gnu_sparse_map, pax_sparse_map
 
 ZEROS = bytes(BLOCK)
 
@@ -128,7 +128,7 @@ def read_member(get: Get, start: int) -> TarMember:
 
 
 def is_header(block: bytes) -> bool:
-    """Return True if the checksum of a 512-byte block is right: unsigned, or signed as in old tars."""
+    """Return True if the checksum of a block is right: unsigned, or signed as in old tars."""
     if (
         len(block) < BLOCK
         or block[0] == 0

@@ -39,7 +39,7 @@ class NestedTarScan:
         self.num_links = 0
 
     def visit(self, member: TarMember) -> None:
-        """Visit the next member of the walk. For a member of a sample, call `scan` or `skip` too."""
+        """Visit the next member. For a member of a sample, call `scan` or `skip` too."""
         self._last, self._last_hides_headers = member, member.hides_headers
         if not self._chunk.start <= member.start < self._chunk.stop:
             return

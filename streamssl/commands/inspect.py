@@ -70,7 +70,7 @@ class Stats(ScanOptions):
         ScanOptions.__post_init__(self)
         if self.sample is not None and self.sample < 1:
             raise ConfigError(
-                f"sample={self.sample}; it must be at least 1 chunk; leave it out to scan everything"
+                f"sample={self.sample}; it must be at least 1 chunk; leave it out to scan all"
             )
 
 
@@ -236,8 +236,9 @@ def _shard_faults(report: ShardReport) -> Iterator[str]:
         yield f"unreadable: {report.unreadable}"
     if report.irregular_at is not None:
         yield (
-            f"irregular: {report.uri}, byte {report.irregular_at}: a member contains what looks like "
-            "samples; a run detects this and reads the shard from byte 0: pack it again"
+            f"irregular: {report.uri}, byte {report.irregular_at}: a member contains data "
+            "that look like samples; a run detects this and reads the shard from byte 0: pack it "
+            "again"
         )
     elif report.needs_walk_at is not None:
         yield (

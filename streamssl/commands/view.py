@@ -14,10 +14,8 @@ from shards.inspect.sample_view import MAX_TILES, batch_tiles, draw_samples
 from shards.redaction import redact
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest_file import read_manifest
 from shards.stream.manifest_listing import open_manifest
 from streamssl.commands.argument_parser import parse
-from streamssl.runs.run_data import open_data, read_data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +50,8 @@ class View:
             )
         if not self.data and self.run is None:
             raise ConfigError(
-                "no data was named; a sheet needs shards or a batch: name shards, or give --run and --batch"
+                "no data was named; a sheet shows shards or a batch: name shards, or give --run "
+                "and --batch"
             )
         check_suffix(self.out)
 
@@ -83,11 +82,13 @@ def _samples(parsed: View) -> ContactSheet:
 
 
 def _batch(parsed: View, run: Path, step: int) -> ContactSheet:
+    # Only a batch needs torch, because its crops are made again, and the files of a run.
+    from shards.stream.manifest_file import read_manifest
+    from streamssl.pretrain.replay_batch import open_batch
+    from streamssl.runs.run_data import open_data, read_data
+
     reader = RangeReader()
     named = replace(read_data(run / "data.toml"), patterns=parsed.data) if parsed.data else None
-    # Imported here, because only a batch needs torch: crops are made again.
-    from streamssl.pretrain.replay_batch import open_batch
-
     batch = open_batch(run, step, reader, named)  # raises if its digest is not the logged one
     manifest = (
         open_data(named, reader).manifest if named else read_manifest(run / "manifest.parquet")

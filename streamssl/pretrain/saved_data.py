@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shards.samples.subset import load_subset
+from shards.samples.subset_file import load_subset
 from shards.stream.manifest_file import read_manifest
 from streamssl.runs.run_data import OpenedData, read_data
 

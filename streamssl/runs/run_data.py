@@ -13,7 +13,8 @@ from shards.errors import ConfigError
 from shards.files import write_atomic
 from shards.records import Cursor
 from shards.redaction import redact
-from shards.samples.subset import Subset, load_subset
+from shards.samples.subset import Subset
+from shards.samples.subset_file import load_subset
 from shards.stores.range_reader import RangeReader
 from shards.stream.journal import Journal
 from shards.stream.manifest import Manifest

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from shards.crops.dali import DaliEngine
 from shards.crops.engine import Engine
-from shards.crops.opencv import OpenCVEngine, decode
+from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import Parameter, draw, swav
-from shards.images.image_header import ImageError, ImageHeader, inspect
+from shards.images.decode import decode
+from shards.images.image_header import ImageError, ImageHeader, read_image_header
 from tests.pillow_crops import pillow_crop
 from tests.reference_crops import reference_crop
 from tests.shards.crops.made import encoded, made_pixels
@@ -73,7 +74,7 @@ def read_tar(path: str) -> Iterator[ImageHeader]:
             try:
                 file = archive.extractfile(member)
                 assert file is not None
-                image = inspect(file.read())
+                image = read_image_header(file.read())
             except ImageError:
                 continue
             if image.height * image.width < 4_000_000:
@@ -82,7 +83,7 @@ def read_tar(path: str) -> Iterator[ImageHeader]:
 
 def make() -> Iterator[ImageHeader]:
     for seed in itertools.count():
-        yield inspect(encoded(made_pixels(seed, 180 + 37 * (seed % 5), 300), quality=92))
+        yield read_image_header(encoded(made_pixels(seed, 180 + 37 * (seed % 5), 300), quality=92))
 
 
 def compare_decoders(images: list[ImageHeader]) -> dict[str, dict[str, float]]:
@@ -95,7 +96,7 @@ def compare_decoders(images: list[ImageHeader]) -> dict[str, dict[str, float]]:
 
 def compare_stages(images: list[ImageHeader]) -> list[dict[str, object]]:
     pixels = [decode(image) for image in images]
-    lossless = [inspect(encoded(array, "PNG", compress_level=1)) for array in pixels]
+    lossless = [read_image_header(encoded(array, "PNG", compress_level=1)) for array in pixels]
     engines: dict[str, Engine] = {"opencv": OpenCVEngine(RECIPE), "dali": dali()}
     drawn = draw_for(images)
     table: list[dict[str, object]] = []

@@ -24,7 +24,7 @@ from shards.crops.engine import CroppedImages, Engine, use_one_core
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
 from shards.crops.sample_cropper import CropJob
-from shards.images.decode import REDUCED, can_reduce, decode_stored
+from shards.images.decode import JPEG_REDUCTIONS, can_reduce, decode_stored
 from shards.images.image_header import ImageError, ImageHeader
 from shards.records import Chunk, ChunkCrops, Reject, Sample
 from shards.samples.admission import admit
@@ -135,7 +135,7 @@ class Fuzz:
         verdict = _verdict(once)
         if verdict != _verdict(again) or not np.array_equal(once.crops[0], again.crops[0]):
             self.faults.append(f"{number}: a {image.format} decoded twice is not the same")
-        for reduction in REDUCED if can_reduce(image) else ():
+        for reduction in JPEG_REDUCTIONS if can_reduce(image) else ():
             if (other := _decoded(image, reduction)) != verdict:
                 self.faults.append(f"{number}: {verdict}, but {other} at 1/{reduction}")
         self.verdicts[verdict] += 1

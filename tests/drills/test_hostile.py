@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.images.image_header import ImageError, inspect
+from shards.images.image_header import ImageError, read_image_header
 from shards.samples.admission_config import AdmissionConfig
 from tests.hostile import KINDS
 from tests.shards.crops.made import encoded, made_pixels, shared_files
@@ -214,7 +214,7 @@ def sensible(file: Hostile) -> set[str]:
 def pillows(data: bytes) -> tuple[tuple[int, int], np.ndarray | None]:
     """Size of the first image and its pixels, where Pillow decodes it; bombs it only measures."""
     try:
-        image = inspect(data)
+        image = read_image_header(data)
         size = (image.width, image.height)
     except ImageError:
         size = (100, 100)

@@ -1,4 +1,4 @@
-"""BMP, PPM, QOI and ICO: what lies in them is uncompressed, or nearly."""
+"""Headers of BMP, PPM, QOI and ICO, whose pixels are uncompressed, or nearly so."""
 
 import re
 import struct
@@ -9,18 +9,18 @@ from PIL import BmpImagePlugin
 from shards.images.formats.common import (
     ImageError,
     ImageHeader,
-    open_header,
     refuse_short,
     refuse_slow,
 )
-from shards.images.formats.png import inspect_png
+from shards.images.formats.pillow_header import open_with_pillow
+from shards.images.formats.png import read_png_header
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
-def inspect_bmp(data: bytes) -> ImageHeader:
-    """A BMP of any Windows or OS/2 version; all rows must be there."""
-    image, _, _ = open_header(BmpImagePlugin.BmpImageFile, data)
+def read_bmp_header(data: bytes) -> ImageHeader:
+    """Return the header of a BMP of any Windows or OS/2 version; all rows must be present."""
+    image, _, _ = open_with_pillow(BmpImagePlugin.BmpImageFile, data)
     width, height = image.size
     codec, _, offset, arguments = image.tile[0]
     if codec == "raw":
@@ -41,8 +41,8 @@ _PPM: Final = re.compile(
 _MAX_PPM_HEADER: Final = 1 << 16
 
 
-def inspect_ppm(data: bytes) -> ImageHeader:
-    """A portable bitmap, greymap, pixmap or float map; all pixels must be there."""
+def read_ppm_header(data: bytes) -> ImageHeader:
+    """Return the header of a PBM, PGM, PPM or PFM; all pixels must be present."""
     match = _PPM.match(data, 0, _MAX_PPM_HEADER)
     if match is None:
         raise ImageError("broken_header", f"a PPM header {data[:40]!r}")
@@ -59,22 +59,25 @@ def _ppm_image(
     if kind == b"f":
         refuse_short(data, start + 4 * height * width)
         return ImageHeader(data, "ppm", height, width, bits=32)
-    most = int(rest[0]) if rest else 1
-    if not 0 < most < 1 << 16:
-        raise ImageError("broken_header", f"a PPM with {most} as its greatest value")
+    max_value = int(rest[0]) if rest else 1
+    if not 0 < max_value < 1 << 16:
+        raise ImageError("broken_header", f"a PPM with maximum value {max_value}")
     values = height * width * (3 if kind in b"36" else 1)
     if kind in b"123":
         refuse_short(data, start + (values if kind == b"1" else 2 * values - 1))
     else:
         row = (width + 7) // 8 if kind == b"4" else values // max(height, 1)
-        refuse_short(data, start + height * row * (2 if most > 255 else 1))
-    if not (kind == b"4" or most == 255 or (kind == b"5" and most == 65535)) or kind in b"23":
+        refuse_short(data, start + height * row * (2 if max_value > 255 else 1))
+    if (
+        not (kind == b"4" or max_value == 255 or (kind == b"5" and max_value == 65535))
+        or kind in b"23"
+    ):
         refuse_slow(height, width, "such a PPM")
-    return ImageHeader(data, "ppm", height, width, bits=16 if most > 255 else 8)
+    return ImageHeader(data, "ppm", height, width, bits=16 if max_value > 255 else 8)
 
 
-def inspect_qoi(data: bytes) -> ImageHeader:
-    """A QOI, which Pillow decodes in Python."""
+def read_qoi_header(data: bytes) -> ImageHeader:
+    """Return the header of a QOI, which Pillow decodes in Python."""
     width, height, channels, _ = struct.unpack_from(">IIBB", data, 4)
     if channels not in (3, 4):
         raise ImageError("broken_header", f"a QOI with {channels} channels")
@@ -85,14 +88,14 @@ def inspect_qoi(data: bytes) -> ImageHeader:
 _ICON_ENTRY: Final = struct.Struct("<BBBBHHII")
 
 
-def inspect_ico(data: bytes) -> ImageHeader:
-    """The largest image of an icon."""
+def read_ico_header(data: bytes) -> ImageHeader:
+    """Return the header of the largest image of an icon."""
     inner = largest_icon(data)
     if inner.startswith(_PNG_MAGIC):
-        png = inspect_png(inner)
+        png = read_png_header(inner)
         height, width = png.stored_size
         return ImageHeader(data, "ico", height, width, bits=png.bits, alpha=png.alpha)
-    # A bitmap of twice the height: colours, then a mask.
+    # The bitmap has twice the height: colours, then a mask.
     (length,) = struct.unpack_from("<I", inner)
     if length < 40:
         raise ImageError("broken_header", f"an icon with a header of {length} bytes")
@@ -103,7 +106,7 @@ def inspect_ico(data: bytes) -> ImageHeader:
 
 
 def largest_icon(data: bytes) -> bytes:
-    """The bytes of the largest, then deepest, image of an icon: a PNG, or a bitmap and mask."""
+    """Return the largest, then deepest, image of an icon: a PNG, or a bitmap and mask."""
     (num_entries,) = struct.unpack_from("<H", data, 4)
     entries = [_ICON_ENTRY.unpack_from(data, 6 + 16 * index) for index in range(num_entries)]
     if not entries:
@@ -116,8 +119,8 @@ def largest_icon(data: bytes) -> bytes:
     return inner
 
 
-def alone(inner: bytes) -> bytes:
-    """An icon file with this bitmap and mask as its only image."""
+def single_icon_file(inner: bytes) -> bytes:
+    """Return an icon file with this bitmap and mask as its only image."""
     width, height = struct.unpack_from("<ii", inner, 4)
     (depth,) = struct.unpack_from("<H", inner, 14)
     entry = _ICON_ENTRY.pack(width & 255, height // 2 & 255, 0, 0, 1, depth, len(inner), 22)

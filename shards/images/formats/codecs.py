@@ -1,4 +1,4 @@
-"""AVIF, JPEG 2000 and PSD: their headers are opened by Pillow, which decodes nothing for it."""
+"""Headers of AVIF, JPEG 2000 and PSD, opened by Pillow without decoding a pixel."""
 
 import re
 import struct
@@ -6,21 +6,22 @@ from typing import Final
 
 from PIL import AvifImagePlugin, Jpeg2KImagePlugin, PsdImagePlugin
 
-from shards.images.formats.common import ImageError, ImageHeader, open_header, oriented
+from shards.images.formats.common import ImageError, ImageHeader, orient_size
+from shards.images.formats.pillow_header import open_with_pillow
 
-# OpenJPEG keeps some 10 kB for every tile of the grid, whether it is there or not.
+# OpenJPEG allocates about 10 kB for every tile of the grid, present or not.
 _MAX_TILES: Final = 8192
 _AV1_CONFIGURATION: Final = re.compile(rb"(?s)av1C\x81.(.)")
 _HIGH_DEPTH, _TWELVE_BITS = 0x40, 0x20
 
 
-def inspect_avif(data: bytes) -> ImageHeader:
-    """The first image of an AVIF. Of its relatives, HEIC among them, none can be decoded."""
+def read_avif_header(data: bytes) -> ImageHeader:
+    """Return the header of the first image of an AVIF. HEIC and other HEIF brands are refused."""
     (length,) = struct.unpack_from(">I", data)
     brands = {data[8:12], *(data[place : place + 4] for place in range(16, min(length, 256), 4))}
     if not brands & {b"avif", b"avis"}:
         raise ImageError("not_an_image", f"a HEIF of the brands {sorted(brands)}")
-    image, num_frames, orientation = open_header(AvifImagePlugin.AvifImageFile, data)
+    image, num_frames, orientation = open_with_pillow(AvifImagePlugin.AvifImageFile, data)
     width, height = image.size
     depths = {match[1][0] for match in _AV1_CONFIGURATION.finditer(data, 0, 1 << 16)}
     deep = max(
@@ -29,7 +30,7 @@ def inspect_avif(data: bytes) -> ImageHeader:
     return ImageHeader(
         data,
         "avif",
-        *oriented((height, width), orientation),
+        *orient_size((height, width), orientation),
         num_frames=num_frames,
         bits=deep,
         alpha=image.mode == "RGBA",
@@ -37,9 +38,9 @@ def inspect_avif(data: bytes) -> ImageHeader:
     )
 
 
-def inspect_jpeg2000(data: bytes) -> ImageHeader:
-    """A JPEG 2000 file, or a bare codestream."""
-    image, _, _ = open_header(Jpeg2KImagePlugin.Jpeg2KImageFile, data)
+def read_jpeg2000_header(data: bytes) -> ImageHeader:
+    """Return the header of a JPEG 2000 file, or of a bare codestream."""
+    image, _, _ = open_with_pillow(Jpeg2KImagePlugin.Jpeg2KImageFile, data)
     start = data.find(b"\xff\x4f\xff\x51")
     if start < 0:
         raise ImageError("truncated", "no JPEG 2000 codestream")
@@ -63,9 +64,9 @@ def inspect_jpeg2000(data: bytes) -> ImageHeader:
     )
 
 
-def inspect_psd(data: bytes) -> ImageHeader:
-    """The composite of a Photoshop file, whose layers must be sound and are not looked at."""
-    image, _, _ = open_header(PsdImagePlugin.PsdImageFile, data)
+def read_psd_header(data: bytes) -> ImageHeader:
+    """Return the header of the composite image of a Photoshop file; its layers must be valid."""
+    image, _, _ = open_with_pillow(PsdImagePlugin.PsdImageFile, data)
     return ImageHeader(
         data,
         "psd",

@@ -1,11 +1,8 @@
-"""What every format's header becomes: an `ImageHeader`, or an `ImageError` with the reason."""
+"""Result of a header parser: an `ImageHeader`, or an `ImageError` with the reason."""
 
-import io
 import struct
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
-
-from PIL import ImageFile
 
 from shards.records import Reason
 
@@ -15,13 +12,13 @@ Format = Literal[
 FORMATS: Final[tuple[str, ...]] = get_args(Format)
 Background = Literal["white", "black", "drop"]
 
-# Formats that Pillow decodes in Python, a microsecond or more a pixel, may have this many pixels.
+# Pixel limit of formats that Pillow decodes in Python, at a microsecond or more per pixel.
 _MAX_SLOW_PIXELS: Final = 4_000_000
-_ORIENTATION_TAG = 0x0112
+ORIENTATION_TAG = 0x0112
 
 
 class ImageError(Exception):
-    """This file cannot be used; `reason` is what a reject is counted under."""
+    """The image cannot be used; `reason` is the reason of the reject."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -31,13 +28,13 @@ class ImageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """An encoded image, what its header says, and how it is to be decoded.
+    """Encoded image with the fields of its header and its decode settings.
 
-    `height` and `width` hold after `orientation`, the EXIF number 1..8, has been applied. Only the
-    first of the `num_frames` is ever used. `bits` are those of a channel. `alpha`: there may be
-    transparency, which is laid on `background`; "drop" takes the colours that lie beneath.
-    `plain`: nothing in the file is unusual, so that every decoder gives the same. `to_srgb`: the
-    colours are to be converted from those of the profile.
+    `height` and `width` are those after `orientation`, the EXIF number 1..8, is applied. Only the
+    first of `num_frames` frames is used. `bits` counts the bits per channel. `alpha`: there may be
+    transparency, which is blended on `background`; "drop" ignores it. `plain`: the file has no
+    unusual features, so every decoder gives the same pixels. `to_srgb`: convert the colours from
+    the embedded profile to sRGB.
     """
 
     data: bytes
@@ -56,7 +53,7 @@ class ImageHeader:
 
     @property
     def weight(self) -> float:
-        """How many pixels of a JPEG cost the time and memory that decoding one of these does."""
+        """Decode cost per pixel in time and memory, relative to a JPEG."""
         if self.format == "jpeg2000":
             return 3.0
         costly = self.cmyk or (self.format == "webp" and self.num_frames > 1)
@@ -64,15 +61,15 @@ class ImageHeader:
 
     @property
     def stored_size(self) -> tuple[int, int]:
-        """Height and width as they are in the file, before `orientation`."""
+        """Height and width in the file, before `orientation` is applied."""
         upright = (self.height, self.width)
         return upright if self.orientation < 5 else upright[::-1]
 
 
-def oriented(size: tuple[int, int], orientation: int) -> tuple[int, int, int]:
-    """Upright height and width of a stored (height, width), and the orientation if it is one.
+def orient_size(size: tuple[int, int], orientation: int) -> tuple[int, int, int]:
+    """Return upright height and width of a stored (height, width), and the orientation.
 
-    Orientations 5 to 8 swap the two; numbers that are no orientation change nothing.
+    Orientations 5 to 8 swap the two; invalid orientations become 1.
     """
     if not 1 <= orientation <= 8:
         orientation = 1
@@ -81,14 +78,14 @@ def oriented(size: tuple[int, int], orientation: int) -> tuple[int, int, int]:
 
 
 def exif_orientation(tiff: bytes) -> int:
-    """The orientation in an EXIF block, or 1 where it has none or cannot be read."""
+    """Return the orientation in an EXIF block; 1 if it has none or is unreadable."""
     try:
         order = {b"II": "<", b"MM": ">"}[tiff[:2]]
         (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
         (num_entries,) = struct.unpack_from(f"{order}H", tiff, directory)
         for entry in range(directory + 2, directory + 2 + 12 * num_entries, 12):
             tag, kind = struct.unpack_from(f"{order}HH", tiff, entry)
-            if tag == _ORIENTATION_TAG:
+            if tag == ORIENTATION_TAG:
                 value = {3: "H", 4: "I"}[kind]
                 return int(struct.unpack_from(f"{order}{value}", tiff, entry + 8)[0])
     except (KeyError, struct.error):
@@ -97,33 +94,15 @@ def exif_orientation(tiff: bytes) -> int:
     return 1
 
 
-def open_header(
-    plugin: type[ImageFile.ImageFile], data: bytes
-) -> tuple[ImageFile.ImageFile, int, int]:
-    """What a plugin of Pillow reads before any pixel, the number of frames, and the orientation.
-
-    Plugins are used directly because `Image.open` refuses large sizes before it tells them.
-    """
-    try:
-        image = plugin(io.BytesIO(data))
-        num_frames = int(getattr(image, "n_frames", 1))
-        orientation = int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception as error:
-        # Broken files make the plugins raise OSError, SyntaxError, ValueError, TypeError, KeyError,
-        # IndexError, OverflowError, NotImplementedError, struct.error and more: all mean the same.
-        raise ImageError("broken_header", f"{type(error).__name__}: {error}") from error
-    return image, num_frames, orientation
-
-
 def refuse_slow(height: int, width: int, what: str) -> None:
-    """Raise `ImageError` where decoding would take seconds, because it is done in Python."""
+    """Raise ImageError if decoding, which is done in Python, would take seconds."""
     if height * width > _MAX_SLOW_PIXELS:
         raise ImageError(
-            "too_large", f"{width}x{height}; {what} may have {_MAX_SLOW_PIXELS} pixels, being slow"
+            "too_large", f"{width}x{height}; {what} is slow and may have {_MAX_SLOW_PIXELS} pixels"
         )
 
 
 def refuse_short(data: bytes, needed: int) -> None:
-    """Raise `ImageError` where uncompressed pixels would need more bytes than there are."""
+    """Raise ImageError if the uncompressed pixels need more bytes than the file has."""
     if len(data) < needed:
         raise ImageError("truncated", f"{len(data)} of at least {needed} bytes")

@@ -1,4 +1,4 @@
-"""GIF, from block to block."""
+"""GIF header: a walk from block to block."""
 
 import struct
 
@@ -7,8 +7,8 @@ from shards.images.formats.common import ImageError, ImageHeader
 _EXTENSION, _FRAME, _TRAILER, _GRAPHIC_CONTROL = 0x21, 0x2C, 0x3B, 0xF9
 
 
-def inspect_gif(data: bytes) -> ImageHeader:
-    """The first frame of a GIF, which may be larger than the screen and then enlarges it."""
+def read_gif_header(data: bytes) -> ImageHeader:
+    """Return the header of a GIF. A first frame larger than the screen enlarges the image."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     place = 13 + _colour_table_length(flags)
     num_frames = 0
@@ -29,7 +29,7 @@ def inspect_gif(data: bytes) -> ImageHeader:
             num_frames += 1
         elif kind == _TRAILER or num_frames:
             break
-        else:  # junk, which decoders step over byte by byte
+        else:  # junk, which decoders skip byte by byte
             place += 1
     if num_frames == 0:
         raise ImageError("truncated", "a GIF without a frame")
@@ -41,7 +41,7 @@ def _colour_table_length(flags: int) -> int:
 
 
 def _skip_sub_blocks(data: bytes, place: int) -> int:
-    """The place after the sub-blocks at `place`; cut off ones are for the decoder to judge."""
+    """Return the place after the sub-blocks at `place`; truncated ones are left to the decoder."""
     while place < len(data) and data[place]:
         place += data[place] + 1
     return place + 1

@@ -1,8 +1,8 @@
-"""JPEG, a walk from marker to marker to the end of the image.
+"""JPEG header: a walk from marker to marker to the end of the image.
 
-Decoders paint grey what is missing and say nothing, so that has to be found here. And they differ
-in what they make of rare kinds, so an image is called `plain` only if everything in it was checked
-that could make a decoder stop or read it otherwise.
+Decoders fill missing data with grey without an error, so missing data must be detected here.
+Decoders also differ on rare features. An image is `plain` only if everything was checked that could
+make a decoder stop or read it differently.
 """
 
 import re
@@ -11,26 +11,26 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
-from shards.images.formats.common import ImageError, ImageHeader, exif_orientation, oriented
+from shards.images.formats.common import ImageError, ImageHeader, exif_orientation, orient_size
 
 _START_OF_SCAN, _END, _START, _RESTART_INTERVAL, _HEIGHT_FOLLOWS = 0xDA, 0xD9, 0xD8, 0xDD, 0xDC
 _HUFFMAN_TABLES, _QUANTISERS = 0xC4, 0xDB
 _JFIF, _EXIF, _ICC_OR_MPF, _ADOBE = 0xE0, 0xE1, 0xE2, 0xEE
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Baseline, extended and progressive, each with Huffman or arithmetic coding. The rest is lossless
-# or hierarchical, which no decoder used here knows.
+# Baseline, extended and progressive, each with Huffman or arithmetic coding. The others are
+# lossless or hierarchical, which no decoder used here supports.
 _DECODABLE_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _PROGRESSIVE = 0xC2
 _WITHOUT_SEGMENT = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD8)})
-# What may follow entropy data: tables, another scan, application data, comments, the end.
+# Markers that may follow entropy data: tables, scans, application data, comments, the end.
 _BETWEEN_SCANS = frozenset({0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)})
 _UNUSUAL = frozenset({0xCC, 0xDC, 0xDE, 0xDF})  # arithmetic tables, late heights, hierarchies
 _MARKER_IN_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-# Encoders write up to thirteen. Every scan costs a decoder a walk over all blocks, so thousands of
-# empty ones in a few kilobytes would keep it busy for minutes.
+# Encoders write up to thirteen scans. A decoder visits all blocks in every scan, so thousands of
+# empty scans in a few kilobytes would take minutes.
 _MAX_SCANS: Final = 100
-# Sampling of the first component where the other two have 1 x 1: what encoders write.
+# Sampling of the first component that encoders write if the other two have 1 x 1.
 _USUAL_SAMPLING = frozenset({(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)})
 _UNKNOWN = -1
 _COMPLETE: Final = [0] * 64
@@ -38,8 +38,8 @@ _NUM_IMAGES_TAG = 0xB001
 
 
 @dataclass(slots=True)
-class _Frame:
-    """The frame header."""
+class _JpegFrame:
+    """Fields of the frame header."""
 
     kind: int
     height: int
@@ -50,7 +50,7 @@ class _Frame:
 
     @property
     def num_blocks(self) -> int:
-        """8 x 8 blocks that every complete scan of the image has to code, without padding."""
+        """Number of 8 x 8 blocks in every complete scan of the image, without padding."""
         widest = max(horizontal for horizontal, _ in self.sampling)
         tallest = max(vertical for _, vertical in self.sampling)
         return sum(
@@ -61,7 +61,7 @@ class _Frame:
 
     @property
     def usual(self) -> bool:
-        """Grey, or colour with sampling that every decoder knows."""
+        """True if the image is grey, or colour with a sampling that every decoder supports."""
         if self.kind not in _HUFFMAN_FRAMES or len(set(self.ids)) != len(self.ids):
             return False
         if len(self.sampling) == 1:
@@ -71,11 +71,11 @@ class _Frame:
 
 
 @dataclass(slots=True)
-class _Walk:
-    """What the segments so far have said."""
+class _JpegWalk:
+    """State of the walk: fields of the segments that were read."""
 
     data: bytes
-    frame: _Frame | None = None
+    frame: _JpegFrame | None = None
     num_scans: int = 0
     restarts: bool = False
     orientation: int = 0
@@ -86,11 +86,11 @@ class _Walk:
     odd: bool = False
     huffman: set[int] = field(default_factory=set)
     quantisers: set[int] = field(default_factory=set)
-    # Of each component, how many lower bits of each coefficient are still missing.
+    # Number of lower bits of each coefficient that are still missing, by component.
     levels: dict[int, list[int]] = field(default_factory=dict)
 
     def read_segment(self, place: int, marker: int) -> int:
-        """Take in the segment whose marker stands at `place`; the place after it."""
+        """Read the segment whose marker is at `place`; return the place after it."""
         data = self.data
         length = data[place + 2] << 8 | data[place + 3]
         if length < 2:
@@ -139,7 +139,7 @@ class _Walk:
         ):
             raise ImageError("broken_header", f"{num_components} components, sampling {sampling}")
         ids, quantisers = [row[0] for row in rows], [row[2] for row in rows]
-        self.frame = _Frame(marker, height, width, ids, sampling, quantisers)
+        self.frame = _JpegFrame(marker, height, width, ids, sampling, quantisers)
 
     def _read_huffman(self, body: bytes) -> None:
         place = 0
@@ -192,7 +192,7 @@ class _Walk:
             if first == 0 and high == 0:
                 self.odd |= table >> 4 not in self.huffman
             elif first > 0:
-                # Coefficients of a component come after its mean.
+                # The mean (DC) of a component comes before its other coefficients.
                 self.odd |= 0x10 | table & 15 not in self.huffman or levels[0] == _UNKNOWN
             before = high or _UNKNOWN
             self.odd |= levels[first : last + 1] != [before] * (last + 1 - first)
@@ -200,9 +200,9 @@ class _Walk:
             levels[first : last + 1] = [low] * (last + 1 - first)
 
     def follow_scans(self, start: int) -> None:
-        """Follow the entropy data from `start` to the end-of-image marker, or raise.
+        """Follow the entropy data from `start` to the end-of-image marker, or raise ImageError.
 
-        Thumbnails are no danger here, they lie in segments that are stepped over.
+        Thumbnails do not disturb the walk: they are inside segments, which are skipped.
         """
         assert self.frame is not None
         place = start
@@ -218,20 +218,20 @@ class _Walk:
             if marker in _BETWEEN_SCANS and self._has_segment(match.start(), marker):
                 place = self.read_segment(match.start(), marker)
             elif self.restarts:
-                # A decoder finds its way again at the next restart marker.
+                # A decoder synchronises at the next restart marker.
                 self.odd = True
                 place = match.end()
             else:
                 raise ImageError("undecodable", f"marker {marker:02X} within the entropy data")
-        # A Huffman code has at least one bit; a block takes at least two codes, but for the first
-        # scan of a progressive image, which takes one.
+        # A Huffman code has at least one bit. A block needs at least two codes, or one in the first
+        # scan of a progressive image.
         bits_per_block = 1 if self.frame.kind == _PROGRESSIVE else 2
         num_bits, num_blocks = 8 * (match.start() - start), self.frame.num_blocks
         if self.frame.kind in _HUFFMAN_FRAMES and num_bits < bits_per_block * num_blocks:
             raise ImageError("truncated", f"{num_bits} bits for {num_blocks} blocks")
 
     def _has_segment(self, place: int, marker: int) -> bool:
-        """Whether a segment may follow, in a file that is cut off or not."""
+        """Return True if a segment may follow, in a complete or a truncated file."""
         length = int.from_bytes(self.data[place + 2 : place + 4])
         if marker == _HEIGHT_FOLLOWS:
             return length == 4
@@ -241,8 +241,8 @@ class _Walk:
     def plain(self) -> bool:
         frame = self.frame
         assert frame is not None
-        # Three components are luminance and two colours, unless an old marker or the names of the
-        # components say that they are red, green and blue.
+        # Three components are luminance and two colours, unless an Adobe marker or the component
+        # names declare red, green and blue.
         colours = len(frame.ids) == 1 or (
             self.adobe != 0 and (self.jfif or self.adobe == 1 or frame.ids == [1, 2, 3])
         )
@@ -255,12 +255,12 @@ class _Walk:
         )
 
 
-def inspect_jpeg(data: bytes) -> ImageHeader:
-    """The image that a JPEG's header promises, the end of its data found."""
-    walk = _Walk(data)
+def read_jpeg_header(data: bytes) -> ImageHeader:
+    """Return the header of a JPEG; the data must be complete."""
+    walk = _JpegWalk(data)
     place = 2
     while not walk.num_scans:
-        # As every decoder does, step over fill bytes, stray bytes, and markers without a segment.
+        # Skip fill bytes, stray bytes and markers without a segment, as every decoder does.
         place = data.find(b"\xff", place)
         if place < 0:
             raise ImageError("truncated", "no start of scan")
@@ -277,7 +277,7 @@ def inspect_jpeg(data: bytes) -> ImageHeader:
     return ImageHeader(
         data,
         "jpeg",
-        *oriented(size, walk.orientation),
+        *orient_size(size, walk.orientation),
         num_frames=walk.num_images,
         cmyk=len(walk.frame.ids) == 4,
         icc_profile=walk.icc_profile,
@@ -287,9 +287,9 @@ def inspect_jpeg(data: bytes) -> ImageHeader:
 
 @lru_cache(maxsize=64)
 def _is_huffman_table(table: bytes) -> bool:
-    """Whether a table, its number, 16 counts and symbols, is one that decoders take.
+    """Return True if decoders accept this table: its number, 16 counts and symbols.
 
-    Most images have the four tables of the standard's annex, so this is seldom computed.
+    Most images have the four tables of the standard, so the cache answers.
     """
     if table[0] not in (0, 1, 2, 3, 0x10, 0x11, 0x12, 0x13) or len(table) > 17 + 256:
         return False
@@ -303,7 +303,7 @@ def _is_huffman_table(table: bytes) -> bool:
 
 
 def _count_images(tiff: bytes) -> int:
-    """How many images a multi-image index counts; 1 where it cannot be read."""
+    """Return the number of images in a multi-picture index; 1 if it is unreadable."""
     try:
         order = {b"II": "<", b"MM": ">"}[tiff[:2]]
         (directory,) = struct.unpack_from(f"{order}I", tiff, 4)

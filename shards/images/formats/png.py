@@ -1,10 +1,10 @@
-"""PNG, from chunk to chunk to the end."""
+"""PNG header: a walk from chunk to chunk to the end."""
 
 import struct
 import zlib
 from typing import Final
 
-from shards.images.formats.common import ImageError, ImageHeader, exif_orientation, oriented
+from shards.images.formats.common import ImageError, ImageHeader, exif_orientation, orient_size
 
 _BIT_DEPTHS: Final = {
     0: (1, 2, 4, 8, 16),  # grey
@@ -15,8 +15,8 @@ _BIT_DEPTHS: Final = {
 }
 
 
-def inspect_png(data: bytes) -> ImageHeader:
-    """The image that a PNG's header promises, the end of its chunks found."""
+def read_png_header(data: bytes) -> ImageHeader:
+    """Return the header of a PNG; its chunks must be complete."""
     fields = struct.unpack_from(">I4sIIBBBBBI", data, 8)
     length, name, width, height, depth, colour, compression, filtering, interlacing, crc = fields
     if (
@@ -42,7 +42,7 @@ def inspect_png(data: bytes) -> ImageHeader:
     return ImageHeader(
         data,
         "png",
-        *oriented((height, width), orientation),
+        *orient_size((height, width), orientation),
         num_frames=max(num_frames, 1),
         bits=max(depth, 8),
         alpha=colour in (4, 6) or b"tRNS" in names,

@@ -1,10 +1,10 @@
-"""TIFF and BigTIFF: the first directory, read here so that no decoder opens what is refused."""
+"""TIFF and BigTIFF header: the first directory, read without opening a decoder."""
 
 import math
 import struct
 from typing import Final
 
-from shards.images.formats.common import ImageError, ImageHeader, oriented
+from shards.images.formats.common import ImageError, ImageHeader, orient_size
 
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION = 256, 257, 258, 262, 274
 _SAMPLES, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES, _ICC_PROFILE = 277, 322, 323, 338, 34675
@@ -13,14 +13,14 @@ _WANTED = frozenset(
     | {_EXTRA_SAMPLES, _ICC_PROFILE}
 )
 _WHOLE_NUMBERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
-_MAX_VALUES = 16  # of a tag; no wanted one has more
+_MAX_VALUES = 16  # of a tag; no wanted tag has more
 _RGB, _CMYK = 2, 5
-# A decoder holds one tile whole, however small the image is.
+# A decoder allocates one whole tile, however small the image is.
 _MAX_TILE_BYTES: Final = 1 << 26
 
 
-def inspect_tiff(data: bytes) -> ImageHeader:
-    """The first image of a TIFF."""
+def read_tiff_header(data: bytes) -> ImageHeader:
+    """Return the header of the first image of a TIFF."""
     order = "<" if data.startswith(b"II") else ">"
     (magic,) = struct.unpack_from(f"{order}H", data, 2)
     tags, following = _read_directory(data, order, big=magic == 43)
@@ -39,7 +39,7 @@ def inspect_tiff(data: bytes) -> ImageHeader:
     return ImageHeader(
         data,
         "tiff",
-        *oriented((height[0], width[0]), orientation),
+        *orient_size((height[0], width[0]), orientation),
         num_frames=2 if 0 < following < len(data) else 1,
         bits=max(bits, 8),
         alpha=unnamed or bool({1, 2} & set(extra)),
@@ -51,7 +51,7 @@ def inspect_tiff(data: bytes) -> ImageHeader:
 def _read_directory(
     data: bytes, order: str, *, big: bool
 ) -> tuple[dict[int, tuple[int, ...]], int]:
-    """The wanted tags of the first directory, and where the next one is, 0 for nowhere."""
+    """Return the wanted tags of the first directory, and the offset of the next one or 0."""
     offset, count = (f"{order}Q", f"{order}Q") if big else (f"{order}I", f"{order}H")
     (place,) = struct.unpack_from(offset, data, 8 if big else 4)
     (num_entries,) = struct.unpack_from(count, data, place)

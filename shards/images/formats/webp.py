@@ -1,14 +1,14 @@
-"""WebP, from chunk to chunk."""
+"""WebP header: a walk from chunk to chunk."""
 
 import struct
 
-from shards.images.formats.common import ImageError, ImageHeader, exif_orientation, oriented
+from shards.images.formats.common import ImageError, ImageHeader, exif_orientation, orient_size
 
 _ALPHA_FLAG = 0x10
 
 
-def inspect_webp(data: bytes) -> ImageHeader:
-    """The image that a WebP's header promises; all of its bytes must be there."""
+def read_webp_header(data: bytes) -> ImageHeader:
+    """Return the header of a WebP; all its bytes must be present."""
     (num_bytes,) = struct.unpack_from("<I", data, 4)
     if num_bytes + 8 > len(data):
         raise ImageError("truncated", f"{len(data)} of {num_bytes + 8} bytes")
@@ -38,7 +38,7 @@ def inspect_webp(data: bytes) -> ImageHeader:
         elif name == b"ANMF":
             num_frames += 1
         elif name == b"EXIF":
-            # Some writers keep the prefix that belongs to JPEG only.
+            # Some writers keep the prefix that only JPEG has.
             exif = data[body : body + length]
             orientation = exif_orientation(exif.removeprefix(b"Exif\0\0"))
         place = body + length + (length & 1)
@@ -47,7 +47,7 @@ def inspect_webp(data: bytes) -> ImageHeader:
     return ImageHeader(
         data,
         "webp",
-        *oriented(size, orientation),
+        *orient_size(size, orientation),
         num_frames=max(num_frames, 1),
         alpha=alpha,
         icc_profile=icc_profile,

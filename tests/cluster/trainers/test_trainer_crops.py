@@ -12,15 +12,15 @@ import ray
 
 from cluster.errors import VerifiedNotCropped
 from cluster.protocol.messages import Rows
-from cluster.trainers.batch_assembly import Piece
-from cluster.trainers.trainer_crops import Cropping, CroppingConfig
+from cluster.trainers.batch_assembly import TaskRows
+from cluster.trainers.trainer_crops import TrainerCropper, TrainerCropsConfig
 from shards.crops.dali import DaliEngine
 from shards.crops.engine import Engine
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, swav
 from shards.crops.sample_cropper import CropJob
 from shards.crops.verify_engine import as_rows
-from shards.images.image_header import inspect
+from shards.images.image_header import read_image_header
 from shards.records import CropBatch, bytes_of
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
@@ -112,7 +112,7 @@ def test_ranks_crop_what_readers_would_have(
     expected = by_readers(manifest, engine, 12)
     assert len({reject.reason for batch in expected for reject in batch.rejects}) > 4
     begin_anew(path)
-    cropping = CroppingConfig.of(job(engine))
+    cropping = TrainerCropsConfig.of(job(engine))
     with path.feed("t0", cropping=cropping) as first, path.feed("t1", cropping=cropping) as second:
         for rank, feed in enumerate((first, second)):
             feed.enter(rank, 2, 0)
@@ -139,11 +139,11 @@ def test_readers_that_verify_hold_what_is_encoded(path: DataPath, manifest: Mani
 def test_an_image_that_a_trainer_cannot_crop_is_named_and_ends_the_run() -> None:
     """To leave it out would give this rank another batch than the plan says."""
     whole = encoded(made_pixels(0, 60, 80))
-    images = [inspect(whole), replace(inspect(whole), data=whole[:700] + b"\xff\xd9")]
+    images = [read_image_header(whole), replace(read_image_header(whole), data=whole[:700] + b"\xff\xd9")]
     places = np.arange(2)
     ids = np.array([[3, 512], [3, 4096]])
-    piece = Piece(0, 1, 7, places, places, ids, np.array([5, 5]))
-    cropping = Cropping(CroppingConfig.of(job("opencv")))
+    piece = TaskRows(0, 1, 7, places, places, ids, np.array([5, 5]))
+    cropping = TrainerCropper(TrainerCropsConfig.of(job("opencv")))
     try:
         future = cropping.submit([piece], Rows((as_rows(images),)))
         with pytest.raises(

@@ -11,7 +11,7 @@ from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, byol, swav
 from shards.errors import ConfigError
 from shards.images.decode import decode
-from shards.images.image_header import inspect
+from shards.images.image_header import read_image_header
 from tests.reference_crops import reference_crop
 from tests.shards.crops.made import drawn, encoded, made_pixels, shared_files
 
@@ -24,7 +24,7 @@ RECIPE = CropRecipe(
 @pytest.fixture(scope="module")
 def images():
     sizes = [(150, 200), (200, 150), (97, 131), (64, 64), (120, 400), (50, 9)]
-    return [inspect(encoded(made_pixels(i, *size), "PNG")) for i, size in enumerate(sizes)]
+    return [read_image_header(encoded(made_pixels(i, *size), "PNG")) for i, size in enumerate(sizes)]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_crops_are_those_of_the_reference(engine, images):
 
 def test_both_engines_agree(engine, images):
     """A run could not move from CPUs to a GPU."""
-    images = [*images, inspect(encoded(made_pixels(9, 180, 120), quality=95))]
+    images = [*images, read_image_header(encoded(made_pixels(9, 180, 120), quality=95))]
     parameters = drawn(RECIPE, images)
     ours, theirs = (
         OpenCVEngine(RECIPE).crop(images, parameters),
@@ -99,7 +99,7 @@ def test_bad_images_cost_only_themselves(engine, images):
 def test_what_dali_cannot_read_is_decoded_for_it(engine):
     """GIF and AVIF would be lost, and a turned PNG would lie on its side."""
     smooth = np.repeat(np.repeat(made_pixels(3, 12, 16), 8, axis=0), 8, axis=1)
-    images = [inspect(encoded(smooth, format_)) for format_ in ("GIF", "AVIF", "TIFF")]
+    images = [read_image_header(encoded(smooth, format_)) for format_ in ("GIF", "AVIF", "TIFF")]
     parameters = drawn(RECIPE, images)
     cropped = engine.crop(images, parameters)
     assert cropped.ok.all()
@@ -110,7 +110,7 @@ def test_what_dali_cannot_read_is_decoded_for_it(engine):
 def test_a_grey_foot_is_refused_by_this_engine_too(engine):
     """What the decoder paints grey would be trained on."""
     whole = encoded(made_pixels(4, 200, 160), quality=90)
-    images = [inspect(whole[: len(whole) // 2] + b"\xff\xd9"), inspect(whole)]
+    images = [read_image_header(whole[: len(whole) // 2] + b"\xff\xd9"), read_image_header(whole)]
     cropped = engine.crop(images, drawn(RECIPE, images))
     assert cropped.ok.tolist() == [False, True]
     assert cropped.failures[0].reason == "truncated"
@@ -132,7 +132,7 @@ def test_without_dali_the_remedy_is_named(monkeypatch):
 def test_real_images_agree_between_the_engines(engine):
     """JPEGs would be decoded differently, chroma first of all."""
     files = shared_files("web-a.tar", 8)
-    images = [inspect(data) for name, data in files.items() if name.endswith(".jpg")]
+    images = [read_image_header(data) for name, data in files.items() if name.endswith(".jpg")]
     parameters = drawn(RECIPE, images)
     ours, theirs = (
         OpenCVEngine(RECIPE).crop(images, parameters),
@@ -146,7 +146,7 @@ def test_real_images_agree_between_the_engines(engine):
 @pytest.mark.gpu
 def test_the_gpu_gives_what_the_cpu_gives(engine, images):
     """The graph would mean something else on the device it is made for."""
-    images = [*images, inspect(encoded(made_pixels(9, 180, 120), quality=95))]
+    images = [*images, read_image_header(encoded(made_pixels(9, 180, 120), quality=95))]
     parameters = drawn(RECIPE, images)
     here, there = (
         one.crop(images, parameters) for one in (engine, DaliEngine(RECIPE, 8, "gpu", 2))

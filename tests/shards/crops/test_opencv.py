@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, byol, swav
 from shards.images.decode import decode
-from shards.images.image_header import inspect
+from shards.images.image_header import read_image_header
 from tests.pillow_crops import pillow_crop
 from tests.reference_crops import reference_crop
 from tests.shards.crops.made import drawn, encoded, made_pixels, shared_files
@@ -40,7 +40,7 @@ def images():
         (300, 90),
         (50, 60),
     ]
-    return [inspect(encoded(made_pixels(i, *size), "PNG")) for i, size in enumerate(sizes)]
+    return [read_image_header(encoded(made_pixels(i, *size), "PNG")) for i, size in enumerate(sizes)]
 
 
 def smooth_pixels(seed, height, width):
@@ -167,8 +167,8 @@ def test_exif_orientation_is_applied(orientation, format_):
     stored = np.asarray(ImageOps.exif_transpose(turning))
     exif[0x0112] = orientation
     options = {"quality": 95, "subsampling": 0} if format_ == "JPEG" else {}
-    turned = inspect(encoded(stored, format_, exif=exif, **options))
-    plain = inspect(encoded(upright, format_, **options))
+    turned = read_image_header(encoded(stored, format_, exif=exif, **options))
+    plain = read_image_header(encoded(upright, format_, **options))
     assert (turned.height, turned.width) == (90, 140)
     near = 0 if format_ == "PNG" else 1.5
     assert np.abs(decode(turned).astype(int) - decode(plain)).mean() <= near
@@ -185,10 +185,10 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
     exif = Image.Exif()
     for orientation in (1, 3, 6):
         exif[0x0112] = orientation
-        image = inspect(encoded(smooth, quality=95, exif=exif))
+        image = read_image_header(encoded(smooth, quality=95, exif=exif))
         parameters = only(drawn(recipe, [image]), ())
         small = OpenCVEngine(recipe).crop([image], parameters).crops[0]
-        whole = inspect(encoded(decode(image), "PNG"))
+        whole = read_image_header(encoded(decode(image), "PNG"))
         full = OpenCVEngine(recipe).crop([whole], parameters).crops[0]
         found = np.abs(small.astype(int) - full)
         assert 0 < found.mean() < 0.7
@@ -220,7 +220,7 @@ def test_a_batch_of_bad_images_gives_empty_crops(images):
 def test_real_images_agree_with_the_reference():
     """Made images would hide a difference that real ones show."""
     files = shared_files("web-a.tar", 10)
-    images = [inspect(data) for name, data in files.items() if name.endswith(".jpg")]
+    images = [read_image_header(data) for name, data in files.items() if name.endswith(".jpg")]
     found = differences(RECIPE, images, drawn(RECIPE, images), reference_crop)
     assert len(images) >= 5
     assert found.mean() < 0.5

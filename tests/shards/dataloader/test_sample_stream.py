@@ -20,7 +20,7 @@ from shards.dataloader.sample_stream import SampleStream
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch
 from shards.records import Sample
 from shards.samples.admission_config import AdmissionConfig
-from shards.samples.subset import load_subset
+from shards.samples.subset_file import load_subset
 from shards.stores.range_reader import RangeReader
 from shards.stream.batch_stream import BatchStream, build_order
 from shards.stream.manifest_listing import open_manifest

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from shards.images.decode import REDUCED, decode
-from shards.images.image_header import ImageError, ImageHeader, inspect
+from shards.images.decode import JPEG_REDUCTIONS, decode
+from shards.images.image_header import ImageError, ImageHeader, read_image_header
 from shards.records import Sample
 from shards.samples.admission import admit
 from shards.samples.admission_config import AdmissionConfig
@@ -211,11 +211,11 @@ def test_real_files_are_turned_as_pillow_turns_them():
         assert np.abs(decoded(data) - expected).mean() < 1
 
 
-@pytest.mark.parametrize("reduction", sorted(REDUCED))
+@pytest.mark.parametrize("reduction", sorted(JPEG_REDUCTIONS))
 @pytest.mark.parametrize("kind", ["jpeg", "jpeg_cmyk", "png"])
 def test_a_reduced_image_is_the_image_reduced(kind, reduction, files):
     """A quarter of an image would be taken for the whole."""
-    image = inspect(files[kind])
+    image = read_image_header(files[kind])
     found = decode(image, reduction)
     reduction = reduction if kind == "jpeg" else 1
     assert found.shape == (HEIGHT // reduction, WIDTH // reduction, 3)
@@ -228,7 +228,7 @@ def test_what_opencv_refuses_pillow_may_read(files):
     spoilt = bytearray(files["png"])
     spoilt[-13] ^= 1  # of the checksum of the pixels
     assert cv2.imdecode(np.frombuffer(spoilt, np.uint8), cv2.IMREAD_COLOR) is None
-    assert (decode(inspect(bytes(spoilt))) == PIXELS).all()
+    assert (decode(read_image_header(bytes(spoilt))) == PIXELS).all()
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.8])
@@ -236,9 +236,9 @@ def test_what_opencv_refuses_pillow_may_read(files):
 def test_a_cut_jpeg_with_a_forged_end_does_not_become_grey(share, mode, subsampling):
     """The decoder paints the missing foot grey without a word."""
     whole = saved("JPEG", mode, quality=90, subsampling=subsampling)(made_pixels(4, 200, 160))
-    forged = inspect(whole[: int(share * len(whole))] + b"\xff\xd9")
-    for reduction in REDUCED:
-        with pytest.raises(ImageError, match="foot is plain grey"):
+    forged = read_image_header(whole[: int(share * len(whole))] + b"\xff\xd9")
+    for reduction in JPEG_REDUCTIONS:
+        with pytest.raises(ImageError, match="last rows are plain grey"):
             decode(forged, reduction)
 
 
@@ -249,8 +249,8 @@ def test_the_verdict_does_not_depend_on_the_reduction(start):
     pixels[start:] = 128
     verdicts = set()
     for quality in (75, 98):
-        image = inspect(encoded(pixels, quality=quality, subsampling=0))
-        for reduction in REDUCED:
+        image = read_image_header(encoded(pixels, quality=quality, subsampling=0))
+        for reduction in JPEG_REDUCTIONS:
             try:
                 decode(image, reduction)
                 verdicts.add((quality, "ok"))
@@ -262,15 +262,15 @@ def test_the_verdict_does_not_depend_on_the_reduction(start):
 def test_an_image_that_is_grey_by_itself_is_kept():
     """Plain grey images, and images with a grey border, would be refused."""
     grey = np.full((100, 100, 3), 128, np.uint8)
-    assert (decode(inspect(encoded(grey))) == 128).all()
+    assert (decode(read_image_header(encoded(grey))) == 128).all()
     framed = made_pixels(5, 100, 100)
     framed[85:] = 128
-    assert decode(inspect(encoded(framed, quality=95))).shape == (100, 100, 3)
+    assert decode(read_image_header(encoded(framed, quality=95))).shape == (100, 100, 3)
 
 
 def test_a_header_that_lies_about_the_size_is_found_out(files):
     """Boxes would be drawn outside the image."""
     for kind in ("png", "gif_palette", "jpeg_cmyk"):
-        image = dataclasses.replace(inspect(files[kind]), width=WIDTH + 1)
+        image = dataclasses.replace(read_image_header(files[kind]), width=WIDTH + 1)
         with pytest.raises(ImageError, match="expected"):
             decode(image)

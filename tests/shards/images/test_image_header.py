@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from shards.images.decode import decode
-from shards.images.image_header import MAX_SIDE, ImageError, inspect
+from shards.images.image_header import MAX_SIDE, ImageError, read_image_header
 from tests.hostile import HEIGHT, KINDS, WIDTH, png_chunk, valid
 from tests.shards.crops.made import encoded, made_pixels
 
@@ -29,7 +29,7 @@ FORMATS = {
 
 def reason(data):
     with pytest.raises(ImageError) as caught:
-        inspect(data)
+        read_image_header(data)
     return caught.value.reason
 
 
@@ -42,7 +42,7 @@ def files():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_header_of_every_kind_says_what_is_special(kind, files):
     """A policy would refuse what it should not, or let in what it should refuse."""
-    image = inspect(files[kind])
+    image = read_image_header(files[kind])
     assert image.format == {"ico": "ico"}.get(kind, kind.partition("_")[0])
     assert (image.height, image.width, image.orientation) == (HEIGHT, WIDTH, 1)
     several = {"jpeg_images", "tiff_pages"} | {name for name in KINDS if "animated" in name}
@@ -58,19 +58,19 @@ def test_the_header_of_every_kind_says_what_is_special(kind, files):
 def test_a_colour_profile_is_seen(format_):
     """A policy about profiles would do nothing."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert inspect(encoded(PIXELS, format_, icc_profile=profile)).icc_profile
+    assert read_image_header(encoded(PIXELS, format_, icc_profile=profile)).icc_profile
 
 
 def test_only_usual_jpegs_are_plain(files):
     """Decoders would be trusted to agree on what they do not agree on."""
     usual = {kind for kind in KINDS if kind.startswith("jpeg") and "2000" not in kind}
-    assert {kind for kind in usual if not inspect(files[kind]).plain} == {"jpeg_cmyk"}
+    assert {kind for kind in usual if not read_image_header(files[kind]).plain} == {"jpeg_cmyk"}
     data = files["jpeg_progressive"]
     last = data.rindex(b"\xff\xda")
     for odd in (data[:last] + b"\xff\xd9", data[:-2] + data[last:]):  # a scan less, a scan twice
-        assert not inspect(odd).plain
+        assert not read_image_header(odd).plain
     data = files["jpeg"]
-    assert not inspect(encoded(PIXELS, keep_rgb=True)).plain
+    assert not read_image_header(encoded(PIXELS, keep_rgb=True)).plain
     # The name of a component, the tables, the end of the band, arithmetic coding.
     for old, new in [
         (b"\x03\x01\x22\x00", b"\x03R\x22\x00"),
@@ -80,7 +80,7 @@ def test_only_usual_jpegs_are_plain(files):
         (b"\xff\xc0", b"\xff\xc9"),
     ]:
         odd = data.replace(old, new, 1)
-        assert odd != data and not inspect(odd).plain, old
+        assert odd != data and not read_image_header(odd).plain, old
 
 
 def test_thousands_of_scans_are_refused():
@@ -92,9 +92,9 @@ def test_thousands_of_scans_are_refused():
 
 def test_a_format_that_is_not_allowed_is_not_read():
     """A decoder that nobody wants could be attacked all the same."""
-    assert inspect(encoded(PIXELS), ("png", "jpeg")).format == "jpeg"
+    assert read_image_header(encoded(PIXELS), ("png", "jpeg")).format == "jpeg"
     with pytest.raises(ImageError, match="bmp; allowed are png, jpeg") as caught:
-        inspect(b"BM and no more", ("png", "jpeg"))
+        read_image_header(b"BM and no more", ("png", "jpeg"))
     assert caught.value.reason == "format"
 
 
@@ -108,12 +108,12 @@ def test_what_costs_far_more_than_its_bytes_is_refused():
     """A small file would take minutes or gigabytes though its image is of an ordinary size."""
     assert reason(b"qoif" + struct.pack(">IIBB", 3000, 3000, 3, 0)) == "too_large"
     sides = [(256, 60), (257, 40)]
-    assert inspect(tiff_header([*sides, (322, 1 << 12), (323, 1 << 12)])).width == 60
+    assert read_image_header(tiff_header([*sides, (322, 1 << 12), (323, 1 << 12)])).width == 60
     assert reason(tiff_header([*sides, (322, 1 << 15), (323, 1 << 15)])) == "too_large"
     stream = bytearray(encoded(PIXELS, "JPEG2000", no_jp2=True))
     stream[24:32] = struct.pack(">II", 1, 1)
     stream[8:16] = struct.pack(">II", 90, 90)
-    assert inspect(bytes(stream)).width == 90
+    assert read_image_header(bytes(stream)).width == 90
     stream[8:16] = struct.pack(">II", 1000, 1000)
     assert reason(bytes(stream)) == "too_large"
 
@@ -121,14 +121,14 @@ def test_what_costs_far_more_than_its_bytes_is_refused():
 def test_the_largest_image_of_an_icon_is_taken():
     """A toy of 16 pixels would stand for the image, or one size hide another."""
     icon = encoded(made_pixels(0, 256, 256), "ICO", sizes=[(16, 16), (64, 64), (32, 32)])
-    assert inspect(icon).height == 64
+    assert read_image_header(icon).height == 64
     assert reason(icon[:200]) == "truncated"
 
 
 @pytest.mark.parametrize(("pillow", "ours"), FORMATS.items())
 def test_the_magic_bytes_name_the_format(pillow, ours):
     """A format would be refused, or trusted to a file's extension."""
-    image = inspect(encoded(PIXELS, pillow))
+    image = read_image_header(encoded(PIXELS, pillow))
     assert (image.format, image.height, image.width) == (ours, 40, 60)
     assert (image.orientation, image.num_frames) == (1, 1)
 
@@ -139,7 +139,7 @@ def test_every_kind_of_whole_jpeg_is_accepted(options, size):
     """The bound on missing bits would refuse plain images."""
     for pixels in (made_pixels(1, *size), np.full((*size, 3), 128, np.uint8)):
         for image in (pixels, pixels[..., 0]):
-            assert inspect(encoded(image, **options)).height == size[0]
+            assert read_image_header(encoded(image, **options)).height == size[0]
 
 
 @pytest.mark.parametrize("byte_order", ["<", ">"])
@@ -154,7 +154,7 @@ def test_orientation_is_read_and_a_wrong_one_is_none(byte_order, value, orientat
     segment = b"Exif\0\0" + tiff
     data = encoded(PIXELS)
     data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
-    image = inspect(data)
+    image = read_image_header(data)
     assert image.orientation == orientation
     assert (image.height, image.width) == ((60, 40) if orientation > 4 else (40, 60))
 
@@ -164,7 +164,7 @@ def test_orientation_is_read_from_other_formats(format_):
     """Only JPEGs would be turned upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    image = inspect(encoded(PIXELS, format_, exif=exif))
+    image = read_image_header(encoded(PIXELS, format_, exif=exif))
     assert (image.height, image.width) == (60, 40)
     assert decode(image).shape == (60, 40, 3)
 
@@ -175,7 +175,7 @@ def test_broken_exif_does_not_cost_an_image(tiff):
     segment = b"Exif\0\0" + tiff
     data = encoded(PIXELS)
     data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
-    assert inspect(data).orientation == 1
+    assert read_image_header(data).orientation == 1
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}])
@@ -192,7 +192,7 @@ def test_a_thumbnails_end_is_not_the_end_of_the_image():
     segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 8) + b"Exif\0\0" + thumbnail
     data = encoded(PIXELS)
     data = data[:2] + segment + data[2:]
-    assert inspect(data).width == 60
+    assert read_image_header(data).width == 60
     assert reason(data[:-100]) == "truncated"
     assert reason(data[:-100] + thumbnail) == "truncated"
 
@@ -200,9 +200,9 @@ def test_a_thumbnails_end_is_not_the_end_of_the_image():
 def test_junk_after_a_jpeg_and_fill_bytes_in_it_do_no_harm():
     """Images with appended data, which are common, would be refused."""
     data = encoded(PIXELS)
-    assert inspect(data + b"junk" * 99).width == 60
-    assert inspect(data + data[: len(data) // 2]).width == 60
-    assert inspect(data[:2] + b"\xff\xff\xff" + data[3:]).width == 60
+    assert read_image_header(data + b"junk" * 99).width == 60
+    assert read_image_header(data + data[: len(data) // 2]).width == 60
+    assert read_image_header(data[:2] + b"\xff\xff\xff" + data[3:]).width == 60
 
 
 @pytest.mark.parametrize("marker", [b"\xff\x4b", b"\xff\xdc", b"\xff\xe5"])
@@ -272,7 +272,7 @@ def png_header(height, width):
 
 def test_a_bomb_is_seen_and_not_set_off():
     """An image of a few bytes would take gigabytes."""
-    assert inspect(png_header(40000, 40000)).height == 40000
+    assert read_image_header(png_header(40000, 40000)).height == 40000
     assert reason(png_header(MAX_SIDE + 1, 1)) == "too_large"
     assert reason(png_header(0, 5)) == "broken_header"
 
@@ -289,7 +289,7 @@ def test_damaged_files_raise_nothing_but_image_errors(format_):
             data[rng.randrange(len(data))] = rng.randrange(256)
         data = bytes(data[: rng.choice([len(data), len(data), rng.randrange(len(data))])])
         try:
-            image = inspect(data)
+            image = read_image_header(data)
             if image.height * image.width < 1_000_000:
                 decode(image)
         except ImageError:

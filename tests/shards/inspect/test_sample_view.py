@@ -13,8 +13,15 @@ import pytest
 from PIL import Image
 
 from shards.errors import ConfigError
-from shards.images.image_header import inspect
-from shards.inspect.contact_sheet import ContactSheet, SheetTile, draw_sheet, sheet_html, clean_text, write_sheet
+from shards.images.image_header import read_image_header
+from shards.inspect.contact_sheet import (
+    ContactSheet,
+    SheetTile,
+    clean_text,
+    draw_sheet,
+    sheet_html,
+    write_sheet,
+)
 from shards.inspect.sample_view import describe, draw_samples, sample_tile, thumbnail
 from shards.records import Sample
 from shards.samples.admission_config import AdmissionConfig
@@ -127,7 +134,7 @@ def test_what_admission_refuses_is_not_decoded():
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (1000, 30), (4000, 3000), (1, 500)])
 def test_a_thumbnail_keeps_its_proportions(height, width):
     """A stretched image looks like bad data."""
-    shown = thumbnail(inspect(encode(height, width)))
+    shown = thumbnail(read_image_header(encode(height, width)))
     assert max(shown.shape[:2]) == min(192, max(height, width))
     share = max(shown.shape[:2]) / max(height, width)
     assert shown.shape[:2] == (max(1, round(height * share)), max(1, round(width * share)))

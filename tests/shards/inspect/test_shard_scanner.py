@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from shards.crops.chunk_cropper import ChunkCropper, CropJob
+from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
+from shards.crops.sample_cropper import CropJob
 from shards.errors import ShardUnreadable
 from shards.inspect.shard_scanner import ShardScanner
 from shards.records import Chunk, Turn

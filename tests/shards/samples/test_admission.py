@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from shards.errors import BudgetExceeded, ConfigError
-from shards.images.image_header import ImageHeader, inspect
+from shards.images.image_header import ImageHeader, read_image_header
 from shards.records import Reject, Sample
 from shards.samples.admission import (
     IMAGE_EXTENSIONS,
@@ -118,7 +118,7 @@ def test_every_kind_comes_in_by_default(files):
 def test_a_policy_refuses_what_it_names_and_nothing_else(policy, reason, kinds, files):
     """A setting would do nothing, or cost other images too."""
     if reason == "format":
-        kinds = {kind for kind in KINDS if inspect(files[kind]).format not in ("png", "jpeg")}
+        kinds = {kind for kind in KINDS if read_image_header(files[kind]).format not in ("png", "jpeg")}
     assert refused(files, **policy) == {reason: kinds}
 
 
@@ -185,14 +185,14 @@ def half_black(shape=(80, 120)):
 @pytest.mark.parametrize("format_", ["PNG", "JPEG"])
 def test_entropy_is_that_of_what_is_seen(pixels, low, high, format_):
     """Plain paper would pass for an image because of its grain, or an image for plain paper."""
-    bits = entropy(inspect(encoded(pixels, format_)))
+    bits = entropy(read_image_header(encoded(pixels, format_)))
     assert low - 0.05 <= bits <= high + 0.4 * (format_ == "JPEG")
 
 
 def test_blank_images_are_refused_where_that_is_asked_for():
     """Placeholders and empty scans, of which the web is full, would be trained on."""
-    blank = inspect(encoded(np.full((300, 300, 3), 250, np.uint8)))
-    image = inspect(encoded(made_pixels(0, 300, 300)))
+    blank = read_image_header(encoded(np.full((300, 300, 3), 250, np.uint8)))
+    image = read_image_header(encoded(made_pixels(0, 300, 300)))
     config = AdmissionConfig(min_entropy=2.0)
     assert check_pixels(blank, AdmissionConfig()) is None
     assert check_pixels(blank, config) == (

@@ -7,7 +7,7 @@ import pytest
 from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.sample_cropper import CropJob
 from shards.errors import ConfigError
-from shards.images.image_header import inspect
+from shards.images.image_header import read_image_header
 from shards.records import Chunk, Sample, Turn
 from shards.samples.admission_config import AdmissionConfig
 from shards.samples.predicate import apply_predicate, resolve_predicate
@@ -76,7 +76,7 @@ def test_a_job_knows_its_predicate_when_it_is_made_and_where_it_runs():
 
 
 def judge(function, fields, key="k"):
-    image = inspect(png(0))
+    image = read_image_header(png(0))
     return apply_predicate(resolve_predicate(f"{HERE}:{function}"), Sample(0, 0, key, fields), image)
 
 

@@ -24,7 +24,8 @@ from shards.errors import ConfigError
 from shards.records import Chunk, Sample, Turn
 from shards.samples.admission_config import AdmissionConfig
 from shards.samples.metadata import MetadataError, read_metadata
-from shards.samples.subset import _hash, _pairs_of, build_subset, load_subset
+from shards.samples.subset import build_subset, hash_key, pairs_of
+from shards.samples.subset_file import load_subset
 from shards.stores.range_reader import RangeReader
 from shards.stores.shard_listing import list_shards
 from tests.tars import make_tar
@@ -266,7 +267,7 @@ def test_a_uid_is_what_a_parser_says_it_is(found, spaced, ascii_only):
 )
 def test_a_sample_without_a_uid_is_in_no_list_of_uids(data):
     """It is no part of the data, and no error either."""
-    subset = build_subset("uid", _pairs_of(bytes.fromhex("".join(UIDS))))
+    subset = build_subset("uid", pairs_of(bytes.fromhex("".join(UIDS))))
     assert not subset.selects(sample(json=data))
     assert not build_subset("uid", np.zeros((1, 2), np.uint64)).selects(sample())
 
@@ -282,7 +283,7 @@ def test_a_sample_without_a_uid_is_in_no_list_of_uids(data):
         (lambda p: parquet(p / "a.parquet", uid=pyarrow.array([], "string")), r"names no sample"),
         (lambda p: text(p / "a.txt", [UIDS[0], "k"]), r"holds 'k' in a list of uids, .*all keys"),
         (lambda p: text(p / "a.txt", ["k", UIDS[0]]), r"in a list of keys, .* are 32 hex digits"),
-        (lambda p: text(p / "a.txt", ["a\0b"]), r"which is no text"),
+        (lambda p: text(p / "a.txt", ["a\0b"]), r"which is not text"),
         (lambda p: save(p / "a.npy", np.zeros((3, 3))), r"holds float64 of shape \(3, 3\), but a"),
         (lambda p: save(p / "a.npy", np.zeros(3, "u8,u4")), r"but a list is u8,u8 of shape"),
         (lambda p: text(p / "a.npy", ["no array"]), r"cannot be read"),
@@ -314,18 +315,18 @@ def test_uids_for_samples_that_have_none_are_refused_at_once(shard, tmp_path):
     """Such a list selects nothing: a run would read the whole bucket before it said so."""
     (tmp_path / "other.tar").write_bytes(make_tar([("a.jpg", b"x"), ("b.jpg", b"x")]))
     (other,) = list_shards(str(tmp_path / "other.tar"))
-    uids = build_subset("uid", _pairs_of(bytes.fromhex(UIDS[39])))
+    uids = build_subset("uid", pairs_of(bytes.fromhex(UIDS[39])))
     check_subset(uids, [shard], RangeReader())  # it selects none of these, but it could
     with pytest.raises(ConfigError, match=r"sample 'a' \(members: jpg\) and the 1 after it have"):
         check_subset(uids, [other, shard], RangeReader())
-    check_subset(build_subset("key", _pairs_of(_hash("a"))), [other], RangeReader())
+    check_subset(build_subset("key", pairs_of(hash_key("a"))), [other], RangeReader())
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"{", "JSONDecodeError"),
-        (b"[1]", "no object but a list"),
+        (b"[1]", "is a list, not an object"),
         (b'{"a": "' + b"x" * (1 << 20) + b'"}', "1048585 bytes, more than 1048576"),
         (b'{"a": ' + b"[" * 5000, "RecursionError"),
         (b'{"a": ' + b"9" * 5000 + b"}", "ValueError"),

@@ -14,7 +14,7 @@ from shards.records import Chunk, Reject, Sample
 from shards.stores.range_reader import RangeReader
 from shards.stores.shard_listing import list_shards
 from shards.stream.manifest_listing import open_manifest
-from shards.tars.chunk_reader import read_shard_head, read_chunk
+from shards.tars.chunk_reader import read_chunk, read_shard_head
 from shards.tars.compressed import cut_whole
 from tests.tars import make_tar
 from tests.wild_tars import expected_samples, wild_tar

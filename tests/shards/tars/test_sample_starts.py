@@ -3,7 +3,7 @@
 import random
 
 from shards.records import ShardInfo
-from shards.tars.sample_starts import SampleStarts, SampleStartCache
+from shards.tars.sample_starts import SampleStartCache, SampleStarts
 
 
 def test_the_nearest_start_before_a_place_is_found():

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from shards.tars.sparse_files import SparseMapError, SparseMap
+from shards.tars.sparse_files import SparseMap, SparseMapError
 from tests.cutting import cut_all, rejects_in, samples_in
 from tests.wild_tars import expected_samples, header, member, pad, pax
 

@@ -27,6 +27,7 @@ from streamssl.optim.schedules import ScheduleConfig
 from streamssl.pretrain.run import RunSummary, pretrain
 from streamssl.runs.placement import Placement
 from streamssl.runs.run_data import DataConfig
+from streamssl.training.learner import PretrainLearner
 from streamssl.training.trainer import train
 
 BATCH = 16
@@ -145,12 +146,10 @@ def train_on_noise(config: RunConfig, state: TrainState, num_steps: int) -> list
     torch.set_num_threads(1)
     reports: list[StepReport] = []
     train(
-        config,
-        state,
+        PretrainLearner(config, CPU, state),
         made_batches(config, num_steps, state.step),
-        device=CPU,
         report=reports.append,
-        save=lambda: None,
+        save=lambda _: None,
         stop=lambda: len(reports) == num_steps,
     )
     return reports

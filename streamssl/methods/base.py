@@ -1,7 +1,7 @@
-"""What the trainer needs of a method, and nothing more.
+"""Contract between the trainer and a method.
 
-A method is one `nn.Module` in one file. Everything it needs between steps (momentum copy, queue,
-prototypes) is a module or buffer of it, so its state dict is all there is to save.
+A method is one `nn.Module` in one file. Its state between steps (momentum copy, queue, prototypes)
+lies in its modules and buffers, so a checkpoint holds its state dict and nothing else.
 
 Shape letters: B samples of this rank, V_g views of group g, S_g pixels, D feature.
 """
@@ -9,7 +9,6 @@ Shape letters: B samples of this rank, V_g views of group g, S_g pixels, D featu
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +19,12 @@ from shards.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """A loss of this rank's samples, to be averaged over ranks, and what to read beside it.
+    """Loss of this rank's samples, to be averaged over ranks, and readings of the step.
 
-    `loss` is a float32 scalar with gradient. `readings` are detached scalars that may still be on
-    the device: reading one waits for it, so read seldom. `features` (B, D) are this rank's
-    unit-norm features of one view, detached, for checks of health. `plateau` is what the loss is
-    where features tell nothing about their images, if that is known.
+    `loss` is a float32 scalar with gradient. `readings` are detached scalars, perhaps on the
+    device: reading one waits for the device. `features` (B, D) are this rank's unit-norm features
+    of one view, detached, for health checks. `plateau` is the loss of features that carry no
+    information about their images, if it is known.
     """
 
     loss: Tensor
@@ -35,11 +34,11 @@ class StepOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
-    """Who the B rows of a view are, in their order, for methods that must know. On the CPU.
+class SampleInfo:
+    """Identities and labels of the B rows of a view, in their order, on the CPU.
 
-    `ids` (B, 2) int64, shard row and header offset; `epochs` (B,) int64; `labels` (B,) int64, below
-    0 where a sample has none, or None where the run asks for none.
+    `ids` (B, 2) int64: shard row and header offset; `epochs` (B,) int64; `labels` (B,) int64,
+    negative for a sample without a label, or None if the run names no label.
     """
 
     ids: Tensor
@@ -47,37 +46,75 @@ class Samples:
     labels: Tensor | None = None
 
 
-class Method(Protocol):
-    """How the trainer drives a method, in this order, at every step (counted from 0).
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildContext:
+    """Inputs of a method's constructor besides its settings.
 
-    `loss(views, step=..., samples=...)`, backward, `after_backward`, optimizer step, `after_step`.
-    `views[g]` is a normalised (V_g * B, 3, S_g, S_g) tensor, crop-major: all samples of view 0,
-    then of view 1. `group` are the ranks that share a global batch; None is one process. It may be
-    replaced between steps. `backbone` is the encoder to evaluate and export.
+    `num_views`: views of each view group. `group`: the ranks that share a global batch, or None for
+    one process.
     """
 
     backbone: nn.Module
-    group: ProcessGroup | None
+    num_views: tuple[int, ...]
+    num_steps: int = 0
+    seed: int = 0
+    group: ProcessGroup | None = None
+
+    @property
+    def num_crops(self) -> int:
+        """Crops of a sample, over all groups."""
+        return sum(self.num_views)
+
+    @property
+    def width(self) -> int:
+        """Numbers in a feature of the backbone."""
+        return int(self.backbone.num_features)  # type: ignore[arg-type]
+
+
+class Method(nn.Module):
+    """Base class of all methods.
+
+    The trainer calls at every step, counted from 0: `loss`, backward, `after_backward`, optimizer
+    step, `after_step`. `backbone` is the encoder to evaluate and export. `group` may be replaced
+    between steps.
+    """
+
+    backbone: nn.Module
+
+    def __init__(self, context: BuildContext) -> None:
+        super().__init__()
+        self.backbone = context.backbone
+        self.group = context.group
 
     def loss(
-        self, views: Sequence[Tensor], *, step: int, samples: Samples | None = None
-    ) -> StepOutput: ...
+        self, views: Sequence[Tensor], *, step: int, samples: SampleInfo | None = None
+    ) -> StepOutput:
+        """Compute the loss of a step.
 
-    def after_backward(self, step: int) -> None: ...
+        `views[g]` is a normalised (V_g * B, 3, S_g, S_g) tensor, crop-major: all samples of view 0,
+        then of view 1.
+        """
+        raise NotImplementedError
 
-    def after_step(self, step: int) -> None: ...
+    def after_backward(self, step: int) -> None:
+        """Change gradients or state before the optimizer moves the weights."""
 
-    def parameters_to_optimise(self) -> list[nn.Parameter]: ...
+    def after_step(self, step: int) -> None:
+        """Change state after the optimizer has moved the weights."""
+
+    def parameters_to_optimise(self) -> list[nn.Parameter]:
+        """Return the trained parameters."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
 
 def step_generator(seed: int, step: int, purpose: str) -> torch.Generator:
-    """A CPU generator that depends on nothing but its three keys, so a resumed step draws alike."""
+    """Return a CPU generator of these three keys alone, so that a resumed step draws the same."""
     key = blake2b(f"{purpose}/{seed}/{step}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 
 
 def as_pair(views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Both views of methods that have two, each (B, 3, S, S): two groups of one, or one of two."""
+    """Return both views (B, 3, S, S) of a method with two: two groups of one, or one of two."""
     first, second = views if len(views) == 2 else views[0].chunk(2)
     return first, second
 
@@ -88,4 +125,23 @@ def check_pair(num_views: Sequence[int], method: str, purpose: str) -> None:
         raise ConfigError(
             f"num_views={tuple(num_views)}; {method} takes two views of an image, {purpose}; "
             "give one group of two views or two groups of one"
+        )
+
+
+def check_crops(crops_for_assign: Sequence[int], num_crops: int) -> None:
+    """Raise ConfigError unless the assigned crops are among those of the views."""
+    if num_crops < 2 or not set(crops_for_assign) <= set(range(num_crops)):
+        raise ConfigError(
+            f"crops_for_assign={tuple(crops_for_assign)} with {num_crops} crops a sample; at least "
+            "two crops are needed, and assigned ones are counted from 0; add views or change "
+            "crops_for_assign"
+        )
+
+
+def check_several(num_views: Sequence[int], method: str) -> None:
+    """Raise ConfigError unless a sample has at least two views."""
+    if sum(num_views) < 2:
+        raise ConfigError(
+            f"num_views={tuple(num_views)}; {method} compares crops of an image and needs at "
+            "least two; add views"
         )

@@ -1,13 +1,12 @@
 """Fine-tuning on few labels: the second of SimCLR v2's three stages.
 
-Chen et al., arXiv:2006.10029, section 2. A pretrained encoder learns classes from what labels there
-are, beginning not at its end but after the first layer of the projection head (figure 5).
+Chen et al., arXiv:2006.10029, section 2. A pretrained encoder learns classes from few labels. The
+classifier starts after the first layer of the projection head (figure 5).
 
 Shape letters: B samples of this rank, C classes, D feature.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,45 +16,13 @@ from torch.nn import functional as F
 
 from shards.errors import ConfigError
 from streamssl import checkpoint
+from streamssl.config.methods.fine_tuning_config import FineTuneConfig
 from streamssl.distributed.collectives import all_reduce_sum, world_size
-from streamssl.methods.base import Samples, StepOutput
+from streamssl.methods.base import BuildContext, Method, SampleInfo, StepOutput
 from streamssl.modules.heads import simclr_head
 from streamssl.modules.losses import at_least_float32
 
 LAYERS_PER_HEAD_LAYER = 3  # linear, batch norm, ReLU
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FineTuneConfig:
-    """`start` is a run of SimCLR, or one of its checkpoints; the run's `label` names the classes.
-
-    `head_layers` of its projection head stay; 0 begins at the encoder's end. Labels are whole
-    numbers below `num_classes`; a sample without one is passed over.
-    """
-
-    start: str = ""
-    num_classes: int = 1000
-    head_layers: int = 1
-
-    def __post_init__(self) -> None:
-        for name, least in {"num_classes": 2, "head_layers": 0}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least {least}")
-
-    def build(
-        self,
-        backbone: nn.Module,
-        *,
-        num_views: Sequence[int],
-        num_steps: int = 0,  # noqa: ARG002 - every method is built alike; this one never changes
-        seed: int = 0,  # noqa: ARG002 - and draws nothing
-        group: ProcessGroup | None = None,
-    ) -> "FineTune":
-        """`num_views`: one view; `backbone.num_features` its width. Raises ConfigError."""
-        check_single(num_views, "fine-tuning")
-        classifier = Classifier(backbone, self.num_classes, self.head_layers)
-        classifier.load_start(newest_checkpoint(self.start, "start"))
-        return FineTune(classifier, group)
 
 
 class Classifier(nn.Module):
@@ -76,7 +43,7 @@ class Classifier(nn.Module):
         return logits_BC
 
     def load_start(self, place: Path) -> None:
-        """Take backbone and head from a checkpoint of SimCLR. Raises ConfigError."""
+        """Load backbone and head from a checkpoint of SimCLR. Raises ConfigError."""
         checkpoint.load_part(place, "backbone", self.backbone)
         for number, layer in enumerate(self.head):
             if layer.state_dict():
@@ -84,7 +51,7 @@ class Classifier(nn.Module):
 
 
 def newest_checkpoint(run: str, name: str) -> Path:
-    """What a setting called `name` means by a run or one of its checkpoints. Raises ConfigError."""
+    """Return the checkpoint that the setting `name` means, a run or a checkpoint of one."""
     folder = Path(run).expanduser()
     if run and (folder / "state.json").exists():
         return folder
@@ -107,9 +74,9 @@ def check_single(num_views: Sequence[int], purpose: str) -> None:
 
 
 def classification_loss(logits_BC: Tensor, labels_B: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Cross entropy, the mean over the samples of all ranks that have a label (0 or more).
+    """Return the cross entropy, the mean over the labelled samples of all ranks.
 
-    Scaled so that the average over ranks is that mean, however the labels lie on them.
+    Scaled so that the average over ranks is that mean, however labels are distributed over ranks.
     """
     count = all_reduce_sum((labels_B >= 0).sum(), group).clamp(min=1)
     targets_B = labels_B.clamp(min=-1)
@@ -117,25 +84,23 @@ def classification_loss(logits_BC: Tensor, labels_B: Tensor, group: ProcessGroup
     return total * world_size(group) / count
 
 
-class FineTune(nn.Module):
+class FineTune(Method):
     """A classifier that is trained from its first layer to its last."""
 
-    def __init__(self, classifier: Classifier, group: ProcessGroup | None) -> None:
-        super().__init__()
-        self.backbone, self.head = classifier.backbone, classifier.head
-        self.classes, self.group = classifier.classes, group
+    def __init__(self, config: FineTuneConfig, context: BuildContext) -> None:
+        super().__init__(context)
+        check_single(context.num_views, "fine-tuning")
+        classifier = Classifier(context.backbone, config.num_classes, config.head_layers)
+        classifier.load_start(newest_checkpoint(config.start, "start"))
+        self.head, self.classes = classifier.head, classifier.classes
 
     def loss(
-        self,
-        views: Sequence[Tensor],
-        *,
-        step: int,  # noqa: ARG002 - nothing changes from step to step
-        samples: Samples | None = None,
+        self, views: Sequence[Tensor], *, step: int, samples: SampleInfo | None = None
     ) -> StepOutput:
-        """Cross entropy with the labels. Raises ConfigError when there is no such class."""
+        """Compute the cross entropy. Raises ConfigError for a label that is no class."""
         if samples is None or samples.labels is None:
             raise ConfigError(
-                "fine-tuning learns from labels, and the run names none; give --label cls, or a "
+                "fine-tuning learns from labels, and the run has no label; give --label cls, or a "
                 "field of the samples' JSON"
             )
         num_classes = self.classes.out_features
@@ -156,13 +121,3 @@ class FineTune(nn.Module):
             "labelled": num_labelled / (len(labels_B) * world_size(self.group)),
         }
         return StepOutput(loss, readings)
-
-    def after_backward(self, step: int) -> None:
-        """Nothing."""
-
-    def after_step(self, step: int) -> None:
-        """Nothing."""
-
-    def parameters_to_optimise(self) -> list[nn.Parameter]:
-        """All of them."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -1,70 +1,31 @@
 """MoCHi: hard negative mixing for contrastive learning.
 
-Kalantidis et al., arXiv:2010.01028. MoCo v2 in which each query also meets negatives that do not
-exist: mixtures of the keys of the queue that are nearest to it, with each other and with the query.
+Kalantidis et al., arXiv:2010.01028. MoCo v2 with synthetic negatives for each query:
+mixtures of the nearest keys of the queue with each other and with the query.
 
 Shape letters: B samples of this rank, G samples of the global batch, L queue, H hardest keys, S
 mixtures of two keys, T mixtures of a key and the query, D feature.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch import Tensor
 from torch.nn import functional as F
 
-from shards.errors import ConfigError
+from streamssl.config.methods.mochi_config import MoCHiConfig
 from streamssl.distributed.collectives import all_gather_rows, all_reduce_sum, rank, world_size
-from streamssl.methods.base import Samples, step_generator
-from streamssl.methods.moco import Contrast, MoCo, MoCoConfig, enqueue
+from streamssl.methods.base import BuildContext, SampleInfo, step_generator
+from streamssl.methods.moco import ContrastOutput, MoCo, enqueue
 from streamssl.modules.losses import at_least_float32
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MoCHiConfig(MoCoConfig):
-    """MoCo v2 and (N, s, s') = (1024, 1024, 128) of the paper, after 15 epochs of ImageNet.
-
-    Of the `num_hardest` keys, `num_mixed` pairs are mixed, and `num_mixed_with_query` are mixed
-    with the query, which has less than half. Keys of the same sample are no negatives.
-    """
-
-    num_hardest: int = 1024
-    num_mixed: int = 1024
-    num_mixed_with_query: int = 128
-    start_step: int = 75_075
-
-    def __post_init__(self) -> None:
-        MoCoConfig.__post_init__(self)
-        if not 1 <= self.num_hardest <= self.queue.capacity:
-            raise ConfigError(
-                f"num_hardest={self.num_hardest}; it must be from 1 to the queue's "
-                f"{self.queue.capacity} keys; the paper has 1,024 of 65,536"
-            )
-        for name in ("num_mixed", "num_mixed_with_query", "start_step"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 0; raise it")
-
-    def build(
-        self,
-        backbone: nn.Module,
-        *,
-        num_views: Sequence[int],
-        seed: int = 0,
-        num_steps: int = 0,  # noqa: ARG002 - every method is built alike
-        group: ProcessGroup | None = None,
-    ) -> "MoCHi":
-        """`num_views`: how many views each view group has; `backbone.num_features` its width."""
-        return MoCHi(self, backbone, num_views=num_views, seed=seed, group=group)
-
-
 @dataclass(frozen=True, slots=True)
-class Draws:
-    """What is mixed: places among the hardest, int64, and shares of the first part in [0, 1].
+class MixingDraws:
+    """Random choices of a step: indices among the hardest keys (int64), and shares in [0, 1].
 
     `first`, `second` and `share` (B, S) mix two keys; `third` and `query_share` (B, T), below a
-    half, a key with the query.
+    half, mix a key with the query. Shares are those of the first key or of the query.
     """
 
     first: Tensor
@@ -73,14 +34,14 @@ class Draws:
     third: Tensor
     query_share: Tensor
 
-    def rows(self, place: slice, device: torch.device) -> "Draws":
-        """Those of some samples."""
+    def rows(self, place: slice, device: torch.device) -> "MixingDraws":
+        """Return the choices of a range of samples."""
         parts = (self.first, self.second, self.share, self.third, self.query_share)
-        return Draws(*(part[place].to(device) for part in parts))
+        return MixingDraws(*(part[place].to(device) for part in parts))
 
 
-def draw(generator: torch.Generator, num_samples: int, config: MoCHiConfig) -> Draws:
-    """Draws for the global batch, (G, S) and (G, T), so that ranks share one randomness."""
+def draw(generator: torch.Generator, num_samples: int, config: MoCHiConfig) -> MixingDraws:
+    """Draw for the global batch, (G, S) and (G, T), so that the result fits any number of ranks."""
     pairs, singles = config.num_mixed, config.num_mixed_with_query
     places = torch.randint(
         config.num_hardest, (num_samples, 2 * pairs + singles), generator=generator
@@ -88,18 +49,18 @@ def draw(generator: torch.Generator, num_samples: int, config: MoCHiConfig) -> D
     first, second, third = places.split([pairs, pairs, singles], dim=1)
     shares = torch.rand((num_samples, pairs + singles), generator=generator)
     share, query_share = shares.split([pairs, singles], dim=1)
-    return Draws(first, second, share, third, query_share / 2)
+    return MixingDraws(first, second, share, third, query_share / 2)
 
 
 def find_hardest(cosines_BL: Tensor, num: int, excluded_BL: Tensor | None = None) -> Tensor:
-    """Rows of the queue nearest to each query, (B, H), in no order; excluded ones come last."""
+    """Return the queue rows nearest to each query, (B, H), unordered; excluded ones come last."""
     if excluded_BL is not None:
         cosines_BL = cosines_BL.masked_fill(excluded_BL, -torch.inf)
     return cosines_BL.topk(num, dim=1, sorted=False).indices
 
 
 def mix(one_BSD: Tensor, other_BSD: Tensor, share_BS: Tensor) -> Tensor:
-    """Unit vectors along share * one + (1 - share) * other: section 4.1 and 4.2 of the paper."""
+    """Return unit vectors along share * one + (1 - share) * other: sections 4.1 and 4.2."""
     share_BS1 = share_BS[..., None]
     return F.normalize(share_BS1 * one_BSD + (1 - share_BS1) * other_BSD, dim=2)
 
@@ -112,10 +73,10 @@ def mixed_info_nce(
     temperature: float,
     excluded_BL: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Each query finds its key among the queue and its own mixtures: (loss, logits).
+    """Return (loss, logits) of queries that find their keys among queue and mixtures.
 
-    `logits` (B, 1 + L + S) has the key in column 0. Only the queries, where they are compared,
-    carry gradient. Excluded keys of the queue have no part in it.
+    `logits` (B, 1 + L + S) have the key in column 0. Only the queries that are compared carry
+    gradient. Excluded keys of the queue do not count.
     """
     positive_B1 = (q_BD * k_BD.detach()).sum(dim=1, keepdim=True)
     queue_BL = q_BD @ queue_LD.detach().T
@@ -129,28 +90,20 @@ def mixed_info_nce(
 
 
 class MoCHi(MoCo):
-    """MoCo, which also remembers from which sample each key of its queue is."""
+    """MoCo that also stores the sample id of each key in its queue."""
 
     config: MoCHiConfig
     queue_ids: Tensor
 
-    def __init__(
-        self,
-        config: MoCHiConfig,
-        backbone: nn.Module,
-        *,
-        num_views: Sequence[int],
-        seed: int = 0,
-        group: ProcessGroup | None = None,
-    ) -> None:
-        super().__init__(config, backbone, num_views=num_views, seed=seed, group=group)
-        nobody_L2 = torch.full((config.queue.capacity, 2), -1, dtype=torch.int64)
-        self.register_buffer("queue_ids", nobody_L2)
+    def __init__(self, config: MoCHiConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
+        unknown_L2 = torch.full((config.queue.capacity, 2), -1, dtype=torch.int64)
+        self.register_buffer("queue_ids", unknown_L2)
 
     def _contrast(
-        self, query_BD: Tensor, key_BD: Tensor, step: int, samples: Samples | None
-    ) -> Contrast:
-        """Section 4: MoCo's contrast, and after `start_step` with mixtures of the hardest keys."""
+        self, query_BD: Tensor, key_BD: Tensor, step: int, samples: SampleInfo | None
+    ) -> ContrastOutput:
+        """Return MoCo's contrast, after `start_step` with mixed hardest keys (section 4)."""
         ids_B2 = torch.full_like(self.queue_ids[: len(query_BD)], -1)
         if samples is not None:
             ids_B2 = samples.ids.to(self.queue_ids.device)
@@ -164,13 +117,13 @@ class MoCHi(MoCo):
             loss, logits = mixed_info_nce(
                 q_BD, k_BD, queue_LD, mixed_BSD, self.config.temperature, is_own_BL
             )
-        self._note(all_gather_rows(ids_B2, self.group))
+        self._store_ids(all_gather_rows(ids_B2, self.group))
         enqueue(k_BD, self.queue, step, self.group)
-        return Contrast(loss, q_BD, k_BD, logits)
+        return ContrastOutput(loss, q_BD, k_BD, logits)
 
     @torch.no_grad()
     def _mix(self, q_BD: Tensor, queue_LD: Tensor, is_own_BL: Tensor, step: int) -> Tensor:
-        """The negatives (B, S + T, D) that each query gets besides the queue; none at first."""
+        """Return the mixtures (B, S + T, D) of each query; none before `start_step`."""
         num_rows, dim = q_BD.shape
         if step < self.config.start_step:
             return q_BD.new_zeros(num_rows, 0, dim)
@@ -189,8 +142,8 @@ class MoCHi(MoCo):
         return torch.cat([pairs_BSD, with_query_BTD], dim=1)
 
     @torch.no_grad()
-    def _readings(self, contrast: Contrast, step: int) -> dict[str, Tensor | float]:
-        """As MoCo's; keys that were left out are not in the mean of the negatives."""
+    def _readings(self, contrast: ContrastOutput, step: int) -> dict[str, Tensor | float]:
+        """Return the readings of MoCo; excluded keys do not count in the mean of the negatives."""
         negative_BN = contrast.logits[:, 1:].detach() * self.config.temperature
         is_left_out_BN = negative_BN.isinf()
         mine = [negative_BN.masked_fill(is_left_out_BN, 0.0).sum(), (~is_left_out_BN).sum()]
@@ -198,7 +151,7 @@ class MoCHi(MoCo):
         return {**super()._readings(contrast, step), "negative_cosine": total / count}
 
     @torch.no_grad()
-    def _note(self, ids_G2: Tensor) -> None:
-        """The ids of the keys that enter the queue next."""
+    def _store_ids(self, ids_G2: Tensor) -> None:
+        """Store the ids of the keys that enter the queue next."""
         slots_G = self.queue.position + torch.arange(len(ids_G2), device=ids_G2.device)
         self.queue_ids[slots_G % self.queue.capacity] = ids_G2

@@ -1,115 +1,56 @@
 """SpCL: self-paced contrastive learning with hybrid memory.
 
-Ge et al., arXiv:2006.02713. A memory holds one feature for every sample. Now and then reliable
-clusters are found in it; everything else is a class of its own. A feature must be nearest to the
-mean of its class among all of these, and then moves what the memory has of its sample.
+Ge et al., arXiv:2006.02713. A memory holds one feature for every sample. At intervals reliable
+clusters are found in it; every other sample is a class of its own. A feature must be nearest to the
+mean of its class among all classes, and then updates the memory of its sample.
 
-The memory is a ring: as large as the data, it is the paper's; smaller, it is a window, and a sample
-that comes for the first time joins the cluster in whose midst it lies, or becomes a class.
+The memory is a ring. With the size of the data it is that of the paper. A smaller one is a window:
+a new sample joins the nearest cluster if it lies within it, or becomes a class.
 
-With `source_classes` there are two domains. Samples with a label are of the source: each of their
-classes has one feature in a memory of its own, and is a class for both domains to tell apart.
-Samples without are of the target, and all that is said above is said of them.
+With `source_classes` there are two domains. Samples with a label belong to the source: a second
+memory holds one feature for each of their classes, which count as classes for both domains.
+Samples without a label belong to the target, which the paragraphs above describe.
 
 Shape letters: B rows of features, G of all ranks, N filled memory, L its capacity, C labels, S
 classes of the source, D feature.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
+from streamssl.config.methods.spcl_config import SpCLConfig
 from streamssl.distributed.collectives import all_gather_rows, from_first_rank
-from streamssl.methods.base import Samples, StepOutput
+from streamssl.methods.base import BuildContext, Method, SampleInfo, StepOutput
 from streamssl.modules.feature_readings import perplexity
 from streamssl.modules.losses import at_least_float32
 from streamssl.modules.neighbourhoods import dbscan, jaccard_neighbours
 from streamssl.modules.sample_memory import SampleMemory, sample_keys
 from streamssl.modules.self_paced import self_paced_labels
 
-# The softmax of the authors' code keeps this away from 0, in the sum and in the logarithm.
+# Added to the sum of the softmax and in the logarithm, as in the authors' code.
 _TINY = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SpCLConfig:
-    """The settings of the paper (section 4.2) and of its code for unsupervised re-identification.
-
-    `memory`: how many samples are remembered. `cluster_steps`: steps between clusterings, the
-    paper's 400 an epoch; for the first `fill_steps` features only enter the memory, which as
-    published takes one pass over the data. `momentum` is the share of the old feature that stays.
-    `source_classes`: how many classes the run's `label` tells apart in the source; 0: no labels.
-    """
-
-    memory: int = 12_936
-    temperature: float = 0.05
-    momentum: float = 0.2
-    k1: int = 30
-    k2: int = 6
-    epsilon: float = 0.6
-    epsilon_gap: float = 0.02
-    min_samples: int = 4
-    cluster_steps: int = 400
-    fill_steps: int = 203
-    source_classes: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("memory", "k2", "min_samples", "cluster_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1; raise it")
-        if self.source_classes < 0:
-            raise ConfigError(
-                f"source_classes={self.source_classes}; it must be 0, for no labels, or how many "
-                "classes the labelled samples have"
-            )
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum={self.momentum}; it must lie in [0, 1); the paper has 0.2")
-        if not self.temperature > 0:
-            raise ConfigError(
-                f"temperature={self.temperature}; it must be above 0; the paper has 0.05"
-            )
-        if not 0 <= self.epsilon_gap < min(self.epsilon, 1 - self.epsilon):
-            raise ConfigError(
-                f"epsilon={self.epsilon} with epsilon_gap={self.epsilon_gap}; epsilon - gap must "
-                "be above 0 and epsilon + gap below 1; the paper has 0.6 and 0.02"
-            )
-        if self.k1 < self.k2:
-            raise ConfigError(f"k1={self.k1} with k2={self.k2}; k1 must be at least k2; raise k1")
-
-    def build(
-        self,
-        backbone: nn.Module,
-        *,
-        num_views: Sequence[int],
-        seed: int = 0,  # noqa: ARG002 - SpCL draws nothing of its own
-        num_steps: int = 0,  # noqa: ARG002 - every method is built alike
-        group: ProcessGroup | None = None,
-    ) -> "SpCL":
-        """`num_views`: how many views each view group has; `backbone.num_features` its width."""
-        return SpCL(self, backbone, num_views=num_views, group=group)
 
 
 def cluster_contrast(
     x_BD: Tensor, targets_B: Tensor, memory_ND: Tensor, labels_N: Tensor, temperature: float
 ) -> Tensor:
-    """The unified contrastive loss (eq. 1), mean over rows; see `row_losses`."""
+    """Return the unified contrastive loss (eq. 1), the mean over rows; see `row_losses`."""
     return row_losses(x_BD, targets_B, memory_ND, labels_N, temperature).mean()
 
 
 def row_losses(
     x_BD: Tensor, targets_B: Tensor, memory_ND: Tensor, labels_N: Tensor, temperature: float
 ) -> Tensor:
-    """Each row finds its class among all classes: the losses (B,).
+    """Return the losses (B,) of rows that find their class among all classes.
 
-    The score of a class is the mean similarity with its members: a centroid that is not
-    normalised. Labels without a member take no part. As in the authors' code 1e-6 is added to the
-    sum of the softmax and to the probability.
+    The score of a class is the mean similarity with its members, so centroids are not normalised.
+    Labels without a member do not count. As in the authors' code, 1e-6 is added to the sum of the
+    softmax and to the probability.
     """
     num_labels = int(torch.maximum(labels_N.max(), targets_B.max())) + 1
     sums_CD = memory_ND.new_zeros(num_labels, memory_ND.shape[1])
@@ -118,7 +59,7 @@ def row_losses(
     centroids_CD = sums_CD / counts_C.clamp(min=1)[:, None]
     logits_BC = (x_BD @ centroids_CD.T) / temperature
     logits_BC = logits_BC.masked_fill(counts_C == 0, -torch.inf)
-    # The largest is taken out of the exponentials, and therefore out of the constant, too.
+    # The maximum is subtracted before exp, so the constant is divided by its exp, too.
     largest_B1 = logits_BC.detach().amax(dim=1, keepdim=True).clamp(min=0)
     masses_BC = (logits_BC - largest_B1).exp()
     p_BC = masses_BC / (masses_BC.sum(dim=1, keepdim=True) + _TINY * (-largest_B1).exp())
@@ -127,9 +68,9 @@ def row_losses(
 
 @torch.no_grad()
 def follow_(memory_ND: Tensor, slots_G: Tensor, x_GD: Tensor, momentum: float) -> None:
-    """Memory follows features, in place (eq. 4): row by row, so that a repeated slot moves twice.
+    """Update the memory by features, in place (eq. 4); a repeated slot is updated repeatedly.
 
-    Rows with different slots move at once: the first of every slot, then the second, and so on.
+    Rows with different slots are updated at once: the first of every slot, then the second, ...
     """
     same_GG = slots_G[:, None] == slots_G
     turns_G = same_GG.tril(-1).sum(dim=1)
@@ -140,98 +81,90 @@ def follow_(memory_ND: Tensor, slots_G: Tensor, x_GD: Tensor, momentum: float) -
         memory_ND[slots] = moved / moved.norm(dim=1, keepdim=True)
 
 
-class SpCL(nn.Module):
+class SpCL(Method):
     """Backbone, batch norm without a bias, and the hybrid memory with its labels."""
 
     labels: Tensor
     threshold: Tensor
     reach: Tensor
 
-    def __init__(
-        self,
-        config: SpCLConfig,
-        backbone: nn.Module,
-        *,
-        num_views: Sequence[int],
-        group: ProcessGroup | None = None,
-    ) -> None:
-        super().__init__()
-        self.config, self.group = config, group
-        self.num_views = sum(num_views)
-        self.backbone = backbone
-        width = int(backbone.num_features)  # type: ignore[arg-type]
+    def __init__(self, config: SpCLConfig, context: BuildContext) -> None:
+        super().__init__(context)
+        self.config = config
+        self.num_views = context.num_crops
+        width = context.width
         self.norm = nn.BatchNorm1d(width)
         self.norm.bias.requires_grad_(False)
         self.memory = SampleMemory(config.memory, width)
         self.source = SampleMemory(config.source_classes, width) if config.source_classes else None
-        # Labels below L are clusters and old classes; a new class of slot s is L + s; class s of
-        # the source is 2 L + s.
+        # Labels below L are clusters and older classes; a new class of slot s has label L + s, and
+        # class s of the source has 2 L + s.
         self.register_buffer("labels", torch.arange(config.memory) + config.memory)
         self.register_buffer("threshold", torch.full((), -1.0, dtype=torch.float64))
-        # Of each cluster: the least similarity of a member with its centroid; 2 where it is none.
+        # Smallest similarity of a member with the centroid of its cluster; 2 if it is no cluster.
         self.register_buffer("reach", torch.full((config.memory,), 2.0))
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def loss(
-        self, views: Sequence[Tensor], *, step: int, samples: Samples | None = None
+        self, views: Sequence[Tensor], *, step: int, samples: SampleInfo | None = None
     ) -> StepOutput:
-        """One training step; clusters are made anew first, when it is time."""
-        assert samples is not None, "the memory is of samples"
+        """Compute the loss of a step; cluster the memory first if it is due."""
+        assert samples is not None, "the memory needs sample ids"
         filled = step - self.config.fill_steps
         if filled >= 0 and filled % self.config.cluster_steps == 0:
             with torch.autocast(views[0].device.type, enabled=False):
                 self.cluster()
         features_ND = self.norm(torch.cat([self.backbone(crops) for crops in views]))
-        who_B2 = self._who(samples).to(features_ND.device)
+        keys_B2 = self._keys(samples).to(features_ND.device)
         with torch.autocast(features_ND.device.type, enabled=False):
             x_ND = F.normalize(at_least_float32(features_ND), dim=1)
             by_view_GVD = all_gather_rows(
-                x_ND.detach().view(self.num_views, len(who_B2), -1).transpose(0, 1), self.group
+                x_ND.detach().view(self.num_views, len(keys_B2), -1).transpose(0, 1), self.group
             )
-            who_G2 = all_gather_rows(who_B2, self.group)
-            share_new = self._meet(who_G2, by_view_GVD[:, 0])
+            keys_G2 = all_gather_rows(keys_B2, self.group)
+            share_new = self._add_unknown(keys_G2, by_view_GVD[:, 0])
             filled_L = self.memory.oldest_first()
             memory_LD, labels_L = self._classes(filled_L)
             losses_N = row_losses(
                 x_ND,
-                self._targets(who_B2).repeat(self.num_views),
+                self._targets(keys_B2).repeat(self.num_views),
                 memory_LD.to(x_ND.dtype),
                 labels_L,
                 self.config.temperature,
             )
-            weights_B = self._weights(who_B2, who_G2).to(losses_N.dtype)
+            weights_B = self._weights(keys_B2, keys_G2).to(losses_N.dtype)
             loss = (losses_N * weights_B.repeat(self.num_views)).sum() / self.num_views
         rows_ND = by_view_GVD.transpose(0, 1).flatten(0, 1)
         self._pending = [
             (memory.rows[0], memory.find(keys_G).repeat(self.num_views), rows_ND)
-            for memory, keys_G in self._memories(who_G2)
+            for memory, keys_G in self._memories(keys_G2)
         ]
         readings = self._readings(filled_L, share_new)
-        return StepOutput(loss, readings, x_ND[: len(who_B2)].detach())
+        return StepOutput(loss, readings, x_ND[: len(keys_B2)].detach())
 
-    def _who(self, samples: Samples) -> Tensor:
-        """Keys (B, 2) in the memory of the target and in that of the source; -1 where not there."""
+    def _keys(self, samples: SampleInfo) -> Tensor:
+        """Return keys (B, 2) in the memories of target and source; -1 in the other domain."""
         keys_B = sample_keys(samples.ids)
         classes_B = torch.full_like(keys_B, -1)
         if self.source is not None and samples.labels is not None:
             classes_B = samples.labels.clamp(min=-1)
         return torch.stack([torch.where(classes_B < 0, keys_B, -1), classes_B], dim=1)
 
-    def _memories(self, who_G2: Tensor) -> list[tuple[SampleMemory, Tensor]]:
-        """Both memories, or the one that there is, with the keys in it."""
-        found = [(self.memory, who_G2[:, 0])]
-        return found if self.source is None else [*found, (self.source, who_G2[:, 1])]
+    def _memories(self, keys_G2: Tensor) -> list[tuple[SampleMemory, Tensor]]:
+        """Return the memories that exist, with the keys of each."""
+        found = [(self.memory, keys_G2[:, 0])]
+        return found if self.source is None else [*found, (self.source, keys_G2[:, 1])]
 
-    def _targets(self, who_B2: Tensor) -> Tensor:
-        """The class (B,) of every row."""
-        targets_B = self.labels[self.memory.find(who_B2[:, 0])]
+    def _targets(self, keys_B2: Tensor) -> Tensor:
+        """Return the class (B,) of every row."""
+        targets_B = self.labels[self.memory.find(keys_B2[:, 0])]
         if self.source is None:
             return targets_B
-        classes_B = 2 * self.config.memory + self.source.find(who_B2[:, 1])
-        return torch.where(who_B2[:, 1] >= 0, classes_B, targets_B)
+        classes_B = 2 * self.config.memory + self.source.find(keys_B2[:, 1])
+        return torch.where(keys_B2[:, 1] >= 0, classes_B, targets_B)
 
     def _classes(self, filled_L: Tensor) -> tuple[Tensor, Tensor]:
-        """What the memories hold, as a copy, since backward needs it as it was; and its labels."""
+        """Return copies of the memories' features, for backward, and their labels."""
         rows, labels = self.memory.rows[0][filled_L], self.labels[filled_L]
         if self.source is None:
             return rows, labels
@@ -239,23 +172,25 @@ class SpCL(nn.Module):
         rows = torch.cat([rows, self.source.rows[0][filled_S]])
         return rows, torch.cat([labels, 2 * self.config.memory + filled_S])
 
-    def _weights(self, who_B2: Tensor, who_G2: Tensor) -> Tensor:
-        """Shares (B,) of rows in this rank's loss: the mean of each domain, and both are added."""
-        is_source_B, is_source_G = who_B2[:, 1] >= 0, who_G2[:, 1] >= 0
-        num_ranks = len(who_G2) // len(who_B2)
+    def _weights(self, keys_B2: Tensor, keys_G2: Tensor) -> Tensor:
+        """Return the weights (B,) of rows in this rank's loss, the sum of the domains' means."""
+        is_source_B, is_source_G = keys_B2[:, 1] >= 0, keys_G2[:, 1] >= 0
+        num_ranks = len(keys_G2) // len(keys_B2)
         num_source = int(is_source_G.sum())
-        shares = who_B2.new_tensor([len(who_G2) - num_source, num_source]).clamp(min=1)
+        shares = keys_B2.new_tensor([len(keys_G2) - num_source, num_source]).clamp(min=1)
         return num_ranks / shares.double()[is_source_B.long()]
 
     @torch.no_grad()
-    def _meet(self, who_G2: Tensor, x_GD: Tensor) -> float:
-        """Give every sample that is not in the memory a slot and a label, and every class of the
-        source a slot; returns the share of samples that were not there."""
-        self._meet_classes(who_G2[:, 1], x_GD)
-        is_target_G = who_G2[:, 0] >= 0
-        keys_G, x_GD = who_G2[is_target_G, 0], x_GD[is_target_G]
+    def _add_unknown(self, keys_G2: Tensor, x_GD: Tensor) -> float:
+        """Add unknown samples with a label, and unknown classes of the source.
+
+        Return the share of samples that were unknown.
+        """
+        self._add_classes(keys_G2[:, 1], x_GD)
+        is_target_G = keys_G2[:, 0] >= 0
+        keys_G, x_GD = keys_G2[is_target_G, 0], x_GD[is_target_G]
         num_new = 0
-        # In a full ring the new can push out old ones of this very batch; these come in again.
+        # In a full ring new samples can replace older ones of this batch, which are added again.
         while (unknown_G := self.memory.find(keys_G) < 0).any():
             keys, first = _first_of_each(keys_G[unknown_G])
             rows = x_GD[unknown_G][first]
@@ -265,8 +200,8 @@ class SpCL(nn.Module):
             num_new += len(keys)
         return num_new / max(1, len(keys_G))
 
-    def _meet_classes(self, classes_G: Tensor, x_GD: Tensor) -> None:
-        """A class begins as the first of its features."""
+    def _add_classes(self, classes_G: Tensor, x_GD: Tensor) -> None:
+        """Add unknown classes of the source; each starts as its first feature."""
         if self.source is None:
             return
         is_new_G = (classes_G >= 0) & (self.source.find(classes_G) < 0)
@@ -275,13 +210,13 @@ class SpCL(nn.Module):
         if num_classes > self.source.capacity:
             raise ConfigError(
                 f"the labelled samples have {num_classes} classes or more, and source_classes is "
-                f"{self.source.capacity}; each needs a place of its own; raise "
+                f"{self.source.capacity}; each class needs a place: raise "
                 "--method.source-classes"
             )
         self.source.push(keys, x_GD[is_new_G][first][None])
 
     def _nearest_reach(self, rows_GD: Tensor) -> Tensor:
-        """The nearest cluster (G,), if no further than its furthest member was; else -1."""
+        """Return the nearest cluster (G,), or -1 if all its members are nearer to its centroid."""
         clusters = torch.nonzero(self.reach <= 1.5)[:, 0]
         slots_N = self.memory.oldest_first()
         if len(clusters) == 0 or len(slots_N) == 0:
@@ -292,7 +227,7 @@ class SpCL(nn.Module):
         return torch.where(best.values >= self.reach[found_G], found_G, -1)
 
     def _centroids(self, slots_N: Tensor) -> Tensor:
-        """Mean features (2 L, D) of all labels; zeros where a label has no member."""
+        """Return the mean features (2 L, D) of all labels; zeros for a label without a member."""
         num_labels, labels_N = 2 * self.config.memory, self.labels[slots_N]
         rows_ND = self.memory.rows[0][slots_N]
         sums = rows_ND.new_zeros(num_labels, rows_ND.shape[1]).index_add_(0, labels_N, rows_ND)
@@ -300,7 +235,7 @@ class SpCL(nn.Module):
 
     @torch.no_grad()
     def cluster(self) -> None:
-        """New classes for everything in the memory; rank 0's, should others round differently."""
+        """Cluster the memory anew. All ranks use rank 0's result: others may round differently."""
         config, slots_N = self.config, self.memory.oldest_first()
         if len(slots_N) < config.min_samples:
             return
@@ -327,14 +262,14 @@ class SpCL(nn.Module):
     def _measure_reach(self, slots_N: Tensor) -> None:
         labels_N = self.labels[slots_N]
         similar_N = (self.memory.rows[0][slots_N] * self._centroids(slots_N)[labels_N]).sum(dim=1)
-        least = torch.full_like(self.reach, 2.0).scatter_reduce(0, labels_N, similar_N, "amin")
+        lowest = torch.full_like(self.reach, 2.0).scatter_reduce(0, labels_N, similar_N, "amin")
         counts = torch.bincount(labels_N, minlength=self.config.memory)
-        self.reach.copy_(torch.where(counts > 1, least, 2.0))
+        self.reach.copy_(torch.where(counts > 1, lowest, 2.0))
 
     def _readings(self, slots_N: Tensor, share_new: float) -> dict[str, Tensor | float]:
-        """Clusters of at least two, the share of samples in one, and of those never seen.
+        """Return the number of clusters, the share of samples in one, and of unknown samples.
 
-        `assignments_used`: the perplexity of the classes in the memory, 1 where one has all.
+        `assignments_used`: perplexity of the classes in the memory, 1 if one class has all samples.
         """
         counts = torch.bincount(self.labels[slots_N])
         return {
@@ -346,25 +281,18 @@ class SpCL(nn.Module):
         }
 
     def after_backward(self, step: int) -> None:
-        """The memory follows the features; while it fills, nothing is learned."""
+        """Update the memory by the features; drop gradients while the memory fills."""
         for rows, slots_G, x_GD in self._pending:
-            there_G = slots_G >= 0
-            follow_(rows, slots_G[there_G], x_GD[there_G], self.config.momentum)
+            known_G = slots_G >= 0
+            follow_(rows, slots_G[known_G], x_GD[known_G], self.config.momentum)
         self._pending = []
         if step < self.config.fill_steps:
             for parameter in self.parameters():
                 parameter.grad = None
 
-    def after_step(self, step: int) -> None:
-        """Nothing."""
-
-    def parameters_to_optimise(self) -> list[nn.Parameter]:
-        """Backbone and the weight of the batch norm."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
-
 
 def _first_of_each(keys_G: Tensor) -> tuple[Tensor, Tensor]:
-    """Different keys in the order of their first places, and these places."""
+    """Return the distinct keys in the order of their first places, and these places."""
     same_GG = keys_G[:, None] == keys_G
     first = torch.nonzero(same_GG.tril(-1).sum(dim=1) == 0)[:, 0]
     return keys_G[first], first

@@ -3,9 +3,8 @@
 Shape letters: N rows, S pixels, D = `num_features`.
 """
 
-from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -13,48 +12,21 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from shards.errors import ConfigError
+from streamssl.config.parts.backbone_config import BackboneConfig
 from streamssl.modules.selective_kernels import select_kernels
 
 # Crops of at most this many pixels a side lose too much in a stem made for ImageNet.
 SMALL_CROP = 64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BackboneConfig:
-    """A timm model and its options, such as `{"drop_path_rate": 0.1}`.
-
-    `stem`: "imagenet" leaves the network as it is; "small" lets it look at every pixel of small
-    images (see `build_backbone`); "half" is "small" with stride 2, for ResNets: a quarter of the
-    work, which suits CPUs; "auto" is "small" for crops of at most 64 pixels. A small ResNet:
-    `name="resnet18", options={"channels": (32, 64, 128, 256), "layers": (1, 1, 1, 1)}`.
-
-    `selective_kernels`: above 0, bottlenecks of a ResNet have them (SimCLR v2 has 0.0625: how wide
-    the network is that selects). `patches`: "moco-v3" leaves a transformer's first layer random and
-    its positions sines and cosines, none of them trained.
-    """
-
-    name: str = "resnet50"
-    options: dict[str, Any] = field(default_factory=dict)
-    stem: Literal["auto", "imagenet", "small", "half"] = "auto"
-    selective_kernels: float = 0.0
-    patches: Literal["trained", "moco-v3"] = "trained"
-
-    def __post_init__(self) -> None:
-        if self.stem not in ("auto", "imagenet", "small", "half"):
-            raise ConfigError(
-                f"stem={self.stem!r}; auto, imagenet, small and half are known; choose one of them"
-            )
-        if not 0 <= self.selective_kernels <= 1:
-            raise ConfigError(
-                f"selective_kernels={self.selective_kernels}; it must be from 0, for none, to 1; "
-                "SimCLR v2 has 0.0625"
-            )
-        if not timm.is_model(self.name):
-            close = get_close_matches(self.name, timm.list_models(), n=5, cutoff=0.4)
-            raise ConfigError(
-                f"backbone name={self.name!r} is no model of timm {timm.__version__}; "
-                f"near it are {', '.join(close) or 'none'}; timm.list_models() has all"
-            )
+def check_name(name: str) -> None:
+    """Raise ConfigError unless timm has a model of this name."""
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
+        raise ConfigError(
+            f"backbone name={name!r} is no model of timm {timm.__version__}; "
+            f"near it are {', '.join(close) or 'none'}; timm.list_models() lists all"
+        )
 
 
 def build_backbone(config: BackboneConfig, crop_size: int) -> nn.Module:
@@ -66,6 +38,7 @@ def build_backbone(config: BackboneConfig, crop_size: int) -> nn.Module:
     the stride of the first convolution is halved. Raises ConfigError when that was asked for and
     cannot be done.
     """
+    check_name(config.name)
     is_small = config.stem == "small" or (config.stem == "auto" and crop_size <= SMALL_CROP)
     model = _create(config, {})
     if isinstance(model, VisionTransformer):

@@ -9,9 +9,9 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.nn.modules import _functions
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cluster.torch_internals import sync_batch_norm
 from shards.errors import ConfigError
 from streamssl.distributed.collectives import all_gather_rows, all_reduce_sum
 from streamssl.modules.losses import at_least_float32
@@ -37,18 +37,7 @@ class RankBatchNorm(_BatchNorm):
             return super().forward(x)
         momentum = self._count_batch()
         if x.is_cuda:
-            normalised: Tensor = _functions.SyncBatchNorm.apply(
-                x,
-                self.weight,
-                self.bias,
-                self.running_mean,
-                self.running_var,
-                self.eps,
-                momentum,
-                self.group,
-                self.group.size(),
-            )
-            return normalised
+            return sync_batch_norm(x, self, momentum, self.group)
         return self._normalise(x, momentum)
 
     def _normalise(self, x: Tensor, momentum: float) -> Tensor:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.distributed.collectives import all_gather_rows
-from streamssl.modules.feature_queue import QueueConfig
 from streamssl.modules.losses import at_least_float32
 
 NUM_IMAGES: Final = 16
@@ -54,7 +54,7 @@ class DriftProbe(nn.Module):
         self._known_started: bool | None = None
 
     @torch.no_grad()
-    def look(
+    def measure(
         self,
         crops_B3SS: Tensor,
         encode: Callable[[Tensor], Tensor],

@@ -7,7 +7,6 @@ worked on only once, `share` deals the rows by rank.
 Shape letters: L capacity, N rows of a push, D feature, W ranks.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,37 +16,6 @@ from torch.nn import functional as F
 
 from shards.errors import ConfigError
 from streamssl.distributed.collectives import rank, world_size
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QueueConfig:
-    """How many features of all ranks together are kept, and from which step they are used.
-
-    The queue fills from the first step on, so it is full, and fresh, when `start_step` comes. With
-    `max_drift` it waits on, until a feature that is as old as the oldest has drifted by no more.
-    Drift is 1 - the mean cosine of what some images were encoded to with what they are encoded to
-    now, looked at once in the age of the oldest (`drift.DriftProbe`). What has started goes on.
-    """
-
-    capacity: int
-    start_step: int = 0
-    max_drift: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.capacity < 1:
-            raise ConfigError(
-                f"queue capacity={self.capacity}; a queue holds at least 1 feature; "
-                "set it to a few global batches, or leave the queue out"
-            )
-        if self.max_drift is not None and not 0 < self.max_drift <= 2:
-            raise ConfigError(
-                f"queue max_drift={self.max_drift}; it is 1 - a cosine, above 0 and at most 2; "
-                "0.175 fits SwAV's epsilon of 0.05, or leave it out to start at start_step"
-            )
-
-    def build(self, dim: int) -> "FeatureQueue":
-        """An empty queue for features of `dim` numbers."""
-        return FeatureQueue(self.capacity, dim)
 
 
 class FeatureQueue(nn.Module):

@@ -70,7 +70,7 @@ def assigned_cross_entropy(
 def soft_info_nce(q_BD: Tensor, keys_GD: Tensor, targets_BG: Tensor, temperature: float) -> Tensor:
     """Each query finds several keys by given shares: the mean of - sum_g t log softmax(q k / T).
 
-    PatchMix, arXiv:2310.12094, eq. 3. Rows have unit norm, targets sum to 1, keys carry no
+    PatchMix, arXiv:2306.12243, eq. 3. Rows have unit norm, targets sum to 1, keys carry no
     gradient. Equals ln G when all similarities are the same.
     """
     log_p_BG = F.log_softmax(at_least_float32(q_BD @ keys_GD.detach().T) / temperature, dim=1)

@@ -24,7 +24,7 @@ _NOBODY = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Sparse:
+class SparseRows:
     """Rows of a sparse matrix: row i has `columns[start[i] : start[i + 1]]`, ascending."""
 
     start: Indices
@@ -39,7 +39,7 @@ class Sparse:
         return len(self.start) - 1
 
 
-def jaccard_neighbours(features_ND: Tensor, *, k1: int, k2: int, largest: float) -> Sparse:
+def jaccard_neighbours(features_ND: Tensor, *, k1: int, k2: int, largest: float) -> SparseRows:
     """For every sample the others at a Jaccard distance of at most `largest`, below 1; no more.
 
     `features_ND` have unit norm. `k1` neighbours, the sample itself included, are looked for;
@@ -54,7 +54,7 @@ def jaccard_neighbours(features_ND: Tensor, *, k1: int, k2: int, largest: float)
         columns.append(near)
         values.append(distance_N[near])
         starts.append(starts[-1] + len(near))
-    return Sparse(np.array(starts), np.concatenate(columns), np.concatenate(values))
+    return SparseRows(np.array(starts), np.concatenate(columns), np.concatenate(values))
 
 
 def nearest(features_ND: Tensor, num: int) -> Indices:
@@ -67,7 +67,7 @@ def nearest(features_ND: Tensor, num: int) -> Indices:
     return torch.cat(parts).cpu().numpy()
 
 
-def encode(features_ND: Tensor, rank_NK: Indices, *, k1: int, k2: int) -> Sparse:
+def encode(features_ND: Tensor, rank_NK: Indices, *, k1: int, k2: int) -> SparseRows:
     """Every sample as weights, which sum to 1, of the samples that are mutually near it.
 
     Reciprocal neighbours are widened by those of a neighbour whose own reciprocal neighbours, at
@@ -87,7 +87,7 @@ def encode(features_ND: Tensor, rank_NK: Indices, *, k1: int, k2: int) -> Sparse
     return _averaged(single, rank_NK[:, :k2])
 
 
-def jaccard_rows(encoding: Sparse) -> Iterator[Floats]:
+def jaccard_rows(encoding: SparseRows) -> Iterator[Floats]:
     """Rows (N,) of the matrix of Jaccard distances: 1 - sum of minima / sum of maxima."""
     num = len(encoding)
     by_column = _transposed(encoding)
@@ -101,7 +101,7 @@ def jaccard_rows(encoding: Sparse) -> Iterator[Floats]:
         yield np.maximum(1 - shared_N / (2 - shared_N), 0.0)
 
 
-def dbscan(neighbours: Sparse, *, epsilon: float, min_samples: int) -> Indices:
+def dbscan(neighbours: SparseRows, *, epsilon: float, min_samples: int) -> Indices:
     """Density clusters (N,), numbered from 0 in sample order; -1 is noise. Ester et al., 1996.
 
     `neighbours` hold all pairs at a distance of at most `epsilon`, and maybe more. A sample with
@@ -170,7 +170,7 @@ def _weights(features_ND: Tensor, owners: Indices, members: Indices) -> Floats:
     return weights
 
 
-def _averaged(encoding: Sparse, nearest_NK: Indices) -> Sparse:
+def _averaged(encoding: SparseRows, nearest_NK: Indices) -> SparseRows:
     """The mean of the encodings of each sample's nearest."""
     num, k2 = nearest_NK.shape
     lengths = np.diff(encoding.start)[nearest_NK.ravel()]
@@ -182,13 +182,13 @@ def _averaged(encoding: Sparse, nearest_NK: Indices) -> Sparse:
     return _to_rows(*np.divmod(pairs, num), values, num)
 
 
-def _transposed(matrix: Sparse) -> Sparse:
+def _transposed(matrix: SparseRows) -> SparseRows:
     owners = np.repeat(np.arange(len(matrix)), np.diff(matrix.start))
     order = np.argsort(matrix.columns, kind="stable")
     return _to_rows(matrix.columns[order], owners[order], matrix.values[order], len(matrix))
 
 
-def _to_rows(owners: Indices, columns: Indices, values: Floats, num: int) -> Sparse:
+def _to_rows(owners: Indices, columns: Indices, values: Floats, num: int) -> SparseRows:
     """A sparse matrix of pairs that are sorted by owner, then by column."""
     start = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=num))])
-    return Sparse(start, columns, values)
+    return SparseRows(start, columns, values)

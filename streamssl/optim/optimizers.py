@@ -1,108 +1,63 @@
-"""Optimizers of the field: LARC (SwAV) and LARS in its three forms, beside SGD and AdamW.
+"""Optimizers: LARC (SwAV) and LARS in its three forms, besides torch's SGD and AdamW.
 
-All update lists of tensors at once and never wait for the device: norms stay tensors. A parameter
-without a gradient is left alone in that step: no momentum, no decay.
+Each step updates lists of tensors at once and never waits for the device: norms stay tensors. A
+parameter without a gradient does not change in that step: no momentum, no decay.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from shards.errors import ConfigError
-from streamssl.optim.schedules import cosine
-
-OptimName = Literal["sgd", "adamw", "larc", "lars"]
-MomentumForm = Literal["plain", "classic", "popular"]
+from streamssl.optim.optim_config import MomentumForm, OptimConfig
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimConfig:
-    """Which optimizer; the defaults are SwAV's for a batch of 4096 (arXiv:2006.09882, A.2).
+def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Return the optimizer at `base_lr`; `set_rates` sets the rates of each step.
 
-    `base_lr` is the rate at this run's own batch size: scale it before (0.3 per 256 is usual).
-    `trust_coefficient` belongs to LARC and LARS, `momentum_form` to LARS (see there), `betas` to
-    AdamW, `momentum` to all but AdamW. Weight decay goes to `final_weight_decay` along half a
-    cosine, if that is given.
+    Biases and norms (ndim <= 1) are excluded from decay and scaling by LARS, and from decay by
+    AdamW. LARC and SGD treat all parameters alike, as SwAV and MoCo do.
     """
-
-    name: OptimName = "larc"
-    base_lr: float = 4.8
-    weight_decay: float = 1e-6
-    final_weight_decay: float | None = None
-    momentum: float = 0.9
-    trust_coefficient: float = 0.001
-    momentum_form: MomentumForm = "plain"
-    betas: tuple[float, float] = (0.9, 0.999)
-
-    def __post_init__(self) -> None:
-        if self.name not in ("sgd", "adamw", "larc", "lars"):
-            raise ConfigError(
-                f"optimizer name={self.name!r}; sgd, adamw, larc and lars are known; choose one"
-            )
-        if self.momentum_form != "plain" and self.name != "lars":
-            raise ConfigError(
-                f"momentum_form={self.momentum_form!r} with name={self.name!r}; only lars has "
-                "forms; remove the setting"
-            )
-        if self.final_weight_decay is not None and not (
-            self.final_weight_decay >= 0 and self.weight_decay > 0
-        ):
-            raise ConfigError(
-                f"final_weight_decay={self.final_weight_decay} with "
-                f"weight_decay={self.weight_decay}; it must not be negative, and begins above 0"
-            )
-        for name in ("base_lr", "weight_decay", "momentum", "trust_coefficient"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}={getattr(self, name)}; it must not be negative")
-
-    def set_rates(self, optimizer: Optimizer, lr: float, progress: float) -> None:
-        """Learning rate and weight decay of a step, `progress` of the way through the run."""
-        decay = self.weight_decay
-        if self.final_weight_decay is not None:
-            decay = cosine(progress, self.weight_decay, self.final_weight_decay)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-            if group["weight_decay"]:
-                group["weight_decay"] = decay
-
-    def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """The optimizer at `base_lr`; the trainer sets `group["lr"]` at every step.
-
-        Biases and norms (ndim <= 1) are spared decay and scaling by LARS, and decay by AdamW. LARC
-        and SGD treat all parameters alike, as SwAV and MoCo do.
-        """
-        chosen = list(parameters)
-        lr, weight_decay, momentum = self.base_lr, self.weight_decay, self.momentum
-        if self.name == "sgd":
-            return SGD(chosen, lr, momentum=momentum, weight_decay=weight_decay)
-        if self.name == "adamw":
-            groups = spare_vectors(chosen, weight_decay=weight_decay)
-            return AdamW(groups, lr, betas=self.betas, weight_decay=weight_decay)
-        trust = self.trust_coefficient
-        if self.name == "larc":
-            return LARC(
-                chosen, lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust
-            )
-        groups = spare_vectors(chosen, weight_decay=weight_decay)
-        return LARS(
-            groups,
-            lr,
-            momentum=momentum,
-            trust_coefficient=trust,
-            momentum_form=self.momentum_form,
+    chosen = list(parameters)
+    lr, weight_decay, momentum = config.base_lr, config.weight_decay, config.momentum
+    if config.name == "sgd":
+        return SGD(chosen, lr, momentum=momentum, weight_decay=weight_decay)
+    if config.name == "adamw":
+        groups = split_vectors(chosen, weight_decay=weight_decay)
+        return AdamW(groups, lr, betas=config.betas, weight_decay=weight_decay)
+    trust = config.trust_coefficient
+    if config.name == "larc":
+        return LARC(
+            chosen, lr, momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust
         )
+    groups = split_vectors(chosen, weight_decay=weight_decay)
+    return LARS(
+        groups,
+        lr,
+        momentum=momentum,
+        trust_coefficient=trust,
+        momentum_form=config.momentum_form,
+    )
 
 
-def spare_vectors(
+def set_rates(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
+    """Set the learning rate of all parameters, and the decay of those that have one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if group["weight_decay"]:
+            group["weight_decay"] = weight_decay
+
+
+def split_vectors(
     parameters: Iterable[nn.Parameter], *, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Two parameter groups: tensors, and what has at most one dimension (biases and norms).
+    """Return two parameter groups: tensors, and vectors of at most one dimension (biases, norms).
 
-    The second has no weight decay and `adapt=False`, which tells LARS not to scale it.
+    The second has no weight decay, and `adapt=False`, so that LARS does not scale it.
     """
     chosen = list(parameters)
     tensors = [parameter for parameter in chosen if parameter.ndim > 1]
@@ -116,7 +71,7 @@ def spare_vectors(
 
 @dataclass(frozen=True, slots=True)
 class _Layers:
-    """Tensors of one group that are updated together: what has a gradient, and its momentum."""
+    """Parameters of one group that have a gradient, with their momenta."""
 
     parameters: list[Tensor]
     gradients: list[Tensor]
@@ -124,7 +79,7 @@ class _Layers:
 
 
 class _TrustOptimizer(Optimizer):
-    """The frame of LARC and LARS: walks over the groups and keeps the momenta."""
+    """Base of LARC and LARS: iterates over the groups and holds the momenta."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -154,7 +109,7 @@ class LARC(_TrustOptimizer):
 
     You et al., arXiv:1708.03888, eq. 6, in the form of NVIDIA's apex: with decay d and trust t,
     rate = t |p| / (|g| + d |p| + 1e-8) and g <- (g + d p) rate; `clip` keeps rate / lr at most 1.
-    No parameter is spared. Where |p| or |g| is 0 the gradient is taken as it is, without decay.
+    No parameter is excluded. If |p| or |g| is 0, the gradient is used unscaled, without decay.
     """
 
     def __init__(
@@ -192,14 +147,14 @@ class LARC(_TrustOptimizer):
 
 
 class LARS(_TrustOptimizer):
-    """Layer-wise adaptive rates, arXiv:1708.03888, in the forms that the field uses.
+    """Layer-wise adaptive rates, arXiv:1708.03888, in the three forms that papers use.
 
-    u = g + decay p; trust = trust_coefficient |p| / |u|, 1 where a norm is 0. `momentum_form`:
+    u = g + decay p; trust = trust_coefficient |p| / |u|, or 1 if a norm is 0. `momentum_form`:
       plain    v = m v + trust u;       p -= lr v     MoCo v3, BYOL
       classic  v = m v + lr trust u;    p -= v        SimCLR (differs when lr changes)
       popular  v = m v + u, trust from |v|;  p -= lr trust v
     `nesterov` looks one step ahead in the last two. A group with `adapt=False` has trust 1: see
-    `spare_vectors`.
+    `split_vectors`.
     """
 
     def __init__(
@@ -258,5 +213,5 @@ def _scale_by_trust_(
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
-    """Euclidean norms as one vector, on the tensors' device."""
+    """Return the Euclidean norms as one vector, on the tensors' device."""
     return torch.stack(list(torch._foreach_norm(tensors)))

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from streamssl.modules.backbones import BackboneConfig
+from streamssl.config.parts.backbone_config import BackboneConfig
 
 # Optimizer steps of one pass over ImageNet-1k, in which the papers count.
 IMAGENET_STEPS_256: Final = 5005

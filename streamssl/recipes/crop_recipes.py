@@ -42,7 +42,7 @@ def nearly_whole(*, size: int = 224) -> CropRecipe:
 
 
 def patchmix_pair(*, size: int = 224, scale: tuple[float, float] = (0.35, 1.0)) -> CropRecipe:
-    """BYOL's uneven pair, of the scales that PatchMix has (arXiv:2310.12094)."""
+    """BYOL's uneven pair, of the scales that PatchMix has (arXiv:2306.12243)."""
     return byol(size=size, scale=scale)
 
 

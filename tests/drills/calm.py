@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch import Tensor
 
 from shards.crops.recipe import CropRecipe, ViewGroup
 from shards.stream.stream_config import StreamConfig
 from streamssl.cli import main
 from streamssl.config.methods.simclr_config import SimCLRConfig
 from streamssl.config.run_config import METHODS, RunConfig
-from streamssl.methods.base import Samples, StepOutput
+from streamssl.methods.base import SampleInfo, StepOutput
+from streamssl.methods.registry import ALGORITHMS
 from streamssl.methods.simclr import SimCLR
 from streamssl.optim.optim_config import OptimConfig
 from streamssl.optim.schedules import ScheduleConfig
@@ -37,17 +37,6 @@ class CalmConfig(SimCLRConfig):
     step_seconds: float = 0.1
     wrong_step: int = -1
 
-    def build(
-        self,
-        backbone: nn.Module,
-        *,
-        num_views: Sequence[int],
-        num_steps: int = 0,  # noqa: ARG002 - as SimCLR
-        seed: int = 0,  # noqa: ARG002 - as SimCLR
-        group: ProcessGroup | None = None,
-    ) -> "Calm":
-        return Calm(self, backbone, num_views=num_views, group=group)
-
 
 class Calm(SimCLR):
     """See `CalmConfig`."""
@@ -55,7 +44,7 @@ class Calm(SimCLR):
     config: CalmConfig
 
     def loss(
-        self, views: Sequence[Tensor], *, step: int, samples: Samples | None = None
+        self, views: Sequence[Tensor], *, step: int, samples: SampleInfo | None = None
     ) -> StepOutput:
         time.sleep(self.config.step_seconds)
         return super().loss(views, step=step, samples=samples)
@@ -69,6 +58,7 @@ class Calm(SimCLR):
 
 
 METHODS["calm"] = CalmConfig
+ALGORITHMS[CalmConfig] = Calm
 
 
 def calm(**changes: float) -> RunConfig:

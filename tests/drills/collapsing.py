@@ -11,22 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamssl.methods.base import Samples
-from streamssl.methods.byol import BYOLConfig
-from streamssl.methods.deepcluster import DeepClusterConfig
-from streamssl.methods.mochi import MoCHiConfig
-from streamssl.methods.moco import MoCoConfig
-from streamssl.methods.moco_v3 import MoCoV3Config
-from streamssl.methods.patchmix import PatchMixConfig
-from streamssl.methods.sela import SeLaConfig
-from streamssl.methods.simclr import SimCLRConfig
-from streamssl.methods.spcl import SpCLConfig
-from streamssl.methods.supcon import SupConConfig
-from streamssl.methods.swav import SwAVConfig
-from streamssl.modules.feature_queue import QueueConfig
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.config.methods.byol_config import BYOLConfig
+from streamssl.config.methods.deepcluster_config import DeepClusterConfig
+from streamssl.config.methods.mochi_config import MoCHiConfig
+from streamssl.config.methods.moco_config import MoCoConfig
+from streamssl.config.methods.moco_v3_config import MoCoV3Config
+from streamssl.config.methods.patchmix_config import PatchMixConfig
+from streamssl.config.methods.sela_config import SeLaConfig
+from streamssl.config.methods.simclr_config import SimCLRConfig
+from streamssl.config.methods.spcl_config import SpCLConfig
+from streamssl.config.methods.supcon_config import SupConConfig
+from streamssl.config.methods.swav_config import SwAVConfig
+from streamssl.config.parts.queue_config import QueueConfig
+from streamssl.methods.base import SampleInfo
+from streamssl.optim.optim_config import OptimConfig
+from streamssl.optim.optimizers import build_optimizer
 from streamssl.training import health
 from streamssl.training.health import HealthWatch
+from tests.streamssl.tiny import built
 
 NUM_STEPS = 300
 _KINDS, _IMAGES, _BATCH, _SIDE = 16, 256, 64, 4
@@ -40,7 +42,7 @@ def images() -> Tensor:
     return kinds.repeat(_IMAGES // _KINDS, 1, 1, 1) + 0.3 * own
 
 
-def batch(step: int, *, related: bool = True) -> tuple[Tensor, Samples]:
+def batch(step: int, *, related: bool = True) -> tuple[Tensor, SampleInfo]:
     """Two crops of the images that are due at a step, (128, 3, 4, 4), and who they are.
 
     Crops that are not related show nothing of their image.
@@ -51,7 +53,7 @@ def batch(step: int, *, related: bool = True) -> tuple[Tensor, Samples]:
     if related:
         crops[:, :, 2:] = images()[rows] + 0.3 * crops[:, :, 2:]
     ids = torch.stack([torch.zeros_like(rows), rows], dim=1)
-    return crops.flatten(0, 1), Samples(ids, torch.zeros_like(rows), rows % _KINDS)
+    return crops.flatten(0, 1), SampleInfo(ids, torch.zeros_like(rows), rows % _KINDS)
 
 
 class Backbone(nn.Module):
@@ -89,10 +91,11 @@ def train(case: Case, *, broken: bool) -> list[tuple[int, dict[str, float], tupl
     """Step, readings and what is beyond its limit, for every look of a run."""
     torch.manual_seed(0)
     config = replace(case.config, **case.broken) if broken else case.config
-    method = config.build(Backbone(), num_views=(2,), seed=0, num_steps=NUM_STEPS)
+    method = built(config, Backbone(), num_views=(2,), seed=0, num_steps=NUM_STEPS)
     if broken and case.spoil is not None:
         case.spoil(method)
-    optimizer = (case.broken_optim if broken else ADAMW).build(method.parameters_to_optimise())
+    optim = case.broken_optim if broken else ADAMW
+    optimizer = build_optimizer(optim, method.parameters_to_optimise())
     watch, looks = HealthWatch(NUM_STEPS), []
     for step in range(NUM_STEPS):
         crops, samples = batch(step, related=case.related or not broken)

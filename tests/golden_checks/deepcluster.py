@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from streamssl.distributed.collectives import all_gather_rows, rank
-from streamssl.methods.deepcluster import gather_crops, label_loss
+from streamssl.methods.deepcluster import gather_assigned_crops, label_loss
 from streamssl.modules.kmeans import nearest_centroids, spherical_kmeans
 from streamssl.modules.losses import at_least_float32
 from streamssl.modules.sample_memory import LabelTable, SampleMemory
@@ -46,7 +46,9 @@ def _replay(here: Vectors, first: Vectors, report: Report, group: ProcessGroup |
             name = f"grad_scores{head}"
             report.compare_gradient(step.prefix + name, scores_NK.grad, step.array(name))
         z = torch.nn.functional.normalize(at_least_float32(step.tensor("feats")), dim=1)
-        memory.push(step.tensor("idx"), gather_crops(z, range(len(rows)), labels.shape[1], None))
+        memory.push(
+            step.tensor("idx"), gather_assigned_crops(z, range(len(rows)), labels.shape[1], None)
+        )
     report.compare(here.prefix + "index_after", memory.keys, here.array("memory_index_after"))
     after = here.array("memory_embeddings_after")
     report.compare(here.prefix + "embeddings_after", memory.rows, after)

@@ -6,7 +6,8 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from streamssl.optim.optimizers import LARC, LARS, OptimConfig
+from streamssl.optim.optim_config import OptimConfig
+from streamssl.optim.optimizers import LARC, LARS, build_optimizer
 from tests.golden_checks.vectors import Report, Vectors
 
 Parameters = dict[str, nn.Parameter]
@@ -38,7 +39,9 @@ def check_lars_mocov3(vectors: Vectors, report: Report) -> None:
             momentum=here.number("momentum"),
             trust_coefficient=here.number("trust_coefficient"),
         )
-        _replay(here, here, report, lambda parameters, c=config: c.build(parameters.values()))
+        _replay(
+            here, here, report, lambda parameters, c=config: build_optimizer(c, parameters.values())
+        )
 
 
 def check_lars_byol(vectors: Vectors, report: Report) -> None:

@@ -6,9 +6,9 @@ from torch.distributed import ProcessGroup
 
 from streamssl.distributed.collectives import rank, world_size
 from streamssl.methods.patchmix import (
-    Encoded,
-    Ring,
-    Targets,
+    EncodedViews,
+    MixingRing,
+    MixingTargets,
     identity_targets,
     mix_patches,
     mixture_targets,
@@ -65,8 +65,8 @@ def check_loss_joined(vectors: Vectors, report: Report) -> None:
     ranks = [vectors.under(name) for name in vectors.match(r"(rank\d+)/")]
     for step, _ in ranks[0].steps():
         parts = [each.under(f"step{step}") for each in ranks]
-        encoded = Encoded(*(torch.cat([p.tensor(n) for p in parts]) for n in _names()))
-        targets = Targets(*(torch.cat([p.tensor(n) for p in parts]) for n in _target_names()))
+        encoded = EncodedViews(*(torch.cat([p.tensor(n) for p in parts]) for n in _names()))
+        targets = MixingTargets(*(torch.cat([p.tensor(n) for p in parts]) for n in _target_names()))
         losses = patchmix_losses(encoded, targets, ranks[0].number("temperature"), None)
         total = torch.stack(list(losses.values())).sum()
         expected = torch.stack([part.tensor("loss_loss") for part in parts]).mean()
@@ -105,7 +105,7 @@ def _replay(settings: Vectors, report: Report, group: ProcessGroup | None) -> No
                 report.compare_gradient(here.prefix + f"grad_{name}", leaf.grad, gradient)
 
 
-def _encoded(settings: Vectors, here: Vectors, report: Report) -> Encoded:
+def _encoded(settings: Vectors, here: Vectors, report: Report) -> EncodedViews:
     q1, k1, k2, mk1, mq2 = (here.tensor(name) for name in _names())
     crops: list[Tensor | None] = [None, None]
     if "multi_q" in here:
@@ -114,15 +114,15 @@ def _encoded(settings: Vectors, here: Vectors, report: Report) -> Encoded:
         mixed = _mix(here, f"crop{number}", f"perm_crop{number}", settings)
         name = f"mixed_crop{number}"
         report.compare(here.prefix + name, mixed, here.array(name))
-    return Encoded(q1.requires_grad_(), k1, k2, mk1, mq2.requires_grad_(), *crops)
+    return EncodedViews(q1.requires_grad_(), k1, k2, mk1, mq2.requires_grad_(), *crops)
 
 
 def _check_targets(
     settings: Vectors, here: Vectors, report: Report, group: ProcessGroup | None
-) -> Targets:
+) -> MixingTargets:
     num, num_mixed = len(here.array("q1")), settings.count("m")
     ring = _own_ring(num, rank(group), world_size(group))
-    targets = Targets(
+    targets = MixingTargets(
         identity_targets(num, ring, smoothing=IDENTITY_SMOOTHING),
         source_targets(num, ring, num_mixed=num_mixed, smoothing=0.0),
         mixture_targets(num, ring, num_mixed=num_mixed, smoothing=0.0),
@@ -134,9 +134,9 @@ def _check_targets(
     return targets
 
 
-def _own_ring(num: int, place: int, world: int) -> Ring:
+def _own_ring(num: int, place: int, world: int) -> MixingRing:
     """Upstream mixes each rank's images among themselves."""
-    return Ring(0, num, num * world, start=num * place)
+    return MixingRing(0, num, num * world, start=num * place)
 
 
 def _mix(here: Vectors, images: str, order: str, settings: Vectors) -> Tensor:

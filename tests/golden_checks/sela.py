@@ -2,7 +2,7 @@
 
 import torch
 
-from streamssl.methods.sela import transport
+from streamssl.methods.sela import solve_transport
 from tests.golden_checks.vectors import Report, Vectors
 
 
@@ -14,7 +14,7 @@ def check_sela(vectors: Vectors, report: Report) -> None:
             report.compare(f"{case}/probs", probs, here.array("probs"))
         log_p = here.tensor("probs").log()
         exponent = here.number("lambda")
-        found = transport(log_p, exponent=exponent, tolerance=here.number("tol"))
+        found = solve_transport(log_p, exponent=exponent, tolerance=here.number("tol"))
         report.compare(f"{case}/labels", found.labels_N, here.array("labels"))
         report.compare(f"{case}/iterations", found.num_iterations, here.array("iterations"))
         if "plan" in here:

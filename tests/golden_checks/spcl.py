@@ -4,7 +4,7 @@ import numpy as np
 
 from streamssl.methods.spcl import cluster_contrast, follow_
 from streamssl.modules.neighbourhoods import (
-    Sparse,
+    SparseRows,
     dbscan,
     encode,
     jaccard_neighbours,
@@ -77,7 +77,7 @@ def _check_labels(here: Vectors, report: Report, threshold: float | None) -> flo
     return found.threshold
 
 
-def _sparse(distances: np.ndarray) -> Sparse:
+def _sparse(distances: np.ndarray) -> SparseRows:
     owners, columns = np.nonzero(distances < 1)
     start = np.searchsorted(owners, np.arange(len(distances) + 1))
-    return Sparse(start, columns, distances[owners, columns])
+    return SparseRows(start, columns, distances[owners, columns])

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from streamssl.config.methods.swav_config import SwAVConfig
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.distributed.collectives import all_reduce_sum, rank, world_size
-from streamssl.methods.swav import SwAVConfig, swap_assignments
-from streamssl.modules.feature_queue import FeatureQueue, QueueConfig
+from streamssl.methods.swav import swap_assignments
+from streamssl.modules.feature_queue import FeatureQueue
 from streamssl.modules.prototypes import Prototypes
 from streamssl.optim.optimizers import LARC
 from tests.golden_checks.vectors import Report, Vectors
@@ -75,7 +77,7 @@ class Run:
             "loss": swap.loss,
             "W_after": weight.detach().clone(),
         }
-        for crop, codes in swap.codes.items():
+        for crop, codes in swap.assignments.items():
             values |= {f"codes_{crop}": codes, f"sinkhorn_in_{crop}": swap.sinkhorn_in[crop]}
         if self.queues:
             num_rows = len(features) // self.num_crops

@@ -8,19 +8,19 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from streamssl.distributed.collectives import all_reduce_sum, rank, world_size
-from streamssl.methods.base import Method, Samples
+from streamssl.methods.base import Method, SampleInfo
 from tests.streamssl.tiny import images
 
 Label = Callable[[int], int]
 
 
-def who(numbers: Iterable[int], label: Label | None = None) -> Samples:
+def who(numbers: Iterable[int], label: Label | None = None) -> SampleInfo:
     """Samples by number, and maybe their labels."""
     known = list(numbers)
     offsets = torch.tensor(known, dtype=torch.int64) * 512
     ids = torch.stack([torch.zeros_like(offsets), offsets], dim=1)
     labels = None if label is None else torch.tensor([label(number) for number in known])
-    return Samples(ids, torch.zeros_like(offsets), labels)
+    return SampleInfo(ids, torch.zeros_like(offsets), labels)
 
 
 def in_epochs(num_samples: int, batch: int) -> Callable[[int], list[int]]:

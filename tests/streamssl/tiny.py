@@ -1,7 +1,14 @@
-"""Networks and images that cost nothing."""
+"""Networks, methods and images that cost no time."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from streamssl.config.parts.method_config import MethodConfig
+from streamssl.methods.base import BuildContext
+from streamssl.methods.registry import build_method
 
 
 class TinyBackbone(nn.Module):
@@ -16,6 +23,15 @@ class TinyBackbone(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         pooled = nn.functional.adaptive_avg_pool2d(self.norm(crops), 2)
         return self.linear(pooled.flatten(1))
+
+
+def built(
+    config: MethodConfig, backbone: nn.Module, *, num_views: Sequence[int], **context: Any
+) -> Any:
+    """Build the method of `config`, as a run does."""
+    return build_method(
+        config, BuildContext(backbone=backbone, num_views=tuple(num_views), **context)
+    )
 
 
 def images(num_rows: int, size: int, seed: int) -> Tensor:

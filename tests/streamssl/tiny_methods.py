@@ -7,16 +7,16 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from streamssl.config.methods.byol_config import BYOLConfig
+from streamssl.config.methods.mochi_config import MoCHiConfig
+from streamssl.config.methods.moco_v3_config import MoCoV3Config
+from streamssl.config.methods.simclr_config import SimCLRConfig
+from streamssl.config.methods.supcon_config import SupConConfig
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.distributed.collectives import all_reduce_sum, rank, world_size
-from streamssl.methods.base import Samples
-from streamssl.methods.byol import BYOLConfig
+from streamssl.methods.base import SampleInfo
 from streamssl.methods.fine_tuning import classification_loss
-from streamssl.methods.mochi import MoCHiConfig
-from streamssl.methods.moco_v3 import MoCoV3Config
-from streamssl.methods.simclr import SimCLRConfig
-from streamssl.methods.supcon import SupConConfig
-from streamssl.modules.feature_queue import QueueConfig
-from tests.streamssl.tiny import TinyBackbone
+from tests.streamssl.tiny import TinyBackbone, built
 
 NUM_SAMPLES, NUM_STEPS, SIDE = 8, 4, 8
 
@@ -53,8 +53,8 @@ def build(name: str, group: ProcessGroup | None = None, *, seed: int = 0) -> Any
     config, num_views = TINY[name]
     torch.manual_seed(seed)
     backbone = TinyBackbone(norm=nn.BatchNorm2d(3))
-    method = config.build(
-        backbone, num_views=num_views, num_steps=NUM_STEPS, seed=seed, group=group
+    method = built(
+        config, backbone, num_views=num_views, num_steps=NUM_STEPS, seed=seed, group=group
     )
     for module in method.modules():
         if isinstance(module, _BatchNorm):
@@ -76,13 +76,13 @@ def views_of(name: str, step: int, group: ProcessGroup | None = None) -> list[Te
     return views
 
 
-def samples_of(step: int, group: ProcessGroup | None = None) -> Samples:
+def samples_of(step: int, group: ProcessGroup | None = None) -> SampleInfo:
     """Who they are: half of them come again two steps later, three of them have no label."""
     number = torch.arange(NUM_SAMPLES) + (NUM_SAMPLES // 2) * step
     ids = torch.stack([torch.zeros_like(number), number], dim=1)
     labels = torch.tensor([0, 1, 0, -1, 2, -1, -1, 1])
     mine = _mine(group)
-    return Samples(ids[mine], torch.zeros_like(number)[mine], labels[mine])
+    return SampleInfo(ids[mine], torch.zeros_like(number)[mine], labels[mine])
 
 
 def _mine(group: ProcessGroup | None) -> slice:

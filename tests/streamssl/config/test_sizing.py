@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from streamssl.config.run_config import RunConfig, flatten, from_fields, to_fields
-from streamssl.config.sizing import Sizing, max_drift, max_prototypes, num_queued, size
+from streamssl.config.parts.size_rules import max_drift, max_prototypes, num_queued
+from streamssl.config.sizing import Sizing, size
 from streamssl.recipes import RECIPES
 
 IMAGENET, CIFAR, MARKET = 1_281_167, 50_000, 12_936

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from streamssl.config.methods.moco_config import MoCoConfig
+from streamssl.config.methods.swav_config import SwAVConfig
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.distributed.collectives import (
     all_gather_rows,
     all_reduce_max,
@@ -16,15 +19,14 @@ from streamssl.distributed.collectives import (
 )
 from streamssl.methods.base import StepOutput
 from streamssl.methods.deepcluster import label_spread
-from streamssl.methods.moco import MoCoConfig
-from streamssl.methods.swav import SwAVConfig, swap_assignments
-from streamssl.modules.feature_queue import FeatureQueue, QueueConfig
+from streamssl.methods.swav import swap_assignments
+from streamssl.modules.feature_queue import FeatureQueue
 from streamssl.modules.prototypes import Prototypes
 from streamssl.modules.sample_memory import NO_LABEL
 from streamssl.modules.sinkhorn import sinkhorn
 from streamssl.training.health import measure
 from tests.golden_checks.ranks import run_ranks
-from tests.streamssl.tiny import TinyBackbone, images
+from tests.streamssl.tiny import TinyBackbone, built, images
 from tests.streamssl.tiny_methods import TINY, train_all
 
 NUM_RANKS, NUM_SAMPLES, NUM_CROPS = 2, 8, 3
@@ -102,7 +104,7 @@ def run_swav(group: ProcessGroup | None, capacity: int) -> dict[str, Any]:
         prototypes.weight.data -= all_reduce_sum(gradient, group) / world_size(group)
         prototypes.weight.grad = None
         losses.append(all_reduce_sum(swap.loss.detach(), group) / world_size(group))
-        readings.append(prototypes.count_use(torch.cat(list(swap.codes.values())), group))
+        readings.append(prototypes.count_use(torch.cat(list(swap.assignments.values())), group))
     return {
         "losses": torch.stack(losses),
         "prototypes": prototypes.weight.detach(),
@@ -118,7 +120,7 @@ def run_moco(group: ProcessGroup | None) -> dict[str, Any]:
     torch.manual_seed(0)
     config = MoCoConfig(dim=6, key_batch_norm_rows=2, queue=QueueConfig(capacity=16))
     backbone = TinyBackbone(norm=nn.BatchNorm2d(3))
-    method = config.build(backbone, num_views=(1, 1), seed=5, group=group)
+    method = built(config, backbone, num_views=(1, 1), seed=5, group=group)
     backbone.eval()
     losses = []
     for step in range(3):

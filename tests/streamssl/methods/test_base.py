@@ -2,10 +2,10 @@
 
 import torch
 
+from streamssl.config.methods.moco_config import MoCoConfig
+from streamssl.config.methods.swav_config import SwAVConfig
 from streamssl.methods.base import Method, step_generator
-from streamssl.methods.moco import MoCoConfig
-from streamssl.methods.swav import SwAVConfig
-from tests.streamssl.tiny import TinyBackbone
+from tests.streamssl.tiny import TinyBackbone, built
 
 
 def test_draws_depend_on_seed_step_and_purpose_and_nothing_else() -> None:
@@ -20,5 +20,5 @@ def test_draws_depend_on_seed_step_and_purpose_and_nothing_else() -> None:
 def test_methods_are_built_alike() -> None:
     """The trainer knows one way to build and one protocol."""
     for config in (SwAVConfig(num_prototypes=4), MoCoConfig()):
-        method: Method = config.build(TinyBackbone(), num_views=(2,), seed=3, group=None)
+        method: Method = built(config, TinyBackbone(), num_views=(2,), seed=3, group=None)
         assert isinstance(method.backbone, TinyBackbone) and method.group is None

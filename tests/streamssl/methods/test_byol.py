@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from shards.errors import ConfigError
-from streamssl.methods.byol import BYOLConfig, regression_loss, symmetric_loss
-from tests.streamssl.tiny import TinyBackbone, images
+from streamssl.config.methods.byol_config import BYOLConfig
+from streamssl.methods.byol import regression_loss, symmetric_loss
+from tests.streamssl.tiny import TinyBackbone, built, images
 from tests.streamssl.tiny_methods import build, train
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -58,14 +59,14 @@ def test_the_momentum_rises_to_one_unless_the_run_has_no_end() -> None:
 
 
 def train_readings(config: BYOLConfig, step: int) -> dict[str, float]:
-    method = config.build(TinyBackbone(), num_views=(2,), num_steps=10)
+    method = built(config, TinyBackbone(), num_views=(2,), num_steps=10)
     return dict(method.loss([images(8, 8, 0)], step=step).readings)  # type: ignore[arg-type]
 
 
 def test_each_view_has_batch_norm_statistics_of_its_own() -> None:
     """Views of one batch would tell each other what they are."""
     backbone, seen = TinyBackbone(norm=nn.BatchNorm2d(3)), []
-    method = BYOLConfig(dim=4, hidden_dim=8).build(backbone, num_views=(2,), num_steps=1)
+    method = built(BYOLConfig(dim=4, hidden_dim=8), backbone, num_views=(2,), num_steps=1)
     for norm in (backbone.norm, method.target.network[0].norm):
         norm.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     method.loss([images(8, 8, 0)], step=0)
@@ -82,7 +83,7 @@ def test_only_the_online_network_is_trained() -> None:
 
 def test_autocast_keeps_the_loss_in_float32() -> None:
     """A difference of unit vectors is small; half precision would show."""
-    method = BYOLConfig(dim=4, hidden_dim=8).build(TinyBackbone(), num_views=(2,), num_steps=1)
+    method = built(BYOLConfig(dim=4, hidden_dim=8), TinyBackbone(), num_views=(2,), num_steps=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = method.loss([images(8, 8, 0)], step=0)
     assert output.loss.dtype == torch.float32
@@ -100,4 +101,4 @@ def test_impossible_settings_are_refused(settings: dict[str, float], words: str)
 def test_byol_takes_exactly_two_views() -> None:
     """Each predicts the other."""
     with pytest.raises(ConfigError, match=r"num_views=\(2, 6\); BYOL takes two views"):
-        BYOLConfig().build(TinyBackbone(), num_views=(2, 6), num_steps=1)
+        built(BYOLConfig(), TinyBackbone(), num_views=(2, 6), num_steps=1)

@@ -6,12 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.methods.deepcluster import (
-    DeepCluster,
-    DeepClusterConfig,
-    balanced_label_loss,
-    label_loss,
-)
+from streamssl.config.methods.deepcluster_config import DeepClusterConfig
+from streamssl.methods.deepcluster import DeepCluster, balanced_label_loss, label_loss
 from streamssl.modules.losses import assigned_cross_entropy
 from streamssl.modules.sample_memory import NO_LABEL, sample_keys
 from tests.streamssl.epochs import (
@@ -23,7 +19,7 @@ from tests.streamssl.epochs import (
     state,
     who,
 )
-from tests.streamssl.tiny import TinyBackbone
+from tests.streamssl.tiny import TinyBackbone, built
 
 SMALL = {"num_prototypes": (4, 3), "dim": 6, "hidden_dim": 16}
 EPOCHS = DeepClusterConfig(**SMALL, memory=32, cluster_steps=4)  # type: ignore[arg-type]
@@ -34,7 +30,7 @@ BATCH = 8
 
 def build(config: DeepClusterConfig = EPOCHS, seed: int = 0) -> DeepCluster:
     torch.manual_seed(seed)
-    return config.build(TinyBackbone(), num_views=(2, 1), seed=seed)
+    return built(config, TinyBackbone(), num_views=(2, 1), seed=seed)
 
 
 def views(numbers: list[int], step: int) -> list[Tensor]:
@@ -177,7 +173,7 @@ def test_impossible_settings_are_refused(settings: dict[str, object], words: str
 def test_a_crop_that_is_not_there_cannot_be_assigned() -> None:
     """The views decide how many crops there are."""
     with pytest.raises(ConfigError, match=r"\(0, 7\) with 2 crops"):
-        DeepClusterConfig(crops_for_assign=(0, 7)).build(TinyBackbone(), num_views=(2,))
+        built(DeepClusterConfig(crops_for_assign=(0, 7)), TinyBackbone(), num_views=(2,))
 
 
 def test_in_a_stream_clusters_count_alike_however_many_crops_they_have() -> None:

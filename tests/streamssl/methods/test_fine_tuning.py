@@ -9,11 +9,12 @@ from torch.nn import functional as F
 
 from shards.errors import ConfigError
 from streamssl.checkpoint import list_checkpoints, load_tensors
+from streamssl.config.methods.distillation_config import DistillationConfig
+from streamssl.config.methods.fine_tuning_config import FineTuneConfig
+from streamssl.config.methods.simclr_config import SimCLRConfig
 from streamssl.config.run_config import RunConfig
-from streamssl.methods.base import Samples
-from streamssl.methods.distillation import DistillationConfig
-from streamssl.methods.fine_tuning import FineTuneConfig, classification_loss
-from streamssl.methods.simclr import SimCLRConfig
+from streamssl.methods.base import SampleInfo
+from streamssl.methods.fine_tuning import classification_loss
 from streamssl.recipes import crop_recipes as views
 from streamssl.training.train_state import build_state
 from tests.tinyrun import BACKBONE, CPU, read_log, tiny_swav, train_here
@@ -120,6 +121,6 @@ def test_a_class_that_there_is_not_is_a_sentence(stages: dict[str, Path]) -> Non
     """A word, or one class too many."""
     method = build_state(tuned_from(stages["pretrained"]), CPU).method
     ids = torch.zeros(2, 2, dtype=torch.int64)
-    samples = Samples(ids, ids[:, 0], torch.tensor([0, 10]))
+    samples = SampleInfo(ids, ids[:, 0], torch.tensor([0, 10]))
     with pytest.raises(ConfigError, match="a label of 10 with num_classes=10"):
         method.loss([torch.zeros(2, 3, 32, 32)], step=0, samples=samples)

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch.distributed import ProcessGroup
 
+from streamssl.config.methods.deepcluster_config import DeepClusterConfig
+from streamssl.config.methods.patchmix_config import PatchMixConfig
+from streamssl.config.methods.sela_config import SeLaConfig
+from streamssl.config.methods.spcl_config import SpCLConfig
 from streamssl.methods.base import Method
-from streamssl.methods.deepcluster import DeepClusterConfig
-from streamssl.methods.patchmix import PatchMixConfig
-from streamssl.methods.sela import SeLaConfig
-from streamssl.methods.spcl import SpCLConfig
 from streamssl.modules.batch_norm import enter_group, share_batch_norm
 from tests.golden_checks.ranks import run_ranks
 from tests.streamssl.epochs import coloured, in_epochs, run
-from tests.streamssl.tiny import TinyBackbone
+from tests.streamssl.tiny import TinyBackbone, built
 
 BATCH, STEPS = 8, 7
 SMALL = {"num_prototypes": (4, 3), "dim": 6, "hidden_dim": 8}
@@ -50,7 +50,9 @@ def build(name: str, group: ProcessGroup | None) -> Method:
     """With batch norm over all ranks, as a trainer has it."""
     torch.manual_seed(0)
     config, num_views = METHODS[name]
-    method = config.build(TinyBackbone(), num_views=num_views, seed=3, num_steps=STEPS, group=group)
+    method = built(
+        config, TinyBackbone(), num_views=num_views, seed=3, num_steps=STEPS, group=group
+    )
     method.double()
     share_batch_norm(method)
     enter_group(method, group)

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from shards.crops import recipe as crops
 from streamssl import checkpoint
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.config.run_config import RunConfig
-from streamssl.modules.feature_queue import QueueConfig
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.optim_config import OptimConfig
+from streamssl.optim.optimizers import build_optimizer
 from streamssl.training.train_state import build_state
 from tests.streamssl.tiny_methods import NUM_SAMPLES, TINY, build
 from tests.tinyrun import BATCH, CPU, assert_same, tiny_swav, train_on_noise
@@ -34,7 +35,7 @@ def test_a_restored_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
     config = run_of(name)
     unbroken, restored = build_state(config, CPU), build_state(config, CPU)
     train_on_noise(config, unbroken, 3)
-    place = checkpoint.save(tmp_path, unbroken, config.method_name, keep=1)
+    place = checkpoint.save(tmp_path, checkpoint.take(unbroken), config.method_name, keep=1)
     for value in restored.method.state_dict().values():
         value.add_(1)
     checkpoint.restore(place, restored, config.method_name)
@@ -74,7 +75,9 @@ def found_again(method: nn.Module, name: str) -> float:
 def test_a_method_learns_what_crops_of_an_image_share(name: str) -> None:
     """Its own loss must make features of it, in a hundred steps of a linear backbone."""
     method = build(name).train()
-    optimizer = OptimConfig(name="adamw", base_lr=0.01).build(method.parameters_to_optimise())
+    optimizer = build_optimizer(
+        OptimConfig(name="adamw", base_lr=0.01), method.parameters_to_optimise()
+    )
     before = found_again(method, name)
     for step in range(100):
         optimizer.zero_grad()

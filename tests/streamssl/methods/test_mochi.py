@@ -5,11 +5,12 @@ import torch
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
+from streamssl.config.methods.mochi_config import MoCHiConfig
+from streamssl.config.methods.moco_config import MoCoConfig
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.methods.base import step_generator
-from streamssl.methods.mochi import MoCHiConfig, draw, find_hardest, mix, mixed_info_nce
-from streamssl.methods.moco import MoCoConfig
-from streamssl.modules.feature_queue import QueueConfig
-from tests.streamssl.tiny import TinyBackbone
+from streamssl.methods.mochi import draw, find_hardest, mix, mixed_info_nce
+from tests.streamssl.tiny import TinyBackbone, built
 from tests.streamssl.tiny_methods import NUM_SAMPLES, TINY, build, samples_of, train, views_of
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -83,7 +84,7 @@ def test_before_its_start_it_is_moco() -> None:
     """The same loss, bit by bit, where no image comes again."""
     mochi = build("mochi")
     config = MoCoConfig(dim=6, momentum=0.9, queue=QueueConfig(capacity=4 * NUM_SAMPLES))
-    moco = config.build(TinyBackbone(), num_views=(1, 1)).double().eval()
+    moco = built(config, TinyBackbone(), num_views=(1, 1)).double().eval()
     moco.load_state_dict(mochi.state_dict(), strict=False)
     moco.backbone.norm = mochi.backbone.norm
     moco.key_encoder.network[0].norm = mochi.key_encoder.network[0].norm

@@ -6,21 +6,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.methods.moco import MoCo, MoCoConfig, contrast_with_queue
-from streamssl.modules.feature_queue import FeatureQueue, QueueConfig
-from streamssl.optim.optimizers import OptimConfig
-from tests.streamssl.tiny import TinyBackbone, images
+from streamssl.config.methods.moco_config import MoCoConfig
+from streamssl.config.parts.queue_config import QueueConfig
+from streamssl.methods.moco import MoCo, contrast_with_queue
+from streamssl.modules.feature_queue import FeatureQueue
+from streamssl.optim.optim_config import OptimConfig
+from streamssl.optim.optimizers import build_optimizer
+from tests.streamssl.tiny import TinyBackbone, built, images
 
 CONFIG = MoCoConfig(dim=6, momentum=0.9, key_batch_norm_rows=4, queue=QueueConfig(capacity=24))
 
 
 def build(norm: nn.Module | None = None, seed: int = 0) -> MoCo:
     torch.manual_seed(seed)
-    return CONFIG.build(TinyBackbone(norm=norm), num_views=(2,), seed=seed)
+    return built(CONFIG, TinyBackbone(norm=norm), num_views=(2,), seed=seed)
 
 
 def train(method: MoCo, steps: range) -> list[float]:
-    optimizer = OptimConfig(name="sgd", base_lr=0.1).build(method.parameters_to_optimise())
+    optimizer = build_optimizer(
+        OptimConfig(name="sgd", base_lr=0.1), method.parameters_to_optimise()
+    )
     losses = []
     for step in steps:
         optimizer.zero_grad()
@@ -34,8 +39,8 @@ def train(method: MoCo, steps: range) -> list[float]:
 def test_v1_and_v2_differ_in_head_and_temperature_only() -> None:
     """One configuration holds both papers."""
     v1 = MoCoConfig(head="linear", temperature=0.07)
-    assert isinstance(v1.build(TinyBackbone(), num_views=(1, 1)).head, nn.Linear)
-    v2 = MoCoConfig().build(TinyBackbone(), num_views=(2,))
+    assert isinstance(built(v1, TinyBackbone(), num_views=(1, 1)).head, nn.Linear)
+    v2 = built(MoCoConfig(), TinyBackbone(), num_views=(2,))
     assert [type(layer) for layer in v2.head] == [nn.Linear, nn.ReLU, nn.Linear]
     assert v2.head[2].in_features == 12
 
@@ -169,4 +174,4 @@ def test_impossible_settings_are_refused(settings: dict[str, object], words: str
 def test_moco_takes_exactly_two_views() -> None:
     """A query and a key."""
     with pytest.raises(ConfigError, match=r"num_views=\(2, 6\).*two views"):
-        MoCoConfig().build(TinyBackbone(), num_views=(2, 6))
+        built(MoCoConfig(), TinyBackbone(), num_views=(2, 6))

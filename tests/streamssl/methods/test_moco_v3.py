@@ -6,10 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.methods.moco_v3 import MoCoV3Config, contrast_with_batch
-from streamssl.modules.backbones import BackboneConfig, build_backbone, sine_positions
+from streamssl.config.methods.moco_v3_config import MoCoV3Config
+from streamssl.config.parts.backbone_config import BackboneConfig
+from streamssl.methods.moco_v3 import contrast_with_batch
+from streamssl.modules.backbones import build_backbone, sine_positions
 from streamssl.modules.heads import moco_v3_head
-from tests.streamssl.tiny import TinyBackbone, images
+from tests.streamssl.tiny import TinyBackbone, built, images
 from tests.streamssl.tiny_methods import build, views_of
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -56,12 +58,12 @@ def test_heads_are_those_of_resnets_and_of_transformers() -> None:
         return [type(layer).__name__ for layer in head]
 
     layer = ["Linear", "BatchNorm1d", "ReLU"]
-    resnet = MoCoV3Config(hidden_dim=8).build(TinyBackbone(), num_views=(2,), num_steps=1)
+    resnet = built(MoCoV3Config(hidden_dim=8), TinyBackbone(), num_views=(2,), num_steps=1)
     assert (
         kinds(resnet.projection) == layer + layer[:2]
         and kinds(resnet.predictor) == layer + layer[:1]
     )
-    vit = MoCoV3Config(head="vit", hidden_dim=8).build(TinyBackbone(), num_views=(2,), num_steps=1)
+    vit = built(MoCoV3Config(head="vit", hidden_dim=8), TinyBackbone(), num_views=(2,), num_steps=1)
     assert (
         kinds(vit.projection) == layer * 2 + layer[:2] and kinds(vit.predictor) == layer + layer[:2]
     )
@@ -78,7 +80,7 @@ def test_frozen_patches_stay_random_and_positions_fixed() -> None:
     assert torch.equal(positions[:, 1:], sine_positions(8, 8, 32))
     assert not positions[:, 0].any() and len(positions[0].unique(dim=0)) == 65
     assert model.blocks[0].attn.qkv.weight.requires_grad
-    trained = MoCoV3Config(head="vit", hidden_dim=8).build(model, num_views=(2,), num_steps=1)
+    trained = built(MoCoV3Config(head="vit", hidden_dim=8), model, num_views=(2,), num_steps=1)
     frozen = {id(positions), id(model.patch_embed.proj.weight), id(model.patch_embed.proj.bias)}
     assert not frozen & {id(p) for p in trained.parameters_to_optimise()}
     assert trained.loss([images(8, 32, 0)], step=0).loss.isfinite()
@@ -96,4 +98,4 @@ def test_impossible_settings_are_refused() -> None:
         with pytest.raises(ConfigError, match=next(iter(settings))):
             MoCoV3Config(**settings)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="MoCo v3 takes two views"):
-        MoCoV3Config().build(TinyBackbone(), num_views=(3,), num_steps=1)
+        built(MoCoV3Config(), TinyBackbone(), num_views=(3,), num_steps=1)

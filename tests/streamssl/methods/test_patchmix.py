@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
+from streamssl.config.methods.patchmix_config import PatchMixConfig
 from streamssl.methods.patchmix import (
-    Encoded,
+    EncodedViews,
+    MixingRing,
+    MixingTargets,
     PatchMix,
-    PatchMixConfig,
-    Ring,
-    Targets,
     identity_targets,
     mix_patches,
     mixture_targets,
@@ -23,7 +23,7 @@ from streamssl.methods.patchmix import (
 )
 from streamssl.modules.losses import soft_info_nce
 from tests.streamssl.epochs import classes_apart, in_epochs, patterned, run, state
-from tests.streamssl.tiny import TinyBackbone
+from tests.streamssl.tiny import TinyBackbone, built
 from tests.streamssl.tiny import images as make_images
 
 CONFIG = PatchMixConfig(patch_size=4, dim=6, hidden_dim=16, momentum=0.9)
@@ -44,7 +44,7 @@ class DropsPaths(nn.Module):
 def build(config: PatchMixConfig = CONFIG, seed: int = 0) -> PatchMix:
     torch.manual_seed(seed)
     backbone = TinyBackbone(norm=DropsPaths())
-    return config.build(backbone, num_views=(1, 1, 2), seed=seed, num_steps=20)
+    return built(config, backbone, num_views=(1, 1, 2), seed=seed, num_steps=20)
 
 
 def views(numbers: list[int], step: int) -> list[Tensor]:
@@ -82,7 +82,7 @@ def test_a_mixed_image_has_patches_of_images_that_follow(num_mixed: int) -> None
 
 def test_targets_share_out_by_common_sources() -> None:
     """m = 3: thirds for sources; 1, 2, 3, 2, 1 ninths for mixtures; around the ring."""
-    ring = Ring(offset=4, length=7, num_columns=7)
+    ring = MixingRing(offset=4, length=7, num_columns=7)
     source = source_targets(2, ring, num_mixed=3, smoothing=0.0)
     assert torch.allclose(source[1, [5, 6, 0]], torch.tensor(1 / 3)) and source[1].sum() == 1
     mixture = mixture_targets(2, ring, num_mixed=3, smoothing=0.0)
@@ -107,8 +107,8 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     def rows(num: int) -> Tensor:
         return torch.randn(num, 3, generator=generator, dtype=torch.float64)
 
-    ring = Ring(0, 4, 4)
-    targets = Targets(
+    ring = MixingRing(0, 4, 4)
+    targets = MixingTargets(
         identity_targets(4, ring, smoothing=0.1),
         source_targets(4, ring, num_mixed=2, smoothing=0.0),
         mixture_targets(4, ring, num_mixed=2, smoothing=0.0),
@@ -116,7 +116,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     k1, k2, mixed_k1 = (rows(4).requires_grad_() for _ in range(3))
 
     def loss(q1: Tensor, mixed_q2: Tensor, crops: Tensor, mixed_crops: Tensor) -> Tensor:
-        encoded = Encoded(q1, k1, k2, mixed_k1, mixed_q2, crops, mixed_crops)
+        encoded = EncodedViews(q1, k1, k2, mixed_k1, mixed_q2, crops, mixed_crops)
         return torch.stack(list(patchmix_losses(encoded, targets, 0.2, None).values())).sum()
 
     queries = tuple(rows(num).requires_grad_() for num in (4, 4, 8, 8))
@@ -222,7 +222,7 @@ def test_impossible_settings_are_refused(settings: dict[str, object], words: str
 def test_views_and_batches_that_cannot_be_mixed_are_refused() -> None:
     """Found, allowed, remedy."""
     with pytest.raises(ConfigError, match=r"num_views=\(6, 2\).*two large views first"):
-        CONFIG.build(TinyBackbone(), num_views=(6, 2))
+        built(CONFIG, TinyBackbone(), num_views=(6, 2))
     with pytest.raises(ConfigError, match=r"patch_size=4 with views of 16 x 6"):
         mix_patches(
             torch.zeros(3, 3, 16, 6),

@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.methods.sela import RunningShares, SeLa, SeLaConfig, transport
+from streamssl.config.methods.sela_config import SeLaConfig
+from streamssl.methods.sela import RunningPotentials, SeLa, solve_transport
 from streamssl.modules.sample_memory import NO_LABEL, sample_keys
 from tests.streamssl.epochs import (
     classes_apart,
@@ -17,7 +18,7 @@ from tests.streamssl.epochs import (
     state,
     who,
 )
-from tests.streamssl.tiny import TinyBackbone
+from tests.streamssl.tiny import TinyBackbone, built
 
 SMALL = {"num_prototypes": (4, 3), "dim": 6, "hidden_dim": 16, "exponent": 5.0}
 EPOCHS = SeLaConfig(**SMALL, memory=32, label_steps=4)  # type: ignore[arg-type]
@@ -27,7 +28,7 @@ MODES = pytest.mark.parametrize("config", [EPOCHS, STREAM], ids=["epochs", "stre
 
 def build(config: SeLaConfig = EPOCHS, seed: int = 0) -> SeLa:
     torch.manual_seed(seed)
-    return config.build(TinyBackbone(), num_views=(2, 1), seed=seed)
+    return built(config, TinyBackbone(), num_views=(2, 1), seed=seed)
 
 
 def views(numbers: list[int], step: int) -> list[Tensor]:
@@ -50,7 +51,7 @@ def plain_transport(p: Tensor, exponent: float, num: int) -> Tensor:
 def test_the_plan_is_that_of_the_plain_iteration() -> None:
     """Both marginals hold, and labels are the best columns."""
     p = torch.softmax(torch.randn(30, 5, generator=torch.Generator().manual_seed(0)), dim=1)
-    found = transport(p.log(), exponent=4.0, tolerance=1e-9)
+    found = solve_transport(p.log(), exponent=4.0, tolerance=1e-9)
     expected = plain_transport(p, 4.0, found.num_iterations)
     torch.testing.assert_close(found.plan_NK, expected)
     torch.testing.assert_close(expected.sum(dim=0), torch.full((5,), 0.2).double())
@@ -60,7 +61,7 @@ def test_the_plan_is_that_of_the_plain_iteration() -> None:
 def test_what_would_underflow_still_has_a_plan() -> None:
     """P^25 of confident predictions is 0 even in float64; upstream divides by it."""
     scores = 200.0 * torch.eye(4, 3).double()
-    found = transport(torch.log_softmax(scores, dim=1), exponent=25.0, tolerance=0.1)
+    found = solve_transport(torch.log_softmax(scores, dim=1), exponent=25.0, tolerance=0.1)
     assert found.plan_NK.isfinite().all() and found.labels_N[:3].tolist() == [0, 1, 2]
 
 
@@ -97,7 +98,7 @@ def test_labels_stay_with_their_samples_for_an_epoch() -> None:
 def test_running_potentials_keep_shares_equal_while_features_drift() -> None:
     """Between two solutions every prototype still gets its part, however small the batches."""
     generator = torch.Generator().manual_seed(0)
-    balance = RunningShares(8)
+    balance = RunningPotentials(8)
     counts = torch.zeros(8, dtype=torch.int64)
     for step in range(300):
         drift = torch.linspace(-3.0, 3.0, 8) * min(1.0, step / 100)

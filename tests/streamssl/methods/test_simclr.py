@@ -5,10 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
+from streamssl.config.methods.simclr_config import SimCLRConfig
 from streamssl.methods.distillation import distillation_loss
-from streamssl.methods.simclr import SimCLRConfig, nt_xent
+from streamssl.methods.simclr import nt_xent
 from streamssl.modules.heads import simclr_head
-from tests.streamssl.tiny import TinyBackbone, images
+from tests.streamssl.tiny import TinyBackbone, built, images
 
 
 def unit(num_rows: int, seed: int = 0) -> torch.Tensor:
@@ -76,7 +77,7 @@ def test_heads_have_two_and_three_layers_and_no_bias_at_their_end() -> None:
 
 def test_all_crops_pass_the_head_together() -> None:
     """Its batch norm sees every crop, of whatever size."""
-    method, seen = SimCLRConfig(dim=4).build(TinyBackbone(), num_views=(2, 3)), []
+    method, seen = built(SimCLRConfig(dim=4), TinyBackbone(), num_views=(2, 3)), []
     method.head[1].register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     output = method.loss([images(8, 8, 0), images(12, 4, 1)], step=0)
     assert seen == [20] and output.features is not None and len(output.features) == 4
@@ -84,7 +85,7 @@ def test_all_crops_pass_the_head_together() -> None:
 
 def test_a_perfect_match_is_read_as_one() -> None:
     """Accuracy and cosine of two crops that are the same."""
-    method = SimCLRConfig(dim=4).build(TinyBackbone(), num_views=(2,))
+    method = built(SimCLRConfig(dim=4), TinyBackbone(), num_views=(2,))
     crops = images(6, 8, 0)
     readings = method.loss([torch.cat([crops, crops])], step=0).readings
     assert float(readings["contrast_accuracy"]) == 1
@@ -94,7 +95,7 @@ def test_a_perfect_match_is_read_as_one() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     """One view has no partner, one image no negatives."""
     with pytest.raises(ConfigError, match=r"num_views=\(1,\); SimCLR compares crops"):
-        SimCLRConfig().build(TinyBackbone(), num_views=(1,))
+        built(SimCLRConfig(), TinyBackbone(), num_views=(1,))
     with pytest.raises(ConfigError, match="a batch of 1 image"):
         nt_xent(unit(2), 0.5)
     for settings in ({"temperature": 0.0}, {"num_layers": 0}):

@@ -7,16 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.methods.spcl import (
-    SpCL,
-    SpCLConfig,
-    cluster_contrast,
-    follow_,
-)
+from streamssl.config.methods.spcl_config import SpCLConfig
+from streamssl.methods.spcl import SpCL, cluster_contrast, follow_
 from streamssl.modules.sample_memory import sample_keys
 from streamssl.modules.self_paced import self_paced_labels
 from tests.streamssl.epochs import classes_apart, in_epochs, patterned, run, state, who
-from tests.streamssl.tiny import TinyBackbone
+from tests.streamssl.tiny import TinyBackbone, built
 
 # Half of what the paper has for neighbours: there are 32 samples.
 CONFIG = SpCLConfig(memory=32, k1=12, k2=3, cluster_steps=4, fill_steps=4)
@@ -26,7 +22,7 @@ DOMAINS = SpCLConfig(memory=32, k1=12, k2=3, cluster_steps=4, fill_steps=4, sour
 
 def build(config: SpCLConfig = CONFIG, seed: int = 0, num_views: int = 1) -> SpCL:
     torch.manual_seed(seed)
-    return config.build(TinyBackbone(), num_views=(num_views,), seed=seed)
+    return built(config, TinyBackbone(), num_views=(num_views,), seed=seed)
 
 
 def views(numbers: list[int], step: int) -> list[Tensor]:

@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from shards.crops import recipe as crops
 from shards.errors import ConfigError
-from streamssl.methods.base import Samples
+from streamssl.config.methods.supcon_config import SupConConfig
+from streamssl.methods.base import SampleInfo
 from streamssl.methods.simclr import nt_xent
-from streamssl.methods.supcon import SupConConfig, same_label, supcon_loss
-from tests.streamssl.tiny import TinyBackbone, images
+from streamssl.methods.supcon import same_label, supcon_loss
+from tests.streamssl.tiny import TinyBackbone, built, images
 from tests.tinyrun import read_log, tiny_swav, train_here
 
 
@@ -75,12 +76,12 @@ def test_an_anchor_without_a_positive_adds_nothing_and_no_nan() -> None:
 
 def test_labels_reach_the_loss_and_are_told() -> None:
     """The share of samples with a label, and how many positives an anchor has."""
-    method = SupConConfig(dim=4).build(TinyBackbone(), num_views=(2,))
+    method = built(SupConConfig(dim=4), TinyBackbone(), num_views=(2,))
     crops = [images(8, 8, 0)]
     nobody = method.loss(crops, step=0)
     ids = torch.zeros(4, 2, dtype=torch.int64)
     labels = torch.tensor([7, 7, -1, 9])
-    some = method.loss(crops, step=0, samples=Samples(ids, ids[:, 0], labels))
+    some = method.loss(crops, step=0, samples=SampleInfo(ids, ids[:, 0], labels))
     assert (float(nobody.readings["labelled"]), float(nobody.readings["positives"])) == (0, 1)
     assert (float(some.readings["labelled"]), float(some.readings["positives"])) == (0.75, 2)
     assert not torch.equal(nobody.loss, some.loss)
@@ -89,7 +90,7 @@ def test_labels_reach_the_loss_and_are_told() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     """One view has no partner."""
     with pytest.raises(ConfigError, match=r"num_views=\(1,\); SupCon compares crops"):
-        SupConConfig().build(TinyBackbone(), num_views=(1,))
+        built(SupConConfig(), TinyBackbone(), num_views=(1,))
     with pytest.raises(ConfigError, match=r"base_temperature=0\.0"):
         SupConConfig(base_temperature=0.0)
 

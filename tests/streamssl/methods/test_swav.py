@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from shards.errors import ConfigError
-from streamssl.methods.swav import SwAV, SwAVConfig, swap_assignments
-from streamssl.modules.feature_queue import FeatureQueue, QueueConfig
+from streamssl.config.methods.swav_config import SwAVConfig
+from streamssl.config.parts.queue_config import QueueConfig
+from streamssl.methods.swav import SwAV, swap_assignments
+from streamssl.modules.feature_queue import FeatureQueue
 from streamssl.modules.prototypes import Prototypes
-from streamssl.optim.optimizers import OptimConfig
-from tests.streamssl.tiny import TinyBackbone, images
+from streamssl.optim.optim_config import OptimConfig
+from streamssl.optim.optimizers import build_optimizer
+from tests.streamssl.tiny import TinyBackbone, built, images
 
 CONFIG = SwAVConfig(num_prototypes=10, dim=6, hidden_dim=8, freeze_steps=2)
 WITH_QUEUE = SwAVConfig(
@@ -21,7 +24,7 @@ WITH_QUEUE = SwAVConfig(
 
 def build(config: SwAVConfig = CONFIG, seed: int = 0) -> SwAV:
     torch.manual_seed(seed)
-    return config.build(TinyBackbone(), num_views=(2, 3), seed=seed)
+    return built(config, TinyBackbone(), num_views=(2, 3), seed=seed)
 
 
 def views(step: int, num_samples: int = 4) -> list[Tensor]:
@@ -29,7 +32,9 @@ def views(step: int, num_samples: int = 4) -> list[Tensor]:
 
 
 def train(method: SwAV, steps: range) -> list[float]:
-    optimizer = OptimConfig(name="sgd", base_lr=0.1).build(method.parameters_to_optimise())
+    optimizer = build_optimizer(
+        OptimConfig(name="sgd", base_lr=0.1), method.parameters_to_optimise()
+    )
     losses = []
     for step in steps:
         optimizer.zero_grad()
@@ -108,7 +113,7 @@ def test_a_collapsed_encoder_sits_at_ln_k() -> None:
     features = torch.randn(1, 6).expand(8, 6)
     config = SwAVConfig(num_prototypes=10, dim=6, temperature=1e6)
     swap = swap_assignments(features, prototypes, [], config, num_crops=2, step=0, group=None)
-    torch.testing.assert_close(swap.codes[0], torch.full((4, 10), 0.1))
+    torch.testing.assert_close(swap.assignments[0], torch.full((4, 10), 0.1))
     assert math.isclose(swap.loss.item(), math.log(10), rel_tol=1e-4)
 
 
@@ -128,7 +133,7 @@ def test_gradient_reaches_all_that_is_trained_and_nothing_from_codes() -> None:
         step=0,
         group=None,
     )
-    assert swap.scores.requires_grad and not any(q.requires_grad for q in swap.codes.values())
+    assert swap.scores.requires_grad and not any(q.requires_grad for q in swap.assignments.values())
 
 
 def test_a_restored_method_goes_on_bit_for_bit() -> None:
@@ -149,7 +154,7 @@ def test_autocast_keeps_codes_and_loss_in_float32() -> None:
 
     def swap(x: Tensor) -> tuple[Tensor, Tensor]:
         result = swap_assignments(x, prototypes, [], CONFIG, num_crops=2, step=0, group=None)
-        return result.loss, result.codes[0]
+        return result.loss, result.assignments[0]
 
     expected = swap(features.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -163,7 +168,9 @@ def test_autocast_keeps_codes_and_loss_in_float32() -> None:
 def test_learning_lowers_the_loss() -> None:
     """Crops that share a colour must come to share a code."""
     method = build(SwAVConfig(num_prototypes=10, dim=6, hidden_dim=16, freeze_steps=0))
-    optimizer = OptimConfig(name="sgd", base_lr=0.1).build(method.parameters_to_optimise())
+    optimizer = build_optimizer(
+        OptimConfig(name="sgd", base_lr=0.1), method.parameters_to_optimise()
+    )
     colours = 3.0 * torch.randn(16, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     losses = []
     for step in range(40):
@@ -202,4 +209,4 @@ def test_impossible_settings_are_refused(settings: dict[str, object], words: str
 def test_a_crop_that_is_not_there_cannot_be_assigned() -> None:
     """The views decide how many crops there are."""
     with pytest.raises(ConfigError, match=r"\(0, 7\) with 2 crops"):
-        SwAVConfig(crops_for_assign=(0, 7)).build(TinyBackbone(), num_views=(2,))
+        built(SwAVConfig(crops_for_assign=(0, 7)), TinyBackbone(), num_views=(2,))

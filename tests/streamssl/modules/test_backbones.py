@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from shards.errors import ConfigError
-from streamssl.modules.backbones import BackboneConfig, build_backbone
+from streamssl.config.parts.backbone_config import BackboneConfig
+from streamssl.modules.backbones import build_backbone
 
 TINY_RESNET = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
 
@@ -70,7 +71,7 @@ def test_a_transformer_for_small_crops_has_small_patches_unless_told() -> None:
 def test_a_wrong_name_is_answered_with_near_ones() -> None:
     """Found, allowed, remedy."""
     with pytest.raises(ConfigError, match=r"'resnet_18'.*near it are resnet18"):
-        BackboneConfig(name="resnet_18")
+        build_backbone(BackboneConfig(name="resnet_18"), 32)
 
 
 def test_a_wrong_option_or_stem_is_refused() -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from shards.errors import ConfigError
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.config.run_config import RunConfig
 from streamssl.modules.drift import DriftProbe
-from streamssl.modules.feature_queue import QueueConfig
 from tests.gloo_ranks import with_ranks
 from tests.streamssl.tiny import images
 from tests.streamssl.training.test_learner import PLAIN, build, learn, of_twelve
@@ -35,7 +35,7 @@ def turned(degrees: float) -> Any:
 
 
 def look(probe: DriftProbe, step: int, degrees: float, seed: int = 0) -> float:
-    probe.look(images(8, 8, seed), turned(degrees), step=step, group=None)
+    probe.measure(images(8, 8, seed), turned(degrees), step=step, group=None)
     return float(probe.readings()["queue_drift"])
 
 

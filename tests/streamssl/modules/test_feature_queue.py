@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.errors import ConfigError
-from streamssl.modules.feature_queue import FeatureQueue, QueueConfig
+from streamssl.config.parts.queue_config import QueueConfig
+from streamssl.modules.feature_queue import FeatureQueue
 
 
 def numbered(start: int, num_rows: int) -> torch.Tensor:

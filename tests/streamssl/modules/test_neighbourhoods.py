@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from streamssl.modules.neighbourhoods import (
-    Sparse,
+    SparseRows,
     dbscan,
     encode,
     jaccard_neighbours,
@@ -63,13 +63,13 @@ def test_jaccard_distances_are_those_of_full_matrices(num: int, k1: int, k2: int
         np.testing.assert_allclose(values, expected[i, columns], atol=1e-12)
 
 
-def line(places: list[float]) -> Sparse:
+def line(places: list[float]) -> SparseRows:
     """Samples on a line; all pairs at a distance of at most 3."""
     x = np.array(places)
     distance = np.abs(x[:, None] - x[None])
     owners, columns = np.nonzero(distance <= 3)
     start = np.searchsorted(owners, np.arange(len(x) + 1))
-    return Sparse(start, columns, distance[owners, columns])
+    return SparseRows(start, columns, distance[owners, columns])
 
 
 def test_density_clusters_on_a_line() -> None:

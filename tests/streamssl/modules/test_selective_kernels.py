@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from shards.errors import ConfigError
-from streamssl.modules.backbones import BackboneConfig, build_backbone
+from streamssl.config.parts.backbone_config import BackboneConfig
+from streamssl.modules.backbones import build_backbone
 from streamssl.modules.selective_kernels import SelectiveKernels
 
 OPTIONS = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "stem_type": "deep", "avg_down": True}

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from shards.errors import ConfigError
-from streamssl.optim.optimizers import LARC, LARS, OptimConfig, spare_vectors
+from streamssl.optim.optim_config import OptimConfig
+from streamssl.optim.optimizers import LARC, LARS, build_optimizer, set_rates, split_vectors
 
 
 def parameter(*values: float, grad: tuple[float, ...] | None = None) -> nn.Parameter:
@@ -55,7 +56,7 @@ def test_lars_spares_vectors_of_scaling_and_decay() -> None:
     bias = nn.Parameter(torch.ones(2, dtype=torch.float64))
     bias.grad = torch.tensor([0.5, -0.5], dtype=torch.float64)
     config = OptimConfig(name="lars", base_lr=1.0, weight_decay=0.1, trust_coefficient=0.01)
-    config.build([weight, bias]).step()
+    build_optimizer(config, [weight, bias]).step()
     assert bias.tolist() == [0.5, 1.5]
     added = torch.tensor([0.3, 2.4], dtype=torch.float64)
     expected = torch.tensor([3.0, 4.0], dtype=torch.float64) - 0.05 * added / added.norm()
@@ -83,7 +84,7 @@ def test_optimizers_are_restored_exactly() -> None:
     for name in ("larc", "lars"):
         p, q = (parameter(3.0, 4.0, grad=(1.0, 2.0)) for _ in range(2))
         config = OptimConfig(name=name, base_lr=0.1)  # type: ignore[arg-type]
-        first, second = config.build([p]), config.build([q])
+        first, second = build_optimizer(config, [p]), build_optimizer(config, [q])
         first.step()
         q.data.copy_(p.data)
         second.load_state_dict(deepcopy(first.state_dict()))
@@ -98,7 +99,7 @@ def test_every_name_builds_and_lowers_a_loss() -> None:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 1))
         config = OptimConfig(name=name, base_lr=lr, trust_coefficient=0.1)  # type: ignore[arg-type]
-        optimizer, x = config.build(network.parameters()), torch.randn(16, 4)
+        optimizer, x = build_optimizer(config, network.parameters()), torch.randn(16, 4)
         losses = []
         for _ in range(20):
             optimizer.zero_grad()
@@ -111,7 +112,7 @@ def test_every_name_builds_and_lowers_a_loss() -> None:
 
 def test_groups_without_members_are_left_out() -> None:
     """A network of matrices only has one group."""
-    assert len(spare_vectors([parameter(1.0)], weight_decay=0.1)) == 1
+    assert len(split_vectors([parameter(1.0)], weight_decay=0.1)) == 1
 
 
 def test_wrong_settings_are_refused() -> None:
@@ -128,10 +129,10 @@ def test_weight_decay_goes_to_its_end_along_half_a_cosine() -> None:
     """PatchMix: from 0.04 to 0.4; what is spared stays spared."""
     config = OptimConfig(name="adamw", weight_decay=0.04, final_weight_decay=0.4)
     tensors = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
-    optimizer = config.build(tensors)
+    optimizer = build_optimizer(config, tensors)
     found = []
     for progress in (0.0, 0.5, 1.0):
-        config.set_rates(optimizer, 0.1, progress)
+        set_rates(optimizer, 0.1, config.weight_decay_at(progress))
         found += [group["weight_decay"] for group in optimizer.param_groups]
     assert found == pytest.approx([0.04, 0.0, 0.22, 0.0, 0.4, 0.0])
     with pytest.raises(ConfigError, match=r"final_weight_decay=0.4 with weight_decay=0.0"):

@@ -1,0 +1,1 @@
+"""The settings of each method. Nothing here imports torch."""

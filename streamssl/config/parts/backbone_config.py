@@ -1,0 +1,38 @@
+"""Settings of the encoder."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from shards.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """A timm model and its options, such as `{"drop_path_rate": 0.1}`.
+
+    `stem`: "imagenet" leaves the network as it is; "small" keeps every pixel of small images (see
+    `modules.backbones.build_backbone`); "half" is "small" with stride 2, for ResNets: a quarter of
+    the work, for CPUs; "auto" is "small" for crops of at most 64 pixels. A small ResNet:
+    `name="resnet18", options={"channels": (32, 64, 128, 256), "layers": (1, 1, 1, 1)}`.
+
+    `selective_kernels`: above 0, the bottlenecks of a ResNet select between two kernels (SimCLR v2
+    has 0.0625: the width of the selecting network, relative to the channels). `patches`: "moco-v3"
+    freezes a random first layer and fixed sine positions in a transformer.
+    """
+
+    name: str = "resnet50"
+    options: dict[str, Any] = field(default_factory=dict)
+    stem: Literal["auto", "imagenet", "small", "half"] = "auto"
+    selective_kernels: float = 0.0
+    patches: Literal["trained", "moco-v3"] = "trained"
+
+    def __post_init__(self) -> None:
+        if self.stem not in ("auto", "imagenet", "small", "half"):
+            raise ConfigError(
+                f"stem={self.stem!r}; auto, imagenet, small and half are known; choose one of them"
+            )
+        if not 0 <= self.selective_kernels <= 1:
+            raise ConfigError(
+                f"selective_kernels={self.selective_kernels}; it must be from 0, for none, to 1; "
+                "SimCLR v2 has 0.0625"
+            )

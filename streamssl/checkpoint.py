@@ -1,4 +1,4 @@
-"""A place to come back to: everything that a run must remember, written at once or not at all.
+"""Checkpoints: the whole state of a run, written at once or not at all.
 
 A checkpoint is a folder `checkpoints/step-00001000` with `state.safetensors` (every tensor of the
 method and of the optimizer) and `state.json` (step, cursor, numbers). It is written under another
@@ -21,17 +21,23 @@ from torch import Tensor, nn
 
 from cluster.protocol.learner import LearnerState
 from shards.errors import ConfigError, UserError
+from shards.files import flush_path
 from shards.records import Cursor
 
 _NAME = re.compile(r"step-(\d{8})")
 _DRAFT = ".draft-"
 _FORMAT = 1
 _FIELDS = {"format", "step", "method", "cursor", "numbers"}
+# Names of buffers in checkpoints of version 0.1, and their names now.
+_RENAMED = {re.compile(r"\bprobe\.pictures$"): "probe.images"}
 
 
 @dataclass(slots=True)
 class TrainState:
-    """What training changes. `step` counts finished steps; `cursor` is the place after them."""
+    """The state that training changes.
+
+    `step` is the number of finished steps; `cursor` is the position in the stream after them.
+    """
 
     method: nn.Module
     optimizer: torch.optim.Optimizer
@@ -39,15 +45,10 @@ class TrainState:
     cursor: Cursor | None = None
 
 
-def save(out: Path, state: TrainState, method_name: str, keep: int) -> Path:
-    """Write the checkpoint of `state.step` and leave the last `keep` of them; see `save_state`."""
-    return save_state(out, take(state), method_name, keep)
+def save(out: Path, state: LearnerState, method_name: str, keep: int) -> Path:
+    """Write a checkpoint atomically, and remove all but the last `keep` of them.
 
-
-def save_state(out: Path, state: LearnerState, method_name: str, keep: int) -> Path:
-    """Write the checkpoint of what was taken, and leave the last `keep` of them. Atomic.
-
-    Raises UserError when it cannot be written; the ones before it are whole then.
+    Raises UserError when it cannot be written; earlier ones stay whole.
     """
     assert state.cursor is not None, "nothing was trained yet"
     folder = out / "checkpoints"
@@ -64,7 +65,7 @@ def save_state(out: Path, state: LearnerState, method_name: str, keep: int) -> P
         if target.exists():  # the same step again, after a resume from an older one
             _remove(target)
         draft.rename(target)
-        _flush(folder)
+        flush_path(folder)
         for old in list_checkpoints(out)[:-keep]:
             _remove(old)
     except (OSError, SafetensorError) as error:
@@ -76,7 +77,7 @@ def save_state(out: Path, state: LearnerState, method_name: str, keep: int) -> P
 
 
 def list_checkpoints(out: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
+    """Return the checkpoints of a run, oldest first."""
     folder = out / "checkpoints"
     if not folder.is_dir():
         return []
@@ -84,7 +85,7 @@ def list_checkpoints(out: Path) -> list[Path]:
 
 
 def read_fields(checkpoint: Path) -> dict[str, Any]:
-    """The fields of `state.json`. Raises ConfigError when they cannot be read."""
+    """Read the fields of `state.json`. Raises ConfigError when they cannot be read."""
     try:
         fields: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
         if not isinstance(fields, dict) or not fields.keys() >= _FIELDS:
@@ -121,14 +122,14 @@ def restore(checkpoint: Path, state: TrainState, method_name: str) -> None:
 
 
 def read(checkpoint: Path) -> LearnerState:
-    """What `save_state` wrote. Raises ConfigError when it cannot be read."""
+    """Read a whole checkpoint. Raises ConfigError when it cannot be read."""
     fields = read_fields(checkpoint)
     cursor = Cursor.from_json(fields["cursor"])
     return LearnerState(fields["step"], cursor, load_tensors(checkpoint), fields["numbers"])
 
 
 def take(state: TrainState) -> LearnerState:
-    """A copy of everything that training changes, on the CPU; `fields` are numbers by name."""
+    """Copy everything that training changes, to the CPU; `fields` are numbers by name."""
     tensors, numbers = named(state)
     # Safetensors knows neither strides nor shared memory: every tensor gets memory of its own.
     plain = {
@@ -139,7 +140,7 @@ def take(state: TrainState) -> LearnerState:
 
 
 def fill(state: TrainState, taken: LearnerState, where: Path | str) -> None:
-    """Make `state` what was taken. Raises ConfigError, naming `where` it is from, if it differs."""
+    """Replace `state` by what was taken from `where`. Raises ConfigError if it does not fit."""
     tensors = dict(taken.tensors)
     _load_module(where, state.method, _under(tensors, "method."))
     saved = _under(tensors, "optimizer.")
@@ -150,28 +151,32 @@ def fill(state: TrainState, taken: LearnerState, where: Path | str) -> None:
 
 
 def load_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint by name, on the CPU. Raises ConfigError."""
+    """Load every tensor of a checkpoint by name, on the CPU. Raises ConfigError."""
     try:
-        return load_file(checkpoint / "state.safetensors")
+        tensors = load_file(checkpoint / "state.safetensors")
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"{checkpoint}/state.safetensors cannot be read ({error}); remove this checkpoint "
             "to go on from the one before it"
         ) from error
+    return {_new_name(name): value for name, value in tensors.items()}
 
 
 def load_backbone(checkpoint: Path, backbone: nn.Module) -> None:
-    """Fill an encoder, as a method holds it under `backbone`, from a checkpoint."""
+    """Fill an encoder from a checkpoint, in which a method has it under `backbone`."""
     load_part(checkpoint, "backbone", backbone)
 
 
 def load_part(checkpoint: Path, name: str, part: nn.Module) -> None:
-    """Fill a module, as a method holds it under `name`, from a checkpoint. Raises ConfigError."""
+    """Fill a module from a checkpoint, in which a method has it under `name`.
+
+    Raises ConfigError.
+    """
     _load_module(checkpoint, part, _under(load_tensors(checkpoint), f"method.{name}."))
 
 
 def named(state: TrainState) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Tensors and numbers of method and optimizer, under names such as `optimizer.7.exp_avg`."""
+    """Return tensors and numbers of method and optimizer, by names such as `optimizer.7.exp_avg`."""
     tensors = {f"method.{name}": value for name, value in state.method.state_dict().items()}
     numbers: dict[str, float] = {}
     for index, entries in state.optimizer.state_dict()["state"].items():
@@ -228,6 +233,12 @@ def _load_optimizer(
         optimizer.state[parameters[int(index)]][name] = number
 
 
+def _new_name(name: str) -> str:
+    for old, new in _RENAMED.items():
+        name = old.sub(new, name)
+    return name
+
+
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value
@@ -237,7 +248,7 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _write_draft(folder: Path, tensors: dict[str, Tensor], fields: dict[str, Any]) -> Path:
-    """A whole checkpoint on disk, under a name that is none yet."""
+    """Write a whole checkpoint under the name of a draft, and flush it to disk."""
     for left_behind in folder.glob(f"{_DRAFT}*"):  # by a process that was killed
         shutil.rmtree(left_behind)
     draft = folder / f"{_DRAFT}{os.getpid()}"
@@ -245,20 +256,12 @@ def _write_draft(folder: Path, tensors: dict[str, Tensor], fields: dict[str, Any
     save_file(tensors, draft / "state.safetensors")
     (draft / "state.json").write_text(json.dumps(fields, indent=1))
     for path in (*draft.iterdir(), draft):
-        _flush(path)
+        flush_path(path)
     return draft
 
 
 def _remove(checkpoint: Path) -> None:
-    """Delete a checkpoint; killed half-way it leaves a draft, never half a checkpoint."""
+    """Delete a checkpoint. A kill in between leaves a draft, never half a checkpoint."""
     draft = checkpoint.with_name(f"{_DRAFT}{checkpoint.name}")
     checkpoint.rename(draft)
     shutil.rmtree(draft)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cluster.protocol.messages import Doing
-from cluster.trainers.rendezvous import Door, GenerationOver, Place, Ranks
+from cluster.trainers.rendezvous import GenerationOver, RankInfo, Ranks, RendezvousStore
 
 
 class Nobody:
@@ -26,11 +26,11 @@ def with_ranks(function: Callable[..., Any], num_ranks: int, *by_rank: Any) -> l
 
     Results by rank; what one of them raises first is raised.
     """
-    door = Door("127.0.0.1")
+    door = RendezvousStore("127.0.0.1")
     errors: list[BaseException] = []
 
     def work(rank: int) -> Any:
-        ranks = join(Place(1, rank, num_ranks, door.address), Nobody(errors))
+        ranks = join(RankInfo(1, rank, num_ranks, door.address), Nobody(errors))
         try:
             return function(ranks, *(arguments[rank] for arguments in by_rank))
         except BaseException as error:
@@ -45,7 +45,7 @@ def with_ranks(function: Callable[..., Any], num_ranks: int, *by_rank: Any) -> l
     return results
 
 
-def join(place: Place, watch: Any) -> Ranks:
+def join(place: RankInfo, watch: Any) -> Ranks:
     """A rank on this machine."""
     return Ranks.join(
         place, watch, host="127.0.0.1", kind="gloo", connect_seconds=30, collective_seconds=60

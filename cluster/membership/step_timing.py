@@ -1,7 +1,6 @@
-"""How quickly steps follow one another, and how long a loss held them up."""
+"""StepTiming: seconds between finished steps, and seconds that a loss cost."""
 
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 _NUM_STEPS = 20
@@ -9,51 +8,61 @@ _NUM_STEPS = 20
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """From the moment a loss was noticed to the next finished step."""
+    """The time from the notice of a loss to the next finished step."""
 
     at: float
     seconds: float
     why: str
 
 
-class StepPace:
-    """Told of generations, finished steps and losses; tells what is usual."""
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A loss that no finished step has followed yet."""
 
-    def __init__(self) -> None:
-        self.recoveries: list[Recovery] = []
-        self._start = self._newest = -1
-        self._newest_at = 0.0
-        self._steps: deque[float] = deque(maxlen=_NUM_STEPS)
-        self._trouble: tuple[float, str] | None = None
+    at: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepTiming:
+    """Times of the newest steps. Immutable: every method returns the timing after an event."""
+
+    recoveries: tuple[Recovery, ...] = ()
+    trouble: Trouble | None = None
+    step_seconds: tuple[float, ...] = ()
+    start: int = -1
+    newest: int = -1
+    newest_at: float = 0.0
 
     @property
     def median_seconds(self) -> float:
-        """From one finished step to the next, waits included; 0 as long as it is unknown."""
-        return median(self._steps) if self._steps else 0.0
+        """Median seconds from one finished step to the next, waits included; 0 if unknown."""
+        return median(self.step_seconds) if self.step_seconds else 0.0
 
-    @property
-    def trouble(self) -> str:
-        """What no finished step has followed yet."""
-        return self._trouble[1] if self._trouble else ""
+    def begin(self, start: int) -> "StepTiming":
+        """Note a generation that begins after `start` finished steps."""
+        return replace(self, start=start, newest=start)
 
-    def begin(self, start: int) -> None:
-        """A generation goes on after `start` finished steps."""
-        self._start = self._newest = start
+    def broke(self, why: str, now: float) -> "StepTiming":
+        """Note a loss; of several losses in a row the first one counts."""
+        return replace(self, trouble=self.trouble or Trouble(now, why))
 
-    def breaks(self, why: str, now: float) -> None:
-        """Something was lost; of several losses in a row the first one counts."""
-        self._trouble = self._trouble or (now, why)
-
-    def finished(self, step: int, now: float) -> Recovery | None:
-        """Somebody finished this step; what it recovers from, if it does."""
-        if step <= self._newest:
-            return None
-        if self._newest > self._start:
-            self._steps.append((now - self._newest_at) / (step - self._newest))
-        self._newest, self._newest_at = step, now
-        if self._trouble is None:
-            return None
-        at, why = self._trouble
-        self._trouble = None
-        self.recoveries.append(Recovery(at, now - at, why))
-        return self.recoveries[-1]
+    def finished(self, step: int, now: float) -> "StepTiming":
+        """Note that a member finished `step`. A trouble before it is a recovery now."""
+        if step <= self.newest:
+            return self
+        times = self.step_seconds
+        if self.newest > self.start:
+            seconds = (now - self.newest_at) / (step - self.newest)
+            times = (*times, seconds)[-_NUM_STEPS:]
+        recoveries, trouble = self.recoveries, self.trouble
+        if trouble is not None:
+            recoveries = (*recoveries, Recovery(trouble.at, now - trouble.at, trouble.why))
+        return replace(
+            self,
+            recoveries=recoveries,
+            trouble=None,
+            step_seconds=times,
+            newest=step,
+            newest_at=now,
+        )

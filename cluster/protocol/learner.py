@@ -1,8 +1,8 @@
-"""What is run on elastic ranks: all that the control plane knows of learning.
+"""Learner: the interface of the object that ranks train. This plane knows no more of learning.
 
-Ranks hold the same state and see different rows of every global batch. A learner changes its
-state in one place only, `train_step`; if that raises, `rollback` takes it back to the newest
-finished step, and the same batch can be tried again with other ranks.
+All ranks hold the same state and see different rows of every global batch. A learner changes its
+state only in `train_step`. If that raises, `rollback` restores the state of the newest finished
+step, and other ranks can train on the same batch again.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,15 +13,15 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cluster.protocol.messages import StepRecord
+from cluster.protocol.step_report import StepReport
 from shards.records import CropBatch, Cursor
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerState:
-    """Everything that a learner is after `step` finished steps: what a checkpoint holds.
+    """The state of a learner after `step` finished steps: the content of a checkpoint.
 
-    `tensors` lie on the CPU, own their memory and are contiguous; `fields` is plain JSON.
+    `tensors` are on the CPU, own their memory and are contiguous; `fields` is plain JSON.
     """
 
     step: int
@@ -30,63 +30,66 @@ class LearnerState:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Wish(IntEnum):
-    """What a rank wants to happen when the step under way is finished; the strongest holds."""
+class StopVote(IntEnum):
+    """The wish of a rank for the end of the step under way; the strongest vote wins."""
 
-    GO_ON = 0
+    CONTINUE = 0
     REGROUP = 1
     STOP = 2
 
 
 class Learner(Protocol):
-    """One rank's part of the training. Driven from one thread."""
+    """The part of one rank in the training. Used by one thread."""
 
     @property
     def step(self) -> int:
-        """Finished steps."""
+        """The number of finished steps."""
 
     @property
     def cursor(self) -> Cursor | None:
-        """The place in the stream behind them; None before the first."""
+        """The position in the stream after them; None before the first."""
 
     def enter(self, group: ProcessGroup | None) -> None:
-        """From now on these ranks share every global batch; None: this one alone."""
+        """Share every further global batch with these ranks; None: train alone."""
 
-    def train_step(self, batch: CropBatch, wish: Wish) -> tuple[StepRecord, Wish]:
-        """Train on this rank's rows of the next global batch; all ranks give the same answer.
+    def train_step(self, batch: CropBatch, vote: StopVote) -> tuple[StepReport, StopVote]:
+        """Train on the rows of this rank of the next global batch. All ranks return the same.
 
-        `batch.crops` holds this rank's rows; ids, epochs and cursor are those of all rows. With
-        the record comes the strongest wish of all ranks: it travels with the last thing that they
-        tell each other, so that they part at the same step. Nothing is told after that.
+        `batch.crops` holds the rows of this rank; ids, epochs and cursor are those of all rows.
+        Returned with the report is the strongest vote of all ranks. Votes travel with the last
+        collective of a step, so that all ranks leave after the same step.
         """
 
     def rollback(self) -> None:
-        """Undo what a `train_step` that raised has done. No-op after one that did not."""
+        """Undo the changes of a `train_step` that raised; do nothing after one that did not."""
 
     def state(self) -> LearnerState:
-        """A copy of the state after the newest finished step."""
+        """Return a copy of the state after the newest finished step."""
 
     def load(self, state: LearnerState) -> None:
-        """Become what `state` was taken from."""
+        """Replace the state by `state`."""
 
     def digest(self) -> str:
-        """32 hex digits of the state; the same on all ranks, or something is broken."""
+        """Return 32 hex digits of the state. Ranks whose digests differ have drifted apart."""
 
 
 BuildLearner = Callable[[], Learner]
 
 
 class Batches(Protocol):
-    """Where this rank's rows come from: a `Feed`. Driven from the learner's thread."""
+    """The source of this rank's rows; see `BatchFeed`. Used by the thread of the learner."""
 
     def enter(self, rank: int, world: int, step: int) -> None:
-        """From now on give rows of rank `rank` of `world`, from the batch of `step` on."""
+        """Give rows of `rank` of `world` ranks, beginning with the batch of `step`."""
 
     def next(self) -> CropBatch:
-        """This rank's rows of the next batch. Raises what ended the stream, or StreamStopped."""
+        """Return this rank's rows of the next batch.
+
+        Raises the error that ended the stream, or StreamStopped.
+        """
 
     def interrupt(self) -> None:
-        """From another thread: `next` raises StreamStopped, now and until `enter` is called."""
+        """Make `next` raise StreamStopped until `enter` is called. Called by another thread."""
 
     def close(self) -> None:
-        """End the threads; nothing is asked for any more."""
+        """End the threads; nothing more is requested."""

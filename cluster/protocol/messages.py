@@ -19,6 +19,8 @@ from cluster.protocol.step_report import StepReport
 from shards.metric import Readings
 from shards.records import Chunk, ChunkCrops, Cursor, Reject, ShardInfo, Turn
 
+Role = Literal["reader", "trainer"]
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkHeader:

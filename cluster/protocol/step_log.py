@@ -1,67 +1,64 @@
-"""What was reported of finished steps, until whoever keeps the log of the run has it."""
+"""StepLog: reports of finished steps, until the writer of the run log has them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cluster.protocol.messages import StepRecord
+from cluster.protocol.step_report import StepReport
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Consecutive steps from `start + 1` on, in history `history`.
+    """Reports of consecutive steps, beginning with `start + 1`, in history `history`.
 
-    A new history begins when steps that were told already are trained again, because nobody
-    survived who had finished them: the log goes back to `start`.
+    A new history begins when reported steps are trained again, because every trainer that had
+    finished them is lost. The log then goes back to `start`.
     """
 
     history: int
     start: int
-    records: tuple[StepRecord, ...]
+    records: tuple[StepReport, ...]
 
 
 class StepLog:
-    """Takes reports from anybody, repeated and in any order; gives each step once, in order."""
+    """Takes reports in any order, repeated or not; returns each step once and in order."""
 
     def __init__(self) -> None:
         self._lost: set[int] = set()
-        self._known = False  # whether the log's keeper has asked yet, and so said what it has
+        self._known = False  # True after the first `take`, which tells what the log has
         self._history, self._start = 0, 0
         self._acknowledged = -1
-        self._records: dict[int, StepRecord] = {}
-        self._lowest: tuple[int, int] | None = None  # of the starts of generations: step, number
+        self._reports: dict[int, StepReport] = {}
+        self._lowest: tuple[int, int] | None = None  # start of a generation: step, number
 
     @property
     def acknowledged(self) -> int:
-        """Who trains need not repeat reports up to this step."""
+        """The step up to which trainers need not repeat their reports."""
         return self._acknowledged
 
     @property
     def num_lost(self) -> int:
-        """Steps that were trained, and whose reports died with all who had them."""
+        """Finished steps whose reports were lost with all trainers that had them."""
         return len(self._lost)
 
-    def add(self, records: Iterable[StepRecord]) -> None:
-        for record in records:
-            if record.step > self._acknowledged:
-                self._records.setdefault(record.step, record)
+    def add(self, reports: Iterable[StepReport]) -> None:
+        for report in reports:
+            if report.step > self._acknowledged:
+                self._reports.setdefault(report.step, report)
 
     def begin(self, step: int, generation: int) -> None:
-        """A generation goes on after `step`: what was reported of later steps is void."""
-        self._records = {n: record for n, record in self._records.items() if n <= step}
+        """Start a generation after `step`: reports of later steps become void."""
+        self._reports = {n: report for n, report in self._reports.items() if n <= step}
         if not self._known:
             lowest = (step, generation)
             self._lowest = lowest if self._lowest is None else min(self._lowest, lowest)
         elif step < self._acknowledged:
             self._rewind(step, generation)
 
-    def _rewind(self, step: int, generation: int) -> None:
-        self._history, self._start, self._acknowledged = generation, step, step
-
     def take(self, since: int, history: int, certain: int) -> Records:
-        """What follows step `since` of `history`; that step and those before it are safe now.
+        """Return the reports after step `since` of `history`; `since` and before are safe now.
 
-        All that will ever be reported of steps up to `certain` is here: if one of them is missing,
-        those who knew it died, and it is counted as lost.
+        No further reports of steps up to `certain` will come. A missing one of these is counted as
+        lost.
         """
         if not self._known:
             self._known, self._history, self._acknowledged = True, history, since
@@ -70,14 +67,17 @@ class StepLog:
         if history != self._history:
             since = self._start
         self._acknowledged = max(self._acknowledged, since)
-        self._records = {n: record for n, record in self._records.items() if n > since}
+        self._reports = {n: report for n, report in self._reports.items() if n > since}
         return Records(self._history, since, tuple(self._following(since, certain)))
 
-    def _following(self, since: int, certain: int) -> Iterable[StepRecord]:
+    def _rewind(self, step: int, generation: int) -> None:
+        self._history, self._start, self._acknowledged = generation, step, step
+
+    def _following(self, since: int, certain: int) -> Iterable[StepReport]:
         step = since + 1
-        for number in sorted(self._records):
+        for number in sorted(self._reports):
             if number > certain and number != step:
                 return
             self._lost.update(range(step, number))
-            yield self._records[number]
+            yield self._reports[number]
             step = number + 1

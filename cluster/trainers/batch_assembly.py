@@ -1,7 +1,7 @@
-"""Batches that are being put together on a trainer: which rows are here, and which to ask for.
+"""BatchAssembly: the batches that a trainer puts together, and the rows that it still needs.
 
-No threads, no clock, no Ray. Rows are named by their place in the global batch, which a change of
-generation does not touch: what was received, or is under way, stays good for the ranks after it.
+No threads, no clock, no Ray. A row is named by its position in the global batch, which a change of
+generation does not touch: received and requested rows stay valid for the ranks of the next one.
 """
 
 import heapq
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from cluster.protocol.messages import BatchPlan, Plans, Rows
 from shards.records import CropBatch, bytes_of
 
-Places = NDArray[np.int64]
+Positions = NDArray[np.int64]
 Crops = tuple[NDArray[np.uint8], ...]
-# How much a row takes is seen when the first ones are there.
+# The size of a row is known when the first ones have arrived.
 _GUESSED_ROW_BYTES = 1 << 19
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Piece:
-    """Rows of one task that belong to one batch, and their places in it.
+class TaskRows:
+    """Rows of one task that belong to one batch, and their positions in it.
 
     `ids` (N, 2) and `epochs` (N,) of their samples are as in the plan.
     """
@@ -31,85 +31,85 @@ class Piece:
     term: int
     task: int
     rows: NDArray[np.int64]
-    places: Places
+    positions: Positions
     ids: NDArray[np.int64]
     epochs: NDArray[np.int64]
 
 
-class _Step:
-    """A batch under way: rows [start, stop) of it."""
+class _PartialBatch:
+    """Rows [start, stop) of one batch, some of which have not arrived."""
 
     def __init__(self, plans: Plans, plan: BatchPlan, start: int, stop: int) -> None:
         self.crops: Crops = ()
         self.opened = False
         self.start, self.stop = start, stop
-        self.wanted = np.ones(stop - start, np.bool_)
-        self.asked = np.zeros(stop - start, np.bool_)
+        self.missing = np.ones(stop - start, np.bool_)
+        self.requested = np.zeros(stop - start, np.bool_)
         self.renew(plans, plan)
 
     @property
     def complete(self) -> bool:
-        return not self.wanted.any()
+        return not self.missing.any()
 
     def renew(self, plans: Plans, plan: BatchPlan) -> None:
-        """The same batch, as it is planned now: its crops may lie elsewhere."""
+        """Replace the plan of the same batch: other readers may hold its crops now."""
         self.term, self.holders, self.plan = plans.term, plans.holders, plan
         self.stale = False
 
     def move(self, start: int, stop: int) -> None:
-        """Be other rows of the same batch; what is here already stays."""
+        """Change the range of rows, and keep those that have arrived."""
         if (start, stop) == (self.start, self.stop):
             return
         first, last = max(start, self.start), min(stop, self.stop)
-        old, was_wanted = self.crops, self.wanted
+        old, was_missing = self.crops, self.missing
         theirs = slice(first - self.start, max(first, last) - self.start)
         ours = slice(first - start, max(first, last) - start)
         self.start, self.stop = start, stop
-        self.wanted = np.ones(stop - start, np.bool_)
-        self.asked = np.zeros(stop - start, np.bool_)
-        self.wanted[ours] = was_wanted[theirs]
+        self.missing = np.ones(stop - start, np.bool_)
+        self.requested = np.zeros(stop - start, np.bool_)
+        self.missing[ours] = was_missing[theirs]
         self.crops = Crops()
-        if not self.wanted.all():
+        if not self.missing.all():
             self._allocate([group.shape[1:] for group in old])
             for group, before in zip(self.crops, old, strict=True):
                 group[ours] = before[theirs]
 
-    def unasked(self) -> Iterator[tuple[str, Piece]]:
-        """What to ask for, and of whom; stale afterwards if nobody has some of it."""
-        left = np.flatnonzero(self.wanted & ~self.asked)
+    def requests(self) -> Iterator[tuple[str, TaskRows]]:
+        """Yield a reader and the rows to request from it; become stale if a task has no holder."""
+        left = np.flatnonzero(self.missing & ~self.requested)
         if self.stale or not len(left):
             return
-        places = left + self.start
-        tasks = self.plan.tasks[places]
+        positions, plan = left + self.start, self.plan
+        tasks = plan.tasks[positions]
         order = np.argsort(tasks, kind="stable")
         borders = np.flatnonzero(np.diff(tasks[order])) + 1
-        for part in np.split(places[order], borders):
-            plan, task = self.plan, int(self.plan.tasks[part[0]])
+        for part in np.split(positions[order], borders):
+            task = int(plan.tasks[part[0]])
             holder = self.holders.get(task)
             if holder is None:
                 self.stale = True
                 continue
-            self.asked[part - self.start] = True
+            self.requested[part - self.start] = True
             rows, ids, epochs = plan.rows[part], plan.ids[part], plan.epochs[part]
-            yield holder, Piece(plan.step, self.term, task, rows, part, ids, epochs)
+            yield holder, TaskRows(plan.step, self.term, task, rows, part, ids, epochs)
 
-    def mark(self, places: Places, *, asked: bool) -> None:
-        """Whether these places are under way."""
-        mine = places[(places >= self.start) & (places < self.stop)]
-        self.asked[mine - self.start] = asked
+    def mark(self, positions: Positions, *, requested: bool) -> None:
+        """Note whether these rows are requested."""
+        mine = positions[(positions >= self.start) & (positions < self.stop)]
+        self.requested[mine - self.start] = requested
 
-    def put(self, places: Places, crops: Sequence[NDArray[np.uint8]]) -> None:
-        """Lay rows where they belong, if they still do and are not here yet."""
-        ours = (places >= self.start) & (places < self.stop)
-        ours[ours] = self.wanted[places[ours] - self.start]
+    def put(self, positions: Positions, crops: Sequence[NDArray[np.uint8]]) -> None:
+        """Copy rows to their positions, unless they are of other ranks or already there."""
+        ours = (positions >= self.start) & (positions < self.stop)
+        ours[ours] = self.missing[positions[ours] - self.start]
         if not ours.any():
             return
         if not self.crops:
             self._allocate([group.shape[1:] for group in crops])
-        mine = places[ours] - self.start
+        mine = positions[ours] - self.start
         for group, arrived in zip(self.crops, crops, strict=True):
             group[mine] = arrived if ours.all() else arrived[ours]
-        self.wanted[mine] = False
+        self.missing[mine] = False
 
     def batch(self) -> CropBatch:
         plan = self.plan
@@ -128,8 +128,12 @@ class _Step:
         self.crops = tuple(np.empty((num_rows, *shape), np.uint8) for shape in shapes)
 
 
-class Arriving:
-    """All batches under way of one rank. `max_bytes` may be held or under way beyond the next."""
+class BatchAssembly:
+    """All partial batches of one rank.
+
+    Rows of at most `max_bytes` are held or requested beyond the next batch. One request asks for
+    about `call_bytes`.
+    """
 
     def __init__(self, max_bytes: int, call_bytes: int) -> None:
         self._max_bytes, self._call_bytes = max_bytes, call_bytes
@@ -137,165 +141,167 @@ class Arriving:
         self._rank, self._world = 0, 0
         self._next = 0
         self._term = 0
-        self._steps: dict[int, _Step] = {}
-        self._queues: dict[str, list[tuple[int, int, Piece]]] = {}  # heaps: early steps first
+        self._batches: dict[int, _PartialBatch] = {}
+        self._queues: dict[str, list[tuple[int, int, TaskRows]]] = {}  # heaps: early steps first
         self._num_queued = 0
-        self._under_way: set[Piece] = set()
+        self._in_flight: set[TaskRows] = set()
 
     def enter(self, rank: int, world: int, step: int) -> None:
-        """From now on it is the rows of `rank` of `world`, from batch `step` on."""
+        """Assemble rows of `rank` of `world` ranks, beginning with the batch of `step`."""
         self._rank, self._world, self._next = rank, world, step
-        for number in [number for number in self._steps if number < step]:
-            del self._steps[number]
-        for found in self._steps.values():
-            found.move(*self._range(len(found.plan.ids)))
-        self._ask_anew()
+        for number in [number for number in self._batches if number < step]:
+            del self._batches[number]
+        for batch in self._batches.values():
+            batch.move(*self._range(len(batch.plan.ids)))
+        self._requeue()
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next batch is complete."""
-        step = self._steps.get(self._next)
-        return step is not None and step.complete
+        """True if the next batch is complete."""
+        batch = self._batches.get(self._next)
+        return batch is not None and batch.complete
 
     @property
     def num_ready(self) -> int:
-        return sum(step.complete for number, step in self._steps.items() if number >= self._next)
+        return sum(batch.complete for batch in self._ahead())
 
     @property
     def held_bytes(self) -> int:
-        """Held or under way, beyond the batch that was given last."""
-        steps = [step for number, step in self._steps.items() if number >= self._next]
-        return sum(self._bytes(step) for step in steps if step.opened)
+        """Bytes of rows that are held or requested, without the batch that was returned last."""
+        return sum(self._bytes(batch) for batch in self._ahead() if batch.opened)
 
     def pop(self) -> CropBatch:
-        """The next batch, which is ready. It is kept until the one behind it is asked for."""
-        batch = self._steps[self._next].batch()
-        self._steps.pop(self._next - 1, None)
+        """Return the next batch, which must be ready. It is kept until the one after it."""
+        batch = self._batches[self._next].batch()
+        self._batches.pop(self._next - 1, None)
         self._next += 1
         return batch
 
     def first_unplanned(self, num_plans: int) -> int | None:
-        """The first batch to ask plans for; None if enough are known.
+        """Return the first batch to request plans for; None if enough are known.
 
-        That is half of `num_plans`, or every step of every rank would cost Control a call.
+        Half of `num_plans` is enough: else every step of every rank would cost Control a call.
         """
-        stale = [number for number, step in self._steps.items() if step.stale]
+        stale = [number for number, batch in self._batches.items() if batch.stale]
         first = self._next
-        while first in self._steps:
+        while first in self._batches:
             first += 1
         known = first - self._next
         return min([*stale, *([first] if 2 * known < num_plans else [])], default=None)
 
     def plan(self, plans: Plans) -> bool:
-        """Take over plans; False if they were of no use, and shall be asked for again later."""
+        """Take plans; return False if they did not help and must be requested again later."""
         if plans.term < self._term:
             return False
         if plans.term > self._term:
             self._term = plans.term
-            for step in self._steps.values():
-                step.stale = not step.complete
-            self._ask_anew()
+            for batch in self._batches.values():
+                batch.stale = not batch.complete
+            self._requeue()
         for plan in plans.plans:
-            known = self._steps.get(plan.step)
+            known = self._batches.get(plan.step)
             if known is not None:
                 known.renew(plans, plan)
             elif plan.step >= self._next:
                 start, stop = self._range(len(plan.ids))
-                self._steps[plan.step] = _Step(plans, plan, start, stop)
+                self._batches[plan.step] = _PartialBatch(plans, plan, start, stop)
         self._queue()
-        return bool(plans.plans) and not any(step.stale for step in self._steps.values())
-
-    def pop_call(self, reader: str) -> list[Piece]:
-        """What to ask this reader for in one call; nothing if there is nothing."""
-        queue = self._queues.get(reader, [])
-        room = max(1, self._call_bytes // (self._sent_row_bytes or _GUESSED_ROW_BYTES))
-        pieces: list[Piece] = []
-        while queue and room > 0 and (not pieces or queue[0][2].term == pieces[0].term):
-            piece = heapq.heappop(queue)[2]
-            if len(piece.rows) > room:
-                rest = _part(piece, slice(room, None))
-                piece = _part(piece, slice(room))
-                self._push(reader, rest)
-            room -= len(piece.rows)
-            pieces.append(piece)
-        self._under_way.update(pieces)
-        return pieces
+        return bool(plans.plans) and not any(batch.stale for batch in self._batches.values())
 
     def readers(self) -> list[str]:
-        """Of whom there is something to ask for."""
+        """Return the readers that something can be requested from."""
         self._queue()
         return [reader for reader, queue in self._queues.items() if queue]
 
-    def put(self, pieces: Sequence[Piece], rows: Rows, sent_bytes: int) -> None:
-        """Take over what came of a call, for which a reader sent so many bytes."""
-        self._under_way.difference_update(pieces)
+    def pop_request(self, reader: str) -> list[TaskRows]:
+        """Return the rows of the next request to this reader; empty if there are none."""
+        queue = self._queues.get(reader, [])
+        room = max(1, self._call_bytes // (self._sent_row_bytes or _GUESSED_ROW_BYTES))
+        parts: list[TaskRows] = []
+        while queue and room > 0 and (not parts or queue[0][2].term == parts[0].term):
+            part = heapq.heappop(queue)[2]
+            if len(part.rows) > room:
+                rest = _slice(part, slice(room, None))
+                part = _slice(part, slice(room))
+                self._push(reader, rest)
+            room -= len(part.rows)
+            parts.append(part)
+        self._in_flight.update(parts)
+        return parts
+
+    def put(self, parts: Sequence[TaskRows], rows: Rows, sent_bytes: int) -> None:
+        """Take the answer to a request, for which a reader sent `sent_bytes`."""
+        self._in_flight.difference_update(parts)
         start = 0
-        for piece in pieces:
-            step = self._steps.get(piece.step)
-            if piece.task in rows.missing:
-                self._again(step, piece)
+        for part in parts:
+            batch = self._batches.get(part.step)
+            if part.task in rows.missing:
+                self._retry(batch, part)
                 continue
-            part = slice(start, start + len(piece.rows))
-            start = part.stop
-            if step is not None:
-                step.put(piece.places, [group[part] for group in rows.crops])
+            taken = slice(start, start + len(part.rows))
+            start = taken.stop
+            if batch is not None:
+                batch.put(part.positions, [group[taken] for group in rows.crops])
         if start:
             self._sent_row_bytes = -(-sent_bytes // start)
-            # Until an image is cropped, it is what lies here.
+            # Larger than what was sent where images are cropped here.
             self._row_bytes = max(self._sent_row_bytes, bytes_of(rows.crops) // start)
 
-    def lost(self, pieces: Sequence[Piece]) -> None:
-        """A call gave nothing: ask who holds these by now."""
-        self._under_way.difference_update(pieces)
-        for piece in pieces:
-            self._again(self._steps.get(piece.step), piece)
+    def lost(self, parts: Sequence[TaskRows]) -> None:
+        """Note that a request failed: the holders of these rows must be requested again."""
+        self._in_flight.difference_update(parts)
+        for part in parts:
+            self._retry(self._batches.get(part.step), part)
 
-    def _again(self, step: _Step | None, piece: Piece) -> None:
-        if step is not None and not step.complete:
-            step.mark(piece.places, asked=False)
-            step.stale = True
+    def _ahead(self) -> list[_PartialBatch]:
+        return [batch for number, batch in self._batches.items() if number >= self._next]
+
+    def _retry(self, batch: _PartialBatch | None, part: TaskRows) -> None:
+        if batch is not None and not batch.complete:
+            batch.mark(part.positions, requested=False)
+            batch.stale = True
 
     def _queue(self) -> None:
-        """Queue what may be asked for: the next batch, and later ones as far as there is room."""
+        """Queue requests for the next batch, and for later ones as far as there is room."""
         held = 0
         number = self._next
-        while (step := self._steps.get(number)) is not None:
-            held += self._bytes(step)
+        while (batch := self._batches.get(number)) is not None:
+            held += self._bytes(batch)
             fits = bool(self._row_bytes) and held <= self._max_bytes
-            if number > self._next and not step.opened and not fits:
+            if number > self._next and not batch.opened and not fits:
                 return
-            step.opened = True
-            for reader, piece in step.unasked():
-                self._push(reader, piece)
+            batch.opened = True
+            for reader, part in batch.requests():
+                self._push(reader, part)
             number += 1
 
-    def _push(self, reader: str, piece: Piece) -> None:
+    def _push(self, reader: str, part: TaskRows) -> None:
         self._num_queued += 1
-        entry = piece.step, self._num_queued, piece
+        entry = part.step, self._num_queued, part
         heapq.heappush(self._queues.setdefault(reader, []), entry)
 
-    def _ask_anew(self) -> None:
-        """Forget what was queued; what is under way stays so."""
+    def _requeue(self) -> None:
+        """Drop the queues; requests in flight stay."""
         self._queues.clear()
-        for step in self._steps.values():
-            step.asked[:] = False
-        for piece in self._under_way:
-            if piece.step in self._steps:
-                self._steps[piece.step].mark(piece.places, asked=True)
+        for batch in self._batches.values():
+            batch.requested[:] = False
+        for part in self._in_flight:
+            if part.step in self._batches:
+                self._batches[part.step].mark(part.positions, requested=True)
 
-    def _bytes(self, step: _Step) -> int:
-        return (step.stop - step.start) * self._row_bytes
+    def _bytes(self, batch: _PartialBatch) -> int:
+        return (batch.stop - batch.start) * self._row_bytes
 
     def _range(self, num_rows: int) -> tuple[int, int]:
-        """This rank's rows of a batch."""
+        """Return this rank's range of rows of a batch."""
         return self._rank * num_rows // self._world, (self._rank + 1) * num_rows // self._world
 
 
-def _part(piece: Piece, part: slice) -> Piece:
+def _slice(part: TaskRows, rows: slice) -> TaskRows:
     return replace(
-        piece,
-        rows=piece.rows[part],
-        places=piece.places[part],
-        ids=piece.ids[part],
-        epochs=piece.epochs[part],
+        part,
+        rows=part.rows[rows],
+        positions=part.positions[rows],
+        ids=part.ids[rows],
+        epochs=part.epochs[rows],
     )

@@ -1,12 +1,12 @@
-"""The ranks of one generation: a process group that can be given up while it waits for a peer.
+"""Rendezvous: the ranks of one generation, a process group that survives a hanging peer.
 
 A group of torch waits for its time-out when a peer hangs, and nothing ends that wait: `abort` of
-gloo does not. Here every wait for peers is cut in short ones, with a look in between whether
-Control has given the generation up. What still hangs then is left to a thread of its own.
+gloo does not. Here every wait is a series of short ones, with a check in between whether Control
+ended the generation. An operation that still hangs then is left to a thread of its own.
 
-Nothing is registered with torch: the default group stays unset, functions of `torch.distributed`
-take a `Ranks` as their `group`, and the ranks of one generation never meet those of another, since
-both the store of rank 0 and the names in it are theirs alone.
+Nothing is registered with torch: the default group stays unset, and functions of
+`torch.distributed` take a `Ranks` as their `group`. Ranks of two generations never meet, since each
+generation has names of its own in the store of its rank 0.
 """
 
 import socket
@@ -21,29 +21,30 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from cluster.protocol.messages import Doing
+from cluster.torch_internals import open_gloo, open_nccl, set_timeout
 
 Backend = Literal["gloo", "nccl"]
 
-_LOOK: Final = timedelta(milliseconds=50)  # between two looks at whether the generation goes on
-_KNOCK_SECONDS: Final = 2.0
+_CHECK_PERIOD: Final = timedelta(milliseconds=50)
+_PROBE_SECONDS: Final = 2.0
 
 
 class GenerationOver(Exception):
     """The ranks of this generation cannot go on together; the next one tries the step again."""
 
 
-class Watch(Protocol):
-    """Who knows whether a generation goes on; see `Pulse`."""
+class GenerationWatch(Protocol):
+    """The source of news whether a generation goes on; see `Heartbeat`."""
 
     doing: Doing
 
     def check(self) -> None:
-        """Raise GenerationOver if Control has given the generation up."""
+        """Raise GenerationOver if Control has ended the generation."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A rank of a generation, and where its rank 0 waits for the others: "host:port"."""
+class RankInfo:
+    """A rank of a generation, and the address "host:port" of the store of its rank 0."""
 
     generation: int
     rank: int
@@ -51,8 +52,8 @@ class Place:
     address: str
 
 
-class Door:
-    """Where the others find this process when it is rank 0. Open as long as the process lives."""
+class RendezvousStore:
+    """The store at which others find this process when it is rank 0. Open while it is held."""
 
     def __init__(self, host: str) -> None:
         self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
@@ -61,64 +62,67 @@ class Door:
 
 
 class Ranks(dist.ProcessGroup):
-    """One rank's end of a generation. `check` tells whether all that was sent has arrived.
+    """The process group of one generation, as one of its ranks sees it.
 
-    On gloo a collective waits at once, also when it was asked for as asynchronous and is waited
-    for later. On NCCL it waits on the device, and whoever reads a result must then `check`.
+    On gloo a collective waits at once, even an asynchronous one that is waited for later. On NCCL
+    it waits on the device, and a reader of its result must call `check` afterwards.
     """
 
-    def __init__(self, backend: Any, kind: Backend, place: Place, watch: Watch) -> None:
-        super().__init__(place.rank, place.world)
+    def __init__(self, backend: Any, kind: Backend, info: RankInfo, watch: GenerationWatch) -> None:
+        super().__init__(info.rank, info.world)
         self._backend, self._kind, self._watch = backend, kind, watch
         self.device = torch.device("cuda" if kind == "nccl" else "cpu")
 
     @classmethod
     def join(
         cls,
-        place: Place,
-        watch: Watch,
+        info: RankInfo,
+        watch: GenerationWatch,
         *,
         host: str,
         kind: Backend,
         connect_seconds: float,
         collective_seconds: float,
     ) -> "Ranks":
-        """Meet the others. `host` is the address that this process can be reached at.
+        """Meet the other ranks. `host` is an address of this process that they can reach.
 
-        Raises GenerationOver when one of them does not come, or Control gave up.
+        Raises GenerationOver when one of them does not come, or when Control ended the generation.
         """
         connect = timedelta(seconds=connect_seconds)
         before, watch.doing = watch.doing, "peers"
         try:
-            store = PrefixStore(f"g{place.generation}", _knock(place.address, connect))
-            _gather(store, place, watch)
-            backend = _connect(store, place, host, kind, connect)
+            store = PrefixStore(f"g{info.generation}", _connect_store(info.address, connect))
+            _await_all(store, info, watch)
+            if kind == "nccl":
+                backend = open_nccl(store, info.rank, info.world, connect)
+            else:
+                backend = open_gloo(store, info.rank, info.world, host, connect)
         except (OSError, RuntimeError) as error:
             reason = _first_line(error)
             raise GenerationOver(f"not all ranks came together ({reason})") from error
         finally:
             watch.doing = before
-        backend._set_default_timeout(timedelta(seconds=collective_seconds))
+        set_timeout(backend, timedelta(seconds=collective_seconds))
         watch.check()
-        return cls(backend, kind, place, watch)
+        return cls(backend, kind, info, watch)
 
     def check(self) -> None:
-        """Raise GenerationOver if what was computed with the others may be worth nothing."""
+        """Raise GenerationOver if results of collectives may be invalid."""
         self._watch.check()
 
     def abort(self) -> None:
-        """From another thread, when the generation is over: end what runs on the device."""
+        """End operations on the device. Called by another thread when the generation is over."""
         backend = self._backend
         if self._kind == "nccl" and backend is not None:
             backend.abort()
 
     def close(self) -> None:
-        """Leave without waiting: an operation that hangs ends with its peer, or its time-out."""
+        """Leave without waiting: a hanging operation ends with its peer or its time-out."""
         held = [self._backend]
         self._backend = None
         threading.Thread(target=held.clear, name="leave", daemon=True).start()
 
-    # Functions of `torch.distributed` call these by place, and use `wait` alone of what they get.
+    # Functions of `torch.distributed` call these by position, and only `wait` for the result.
     def allreduce(self, tensors: Any, options: Any = None) -> Any:  # type: ignore[override]
         return self._begun(self._backend.allreduce(tensors, options))
 
@@ -136,79 +140,67 @@ class Ranks(dist.ProcessGroup):
     def _get_backend_name(self) -> str:
         return self._kind
 
-    def _begun(self, work: Any) -> "_Operation":
-        return _Operation(work, self._watch, on_device=self._kind == "nccl")
+    def _begun(self, work: Any) -> "_Collective":
+        return _Collective(work, self._watch, on_device=self._kind == "nccl")
 
 
-class _Operation:
-    """What a collective gives: waited for in short looks."""
+class _Collective:
+    """The handle of one collective. Its `wait` checks the generation every 50 ms."""
 
-    def __init__(self, work: Any, watch: Watch, *, on_device: bool) -> None:
+    def __init__(self, work: Any, watch: GenerationWatch, *, on_device: bool) -> None:
         self._work, self._watch, self._on_device = work, watch, on_device
 
     def is_completed(self) -> bool:
         return bool(self._work.is_completed())
 
-    def wait(self, timeout: object = None) -> bool:  # noqa: ARG002 - as in torch; ours is Control
+    def wait(self, timeout: object = None) -> bool:  # noqa: ARG002 - Control decides instead
         if self._on_device:
             return bool(self._work.wait())
         before, self._watch.doing = self._watch.doing, "peers"
         try:
-            while not self._looked():
+            while not self._ended_soon():
                 self._watch.check()
         finally:
             self._watch.doing = before
         return True
 
-    def _looked(self) -> bool:
-        """Whether it ended within one look."""
+    def _ended_soon(self) -> bool:
+        """Return True if the collective ended within one period. Raises GenerationOver."""
         try:
-            self._work.wait(_LOOK)
+            self._work.wait(_CHECK_PERIOD)
         except RuntimeError:
             if not self._work.is_completed():
                 return False
-            self._settle()  # it may have ended well right after the look did
+            self._raise_failure()  # it may have ended well right after the period
         return True
 
-    def _settle(self) -> None:
+    def _raise_failure(self) -> None:
         try:
             self._work.wait()
         except RuntimeError as error:
             raise GenerationOver(f"a peer was lost ({_first_line(error)})") from error
 
 
-def _knock(address: str, timeout: timedelta) -> Any:
-    """The store of rank 0. A dead one is refused at once, where the store would try on."""
+def _connect_store(address: str, timeout: timedelta) -> Any:
+    """Connect to the store of rank 0. A probe finds a dead one at once; the store would retry."""
     host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
+    socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECONDS).close()
     return TCPStore(host.strip("[]"), int(port), is_master=False, timeout=timeout)
 
 
-def _gather(store: Any, place: Place, watch: Watch) -> None:
-    """Wait until all are there, however long that takes: they may be waiting for a machine."""
-    if store.add("here", 1) == place.world:
+def _await_all(store: Any, info: RankInfo, watch: GenerationWatch) -> None:
+    """Wait for all ranks without a time-out: they may be waiting for a machine."""
+    if store.add("here", 1) == info.world:
         store.set("all", "1")
     while True:
         watch.check()
         try:
-            store.wait(["all"], 4 * _LOOK)
+            store.wait(["all"], 4 * _CHECK_PERIOD)
         except dist.DistNetworkError:
             raise
         except dist.DistStoreError:  # not all yet
             continue
         return
-
-
-def _connect(store: Any, place: Place, host: str, kind: Backend, timeout: timedelta) -> Any:
-    if kind == "nccl":
-        chosen = dist.ProcessGroupNCCL.Options()
-        chosen._timeout = timeout
-        return dist.ProcessGroupNCCL(store, place.rank, place.world, chosen)
-    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    options._timeout = timeout
-    # Left to itself, gloo listens on whatever address the host's own name stands for.
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
-    return dist.ProcessGroupGloo(store, place.rank, place.world, options)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
-"""Trainers as Ray actors: each runs a learner, in one generation after the other.
+"""Trainer: a Ray actor that runs a learner, in one generation after the other.
 
-A trainer is made with `max_restarts=0`: whoever made it waits for `left`, hears of its death at
-once, and makes another one under another name.
+A trainer has `max_restarts=0`: its owner waits for `left`, learns of its death at once, and
+creates another trainer under another name.
 """
 
 import os
@@ -14,22 +14,22 @@ from typing import Any, Final
 import ray
 
 from cluster.monitoring.process_pages import DebugPorts, ProcessPages
-from cluster.protocol.actor_rpc import Link, Started, StateRef, Unreachable
+from cluster.protocol.actor_rpc import ActorClient, ActorLocation, StateRef, Unreachable
 from cluster.protocol.learner import BuildLearner, LearnerState
-from cluster.protocol.messages import Beat, Directive, Load
-from cluster.protocol.metric import Key, Readings
+from cluster.protocol.messages import Directive, HeartbeatMessage, TrainerUsage
 from cluster.protocol.process_memory import device_bytes, resident_bytes
-from cluster.trainers.batch_feed import Feed, FeedConfig
-from cluster.trainers.elastic_training import TrainerConfig, Training
-from cluster.trainers.heartbeat import Pulse
-from cluster.trainers.rendezvous import Door
+from cluster.trainers.batch_feed import BatchFeed, FeedConfig
+from cluster.trainers.elastic_training import ElasticTrainer, TrainerConfig
+from cluster.trainers.heartbeat import Heartbeat
+from cluster.trainers.rendezvous import RendezvousStore
+from shards.metric import Key, Readings
 
 _RETRY_SECONDS: Final = 0.5
 
 
 @ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"end": 1})
 class Trainer:
-    """One rank of whatever generation Control puts it in. `name` is also the actor's name."""
+    """One rank of every generation that Control puts it in. `name` is also the actor's name."""
 
     def __init__(
         self,
@@ -47,23 +47,25 @@ class Trainer:
         self._end: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name="training", daemon=True)
 
-    def start(self) -> Started:
-        """Build the learner, and tell Control of it. Raises what no retry would mend."""
-        pages = ProcessPages(self._name, self._ports, lambda: self._read())
+    def start(self) -> ActorLocation:
+        """Build the learner and report it to Control. Raises errors that no retry would mend."""
+        pages = ProcessPages(
+            self._name, self._ports, lambda: self._read(), ray.util.get_node_ip_address()
+        )
         self._thread.start()
         self._ready.result()
-        return Started(os.getpid(), ray.get_runtime_context().get_node_id(), pages.address)
+        return ActorLocation(os.getpid(), ray.get_runtime_context().get_node_id(), pages.address)
 
     @ray.method(concurrency_group="end")
     def left(self) -> None:
-        """Returns when this trainer is done; raises what it could not go on after."""
+        """Return when this trainer is done. Raises the error that ended it."""
         self._end.result()
 
     def _run(self) -> None:
-        """The training thread."""
+        """Run the training thread."""
         try:
             self._train()
-        except BaseException as error:  # whoever waits gets it
+        except BaseException as error:  # raised by `start` or `left`
             for future in (self._ready, self._end):
                 if not future.done():
                     future.set_exception(error)
@@ -71,36 +73,36 @@ class Trainer:
             self._end.set_result(None)
 
     def _train(self) -> None:
-        link, seconds = Link(self._control), self._config.pulse.orphan_seconds
-        door = Door(ray.util.get_node_ip_address())
-        first = Beat(
+        client, seconds = ActorClient(self._control), self._config.heartbeat.orphan_seconds
+        store = RendezvousStore(ray.util.get_node_ip_address())
+        first = HeartbeatMessage(
             member=self._name,
             term=0,
             phase="starting",
             generation=0,
             committed=-1,
-            address=door.address,
+            address=store.address,
             node=ray.get_runtime_context().get_node_id(),
         )
 
-        def speak(beat: Beat) -> Directive:
-            answer: Directive = link.call("beat", beat)
-            return answer
+        def send(message: HeartbeatMessage) -> Directive:
+            directive: Directive = client.call("beat", message)
+            return directive
 
         with (
-            _ObjectStore(self._control, self._name, seconds) as keeper,
-            Feed(self._control, self._name, self._feed) as feed,
-            Pulse(speak, first, self._config.pulse, lambda: load_of(feed)) as pulse,
+            _ObjectStoreStates(self._control, self._name, seconds) as states,
+            BatchFeed(self._control, self._name, self._feed) as feed,
+            Heartbeat(send, first, self._config.heartbeat, lambda: usage_of(feed)) as heartbeat,
         ):
-            training = Training(self._build, feed, keeper, pulse, door, self._config)
-            self._read = lambda: {**training.counts, **readings_of(load_of(feed))}
-            training.run(on_ready=lambda: self._ready.set_result(None))
+            trainer = ElasticTrainer(self._build, feed, states, heartbeat, store, self._config)
+            self._read = lambda: {**trainer.counts, **readings_of(usage_of(feed))}
+            trainer.run(on_ready=lambda: self._ready.set_result(None))
 
 
-def load_of(feed: Feed) -> Load:
-    """What this process holds at this moment."""
+def usage_of(feed: BatchFeed) -> TrainerUsage:
+    """Return the memory of this process and the batches of its feed."""
     status = feed.status()
-    return Load(
+    return TrainerUsage(
         memory_bytes=resident_bytes(),
         held_bytes=int(status["held_bytes"]),
         limit_bytes=int(status["limit_bytes"]),
@@ -109,39 +111,40 @@ def load_of(feed: Feed) -> Load:
     )
 
 
-def readings_of(load: Load) -> Readings:
-    """What a trainer holds, by key."""
+def readings_of(usage: TrainerUsage) -> Readings:
+    """Return gauges of a trainer, by key."""
     found: dict[Key, float] = {
-        ("buffer_bytes", "trainer"): load.held_bytes,
-        ("buffer_limit_bytes", "trainer"): load.limit_bytes,
-        ("batches_ready", "taken"): load.batches_ready,
+        ("buffer_bytes", "trainer"): usage.held_bytes,
+        ("buffer_limit_bytes", "trainer"): usage.limit_bytes,
+        ("batches_ready", "taken"): usage.batches_ready,
     }
     return found | {
-        ("device_memory_bytes", what): count for what, count in load.device_bytes.items()
+        ("device_memory_bytes", what): count for what, count in usage.device_bytes.items()
     }
 
 
-class _ObjectStore:
-    """States on their way to the driver, by way of the object store: a `Keeper`.
+class _ObjectStoreStates:
+    """A `StateStore` that sends states to the driver through the object store of Ray.
 
-    The two newest stay in this process until it ends, or the driver has copies of its own.
+    The two newest stay in this process until it ends, or until the driver has copies.
     """
 
-    def __init__(self, control: str, member: str, patience_seconds: float) -> None:
-        self._link, self._member, self._patience = Link(control), member, patience_seconds
-        self._worker = ThreadPoolExecutor(1, "keeper")
+    def __init__(self, control: str, member: str, timeout_seconds: float) -> None:
+        self._client, self._member = ActorClient(control), member
+        self._timeout_seconds = timeout_seconds
+        self._worker = ThreadPoolExecutor(1, "states")
         self._pending: Future[None] | None = None
         self._refs: list[Any] = []
 
     def first(self) -> LearnerState | None:
-        found: StateRef = self._insist("state")
+        found: StateRef = self._call("state")
         if not found.refs:
             return None
         state: LearnerState = ray.get(found.refs[0])
         return state
 
     def keep(self, state: LearnerState) -> None:
-        self.flush()  # never more than one under way: a state may be large
+        self.flush()  # a state may be large: never more than one under way
         self._pending = self._worker.submit(self._put, state)
 
     def flush(self) -> None:
@@ -151,20 +154,20 @@ class _ObjectStore:
     def _put(self, state: LearnerState) -> None:
         ref = ray.put(state)
         self._refs = [*self._refs[-1:], ref]
-        self._insist("saved", self._member, state.step, [ref])
+        self._call("saved", self._member, state.step, [ref])
 
-    def _insist(self, method: str, *arguments: object) -> Any:
-        """Call Control, and its successor if it dies meanwhile."""
-        deadline = time.monotonic() + self._patience
+    def _call(self, method: str, *arguments: object) -> Any:
+        """Call Control, or its successor if it dies meanwhile."""
+        deadline = time.monotonic() + self._timeout_seconds
         while True:
             try:
-                return self._link.call(method, *arguments)
+                return self._client.call(method, *arguments)
             except Unreachable:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_RETRY_SECONDS)
 
-    def __enter__(self) -> "_ObjectStore":
+    def __enter__(self) -> "_ObjectStoreStates":
         return self
 
     def __exit__(self, *_: object) -> None:

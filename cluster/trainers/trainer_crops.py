@@ -1,7 +1,7 @@
-"""Images that readers verified become crops on a trainer, beside its training.
+"""TrainerCropper: crops verified images on a trainer, in threads beside its training.
 
-The crops are those that a reader with the same engine would have made: they depend on the image,
-its sample and its epoch, and on nobody who makes them.
+The crops are those of a reader with the same engine: they depend on the image, its sample and its
+epoch only.
 """
 
 import threading
@@ -13,7 +13,7 @@ import numpy as np
 
 from cluster.errors import VerifiedNotCropped
 from cluster.protocol.messages import Rows
-from cluster.trainers.batch_assembly import Piece
+from cluster.trainers.batch_assembly import TaskRows
 from shards.crops.chunk_cropper import lower_thread_priority
 from shards.crops.engine import CropFailure, Engine
 from shards.crops.recipe import CropRecipe
@@ -24,8 +24,8 @@ _NUM_THREADS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CroppingConfig:
-    """What a trainer must know to crop; `build_engine` is called once by every thread."""
+class TrainerCropsConfig:
+    """Settings of the crops; every thread calls `build_engine` once."""
 
     recipe: CropRecipe
     seed: int
@@ -33,44 +33,44 @@ class CroppingConfig:
     num_threads: int = _NUM_THREADS
 
     @classmethod
-    def of(cls, job: CropJob) -> "CroppingConfig":
-        """As the readers of this job would crop."""
+    def of(cls, job: CropJob) -> "TrainerCropsConfig":
+        """Return the settings with which readers of this job would crop."""
         return cls(recipe=job.recipe, seed=job.seed, build_engine=job.build_engine)
 
 
-class Cropping:
-    """Threads that crop what arrived, in the order in which it did."""
+class TrainerCropper:
+    """Threads that crop images in the order of their arrival."""
 
-    def __init__(self, config: CroppingConfig) -> None:
+    def __init__(self, config: TrainerCropsConfig) -> None:
         self._config = config
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(config.num_threads, "crop")
 
-    def submit(self, pieces: Sequence[Piece], rows: Rows) -> Future[Rows]:
-        """The crops of what a reader gave for these pieces.
+    def submit(self, parts: Sequence[TaskRows], rows: Rows) -> Future[Rows]:
+        """Crop the answer of a reader to a request for `parts`.
 
-        The future raises VerifiedNotCropped, and what kept the engine from being built.
+        The future raises VerifiedNotCropped, and errors of `build_engine`.
         """
-        return self._pool.submit(self._crop, pieces, rows)
+        return self._pool.submit(self._crop, parts, rows)
 
     def close(self) -> None:
-        """Finish what is under way, and no more."""
+        """Finish the crops under way and drop the rest."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _crop(self, pieces: Sequence[Piece], rows: Rows) -> Rows:
-        there = [piece for piece in pieces if piece.task not in rows.missing]
-        if not there:
+    def _crop(self, parts: Sequence[TaskRows], rows: Rows) -> Rows:
+        received = [part for part in parts if part.task not in rows.missing]
+        if not received:
             return rows
-        ids = np.concatenate([piece.ids for piece in there])
-        epochs = np.concatenate([piece.epochs for piece in there])
+        ids = np.concatenate([part.ids for part in received])
+        epochs = np.concatenate([part.epochs for part in received])
         (images,) = rows.crops
-        cropped = self._cropper().crop(images.tolist(), ids, epochs)
+        cropped = self._image_cropper().crop(images.tolist(), ids, epochs)
         for failure in cropped.failures:
             raise _not_cropped(failure, ids[failure.row].tolist(), int(epochs[failure.row]))
         return Rows(cropped.crops, rows.missing)
 
-    def _cropper(self) -> ImageCropper:
-        """An engine belongs to the thread that uses it."""
+    def _image_cropper(self) -> ImageCropper:
+        """Return the cropper of this thread: an engine belongs to the thread that uses it."""
         cropper: ImageCropper | None = getattr(self._local, "cropper", None)
         if cropper is None:
             lower_thread_priority()
@@ -82,8 +82,8 @@ class Cropping:
 def _not_cropped(failure: CropFailure, sample: list[int], epoch: int) -> VerifiedNotCropped:
     shard, offset = sample
     return VerifiedNotCropped(
-        f"the sample at byte {offset} of shard {shard} of manifest.parquet was verified by a "
-        f"reader, and a trainer cannot crop it in epoch {epoch} ({failure.reason}: "
-        f"{failure.detail}); to leave it out would change the order: give --decode readers, and "
-        "look whether all nodes have the same versions of decoders"
+        f"a reader verified the sample at byte {offset} of shard {shard} of manifest.parquet, but "
+        f"a trainer cannot crop it in epoch {epoch} ({failure.reason}: {failure.detail}); leaving "
+        "it out would change the order: give --decode readers, and check that all nodes have the "
+        "same versions of decoders"
     )

@@ -71,7 +71,8 @@ def _spec(run: PreparedRun, placement: Placement, state: LearnerState, console: 
             "trainer": parse_pools(placement.trainer_pools),
         },
         config=placement.control_config,
-        debug_ports=ports and replace(ports, on_nodes=placement.cluster != "local", metrics=METRICS),
+        debug_ports=ports
+        and replace(ports, on_nodes=placement.cluster != "local", metrics=METRICS),
     )
     # On a machine of its own a trainer takes what Ray lets it have; here they share the cores.
     shared = placement.cluster == "local"

@@ -1,12 +1,12 @@
-"""A run on elastic ranks: what `trainer` does alone, shared with others, one step at a time.
+"""PretrainLearner: the training of a run, alone or on ranks, one step at a time.
 
-Ranks hold the same state and see different rows. What they tell each other in a step, in this
-order: what the method shares while it computes its loss, batch norm in both directions, gradients,
-and last the loss, the readings and the wishes. Only then does anything change for good.
+Ranks hold the same state and see different rows. The collectives of a step come in this order:
+those of the method in its loss, batch norm in both directions, gradients, and last the loss, the
+readings and the votes. The weights change only after the last one.
 """
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping
 from hashlib import blake2b
 
 import torch
@@ -14,37 +14,39 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cluster.protocol.learner import LearnerState, Wish
-from cluster.protocol.messages import StepRecord
+from cluster.protocol.learner import LearnerState, StopVote
+from cluster.protocol.step_report import SampleId, StepReport
 from cluster.trainers.rendezvous import Ranks
 from shards.records import CropBatch, Cursor
 from streamssl import checkpoint
+from streamssl.checkpoint import TrainState
 from streamssl.config.run_config import RunConfig
 from streamssl.distributed.gradients import average_gradients, gradient_norm
-from streamssl.methods.base import StepOutput
 from streamssl.modules.batch_norm import enter_group, share_batch_norm
+from streamssl.training.gradient_step import apply_gradients, compute_gradients, learning_rate
 from streamssl.training.step_phases import phases_of
 from streamssl.training.train_state import build_state
-from streamssl.training.trainer import first_sample, learning_rate, train_step
 
 
 def build_learner(config: RunConfig) -> "PretrainLearner":
-    """A learner on the first GPU that torch sees here, else on the CPU."""
+    """Build a learner on the first GPU that torch sees, or on the CPU."""
     return PretrainLearner(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 class PretrainLearner:
-    """See `cluster.protocol.learner.Learner`. Alone it computes, bit by bit, what `trainer.train` does."""
+    """A `cluster.protocol.learner.Learner`. `train_state` is built unless it is given."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, device: torch.device, train_state: TrainState | None = None
+    ) -> None:
         self.config, self.device = config, device
-        self.train_state = build_state(config, device)
+        self.train_state = build_state(config, device) if train_state is None else train_state
+        self.phases = phases_of(device, config.precision)
         share_batch_norm(self.train_state.method)
-        self._phases = phases_of(device, config.precision)
         self._group: ProcessGroup | None = None
-        # All that computing a loss may write to, as it was before; the optimizer comes after it.
+        # Copies of all that a loss may write to; the optimizer comes after the collectives.
         self._before: dict[str, Tensor] = {}
-        self._is_undone = self._is_whole = True
+        self._is_undone = self._can_undo = True
 
     @property
     def step(self) -> int:
@@ -59,50 +61,41 @@ class PretrainLearner:
         self.train_state.method.group = group  # type: ignore[assignment]
         self._group = group
 
-    def train_step(self, batch: CropBatch, wish: Wish) -> tuple[StepRecord, Wish]:
-        heard = _Heard()
-
-        def meet(output: StepOutput) -> None:
-            average_gradients(self.train_state.optimizer, self._group)
-            norm = gradient_norm(self.train_state.optimizer)
-            readings = {**output.readings, "gradient_norm": norm}
-            heard.exchange(replace(output, readings=readings), wish, self._group)
-            self._is_whole = False  # from here on there is no way back
-
-        lr = learning_rate(self.config, self.step)
+    def train_step(self, batch: CropBatch, vote: StopVote) -> tuple[StepReport, StopVote]:
+        config, state, phases = self.config, self.train_state, self.phases
+        lr = learning_rate(config, state.step)
         self._remember()
         self._is_undone = False
         rank = 0 if self._group is None else self._group.rank()
-        train_step(
-            self.config,
-            self.train_state,
-            batch,
-            self.device,
-            rank=rank,
-            meet=meet,
-            phases=self._phases,
+        output = compute_gradients(config, state, batch, self.device, rank, phases)
+        with phases.phase("collectives"):
+            average_gradients(state.optimizer, self._group)
+            readings = {**output.readings, "gradient_norm": gradient_norm(state.optimizer)}
+            exchange = _Exchange(output.loss.detach(), readings, vote, self._group)
+        self._can_undo = False
+        apply_gradients(state, batch.cursor, phases)
+        self._is_undone = self._can_undo = True
+        loss, numbers = exchange.values()
+        report = StepReport(
+            step=state.step,
+            cursor=batch.cursor,
+            digest=batch.digest,
+            loss=loss,
+            lr=lr,
+            num_samples=len(batch),
+            rejects=batch.rejects,
+            num_unselected=batch.num_unselected,
+            readings={**numbers, **phases.readings()},
+            phase_seconds=phases.take(),
+            sample=_first_sample(batch),
         )
-        self._is_undone = self._is_whole = True
-        fields = {
-            "loss": heard.loss,
-            "lr": lr,
-            "digest": batch.digest,
-            "num_samples": len(batch),
-            "rejects": batch.rejects,
-            "num_unselected": batch.num_unselected,
-            "readings": {**heard.readings, **self._phases.readings()},
-            "phase_seconds": self._phases.take(),
-            "sample": first_sample(batch),
-        }
-        return StepRecord(step=self.step, cursor=batch.cursor, fields=fields), heard.wish
+        return report, exchange.vote
 
     def rollback(self) -> None:
         if self._is_undone:
             return
-        if not self._is_whole:
-            raise RuntimeError(
-                "a step broke while the optimizer moved: this state is worth nothing"
-            )
+        if not self._can_undo:
+            raise RuntimeError("a step broke after its state had begun to change: nothing to undo")
         self.train_state.method.load_state_dict(self._before)
         self.train_state.optimizer.zero_grad(set_to_none=True)
         self._is_undone = True
@@ -111,8 +104,8 @@ class PretrainLearner:
         return checkpoint.take(self.train_state)
 
     def load(self, state: LearnerState) -> None:
-        checkpoint.fill(self.train_state, state, "the state that was handed over")
-        self._is_undone = self._is_whole = True
+        checkpoint.fill(self.train_state, state, "the transferred state")
+        self._is_undone = self._can_undo = True
 
     def digest(self) -> str:
         tensors, numbers = checkpoint.named(self.train_state)
@@ -125,6 +118,11 @@ class PretrainLearner:
         return found.hexdigest()
 
     def _remember(self) -> None:
+        """Copy the state for `rollback`. Alone no peer can break a step, and no copy is needed."""
+        self._can_undo = self._group is not None
+        if self._group is None:
+            self._before = {}
+            return
         now = self.train_state.method.state_dict()
         if self._before.keys() != now.keys():
             self._before = {name: value.clone() for name, value in now.items()}
@@ -132,28 +130,48 @@ class PretrainLearner:
             torch._foreach_copy_(list(self._before.values()), list(now.values()))
 
 
-class _Heard:
-    """The last exchange of a step: means of what is reported, and the strongest wish."""
+class _Exchange:
+    """The last collective of a step: means of loss and readings, and the strongest vote.
 
-    loss = 0.0
-    wish = Wish.GO_ON
+    On ranks the numbers are read at once: only then is it certain that all peers took part. Alone
+    they stay on the device until `values`, which reads them in one transfer.
+    """
 
-    def __init__(self) -> None:
-        self.readings: dict[str, float] = {}
-
-    def exchange(self, output: StepOutput, wish: Wish, group: ProcessGroup | None) -> None:
-        names = sorted(output.readings)
-        device = output.loss.device
-        values = [output.loss.detach(), *(output.readings[name] for name in names)]
-        numbers = torch.stack([torch.as_tensor(v, device=device).double() for v in values])
-        wishes = torch.tensor([wish == Wish.REGROUP, wish == Wish.STOP], device=device)
-        both = torch.cat([numbers, wishes.double()])
+    def __init__(
+        self,
+        loss: Tensor,
+        readings: Mapping[str, Tensor | float],
+        vote: StopVote,
+        group: ProcessGroup | None,
+    ) -> None:
+        self.vote = vote
+        self._floats = {name: x for name, x in readings.items() if not isinstance(x, Tensor)}
+        tensors = {name: x for name, x in readings.items() if isinstance(x, Tensor)}
+        self._names = [*sorted(tensors), *sorted(self._floats)]
+        values = [loss, *(tensors[name] for name in sorted(tensors))]
+        self._numbers = torch.stack([value.to(loss.device).double() for value in values])
         if group is not None:
-            dist.all_reduce(both, group=group)
-            both[: len(values)] /= group.size()
-        found = both.tolist()
+            self._reduce(group)
+
+    def values(self) -> tuple[float, dict[str, float]]:
+        """Return the mean loss and the mean readings. Waits for the device."""
+        loss, *numbers = self._numbers.tolist()
+        return loss, dict(zip(self._names, numbers, strict=False)) | self._floats
+
+    def _reduce(self, group: ProcessGroup) -> None:
+        floats = [float(self._floats[name]) for name in sorted(self._floats)]
+        votes = [self.vote == StopVote.REGROUP, self.vote == StopVote.STOP]
+        more = torch.tensor([*floats, *votes], dtype=torch.float64)
+        both = torch.cat([self._numbers, more.to(self._numbers.device)])
+        dist.all_reduce(both, group=group)
+        both = both.cpu()
         if isinstance(group, Ranks):
             group.check()
-        self.loss = found[0]
-        self.readings = dict(zip(names, found[1 : len(values)], strict=True))
-        self.wish = Wish.STOP if found[-1] else Wish.REGROUP if found[-2] else Wish.GO_ON
+        *_, regroup, stop = both.tolist()
+        self._numbers, self._floats = both[:-2] / group.size(), {}
+        self.vote = StopVote.STOP if stop else StopVote.REGROUP if regroup else StopVote.CONTINUE
+
+
+def _first_sample(batch: CropBatch) -> SampleId:
+    shard, offset = batch.ids[0].tolist()
+    return shard, offset, int(batch.epochs[0])

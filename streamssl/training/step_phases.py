@@ -13,7 +13,7 @@ class Phases:
     """Told what a step does; `take` gives the seconds of each phase since it was asked last.
 
     On a GPU the time is that between the kernels of a phase; of those that still run `take` tells
-    the next time, and `wait` waits for them. `utilization` counts operations.
+    the next time. `utilization` counts operations.
     """
 
     def __init__(self, device: torch.device, utilization: Utilization | None = None) -> None:
@@ -45,11 +45,6 @@ class Phases:
     def add(self, name: str, seconds: float) -> None:
         """Seconds that were measured elsewhere."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-
-    def wait(self) -> None:
-        """Until everything that was told has happened."""
-        for _, _, last in self._events[-1:]:
-            last.synchronize()
 
     def take(self) -> dict[str, float]:
         """Seconds by phase, rounded as the log has them."""

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 import tyro
 
-from cluster.actors.autoscaler import Observation, Scaler, ScalingConfig
+from cluster.actors.autoscaler import Autoscaler, Observation, ScalingConfig
 from cluster.control.sequencer import Sequencer, SequencerConfig
 from cluster.leases.lease_table import LeaseTable
 from cluster.membership.membership import Membership
 from cluster.protocol.messages import (
     BatchPlan,
-    Beat,
     ChunkHeader,
-    Finished,
+    FinishedLease,
+    HeartbeatMessage,
     ReaderReport,
-    StepRecord,
 )
+from cluster.protocol.step_report import StepReport
 from shards.records import Cursor, ShardInfo, Turn
 from shards.samples.admission_config import AdmissionConfig
 from shards.stream.batch_stream import build_order
@@ -39,7 +39,7 @@ from shards.stream.stream_config import StreamConfig
 
 _CROP_BYTES = 3 * (2 * 224**2 + 6 * 96**2)
 # A reading of the log: a loss, a learning rate, times and a digest.
-_FIELDS = {"loss": 8.1234, "lr": 0.6, "seconds": 0.14, "wait": 0.001, "digest": "0" * 32}
+_FIELDS: dict[str, Any] = {"loss": 8.1234, "lr": 0.6, "digest": "0" * 32, "num_samples": 4096}
 _BEATS_PER_SECOND = 2
 
 
@@ -146,19 +146,19 @@ def lease_traffic(options: Options, order: Order, manifest: Manifest) -> tuple[T
                 turns.extend(order.block(block))
                 block += 1
             turn = turns.popleft()
-            asked.append(table.ask(turn, manifest.shards[turn.chunk.shard]))
+            asked.append(table.add_task(turn, manifest.shards[turn.chunk.shard]))
         mine, finished = leases[name], ()
         if mine and now > 0 and mine[0][0] <= now:
             lease = mine.popleft()[1]
             made = header_of(lease.turn, options)
-            finished = (Finished(lease.task, lease.epoch, made),)
+            finished = (FinishedLease(lease.task, lease.epoch, made),)
             num_made += len(made.offsets)
             held[name].add(lease.task)
         report = ReaderReport(
             reader=name,
             term=1,
             finished=finished,
-            in_hand=mine[0][1].task if mine else None,
+            current_task=mine[0][1].task if mine else None,
             waiting=tuple(lease.task for _, lease in list(mine)[1:]),
             wanted=4 - len(mine),
             held=tuple(held[name] - {f.task for f in finished}),
@@ -190,14 +190,14 @@ def plan_cost(options: Options, order: Order, manifest: Manifest) -> tuple[Batch
     table = LeaseTable(1)
     cpu = -1.0
     with Sequencer(table, manifest.shards, order, stream, AdmissionConfig(), config) as sequencer:
-        finished: tuple[Finished, ...] = ()
+        finished: tuple[FinishedLease, ...] = ()
         first, step = 2, 0
         while step < first + 6:
             report = ReaderReport(reader="all", term=1, finished=finished, wanted=10**6)
             with sequencer.leases() as leases:
                 orders = leases.exchange(report, time.monotonic())
             finished = tuple(
-                Finished(lease.task, lease.epoch, header_of(lease.turn, options))
+                FinishedLease(lease.task, lease.epoch, header_of(lease.turn, options))
                 for lease in orders.leases
             )
             if plans := sequencer.plans(step, 1).plans:
@@ -216,8 +216,10 @@ def beat_traffic(options: Options, cursor: Cursor) -> Timed:
     membership = Membership(1, options.batch_size, options.trainers)
     names = [f"trainer-{n}" for n in range(options.trainers)]
 
-    def beat(name: str, phase: Any, generation: int, committed: int, **more: Any) -> Beat:
-        return Beat(
+    def beat(
+        name: str, phase: Any, generation: int, committed: int, **more: Any
+    ) -> HeartbeatMessage:
+        return HeartbeatMessage(
             member=name, term=1, phase=phase, generation=generation, committed=committed,
             node="10.0.0.1", cursor=cursor, **more,
         )  # fmt: skip
@@ -234,7 +236,7 @@ def beat_traffic(options: Options, cursor: Cursor) -> Timed:
         now = tick / _BEATS_PER_SECOND
         step = round(now * options.steps)
         records = tuple(
-            StepRecord(step=s, cursor=cursor, fields=_FIELDS) for s in range(acknowledged + 1, step)
+            StepReport(step=s, cursor=cursor, **_FIELDS) for s in range(acknowledged + 1, step)
         )
         for rank, name in enumerate(names):
             reports = records if rank == 0 else ()
@@ -246,7 +248,7 @@ def beat_traffic(options: Options, cursor: Cursor) -> Timed:
 
 def seconds_to_scale(options: Options, boot: float = 90.0, tick: float = 5.0) -> float:
     """From 4 readers to enough, where a node takes `boot` seconds to start."""
-    scaler = Scaler(ScalingConfig(least=4, most=2 * options.readers))
+    scaler = Autoscaler(ScalingConfig(min_readers=4, max_readers=2 * options.readers))
     ready = {f"r{n}": "n0" for n in range(4)}
     starting: dict[str, float] = {}
     now = 0.0

@@ -13,25 +13,25 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import tyro
-
-from cluster.actors.reader_totals import Tally
 from cluster.control.control_readings import told_of
+from streamssl.pretrain.metric_names import exported
+
+from cluster.actors.reader_totals import ReaderTotals
 from cluster.monitoring.metric_values import flat
-from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer
 from cluster.protocol.driver_protocol import ActorEvent
+from cluster.protocol.learner import StopVote
 from cluster.protocol.messages import ReaderReport
 from streamssl.distributed.gradients import gradient_norm
-from streamssl.pretrain.metric_names import exported
 from streamssl.recipes import RECIPES
-from streamssl.training import trainer
+from streamssl.training.learner import PretrainLearner
 from streamssl.training.step_phases import Phases
-from streamssl.training.train_state import build_state
 from tests.cluster.monitoring.counted import count_step
 from tests.cluster.monitoring.made_core import made_core
 from tests.tinyrun import made_batches
@@ -89,9 +89,9 @@ def seconds_of(work: Callable[[], object], times: int = 5) -> float:
 
 def fleet(options: Options) -> dict[str, float]:
     """What a second of the run costs Control and the driver, in ms of one core."""
-    metrics = Metrics()
+    metrics = MetricsHub(CATALOGUE)
     with made_core() as core:
-        core.tally = Tally()
+        core.totals = ReaderTotals()
         for number in range(options.readers):
             event = ActorEvent(
                 number=number + 1, name=f"reader-1.{number}", role="reader", kind="started"
@@ -104,7 +104,7 @@ def fleet(options: Options) -> dict[str, float]:
             second += 1
             for number in range(options.readers):
                 found = report(number, second)
-                core.tally.add(pickle.loads(pickle.dumps(found if counting else silent(found))))
+                core.totals.add(pickle.loads(pickle.dumps(found if counting else silent(found))))
 
         # Readers count once a second; whatever else they say, they say without metrics, too.
         added = max(0.0, seconds_of(reports) - seconds_of(lambda: reports(False)))
@@ -115,7 +115,7 @@ def fleet(options: Options) -> dict[str, float]:
             told.append(pickle.dumps(told_of(core)))
 
         telling = max(0.0, seconds_of(tell) - seconds_of(reports))
-        hearing = seconds_of(lambda: metrics.heard(pickle.loads(told.pop())))
+        hearing = seconds_of(lambda: metrics.take_report(pickle.loads(told.pop())))
     count_step(metrics, 1)
     ticking = seconds_of(metrics.tick)
     with MetricsServer(metrics) as server:
@@ -145,10 +145,11 @@ class Unwatched:
 
     phase = staticmethod(lambda _: nullcontext())
     counting = staticmethod(nullcontext)
+    readings = take = staticmethod(dict)
 
 
 @contextmanager
-def scraped(metrics: Metrics) -> Iterator[None]:
+def scraped(metrics: MetricsHub) -> Iterator[None]:
     """Somebody reads both pages every second."""
     closed = threading.Event()
     with MetricsServer(metrics) as server:
@@ -170,34 +171,25 @@ def steps(options: Options) -> dict[str, float]:
     torch.set_num_threads(1)
     config = RECIPES[options.recipe]()
     config = replace(config, stream=replace(config.stream, batch_size=options.batch))
-    state = build_state(config, CPU)
-    metrics, phases = Metrics(), Phases(CPU)
+    learner, unwatched = PretrainLearner(config, CPU), Unwatched()
+    metrics, phases = MetricsHub(CATALOGUE), Phases(CPU)
     [batch] = made_batches(config, 1)
-    zero = torch.zeros(())
 
     def train(watched: bool) -> float:
         began = time.perf_counter()
         for _ in range(options.block):
             asked = time.perf_counter()
-            told: Any = phases if watched else Unwatched()
-            norms: list[torch.Tensor] = []
-
-            def look(_: object, norms: list[torch.Tensor] = norms) -> None:
-                norms.append(gradient_norm(state.optimizer) if watched else zero)
-
-            output = trainer.train_step(config, state, batch, CPU, meet=look, phases=told)
-            loss = float(output.loss.detach())
+            learner.phases = phases if watched else unwatched
+            report, _ = learner.train_step(batch, StopVote.CONTINUE)
             if watched:
-                found = {**output.readings, "gradient_norm": norms[0]}
-                readings = {name: float(value) for name, value in found.items()}
                 metrics.step_trained(
-                    step=state.step,
+                    step=report.step,
                     num_samples=len(batch),
                     data_wait_seconds=0.0,
                     rejects=(),
                     step_seconds=time.perf_counter() - asked,
-                    phase_seconds=phases.take(),
-                    readings=exported({"loss": loss, "lr": 0.1, "readings": readings}),
+                    phase_seconds=report.phase_seconds,
+                    readings=exported(asdict(report)),
                 )
         return (time.perf_counter() - began) / options.block
 
@@ -214,7 +206,7 @@ def steps(options: Options) -> dict[str, float]:
         order = (with_all, without) if number % 2 else (without, with_all)
         found = {one: one() for one in order}
         pairs.append((found[with_all], found[without]))
-    norm = functools.partial(gradient_norm, state.optimizer)
+    norm = functools.partial(gradient_norm, learner.train_state.optimizer)
     shares = sorted(watched / alone - 1 for watched, alone in pairs)
     return {
         "step without, ms": 1e3 * statistics.median(alone for _, alone in pairs),

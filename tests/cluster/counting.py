@@ -1,4 +1,4 @@
-"""A learner that only counts: runs of the control plane without a network to train."""
+"""A learner that only counts, for runs of the control plane without a network."""
 
 import time
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cluster.protocol.driver_protocol import Told
-from cluster.protocol.learner import LearnerState, Wish
-from cluster.protocol.messages import StepRecord
+from cluster.protocol.driver_protocol import RunReport
+from cluster.protocol.learner import LearnerState, StopVote
+from cluster.protocol.step_report import StepReport
 from shards.records import CropBatch, Cursor
 
 
 class CountingLearner:
-    """Its state is the sum of the pixels it saw; a step takes `seconds`."""
+    """Learner whose state is the sum of all pixels; a step takes `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self.step = 0
@@ -24,12 +24,19 @@ class CountingLearner:
     def enter(self, group: ProcessGroup | None) -> None:
         assert group is None, "one rank is enough here"
 
-    def train_step(self, batch: CropBatch, wish: Wish) -> tuple[StepRecord, Wish]:
+    def train_step(self, batch: CropBatch, vote: StopVote) -> tuple[StepReport, StopVote]:
         time.sleep(self._seconds)
         self._sum += sum(int(group.sum()) for group in batch.crops)
         self.step, self.cursor = self.step + 1, batch.cursor
-        fields = {"digest": batch.digest, "sum": self._sum}
-        return StepRecord(step=self.step, cursor=batch.cursor, fields=fields), wish
+        report = StepReport(
+            step=self.step,
+            cursor=batch.cursor,
+            digest=batch.digest,
+            loss=float(self._sum),
+            lr=0.0,
+            num_samples=len(batch),
+        )
+        return report, vote
 
     def rollback(self) -> None:
         """A step is one assignment: there is nothing to undo."""
@@ -47,12 +54,12 @@ class CountingLearner:
 
 @dataclass
 class Kept:
-    """What a driver gave away, and when its folder was to be made."""
+    """Output of a run that keeps everything in memory."""
 
-    records: list[StepRecord] = field(default_factory=list)
+    records: list[StepReport] = field(default_factory=list)
     states: list[LearnerState] = field(default_factory=list)
     begun: bool = False
-    told: list[Told] = field(default_factory=list)
+    reports: list[RunReport] = field(default_factory=list)
 
     def begin(self) -> None:
         assert not self.begun
@@ -61,23 +68,23 @@ class Kept:
     def rewind(self, step: int) -> None:
         self.records = [record for record in self.records if record.step <= step]
 
-    def record(self, record: StepRecord) -> None:
+    def record(self, report: StepReport) -> None:
         assert self.begun
-        self.records.append(record)
+        self.records.append(report)
 
     def save(self, state: LearnerState) -> None:
         self.states.append(state)
 
-    def look(self, told: Told) -> None:
-        self.told.append(told)
+    def take_report(self, report: RunReport) -> None:
+        self.reports.append(report)
 
     @property
     def term(self) -> float:
-        """Of the Control that was heard of last."""
-        return self.told[-1].gauges["control_term",]
+        """Term of the Control that reported last."""
+        return self.reports[-1].gauges["control_term",]
 
 
 def first_state() -> LearnerState:
-    """What a run begins with."""
+    """Return the state with which a run begins."""
     tensors: dict[str, Tensor] = {"sum": torch.tensor([0])}
     return LearnerState(0, None, tensors)

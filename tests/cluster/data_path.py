@@ -15,12 +15,12 @@ from typing import Any, Self
 
 import ray
 
-from cluster.control.sequencer import Sequencer, SequencerConfig
+from cluster.control.sequencer import Sequencer, SequencerConfig, SequencerSpec
 from cluster.leases.lease_deadlines import LeaseConfig
 from cluster.leases.lease_table import LeaseTable
 from cluster.protocol.messages import ChunkHeader, Plans, ReaderOrders, ReaderReport
 from cluster.readers.reader_actor import Reader, ReaderConfig
-from cluster.trainers.batch_feed import Feed, FeedConfig
+from cluster.trainers.batch_feed import BatchFeed, FeedConfig
 from shards.crops.sample_cropper import CropJob
 from shards.records import Cursor
 from shards.samples.admission_config import AdmissionConfig
@@ -69,17 +69,15 @@ class StandIn:
         self._journal = Journal(manifest.digest, order.digest, entries)
         if self._sequencer is not None:
             self._sequencer.__exit__()
-        self._sequencer = Sequencer(
-            LeaseTable(term, leases),
-            manifest.shards,
-            order,
-            stream,
-            admission,
-            config,
-            cursor=cursor,
-            step=step,
+        spec = SequencerSpec(
+            shards=manifest.shards,
+            order=order,
+            stream=stream,
+            admission=admission,
+            config=config,
             journal=self._journal,
         )
+        self._sequencer = Sequencer(LeaseTable(term, leases), spec, cursor, step)
         self._sequencer.__enter__()
         self._max_held = 0
         self._held: dict[str, int] = {}
@@ -113,7 +111,7 @@ class StandIn:
             table.missing(task, reader)
 
     async def committed(self, step: int) -> None:
-        self._sequencer.committed(step)
+        self._sequencer.commit(step)
 
     async def expect(self, reader: str) -> None:
         with self._sequencer.leases() as table:
@@ -141,7 +139,7 @@ class StandIn:
             holders = Counter(table.holders(self._headers).values())
         headers = list(self._headers.values())
         return {
-            **self._sequencer.status(),
+            "planned": self._sequencer.num_planned,
             "pid": os.getpid(),
             "cpu_seconds": time.process_time(),
             "num_held": leases.num_held,
@@ -225,8 +223,8 @@ class DataPath:
     def tell(self, method: str, *arguments: Any) -> Any:
         return ray.get(getattr(self.control, method).remote(*arguments), timeout=WAIT)
 
-    def feed(self, member: str = "t0", **config: Any) -> Feed:
-        return Feed(self.name, member, FeedConfig(**config))
+    def feed(self, member: str = "t0", **config: Any) -> BatchFeed:
+        return BatchFeed(self.name, member, FeedConfig(**config))
 
     def wait(self, condition: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
         """Until what Control tells of itself is so."""

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
-from cluster.protocol.learner import LearnerState, Wish
-from cluster.protocol.messages import StepRecord
+from cluster.protocol.learner import LearnerState, StopVote
+from cluster.protocol.step_report import StepReport
 from shards.records import CropBatch, Cursor
 
 BATCH = 12
@@ -22,6 +22,20 @@ def made_batch(step: int) -> CropBatch:
     ids = np.stack([np.zeros(BATCH, np.int64), np.arange(BATCH) + step * BATCH], axis=1)
     cursor = Cursor(manifest="m", order="o", block=step + 1)
     return CropBatch((crops,), ids, np.zeros(BATCH, np.int64), cursor)
+
+
+def made_report(step: int) -> StepReport:
+    """Return the report of a step; the first one was trained on batch 0."""
+    batch = made_batch(step - 1)
+    return StepReport(
+        step=step,
+        cursor=batch.cursor,
+        digest=batch.digest,
+        loss=0.0,
+        lr=0.1,
+        num_samples=BATCH,
+        sample=(0, 0, 0),
+    )
 
 
 def part(batch: CropBatch, rank: int, world: int) -> CropBatch:
@@ -46,21 +60,21 @@ class ToyLearner:
     def enter(self, group: ProcessGroup | None) -> None:
         self._group = group
 
-    def train_step(self, batch: CropBatch, wish: Wish) -> tuple[StepRecord, Wish]:
+    def train_step(self, batch: CropBatch, vote: StopVote) -> tuple[StepReport, StopVote]:
         self._before = self.weights.clone()
         self.weights.zero_()
         colours = torch.from_numpy(batch.crops[0].astype(np.float64)).sum((0, 1, 2, 3))
-        wishes = torch.tensor([wish == Wish.REGROUP, wish == Wish.STOP], dtype=torch.float64)
-        both = torch.cat([colours, wishes])
+        votes = torch.tensor([vote == StopVote.REGROUP, vote == StopVote.STOP], dtype=torch.float64)
+        both = torch.cat([colours, votes])
         if self._group is not None:
             dist.all_reduce(both, group=self._group)
         self.weights.copy_(0.9 * self._before + both[:3] / batch.ids[-1, 1])
         self._before = None
         self.step += 1
         self.cursor = batch.cursor
-        fields = {"digest": batch.digest, "rejects": batch.rejects}
-        record = StepRecord(step=self.step, cursor=batch.cursor, fields=fields)
-        return record, Wish.STOP if both[4] else Wish.REGROUP if both[3] else Wish.GO_ON
+        return made_report(self.step), StopVote.STOP if both[4] else StopVote.REGROUP if both[
+            3
+        ] else StopVote.CONTINUE
 
     def rollback(self) -> None:
         if self._before is not None:
@@ -83,5 +97,5 @@ def trained_alone(num_steps: int) -> ToyLearner:
     """What an undisturbed learner is after so many steps."""
     learner = ToyLearner()
     for step in range(num_steps):
-        learner.train_step(made_batch(step), Wish.GO_ON)
+        learner.train_step(made_batch(step), StopVote.CONTINUE)
     return learner

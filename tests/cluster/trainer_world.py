@@ -1,6 +1,6 @@
 """A world of trainers that die, freeze, hang, come late and lose messages, around `Membership`.
 
-Trainers keep to what `Beat` and `Directive` say. A step is a collective: it ends when all members
+Trainers keep to what `HeartbeatMessage` and `Directive` say. A step is a collective: it ends when all members
 of the generation are in it, and then everyone finishes it on his own. What must never be is
 asserted where it would happen.
 """
@@ -9,7 +9,8 @@ import random
 
 from cluster.membership.failure_detector import MembershipConfig
 from cluster.membership.membership import GENERATIONS_PER_TERM, Membership
-from cluster.protocol.messages import Beat, Directive, StepRecord
+from cluster.protocol.messages import Directive, HeartbeatMessage
+from cluster.protocol.step_report import StepReport
 from shards.records import Cursor
 
 TICK = 0.25
@@ -28,13 +29,17 @@ def cursor(step):
     return Cursor(manifest="m", order="o", slot=step)
 
 
+def made_report(step):
+    return StepReport(step=step, cursor=cursor(step), digest="", loss=0.0, lr=0.0, num_samples=12)
+
+
 class Trainer:
     """One process: a training thread and a heartbeat thread, both moved on by `World.tick`."""
 
     def __init__(self, name, now):
         self.name, self.ready_at = name, now + 0.5
         self.phase, self.term, self.generation, self.committed = "starting", 0, 0, -1
-        self.members, self.source, self.start, self.address = (), "", -1, ""
+        self.members, self.source, self.address = (), "", ""
         self.regroup = self.leaving = self.stop = False
         self.doing, self.reports = "", {}
         self.frozen_until, self.hung, self.alive, self.draining = 0.0, False, True, False
@@ -46,7 +51,7 @@ class Trainer:
         is_over = self.phase in ("joining", "running") and self.directive.over >= self.generation
         self.over_since = (self.over_since or now) if is_over else 0.0
         gives_up = is_over and now - self.over_since >= 1.0
-        return Beat(
+        return HeartbeatMessage(
             member=self.name,
             term=self.term,
             phase="broken" if gives_up else self.phase,
@@ -79,7 +84,7 @@ class Trainer:
             assert self.name in directive.members
             self.phase, self.generation = "joining", directive.generation
             self.members, self.source = directive.members, directive.source
-            self.start, self.address = directive.committed, directive.address
+            self.address = directive.address
             self.regroup, self.doing = False, ""
 
 
@@ -94,6 +99,7 @@ class World:
         self.kept, self.log, self.history, self.released = 0, 0, 0, -1
         self.killed, self.known, self.late, self.max_generation = [], {}, [], 0
         self.num_rewinds = 0
+        self.starts = {}
         self.finished = False
         self.new_control()
         for _ in range(wanted):
@@ -150,6 +156,8 @@ class World:
             self.late.append(beat)
             return
         directive = self.control.beat(beat, self.now)
+        if self.control.generation is not None:
+            self.starts[self.control.generation.number] = self.control.generation.start
         if self.late and self.random.random() < 0.5:
             self.control.beat(self.late.pop(0), self.now)  # a message that was long under way
         if self.random.random() >= self.loss:
@@ -186,13 +194,14 @@ class World:
         return peer is not None and peer.generation == me.generation and bool(me.address)
 
     def hand_over(self, me):
+        start = self.starts[me.generation]
         if me.source == "":
             me.committed = self.kept
         elif me.name == me.source:
-            assert me.committed == me.start
+            assert me.committed == start
         else:
-            assert self.trainers[me.source].committed >= me.start
-            me.committed = me.start
+            assert self.trainers[me.source].committed >= start
+            me.committed = start
         me.phase, me.doing = "running", "step"
 
     def arrived(self, me, peer):
@@ -212,9 +221,7 @@ class World:
             assert me.committed >= current.start
         me.committed += 1
         me.trained += 1
-        me.reports[me.committed] = StepRecord(
-            step=me.committed, cursor=cursor(me.committed), fields={}
-        )
+        me.reports[me.committed] = made_report(me.committed)
         if me.committed >= self.num_steps:
             me.phase, me.doing = "left", ""
         elif flag:

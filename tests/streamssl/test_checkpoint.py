@@ -17,7 +17,7 @@ from shards.errors import ConfigError, UserError
 from streamssl import checkpoint
 from streamssl.checkpoint import TrainState
 from streamssl.config.run_config import RunConfig
-from streamssl.optim.optimizers import OptimConfig
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.training.train_state import build_state
 from tests.tinyrun import CPU, assert_same, tiny_moco, tiny_swav, train_on_noise
 
@@ -38,12 +38,12 @@ def trained(config: RunConfig, num_steps: int) -> TrainState:
 
 def saved(config: RunConfig, out: Path, num_steps: int = 1) -> Path:
     state = trained(config, num_steps)
-    return checkpoint.save(out, state, config.method_name, keep=3)
+    return checkpoint.save(out, checkpoint.take(state), config.method_name, keep=3)
 
 
 def save_at(out: Path, state: TrainState, step: int, keep: int = 3) -> Path:
     state.step = step
-    return checkpoint.save(out, state, "swav", keep)
+    return checkpoint.save(out, checkpoint.take(state), "swav", keep)
 
 
 def scrambled(config: RunConfig) -> TrainState:
@@ -72,7 +72,7 @@ def test_a_restored_run_cannot_be_told_from_one_that_never_stopped(
     """A lost momentum, a wrong stride or a step counted twice would show in the next loss."""
     config = tiny_swav(optim=OPTIMIZERS[name])
     unbroken = trained(config, 4)
-    place = checkpoint.save(tmp_path, unbroken, "swav", keep=3)
+    place = checkpoint.save(tmp_path, checkpoint.take(unbroken), "swav", keep=3)
     restored = scrambled(config)
     checkpoint.restore(place, restored, "swav")
     assert_same(unbroken, restored)
@@ -85,7 +85,9 @@ def test_a_restored_moco_run_goes_on_alike(tmp_path: Path) -> None:
     """Momentum copy and queue are half of MoCo; neither may begin anew."""
     config = tiny_moco()
     unbroken, restored = trained(config, 3), scrambled(config)
-    checkpoint.restore(checkpoint.save(tmp_path, unbroken, "moco", keep=3), restored, "moco")
+    checkpoint.restore(
+        checkpoint.save(tmp_path, checkpoint.take(unbroken), "moco", keep=3), restored, "moco"
+    )
     assert_same(unbroken, restored)
     ours, theirs = (train_on_noise(config, state, 2) for state in (unbroken, restored))
     assert [float(report.loss) for report in ours] == [float(report.loss) for report in theirs]
@@ -143,7 +145,7 @@ def test_a_full_disk_costs_nothing_but_the_newest_checkpoint(tmp_path: Path) -> 
         with full_disk(num_bytes), pytest.raises(UserError, match="step 2 cannot be written"):
             state.step = 2
             state.cursor = replace(state.cursor, reject_reasons={"x" * 200_000: 1})
-            checkpoint.save(tmp_path, state, "swav", keep=1)
+            checkpoint.save(tmp_path, checkpoint.take(state), "swav", keep=1)
     assert checkpoint.list_checkpoints(tmp_path) == [whole]
     checkpoint.restore(whole, build_state(tiny_swav(), CPU), "swav")
 
@@ -229,7 +231,7 @@ def test_a_damaged_tensor_file_is_a_sentence(keep: int, tmp_path: Path) -> None:
 def test_the_encoder_alone_can_be_loaded(tmp_path: Path) -> None:
     """Evaluation wants the backbone, not the optimizer."""
     state = trained(tiny_swav(), 2)
-    place = checkpoint.save(tmp_path, state, "swav", keep=1)
+    place = checkpoint.save(tmp_path, checkpoint.take(state), "swav", keep=1)
     other = build_state(tiny_swav(seed=9), CPU).method.backbone
     checkpoint.load_backbone(place, other)
     weights = state.method.backbone.state_dict()

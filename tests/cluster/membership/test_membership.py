@@ -4,9 +4,9 @@ import pytest
 
 from cluster.membership.failure_detector import MembershipConfig
 from cluster.membership.membership import GENERATIONS_PER_TERM, Membership
-from cluster.protocol.messages import Beat, StepRecord
+from cluster.protocol.messages import HeartbeatMessage
 from shards.records import Cursor
-from tests.cluster.trainer_world import World
+from tests.cluster.trainer_world import World, made_report
 
 TERM = 3
 
@@ -31,18 +31,19 @@ class Group:
     def members(self):
         return self.membership.generation.members
 
+    @property
+    def start(self):
+        return self.membership.generation.start
+
     def say(self, phase, *names, committed=-1, generation=None, term=TERM, **fields):
         if generation is None:
             current = self.membership.generation
             generation = 0 if current is None else current.number
             generation = generation if phase not in ("ready", "starting") or current else 0
-        records = tuple(
-            StepRecord(step=step, cursor=cursor(step), fields={})
-            for step in fields.pop("steps", range(1, committed + 1))
-        )
+        records = tuple(made_report(step) for step in fields.pop("steps", range(1, committed + 1)))
         directives = [
             self.membership.beat(
-                Beat(
+                HeartbeatMessage(
                     member=name,
                     term=term,
                     phase=phase,
@@ -110,7 +111,7 @@ def test_after_a_loss_the_survivors_go_on_at_once_from_the_newest_step():
     assert over.over == group.number and over.members == ()
     group.say("broken", "a", committed=4)
     directive = group.say("broken", "b", committed=5)
-    assert (directive.members, directive.source, directive.committed) == (("b", "a"), "b", 5)
+    assert (directive.members, directive.source, group.start) == (("b", "a"), "b", 5)
     group.now = 11.5
     group.run(*directive.members, committed=5)
     group.say("running", "b", committed=6)
@@ -146,7 +147,7 @@ def test_a_newcomer_enters_after_a_step_and_without_a_loss():
     directive = group.say("running", "a", committed=7)
     assert directive.regroup and directive.over < directive.generation
     directive = group.say("ready", "a", committed=8)
-    assert (directive.members, directive.source, directive.committed) == (("a", "new"), "a", 8)
+    assert (directive.members, directive.source, group.start) == (("a", "new"), "a", 8)
     assert not directive.regroup
 
 
@@ -247,7 +248,7 @@ def test_members_of_an_old_term_are_asked_to_roll_back_and_keep_their_state():
     assert group.membership.generation is None
     group.say("broken", "a", committed=40, generation=old)
     directive = group.say("broken", "b", committed=41, generation=old)
-    assert (directive.source, directive.committed) == ("b", 41)
+    assert (directive.source, group.start) == ("b", 41)
     assert group.membership.generation.cursor == cursor(41)
 
 
@@ -339,7 +340,7 @@ def test_a_log_that_is_ahead_of_all_survivors_goes_back():
     assert group.membership.records(5).history == 0
     group.membership.lost("a", "killed", 1.0)
     directive = group.say("broken", "b", committed=4, steps=[])
-    assert directive.committed == directive.acknowledged == 4
+    assert group.start == directive.acknowledged == 4
     group.run("b", committed=4)
     group.say("running", "b", committed=6, steps=[5, 6])
     records = group.membership.records(5, 0)

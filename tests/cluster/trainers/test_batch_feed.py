@@ -122,7 +122,7 @@ def test_a_reader_that_is_killed_costs_time_and_no_row(running: Running) -> None
         for step in range(1, 10):
             assert_same(feed.next(), expected[step])
             path.tell("committed", step + 1)
-    assert path.tell("status")["counters"].remade > 0
+    assert path.tell("status")["counters"].recropped > 0
     path.add_reader()
 
 
@@ -160,7 +160,7 @@ def test_a_reader_that_is_drained_leaves_when_what_it_holds_was_trained_on(
         ray.get(left, timeout=WAIT)
         assert feed.status()["lost_calls"] == 0
     path.lose(leaver)
-    assert path.tell("status")["counters"].remade == 0
+    assert path.tell("status")["counters"].recropped == 0
 
 
 def test_a_feed_that_waits_can_be_interrupted(running: Running) -> None:

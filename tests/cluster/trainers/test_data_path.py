@@ -15,10 +15,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from cluster.control.sequencer import Sequencer, SequencerConfig
+from cluster.control.sequencer import Sequencer, SequencerConfig, SequencerSpec
 from cluster.leases.lease_table import LeaseTable
 from cluster.protocol.messages import ReaderOrders
-from cluster.readers.reader_state import Stock
+from cluster.readers.reader_state import ReaderState
 from cluster.trainers.batch_assembly import BatchAssembly
 from shards.errors import BudgetExceeded, ShardUnreadable
 from shards.records import ChunkCrops, Reject, ShardInfo, Turn, bytes_of
@@ -78,7 +78,7 @@ class World:
         self.journal, self.term, self.losses = Journal("m", self.order.digest), 0, 0
         self.sequencer = None
         self.control()
-        self.stocks, self.zombies, self.num_readers, self.num_idle = {}, set(), 0, 0
+        self.states, self.zombies, self.num_readers, self.num_idle = {}, set(), 0, 0
         for _ in range(rng.randint(1, 4)):
             self.add_reader()
         self.enter()
@@ -111,18 +111,19 @@ class World:
             self.sequencer.__exit__()
         self.term += 1
         self.table = LeaseTable(self.term)
-        self.sequencer = Sequencer(
-            self.table, self.shards, self.order, self.stream, LENIENT,
-            SequencerConfig(num_readers=1, steps_ahead=self.rng.randint(2, 5)),
-            journal=self.journal, cursor=cursor, step=step,
+        spec = SequencerSpec(
+            shards=self.shards, order=self.order, stream=self.stream, admission=LENIENT,
+            config=SequencerConfig(num_readers=1, steps_ahead=self.rng.randint(2, 5)),
+            journal=self.journal,
         )  # fmt: skip
-        self.sequencer._max_planned = 300  # smaller than readers really are
+        self.sequencer = Sequencer(self.table, spec, cursor, step)
+        self.sequencer._max_planned_bytes = 300  # smaller than readers really are
         self.sequencer.__enter__()
 
     def add_reader(self):
         name = f"r{self.num_readers}"
         self.num_readers += 1
-        self.stocks[name] = Stock(name, self.rng.randint(1, 4), EMPTY)
+        self.states[name] = ReaderState(name, self.rng.randint(1, 4), EMPTY)
 
     def enter(self):
         """A new generation of ranks, at what was committed."""
@@ -138,25 +139,25 @@ class World:
             arriving.enter(rank, world, step)
 
     def exchange(self, name):
-        stock = self.stocks[name]
-        report = stock.report(self.now)
+        state = self.states[name]
+        report = state.report()
         if self.rng.random() < 0.05:
             return  # the report is lost
         with self.sequencer.leases() as table:
             orders = table.exchange(report, self.now)
         if self.rng.random() < 0.9:
-            stock.obey(report, orders)
-        if orders.leave and stock.is_done:
-            self.stocks.pop(name, None)
+            state.apply_orders(report, orders)
+        if orders.leave and state.is_done:
+            self.states.pop(name, None)
             self.zombies.discard(name)
 
     def work(self, name):
-        stock = self.stocks[name]
-        for lease in stock.waiting()[:1]:
-            if stock.begin(lease, self.now):
+        state = self.states[name]
+        for lease in state.waiting()[:1]:
+            if state.begin(lease):
                 if self.rng.random() < 0.5:
                     self.exchange(name)
-                stock.finish(lease, crops(lease.turn))
+                state.finish(lease, crops(lease.turn))
 
     def lose(self, name):
         """It is given up; perhaps it lives."""
@@ -166,9 +167,9 @@ class World:
         if self.rng.random() < 0.5 and name not in self.zombies:
             self.zombies.add(name)
         else:
-            self.stocks.pop(name, None)
+            self.states.pop(name, None)
             self.zombies.discard(name)
-        if len(self.stocks) - len(self.zombies) < 1 or self.rng.random() < 0.7:
+        if len(self.states) - len(self.zombies) < 1 or self.rng.random() < 0.7:
             self.add_reader()
 
     def feed(self, rank, expected):
@@ -178,14 +179,14 @@ class World:
             arriving.plan(self.sequencer.plans(first, 4))
         for reader in arriving.readers():
             pieces = arriving.pop_call(reader)
-            stock = self.stocks.get(reader)
-            if stock is None or self.rng.random() < 0.05:
+            state = self.states.get(reader)
+            if state is None or self.rng.random() < 0.05:
                 arriving.lost(pieces)
                 missing = {piece.task for piece in pieces}
             else:
                 wanted = [(piece.task, piece.rows) for piece in pieces]
-                parts = stock.find(pieces[0].term, [task for task, _ in wanted])
-                rows = stock.gather(parts, wanted)
+                parts = state.find(pieces[0].term, [task for task, _ in wanted])
+                rows = state.gather(parts, wanted)
                 arriving.put(pieces, rows, bytes_of(rows.crops))
                 missing = set(rows.missing)
             for task in missing:
@@ -194,7 +195,7 @@ class World:
         if arriving.is_ready:
             self.check(arriving.pop(), expected[self.ranks[rank]], rank)
             self.ranks[rank] += 1
-            self.sequencer.committed(min(self.ranks))
+            self.sequencer.commit(min(self.ranks))
 
     def check(self, batch, expected, rank):
         share = len(expected) // len(self.ranks)
@@ -209,7 +210,7 @@ class World:
         rng = self.rng
         self.now += rng.random()
         dice = rng.random()
-        name = rng.choice(list(self.stocks))
+        name = rng.choice(list(self.states))
         if dice < 0.4:
             self.exchange(name)
         elif dice < 0.7:
@@ -228,13 +229,13 @@ class World:
 
     def settle(self):
         """Nothing more is lost, and everybody says what there is to say."""
-        self.sequencer.committed(min(self.ranks))
-        for name in set(self.stocks) - self.zombies:
+        self.sequencer.commit(min(self.ranks))
+        for name in set(self.states) - self.zombies:
             for _ in range(2):
-                stock = self.stocks[name]
-                report = stock.report(self.now)
+                state = self.states[name]
+                report = state.report()
                 with self.sequencer.leases() as table:
-                    stock.obey(report, table.exchange(report, self.now))
+                    state.apply_orders(report, table.exchange(report, self.now))
 
 
 def run(seed, num_batches):
@@ -244,10 +245,10 @@ def run(seed, num_batches):
         deadline = time.monotonic() + 30
         while min(world.ranks) < num_batches:
             world.turn_the_wheel(expected)
-            assert time.monotonic() < deadline, (seed, world.ranks, world.sequencer.status())
+            assert time.monotonic() < deadline, (seed, world.ranks, world.sequencer.num_planned)
         world.settle()
-        for name in set(world.stocks) - world.zombies:
-            held = world.stocks[name].report(world.now).held
+        for name in set(world.states) - world.zombies:
+            held = world.states[name].report().held
             assert set(world.table.holders(held).values()) <= {name}
             assert len(world.table.holders(held)) == len(held)
             waiting = {int(t) for p in world.sequencer.plans(0, 10**6).plans for t in p.tasks}
@@ -274,30 +275,32 @@ def test_nothing_is_lost_in_two_hundred_orders_of_events():
 class Quiet:
     """One reader that does as it is told, and a Control."""
 
-    def __init__(self, spoil=lambda turn: crops(turn), admission=LENIENT, **fields):
+    def __init__(self, spoil=lambda turn: crops(turn), admission=LENIENT, steps_ahead=4):
         self.shards = tuple(ShardInfo(f"{number}.tar", 5 * 4096, "v") for number in range(4))
         self.stream = StreamConfig(
             batch_size=4, chunk_bytes=4096, chunks_per_block=2, max_bytes=10**6
         )
         self.order = order_of(self.shards, 2)
         self.table = LeaseTable(1)
-        self.sequencer = Sequencer(
-            self.table, self.shards, self.order, self.stream, admission,
-            SequencerConfig(num_readers=1, steps_ahead=fields.pop("steps_ahead", 4)), **fields,
+        spec = SequencerSpec(
+            shards=self.shards, order=self.order, stream=self.stream, admission=admission,
+            config=SequencerConfig(num_readers=1, steps_ahead=steps_ahead),
+            journal=Journal("m", self.order.digest),
         )  # fmt: skip
-        self.stock, self.spoil = Stock("r", 4, EMPTY), spoil
+        self.sequencer = Sequencer(self.table, spec)
+        self.state, self.spoil = ReaderState("r", 4, EMPTY), spoil
         self.sequencer.__enter__()
 
     def work_until(self, condition):
         deadline = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < deadline
-            report = self.stock.report(time.monotonic())
+            report = self.state.report()
             with self.sequencer.leases() as table:
-                self.stock.obey(report, table.exchange(report, time.monotonic()))
-            for lease in self.stock.waiting()[:1]:
-                self.stock.begin(lease, 0.0)
-                self.stock.finish(lease, self.spoil(lease.turn))
+                self.state.apply_orders(report, table.exchange(report, time.monotonic()))
+            for lease in self.state.waiting()[:1]:
+                self.state.begin(lease)
+                self.state.finish(lease, self.spoil(lease.turn))
             time.sleep(0.001)
 
     def __enter__(self):
@@ -310,13 +313,13 @@ class Quiet:
 def test_plans_are_few_steps_ahead_of_what_was_trained_on():
     """Readers would fill their memory with crops of batches that nobody trains on yet."""
     with Quiet(steps_ahead=3) as quiet:
-        quiet.work_until(lambda: quiet.sequencer.status()["planned"] == 3)
+        quiet.work_until(lambda: quiet.sequencer.num_planned == 3)
         quiet.work_until(
-            lambda: not quiet.stock.waiting() and not quiet.table.snapshot(0).num_waiting
+            lambda: not quiet.state.waiting() and not quiet.table.snapshot(0).num_waiting
         )
-        assert quiet.sequencer.status()["planned"] == 3
-        quiet.sequencer.committed(2)
-        quiet.work_until(lambda: quiet.sequencer.status()["planned"] == 5)
+        assert quiet.sequencer.num_planned == 3
+        quiet.sequencer.commit(2)
+        quiet.work_until(lambda: quiet.sequencer.num_planned == 5)
         assert [plan.step for plan in quiet.sequencer.plans(0, 10).plans] == [2, 3, 4]
 
 
@@ -331,12 +334,12 @@ def test_what_ends_the_stream_comes_behind_the_last_batch_before_it():
 
         def ended():
             try:
-                return not quiet.sequencer.plans(quiet.sequencer.status()["planned"], 1)
+                return not quiet.sequencer.plans(quiet.sequencer.num_planned, 1)
             except ShardUnreadable:
                 return True
 
         quiet.work_until(ended)
-        planned = quiet.sequencer.status()["planned"]
+        planned = quiet.sequencer.num_planned
         assert planned > 2 and len(quiet.sequencer.plans(0, 100).plans) == planned
         with pytest.raises(ShardUnreadable, match=r"a\.tar is gone"):
             quiet.sequencer.plans(planned, 1)
@@ -350,11 +353,11 @@ def test_crops_that_cannot_be_made_again_end_the_stream_at_once():
         return ShardUnreadable("a.tar is gone") if turn in gone else crops(turn)
 
     with Quiet(spoil) as quiet:
-        quiet.work_until(lambda: quiet.sequencer.status()["planned"] >= 2)
+        quiet.work_until(lambda: quiet.sequencer.num_planned >= 2)
         plans = quiet.sequencer.plans(0, 1)
         task = int(plans.plans[0].tasks[0])
         gone.update(Turn(chunk, 0) for chunk in map(quiet.order.chunk, range(20)))
-        quiet.stock.obey(quiet.stock.report(0.0), ReaderOrders(term=1, release=(task,)))
+        quiet.state.apply_orders(quiet.state.report(), ReaderOrders(term=1, release=(task,)))
         with quiet.sequencer.leases() as table:
             table.missing(task, "r")
 
@@ -374,7 +377,7 @@ def test_too_many_rejects_end_the_stream_as_in_one_process():
 
         def ended():
             try:
-                return not quiet.sequencer.plans(quiet.sequencer.status()["planned"], 1)
+                return not quiet.sequencer.plans(quiet.sequencer.num_planned, 1)
             except BudgetExceeded as error:
                 sent = pickle.loads(pickle.dumps(error))
                 assert str(sent) == str(error) and sent.reasons == error.reasons

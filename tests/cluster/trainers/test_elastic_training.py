@@ -14,30 +14,38 @@ from cluster.errors import StateDiffers
 from cluster.membership.failure_detector import MembershipConfig
 from cluster.membership.membership import Membership
 from cluster.protocol.actor_rpc import Unreachable
-from cluster.protocol.learner import LearnerState, Wish
-from cluster.protocol.messages import Beat, Directive, StepRecord
-from cluster.trainers.elastic_training import TrainerConfig, Training
-from cluster.trainers.heartbeat import Pulse, PulseConfig
-from cluster.trainers.rendezvous import Door
+from cluster.protocol.learner import LearnerState, StopVote
+from cluster.protocol.messages import Directive, HeartbeatMessage
+from cluster.protocol.step_report import StepReport
+from cluster.trainers.elastic_training import ElasticTrainer, TrainerConfig
+from cluster.trainers.heartbeat import Heartbeat, HeartbeatConfig
+from cluster.trainers.rendezvous import RendezvousStore
 from shards.errors import StreamStopped
 from shards.records import CropBatch
-from tests.cluster.toy_learner import BATCH, ToyLearner, made_batch, part, trained_alone
+from tests.cluster.toy_learner import (
+    BATCH,
+    ToyLearner,
+    made_batch,
+    made_report,
+    part,
+    trained_alone,
+)
 
 PATIENCE = MembershipConfig(gather_seconds=20.0, settle_seconds=0.3, silence_seconds=20.0)
-HEART = PulseConfig(beat_seconds=0.1, orphan_seconds=20.0)
+HEART = HeartbeatConfig(beat_seconds=0.1, orphan_seconds=20.0)
 
 
 class Board:
     """`Membership`, the clock, and the one lock that Control would be."""
 
-    def __init__(self, num_trainers: int, term: int = 1) -> None:
-        self.table = Membership(term, BATCH, num_trainers, PATIENCE)
+    def __init__(self, num_trainers: int, config: MembershipConfig = PATIENCE) -> None:
+        self.table = Membership(1, BATCH, num_trainers, config)
         self.lock = threading.Lock()
         self.is_away = False
-        self.records: list[StepRecord] = []
+        self.records: list[StepReport] = []
         self._history = 0
 
-    def beat(self, beat: Beat) -> Directive:
+    def beat(self, beat: HeartbeatMessage) -> Directive:
         with self.lock:
             if self.is_away:
                 raise Unreachable("Control is away")
@@ -111,8 +119,8 @@ class Hand:
         self.wait_in_step = threading.Event()
         self.wait_in_step.set()
         self.learners: list[ToyLearner] = []
-        door = Door("127.0.0.1")
-        first = Beat(
+        door = RendezvousStore("127.0.0.1")
+        first = HeartbeatMessage(
             member=name,
             term=0,
             phase="starting",
@@ -120,11 +128,11 @@ class Hand:
             committed=-1,
             address=door.address,
         )
-        self.pulse = Pulse(self._speak, first, HEART)
+        self.heartbeat = Heartbeat(self._speak, first, HEART)
         config = TrainerConfig(
-            num_steps=num_steps, save_every=10, sync_check_every=7, backend="gloo", pulse=HEART
+            num_steps=num_steps, save_every=10, sync_check_every=7, backend="gloo", heartbeat=HEART
         )
-        self.training = Training(self._build, self.rows, shelf, self.pulse, door, config)
+        self.training = ElasticTrainer(self._build, self.rows, shelf, self.heartbeat, door, config)
         threading.Thread(target=self._run, daemon=True).start()
 
     @property
@@ -135,7 +143,7 @@ class Hand:
         learner = ToyLearner()
         step = learner.train_step
 
-        def held(batch: CropBatch, wish: Wish) -> Any:
+        def held(batch: CropBatch, wish: StopVote) -> Any:
             self.wait_in_step.wait(50)
             return step(batch, wish)
 
@@ -143,14 +151,14 @@ class Hand:
         self.learners.append(learner)
         return learner
 
-    def _speak(self, beat: Beat) -> Directive:
+    def _speak(self, beat: HeartbeatMessage) -> Directive:
         if self.dead:
             raise Unreachable("the dead do not speak")
         return self.board.beat(beat)
 
     def _run(self) -> None:
         try:
-            with self.pulse:
+            with self.heartbeat:
                 self.training.run()
         except BaseException as error:
             self.end.set_exception(error)
@@ -179,7 +187,7 @@ def check_end(board: Board, hands: list[Hand], num_steps: int) -> None:
         torch.testing.assert_close(hand.learner.weights, expected.weights, rtol=1e-12, atol=0)
     assert len({hand.learner.digest() for hand in hands}) == 1
     assert [record.step for record in board.records] == list(range(1, num_steps + 1))
-    digests = [record.fields["digest"] for record in board.records]
+    digests = [record.digest for record in board.records]
     assert digests == [made_batch(step).digest for step in range(num_steps)]
 
 
@@ -226,7 +234,7 @@ def test_who_hangs_in_a_step_holds_nobody_up_for_ever() -> None:
     for hand in hands:
         hand.rows.limit = None
     others = hands[:2]
-    until(lambda: all(hand.pulse.doing == "peers" for hand in others), "they wait for it")
+    until(lambda: all(hand.heartbeat.doing == "peers" for hand in others), "they wait for it")
     board.tell("lost", hanging.name, "it hangs")
     check_end(board, others, 60)
     assert hanging.learner.step == 15
@@ -236,15 +244,12 @@ def test_who_hangs_in_a_step_holds_nobody_up_for_ever() -> None:
 
 def test_a_newcomer_joins_at_a_step_and_takes_over_the_state() -> None:
     """All part after the same step: no step is lost by it."""
-    board, shelf = Board(2), Shelf()
+    board, shelf = Board(2, replace(PATIENCE, gather_seconds=0.2)), Shelf()
     first = Hand("t0", board, shelf, 80)
     first.rows.limit = 30
-    until(lambda: first.learners != [], "it is built")
-    with board.lock:
-        board.table._gathering = time.monotonic() - 60  # it has waited for others long enough
     until(reached([first], 20), "it trains alone")
     second = Hand("t1", board, shelf, 80)
-    until(lambda: first.pulse.wish is Wish.REGROUP, "it is heard of")
+    until(lambda: first.heartbeat.vote is StopVote.REGROUP, "it is heard of")
     first.rows.limit = None
     check_end(board, [first, second], 80)
     assert not [event for event in board.table.events if "is over" in event.what]
@@ -255,7 +260,7 @@ def test_a_trainer_whose_node_will_go_leaves_without_a_break() -> None:
     board, _, hands = start(2, 60, limit=20)
     until(reached(hands, 20), "all train")
     board.tell("draining", "t0")
-    until(lambda: hands[1].pulse.wish is Wish.REGROUP, "they hear of it")
+    until(lambda: hands[1].heartbeat.vote is StopVote.REGROUP, "they hear of it")
     for hand in hands:
         hand.rows.limit = None
     hands[0].end.result(timeout=40)
@@ -268,7 +273,7 @@ def test_a_stop_ends_all_after_the_same_step_with_the_state_kept() -> None:
     board, shelf, hands = start(2, 1000, limit=23)
     until(reached(hands, 23), "all train")
     board.tell("stop")
-    until(lambda: hands[1].pulse.wish is Wish.STOP, "they hear of it")
+    until(lambda: hands[1].heartbeat.vote is StopVote.STOP, "they hear of it")
     for hand in hands:
         hand.rows.limit = None
     for hand in hands:
@@ -298,7 +303,7 @@ def test_who_is_lost_by_all_gives_itself_up() -> None:
     """An orphan would keep a GPU for ever."""
     board, _, hands = start(1, 1000, limit=5)
     until(reached(hands, 5), "it trains")
-    hands[0].pulse._config = replace(HEART, orphan_seconds=0.5)
+    hands[0].heartbeat._config = replace(HEART, orphan_seconds=0.5)
     board.is_away = True
     with pytest.raises(Unreachable, match="nobody answered this trainer"):
         hands[0].end.result(timeout=40)
@@ -322,7 +327,7 @@ def test_a_run_begins_with_the_state_that_was_kept() -> None:
     shelf.kept.append(trained_alone(40).state())
     board.table.restore(40, trained_alone(40).cursor)
     hands = [Hand(f"t{place}", board, shelf, 60) for place in range(2)]
-    board.records.append(StepRecord(step=40, cursor=made_batch(39).cursor, fields={}))
+    board.records.append(made_report(40))
     for hand in hands:
         hand.end.result(timeout=40)
     assert {hand.learner.digest() for hand in hands} == {hands[0].learner.digest()}

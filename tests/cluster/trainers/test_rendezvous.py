@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.protocol.messages import Doing
-from cluster.trainers.rendezvous import Door, GenerationOver, Place, Ranks
+from cluster.trainers.rendezvous import GenerationOver, RankInfo, Ranks, RendezvousStore
 from tests.gloo_ranks import Nobody, join, with_ranks
 
 
@@ -31,10 +31,10 @@ class GivenUp:
 @pytest.fixture
 def pair() -> tuple[Ranks, GivenUp, Ranks]:
     """Two ranks; the first can be given up."""
-    door, watch = Door("127.0.0.1"), GivenUp()
+    door, watch = RendezvousStore("127.0.0.1"), GivenUp()
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(join, Place(1, 0, 2, door.address), watch)
-        second = threads.submit(join, Place(1, 1, 2, door.address), Nobody())
+        first = threads.submit(join, RankInfo(1, 0, 2, door.address), watch)
+        second = threads.submit(join, RankInfo(1, 1, 2, door.address), Nobody())
         return first.result(), watch, second.result()
 
 
@@ -107,9 +107,9 @@ def test_a_lost_peer_ends_the_generation(pair: tuple[Ranks, GivenUp, Ranks]) -> 
 
 def test_who_waits_for_a_rank_that_never_comes_can_give_up() -> None:
     """Joining ends as quickly as a step does."""
-    door, watch = Door("127.0.0.1"), GivenUp()
+    door, watch = RendezvousStore("127.0.0.1"), GivenUp()
     with ThreadPoolExecutor(1) as threads:
-        joining = threads.submit(join, Place(1, 0, 2, door.address), watch)
+        joining = threads.submit(join, RankInfo(1, 0, 2, door.address), watch)
         with pytest.raises(TimeoutError):
             joining.result(timeout=0.5)
         watch.over.set()
@@ -124,17 +124,17 @@ def test_nobody_waits_at_the_door_of_a_dead_rank_0() -> None:
     del store
     began = time.monotonic()
     with pytest.raises(GenerationOver, match="not all ranks came together"):
-        join(Place(1, 1, 2, f"127.0.0.1:{port}"), Nobody())
+        join(RankInfo(1, 1, 2, f"127.0.0.1:{port}"), Nobody())
     assert time.monotonic() - began < 10
 
 
 def test_generations_at_one_door_never_meet() -> None:
     """A zombie of generation 1 must not take the place of a member of generation 2."""
-    door, watch = Door("127.0.0.1"), GivenUp()
+    door, watch = RendezvousStore("127.0.0.1"), GivenUp()
     with ThreadPoolExecutor(3) as threads:
-        zombie = threads.submit(join, Place(1, 1, 2, door.address), watch)
+        zombie = threads.submit(join, RankInfo(1, 1, 2, door.address), watch)
         pair = [
-            threads.submit(join, Place(2, rank, 2, door.address), Nobody()) for rank in range(2)
+            threads.submit(join, RankInfo(2, rank, 2, door.address), Nobody()) for rank in range(2)
         ]
         for member in pair:
             member.result(timeout=30).close()
@@ -146,12 +146,12 @@ def test_generations_at_one_door_never_meet() -> None:
 
 def test_an_operation_that_was_given_up_may_linger() -> None:
     """What it still writes to is nobody's any more; its peer's death ends it."""
-    door, watch = Door("127.0.0.1"), GivenUp()
+    door, watch = RendezvousStore("127.0.0.1"), GivenUp()
     with ThreadPoolExecutor(2) as threads:
         ranks = list(
             threads.map(
                 lambda rank: Ranks.join(
-                    Place(1, rank, 2, door.address),
+                    RankInfo(1, rank, 2, door.address),
                     watch if rank == 0 else Nobody(),
                     host="127.0.0.1",
                     kind="gloo",

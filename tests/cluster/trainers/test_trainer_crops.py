@@ -139,7 +139,10 @@ def test_readers_that_verify_hold_what_is_encoded(path: DataPath, manifest: Mani
 def test_an_image_that_a_trainer_cannot_crop_is_named_and_ends_the_run() -> None:
     """To leave it out would give this rank another batch than the plan says."""
     whole = encoded(made_pixels(0, 60, 80))
-    images = [read_image_header(whole), replace(read_image_header(whole), data=whole[:700] + b"\xff\xd9")]
+    images = [
+        read_image_header(whole),
+        replace(read_image_header(whole), data=whole[:700] + b"\xff\xd9"),
+    ]
     places = np.arange(2)
     ids = np.array([[3, 512], [3, 4096]])
     piece = TaskRows(0, 1, 7, places, places, ids, np.array([5, 5]))

@@ -5,27 +5,26 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
+from cluster.protocol.step_report import StepReport
 from shards.records import Cursor, Reject
 from streamssl.errors import ReplayDiffers, TrainingDiverged
 from streamssl.runs.metrics_log import RunLog
 from streamssl.runs.metrics_log import read_log as read_steps
-from streamssl.training.trainer import StepReport
 from tests.tinyrun import read_log
 
 
 def report(step: int, *, loss: float = 1.0, digest: str | None = None) -> StepReport:
     return StepReport(
-        step,
-        torch.tensor(loss),
-        {"queue_fill": torch.tensor(0.5), "plain": 2.0},
-        0.1,
-        digest or f"digest-{step}",
-        16,
-        (Reject(0, 0, "a", "too_small"),),
-        2,
-        Cursor(manifest="m", order="o", block=step // 2, slot=8 * (step % 2)),
+        step=step,
+        cursor=Cursor(manifest="m", order="o", block=step // 2, slot=8 * (step % 2)),
+        digest=digest or f"digest-{step}",
+        loss=loss,
+        lr=0.1,
+        num_samples=16,
+        rejects=(Reject(0, 0, "a", "too_small"),),
+        num_unselected=2,
+        readings={"queue_fill": 0.5, "plain": 2.0},
         step_seconds=0.5,
         data_wait_seconds=0.25,
     )

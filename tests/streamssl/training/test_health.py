@@ -11,18 +11,18 @@ from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
-from cluster.monitoring.metric_catalogue import CATALOGUE
-from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer
+from cluster.protocol.step_report import StepReport
 from shards.records import Cursor
 from streamssl.methods.base import StepOutput
-from streamssl.pretrain.metric_names import EXPORTED
-from streamssl.pretrain.run_recorder import report_step
+from streamssl.monitoring.catalogue import CATALOGUE
+from streamssl.monitoring.exported_readings import EXPORTED
+from streamssl.pretrain.run_recorder import record_step
 from streamssl.runs.metrics_log import RunLog
 from streamssl.runs.progress import Progress
-from streamssl.training import health
-from streamssl.training.health import LIMITS, HealthWatch, measure
-from streamssl.training.trainer import StepReport
+from streamssl.training.collapse_limits import LIMITS, CollapseLimit
+from streamssl.training.health import HealthWatch, measure
 from tests.streamssl.tiny_methods import build, views_of
 from tests.tinyrun import make_shards, read_log, tiny_swav, train_here
 
@@ -62,7 +62,7 @@ def test_features_that_are_no_numbers_end_nothing() -> None:
 
 
 @pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit.reading)
-def test_each_reading_is_flagged_in_the_third_look_in_a_row(limit: health.Limit) -> None:
+def test_each_reading_is_flagged_in_the_third_look_in_a_row(limit: CollapseLimit) -> None:
     """A single odd batch is no collapse; the warning comes once, with all that helps."""
     watch = HealthWatch(100)
     looks = [watch.look(step, {limit.reading: BAD[limit.reading]}) for step in (60, 70, 80, 90)]
@@ -115,17 +115,26 @@ def test_certainty_that_rounds_below_nothing_is_none() -> None:
 
 def report(step: int, readings: dict[str, float]) -> StepReport:
     cursor = Cursor(manifest="m", order="o", block=step, slot=0)
-    return StepReport(step, 1.0, readings, 0.1, f"digest-{step}", 16, (), 0, cursor, 0.5, 0.1)
+    return StepReport(
+        step=step,
+        cursor=cursor,
+        digest=f"digest-{step}",
+        loss=1.0,
+        lr=0.1,
+        num_samples=16,
+        readings=readings,
+        step_seconds=0.5,
+    )
 
 
 def test_log_metrics_and_terminal_are_told(tmp_path: Path) -> None:
     """A line that stays, a reading in metrics.jsonl, a gauge that an alert can use."""
-    shown, metrics, watch = io.StringIO(), Metrics(), HealthWatch(100)
+    shown, metrics, watch = io.StringIO(), MetricsHub(CATALOGUE), HealthWatch(100)
     console = Console(file=shown, width=400)
     with RunLog(tmp_path, 0) as log, Progress(100, 0, console) as progress:
         for step in range(60, 100, 10):
             for number, readings in ((step, GOOD | {"feature_std": 0.01}), (step + 1, {"x": 1.0})):
-                report_step(log, metrics, progress, watch, report(number, readings))
+                record_step(log, metrics, progress, watch, report(number, readings))
     logged = {fields["step"]: fields["readings"].get("collapsing") for fields in read_log(tmp_path)}
     assert logged == {60: 0, 61: None, 70: 0, 71: None, 80: 1, 81: None, 90: 1, 91: None}
     assert shown.getvalue().count("warning: collapsing at step 80: feature_std is 0.01") == 1

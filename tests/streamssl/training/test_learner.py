@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.protocol.learner import Wish
+from cluster.protocol.learner import StopVote
 from cluster.protocol.messages import Doing
-from cluster.trainers.rendezvous import Door, GenerationOver, Place
+from cluster.protocol.step_report import StepReport
+from cluster.trainers.rendezvous import GenerationOver, RankInfo, RendezvousStore
 from shards.errors import ConfigError
 from shards.records import CropBatch
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.config.run_config import RunConfig
-from streamssl.modules.feature_queue import QueueConfig
 from streamssl.training.learner import PretrainLearner
-from streamssl.training.train_state import build_state
 from tests.gloo_ranks import join, with_ranks
-from tests.tinyrun import BACKBONE, CPU, made_batches, tiny_moco, tiny_swav, train_on_noise
+from tests.tinyrun import BACKBONE, CPU, made_batches, tiny_moco, tiny_swav
 
 NUM_STEPS = 5
 # Whose rows are dropped is drawn for the rows of a rank, so this differs between worlds.
@@ -65,22 +65,15 @@ def part(batch: CropBatch, ranks: Any) -> CropBatch:
     return replace(batch, crops=tuple(crops[rows] for crops in batch.crops))
 
 
-def learn(ranks: Any, learner: PretrainLearner, num_steps: int = NUM_STEPS) -> list[dict[str, Any]]:
-    """So many more steps; what was reported of them."""
+def learn(ranks: Any, learner: PretrainLearner, num_steps: int = NUM_STEPS) -> list[StepReport]:
+    """Train `num_steps` more steps and return their reports."""
     learner.enter(ranks)
     batches = made_batches(learner.config, num_steps, learner.step)
-    return [dict(learner.train_step(part(batch, ranks), Wish.GO_ON)[0].fields) for batch in batches]
+    return [learner.train_step(part(batch, ranks), StopVote.CONTINUE)[0] for batch in batches]
 
 
-@pytest.mark.parametrize("config", [tiny_swav(), tiny_moco()], ids=["swav", "moco"])
-def test_alone_it_is_the_loop_of_one_process(config: RunConfig) -> None:
-    """Bit by bit: a run on a cluster of one trainer must be the run without a cluster."""
-    state = build_state(config, CPU)
-    expected = [float(report.loss) for report in train_on_noise(config, state, NUM_STEPS)]
-    learner = build(config)
-    assert [fields["loss"] for fields in learn(None, learner)] == expected
-    for name, value in state.method.state_dict().items():
-        assert torch.equal(value, learner.train_state.method.state_dict()[name]), name
+def numbers_of(report: StepReport) -> dict[str, float]:
+    return {"loss": report.loss, **report.readings}
 
 
 @pytest.mark.parametrize("config", [swav(), moco()], ids=["swav", "moco"])
@@ -92,10 +85,7 @@ def test_ranks_compute_what_one_computes(config: RunConfig, num_ranks: int) -> N
     learners = [build(config, torch.float64) for _ in range(num_ranks)]
     for found in with_ranks(learn, num_ranks, learners):
         for ours, theirs in zip(found, expected, strict=True):
-            numbers = {"loss": ours["loss"], **ours["readings"]}
-            assert numbers == pytest.approx(
-                {"loss": theirs["loss"], **theirs["readings"]}, abs=1e-12, nan_ok=True
-            )
+            assert numbers_of(ours) == pytest.approx(numbers_of(theirs), abs=1e-12, nan_ok=True)
     assert len({learner.digest() for learner in learners}) == 1
     tensors = alone.state().tensors
     for name, value in learners[-1].state().tensors.items():
@@ -107,7 +97,7 @@ def test_in_single_precision_ranks_differ_by_rounding_alone() -> None:
     expected = learn(None, build(swav()))
     learners = [build(swav()) for _ in range(2)]
     for found in with_ranks(learn, 2, learners):
-        assert [f["loss"] for f in found] == pytest.approx([f["loss"] for f in expected], abs=1e-4)
+        assert [f.loss for f in found] == pytest.approx([f.loss for f in expected], abs=1e-4)
     assert len({learner.digest() for learner in learners}) == 1
 
 
@@ -147,9 +137,9 @@ def test_a_step_that_broke_is_undone_bit_by_bit(make: Any, num_sums: int | None)
     learn(None, undisturbed)
     for each in (learner, peer):
         learn(None, each, NUM_STEPS - 1)
-    before, door, watches = learner.digest(), Door("127.0.0.1"), [Fuse(), Fuse()]
+    before, door, watches = learner.digest(), RendezvousStore("127.0.0.1"), [Fuse(), Fuse()]
     with ThreadPoolExecutor(2) as threads:
-        places = [Place(1, rank, 2, door.address) for rank in range(2)]
+        places = [RankInfo(1, rank, 2, door.address) for rank in range(2)]
         ranks, peer_ranks = threads.map(join, places, watches)
         FallsSilent(peer_ranks, num_sums)
         going = threads.submit(learn, ranks, learner, 1)
@@ -172,7 +162,7 @@ def test_worlds_that_change_compute_what_one_computes(config: RunConfig) -> None
     In double precision, so that a rank's rows, a state or a rollback gone wrong is no rounding.
     """
     alone = build(config, torch.float64)
-    expected = [fields["loss"] for fields in learn(None, alone, 9)]
+    expected = [report.loss for report in learn(None, alone, 9)]
     members = [build(config, torch.float64) for _ in range(3)]
     found = [with_ranks(learn, 3, members, [3] * 3)[0]]
     members = members[1:]
@@ -188,7 +178,7 @@ def test_worlds_that_change_compute_what_one_computes(config: RunConfig) -> None
     newcomer.load(members[0].state())
     members.insert(1, newcomer)
     found.append(with_ranks(learn, 3, members, [2] * 3)[0])
-    losses = [fields["loss"] for part in found for fields in part]
+    losses = [report.loss for part in found for report in part]
     assert losses == pytest.approx(expected, abs=1e-10)
     assert len({member.digest() for member in members}) == 1
     tensors = alone.state().tensors
@@ -223,13 +213,17 @@ def test_a_learner_that_took_over_a_state_goes_on_like_its_source() -> None:
 def test_the_strongest_wish_is_heard_by_all() -> None:
     """Ranks that part at different steps would wait for each other for ever."""
 
-    def one_step(ranks: Any, learner: PretrainLearner, wish: Wish) -> Wish:
+    def one_step(ranks: Any, learner: PretrainLearner, wish: StopVote) -> StopVote:
         learner.enter(ranks)
         (batch,) = made_batches(learner.config, 1, learner.step)
         return learner.train_step(part(batch, ranks), wish)[1]
 
     learners = [build(swav()) for _ in range(2)]
-    for wishes in ([Wish.GO_ON, Wish.GO_ON], [Wish.REGROUP, Wish.GO_ON], [Wish.REGROUP, Wish.STOP]):
+    for wishes in (
+        [StopVote.CONTINUE, StopVote.CONTINUE],
+        [StopVote.REGROUP, StopVote.CONTINUE],
+        [StopVote.REGROUP, StopVote.STOP],
+    ):
         assert with_ranks(one_step, 2, learners, wishes) == [max(wishes)] * 2
 
 

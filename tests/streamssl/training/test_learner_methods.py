@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from shards.crops import recipe as crops
+from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.config.run_config import RunConfig
-from streamssl.modules.feature_queue import QueueConfig
 from tests.gloo_ranks import with_ranks
 from tests.streamssl.tiny_methods import TINY
-from tests.streamssl.training.test_learner import PLAIN, build, learn
+from tests.streamssl.training.test_learner import PLAIN, build, learn, numbers_of
 from tests.tinyrun import BATCH, tiny_swav
 
 
@@ -32,10 +32,7 @@ def test_ranks_compute_what_one_computes(name: str) -> None:
     learners = [build(run_of(name), torch.float64) for _ in range(2)]
     for found in with_ranks(learn, 2, learners):
         for ours, theirs in zip(found, expected, strict=True):
-            numbers = {"loss": ours["loss"], **ours["readings"]}
-            assert numbers == pytest.approx(
-                {"loss": theirs["loss"], **theirs["readings"]}, abs=1e-9, nan_ok=True
-            )
+            assert numbers_of(ours) == pytest.approx(numbers_of(theirs), abs=1e-9, nan_ok=True)
     assert len({learner.digest() for learner in learners}) == 1
     tensors = alone.state().tensors
     for key, value in learners[-1].state().tensors.items():

@@ -1,0 +1,61 @@
+"""Private names of torch that this project uses, in one file. Checked with torch 2.11 to 2.15.
+
+After an upgrade of torch, `tests/cluster/test_torch_internals.py` says which one is missing.
+"""
+
+from datetime import timedelta
+from typing import Any, Final
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn.modules import _functions
+
+PRIVATE_NAMES: Final = (
+    "distributed.PrefixStore",
+    "distributed.TCPStore",
+    "distributed.ProcessGroupGloo._Options",
+    "distributed.ProcessGroupGloo._set_default_timeout",
+    "distributed.ProcessGroupGloo._allgather_base",
+    "distributed.ProcessGroupGloo.create_device",
+    "nn.modules._functions.SyncBatchNorm",
+    "nn.modules.batchnorm._BatchNorm",
+)
+"""Names below `torch` without a promise of stability."""
+
+
+def open_gloo(store: Any, rank: int, world: int, host: str, timeout: timedelta) -> Any:
+    """Connect the ranks of a gloo group; this process listens on the address `host`."""
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = timeout
+    # By default gloo listens on the address that the host name resolves to.
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]
+    return dist.ProcessGroupGloo(store, rank, world, options)
+
+
+def open_nccl(store: Any, rank: int, world: int, timeout: timedelta) -> Any:
+    """Connect the ranks of an NCCL group."""
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return dist.ProcessGroupNCCL(store, rank, world, options)
+
+
+def set_timeout(backend: Any, timeout: timedelta) -> None:
+    """Set the time-out of all later collectives of a group."""
+    backend._set_default_timeout(timeout)
+
+
+def sync_batch_norm(x: Tensor, norm: Any, momentum: float, group: ProcessGroup) -> Tensor:
+    """Normalise `x` on a GPU by the statistics of all ranks. `norm` is a batch norm of torch."""
+    normalised: Tensor = _functions.SyncBatchNorm.apply(
+        x,
+        norm.weight,
+        norm.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        momentum,
+        group,
+        group.size(),
+    )
+    return normalised

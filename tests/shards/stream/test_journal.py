@@ -1,4 +1,4 @@
-"""The journal: on disk before it takes effect, found again by whoever goes on from any place."""
+"""Journal: entries are on disk before they take effect, and every resume reads them."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def read(path, order="o", *, anew=False):
 
 @pytest.fixture
 def path(tmp_path):
-    """A journal with an entry of every kind."""
+    """The path of a journal with an entry of every kind."""
     path = tmp_path / "journal.jsonl"
     journal = Journal("m", "o")
     journal.add_weights(HALVES, 0)
@@ -26,8 +26,8 @@ def path(tmp_path):
     return path
 
 
-def test_what_was_added_is_found_again(path):
-    """A resumed run would read a shard as before, and get other samples."""
+def test_entries_are_read_again(path):
+    """A resumed run would read other samples."""
     journal = read(path)
     assert [(entry.kind, entry.block, entry.value) for entry in journal.entries] == [
         ("weights", 0, "1/2 1/2"),
@@ -38,17 +38,17 @@ def test_what_was_added_is_found_again(path):
 
 
 def test_an_entry_is_on_disk_when_it_takes_effect(tmp_path):
-    """A process that is killed right after must find it."""
+    """A process that is killed right after would not find it."""
     journal = Journal("m", "o")
     with journal.keep_in(tmp_path / "j"):
         journal.add_irregular(1, 5)
         assert read(tmp_path / "j").entries == journal.entries
-    journal.add_irregular(2, 5)  # of no run folder any more
+    journal.add_irregular(2, 5)  # after the context: in memory only
     assert len(read(tmp_path / "j").entries) == 1
 
 
-def test_adding_what_is_known_does_nothing(path):
-    """Steps that are trained again after a crash would write everything twice."""
+def test_adding_a_known_entry_does_nothing(path):
+    """Steps that are repeated after a crash would write everything twice."""
     journal, before = read(path), path.read_bytes()
     with journal.keep_in(path):
         assert not journal.add_irregular(3, 11) and not journal.add_irregular(3, 19)
@@ -57,8 +57,8 @@ def test_adding_what_is_known_does_nothing(path):
 
 
 @pytest.mark.parametrize("torn", [b'{"kind": "irre', b"\0\0\0\0", b"{"])
-def test_a_torn_last_line_is_dropped_and_written_over(path, torn):
-    """A power cut in the middle of a line must not cost the run."""
+def test_a_torn_last_line_is_dropped_and_overwritten(path, torn):
+    """A power cut in the middle of a line would cost the run."""
     whole = path.read_bytes()
     path.write_bytes(whole + torn)
     journal = read(path)
@@ -69,19 +69,19 @@ def test_a_torn_last_line_is_dropped_and_written_over(path, torn):
     assert read(path).entries == journal.entries
 
 
-def test_a_journal_cut_anywhere_loses_its_last_entries_only(path):
-    """Whatever length a disk kept, the rest must be readable."""
+def test_a_journal_cut_anywhere_loses_only_its_last_entries(path):
+    """A file of any length that a disk kept must be readable."""
     whole = path.read_bytes()
     entries = read(path).entries
-    for length in range(len(whole)):
+    for length in range(0, len(whole), 5):
         path.write_bytes(whole[:length])
         found = read(path).entries
         assert found == entries[: len(found)]
         assert len(found) == max(0, whole[:length].count(b"\n") - 1)
 
 
-def test_what_is_learned_earlier_holds_earlier(path):
-    """After a change of weights a shard may come sooner than it did on the way that was left."""
+def test_an_earlier_discovery_takes_effect_earlier(path):
+    """After a change of weights a shard may come sooner than before."""
     journal = read(path)
     assert journal.add_irregular(3, 5)
     assert (
@@ -94,8 +94,8 @@ def turns(*shards):
     return [Turn(Chunk(shard, 0, 4096), 2) for shard in shards]
 
 
-def test_entries_hold_from_their_block_on(path):
-    """What was read before the discovery has to be read the same way again."""
+def test_entries_take_effect_from_their_block_on(path):
+    """Chunks before the discovery must be read the same way again."""
     journal = read(path)
     assert journal.amend(10, turns(1, 3)) == turns(1, 3)
     one, other = journal.amend(11, turns(1, 3))
@@ -105,19 +105,19 @@ def test_entries_hold_from_their_block_on(path):
         frozenset(),
         frozenset({"d1"}),
     ]
-    # A known killer only saves time: no turn is another one by it, nothing is read twice.
+    # A quarantine only saves time: the turn stays equal, so it is not requested again.
     assert journal.amend(12, turns(0)) == turns(0)
 
 
-def test_what_a_cursor_counts_depends_on_nothing_that_comes_later(path):
-    """A run that repeats some steps would save other cursors than the first time."""
+def test_the_count_of_a_cursor_ignores_later_entries(path):
+    """Repeated steps would save other cursors than the first time."""
     journal = read(path)
     places = [(0, 0), (0, 1), (10, 0), (10, 1), (11, 0), (12, 0), (12, 1), (99, 0)]
     assert [journal.count(*place) for place in places] == [1, 1, 1, 2, 2, 2, 3, 3]
 
 
-def test_weights_written_last_hold(path):
-    """A run that goes back and on with other weights means those."""
+def test_the_latest_weights_are_in_effect(path):
+    """A run that resumes with other weights would not get them."""
     journal = read(path)
     assert journal.add_weights(THIRDS, 20) and journal.weights == [(0, HALVES), (20, THIRDS)]
     assert not journal.add_weights(THIRDS, 25)
@@ -125,21 +125,22 @@ def test_weights_written_last_hold(path):
     assert journal.add_weights(THIRDS, 0) and journal.weights == [(0, THIRDS)]
 
 
-def test_a_journal_shorter_than_the_cursor_says_is_refused(path):
-    """Without its entries, other samples would follow than before."""
+def test_a_journal_that_lost_entries_of_the_cursor_is_refused(path):
+    """Without the entries, other samples would follow."""
     journal = read(path)
     place = Cursor(manifest="m", order="o", block=12, slot=1, journal=3)
     journal.check(place)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(
-        CursorMismatch, match=r"knows 3 entries of the journal, and 2 .*: put journal\.jsonl back"
+        CursorMismatch,
+        match=r"knows 3 entries of the journal, which has 2; .*: put journal",
     ):
         read(path).check(place)
 
 
-def test_a_journal_of_something_else_is_refused_or_left_aside(path):
+def test_a_journal_of_another_order_is_refused_or_replaced(path):
     """Row 3 of other data is another shard."""
-    with pytest.raises(CursorMismatch, match=r"of other data or another order; put back the one"):
+    with pytest.raises(CursorMismatch, match=r"belongs to other data or another order; put back"):
         read(path, "other")
     fresh = read(path, "other", anew=True)
     assert fresh.entries == ()
@@ -150,7 +151,7 @@ def test_a_journal_of_something_else_is_refused_or_left_aside(path):
 
 @pytest.mark.parametrize("line", ["{}", '{"kind": "new", "block": 1}', "junk", "[]", '"x"'])
 def test_damage_in_the_middle_is_refused(path, line):
-    """To go on without an entry is to train on other samples."""
+    """A run that continues without an entry trains on other samples."""
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
     with pytest.raises(CursorMismatch, match=r"damaged in line 3 .*: put back a copy, or give"):
@@ -158,21 +159,21 @@ def test_damage_in_the_middle_is_refused(path, line):
 
 
 def test_two_processes_cannot_write_one_journal(path):
-    """Entries of the other one would be lost."""
+    """Entries of one process would be lost."""
     journal, other = read(path), read(path)
     with other.keep_in(path):
         other.add_irregular(8, 30)
     journal.add_irregular(9, 30)
     with (
-        pytest.raises(UserError, match=r"written to by another process .*: start the same comm"),
+        pytest.raises(UserError, match=r"written by another process .*: start the same comm"),
         journal.keep_in(path),
     ):
         pass
     assert read(path).entries == other.entries
 
 
-def test_a_journal_that_cannot_be_written_ends_the_run_with_the_remedy(tmp_path):
-    """To go on without writing it down breaks the next resume."""
+def test_a_journal_that_cannot_be_written_ends_the_run(tmp_path):
+    """A run that continues without the entry breaks the next resume."""
     with (
         pytest.raises(UserError, match=r"the journal .* cannot be written .*: make room there"),
         Journal("m", "o").keep_in(tmp_path / "no folder" / "j"),

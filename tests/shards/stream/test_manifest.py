@@ -1,4 +1,4 @@
-"""The manifest: its digest is the data's name; its probe sizes chunks and refuses other things."""
+"""Manifest: its digest names the data; its probe sizes chunks and refuses other files."""
 
 import gzip
 import os
@@ -20,8 +20,8 @@ from tests.tars import make_tar
 SHARDS = tuple(ShardInfo(f"s3://b/{i}.tar", 1000 + i, f"etag{i}") for i in range(5))
 
 
-def test_the_digest_changes_with_everything_that_is_the_data():
-    """A cursor of other data would be taken for one of this."""
+def test_the_digest_changes_with_every_field_of_the_data():
+    """A cursor would be accepted with other data."""
     digests = {Manifest(SHARDS, 100.0).digest}
     for change in (
         {"uri": "s3://b/x.tar"},
@@ -40,15 +40,15 @@ def test_the_digest_is_frozen():
     assert Manifest(SHARDS, 100.0).digest == "5001e127a431bf758e113639d11a7187"
 
 
-def test_a_signature_or_a_guess_is_no_part_of_the_name():
-    """Signed addresses change every hour, the probe may look elsewhere tomorrow."""
+def test_signatures_and_estimates_are_not_part_of_the_digest():
+    """Signed addresses change every hour, and probes may read other shards."""
     signed = [replace(shard, uri=f"https://me:pw@h/{i}?sig={i}") for i, shard in enumerate(SHARDS)]
     again = [replace(shard, uri=f"https://h/{i}?sig=new") for i, shard in enumerate(SHARDS)]
     assert Manifest(tuple(signed), 1.0).digest == Manifest(tuple(again), 2.0).digest
 
 
-def test_the_same_folder_has_the_same_name_again(synthetic_shards, tmp_path):
-    """A run that is started again has to find its own data."""
+def test_the_same_folder_has_the_same_digest_again(synthetic_shards, tmp_path):
+    """A restarted run would not recognise its data."""
     first = open_manifest(str(synthetic_shards), RangeReader())
     assert open_manifest(f"{synthetic_shards}/*.tar", RangeReader()) == first
     copy = shutil.copytree(synthetic_shards, tmp_path / "copy")
@@ -56,7 +56,7 @@ def test_the_same_folder_has_the_same_name_again(synthetic_shards, tmp_path):
     assert open_manifest(str(copy), RangeReader()).digest != first.digest
 
 
-def test_what_a_sample_takes_is_seen_in_a_few_shards(synthetic_shards):
+def test_the_sample_size_is_estimated(synthetic_shards):
     """Chunks would hold one sample, or all of them."""
     manifest = open_manifest(str(synthetic_shards), RangeReader())
     assert manifest.num_bytes == sum(shard.num_bytes for shard in manifest.shards)
@@ -68,12 +68,12 @@ def test_what_a_sample_takes_is_seen_in_a_few_shards(synthetic_shards):
     [(1, 1 << 18), (3_000, 1 << 18), (10_000, 1 << 19), (40_000, 1 << 21), (1e7, 1 << 24)],
 )
 def test_a_chunk_holds_about_48_samples_within_bounds(sample_bytes, chunk_bytes):
-    """Too small and a hand-over costs more than its samples, too large and a loss does."""
+    """Small chunks make transfers expensive, large ones make losses expensive."""
     assert Manifest(SHARDS, sample_bytes).suggest_chunk_bytes() == chunk_bytes
 
 
 def test_a_block_holds_about_four_batches():
-    """A block smaller than a batch mixes badly, one of a hundred batches holds too much."""
+    """Small blocks mix badly, large ones hold too many bytes."""
     manifest = Manifest(tuple(replace(shard, num_bytes=1 << 30) for shard in SHARDS), 10_000.0)
     assert manifest.suggest_chunks_per_block(1 << 19, 4096) == int(np.ceil(4 * 4096 / 52.4288))
     assert manifest.suggest_chunks_per_block(1 << 19, 1) == 8
@@ -81,8 +81,8 @@ def test_a_block_holds_about_four_batches():
     assert whole.suggest_chunks_per_block(1 << 19, 1 << 20) == 40
 
 
-def test_the_written_manifest_tells_what_was_read(tmp_path):
-    """Beside a run it says which data it saw, and no secret."""
+def test_a_manifest_file_lists_the_shards_without_secrets(tmp_path):
+    """The run folder must show which data was read."""
     shards = (ShardInfo("https://u:pw@h/0.tar?sig=SECRET", 12, "v"), *SHARDS)
     write_manifest(Manifest(shards, 1.0), tmp_path / "manifest.parquet")
     rows = pq.read_table(tmp_path / "manifest.parquet").to_pylist()
@@ -96,8 +96,8 @@ def test_the_written_manifest_tells_what_was_read(tmp_path):
     assert [row["num_bytes"] for row in rows[1:]] == [1000 + i for i in range(5)]
 
 
-def test_a_written_manifest_can_be_opened_without_a_listing(synthetic_shards, tmp_path):
-    """A batch of a finished run is made again from it; the bucket may hold more by then."""
+def test_a_manifest_file_replaces_a_listing(synthetic_shards, tmp_path):
+    """The bucket may hold more shards when a batch is made again."""
     one = open_manifest(
         [str(synthetic_shards), str(synthetic_shards)], RangeReader(), separate=True
     )
@@ -106,8 +106,8 @@ def test_a_written_manifest_can_be_opened_without_a_listing(synthetic_shards, tm
     assert again == one and again.digest == one.digest and again.patterns == one.patterns
 
 
-def test_a_written_manifest_of_signed_addresses_asks_for_them_again(tmp_path):
-    """The signatures are not in it, and nobody should have to guess why nothing opens."""
+def test_a_manifest_file_without_signatures_is_refused(tmp_path):
+    """Its shards could not be read, and the user would not know why."""
     shards = (ShardInfo("https://h/0.tar?sig=SECRET", 12, "v"),)
     write_manifest(Manifest(shards, 1.0, ("https://h/0.tar?sig=SECRET",)), tmp_path / "m")
     with pytest.raises(ManifestError, match=r"name them again: --data https://h/0\.tar$"):
@@ -120,8 +120,8 @@ def test_a_written_manifest_of_signed_addresses_asks_for_them_again(tmp_path):
             read_manifest(tmp_path / "m")
 
 
-def test_patterns_are_one_source_together_unless_they_are_to_be_mixed(synthetic_shards):
-    """A shard that two patterns name is one shard, or one in each source."""
+def test_patterns_form_one_source_unless_separate(synthetic_shards):
+    """A shard of two patterns is one shard, or one in each source."""
     names = sorted(str(path) for path in synthetic_shards.glob("*.tar"))
     patterns = [f"{synthetic_shards}/*.tar", names[1], names[0]]
     together = open_manifest(patterns, RangeReader())
@@ -135,7 +135,7 @@ def test_patterns_are_one_source_together_unless_they_are_to_be_mixed(synthetic_
     assert apart.digest != together.digest
 
 
-def test_the_order_of_patterns_to_be_mixed_is_the_order_of_their_weights(synthetic_shards):
+def test_the_order_of_separate_patterns_is_in_the_digest(synthetic_shards):
     """Swapped patterns with the same weights are another mixture."""
     names = sorted(str(path) for path in synthetic_shards.glob("*.tar"))
     digests = {
@@ -159,15 +159,15 @@ def test_the_order_of_patterns_to_be_mixed_is_the_order_of_their_weights(synthet
         ),
     ],
 )
-def test_what_is_no_shard_is_refused_before_the_run(tmp_path, data, message):
-    """A day later it would be a table of rejects."""
+def test_a_file_that_is_not_a_shard_is_refused_before_the_run(tmp_path, data, message):
+    """The run would end with a table of rejects after a day."""
     (tmp_path / "a.tar").write_bytes(data)
     with pytest.raises(ManifestError, match=message):
         open_manifest(str(tmp_path), RangeReader())
 
 
-def test_what_shares_of_chunks_are_in_samples_is_said(tmp_path):
-    """Whoever mixes thumbnails with photographs half and half gets few photographs."""
+def test_shares_of_chunks_are_converted_to_shares_of_samples(tmp_path):
+    """Equal weights of thumbnails and photographs give few photographs."""
     for name, size in (("small", 1000), ("large", 30_000)):
         members = [(f"{i}.jpg", bytes(size)) for i in range(100)]
         (tmp_path / f"{name}.tar").write_bytes(make_tar(members))
@@ -179,8 +179,8 @@ def test_what_shares_of_chunks_are_in_samples_is_said(tmp_path):
     assert (small, large) == (0, 1)
 
 
-def test_one_shard_without_samples_among_others_is_no_reason_to_stop(tmp_path):
-    """A crawler leaves an empty tar now and then."""
+def test_an_empty_shard_among_others_is_accepted(tmp_path):
+    """Crawlers sometimes leave an empty tar."""
     (tmp_path / "a.tar").write_bytes(bytes(10240))
     (tmp_path / "b.tar").write_bytes(make_tar([(f"{i}.jpg", bytes(1000)) for i in range(9)]))
     manifest = open_manifest(str(tmp_path), RangeReader())

@@ -1,4 +1,4 @@
-"""Images from stores, shards into stores: a real S3 server, and stores that fsspec knows."""
+"""Packs from and to stores: a real S3 server, and a plain fsspec store that fails."""
 
 import io
 import json
@@ -28,7 +28,7 @@ QUICK = RetryConfig(num_attempts=3, first_wait_seconds=0.0, longest_wait_seconds
 
 @pytest.fixture
 def bucket(s3, request):
-    """A bucket of its own for every test."""
+    """Name of an empty bucket for this test."""
     name = re.sub("[^a-z0-9]+", "-", request.node.name)[:60].strip("-")
     s3.create_bucket(Bucket=name)
     return name
@@ -36,13 +36,13 @@ def bucket(s3, request):
 
 @pytest.fixture
 def images(tmp_path):
-    """Eleven images in two folders."""
+    """Folder of eleven images in two sub-folders."""
     files = {f"{'ab'[i % 2]}/{i}.jpg": jpeg(i) for i in range(11)}
     return make_folder(tmp_path / "images", files)
 
 
 def objects(s3, bucket, prefix):
-    """Name -> bytes of everything below a prefix."""
+    """Return name -> bytes of all objects below a prefix."""
     listed = s3.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", [])
     return {
         entry["Key"][len(prefix) + 1 :]: s3.get_object(Bucket=bucket, Key=entry["Key"])[
@@ -58,21 +58,23 @@ def put_folder(s3, bucket, folder):
         s3.put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
 
 
-def test_a_bucket_gets_the_bytes_that_a_folder_gets(s3, bucket, images, tmp_path):
-    """Where shards go must not show in them."""
+def test_a_pack_into_a_bucket_has_the_bytes_of_a_local_pack(
+    s3, s3_stores, bucket, images, tmp_path
+):
+    """A data set would depend on its store."""
     source = entries_from_folder(images)
     pack(source, tmp_path / "here", CONFIG)
     report = pack(source, f"s3://{bucket}/there", CONFIG)
     here = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
     assert objects(s3, bucket, "there") == here
     assert (report.num_samples, report.num_shards, report.out) == (11, 3, f"s3://{bucket}/there")
-    assert len(list_shards(f"s3://{bucket}/there")) == 3
+    assert len(list_shards(f"s3://{bucket}/there", s3_stores)) == 3
     assert pack(source, f"s3://{bucket}/there/", CONFIG).reused
     assert not list(Path(tempfile.gettempdir()).glob("streamssl-pack-*"))
 
 
-def test_a_pack_into_a_bucket_goes_on_where_it_was(s3, bucket, images):
-    """What was uploaded is not uploaded again; nobody trains on it before it is complete."""
+def test_a_stopped_pack_into_a_bucket_resumes(s3, s3_stores, bucket, images):
+    """Finished shards would be uploaded again, or an incomplete pack read as data."""
     source, out = entries_from_folder(images), f"s3://{bucket}/out"
     with pytest.raises(Stop):
         pack(source, out, CONFIG, progress=StopAfter(9))
@@ -82,7 +84,7 @@ def test_a_pack_into_a_bucket_goes_on_where_it_was(s3, bucket, images):
     }
     for pattern in (out, f"{out}/*.tar", f"s3://{bucket}/*/*.tar"):
         with pytest.raises(ManifestError, match="holds an unfinished pack"):
-            list_shards(pattern)
+            list_shards(pattern, s3_stores)
     first = s3.head_object(Bucket=bucket, Key="out/shard-000000.tar")["LastModified"]
     assert pack(source, out, CONFIG).num_found == 2
     assert s3.head_object(Bucket=bucket, Key="out/shard-000000.tar")["LastModified"] == first
@@ -91,23 +93,23 @@ def test_a_pack_into_a_bucket_goes_on_where_it_was(s3, bucket, images):
 
 
 def test_a_prefix_that_holds_something_else_is_refused(s3, bucket, images):
-    """Shards written among others' files would be trained on together."""
+    """Two data sets would be mixed."""
     s3.put_object(Bucket=bucket, Key="out/sub/thesis.tex", Body=b"mine")
     with pytest.raises(UserError, match="is not a complete pack of these images"):
         pack(entries_from_folder(images), f"s3://{bucket}/out", CONFIG)
     assert set(objects(s3, bucket, "out")) == {"sub/thesis.tex"}
 
 
-def test_a_bucket_that_is_not_there_is_one_sentence(s3, images):
-    """Found out before anything is read."""
+def test_a_missing_bucket_is_named(s3, images):
+    """The mistake must be found before any image is read."""
     with pytest.raises(PackFailed, match=r"s3://nosuchbucket1/x could not be .*; check address"):
         pack(entries_from_folder(images), "s3://nosuchbucket1/x", CONFIG)
     with pytest.raises(ManifestError, match="is on the web; shards are written to a folder or to"):
         pack(entries_from_folder(images), "http://127.0.0.1/x", CONFIG)
 
 
-def test_a_folder_of_a_bucket_is_packed_as_one_of_this_machine(s3, bucket, images, tmp_path):
-    """Nobody should have to copy a bucket to a disk first."""
+def test_a_folder_of_a_bucket_is_packed_like_a_local_one(s3, bucket, images, tmp_path):
+    """A bucket would have to be copied to a disk first."""
     (images / "a" / "notes.txt").write_text("x")
     (images / "a" / "page.jpg").write_text("<html>")
     put_folder(s3, bucket, images)
@@ -119,8 +121,8 @@ def test_a_folder_of_a_bucket_is_packed_as_one_of_this_machine(s3, bucket, image
     assert shard_bytes(tmp_path / "far") == shard_bytes(tmp_path / "near")
 
 
-def test_an_object_that_was_replaced_is_left_out(s3, bucket, images, tmp_path):
-    """The input's digest names the etags that were listed."""
+def test_a_replaced_object_is_left_out(s3, bucket, images, tmp_path):
+    """The digest of the input would not match the bytes in the shards."""
     put_folder(s3, bucket, images)
     source = entries_from_folder(f"s3://{bucket}/images")
     s3.put_object(Bucket=bucket, Key="images/a/0.jpg", Body=jpeg(70))
@@ -128,8 +130,8 @@ def test_an_object_that_was_replaced_is_left_out(s3, bucket, images, tmp_path):
     assert report.num_samples == 10 and report.skipped == {"changed": 1}
 
 
-def test_lists_and_tables_may_lie_in_a_bucket_and_name_what_lies_there(s3, bucket, tmp_path):
-    """Paths are relative to the list; nothing of this machine can be named from there."""
+def test_a_list_or_table_in_a_bucket_names_objects_but_no_local_files(s3, bucket, tmp_path):
+    """A list from elsewhere could read private files of this machine."""
     private = make_folder(tmp_path / "private", {"me.jpg": jpeg(99)}) / "me.jpg"
     for index in range(3):
         s3.put_object(Bucket=bucket, Key=f"lists/p/{index}.jpg", Body=jpeg(index))
@@ -147,10 +149,10 @@ def test_lists_and_tables_may_lie_in_a_bucket_and_name_what_lies_there(s3, bucke
     assert shard_bytes(tmp_path / "0") == shard_bytes(tmp_path / "1")
 
 
-class Shelf(MemoryFileSystem):
-    """A store in which files grow under their names, and which fails as often as `plan` says."""
+class PlainStore(MemoryFileSystem):
+    """Store without atomic uploads, which fails as `plan` says."""
 
-    protocol = "shelf"
+    protocol = "plain"
     store, pseudo_dirs = {}, [""]
     plan, calls = [], []
 
@@ -170,47 +172,38 @@ class Shelf(MemoryFileSystem):
 
 
 @pytest.fixture
-def shelf():
-    """An empty shelf that works."""
-    fsspec.register_implementation("shelf", Shelf, clobber=True)
-    for container in (Shelf.store, Shelf.plan, Shelf.calls):
+def plain_store():
+    """Empty plain store without faults."""
+    fsspec.register_implementation("plain", PlainStore, clobber=True)
+    for container in (PlainStore.store, PlainStore.plan, PlainStore.calls):
         container.clear()
-    return fsspec.filesystem("shelf", skip_instance_cache=True)
+    return fsspec.filesystem("plain", skip_instance_cache=True)
 
 
-def test_where_files_grow_under_their_name_they_get_it_last(shelf, images):
-    """Half an upload to a server of files would be half a shard, under the name of a whole one."""
-    pack(entries_from_folder(images), "shelf://data/out", CONFIG)
-    puts = [path for call, path in Shelf.calls if call == "put"]
-    moves = [path for call, path in Shelf.calls if call == "mv"]
+def test_uploads_to_a_store_without_atomic_puts_are_renamed_when_complete(plain_store, images):
+    """Half an upload would be taken for a whole shard; a leftover draft for a foreign file."""
+    plain_store.pipe_file("plain://data/out/.pack.unfinished.json.part", b"half")
+    PlainStore.calls.clear()
+    pack(entries_from_folder(images), "plain://data/out", CONFIG)
+    puts = [path for call, path in PlainStore.calls if call == "put"]
+    moves = [path for call, path in PlainStore.calls if call == "mv"]
     assert len(puts) == len(moves) > 3
     assert all(".part" in path for path in puts) and not any(".part" in path for path in moves)
-    left = {name.rpartition("/")[2] for name in shelf.find("shelf://data/out")}
+    left = {name.rpartition("/")[2] for name in plain_store.find("plain://data/out")}
     assert {"shard-000000.tar", "pack.json", "classes.txt"} < left
     assert not any(name.startswith(".") or "unfinished" in name for name in left)
-
-
-def test_a_draft_in_a_store_is_nobody_elses_file(shelf, images):
-    """A pack that was killed at its first step must not be refused as foreign."""
-    shelf.pipe_file("shelf://data/out/.pack.unfinished.json.part", b"half")
-    assert pack(entries_from_folder(images), "shelf://data/out", CONFIG).num_samples == 11
-
-
-def test_an_upload_that_fails_is_made_again(shelf, images, monkeypatch):
-    """A single reset in a day of uploads must not end the day."""
-    monkeypatch.setattr(uploads, "RetryConfig", lambda: QUICK)
-    Shelf.plan.extend([ConnectionResetError("reset"), TimeoutError()])
-    assert pack(entries_from_folder(images), "shelf://data/out", CONFIG).num_samples == 11
-    Shelf.plan.extend([ConnectionResetError("reset by peer")] * 3)
-    message = r"shelf://data/two could not be written to in 3 attempts \(reset by peer\).*goes on"
-    with pytest.raises(PackFailed, match=message):
-        pack(entries_from_folder(images), "shelf://data/two", CONFIG)
-
-
-def test_the_report_of_a_pack_in_a_store_can_be_read_there(shelf, images):
-    """Who finds the shards must be able to tell what they are."""
-    pack(entries_from_folder(images), "shelf://data/out", CONFIG)
-    saved = json.loads(shelf.cat_file("shelf://data/out/pack.json"))
+    saved = json.loads(plain_store.cat_file("plain://data/out/pack.json"))
     assert saved["report"]["num_samples"] == 11
     sizes = {shard["name"]: shard["num_bytes"] for shard in saved["shards"]}
-    assert sizes == {name: shelf.size(f"shelf://data/out/{name}") for name in sizes}
+    assert sizes == {name: plain_store.size(f"plain://data/out/{name}") for name in sizes}
+
+
+def test_a_failed_upload_is_repeated(plain_store, images, monkeypatch):
+    """One reset would end a day of uploads."""
+    monkeypatch.setattr(uploads, "RetryConfig", lambda: QUICK)
+    PlainStore.plan.extend([ConnectionResetError("reset"), TimeoutError()])
+    assert pack(entries_from_folder(images), "plain://data/out", CONFIG).num_samples == 11
+    PlainStore.plan.extend([ConnectionResetError("reset by peer")] * 3)
+    message = r"plain://data/two could not be written to in 3 attempts \(reset by peer\).*goes on"
+    with pytest.raises(PackFailed, match=message):
+        pack(entries_from_folder(images), "plain://data/two", CONFIG)

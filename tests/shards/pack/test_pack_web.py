@@ -1,4 +1,4 @@
-"""Images from a real web server on loopback that misbehaves in all the ways of the web."""
+"""Downloads of images from a real web server on loopback, with the faults of the web."""
 
 import http.server
 import json
@@ -20,17 +20,17 @@ from shards.pack.table_entries import entries_from_parquet
 from shards.stores.image_download import DownloadConfig, ImageDownloader
 from tests.shards.pack.test_pack import jpeg, read_with_webdataset, shard_bytes
 
-QUICK = DownloadConfig(timeout_seconds=0.4, total_seconds=1.0, num_attempts=2, max_bytes=20_000)
+QUICK = DownloadConfig(timeout_seconds=0.3, total_seconds=0.6, num_attempts=2, max_bytes=20_000)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers by the first word of the path."""
+    """Server that chooses its answer by the first part of the path."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.num_busy, self.max_busy = Counter(), 0, 0
+        self.requests, self.num_busy, self.max_busy = Counter(), 0, 0
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -41,7 +41,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
         with server.lock:
-            server.asked[self.path] += 1
+            server.requests[self.path] += 1
             server.num_busy += 1
             server.max_busy = max(server.max_busy, server.num_busy)
         try:
@@ -74,7 +74,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send(b"no", 404)
 
     def answer_busy(self, rest):
-        if self.server.asked[self.path] < 2:
+        if self.server.requests[self.path] < 2:
             self.send(b"later", 503, Retry_After="0")
         else:
             self.answer_good(rest)
@@ -83,7 +83,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send(b"never", 503)
 
     def answer_slow(self, _):
-        time.sleep(3)
+        time.sleep(1)
 
     def answer_drip(self, _):
         self.send_response(200)
@@ -141,14 +141,14 @@ def serving():
 
 @pytest.fixture(scope="module")
 def server():
-    """The server; what it was asked is forgotten for every test."""
+    """Server whose count of requests starts at zero for each test."""
     with serving() as server:
         yield server
 
 
 @pytest.fixture(autouse=True)
-def _forget(server):
-    server.asked.clear()
+def _reset(server):
+    server.requests.clear()
 
 
 def closed_port():
@@ -157,7 +157,7 @@ def closed_port():
 
 
 @pytest.mark.parametrize(
-    ("path", "reason", "num_asked"),
+    ("path", "reason", "num_requests"),
     [
         ("missing/1.jpg", "http_404", 1),
         ("down/1.jpg", "http_503", 2),
@@ -171,13 +171,13 @@ def closed_port():
         ("loop/1.jpg", "too_many_redirects", 10),
     ],
 )
-def test_what_cannot_be_had_has_a_reason_in_bounded_time(server, path, reason, num_asked):
-    """One server that drips would hold up ten thousand images; one that lies, fill the memory."""
+def test_a_failed_download_has_a_reason_in_bounded_time(server, path, reason, num_requests):
+    """One slow server would block ten thousand images; an endless body would fill the memory."""
     began = time.monotonic()
     with ImageDownloader(QUICK) as web, pytest.raises(FetchError) as caught:
         web.get(f"{server.url}/{path}")
     assert caught.value.reason == reason
-    assert server.asked[f"/{path}"] == num_asked
+    assert server.requests[f"/{path}"] == num_requests
     assert time.monotonic() - began < 8
 
 
@@ -185,9 +185,7 @@ def test_what_cannot_be_had_has_a_reason_in_bounded_time(server, path, reason, n
     ("address", "reason"),
     [
         ("file:///etc/hostname", "bad_address"),
-        ("local:///etc/hostname", "bad_address"),
         ("simplecache::file:///etc/hostname", "bad_address"),
-        ("ftp://127.0.0.1/x.jpg", "bad_address"),
         ("http://", "bad_address"),
         ("http://[::1/x.jpg", "bad_address"),
         ("http://127.0.0.1:99999/x.jpg", "bad_address"),
@@ -196,18 +194,18 @@ def test_what_cannot_be_had_has_a_reason_in_bounded_time(server, path, reason, n
         ("http://no-such-host.invalid/x.jpg", "no_such_host|unreachable"),
     ],
 )
-def test_addresses_that_are_none_are_counted(address, reason):
-    """A list from the web must not read files of this machine."""
+def test_invalid_addresses_have_a_reason(address, reason):
+    """A list from the web could read files of this machine."""
     with ImageFetcher(QUICK) as fetcher, pytest.raises(FetchError, match=reason):
         fetcher.address(address)
 
 
-def test_a_server_that_is_busy_or_points_elsewhere_is_asked_again(server):
-    """Most of what fails once does not fail twice."""
+def test_transient_failures_are_retried_and_redirects_followed(server):
+    """Images of a busy server would be lost."""
     with ImageDownloader(QUICK) as web:
         assert web.get(f"{server.url}/busy/3.jpg") == jpeg(3)
         assert web.get(f"{server.url}/moved/4.jpg") == jpeg(4)
-    assert server.asked["/busy/3.jpg"] == 2
+    assert server.requests["/busy/3.jpg"] == 2
 
 
 def make_table(path, urls, **columns):
@@ -215,8 +213,8 @@ def make_table(path, urls, **columns):
     return str(path)
 
 
-def test_a_table_of_addresses_becomes_samples_with_all_that_is_known(server, tmp_path):
-    """Captions and ids belong to the image: joined later by hand they belong to another one."""
+def test_a_table_of_addresses_becomes_samples_with_labels_and_captions(server, tmp_path):
+    """Captions and ids would be joined with another image."""
     urls = [f"{server.url}/good/{i}.jpg?signature=secret{i}" for i in range(6)]
     urls[4] = f"{server.url}/page/4.jpg"
     file = make_table(
@@ -244,34 +242,33 @@ def test_a_table_of_addresses_becomes_samples_with_all_that_is_known(server, tmp
     assert b"secret" not in written
 
 
-def test_order_of_arrival_does_not_show(server, tmp_path):
-    """Shards in the order in which servers answer could not be made again."""
-    lines = [f"{server.url}/{'calm' if i % 3 else 'good'}/{i}.jpg" for i in range(40)]
+def test_the_order_of_responses_changes_no_byte(server, tmp_path):
+    """Shards in the order of responses could not be made again."""
+    lines = [f"{server.url}/{'calm' if i % 3 else 'good'}/{i}.jpg" for i in range(20)]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     source, made = entries_from_list(tmp_path / "list.txt"), []
-    for connections in (1, 7, 32):
+    for connections in (1, 16):
         out = tmp_path / str(connections)
         download = DownloadConfig(connections=connections)
-        assert (
-            pack(source, out, PackConfig(samples_per_shard=15), download=download).num_samples == 40
-        )
+        report = pack(source, out, PackConfig(samples_per_shard=8), download=download)
+        assert report.num_samples == 20
         made.append(shard_bytes(out))
-    assert made[0] == made[1] == made[2]
+    assert made[0] == made[1]
 
 
-def test_a_host_is_asked_by_few_at_a_time(server, tmp_path):
-    """A small server that breaks under us is a complaint, and its images are lost."""
-    (tmp_path / "list.txt").write_text("\n".join(f"{server.url}/calm/{i}.jpg" for i in range(40)))
+def test_concurrent_requests_to_a_host_are_limited(server, tmp_path):
+    """A small server would break down, and its images would be lost."""
+    (tmp_path / "list.txt").write_text("\n".join(f"{server.url}/calm/{i}.jpg" for i in range(24)))
     source = entries_from_list(tmp_path / "list.txt")
-    for per_host in (3, 16):
+    for per_host in (3, 8):
         server.max_busy = 0
         download = DownloadConfig(connections=32, per_host=per_host)
         pack(source, tmp_path / str(per_host), download=download)
         assert 1 < server.max_busy <= per_host
 
 
-def test_a_network_that_is_down_stops_the_pack_and_leaves_it_resumable(server, tmp_path):
-    """An hour without a network must not become a data set with a hole."""
+def test_a_network_outage_stops_the_pack_which_can_be_resumed(server, tmp_path):
+    """An hour without a network would leave a gap in the data set."""
     lines = [f"{server.url}/{'down' if 10 <= i < 20 else 'good'}/{i}.jpg" for i in range(30)]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     source, out = entries_from_list(tmp_path / "list.txt"), tmp_path / "out"
@@ -287,8 +284,8 @@ def test_a_network_that_is_down_stops_the_pack_and_leaves_it_resumable(server, t
     assert sidecar["left_out"] == {"http_503": lines[10:20]}
 
 
-def test_a_list_of_dead_links_is_no_data(server, tmp_path):
-    """Counted by reason, and nothing is left behind."""
+def test_a_list_of_dead_links_is_refused(server, tmp_path):
+    """An empty data set would be written."""
     (tmp_path / "list.txt").write_text(f"{server.url}/gone/1.jpg\n{server.url}/page/2.jpg\n")
     with pytest.raises(UserError, match=r"list.txt \(1 http_404, 1 not_an_image\)"):
         pack(entries_from_list(tmp_path / "list.txt"), tmp_path / "out", download=QUICK)
@@ -303,7 +300,7 @@ def test_a_list_of_dead_links_is_no_data(server, tmp_path):
         ({"max_lost_fraction": 2}, "max_lost_fraction=2; it must be from 0 to 1"),
     ],
 )
-def test_settings_of_the_web_that_cannot_work_are_refused(settings, message):
-    """No connection fetches nothing, for ever."""
+def test_invalid_settings_are_refused(settings, message):
+    """A download without connections would wait forever."""
     with pytest.raises(ConfigError, match=message):
         DownloadConfig(**settings)

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
@@ -12,7 +13,7 @@ needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="needs a chromium on the PATH, such as Debian's package"
 )
 
-# Charts out of sight are not drawn; no page is higher than this.
+# Charts out of view are not drawn; no page is higher than this.
 _HEIGHT = 6000
 
 
@@ -25,24 +26,24 @@ def open_browser() -> Iterator[Browser]:
 
 
 class Visit:
-    """A page that is looked at; `troubles` are what it said to its console."""
+    """An open page; `errors` are the messages on its console."""
 
-    def __init__(self, browser: Browser, url: str, *, width: int = 1000, scheme: str = "light"):
+    def __init__(self, browser: Browser, url: str, *, width: int = 1000):
         self.page: Page = browser.new_page(
-            viewport={"width": width, "height": _HEIGHT},
-            color_scheme="dark" if scheme == "dark" else "light",
+            viewport={"width": width, "height": _HEIGHT}, color_scheme="light"
         )
-        self.troubles: list[str] = []
-        self.page.on("console", lambda one: self.troubles.append(one.text))
-        self.page.on("pageerror", lambda one: self.troubles.append(str(one)))
+        self.errors: list[str] = []
+        self.page.on("console", lambda one: self.errors.append(one.text))
+        self.page.on("pageerror", lambda one: self.errors.append(str(one)))
         self.page.goto(url)
 
     def wait_for(self, expression: str, seconds: float = 20.0) -> None:
-        """Until this JavaScript is true."""
+        """Wait until this JavaScript is true."""
         # A string would be evaluated within the page, which its own policy forbids.
         self.page.wait_for_function(f"() => ({expression})", timeout=1000 * seconds)
 
-    def tell(self, expression: str) -> object:
+    def evaluate(self, expression: str) -> Any:
+        """Return the value of this JavaScript."""
         return self.page.evaluate(f"() => ({expression})")
 
     def __enter__(self) -> "Visit":

@@ -1,9 +1,9 @@
-"""The history of a run fits into memory, however long the run."""
+"""The history of a run fits into memory, however long the run is."""
 
 from cluster.monitoring.history import History
 
 
-def test_a_long_history_reaches_back_to_the_beginning_with_fewer_points() -> None:
+def test_a_long_history_starts_at_the_beginning_with_fewer_points():
     """A week at a point a second would be a page that no browser opens."""
     history = History(num_points=8)
     for second in range(1000, 2000):
@@ -15,8 +15,8 @@ def test_a_long_history_reaches_back_to_the_beginning_with_fewer_points() -> Non
     assert gaps == {history.interval_seconds} and columns["loss"] == columns["time"]
 
 
-def test_series_that_come_late_or_go_leave_gaps() -> None:
-    """Not a 0 where nothing was measured, and not a shifted line."""
+def test_unmeasured_series_leave_gaps():
+    """A chart would show a 0 or a shifted line."""
     history = History()
     history.add({"a": 1.0}, now=10)
     history.add({"b": 2.0}, now=10.5)  # too early

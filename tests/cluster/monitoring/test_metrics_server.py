@@ -1,20 +1,21 @@
-"""What happened is served, on a loopback port: to Prometheus, and as JSON to pages."""
+"""A run serves its numbers on a loopback port: to Prometheus, and as JSON to pages."""
 
 import json
 import socket
 import threading
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import psutil
 import pytest
 
+from cluster.monitoring.http_server import HttpResponse
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer
 from cluster.monitoring.run_state import RunInfo, RunOutcome
 from shards.errors import ConfigError
 from shards.records import Reject
+from streamssl.monitoring.catalogue import CATALOGUE
 from tests.cluster.monitoring.counted import count_chunk, count_step, fetch, scrape
 
 RUN = RunInfo(
@@ -28,18 +29,24 @@ RUN = RunInfo(
 )
 
 
-def address(server: MetricsServer, path: str) -> str:
-    return server.url.replace("/metrics", path)
+@pytest.fixture
+def hub():
+    hub = MetricsHub(CATALOGUE)
+    hub.run = RUN
+    return hub
 
 
-def test_a_scrape_has_what_was_counted() -> None:
-    """By stage and reason, with units in the names."""
-    metrics = MetricsHub(CATALOGUE)
-    with MetricsServer(metrics) as server:
-        count_chunk(metrics)
-        count_chunk(metrics, num_kept=2, num_rejected=0, num_unselected=5)
-        count_step(metrics, 1)
-        count_step(metrics, 2, Reject(0, 0, "k", "empty"), Reject(0, 1, "k", "too_small"))
+def state_at(server: MetricsServer, query: str = ""):
+    return json.loads(fetch(f"{server.page}state{query}"))
+
+
+def test_a_scrape_has_all_counts(hub):
+    """Prometheus would show other numbers than the run has counted."""
+    with MetricsServer(hub) as server:
+        count_chunk(hub)
+        count_chunk(hub, num_kept=2, num_rejected=0, num_unselected=5)
+        count_step(hub, 1)
+        count_step(hub, 2, Reject(0, 0, "k", "empty"), Reject(0, 1, "k", "too_small"))
         found = scrape(server.url)
     expected = {
         ("streamssl_samples_total", "read"): 11,
@@ -66,35 +73,35 @@ def test_a_scrape_has_what_was_counted() -> None:
     assert {key: found[key] for key in expected} == pytest.approx(expected)
 
 
-def test_what_was_never_measured_is_absent() -> None:
-    """A queue that is 0 full and one that does not exist are not the same."""
-    metrics = MetricsHub(CATALOGUE)
-    with MetricsServer(metrics) as server:
+def test_unmeasured_gauges_are_absent(hub):
+    """An empty queue and a missing queue would look the same."""
+    with MetricsServer(hub) as server:
         before = scrape(server.url)
-        metrics.values.set({("queue_age_steps", "p50"): 3.0})
+        hub.values.set({("queue_age_steps", "p50"): 3.0})
         known = scrape(server.url)
-        metrics.values.set({("queue_age_steps", "p50"): float("nan")})
+        hub.values.set({("queue_age_steps", "p50"): float("nan")})
         after = scrape(server.url)
     assert ("streamssl_loss",) not in before and not any("queue" in key[0] for key in before)
     assert known["streamssl_queue_age_steps", "p50"] == 3 and after == before
 
 
-def test_the_state_is_the_scrape_and_how_it_came_to_it() -> None:
-    """A page that shows other numbers than Prometheus is believed by nobody."""
-    metrics = MetricsHub(CATALOGUE)
-    metrics.run, metrics.sections["images"] = RUN, lambda: ["a"]
-    with MetricsServer(metrics) as server:
-        count_step(metrics, 1)
-        metrics.tick()
-        count_step(metrics, 2)
-        metrics.history.add({"streamssl_loss": 0.125}, metrics.history.columns()["time"][-1] + 5)
-        state = json.loads(fetch(address(server, "/state")))
+def test_the_state_agrees_with_the_scrape_and_has_a_history(hub):
+    """The live page would show other numbers than Prometheus."""
+    hub.sections["images"] = lambda: ["a"]
+    with MetricsServer(hub) as server:
+        count_step(hub, 1)
+        hub.tick()
+        count_step(hub, 2)
+        hub.history.add({"streamssl_loss": 0.125}, hub.history.columns()["time"][-1] + 5)
+        state = state_at(server)
         [first, last] = state["history"]["time"]
-        later = json.loads(fetch(address(server, f"/state?since={first}")))
+        later = state_at(server, f"?since={first}")
         found = scrape(server.url)
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            state_at(server, "?since=yesterday")
     assert state["version"] == 1 and state["status"] is None and state["sections"]["images"]
     assert state["run"]["name"] == "a" and state["run"]["ended"] is None
-    assert state["thresholds"] == {"streamssl_feature_std": {"low": 0.1}}
+    assert state["thresholds"] == RUN.thresholds
     values = {key: value for key, value in state["values"].items() if "{" not in key}
     assert values == {key[0]: found[key] for key in found if len(key) == 1}
     assert state["values"]['streamssl_samples_total{stage="trained"}'] == 32
@@ -103,91 +110,72 @@ def test_the_state_is_the_scrape_and_how_it_came_to_it() -> None:
     assert later["history"]["time"] == [last]
 
 
-def test_a_run_that_ended_says_when_and_why() -> None:
-    """Whoever comes an hour later must see that nothing moves any more."""
-    metrics = MetricsHub(CATALOGUE)
-    metrics.run, metrics.outcome = RUN, RunOutcome(at=3.0, error="the disk is full")
-    with MetricsServer(metrics) as server:
-        run = json.loads(fetch(address(server, "/state")))["run"]
+def test_the_state_has_the_end_and_the_error(hub):
+    """A user who returns an hour later must see that the run has failed."""
+    hub.outcome = RunOutcome(at=3.0, error="the disk is full")
+    with MetricsServer(hub) as server:
+        run = state_at(server)["run"]
     assert run["ended"] == 3.0 and run["error"] == "the disk is full"
 
 
-def test_a_run_that_fails_is_scraped_once_more() -> None:
-    """Its last numbers say why it failed; a run that nobody scrapes does not wait for anybody."""
-    metrics, found = MetricsHub(CATALOGUE), []
-    with pytest.raises(ConfigError), MetricsServer(metrics):
-        raise ConfigError("nobody waits")
-    with pytest.raises(ConfigError), MetricsServer(metrics) as server:
+def test_a_failed_run_waits_for_one_more_scrape(hub):
+    """Its last numbers explain the failure; a run without a Prometheus must not wait."""
+    found = []
+    with pytest.raises(ConfigError), MetricsServer(hub):
+        raise ConfigError("no Prometheus")
+    with pytest.raises(ConfigError), MetricsServer(hub) as server:
         scrape(server.url)
-        metrics.values.count(("state_mismatches",), 1)
-        later = threading.Timer(0.3, lambda: found.append(scrape(server.url)))
+        hub.values.count(("state_mismatches",), 1)
+        later = threading.Timer(0.1, lambda: found.append(scrape(server.url)))
         later.start()
         raise ConfigError("the states differ")
     later.join()  # the run may end while the answer is on its way
     assert [one["streamssl_state_mismatches_total",] for one in found] == [1]
-    assert metrics.outcome is not None and metrics.outcome.error == "the states differ"
+    assert hub.outcome is not None and hub.outcome.error == "the states differ"
 
 
-def test_where_a_run_serves_is_written_down_while_it_does(tmp_path: Path) -> None:
-    """`streamssl monitor` looks there."""
+def test_the_address_file_exists_while_the_server_is_open(hub, tmp_path):
+    """`streamssl monitor` would not find the run."""
     path = tmp_path / ".metrics"
-    metrics = MetricsHub(CATALOGUE)
-    metrics.run = RUN
-    with MetricsServer(metrics, address_file=path) as server:
+    with MetricsServer(hub, address_file=path) as server:
         assert path.read_text() == server.url.removesuffix("/metrics")
-        assert json.loads(fetch(address(server, "/sd")))[0]["labels"] == {"run": "a"}
+        [target] = json.loads(fetch(f"{server.page}sd"))
+        assert target["labels"] == {"run": "a"}
+        assert fetch(f"http://{target['targets'][0]}/healthz") == b"ok\n"
     assert not path.exists()
 
 
-def test_probes_are_asked_every_second() -> None:
-    """Gauges and counters of this process, by kind; counters since the probe began."""
-    metrics, numbers = MetricsHub(CATALOGUE), iter((3.0, 5.0))
-    metrics.probes.append(lambda: {("steps_wanted",): 7.0, ("bucket_bytes", "b"): next(numbers)})
-    metrics.tick(), metrics.tick()
-    assert metrics.values.get(("steps_wanted",)) == 7
-    assert metrics.values.get(("bucket_bytes", "b")) == 5
+def test_probes_are_read_at_each_tick(hub):
+    """Gauges and counters of this process would stay at their first values."""
+    numbers = iter((3.0, 5.0))
+    hub.probes.append(lambda: {("steps_wanted",): 7.0, ("bucket_bytes", "b"): next(numbers)})
+    hub.tick(), hub.tick()
+    assert hub.values.get(("steps_wanted",)) == 7
+    assert hub.values.get(("bucket_bytes", "b")) == 5
 
 
-def test_readings_beyond_their_limit_are_told_apart() -> None:
-    """Which one it is decides what to do."""
-    metrics = MetricsHub(CATALOGUE)
-    metrics.health(("feature_std", "effective_rank"), ("effective_rank",))
-    assert metrics.values.get(("collapsing", "effective_rank")) == 1
-    assert metrics.values.get(("collapsing", "feature_std")) == 0
-    assert metrics.values.get(("collapsing", "assignments_used")) is None
-
-
-def test_prometheus_is_told_where_to_scrape() -> None:
-    """A port that is free one day is taken the next: nobody should have to write it down."""
-    with MetricsServer(MetricsHub(CATALOGUE)) as server:
-        [found] = json.loads(fetch(address(server, "/sd")))
-        assert fetch(f"http://{found['targets'][0]}/healthz") == b"ok\n"
-
-
-def test_more_pages_are_served_beside_them() -> None:
-    """The live page stands on its own, and what is not there is said to be elsewhere."""
-    pages = {"/": lambda _: Answer(b"<p>", "text/html")}
-    with MetricsServer(MetricsHub(CATALOGUE), pages=pages) as server:
-        assert fetch(address(server, "/")) == b"<p>"
+def test_further_pages_are_served_and_others_are_listed(hub):
+    """The live page would be missing."""
+    pages = {"/": lambda _: HttpResponse(b"<p>", "text/html")}
+    with MetricsServer(hub, pages=pages) as server:
+        assert fetch(server.page) == b"<p>"
         with pytest.raises(urllib.error.HTTPError) as refused:
-            fetch(address(server, "/nothing"))
+            fetch(f"{server.page}nothing")
         assert refused.value.code == 404 and b"/metrics" in refused.value.read()
-        with pytest.raises(urllib.error.HTTPError, match="400"):
-            fetch(address(server, "/state?since=yesterday"))
 
 
-def test_two_runs_in_one_process_count_apart() -> None:
+def test_two_runs_in_one_process_count_separately(hub):
     """A global registry would refuse the second run, or add the two up."""
-    one, other = MetricsHub(CATALOGUE), MetricsHub(CATALOGUE)
-    count_step(one, 7)
-    with MetricsServer(one) as first, MetricsServer(other) as second:
+    other = MetricsHub(CATALOGUE)
+    count_step(hub, 7)
+    with MetricsServer(hub) as first, MetricsServer(other) as second:
         assert scrape(first.url)["streamssl_samples_total", "trained"] == 16
         assert scrape(second.url)["streamssl_samples_total", "trained"] == 0
 
 
-def test_it_listens_on_the_loopback_only() -> None:
-    """Nobody on the network is let in by default."""
-    with MetricsServer(MetricsHub(CATALOGUE)) as server:
+def test_the_server_listens_on_loopback_only_and_frees_its_port(hub):
+    """Other machines could read the run; a resume could not serve on the same port."""
+    with MetricsServer(hub) as server:
         port = int(server.url.split(":")[2].split("/")[0])
         listening = [
             connection.laddr.ip
@@ -195,22 +183,15 @@ def test_it_listens_on_the_loopback_only() -> None:
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
         ]
     assert listening == ["127.0.0.1"]
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(server.url, timeout=5)
+    with MetricsServer(hub, port) as again:
+        assert again.url == server.url
 
 
-def test_a_taken_port_is_a_sentence() -> None:
-    """Before anything is trained, with the remedy."""
+def test_a_taken_port_is_refused_in_one_sentence(hub):
+    """A stack trace instead of a remedy."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port} \(.*in use.*another --metrics-port"):
-            MetricsServer(MetricsHub(CATALOGUE), port)
-
-
-def test_the_port_is_free_again_after_the_run() -> None:
-    """A resume with the same --metrics-port must work at once."""
-    with MetricsServer(MetricsHub(CATALOGUE)) as server:
-        url = server.url
-    with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(url, timeout=5)
-    port = int(url.split(":")[2].split("/")[0])
-    with MetricsServer(MetricsHub(CATALOGUE), port) as server:
-        assert server.url == url
+            MetricsServer(hub, port)

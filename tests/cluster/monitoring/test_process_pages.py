@@ -1,42 +1,42 @@
-"""The pages of one process: they answer when all else hangs, and are there only when asked for."""
+"""Pages of one process answer while its threads hang, and exist only if ports are given."""
 
 import threading
-import time
+from dataclasses import replace
 
 import pytest
-import ray
 
-from cluster.monitoring.process_pages import DebugPorts, ProcessPages, parse_ports
+from cluster.monitoring.process_pages import ProcessPages, parse_ports
 from shards.errors import ConfigError
 from tests.cluster.monitoring.counted import fetch, scrape, some_ports
 
 
-def hang_here(released: threading.Event) -> None:
+def hang_here(released: threading.Event, hangs: threading.Event) -> None:
+    hangs.set()
     assert released.wait(20)
 
 
-def test_stacks_are_told_while_the_main_thread_hangs() -> None:
-    """That is when somebody asks for them."""
-    released, found = threading.Event(), []
+def test_stacks_are_served_while_the_main_thread_hangs():
+    """A user needs them exactly then."""
+    released, hangs, found = threading.Event(), threading.Event(), []
 
-    def ask(address: str) -> None:
-        time.sleep(0.1)  # until it hangs
+    def request(address: str) -> None:
+        assert hangs.wait(20)
         found.append(fetch(f"http://{address}/stacks").decode())
         found.append(fetch(f"http://{address}/healthz").decode())
         released.set()
 
     with ProcessPages("reader-1.4", some_ports(1), dict) as pages:
-        threading.Thread(target=ask, args=(pages.address,), name="curious", daemon=True).start()
-        hang_here(released)
+        threading.Thread(target=request, args=(pages.address,), name="client", daemon=True).start()
+        hang_here(released, hangs)
     stacks, health = found
     assert stacks.startswith("reader-1.4, process ") and health == "ok\n"
     threads = dict(part.split(":\n", 1) for part in stacks.split("\n\nthread ")[1:])
-    assert "in hang_here" in threads["MainThread"] and "in fetch" in threads["curious"]
-    assert "in hang_here" not in threads["curious"]
+    assert "in hang_here" in threads["MainThread"] and "in fetch" in threads["client"]
+    assert "in hang_here" not in threads["client"]
 
 
-def test_a_process_serves_what_it_counted_under_names_of_its_own() -> None:
-    """Beside what it takes of its machine; the names of the run are those of all together."""
+def test_a_process_serves_its_counts_under_a_prefix():
+    """A rule that sums over runs would count them twice."""
     counts = {("samples", "read"): 7.0, ("train_step",): 3.0, ("bucket_bytes", "b"): 5.0}
     with ProcessPages("reader-1.4", some_ports(1), lambda: counts) as pages:
         counts["samples", "read"] = 9.0
@@ -52,10 +52,8 @@ def test_a_process_serves_what_it_counted_under_names_of_its_own() -> None:
     assert ("python_gc_collections_total", "0") in found
 
 
-def test_ports_go_to_whoever_comes_first_and_the_rest_go_without(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """A run must not end because somebody wanted to look at it."""
+def test_processes_without_a_free_port_run_without_pages(caplog):
+    """A debugging option must not end a run."""
     ports = some_ports(2)
     with (
         ProcessPages("a", ports, dict) as one,
@@ -71,27 +69,21 @@ def test_ports_go_to_whoever_comes_first_and_the_rest_go_without(
         assert again.address == one.address
 
 
-def test_without_ports_nothing_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And with them on the loopback address alone, unless the nodes are told to."""
+def test_pages_listen_on_loopback_unless_ports_are_on_nodes():
+    """Other machines could read the stacks of a run."""
     before = threading.active_count()
     with ProcessPages("a", None, dict) as none:
         assert none.address == "" and threading.active_count() == before
-    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.9")
     ports = some_ports(1)
-    with ProcessPages("a", ports, dict) as here:
+    with ProcessPages("a", ports, dict, "127.0.0.9") as here:
         assert here.address.startswith("127.0.0.1:")
-    with ProcessPages("a", DebugPorts(ports.first, ports.last, on_nodes=True), dict) as there:
+    with ProcessPages("a", replace(ports, on_nodes=True), dict, "127.0.0.9") as there:
         assert there.address == f"127.0.0.9:{ports.first}"
         fetch(f"http://{there.address}/healthz")
 
 
 @pytest.mark.parametrize("text", ["9500", "9599-9500", "80-90", "9500-70000", "-", "a-b", "1-2-3"])
-def test_ports_that_cannot_be_meant_are_refused(text: str) -> None:
-    """With what was found, what may be, and how to write it."""
-    with pytest.raises(ConfigError, match=rf"'{text}'; .* 1024 to 65535, .* --debug-ports 9500"):
+def test_invalid_ports_are_refused(text):
+    """A typing error would be found when the run hangs."""
+    with pytest.raises(ConfigError, match=r"two ports from 1024 .* --debug-ports 9500-9599"):
         parse_ports(text)
-
-
-def test_ports_are_read_as_they_are_written() -> None:
-    assert parse_ports("9500-9599") == DebugPorts(9500, 9599)
-    assert str(DebugPorts(9500, 9500)) == "9500-9500"

@@ -1,16 +1,16 @@
-"""A run that was never trained: its hub is fed by formula, minutes of it in an instant."""
+"""A run without training: its hub is filled by formula, minutes of it in an instant."""
 
 import math
 import random
 import time
 from dataclasses import replace
 
-from cluster.monitoring.metric_values import flat
-from cluster.monitoring.metrics_hub import Metrics
-from cluster.monitoring.run_state import RunInfo, charted
-from cluster.protocol.driver_protocol import Told
+from cluster.monitoring.metrics_hub import MetricsHub
+from cluster.monitoring.run_state import RunInfo
+from cluster.protocol.driver_protocol import RunReport
 from cluster.protocol.lease_counters import LeaseSnapshot
-from cluster.protocol.run_status import ActorStatus, Decided, NodeStatus, Status
+from cluster.protocol.run_status import ActorStatus, NodeStatus, Status, TimedEvent
+from streamssl.monitoring.catalogue import CATALOGUE
 
 NUM_STEPS, BATCH = 2000, 256
 RUN = RunInfo(
@@ -32,23 +32,22 @@ LEASES = LeaseSnapshot(
 
 
 class MadeRun:
-    """Two steps a second, six readers, two trainers. `metrics` is as after `seconds` of them."""
+    """Two steps a second, six readers, two trainers. `hub` is as after `seconds` of them."""
 
     def __init__(self, seconds: int = 300, cluster: str = "local") -> None:
-        self.metrics = Metrics()
+        self.hub = MetricsHub(CATALOGUE)
         self.began = time.time() - seconds
-        self.metrics.run = replace(RUN, began=self.began, cluster=cluster)
+        self.hub.run = replace(RUN, began=self.began, cluster=cluster)
         self._random, self._cluster = random.Random(0), cluster
         self.step = 0
         for passed in range(1, seconds + 1):
             self.go_on()
             now = self.began + passed
-            found = flat(*self.metrics.values.snapshot())
-            self.metrics.history.add(charted(found), now=now)
+            self.hub.add_to_history(now)
 
     def go_on(self, waiting: float = 0.02) -> None:
-        """One second more, that part of it spent waiting for images."""
-        values, grown = self.metrics.values, 1 - math.exp(-self.step / 400)
+        """Add one second; `waiting` is the part of it spent waiting for images."""
+        values, grown = self.hub.values, 1 - math.exp(-self.step / 400)
         self.step += 2
         noise = self._random.random()
         for stage, number in (("read", 560), ("cropped", 540), ("trained", 2 * BATCH)):
@@ -81,7 +80,7 @@ class MadeRun:
                 for name in ("actors", "actors_wanted")
                 for role, number in (("reader", 6), ("trainer", 2))
             }
-            self.metrics.heard(Told(counted=(), gauges=gauges, status=self._status()))
+            self.hub.take_report(RunReport(counted=(), gauges=gauges, status=self._status()))
 
     def _status(self) -> Status:
         nodes = tuple(
@@ -107,6 +106,6 @@ class MadeRun:
             planned=self.step + 8, generation="1", world=2, step_seconds=0.49,
             wanted={"reader": 6, "trainer": 2}, scaling="6 readers: enough", rates={},
             nodes=nodes, actors=readers + trainers, leases=LEASES,
-            decisions=(Decided(seconds=self.step / 4, what="6 readers, not 4", why="starved"),),
-            recoveries=(Decided(seconds=5.0, what="1.8 s", why="trainer-1.9 died"),), readings={},
+            decisions=(TimedEvent(seconds=self.step / 4, what="6 readers, not 4", why="starved"),),
+            recoveries=(TimedEvent(seconds=5.0, what="1.8 s", why="trainer-1.9 died"),), readings={},
         )  # fmt: skip

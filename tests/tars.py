@@ -1,11 +1,11 @@
-"""Small tars, and what Python's own `tarfile` says is in them; `wild_tars` makes odd ones."""
+"""Small tars, and the samples that `tarfile` reads from them; `wild_tars` builds unusual ones."""
 
 import io
 import tarfile
 
 
 def make_tar(members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> bytes:
-    """A tar of these names and contents."""
+    """Build a tar of these names and contents."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
         for name, data in members:
@@ -16,7 +16,7 @@ def make_tar(members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT)
 
 
 def samples_by_tarfile(data: bytes) -> list[tuple[str, dict[str, bytes]]]:
-    """(key, extension -> bytes) of every sample, read by the standard library."""
+    """Return (key, extension -> bytes) of every sample, read by the standard library."""
     found: list[tuple[str, dict[str, bytes]]] = []
     with tarfile.open(fileobj=io.BytesIO(data), ignore_zeros=True) as tar:
         for member in tar:

@@ -1,13 +1,13 @@
-"""Random tars of every kind, header by header, and what Python's `tarfile` makes of them.
+"""Random tars of every dialect, and the samples that `tarfile` finds in them.
 
-`tarfile` can write three dialects only, and none of their oddities, so headers are made here.
+`tarfile` writes only three dialects, without their rare features, so headers are built here.
 """
 
 import io
 import random
 import tarfile
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 BLOCK = 512
 STYLES = ("ustar", "gnu", "pax", "v7", "base256", "pax_size", "sparse_gnu", "sparse_0.0",
@@ -17,22 +17,21 @@ _MARKS = {"ustar": b"ustar\x0000", "gnu": b"ustar  \0", "v7": b""}
 
 @dataclass(frozen=True, kw_only=True)
 class Wild:
-    """A tar, the places of its members, and whether a tar inside it could pass for a part of it."""
+    """A tar; `nested` if it may contain tars as members."""
 
     data: bytes
     nested: bool = False
     num_damaged: int = 0
-    ends: tuple[int, ...] = field(default=())
 
 
 def pad(data: bytes) -> bytes:
-    """`data` and zeros up to a whole block."""
+    """Pad `data` with zeros to whole blocks."""
     return data + bytes(-len(data) % BLOCK)
 
 
 def header(name: bytes, size: int, kind: bytes = b"0", mark: str = "ustar", rest: bytes = b"",
            base256: bool = False) -> bytes:  # fmt: skip
-    """One header block; `rest` is what stands behind the mark."""
+    """Build one header block; `rest` fills its end."""
     number = b"\x80" + size.to_bytes(11, "big") if base256 else b"%011o\0" % size
     block = bytearray(BLOCK)
     block[0 : min(100, len(name))] = name[:100]
@@ -46,13 +45,13 @@ def header(name: bytes, size: int, kind: bytes = b"0", mark: str = "ustar", rest
 
 
 def with_checksum(block: bytes) -> bytes:
-    """The header with the checksum that belongs to it."""
+    """Return the header with its right checksum."""
     blank = block[:148] + b" " * 8 + block[156:]
     return blank[:148] + b"%06o\0 " % sum(blank) + blank[156:]
 
 
 def pax(records: list[tuple[bytes, bytes]], kind: bytes = b"x") -> bytes:
-    """A PAX header with these records."""
+    """Build a PAX header with these records."""
     data = b""
     for key, value in records:
         length = len(key) + len(value) + 3
@@ -63,12 +62,12 @@ def pax(records: list[tuple[bytes, bytes]], kind: bytes = b"x") -> bytes:
 
 
 def long_link(name: bytes, kind: bytes = b"L") -> bytes:
-    """The GNU header of a long name, or of the target of a link."""
+    """Build the GNU header of a long name, or of a long link target."""
     return header(b"././@LongLink", len(name) + 1, kind, "gnu") + pad(name + b"\0")
 
 
 def member(name: bytes, data: bytes, style: str, rng: random.Random) -> bytes:
-    """A regular file in one of `STYLES`."""
+    """Build a regular file in one of `STYLES`."""
     if style.startswith("sparse"):
         return _sparse(name, data, style, rng)
     if style in ("v7", "base256"):
@@ -92,7 +91,7 @@ def member(name: bytes, data: bytes, style: str, rng: random.Random) -> bytes:
 
 
 def _sparse(name: bytes, data: bytes, style: str, rng: random.Random) -> bytes:
-    """A file whose zeros are left out where that is possible, as GNU tar does it."""
+    """Build a sparse file as GNU tar does."""
     pieces: list[tuple[int, int]] = []
     at = 0
     while at < len(data):
@@ -137,7 +136,7 @@ def _old_sparse(name: bytes, size: int, pieces: list[tuple[int, int]]) -> bytes:
 
 
 def special(key: bytes, rng: random.Random) -> bytes:
-    """What is in tars besides files."""
+    """Build a random member that is no regular file."""
     long = b"t" * 150
     return rng.choice(
         [
@@ -160,7 +159,7 @@ def special(key: bytes, rng: random.Random) -> bytes:
 
 
 def random_name(index: int, rng: random.Random) -> bytes:
-    """Keys with dots in folders, prefixes, long, other alphabets, bytes that are no text."""
+    """Draw a key: dots in folders, prefixes, long names, other alphabets, invalid UTF-8."""
     folder = rng.choice([b"", b"", b"./", b"v1.0/a.b/", b"d/" * (index % 3), b"/abs/"])
     if rng.random() < 0.1:
         folder += rng.choice([b"x" * 120 + b"/", "é".encode() * 60, "長/".encode() * 40])
@@ -169,7 +168,7 @@ def random_name(index: int, rng: random.Random) -> bytes:
 
 
 def random_data(rng: random.Random, nested: bool) -> bytes:
-    """Bytes of a member: none, few, many, with zeros inside, or a tar and something around it."""
+    """Draw the bytes of a member: none, few, many, with zeros, or a tar with bytes around it."""
     if nested and rng.random() < 0.3:
         before = rng.choice([b"", b"", rng.randbytes(rng.choice([100, 512, 1024, 6000]))])
         return before + inner_tar(rng) + rng.randbytes(rng.choice([0, 0, 100, 1024, 3000]))
@@ -180,7 +179,7 @@ def random_data(rng: random.Random, nested: bool) -> bytes:
 
 
 def inner_tar(rng: random.Random) -> bytes:
-    """A tar that is the data of a member: short or long, whole, without its end, or cut."""
+    """Draw a tar for use as a member: short or long, whole, without its end, or truncated."""
     style = rng.choice(["ustar", "gnu", "pax", "v7"])
     many = rng.choice([3, 7, 8, 20, 60])
     parts = []
@@ -194,7 +193,7 @@ def inner_tar(rng: random.Random) -> bytes:
 
 
 def random_archive(rng: random.Random, nested: bool) -> bytes:
-    """Samples of one to four members in any order of extensions, with other things in between."""
+    """Draw samples of one to four members in any order, with other members between them."""
     styles = [rng.choice(STYLES[:4])] if rng.random() < 0.6 else rng.choices(STYLES, k=4)
     parts, names = [], []
     for index in range(rng.randint(1, rng.choice([3, 12, 40]))):
@@ -214,7 +213,7 @@ def random_archive(rng: random.Random, nested: bool) -> bytes:
 
 
 def wild_tar(seed: int, nested: bool = False) -> Wild:
-    """One or more archives, put end to end, with more or less behind the end."""
+    """Draw one or more concatenated archives with a random ending."""
     rng = random.Random(seed)
     ending = rng.choice(["end", "end", "none", "long", "junk"])
     data = b""
@@ -229,7 +228,7 @@ def wild_tar(seed: int, nested: bool = False) -> Wild:
 
 @dataclass(frozen=True)
 class Expected:
-    """A sample as `tarfile` sees it: where it begins and ends, and its members."""
+    """A sample as `tarfile` reads it: offsets of begin and end, and members."""
 
     offset: int
     end: int
@@ -238,8 +237,11 @@ class Expected:
 
 
 def expected_samples(data: bytes) -> list[Expected]:
-    """The regular files of a tar, grouped by the rule: neighbours with the same key, as long as
-    no extension repeats; the key ends at the first dot of the file name."""
+    """Group the regular files of a tar into samples.
+
+    Adjacent files with the same key are one sample, until an extension repeats. The key ends at the
+    first dot of the file name.
+    """
     found: list[Expected] = []
     with (
         warnings.catch_warnings(),

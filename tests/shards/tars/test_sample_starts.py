@@ -1,4 +1,4 @@
-"""What is remembered of walks: starts that were found, few of them, of few shards."""
+"""Cache of sample starts: the right start, few per shard, of few shards."""
 
 import random
 
@@ -6,8 +6,8 @@ from shards.records import ShardInfo
 from shards.tars.sample_starts import SampleStartCache, SampleStarts
 
 
-def test_the_nearest_start_before_a_place_is_found():
-    """A walk would begin behind the place, or at byte 0 every time."""
+def test_nearest_start_before_an_offset_is_found():
+    """A walk would begin after the offset, or at byte 0 every time."""
     starts = SampleStarts(distance=100)
     assert starts.before(10**12) == 0
     for offset in (512, 1024, 5120, 2048):
@@ -17,8 +17,8 @@ def test_the_nearest_start_before_a_place_is_found():
     ]  # fmt: skip
 
 
-def test_starts_that_lie_close_together_are_not_kept():
-    """A shard of a million samples is not a list of a million numbers."""
+def test_close_starts_are_not_kept():
+    """A shard of a million samples would need a list of a million numbers."""
     starts = SampleStarts()
     for offset in range(0, 1 << 24, 512):
         starts.add(offset)
@@ -26,8 +26,8 @@ def test_starts_that_lie_close_together_are_not_kept():
     assert len(kept) == 64
 
 
-def test_a_huge_shard_is_remembered_more_coarsely():
-    """A terabyte must cost no more memory than a gigabyte."""
+def test_huge_shard_keeps_a_bounded_number_of_starts():
+    """A shard of a terabyte would need a thousand times the memory of one gigabyte."""
     starts = SampleStarts(distance=512)
     order = list(range(0, 1 << 25, 512))
     random.Random(0).shuffle(order)
@@ -37,21 +37,21 @@ def test_a_huge_shard_is_remembered_more_coarsely():
     assert 4000 < len(kept) <= 1 << 14 and all(start <= 1 << 25 for start in kept)
 
 
-def test_a_shard_that_changed_is_another_shard():
-    """The starts of the old file are inside the images of the new one."""
-    walks = SampleStartCache()
-    walks.of_shard(ShardInfo("a.tar", 10, "1")).add(1 << 20)
-    assert walks.of_shard(ShardInfo("a.tar", 10, "1")).before(1 << 21) == 1 << 20
-    assert walks.of_shard(ShardInfo("a.tar", 10, "2")).before(1 << 21) == 0
+def test_changed_shard_has_no_known_starts():
+    """Starts of the old file would be offsets inside images of the new one."""
+    cache = SampleStartCache()
+    cache.of_shard(ShardInfo("a.tar", 10, "1")).add(1 << 20)
+    assert cache.of_shard(ShardInfo("a.tar", 10, "1")).before(1 << 21) == 1 << 20
+    assert cache.of_shard(ShardInfo("a.tar", 10, "2")).before(1 << 21) == 0
 
 
-def test_only_the_shards_read_last_are_remembered():
-    """A reader that meets a hundred thousand shards must not remember them all."""
-    walks = SampleStartCache()
+def test_only_the_latest_shards_are_cached():
+    """The memory of a reader would grow with the number of shards."""
+    cache = SampleStartCache()
     for index in range(200):
-        walks.of_shard(ShardInfo(f"{index}.tar", 10, "1")).add(1 << 20)
-        walks.of_shard(ShardInfo("0.tar", 10, "1"))
+        cache.of_shard(ShardInfo(f"{index}.tar", 10, "1")).add(1 << 20)
+        cache.of_shard(ShardInfo("0.tar", 10, "1"))
     order = [0, *range(199, 0, -1)]
     shards = [ShardInfo(f"{index}.tar", 10, "1") for index in order]
-    remembered = [bool(walks.of_shard(shard).before(1 << 21)) for shard in shards]
-    assert remembered[:40] == [True] * 40 and remembered.count(True) < 70
+    cached = [bool(cache.of_shard(shard).before(1 << 21)) for shard in shards]
+    assert cached[:40] == [True] * 40 and cached.count(True) < 70

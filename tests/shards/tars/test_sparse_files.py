@@ -1,4 +1,4 @@
-"""Files with holes come back whole, from every map that GNU tar ever wrote; bombs do not."""
+"""Sparse files are restored from every map format of GNU tar; bombs are rejected."""
 
 import os
 import random
@@ -8,24 +8,24 @@ import subprocess
 import pytest
 
 from shards.tars.sparse_files import SparseMap, SparseMapError
-from tests.cutting import cut_all, rejects_in, samples_in
+from tests.tar_checks import cut_all, rejects_in, samples_in
 from tests.wild_tars import expected_samples, header, member, pad, pax
 
 STYLES = ("sparse_gnu", "sparse_0.0", "sparse_0.1", "sparse_1.0")
 
 
-def holey(rng, num_pieces):
-    """Random bytes with stretches of zeros between them, and zeros at the end."""
+def sparse_bytes(rng, num_pieces):
+    """Random bytes with runs of zeros between them."""
     pieces = [rng.randbytes(512 * rng.randint(1, 3)) + bytes(2048) for _ in range(num_pieces)]
     return bytes(1024) + b"".join(pieces)
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("num_pieces", [0, 1, 4, 5, 60])
-def test_all_maps_give_the_file_back(style, num_pieces):
-    """An image with its holes cut out is another image, or none."""
+@pytest.mark.parametrize("num_pieces", [0, 1, 4, 5, 26])
+def test_every_map_format_restores_the_file(style, num_pieces):
+    """An image without its zeros would be a broken image."""
     rng = random.Random(num_pieces)
-    whole = {f"{i}": holey(rng, num_pieces) for i in range(12)}
+    whole = {f"{i}": sparse_bytes(rng, num_pieces) for i in range(4)}
     data = b"".join(member(f"{k}.bmp".encode(), v, style, rng) for k, v in whole.items())
     data += bytes(1024)
     expected = [(s.offset, s.key, s.fields) for s in expected_samples(data)]
@@ -39,8 +39,8 @@ def test_all_maps_give_the_file_back(style, num_pieces):
 @pytest.mark.parametrize("options", ["--format=gnu", "--format=pax --sparse-version=0.0",
                                      "--format=pax --sparse-version=0.1",
                                      "--format=pax --sparse-version=1.0"])  # fmt: skip
-def test_shards_of_gnu_tar_itself_are_read_exactly(options, tmp_path):
-    """The maps above are ours; these are the tool's."""
+def test_shards_of_gnu_tar_are_read_exactly(options, tmp_path):
+    """The maps built by the tests could differ from those of the tool."""
     rng = random.Random(3)
     contents = {}
     for index in range(10):
@@ -56,15 +56,15 @@ def test_shards_of_gnu_tar_itself_are_read_exactly(options, tmp_path):
         cwd=tmp_path, env={"LC_ALL": "C", "PATH": os.environ["PATH"]}, capture_output=True,
     )  # fmt: skip
     if made.returncode:
-        pytest.skip(f"this tar does not know {options}")
+        pytest.skip(f"this tar does not support {options}")
     data = (tmp_path / "out.tar").read_bytes()
     for chunk_bytes in (16384, 1 << 22):
         found = cut_all(data, chunk_bytes).found
         assert {s[1]: s[2]["bmp"] for s in samples_in(found)} == contents
 
 
-def test_a_bomb_of_holes_is_rejected_and_not_filled():
-    """A kilobyte that becomes half a gigabyte, four thousand times in a chunk."""
+def test_sparse_bomb_is_rejected_and_not_expanded():
+    """A kilobyte would become half a gigabyte, four thousand times in a chunk."""
     bomb = header(b"0.bmp", 0, b"S", "gnu", (bytes(97) + b"%011o\0" % (1 << 29)).ljust(126, b"\0"))
     found = cut_all(bomb + header(b"1.bmp", 0) + bytes(1024)).found
     (reject,) = rejects_in(found)
@@ -85,8 +85,8 @@ def test_a_bomb_of_holes_is_rejected_and_not_filled():
         [(b"GNU.sparse.size", b"x"), (b"GNU.sparse.offset", b"0"), (b"GNU.sparse.numbytes", b"1")],
     ],
 )
-def test_a_map_that_contradicts_itself_is_damage(records):
-    """What it says must neither be believed nor raise."""
+def test_inconsistent_map_is_damage(records):
+    """An invalid map would be used, or raise."""
     data = pax(records) + header(b"0.bmp", 50) + pad(b"x" * 50) + header(b"1.bmp", 0) + bytes(1024)
     found = cut_all(data).found
     assert [(r.reason, r.offset) for r in rejects_in(found)] == [("broken_tar", 0)]
@@ -94,8 +94,8 @@ def test_a_map_that_contradicts_itself_is_damage(records):
     assert [s[1] for s in samples_in(found)][-1] == "1"
 
 
-def test_less_data_than_the_map_says_is_a_reject():
-    """The end of the image would be that of the next one."""
+def test_map_that_needs_more_data_than_stored_is_a_reject():
+    """The end of the image would come from the next image."""
     with pytest.raises(SparseMapError):
         SparseMap(100, ((0, 60),)).fill(b"x" * 50)
     records = [(b"GNU.sparse.size", b"100"), (b"GNU.sparse.map", b"0,60")]

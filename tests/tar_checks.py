@@ -1,4 +1,4 @@
-"""Tars are cut in every way and held against what Python's own reader says, whole and damaged."""
+"""Checks of the tar cutter against `tarfile`, on random tars, whole and damaged."""
 
 import random
 import time
@@ -14,7 +14,7 @@ WINDOWS = (1 << 12, 1 << 16, 1 << 18)
 
 
 def cut_bytes(data, chunk, window_bytes=1 << 18, starts=None):
-    """One chunk of a tar in memory."""
+    """Cut one chunk of a tar in memory."""
     found = cut_chunk(lambda a, b: data[a:b], len(data), chunk, window_bytes, starts)
     assert all(chunk.start <= item.offset < chunk.stop for item in found.found)
     return found
@@ -29,7 +29,7 @@ def chunks_of(data, chunk_bytes, walked=False):
 
 
 def cut_all(data, chunk_bytes=4096, window_bytes=1 << 18, walked=False):
-    """What all chunks of a tar hold together, and whether one of them needs_walk."""
+    """Cut all chunks of a tar; `needs_walk` is set if any chunk sets it."""
     found, needs_walk = [], False
     for chunk in chunks_of(data, chunk_bytes, walked):
         part = cut_bytes(data, chunk, window_bytes)
@@ -39,7 +39,7 @@ def cut_all(data, chunk_bytes=4096, window_bytes=1 << 18, walked=False):
 
 
 def samples_in(found):
-    """(offset, key, members) of the samples among what was found."""
+    """Return (offset, key, members) of the samples in `found`."""
     return [(s.offset, s.key, dict(s.fields)) for s in found if isinstance(s, Sample)]
 
 
@@ -52,15 +52,17 @@ def shape(expected: list[Expected]):
 
 
 def random_sizes(data, rng):
-    """A chunk size that makes at most some 60 chunks, and a window size."""
+    """Draw a chunk size that gives at most about 60 chunks, and a window size."""
     fitting = [size for size in CHUNK_SIZES if len(data) <= 60 * size]
     return rng.choice(fitting[:4]), rng.choice(WINDOWS)
 
 
 def check_wild(seed, nested):
-    """A random tar, cut in chunks of a random size: exact when walked, in any order and with a
-    memory of earlier walks or without; and when not walked, exact, or a chunk of it needs_walk. Returns
-    whether it was exact without a walk."""
+    """Cut a random tar in chunks of a random size; return True if it is exact without a walk.
+
+    Walked chunks must be exact, in any order, with and without known sample starts. Other chunks
+    must be exact, or one of them must set `needs_walk`.
+    """
     wild = wild_tar(seed, nested)
     rng = random.Random(seed)
     sizes = random_sizes(wild.data, rng)
@@ -79,8 +81,11 @@ def check_wild(seed, nested):
 
 
 def check_damaged(seed):
-    """A random tar in which something was changed: no chunk of it raises or takes long, no sample
-    is found twice, and whatever ends before the damage is as it was. Returns how many those are."""
+    """Cut a damaged random tar; return the number of samples before the damage.
+
+    No chunk may raise or take long, no sample may be found twice, and samples that end before the
+    damage must be unchanged.
+    """
     rng = random.Random(seed)
     nested = rng.random() < 0.3
     data = wild_tar(rng.randrange(1000), nested).data
@@ -98,7 +103,7 @@ def check_damaged(seed):
         offsets = [item.offset for item in found.found]
         assert offsets == sorted(set(offsets)), seed
         samples = samples_in(found.found)
-        # A nested tar may deceive chunks that are not walked; then one says so.
+        # A nested tar may mislead chunks that are not walked; then an earlier chunk says so.
         intact = begins_with(samples, before)
         assert intact or (nested and not walked and found.needs_walk), seed
         assert sum(len(d) for s in samples for d in s[2].values()) <= 17 * len(broken), seed
@@ -106,8 +111,10 @@ def check_damaged(seed):
 
 
 def begins_with(samples, before):
-    """Whether the first samples are these; the last of them may have got more members, if what
-    came next had the same key."""
+    """Return True if `samples` begin with `before`.
+
+    The last of them may have more members, if the next member has the same key.
+    """
     if not before or len(samples) < len(before):
         return not before
     *others, (offset, key, fields) = before
@@ -117,7 +124,7 @@ def begins_with(samples, before):
 
 
 def damage(data, rng):
-    """`data` with something wrong in it, and the first byte that may differ."""
+    """Return `data` with random damage, and the first byte that may differ."""
     at = rng.randrange(len(data))
     length = rng.choice([1, 8, 100, BLOCK, 5000])
     aligned = at // BLOCK * BLOCK
@@ -144,11 +151,11 @@ def damage(data, rng):
         other = rng.randrange(len(data)) // BLOCK * BLOCK
         piece = data[other : other + BLOCK * rng.choice([1, 4, 40])]
         return data[:aligned] + piece + data[aligned + len(piece) :], aligned
-    return _lie(data, rng)
+    return _change_header(data, rng)
 
 
-def _lie(data, rng):
-    """A header that is right by its checksum and says something else."""
+def _change_header(data, rng):
+    """Change a header and make its checksum right."""
     headers = [sample.offset for sample in expected_samples(data)]
     if not headers:
         return data[:100], 100

@@ -94,8 +94,8 @@ def _prepare(pattern: str, target: Path, console: Console) -> str:
     folder = Path(pattern).expanduser()
     if "://" in pattern or not folder.is_dir() or any(map(_has_shards, folder.rglob("*"))):
         return pattern if "://" in pattern else str(folder)
-    with show_packing(console) as watch:
-        report = pack(entries_from_folder(folder), target, num_workers=None, watch=watch)
+    with show_packing(console) as progress:
+        report = pack(entries_from_folder(folder), target, num_workers=None, progress=progress)
     done = "already packed into" if report.reused else "packed into"
     skipped = f", {sum(report.skipped.values())} files skipped" if report.skipped else ""
     console.print(

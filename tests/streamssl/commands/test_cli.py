@@ -86,7 +86,6 @@ def shown(capsys: Capture, *arguments: object) -> str:
         ("pretrain swav --data x --out x --cluster k8s", "cluster='k8s'; it must be none, local, "),
         ("pretrain swav --data x --out x --decode auto", "--decode with cluster='none', which is"),
         ("pretrain swav --data x --out x --metrics-port 99999", "metrics_port=99999; it must be"),
-        ("pretrain swav --data x --out x --backbone.name resnet5", "near it are resnet50"),
         (
             "pretrain swav --data a b --out x --weights 1",
             "1 weights for 2 patterns of --data; each",

@@ -1,6 +1,9 @@
-"""Scores of checkpoints: kept beside the run, read by whoever watches it."""
+"""Scores of checkpoints: kept in the folder of the run, shown by the run."""
 
+import json
+import re
 import shutil
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,7 @@ from shards.errors import ConfigError
 from streamssl.evaluation.score_run import iter_checkpoints
 from streamssl.evaluation.scores import SCORES, KnnScore, keep_score, newest_score, read_scores
 from streamssl.pretrain.replay_page import replay_page
-from tests.streamssl.pretrain.test_live_run import state_at
-from tests.streamssl.pretrain.test_run_metrics import scrape
+from streamssl.runs.file_names import METRICS_ADDRESS
 from tests.tinyrun import tiny_swav, train_here
 
 
@@ -18,19 +20,28 @@ def score(step: int, accuracy: float = 50.0) -> KnnScore:
     return KnnScore(step, {20: accuracy, 200: accuracy / 2}, 1000, 100)
 
 
-def test_scores_are_kept_in_the_order_in_which_they_came(tmp_path: Path) -> None:
-    """An older checkpoint may be scored later; the last word on a step counts."""
+def read_url(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        text: str = response.read().decode()
+    return text
+
+
+def test_scores_are_kept_in_the_order_of_computation(tmp_path: Path) -> None:
+    """An older checkpoint may be scored later, and a step may be scored again."""
     assert newest_score(tmp_path) is None and read_scores(tmp_path) == {}
     for one in (score(4), score(8), score(2), score(4, 60.0)):
         keep_score(tmp_path, one)
     assert newest_score(tmp_path) == score(4, 60.0)
     assert newest_score(tmp_path).headline == 60.0
     assert read_scores(tmp_path) == {4: score(4, 60.0), 8: score(8), 2: score(2)}
+    for step in range(500):  # more than the tail that `newest_score` reads
+        keep_score(tmp_path, score(step))
+    assert newest_score(tmp_path) == score(499)
 
 
 @pytest.mark.parametrize("torn", ["{", '{"step": 9', "[]", '{"step": 9, "knn": {}}', "\0\0"])
-def test_a_line_that_is_no_score_is_passed_over(torn: str, tmp_path: Path) -> None:
-    """The writer may have been killed; whoever reads may come at any moment."""
+def test_a_torn_line_is_skipped(torn: str, tmp_path: Path) -> None:
+    """The writer may be killed while it writes."""
     keep_score(tmp_path, score(1))
     with (tmp_path / SCORES).open("a") as file:
         file.write(torn)
@@ -38,15 +49,8 @@ def test_a_line_that_is_no_score_is_passed_over(torn: str, tmp_path: Path) -> No
     assert list(read_scores(tmp_path)) == [1]
 
 
-def test_the_newest_is_found_at_the_end_of_a_long_file(tmp_path: Path) -> None:
-    """It is asked for every second of a run."""
-    for step in range(500):
-        keep_score(tmp_path, score(step))
-    assert newest_score(tmp_path) == score(499)
-
-
 def test_a_run_is_followed_to_its_last_step(finished_run: Path, tmp_path: Path) -> None:
-    """The newest checkpoint first, those in between left out, and an end."""
+    """The newest checkpoint comes first, those in between are skipped, and following ends."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     later = [path.rename(tmp_path / path.name) for path in sorted((run / "checkpoints").iterdir())]
@@ -60,27 +64,25 @@ def test_a_run_is_followed_to_its_last_step(finished_run: Path, tmp_path: Path) 
         next(iter_checkpoints(tmp_path))
 
 
-def test_a_run_shows_its_newest_score(shards_folder: Path, tmp_path: Path) -> None:
-    """On /metrics while it trains, and at its step on the page of the run that has ended."""
+def test_a_run_shows_its_newest_score(
+    shards_folder: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    """/metrics shows it while the run trains, the replayed page at its step."""
     out = tmp_path / "run"
-    train_here(tiny_swav(num_steps=2), shards_folder, out)
+    shutil.copytree(finished_run, out)
     keep_score(out, score(2, 62.5))
     found: list[float] = []
 
     def stop() -> bool:
-        seen = scrape(out).get("knn_accuracy_ratio")
-        found.extend([] if seen is None else [seen])
+        page = read_url(f"{(out / METRICS_ADDRESS).read_text()}/metrics")
+        found.extend(map(float, re.findall(r"^streamssl_knn_accuracy_ratio (\S+)$", page, re.M)))
         return bool(found)
 
-    train_here(tiny_swav(num_steps=100_000), shards_folder, out, stop=stop)
+    train_here(tiny_swav(num_steps=500), shards_folder, out, stop=stop)
     assert found == [0.625]
     with replay_page(out) as page:
-        state = state_at(page)
-    history = dict(
-        zip(
-            state["history"]["streamssl_train_step"],
-            state["history"]["streamssl_knn_accuracy_ratio"],
-            strict=True,
-        )
+        history = json.loads(read_url(f"{page}state"))["history"]
+    accuracy = dict(
+        zip(history["streamssl_train_step"], history["streamssl_knn_accuracy_ratio"], strict=True)
     )
-    assert history[1] is None and history[2] == 0.625
+    assert accuracy[1] is None and accuracy[2] == 0.625

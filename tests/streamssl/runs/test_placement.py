@@ -22,7 +22,7 @@ from tests.tinyrun import tiny_swav, train_here
         ({"trainers": 2}, r"--trainers with cluster='none', .* give --cluster local"),
         ({"max_readers": 8}, r"--readers as a range with cluster='none'"),
         ({"reader_pools": ("pool=readers",)}, r"--reader-pool with cluster='none'"),
-        ({"cluster": "local", "trainer_pools": ("readers",)}, r"'readers' is no label"),
+        ({"cluster": "local", "trainer_pools": ("readers",)}, r"'readers' is not a label"),
         (
             {"decode": "trainers"},
             r"--decode with cluster='none', which is this process alone; give",

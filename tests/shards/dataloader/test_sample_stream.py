@@ -1,4 +1,4 @@
-"""Encoded samples: the order of a run, its cursors, its rejects; and a real webdataset pipeline."""
+"""SampleStream: order, positions and rejects of a run, and real webdataset pipelines."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ import webdataset as wds
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
 from shards.crops.sample_cropper import CropJob
-from shards.dataloader.open_data import StreamPosition, ReadConfig
+from shards.dataloader.open_data import ReadConfig, StreamPosition
 from shards.dataloader.sample_stream import SampleStream
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch
 from shards.records import Sample
@@ -40,7 +40,7 @@ def encode(height, width, extension=".jpg", seed=0):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """Three shards with trouble among 60 good samples; one image breaks only when decoded."""
+    """Three shards with 60 good samples and bad ones; one image fails only in the decoder."""
     folder = tmp_path_factory.mktemp("mixed")
     hidden = encode(50, 50, ".png")
     bad = [
@@ -59,7 +59,7 @@ def mixed(tmp_path_factory):
 
 
 def refuse(loader, message):
-    """Every worker refuses. They are heard to the end, or torch would wait seconds for each."""
+    """Expect every worker to refuse; read all of them, or torch waits seconds for each."""
     batches = iter(loader)
     with pytest.raises(ConfigError, match=message):
         next(batches)
@@ -81,7 +81,7 @@ def take(stream, num):
 
 
 def batches(folder, num, config=SMALL, seed=0, cursor=None):
-    """Batches of crops of the same data, as a run would get them."""
+    """Return batches of crops of the same data, as in a run."""
     manifest = open_manifest(str(folder), RangeReader())
     order = build_order(manifest, config, seed)
     job = CropJob(
@@ -104,13 +104,13 @@ def rows(found):
 
 
 def test_samples_come_in_the_order_of_a_run(synthetic_shards):
-    """Two orders for one seed, and nobody could say what a run had seen."""
-    placed = take(SampleStream(str(synthetic_shards), CONFIG), 200)
-    assert [place(p) for p in placed] == rows(batches(synthetic_shards, 50))
+    """Nobody could tell which samples a run had seen."""
+    placed = take(SampleStream(str(synthetic_shards), CONFIG), 120)
+    assert [place(p) for p in placed] == rows(batches(synthetic_shards, 30))
 
 
-def test_samples_are_what_lies_in_the_tars(synthetic_shards):
-    """Every member, byte for byte, each sample once in a pass."""
+def test_samples_equal_the_members_of_the_tars(synthetic_shards):
+    """A sample of an epoch would be lost, doubled or changed."""
     stream = SampleStream(str(synthetic_shards), CONFIG)
     first = list(takewhile(lambda placed: placed.epoch == 0, stream))
     expected = {
@@ -124,19 +124,19 @@ def test_samples_are_what_lies_in_the_tars(synthetic_shards):
 
 
 @pytest.mark.parametrize("num_readers", [1, 5])
-def test_readers_change_nothing_and_any_place_can_be_resumed(mixed, num_readers):
-    """A stop between any two samples loses and repeats none, rejects among them or not."""
+def test_every_position_can_be_resumed_with_any_readers(mixed, num_readers):
+    """A stop would lose or repeat samples."""
     whole = take(SampleStream(str(mixed), CONFIG), 90)
     config = replace(CONFIG, num_readers=num_readers)
-    for index in range(0, 80, 3):
+    for index in range(0, 80, 8):
         saved = json.loads(json.dumps(whole[index].position.state()))
         again = take(SampleStream(str(mixed), config, saved), 5)
         assert [place(p) for p in again] == [place(p) for p in whole[index + 1 : index + 6]]
         assert [p.position for p in again] == [p.position for p in whole[index + 1 : index + 6]]
 
 
-def test_a_place_in_a_run_is_a_place_among_the_samples(synthetic_shards):
-    """One may stop training and look at what would have come next."""
+def test_positions_of_runs_and_sample_streams_are_the_same(synthetic_shards):
+    """Nobody could inspect the next samples of a stopped run."""
     found = batches(synthetic_shards, 20)
     state = StreamPosition(found[7].cursor).state()
     stream = SampleStream(str(synthetic_shards), CONFIG, state)
@@ -146,11 +146,11 @@ def test_a_place_in_a_run_is_a_place_among_the_samples(synthetic_shards):
     assert rows(again) == rows(found[8:])
 
 
-def test_what_the_header_forbids_is_counted_and_the_rest_comes(mixed):
-    """Admission is that of a run; only a decoder's verdict is left to the caller."""
+def test_admission_is_that_of_a_run(mixed):
+    """Samples of a run and of a stream would differ; only decoder errors are left to the caller."""
     stream = SampleStream(str(mixed), CONFIG)
     first = list(takewhile(lambda placed: placed.epoch == 0, stream))
-    assert len(first) == 63  # 20 good ones of each shard, and b5, which no header gives away
+    assert len(first) == 63  # 20 good samples per shard, and b5, which only a decoder refuses
     assert sorted(p.sample.key for p in first if p.sample.key.startswith("b")) == ["b5"] * 3
     reasons = first[-1].position.cursor.reject_reasons
     assert sum(reasons.values()) <= 15 and set(reasons) <= {
@@ -161,12 +161,12 @@ def test_what_the_header_forbids_is_counted_and_the_rest_comes(mixed):
 
 
 def even(metadata, image):
-    """A predicate: keys that end in an even digit."""
+    """Select keys that end in an even digit."""
     return metadata["__key__"][-1] in "02468"
 
 
-def test_predicate_and_entropy_are_asked_as_in_a_run(synthetic_shards, tmp_path):
-    """What a user forbids is forbidden here too, and counted under the same reasons."""
+def test_predicate_and_entropy_reject_as_in_a_run(synthetic_shards, tmp_path):
+    """Settings of the user would be ignored, or counted under other reasons."""
     blank = cv2.imencode(".png", np.full((40, 40, 3), 200, np.uint8))[1].tobytes()
     members = [(f"{i:03d}.png", blank if i % 3 else encode(40, 40, ".png", i)) for i in range(40)]
     (tmp_path / "0.tar").write_bytes(make_tar(members))
@@ -182,8 +182,8 @@ def test_predicate_and_entropy_are_asked_as_in_a_run(synthetic_shards, tmp_path)
     assert last["predicate"] >= 40 and last["blank"] >= 26 and set(last) == {"predicate", "blank"}
 
 
-def test_a_subset_leaves_out_the_others(synthetic_shards, tmp_path):
-    """The list is applied on the fly, and what it leaves out is counted apart from rejects."""
+def test_a_subset_leaves_out_other_samples(synthetic_shards, tmp_path):
+    """Samples outside the list would be trained on, or counted as rejects."""
     keys = [p.sample.key for p in take(SampleStream(str(synthetic_shards), CONFIG), 96)]
     wanted = sorted(keys)[::3]
     (tmp_path / "list.txt").write_text("\n".join(wanted))
@@ -195,15 +195,15 @@ def test_a_subset_leaves_out_the_others(synthetic_shards, tmp_path):
     assert later.position.cursor.num_unselected >= 64 and not later.position.cursor.reject_reasons
 
 
-def test_data_without_an_image_ends_with_its_reasons(tmp_path):
-    """Not a stream that reads on and on and gives nothing."""
+def test_data_without_images_ends_with_the_reasons(tmp_path):
+    """The stream would read for ever."""
     (tmp_path / "0.tar").write_bytes(make_tar([(f"{i}.txt", b"words") for i in range(30)]))
     with pytest.raises(BudgetExceeded, match="no_image"):
         next(iter(SampleStream(str(tmp_path))))
 
 
 def test_a_webdataset_pipeline_decodes_and_batches_the_stream(synthetic_shards):
-    """The neighbour's own stages, on our order."""
+    """Stages of webdataset could not be used."""
     stream = SampleStream(str(synthetic_shards), CONFIG)
     pipeline = wds.DataPipeline(
         stream, wds.decode("rgb8"), wds.to_tuple("__key__", "jpg", "cls"), wds.batched(8)
@@ -216,8 +216,8 @@ def test_a_webdataset_pipeline_decodes_and_batches_the_stream(synthetic_shards):
         assert [int(label) for label in labels] == [int(p.sample.fields["cls"]) for p in part]
 
 
-def test_a_pipeline_goes_on_behind_the_sample_that_was_used_last(synthetic_shards):
-    """What lies in buffers when it stops is read again, so nothing is lost and nothing twice."""
+def test_a_pipeline_resumes_after_the_latest_used_sample(synthetic_shards):
+    """Samples in the buffers of a stopped pipeline would be lost."""
 
     def pipeline(state):
         stream = SampleStream(str(synthetic_shards), CONFIG, state)
@@ -231,7 +231,7 @@ def test_a_pipeline_goes_on_behind_the_sample_that_was_used_last(synthetic_shard
 
 
 def test_a_dataloader_of_several_workers_is_refused(synthetic_shards):
-    """Each of them would give every sample: an epoch of duplicates, in silence."""
+    """Each worker would return every sample."""
 
     def loader(num_workers):
         pipeline = wds.DataPipeline(
@@ -244,8 +244,8 @@ def test_a_dataloader_of_several_workers_is_refused(synthetic_shards):
     refuse(loader(2), r"num_workers=2, but (?s:.*)num_workers=0 or 1")
 
 
-def test_a_signed_address_is_not_passed_on(synthetic_shards):
-    """Pipelines log the address of a sample that they cannot decode."""
+def test_the_signature_of_an_address_is_removed(synthetic_shards):
+    """Pipelines log the addresses of samples."""
     placed = next(iter(SampleStream(str(synthetic_shards), CONFIG)))
     signed = replace(placed, uri="https://host/a.tar?sig=secret")
     assert signed.to_dict()["__url__"] == "https://host/a.tar"
@@ -254,23 +254,23 @@ def test_a_signed_address_is_not_passed_on(synthetic_shards):
     }  # fmt: skip
 
 
-def test_a_place_in_other_data_is_refused(synthetic_shards, mixed):
-    """A place that is taken for another one is an error that nobody sees."""
+def test_a_position_in_other_data_is_refused(synthetic_shards, mixed):
+    """The stream would continue with other samples."""
     state = take(SampleStream(str(synthetic_shards), CONFIG), 3)[-1].position.state()
     with pytest.raises(CursorMismatch, match="belongs to other data"):
         SampleStream(str(mixed), CONFIG, state)
     with pytest.raises(CursorMismatch, match="belongs to another order"):
         SampleStream(str(synthetic_shards), replace(CONFIG, seed=1), state)
-    with pytest.raises(CursorMismatch, match=r"no state of a place .*\(it has cursor\)"):
+    with pytest.raises(CursorMismatch, match=r"the state has the fields cursor, not those"):
         SampleStream(str(synthetic_shards), CONFIG, {"cursor": state["cursor"]})
     with pytest.raises(CursorMismatch, match=r"journal in this state cannot be read"):
         SampleStream(str(synthetic_shards), CONFIG, {**state, "journal": ["{}"]})
-    with pytest.raises(ConfigError, match="num_readers=0; they are threads"):
+    with pytest.raises(ConfigError, match="num_readers=0; it must be at least 1"):
         ReadConfig(num_readers=0)
 
 
-def test_sources_are_mixed_in_their_shares(synthetic_shards, mixed):
-    """As in a run with weights, and a state knows which they were."""
+def test_a_mixture_resumes_with_its_weights(synthetic_shards, mixed):
+    """The shares of sources would change silently."""
     config = replace(CONFIG, weights=(3, 1))
     patterns = [str(synthetic_shards), str(mixed)]
     whole = take(SampleStream(patterns, config), 300)
@@ -279,12 +279,12 @@ def test_sources_are_mixed_in_their_shares(synthetic_shards, mixed):
     state = json.loads(json.dumps(whole[200].position.state()))
     again = take(SampleStream(patterns, config, state), 90)
     assert [place(p) for p in again] == [place(p) for p in whole[201:291]]
-    with pytest.raises(ConfigError, match="2 weights for 1 patterns; each needs one"):
+    with pytest.raises(ConfigError, match="2 weights for 1 patterns; each pattern needs one"):
         SampleStream(patterns[0], config)
 
 
-def test_a_shard_that_is_irregular_is_known_to_whoever_goes_on(tmp_path):
-    """A tar in a tar leads chunks astray; from the block after that is seen, it is walked."""
+def test_an_irregular_shard_is_known_after_a_resume(tmp_path):
+    """A tar inside a tar would be read as samples again."""
     inner = make_tar([(f"in{i}.jpg", encode(40, 40, seed=i)) for i in range(60)])
     for shard in range(3):
         good = [(f"{shard}{i:03d}.jpg", encode(40, 40, seed=i)) for i in range(40)]
@@ -294,7 +294,7 @@ def test_a_shard_that_is_irregular_is_known_to_whoever_goes_on(tmp_path):
     config = replace(CONFIG, admission=AdmissionConfig(max_reject_fraction=1.0))
     whole = take(SampleStream(str(tmp_path), config), 400)
     assert whole[-1].position.entries
-    for index in range(0, 360, 23):
+    for index in range(0, 360, 60):
         saved = json.loads(json.dumps(whole[index].position.state()))
         again = take(SampleStream(str(tmp_path), config, saved), 20)
         assert [place(p) for p in again] == [place(p) for p in whole[index + 1 : index + 21]]
@@ -302,8 +302,8 @@ def test_a_shard_that_is_irregular_is_known_to_whoever_goes_on(tmp_path):
     assert not any(p.sample.key.startswith("in") for p in last)
 
 
-def test_an_iteration_that_is_left_stops_its_readers(synthetic_shards):
-    """A stream that is taken from for a look must not read on behind it."""
+def test_an_abandoned_iterator_stops_its_readers(synthetic_shards):
+    """Threads would read after the last use."""
     before = threading.active_count()
     iterator = iter(SampleStream(str(synthetic_shards), CONFIG))
     assert isinstance(next(iterator).sample, Sample) and threading.active_count() > before

@@ -1,4 +1,4 @@
-"""`tensors`: order, memory format and normalisation of what a model gets."""
+"""Tensors: row order, memory format and normalisation of model inputs."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def crops():
     )
 
 
-def test_rows_are_crop_major_and_normalised(crops):
+def test_rows_are_view_major_and_normalised(crops):
     """A loss would pair the crops of different samples."""
     large, small = to_tensors(crops, "cpu")
     assert large.shape == (NUM_VIEWS * NUM_SAMPLES, 3, SIZE, SIZE)
@@ -32,31 +32,31 @@ def test_rows_are_crop_major_and_normalised(crops):
 
 
 def test_tensors_are_channels_last(crops):
-    """Convolutions would copy every batch before they start."""
+    """Convolutions would copy every batch."""
     for tensor in to_tensors(crops, "cpu"):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_bfloat16_is_rounded_once(crops):
-    """Pixels would lose two bits before they are normalised."""
+    """Pixels would lose two bits before normalisation."""
     exact, rounded = to_tensors(crops, "cpu")[0], to_tensors(crops, "cpu", torch.bfloat16)[0]
     assert rounded.dtype == torch.bfloat16
     assert torch.equal(exact.to(torch.bfloat16), rounded)
 
 
-def test_read_only_crops_are_taken(crops):
-    """Arrays out of an object store are read-only and would make torch warn."""
+def test_read_only_crops_are_accepted(crops):
+    """Arrays from the object store are read-only, and torch would warn."""
     crops[0].flags.writeable = False
     assert torch.equal(to_tensors(crops, "cpu")[0], to_tensors((crops[0].copy(),), "cpu")[0])
 
 
 @pytest.mark.gpu
-def test_the_gpu_gives_what_the_cpu_gives(crops):
+def test_gpu_and_cpu_give_the_same_tensors(crops):
     """Normalisation would differ by device."""
     for here, there in zip(to_tensors(crops, "cpu"), to_tensors(crops, "cuda"), strict=True):
         torch.testing.assert_close(there.cpu(), here, atol=1e-5, rtol=0)
 
 
-def test_red_is_divided_by_the_deviation_that_everybodys_weights_expect():
-    """SwAV's code has 0.228: a slip that spread with its files."""
+def test_the_deviation_of_red_is_that_of_published_weights():
+    """SwAV's code has 0.228, a typing error that spread."""
     assert IMAGENET_STD == (0.229, 0.224, 0.225)

@@ -1,6 +1,6 @@
-"""What ranks tell each other; a group that is None is one process, and every call an identity.
+"""Collectives over a group of ranks; with the group None (one process) each is the identity.
 
-Shape letters: N rows of this rank, W ranks, D anything that follows.
+Shape letters: N rows of this rank, W ranks, D all other axes.
 """
 
 from typing import Any
@@ -12,36 +12,37 @@ from torch.distributed import ProcessGroup
 
 
 def world_size(group: ProcessGroup | None) -> int:
-    """How many ranks share a global batch."""
+    """Return the number of ranks that share a global batch."""
     return 1 if group is None else group.size()
 
 
 def rank(group: ProcessGroup | None) -> int:
-    """This rank's place in the group, from 0."""
+    """Return the number of this rank in the group, from 0."""
     return 0 if group is None else group.rank()
 
 
 @torch.no_grad()
 def all_reduce_sum(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The sum of `x` over all ranks, the same on each. `x` itself is left alone; no gradient."""
+    """Return the sum of `x` over all ranks, as a new tensor without gradient."""
     return _reduced(x, dist.ReduceOp.SUM, group)
 
 
 @torch.no_grad()
 def all_reduce_max(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The element-wise maximum of `x` over all ranks. `x` itself is left alone; no gradient."""
+    """Return the element-wise maximum of `x` over all ranks, as a new tensor without gradient."""
     return _reduced(x, dist.ReduceOp.MAX, group)
 
 
 @torch.no_grad()
 def all_gather_rows(x_ND: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Rows of all ranks, (W * N, D): rank 0's first. N is the same on every rank; no gradient.
+    """Return the rows of all ranks, (W * N, D), rank 0's first, without gradient.
 
-    Rank r holds rows r * N ... of the global batch, so this is global sample order.
+    N must be the same on every rank. Rank r holds rows r * N ... of the global batch, so this is
+    global sample order.
     """
     if group is None:
         return x_ND
-    # Plain memory order: images come channels-last, and a collective copies bytes as they lie.
+    # Images are channels-last, and a collective copies memory in its present order.
     rows_ND = x_ND.contiguous()
     parts = [torch.empty_like(rows_ND) for _ in range(world_size(group))]
     dist.all_gather(parts, rows_ND, group=group)
@@ -49,10 +50,10 @@ def all_gather_rows(x_ND: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def gather_rows_with_gradient(x_ND: Tensor, group: ProcessGroup | None) -> Tensor:
-    """As `all_gather_rows`; gradients of all ranks' losses flow back to the rank a row is from.
+    """Return `all_gather_rows`, with the gradients of all ranks' losses to each rank's rows.
 
-    So what a rank gets is the gradient of the sum of all ranks' losses. The trainer averages over
-    ranks, which makes it that of their mean: what one process has on the global batch.
+    A rank gets the gradient of the sum of all ranks' losses. The trainer averages over ranks, which
+    gives that of their mean, as in one process on the global batch.
     """
     if group is None:
         return x_ND
@@ -61,7 +62,7 @@ def gather_rows_with_gradient(x_ND: Tensor, group: ProcessGroup | None) -> Tenso
 
 
 class _GatherRows(torch.autograd.Function):
-    """Forward gathers; backward sums over ranks and keeps the rank's own rows."""
+    """Gather in forward; in backward, sum over ranks and return the rank's own rows."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, group: ProcessGroup) -> Tensor:
@@ -76,10 +77,10 @@ class _GatherRows(torch.autograd.Function):
 
 @torch.no_grad()
 def from_first_rank(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """What rank 0 has, on every rank. `x` itself is left alone; no gradient."""
+    """Return rank 0's `x` on every rank, as a new tensor without gradient."""
     if group is None:
         return x
-    # Gathered, since who rank 0 is among all processes only torch's own groups can say.
+    # By a gather, since only torch's own groups know the global number of their rank 0.
     return all_gather_rows(x[None], group)[0]
 
 

@@ -1,4 +1,4 @@
-"""Backbones: any network of timm, made ready for the size of the crops and for several sizes.
+"""Backbones: networks of timm, adapted to the sizes of the crops.
 
 Shape letters: N rows, S pixels, D = `num_features`.
 """
@@ -15,7 +15,7 @@ from shards.errors import ConfigError
 from streamssl.config.parts.backbone_config import BackboneConfig
 from streamssl.modules.selective_kernels import select_kernels
 
-# Crops of at most this many pixels a side lose too much in a stem made for ImageNet.
+# Crops up to this side in pixels lose too much in a stem made for ImageNet.
 SMALL_CROP = 64
 
 
@@ -30,13 +30,12 @@ def check_name(name: str) -> None:
 
 
 def build_backbone(config: BackboneConfig, crop_size: int) -> nn.Module:
-    """An encoder (N, 3, S, S) -> (N, D) with `num_features` = D, for S up to `crop_size` pixels,
-    which it holds as `image_size`.
+    """Build an encoder (N, 3, S, S) -> (N, D) with `num_features` = D, for S up to `crop_size`.
 
-    The small stem: a ResNet begins with a 3x3 convolution of stride 1 and no pooling, as is usual
-    for CIFAR; a vision transformer has patches of 4 pixels (8 above 32 pixels); in another network
-    the stride of the first convolution is halved. Raises ConfigError when that was asked for and
-    cannot be done.
+    Its `image_size` is `crop_size`. With the small stem a ResNet begins with a 3x3 convolution of
+    stride 1 and no pooling, as is usual for CIFAR; a vision transformer has patches of 4 pixels (8
+    above 32 pixels); other networks halve the stride of their first convolution. Raises ConfigError
+    for an unknown name or option, and for a stem that the network cannot have.
     """
     check_name(config.name)
     is_small = config.stem == "small" or (config.stem == "auto" and crop_size <= SMALL_CROP)
@@ -61,7 +60,7 @@ def build_backbone(config: BackboneConfig, crop_size: int) -> nn.Module:
         )
     if config.patches == "moco-v3":
         _freeze_patches(model, config.name)
-    # Some heads of timm widen the features after pooling; what counts is what comes out.
+    # Some heads of timm widen the features after pooling; D is the width of the output.
     model.num_features = getattr(model, "head_hidden_size", None) or model.num_features
     model.image_size = crop_size  # type: ignore[assignment]
     return model
@@ -81,7 +80,7 @@ def _create(config: BackboneConfig, defaults: dict[str, Any]) -> nn.Module:
 
 
 def _shrink_stem(model: nn.Module) -> bool:
-    """Make the first layers keep more pixels; False when the network has no stem to shrink."""
+    """Make the first layers keep more pixels; return False if the stem is not known."""
     if hasattr(model, "patch_embed"):
         return False
     stem = getattr(model, "conv1", None)
@@ -108,7 +107,7 @@ def _halve_stem(model: nn.Module, name: str) -> None:
 
 
 def _replace_stem(model: nn.Module, stem: nn.Conv2d, *, stride: int) -> None:
-    """One 3x3 convolution and no pooling in place of a ResNet's stem."""
+    """Replace a ResNet's stem by one 3x3 convolution without pooling."""
     model.conv1 = nn.Conv2d(
         stem.in_channels, stem.out_channels, 3, stride=stride, padding=1, bias=False
     )
@@ -118,7 +117,7 @@ def _replace_stem(model: nn.Module, stem: nn.Conv2d, *, stride: int) -> None:
 
 @torch.no_grad()
 def _freeze_patches(model: nn.Module, name: str) -> None:
-    """A random first layer and fixed positions: MoCo v3, arXiv:2104.02057, section 4 and code."""
+    """Freeze a random first layer and sine positions (MoCo v3, arXiv:2104.02057, section 4)."""
     if not (isinstance(model, VisionTransformer) and isinstance(model.pos_embed, nn.Parameter)):
         raise ConfigError(
             f"patches='moco-v3' with backbone {name!r}; only vision transformers with added "
@@ -137,7 +136,7 @@ def _freeze_patches(model: nn.Module, name: str) -> None:
 
 
 def sine_positions(height: int, width: int, dim: int) -> torch.Tensor:
-    """Sines and cosines of a patch's row and column, (1, height * width, dim), row by row."""
+    """Return sines and cosines of rows and columns, (1, height * width, dim), row by row."""
     frequencies = 10000.0 ** -(torch.arange(dim // 4) / (dim // 4))
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     angles = [place.flatten()[:, None] * frequencies for place in (rows, columns)]

@@ -1,4 +1,4 @@
-"""Batch norm over all ranks: what a network sees does not depend on how many share a batch.
+"""Batch norm over all ranks, so that results do not depend on the number of ranks.
 
 Shape letters: N rows of this rank, C channels, W ranks.
 """
@@ -19,17 +19,17 @@ from streamssl.modules.momentum import MomentumCopy
 
 
 class RankBatchNorm(_BatchNorm):
-    """A batch norm of torch, whose statistics are those of the rows of all ranks of `group`.
+    """Batch norm of torch with the statistics of the rows of all ranks of `group`.
 
-    It shares parameters and buffers with the one it replaces, and is that one, bit by bit, as long
-    as there is no group.
+    It shares parameters and buffers with the module that it replaces. Without a group its results
+    are the same bit by bit.
     """
 
     group: ProcessGroup | None = None
 
     def __init__(self, replaced: _BatchNorm) -> None:
         nn.Module.__init__(self)
-        # Everything that a batch norm is lies in there, in the order of its state dict.
+        # Parameters, buffers and settings, in the order of the state dict.
         self.__dict__.update(replaced.__dict__)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class RankBatchNorm(_BatchNorm):
         return _Normalise.apply(x, self.weight, self.bias, mean_C, scale_C, self.group)
 
     def _count_batch(self) -> float:
-        """Note one more batch; how much it counts in the running statistics."""
+        """Count one more batch; return its weight in the running statistics."""
         if self.num_batches_tracked is not None and self.track_running_stats:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
@@ -69,11 +69,11 @@ class RankBatchNorm(_BatchNorm):
         return self.momentum or 0.0
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Whatever the replaced one took."""
+        """Accept every input that the replaced module accepted."""
 
 
 class RankBatchNormAct(RankBatchNorm):
-    """One of timm's that have their activation inside."""
+    """Batch norm of timm that includes the activation."""
 
     drop: nn.Module
     act: nn.Module
@@ -84,7 +84,7 @@ class RankBatchNormAct(RankBatchNorm):
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) * scale * weight + bias, with the gradient through the statistics of all ranks."""
+    """(x - mean) * scale * weight + bias, with the gradient through all ranks' statistics."""
 
     @staticmethod
     def forward(
@@ -123,7 +123,7 @@ class _Normalise(torch.autograd.Function):
 
 
 def _along(values_C: Tensor, x: Tensor) -> Tensor:
-    """One value a channel, in a shape that goes with `x`."""
+    """Return one value for each channel, in a shape that broadcasts with `x`."""
     return values_C.view(1, -1, *(1,) * (x.ndim - 2))
 
 
@@ -136,9 +136,9 @@ _REPLACEMENTS: dict[type[_BatchNorm], type[RankBatchNorm]] = {
 
 
 def share_batch_norm(network: nn.Module) -> None:
-    """Put a `RankBatchNorm` in the place of every batch norm, in place; parameters stay the same.
+    """Replace every batch norm by a `RankBatchNorm`, in place; parameters stay the same.
 
-    Momentum copies that have `own_batch_norm` keep theirs.
+    Momentum copies with `own_batch_norm` keep theirs.
     """
     for name, child in network.named_children():
         replacement = _REPLACEMENTS.get(type(child))  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ def share_batch_norm(network: nn.Module) -> None:
 
 
 def enter_group(network: nn.Module, group: ProcessGroup | None) -> None:
-    """From now on these ranks share statistics. Raises ConfigError where that is not known."""
+    """Share statistics among these ranks. Raises ConfigError for an unknown batch norm."""
     own = {
         module
         for copy in network.modules()
@@ -161,6 +161,6 @@ def enter_group(network: nn.Module, group: ProcessGroup | None) -> None:
             module.group = group
         elif isinstance(module, _BatchNorm) and module not in own and group is not None:
             raise ConfigError(
-                f"{name} is a {type(module).__name__}, a batch norm that is not known to be "
-                "shared by trainers; give --trainers 1, or another backbone"
+                f"{name} is a {type(module).__name__}, a batch norm that trainers cannot share; "
+                "give --trainers 1, or another backbone"
             )

@@ -1,11 +1,11 @@
-"""Drift: how far a feature is from what the network would make of its image by now.
+"""Drift: change of a feature between its entry into a queue and the present network.
 
-What waits in a queue was made by the network of some steps ago. A few images of the first batch
-are kept, and encoded again each time that the oldest entry of the queue has become as old as it
-gets; the cosine with what they were encoded to before is that of such an entry with itself.
+Entries of a queue were computed by the network of earlier steps. The probe keeps some images of the
+first batch and encodes them once in the age of the oldest entry. The cosine between two successive
+encodings is that between such an entry and its present feature.
 
-They are encoded alone and with batch norm as in evaluation, both times: companions would change
-them, too, and those of a batch are never the same again.
+The images are encoded with batch norm in evaluation mode, so that a feature does not depend on the
+other images of a batch.
 
 Shape letters: P images, B samples of this rank, S pixels, D feature.
 """
@@ -25,15 +25,16 @@ from streamssl.modules.losses import at_least_float32
 
 NUM_IMAGES: Final = 16
 MIN_STEPS: Final = 10
-"""Steps between two looks at least: a look costs a forward pass of P images."""
+"""Minimum of steps between two measurements: each costs a forward pass of P images."""
 
 
 class DriftProbe(nn.Module):
-    """Images, what they were last encoded to, the drift since, and when the queue started.
+    """Images, their last encodings, the drift since, and the step at which the queue started.
 
-    Buffers, all in the state dict: `images` (P, 3, S, S), `entries` (P, D) unit norm, `drift`,
-    which is 1 - the mean cosine and infinite before the second look, and int64 `num_looks` and
-    `started`, the first step with the queue or -1. Every rank has the same, those of rank 0.
+    Buffers, all in the state dict: `images` (P, 3, S, S); `entries` (P, D) of unit norm; `drift`, 1
+    - the mean cosine, infinite before the second measurement; int64 `num_looks`, the number of
+    measurements, and `started`, the first step with the queue or -1. All ranks have those of rank
+    0.
     """
 
     images: Tensor
@@ -50,7 +51,7 @@ class DriftProbe(nn.Module):
         self.register_buffer("drift", torch.full((), float("inf")))
         self.register_buffer("num_looks", torch.zeros((), dtype=torch.int64))
         self.register_buffer("started", torch.full((), -1, dtype=torch.int64))
-        # What the device would say; None after a look, and after another state was loaded.
+        # Copy of `started` >= 0 on the CPU; None after a measurement or a loaded state.
         self._known_started: bool | None = None
 
     @torch.no_grad()
@@ -62,16 +63,16 @@ class DriftProbe(nn.Module):
         step: int,
         group: ProcessGroup | None,
     ) -> None:
-        """Look again if it is time; the crops are of the first view of this rank's samples.
+        """Measure the drift if it is due; the crops are of the first view of this rank's samples.
 
-        `encode` gives features of any norm. Call it before anything of the step is computed.
+        `encode` returns features of any norm. Call this before all other work of a step.
         """
         num_rows = len(crops_B3SS) * (1 if group is None else group.size())
         if step % max(MIN_STEPS, -(-self.config.capacity // num_rows)):
             return
         is_first = not int(self.num_looks)
         if is_first:
-            self._take(crops_B3SS, group)
+            self._keep_images(crops_B3SS, group)
         with torch.autocast(self.images.device.type, enabled=False):
             features_PD = F.normalize(at_least_float32(encode(self.images)), dim=1)
         features_PD = all_gather_rows(features_PD, group)[:NUM_IMAGES].to(self.entries.dtype)
@@ -79,12 +80,12 @@ class DriftProbe(nn.Module):
             self.drift.copy_(1 - (features_PD * self.entries).sum(dim=1).mean())
         self.entries.copy_(features_PD)
         self.num_looks += 1
-        self._known_started = self._known_started or None  # a queue that has started goes on
+        self._known_started = self._known_started or None  # a started queue stays in use
 
     def has_started(self, step: int, *, is_full: bool) -> bool:
-        """Whether the queue is used in this step, by the rule of `QueueConfig`.
+        """Return True if the queue is used in this step, by the rule of `QueueConfig`.
 
-        Asked after `look` in every step; a yes is remembered.
+        Call it after `measure` in every step; the first True is stored.
         """
         if step < self.config.start_step or not is_full:
             return False
@@ -97,12 +98,12 @@ class DriftProbe(nn.Module):
         return self._known_started
 
     def readings(self) -> dict[str, Tensor]:
-        """`queue_drift` of an entry that is as old as the oldest; NaN before the second look."""
-        nothing = torch.full_like(self.drift, float("nan"))
-        return {"queue_drift": torch.where(self.drift.isinf(), nothing, self.drift)}
+        """Return `queue_drift` of the oldest entries; NaN before the second measurement."""
+        nan = torch.full_like(self.drift, float("nan"))
+        return {"queue_drift": torch.where(self.drift.isinf(), nan, self.drift)}
 
-    def _take(self, crops_B3SS: Tensor, group: ProcessGroup | None) -> None:
-        """Keep the first images of the global batch, in the size the network was made for."""
+    def _keep_images(self, crops_B3SS: Tensor, group: ProcessGroup | None) -> None:
+        """Keep the first images of the global batch, in the size of the network's input."""
         crops = all_gather_rows(crops_B3SS[:NUM_IMAGES], group)[:NUM_IMAGES]
         crops = crops[torch.arange(NUM_IMAGES, device=crops.device) % len(crops)]
         side = self.images.shape[-1]
@@ -117,7 +118,7 @@ class DriftProbe(nn.Module):
 
 @contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Networks as in evaluation, then each part in its mode of before."""
+    """Set networks to evaluation mode inside the block, then restore the mode of each part."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()

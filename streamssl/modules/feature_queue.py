@@ -1,8 +1,8 @@
-"""The feature queue: the last features of the run as one ring, in global sample order.
+"""Feature queue: the last features of the run as one ring, in global sample order.
 
-Every rank holds the whole ring, so it is saved as it is, survives the loss of any rank, and fits
-any number of ranks; it is small (3,840 rows of 128 numbers are 2 MB). Where each row needs to be
-worked on only once, `share` deals the rows by rank.
+Every rank holds the whole ring, so it is saved unchanged, survives the loss of any rank, and fits
+any number of ranks. It is small: 3,840 rows of 128 numbers are 2 MB. `share` distributes the rows
+over ranks if each row needs to be processed only once.
 
 Shape letters: L capacity, N rows of a push, D feature, W ranks.
 """
@@ -21,9 +21,9 @@ from streamssl.distributed.collectives import rank, world_size
 class FeatureQueue(nn.Module):
     """A ring of `capacity` rows of `dim` numbers, float32, each with the step of its push.
 
-    Buffers, all in the state dict: `rows` (L, D) float32; `steps` (L,) int64, -1 where nothing was
-    pushed yet; `position` and `num_filled` int64 scalars. Slots fill from 0 and then wrap exactly.
-    A push waits for nothing on the device.
+    Buffers, all in the state dict: `rows` (L, D) float32; `steps` (L,) int64, -1 in empty slots;
+    `position` and `num_filled` int64 scalars. Slots fill from 0 and then wrap.
+    A push does not wait for the device.
     """
 
     rows: Tensor
@@ -38,16 +38,16 @@ class FeatureQueue(nn.Module):
         self.register_buffer("steps", torch.full((capacity,), -1, dtype=torch.int64))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self.register_buffer("num_filled", torch.zeros((), dtype=torch.int64))
-        # A full queue stays full, so the device is asked only until the first yes.
+        # A full queue stays full, so `num_filled` is read only until then.
         self._known_full = False
 
     @torch.no_grad()
     def push(self, rows_ND: Tensor, step: int) -> None:
-        """Write rows in their order; when the ring is full the oldest make room."""
+        """Write rows in their order; in a full ring they replace the oldest."""
         num_rows = len(rows_ND)
         if num_rows > self.capacity:
             raise ConfigError(
-                f"a queue of capacity {self.capacity} was given a global batch of {num_rows} rows; "
+                f"a queue of capacity {self.capacity} received a global batch of {num_rows} rows; "
                 "the capacity must be at least one global batch; raise it to a multiple of that"
             )
         slots_N = (self.position + torch.arange(num_rows, device=self.rows.device)) % self.capacity
@@ -58,7 +58,7 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def fill_with_noise(self, generator: torch.Generator) -> None:
-        """Fill with random directions, older than every step: what MoCo starts from."""
+        """Fill with random directions, older than every step, as MoCo starts."""
         noise_LD = torch.randn(self.rows.shape, generator=generator)
         self.rows.copy_(F.normalize(noise_LD, dim=1))
         self.steps.fill_(-1)
@@ -67,25 +67,25 @@ class FeatureQueue(nn.Module):
 
     @property
     def is_full(self) -> bool:
-        """Whether every slot holds a feature. Waits for the device until it once was."""
+        """Return True if every slot holds a feature. Waits for the device until the first True."""
         self._known_full = self._known_full or int(self.num_filled) == self.capacity
         return self._known_full
 
     def newest_first(self) -> Tensor:
-        """A copy of the rows that hold a feature, newest first, (num_filled, D)."""
+        """Return a copy of the filled rows, newest first, (num_filled, D)."""
         num_filled = self.capacity if self.is_full else int(self.num_filled)
         ages_N = torch.arange(1, num_filled + 1, device=self.rows.device)
         return self.rows[(self.position - ages_N) % self.capacity]
 
     def filled(self) -> Tensor:
-        """A copy of the rows that hold a feature, oldest first, (num_filled, D)."""
+        """Return a copy of the filled rows, oldest first, (num_filled, D)."""
         return self.newest_first().flip(0)
 
     def share(self, num_rows: int, group: ProcessGroup | None) -> Tensor:
-        """This rank's part of a full queue, newest first; the ranks' parts together are all rows.
+        """Return this rank's part of a full queue, newest first; all parts together are all rows.
 
-        When every push was a global batch of W * `num_rows` rows, newest row first within it, and
-        the capacity is a multiple of that, these are the rows that this rank itself computed.
+        If every push was a global batch of W * `num_rows` rows, newest row first, and the capacity
+        is a multiple of that, these are the rows that this rank computed.
         """
         rows_LD = self.newest_first()
         num_ranks = world_size(group)
@@ -97,16 +97,16 @@ class FeatureQueue(nn.Module):
         return by_rank[:, rank(group)].reshape(-1, rows_LD.shape[1])
 
     def readings(self, step: int) -> dict[str, Tensor]:
-        """`queue_fill` in [0, 1]; `queue_age_p50` and `queue_age_max` in steps (NaN when empty)."""
+        """Return `queue_fill` in [0, 1], and ages in steps: median and maximum (NaN if empty)."""
         slots_L = torch.arange(self.capacity, device=self.rows.device)
         is_filled_L = slots_L < self.num_filled
         ages_L = torch.where(is_filled_L, step - self.steps, -1).float()
-        nothing = torch.full_like(ages_L, float("nan"))
+        nan_L = torch.full_like(ages_L, float("nan"))
         oldest = ages_L.max()
         return {
             "queue_fill": self.num_filled / self.capacity,
-            "queue_age_p50": torch.where(is_filled_L, ages_L, nothing).nanmedian(),
-            "queue_age_max": torch.where(oldest < 0, nothing[0], oldest),
+            "queue_age_p50": torch.where(is_filled_L, ages_L, nan_L).nanmedian(),
+            "queue_age_max": torch.where(oldest < 0, nan_L[0], oldest),
         }
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

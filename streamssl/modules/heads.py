@@ -7,7 +7,7 @@ from torch import nn
 
 
 def swav_head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    """Linear, batch norm, ReLU, linear: 2048 -> 2048 -> 128 in SwAV (arXiv:2006.09882, 3.3)."""
+    """Build linear, batch norm, ReLU, linear: SwAV has 2048 -> 2048 -> 128 (arXiv:2006.09882)."""
     return nn.Sequential(
         nn.Linear(in_dim, hidden_dim),
         nn.BatchNorm1d(hidden_dim),
@@ -17,19 +17,19 @@ def swav_head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
 
 
 def linear_head(in_dim: int, out_dim: int) -> nn.Linear:
-    """One linear map, as in MoCo v1 (arXiv:1911.05722, 3.3)."""
+    """Build one linear map, as in MoCo v1 (arXiv:1911.05722, 3.3)."""
     return nn.Linear(in_dim, out_dim)
 
 
 def mlp_head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    """Linear, ReLU, linear, without batch norm, as in MoCo v2 (arXiv:2003.04297)."""
+    """Build linear, ReLU, linear, without batch norm, as in MoCo v2 (arXiv:2003.04297)."""
     return nn.Sequential(
         nn.Linear(in_dim, hidden_dim), nn.ReLU(inplace=True), nn.Linear(hidden_dim, out_dim)
     )
 
 
 def byol_head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    """Linear, batch norm, ReLU, linear without bias: BYOL (arXiv:2006.07733, section 3.3)."""
+    """Build linear, batch norm, ReLU, linear without bias: BYOL (arXiv:2006.07733, section 3.3)."""
     return nn.Sequential(
         nn.Linear(in_dim, hidden_dim),
         nn.BatchNorm1d(hidden_dim),
@@ -39,26 +39,26 @@ def byol_head(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
 
 
 def simclr_head(in_dim: int, out_dim: int, num_layers: int) -> nn.Sequential:
-    """Layers of linear, batch norm, ReLU, all as wide as the input; the last without ReLU.
+    """Build layers of linear, batch norm, ReLU, as wide as the input; the last without ReLU.
 
     SimCLR has 2 layers (arXiv:2002.05709, section 4.2), SimCLR v2 has 3 (arXiv:2006.10029, section
-    2). No layer has a bias, and the last batch norm adds none. The first three modules are the
-    layer from whose end SimCLR v2 is fine-tuned.
+    2). No layer has a bias, nor has the last batch norm. SimCLR v2 is fine-tuned from the end of
+    the first layer, which is the first three modules.
     """
     layers: list[nn.Module] = []
     for _ in range(num_layers - 1):
         layers += [nn.Linear(in_dim, in_dim, bias=False), nn.BatchNorm1d(in_dim), nn.ReLU()]
     last = nn.BatchNorm1d(out_dim)
-    last.bias.requires_grad_(False)  # it stays at the zero it begins with
+    last.bias.requires_grad_(False)  # it stays 0
     return nn.Sequential(*layers, nn.Linear(in_dim, out_dim, bias=False), last)
 
 
 def moco_v3_head(
     in_dim: int, hidden_dim: int, out_dim: int, *, num_layers: int, ends_in_norm: bool
 ) -> nn.Sequential:
-    """Layers of bias-free linear, batch norm, ReLU; the last linear, perhaps with a plain norm.
+    """Build layers of bias-free linear, batch norm, ReLU; the last is linear, perhaps with a norm.
 
-    MoCo v3, arXiv:2104.02057, "Implementation details": the norm at the end has no affine part.
+    MoCo v3, arXiv:2104.02057, "Implementation details": the last norm has no affine part.
     """
     layers: list[nn.Module] = []
     width = in_dim

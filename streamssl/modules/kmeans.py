@@ -1,4 +1,4 @@
-"""Spherical k-means: unit vectors into clusters by cosine, all at once or batch by batch.
+"""Spherical k-means: clusters of unit vectors by cosine, all at once or batch by batch.
 
 Shape letters: N rows of this rank, G rows of all ranks, K clusters, D feature.
 """
@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from streamssl.distributed.collectives import all_reduce_sum
 
-# Rows that are compared with all centroids at once: 16,384 x 3,000 cosines are 200 MB.
+# Rows compared with all centroids at once: 16,384 x 3,000 cosines are 200 MB.
 _ROWS_AT_ONCE = 16_384
 
 
 @torch.no_grad()
 def nearest_centroids(rows_ND: Tensor, centroids_KD: Tensor) -> Tensor:
-    """The cluster (N,) of each row: the one with the largest dot product."""
+    """Return the cluster (N,) of each row: the centroid with the largest dot product."""
     parts = [(rows @ centroids_KD.T).argmax(dim=1) for rows in _parts(rows_ND)]
     return torch.cat(parts) if parts else rows_ND.new_zeros(0, dtype=torch.int64)
 
@@ -27,7 +27,7 @@ def nearest_centroids(rows_ND: Tensor, centroids_KD: Tensor) -> Tensor:
 def sum_by_cluster(
     rows_ND: Tensor, labels_N: Tensor, num_clusters: int, group: ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The sum (K, D) of the rows of each cluster and their number (K,), over all ranks."""
+    """Return the sum (K, D) and the number (K,) of the rows of each cluster, over all ranks."""
     sums_KD = rows_ND.new_zeros(num_clusters, rows_ND.shape[1]).index_add_(0, labels_N, rows_ND)
     counts_K = torch.bincount(labels_N, minlength=num_clusters).to(rows_ND.dtype)
     both = all_reduce_sum(torch.cat([sums_KD, counts_K[:, None]], dim=1), group)
@@ -41,10 +41,10 @@ def spherical_kmeans(
     num_iterations: int,
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Unit-norm centroids (K, D) after `num_iterations` of Lloyd's algorithm from `centroids_KD`.
+    """Return unit-norm centroids (K, D) after `num_iterations` of Lloyd from `centroids_KD`.
 
     As in DeepCluster-v2 (arXiv:2006.09882, appendix D): a centroid becomes the mean of its rows,
-    an empty cluster keeps its centroid, all are normalised. Ranks share sums and counts.
+    an empty cluster keeps its centroid, all are normalised. Ranks add up sums and counts.
     """
     for _ in range(num_iterations):
         labels_N = nearest_centroids(rows_ND, centroids_KD)
@@ -61,9 +61,9 @@ def _parts(rows_ND: Tensor) -> Iterator[Tensor]:
 
 
 class Centroids(nn.Module):
-    """Centroids that are computed, never trained: buffers `centroids` (K, D) and `masses` (K,).
+    """Computed, untrained centroids: buffers `centroids` (K, D) and `masses` (K,).
 
-    `masses` count the rows that a centroid is the mean of; all 0 is "no clusters yet".
+    `masses` count the rows whose mean a centroid is; all 0 before the first clustering.
     """
 
     centroids: Tensor
@@ -75,8 +75,8 @@ class Centroids(nn.Module):
         self.register_buffer("masses", torch.zeros(num_clusters))
 
     def forward(self, z_ND: Tensor) -> Tensor:
-        """Scores (N, K): cosines when the rows have unit norm."""
-        # A copy: backward needs the centroids as they were, and they may move before it.
+        """Return scores (N, K): cosines if the rows have unit norm."""
+        # A copy: backward needs these centroids, and they may move before it.
         return F.linear(z_ND, self.centroids.to(z_ND.dtype, copy=True))
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class Centroids(nn.Module):
         num_iterations: int,
         group: ProcessGroup | None = None,
     ) -> Tensor:
-        """K-means over the rows of all ranks from `start_KD`; the cluster (N,) of each own row."""
+        """Run k-means on all ranks' rows; return the cluster (N,) of each own row."""
         self.centroids.copy_(spherical_kmeans(rows_ND, start_KD, num_iterations, group))
         labels_N = nearest_centroids(rows_ND, self.centroids)
         self.masses.copy_(sum_by_cluster(rows_ND, labels_N, len(self), group)[1])
@@ -98,10 +98,10 @@ class Centroids(nn.Module):
 
     @torch.no_grad()
     def follow_(self, rows_GD: Tensor, forget: float) -> None:
-        """Mini-batch spherical k-means: old rows lose the share `forget` of their weight.
+        """Run a step of mini-batch spherical k-means on the rows of all ranks.
 
-        Sculley, "Web-scale k-means clustering" (WWW 2010), with a window, since features drift.
-        The rows are those of all ranks.
+        Older rows lose the share `forget` of their weight, since features drift. Otherwise as
+        Sculley, "Web-scale k-means clustering" (WWW 2010).
         """
         labels_G = nearest_centroids(rows_GD, self.centroids)
         sums_KD, counts_K = sum_by_cluster(rows_GD, labels_G, len(self))

@@ -1,4 +1,4 @@
-"""A momentum copy: a network that follows another as an exponential moving average."""
+"""Momentum copy: a network that follows another as an exponential moving average."""
 
 from collections.abc import Iterable
 from copy import deepcopy
@@ -13,18 +13,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def ema_update_(
     averages: Iterable[Tensor], sources: Iterable[Tensor], momentum: float | Tensor
 ) -> None:
-    """averages = momentum * averages + (1 - momentum) * sources, in place (MoCo, eq. 2)."""
+    """Set averages = momentum * averages + (1 - momentum) * sources, in place (MoCo, eq. 2)."""
     kept, new = list(averages), list(sources)
     torch._foreach_mul_(kept, momentum)
     torch._foreach_add_(kept, torch._foreach_mul(new, 1.0 - momentum))
 
 
 class MomentumCopy(nn.Module):
-    """A copy of `source` that is never trained, only averaged. Update before keys are encoded.
+    """A copy of `source` that is averaged, not trained. Update it before keys are encoded.
 
-    Batch norm in the copy always normalises with what it sees, as in MoCo, MoCo v3 and BYOL, so it
-    keeps no running statistics: nobody would use them. On several ranks it sees the rows of all,
-    unless the copy has `own_batch_norm`: then whoever owns it chooses the rows.
+    Batch norm in the copy always uses the statistics of its batch, as in MoCo, MoCo v3 and BYOL, so
+    it keeps no running statistics. On several ranks it uses the rows of all ranks, unless the copy
+    has `own_batch_norm`: then its owner selects the rows.
     """
 
     def __init__(self, source: nn.Module, *, own_batch_norm: bool = False) -> None:

@@ -1,8 +1,8 @@
-"""Who is near whom: k-reciprocal Jaccard distances and density clusters, kept sparse.
+"""Neighbourhoods: k-reciprocal Jaccard distances and density clusters, kept sparse.
 
 Zhong et al., arXiv:1701.08398 (k-reciprocal encoding), in the form of SpCL (arXiv:2006.02713). Two
-samples are near if they have the same near neighbours, mutually. A sample has a few hundred
-neighbours at most, so only pairs that share some are ever held: memory grows with N, not N^2.
+samples are near if they share mutual near neighbours. A sample has at most a few hundred
+neighbours, and only pairs that share some are stored: memory grows with N, not N^2.
 
 Shape letters: N samples, D feature, K neighbours, P padded places, E pairs.
 """
@@ -18,9 +18,9 @@ from torch import Tensor
 Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Samples that are worked on at once: bounds the memory of every step below.
+# Samples processed at once: bounds the memory of every function below.
 _SAMPLES_AT_ONCE = 512
-_NOBODY = -1
+_EMPTY = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class SparseRows:
 
 
 def jaccard_neighbours(features_ND: Tensor, *, k1: int, k2: int, largest: float) -> SparseRows:
-    """For every sample the others at a Jaccard distance of at most `largest`, below 1; no more.
+    """Return for every sample the samples at a Jaccard distance of at most `largest` < 1.
 
-    `features_ND` have unit norm. `k1` neighbours, the sample itself included, are looked for;
-    encodings are averaged over the nearest `k2`. A sample is its own neighbour, at distance 0.
+    `features_ND` have unit norm. Encodings use `k1` neighbours, the sample itself included, and are
+    averaged over the nearest `k2`. A sample is its own neighbour, at distance 0.
     """
     rank_NK = nearest(features_ND, k1)
     rows = jaccard_rows(encode(features_ND, rank_NK, k1=k1, k2=k2))
@@ -58,7 +58,7 @@ def jaccard_neighbours(features_ND: Tensor, *, k1: int, k2: int, largest: float)
 
 
 def nearest(features_ND: Tensor, num: int) -> Indices:
-    """The `num` samples nearest to each, (N, num), nearest first, itself included."""
+    """Return the `num` samples nearest to each, (N, num), nearest first, itself included."""
     num = min(num, len(features_ND))
     parts = [
         (rows @ features_ND.T).topk(num, dim=1).indices
@@ -68,14 +68,14 @@ def nearest(features_ND: Tensor, num: int) -> Indices:
 
 
 def encode(features_ND: Tensor, rank_NK: Indices, *, k1: int, k2: int) -> SparseRows:
-    """Every sample as weights, which sum to 1, of the samples that are mutually near it.
+    """Return every sample as weights, with sum 1, over the samples that are mutually near it.
 
-    Reciprocal neighbours are widened by those of a neighbour whose own reciprocal neighbours, at
-    half the number, lie in it by more than two thirds; the weight of a member is the softmax of
-    minus its squared distance; then each encoding is averaged over the nearest `k2`.
+    The set of reciprocal neighbours is extended by the half-size set of a neighbour if more than
+    two thirds of that set are in it. The weight of a member is the softmax of minus its squared
+    distance. Each encoding is averaged over the nearest `k2`.
     """
     num = len(rank_NK)
-    # Upstream slices k1 + 1 columns of a list that has k1; the half list is one longer.
+    # The authors' code slices k1 + 1 columns of a list of k1; the half list is one longer.
     whole_NP = _reciprocal(rank_NK[:, : k1 + 1])
     half_NP = _reciprocal(rank_NK[:, : int(np.around(k1 / 2)) + 1])
     pairs = np.unique(np.concatenate(list(_expand(whole_NP, half_NP))))
@@ -88,7 +88,7 @@ def encode(features_ND: Tensor, rank_NK: Indices, *, k1: int, k2: int) -> Sparse
 
 
 def jaccard_rows(encoding: SparseRows) -> Iterator[Floats]:
-    """Rows (N,) of the matrix of Jaccard distances: 1 - sum of minima / sum of maxima."""
+    """Yield the rows (N,) of Jaccard distances: 1 - sum of minima / sum of maxima."""
     num = len(encoding)
     by_column = _transposed(encoding)
     for i in range(num):
@@ -96,17 +96,17 @@ def jaccard_rows(encoding: SparseRows) -> Iterator[Floats]:
         lengths = by_column.start[columns + 1] - by_column.start[columns]
         places = np.repeat(by_column.start[columns] - np.cumsum(lengths) + lengths, lengths)
         places = places + np.arange(len(places))
-        least = np.minimum(np.repeat(weights, lengths), by_column.values[places])
-        shared_N = np.bincount(by_column.columns[places], weights=least, minlength=num)
+        minima = np.minimum(np.repeat(weights, lengths), by_column.values[places])
+        shared_N = np.bincount(by_column.columns[places], weights=minima, minlength=num)
         yield np.maximum(1 - shared_N / (2 - shared_N), 0.0)
 
 
 def dbscan(neighbours: SparseRows, *, epsilon: float, min_samples: int) -> Indices:
-    """Density clusters (N,), numbered from 0 in sample order; -1 is noise. Ester et al., 1996.
+    """Return density clusters (N,), numbered from 0 in sample order; -1 is noise (Ester, 1996).
 
-    `neighbours` hold all pairs at a distance of at most `epsilon`, and maybe more. A sample with
-    `min_samples` of them, itself included, is dense; one that is not belongs to the first cluster
-    that reaches it.
+    `neighbours` hold at least all pairs at a distance of at most `epsilon`. A sample with
+    `min_samples` of them, itself included, is dense. Another sample joins the first cluster that
+    reaches it.
     """
     near = neighbours.values <= epsilon
     start = np.concatenate([[0], np.cumsum(near)])[neighbours.start]
@@ -130,35 +130,35 @@ def dbscan(neighbours: SparseRows, *, epsilon: float, min_samples: int) -> Indic
 
 
 def _reciprocal(rank_NK: Indices) -> Indices:
-    """Of each sample's neighbours those that have it among theirs; the others become -1."""
+    """Return the mutual neighbours of each sample; the others become -1."""
     parts = []
     for first in range(0, len(rank_NK), _SAMPLES_AT_ONCE):
         rows = rank_NK[first : first + _SAMPLES_AT_ONCE]
         own = np.arange(first, first + len(rows))[:, None, None]
-        parts.append(np.where((rank_NK[rows] == own).any(axis=2), rows, _NOBODY))
+        parts.append(np.where((rank_NK[rows] == own).any(axis=2), rows, _EMPTY))
     return np.concatenate(parts)
 
 
 def _expand(whole_NP: Indices, half_NP: Indices) -> Iterator[Indices]:
-    """Pairs (owner * N + member) of widened neighbourhoods, chunk by chunk."""
+    """Yield pairs (owner * N + member) of extended neighbourhoods, in parts."""
     num = len(whole_NP)
-    half_sizes = (half_NP != _NOBODY).sum(axis=1)
+    half_sizes = (half_NP != _EMPTY).sum(axis=1)
     for first in range(0, num, _SAMPLES_AT_ONCE):
         rows = whole_NP[first : first + _SAMPLES_AT_ONCE]
         owners = np.arange(first, first + len(rows))[:, None]
-        offered = np.where(rows[:, :, None] == _NOBODY, _NOBODY, half_NP[rows])
+        offered = np.where(rows[:, :, None] == _EMPTY, _EMPTY, half_NP[rows])
         inside = np.zeros(offered.shape, bool)
         for place in range(rows.shape[1]):
             inside |= offered == rows[:, place, None, None]
-        inside &= offered != _NOBODY
+        inside &= offered != _EMPTY
         accepted = inside.sum(axis=2) > 2 / 3 * half_sizes[rows]
-        offered = np.where(accepted[:, :, None], offered, _NOBODY)
+        offered = np.where(accepted[:, :, None], offered, _EMPTY)
         for members in (rows, offered.reshape(len(rows), -1)):
-            yield (owners * num + members)[members != _NOBODY]
+            yield (owners * num + members)[members != _EMPTY]
 
 
 def _weights(features_ND: Tensor, owners: Indices, members: Indices) -> Floats:
-    """Softmax over each owner's members of minus the squared distance, (E,)."""
+    """Return the softmax over each owner's members of minus the squared distance, (E,)."""
     dots = np.empty(len(owners))
     for first in range(0, len(owners), 16 * _SAMPLES_AT_ONCE):
         part = slice(first, first + 16 * _SAMPLES_AT_ONCE)
@@ -171,7 +171,7 @@ def _weights(features_ND: Tensor, owners: Indices, members: Indices) -> Floats:
 
 
 def _averaged(encoding: SparseRows, nearest_NK: Indices) -> SparseRows:
-    """The mean of the encodings of each sample's nearest."""
+    """Return the mean encoding of each sample's nearest samples."""
     num, k2 = nearest_NK.shape
     lengths = np.diff(encoding.start)[nearest_NK.ravel()]
     firsts = encoding.start[nearest_NK.ravel()]
@@ -189,6 +189,6 @@ def _transposed(matrix: SparseRows) -> SparseRows:
 
 
 def _to_rows(owners: Indices, columns: Indices, values: Floats, num: int) -> SparseRows:
-    """A sparse matrix of pairs that are sorted by owner, then by column."""
+    """Build a sparse matrix from pairs that are sorted by owner, then by column."""
     start = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=num))])
     return SparseRows(start, columns, values)

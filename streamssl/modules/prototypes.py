@@ -1,4 +1,4 @@
-"""Prototypes: the trainable unit vectors that features are compared with, and who uses them.
+"""Prototypes: trainable unit vectors that features are compared with, and their use.
 
 Shape letters: N features, B samples of this rank, K prototypes, D feature.
 """
@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from streamssl.distributed.collectives import all_reduce_sum
 from streamssl.modules.feature_readings import perplexity
 
-# A prototype counts as dead when it was nobody's first choice in the last 10 K codes: under equal
-# use that has a chance of exp(-10).
-DEAD_AFTER_CODES_PER_PROTOTYPE = 10
+# A prototype counts as dead if it was no first choice in the last 10 K assignments: with equal use
+# the probability of that is exp(-10).
+DEAD_AFTER_ASSIGNMENTS_PER_PROTOTYPE = 10
 
 
 class Prototypes(nn.Module):
@@ -34,42 +34,42 @@ class Prototypes(nn.Module):
         self.register_buffer("codes_since_chosen", unseen_K)
 
     def forward(self, z_ND: Tensor) -> Tensor:
-        """Scores (N, K): cosines when the features have unit norm."""
+        """Return scores (N, K): cosines if the features have unit norm."""
         return F.linear(z_ND, self.weight)
 
     @torch.no_grad()
     def normalise_(self) -> None:
-        """Rows back to unit norm, in place: the optimizer moves them off the sphere."""
+        """Normalise the rows in place, after the optimizer has moved them off the sphere."""
         self.weight.copy_(F.normalize(self.weight, dim=1))
 
     def drop_gradient(self) -> None:
-        """Freeze for one step. Without a gradient there is no momentum and no decay either."""
+        """Freeze for one step: without a gradient there is no momentum and no decay."""
         self.weight.grad = None
 
     @torch.no_grad()
-    def count_use(self, codes_BK: Tensor, group: ProcessGroup | None) -> dict[str, Tensor]:
-        """Note which prototypes were a first choice; return readings, the same on every rank.
+    def count_use(self, assigned_BK: Tensor, group: ProcessGroup | None) -> dict[str, Tensor]:
+        """Count first choices of prototypes; return readings, the same on every rank.
 
-        `prototype_usage`: perplexity of the mean code over K, 1 = all used equally.
-        `prototypes_dead`: fraction that was no first choice for the last 10 K codes.
-        `codes_entropy`: mean entropy of a sample's code in nats, ln K = no opinion.
-        `codes_certainty`: by how much less than ln K that is, as a share of ln K; 0 = no opinion.
+        `prototype_usage`: perplexity of the mean assignment over K, 1 if all are used equally.
+        `prototypes_dead`: fraction that was no first choice in the last 10 K assignments.
+        `codes_entropy`: mean entropy of an assignment in nats, ln K if it is uniform.
+        `codes_certainty`: 1 - that entropy / ln K, 0 if assignments are uniform.
         """
-        num_prototypes = codes_BK.shape[1]
-        chosen_K = torch.zeros_like(codes_BK[0]).index_fill_(0, codes_BK.argmax(dim=1), 1.0)
-        entropy_1 = torch.special.entr(codes_BK).sum().view(1)
-        count_1 = codes_BK.new_full((1,), len(codes_BK))
-        mine = torch.cat([codes_BK.sum(dim=0), chosen_K, entropy_1, count_1])
+        num_prototypes = assigned_BK.shape[1]
+        chosen_K = torch.zeros_like(assigned_BK[0]).index_fill_(0, assigned_BK.argmax(dim=1), 1.0)
+        entropy_1 = torch.special.entr(assigned_BK).sum().view(1)
+        count_1 = assigned_BK.new_full((1,), len(assigned_BK))
+        mine = torch.cat([assigned_BK.sum(dim=0), chosen_K, entropy_1, count_1])
         total = all_reduce_sum(mine, group)
         mass_K, chosen_K = total[:num_prototypes], total[num_prototypes:-2]
-        entropy, num_codes = total[-2], total[-1]
-        self.codes_since_chosen += num_codes.to(torch.int64)
+        entropy, num_assigned = total[-2], total[-1]
+        self.codes_since_chosen += num_assigned.to(torch.int64)
         self.codes_since_chosen *= chosen_K == 0
-        patience = DEAD_AFTER_CODES_PER_PROTOTYPE * num_prototypes
-        codes_entropy = entropy / num_codes
+        limit = DEAD_AFTER_ASSIGNMENTS_PER_PROTOTYPE * num_prototypes
+        codes_entropy = entropy / num_assigned
         return {
             "codes_entropy": codes_entropy,
             "codes_certainty": 1 - codes_entropy / math.log(max(2, num_prototypes)),
             "prototype_usage": perplexity(mass_K) / num_prototypes,
-            "prototypes_dead": (self.codes_since_chosen > patience).float().mean(),
+            "prototypes_dead": (self.codes_since_chosen > limit).float().mean(),
         }

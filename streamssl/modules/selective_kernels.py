@@ -1,7 +1,7 @@
-"""Selective kernels, as SimCLR v2 has them in its ResNets (arXiv:2006.10029, section 2).
+"""Selective kernels of the ResNets of SimCLR v2 (arXiv:2006.10029, section 2).
 
-Two 3x3 convolutions look at the same features; a small network reads their mean over the image
-and weighs, channel by channel, how much of each goes on. Li et al., arXiv:1903.06586, simplified.
+Two 3x3 convolutions have the same input. A small network weighs their outputs for each channel, by
+the mean over the image. Li et al., arXiv:1903.06586, simplified.
 
 Shape letters: N rows, C channels out, S pixels, K the channels of the small network.
 """
@@ -12,9 +12,9 @@ _MIN_CHANNELS = 32
 
 
 class SelectiveKernels(nn.Module):
-    """Convolution, batch norm and ReLU of two streams, and their weighted sum: (N, C, S', S').
+    """Weighted sum (N, C, S', S') of two streams of convolution, batch norm and ReLU.
 
-    Stands where a residual block has its 3x3 convolution with batch norm and ReLU. The small
+    It replaces the 3x3 convolution of a residual block with its batch norm and ReLU. The small
     network is C * `ratio` channels wide, at least 32.
     """
 
@@ -43,7 +43,7 @@ class SelectiveKernels(nn.Module):
 
 
 def select_kernels(resnet: nn.Module, ratio: float) -> bool:
-    """Put them into every bottleneck of a timm ResNet; False where it has none."""
+    """Put selective kernels into all bottlenecks of a timm ResNet; return False without any."""
     blocks = [block for block in resnet.modules() if _is_bottleneck(block)]
     for block in blocks:
         old = block.conv2

@@ -1,7 +1,7 @@
-"""Which pseudo-labels to believe: SpCL's reliability of clusters (arXiv:2006.02713, section 3.2).
+"""Reliability of clusters in SpCL (arXiv:2006.02713, section 3.2).
 
-A criterion a little looser and one a little tighter are asked for their clusters, too. Where they
-agree, a cluster stays; what they join or split becomes classes of one.
+Clusters are also made by a looser and by a tighter criterion. A cluster is kept if these agree with
+it; samples of clusters that they join or split become classes of one.
 """
 
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ _INDEPENDENT_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class PseudoLabels:
-    """Classes of all samples, with what was thought of the clusters they came from.
+    """Classes of all samples, with the reliability of their clusters.
 
-    `compactness` and `independence` are 1 - R_comp and 1 - R_indep turned into distances, as the
-    authors' code has them: 0 is best. The clusters' values are the least of their members'.
+    `compactness` and `independence` are the distances 1 - R_comp and 1 - R_indep, as in the
+    authors' code: 0 is best. The value of a cluster is the minimum of its members.
     """
 
     labels: Indices
@@ -34,12 +34,12 @@ class PseudoLabels:
 def self_paced_labels(
     clusters: Indices, tight: Indices, loose: Indices, threshold: float | None = None
 ) -> PseudoLabels:
-    """Keep what is reliable of `clusters` (N,), -1 is noise: section 3.2 of the paper.
+    """Return classes from the reliable part of `clusters` (N,), -1 is noise: section 3.2.
 
     A cluster is independent if a looser criterion does not join it with others, and compact if a
     tighter one does not split it. A sample keeps its cluster if that is independent enough and the
-    sample is among its most compact; any other becomes a class of its own. The first `threshold`
-    is the independence that nine in ten clusters have, and must be handed on.
+    sample is among its most compact; any other sample becomes a class of its own. The first
+    `threshold` is the independence of nine in ten clusters; later calls must be given it.
     """
     labels, tight, loose = (_classes(each) for each in (clusters, tight, loose))
     compactness, independence = _disagreement(labels, tight), _disagreement(labels, loose)
@@ -62,7 +62,7 @@ def self_paced_labels(
 
 
 def _classes(clusters: Indices) -> Indices:
-    """Noise becomes classes of one, numbered after the clusters in sample order."""
+    """Turn noise into classes of one, numbered after the clusters in sample order."""
     noise = clusters < 0
     result = clusters.copy()
     result[noise] = clusters.max(initial=-1) + 1 + np.arange(np.count_nonzero(noise))
@@ -70,7 +70,7 @@ def _classes(clusters: Indices) -> Indices:
 
 
 def _disagreement(ours: Indices, theirs: Indices) -> NDArray[np.float32]:
-    """1 - intersection over union of each sample's two classes."""
+    """Return 1 - intersection over union of each sample's two classes."""
     pair = ours * (theirs.max() + 1) + theirs
     _, inverse, counts = np.unique(pair, return_inverse=True, return_counts=True)
     both = counts[inverse].astype(np.float32)

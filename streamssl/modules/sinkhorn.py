@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp: scores become soft assignments that use every prototype about equally.
+"""Sinkhorn-Knopp: soft assignments from scores, with equal use of all prototypes.
 
 Shape letters: B rows of this rank (queue and batch), K prototypes.
 """
@@ -14,16 +14,16 @@ from streamssl.distributed.collectives import all_reduce_max, all_reduce_sum
 def sinkhorn(
     scores_BK: Tensor, *, epsilon: float, num_iterations: int, group: ProcessGroup | None = None
 ) -> Tensor:
-    """Codes (B, K), float32 (float64 if given float64); each row sums to 1. No gradient.
+    """Return assignments (B, K), float32 or float64 as the scores; rows sum to 1. No gradient.
 
     SwAV, arXiv:2006.09882, eq. 3-5 and appendix A.1: Q = Diag(u) exp(scores / epsilon) Diag(v),
-    alternating prototypes to equal shares and samples to one unit each, the samples last. The
-    constants 1/K and 1/B of the paper cancel in the half-step that follows them, so they are not
-    computed. Ranks share the shares of the prototypes: one K-vector all-reduce an iteration.
+    alternately normalising prototypes to equal shares and samples to one unit each, samples last.
+    The constants 1/K and 1/B of the paper cancel in the next half-step, so they are not computed.
+    Ranks add up the shares of the prototypes: one all-reduce of K numbers an iteration.
 
-    Nothing overflows or vanishes, whatever the scores: the first half-step divides every prototype
-    by its sum, so any factor of a prototype is free and its maximum is taken out before exp; from
-    then on a prototype's sum is at least 1 / (B K), and samples are normalised as logarithms.
+    No scores overflow or underflow: the first half-step divides every prototype by its sum, so a
+    factor of a prototype does not matter, and its maximum is subtracted before exp. After that a
+    prototype's sum is at least 1 / (B K), and samples are normalised in logarithms.
     """
     with torch.autocast(scores_BK.device.type, enabled=False):
         exact_BK = scores_BK if scores_BK.dtype == torch.float64 else scores_BK.float()

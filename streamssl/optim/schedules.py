@@ -1,6 +1,6 @@
 """Learning rate and momentum as pure functions of the step. Steps are counted from 0.
 
-A position may be a step or a (fractional) epoch, as long as all lengths have the same unit.
+A position is a step or a (fractional) epoch; all lengths must have the same unit.
 """
 
 import math
@@ -11,7 +11,7 @@ from shards.errors import ConfigError
 
 
 def cosine(progress: float, start: float, end: float) -> float:
-    """From `start` at progress 0 to `end` at 1 along half a cosine; before and after, constant."""
+    """Return half a cosine from `start` at progress 0 to `end` at 1, constant outside."""
     along = min(max(progress, 0.0), 1.0)
     return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * along))
 
@@ -25,10 +25,10 @@ def swav_lr(
     base_lr: float,
     final_lr: float,
 ) -> float:
-    """SwAV (arXiv:2006.09882, A.2), DINO and PatchMix, learning rate or weight decay.
+    """Return the rate of SwAV (arXiv:2006.09882, A.2), DINO and PatchMix.
 
     The line from `start_lr` includes `base_lr` as its last point, and the cosine to `final_lr`
-    begins with `base_lr` again; its end lies one step behind the last.
+    starts with `base_lr` again; it ends one step after the last step.
     """
     if step < warmup_steps:
         return start_lr + (base_lr - start_lr) * step / max(1, warmup_steps - 1)
@@ -38,7 +38,7 @@ def swav_lr(
 def warmup_cosine_lr(
     position: float, *, num_positions: float, warmup: float, base_lr: float, final_lr: float = 0.0
 ) -> float:
-    """MoCo v3, BYOL and SimCLR: a line from 0 reaches `base_lr` at `warmup`, then half a cosine."""
+    """Return the rate of MoCo v3, BYOL and SimCLR: linear to `base_lr`, then half a cosine."""
     if position < warmup:
         return base_lr * position / warmup
     return cosine((position - warmup) / max(num_positions - warmup, 1e-12), base_lr, final_lr)
@@ -47,7 +47,7 @@ def warmup_cosine_lr(
 def stepped_lr(
     position: float, *, base_lr: float, milestones: tuple[float, ...], factor: float = 0.1
 ) -> float:
-    """MoCo v1: times `factor` at each milestone (120 and 160 of 200 epochs in the paper)."""
+    """Return the rate of MoCo v1: times `factor` at milestones (epochs 120 and 160 of 200)."""
     rate = base_lr
     for milestone in milestones:
         rate *= factor if position >= milestone else 1.0
@@ -55,7 +55,7 @@ def stepped_lr(
 
 
 def rising_momentum(position: float, *, num_positions: float, base_momentum: float) -> float:
-    """EMA momentum from `base_momentum` to 1 along half a cosine.
+    """Return an EMA momentum that rises from `base_momentum` to 1 along half a cosine.
 
     MoCo v3 (arXiv:2104.02057) and BYOL (tau, arXiv:2006.07733, section 3.2).
     """
@@ -66,39 +66,39 @@ MomentumKind = Literal["cosine", "constant"]
 
 
 def momentum_at(kind: MomentumKind, step: int, *, num_steps: int, base_momentum: float) -> float:
-    """EMA momentum of `step`: "cosine" is `rising_momentum`; "constant" fits a run without end."""
+    """Return the EMA momentum of `step`: `rising_momentum`, or constant for runs without an end."""
     if kind == "constant":
         return base_momentum
     return rising_momentum(step, num_positions=num_steps, base_momentum=base_momentum)
 
 
 def linearly_scaled_lr(base_lr: float, global_batch: int) -> float:
-    """`base_lr` is per 256 samples: SwAV, MoCo v3, BYOL, SimCLR."""
+    """Return the rate of a batch from a rate per 256 samples: SwAV, MoCo v3, BYOL, SimCLR."""
     return base_lr * global_batch / 256
 
 
 def root_scaled_lr(base_lr: float, global_batch: int) -> float:
-    """`base_lr` times the root of the batch: SimCLR for small batches (arXiv:2002.05709, B.1)."""
+    """Return `base_lr` times sqrt(batch): SimCLR for small batches (arXiv:2002.05709, B.1)."""
     return base_lr * math.sqrt(global_batch)
 
 
 def simclr_num_steps(num_samples: int, *, epochs: int, global_batch: int) -> int:
-    """How long SimCLR trains: one step more than whole batches fit."""
+    """Return the steps of SimCLR: one more than whole batches fit."""
     return num_samples * epochs // global_batch + 1
 
 
 def simclr_warmup_steps(num_samples: int, *, epochs: float, global_batch: int) -> int:
-    """How long SimCLR warms up."""
+    """Return the warm-up steps of SimCLR."""
     return round(epochs * num_samples // global_batch)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
-    """How the learning rate moves, in steps.
+    """Learning rate schedule, in steps.
 
-    `kind`: "swav" is `swav_lr`, "warmup_cosine" is `warmup_cosine_lr` (from 0, `start_lr` unused
-    and refused), "stepped" is `stepped_lr` with `milestones` as fractions of the run, after a
-    linear warm-up; "constant" stays at the base rate after the warm-up.
+    `kind`: "swav" is `swav_lr`; "warmup_cosine" is `warmup_cosine_lr` (from 0; `start_lr` is
+    refused); "stepped" is `stepped_lr` with `milestones` as fractions of the run, after a linear
+    warm-up; "constant" stays at the base rate after the warm-up.
     """
 
     kind: Literal["swav", "warmup_cosine", "stepped", "constant"] = "swav"
@@ -127,7 +127,7 @@ class ScheduleConfig:
             )
 
     def lr(self, step: int, num_steps: int, base_lr: float) -> float:
-        """The learning rate of `step` (from 0) of `num_steps`."""
+        """Return the learning rate of `step` (from 0) of `num_steps`."""
         if self.kind == "swav":
             return swav_lr(
                 step,

@@ -78,7 +78,9 @@ def _shards(places: Sequence[Path]) -> list[Path]:
             )
         found += inside
     if not found:
-        raise ConfigError("no shards were named; a drill needs tars on this machine: give a folder of them")
+        raise ConfigError(
+            "no shards were named; a drill needs tars on this machine: give a folder of them"
+        )
     return found
 
 

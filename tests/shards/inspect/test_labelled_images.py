@@ -1,4 +1,4 @@
-"""Labelled images: the right label, the right square, every one once and in order."""
+"""Labelled images: right label, right central square, each once and in order."""
 
 import json
 from collections import Counter
@@ -9,8 +9,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from shards.crops.opencv import OpenCVEngine
 from shards.errors import BudgetExceeded, ShardUnreadable, UserError
-from shards.inspect.labelled_images import iter_labelled, read_label, read_labelled
+from shards.inspect.labelled_images import iter_labelled, read_class_number
 from shards.records import Sample
 from shards.samples.synthetic_images import CLASS_NAMES, balanced_labels
 from shards.stores.range_reader import RangeReader
@@ -23,10 +24,22 @@ def png(array):
 
 
 def smooth(height, width, seed=0):
-    """An image without fine detail, so that two good resizers nearly agree."""
+    """An image without fine detail, on which two good resizers nearly agree."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (5, 5, 3)).astype(np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def parts_of(manifest, size, num_threads=2):
+    return list(iter_labelled(manifest, RangeReader(), size, OpenCVEngine, num_threads))
+
+
+def read_all(manifest, size, num_threads=2):
+    """Images, labels, and rejects by reason."""
+    parts = parts_of(manifest, size, num_threads)
+    rejects = sum((Counter(part.rejects) for part in parts), Counter())
+    images = np.concatenate([part.images for part in parts])
+    return images, np.concatenate([part.labels for part in parts]), rejects
 
 
 def open_shard(path, members):
@@ -34,24 +47,15 @@ def open_shard(path, members):
     return open_manifest(str(path), RangeReader())
 
 
-def test_every_image_comes_once_in_the_order_of_the_shards(synthetic_shards):
-    """An evaluation on other images than it says is no evaluation."""
+def test_every_image_comes_once_in_shard_order(synthetic_shards):
+    """An evaluation would use other images than the shards hold, or depend on threads."""
     manifest = open_manifest(str(synthetic_shards), RangeReader())
-    found = read_labelled(manifest, RangeReader(), size=32)
-    assert found.images.shape == (96, 32, 32, 3) and found.rejects == {}
-    labels = balanced_labels(96, seed=0, num_classes=len(CLASS_NAMES))
-    assert Counter(found.labels.tolist()) == Counter(labels.tolist())
-    again = read_labelled(manifest, RangeReader(), size=32, num_threads=1)
-    assert np.array_equal(found.images, again.images)
-    assert np.array_equal(found.labels, again.labels)
-
-
-def test_the_parts_are_the_whole(synthetic_shards):
-    """A large set is read in parts, a small one at once: they must be the same set."""
-    manifest = open_manifest(str(synthetic_shards), RangeReader())
-    parts = list(iter_labelled(manifest, RangeReader(), size=16))
-    whole = read_labelled(manifest, RangeReader(), size=16)
-    assert np.array_equal(np.concatenate([part.images for part in parts]), whole.images)
+    images, labels, rejects = read_all(manifest, 32)
+    assert images.shape == (96, 32, 32, 3) and not rejects
+    expected = balanced_labels(96, seed=0, num_classes=len(CLASS_NAMES))
+    assert Counter(labels.tolist()) == Counter(expected.tolist())
+    again = read_all(manifest, 32, num_threads=1)
+    assert np.array_equal(images, again[0]) and np.array_equal(labels, again[1])
 
 
 @pytest.mark.parametrize(
@@ -66,9 +70,9 @@ def test_the_parts_are_the_whole(synthetic_shards):
         ({"json": b'{"label": 3.0}'}, 3),
     ],
 )
-def test_labels_come_from_cls_or_json(fields, label):
-    """Both are what people's shards hold."""
-    assert read_label(Sample(0, 0, "k", {"jpg": b"", **fields}), "s.tar") == label
+def test_label_is_read_from_cls_or_json(fields, label):
+    """Shards of users with either form would have no labels."""
+    assert read_class_number(Sample(0, 0, "k", {"jpg": b"", **fields}), "s.tar") == label
 
 
 @pytest.mark.parametrize(
@@ -94,43 +98,43 @@ def test_labels_come_from_cls_or_json(fields, label):
         {"json": b'{"label": [1]}'},
     ],
 )
-def test_a_sample_without_a_label_is_named_with_the_remedy(fields):
-    """A guessed label is worse than none, and a traceback helps nobody."""
+def test_sample_without_label_is_named_with_the_remedy(fields):
+    """A wrong label would be guessed, or the user would get a traceback."""
     sample = Sample(0, 0, "000017", {"jpg": b"", **fields})
     message = (
         r"sample '000017' of s3://b/0\.tar has no label \(members: .*jpg.*\); every sample needs a "
         r"whole number in 000017\.cls, or as 'label' in 000017\.json: `streamssl shards pack`"
     )
     with pytest.raises(UserError, match=message):
-        read_label(sample, "s3://key:secret@b/0.tar?sig=x")
+        read_class_number(sample, "s3://key:secret@b/0.tar?sig=x")
 
 
-def test_small_images_are_taken_whole(tmp_path):
-    """CIFAR's 32 pixels must reach the encoder untouched."""
+def test_small_images_are_used_whole(tmp_path):
+    """The 32 pixels of CIFAR would be resized."""
     images = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8) for i in range(5)]
     members = [
         member
         for i, image in enumerate(images)
         for member in ((f"{i}.png", png(image)), (f"{i}.cls", b"%d" % i))
     ]
-    found = read_labelled(open_shard(tmp_path / "a.tar", members), RangeReader(), size=32)
-    assert np.array_equal(found.images, np.stack(images)) and found.labels.tolist() == [*range(5)]
+    found, labels, _ = read_all(open_shard(tmp_path / "a.tar", members), 32)
+    assert np.array_equal(found, np.stack(images)) and labels.tolist() == [*range(5)]
 
 
-def test_large_squares_lose_the_border_that_torchvision_cuts(tmp_path):
-    """224 of 256 is the protocol of every published number."""
+def test_large_images_lose_the_border_that_torchvision_cuts(tmp_path):
+    """Published numbers use 224 of 256 pixels: ours could not be compared."""
     image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
     manifest = open_shard(tmp_path / "a.tar", [("0.png", png(image)), ("0.cls", b"1")])
-    found = read_labelled(manifest, RangeReader(), size=224)
-    assert np.array_equal(found.images[0], image[16:240, 16:240])
+    found, _, _ = read_all(manifest, 224)
+    assert np.array_equal(found[0], image[16:240, 16:240])
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (500, 333), (256, 700), (225, 224)])
-def test_large_images_are_those_of_resize_and_center_crop(tmp_path, height, width):
-    """The same square up to the rounding of a box: off by more, and numbers cannot be compared."""
+def test_large_images_equal_resize_and_center_crop(tmp_path, height, width):
+    """A different square would make numbers incomparable; only the rounding of a box may differ."""
     image = smooth(height, width)
     manifest = open_shard(tmp_path / "a.tar", [("0.png", png(image)), ("0.cls", b"1")])
-    found = read_labelled(manifest, RangeReader(), size=224).images[0]
+    found = read_all(manifest, 224)[0][0]
     reference = v2.Compose([v2.Resize(256, antialias=True), v2.CenterCrop(224)])
     expected = reference(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
     difference = np.abs(found.astype(int) - expected.astype(int))
@@ -138,11 +142,11 @@ def test_large_images_are_those_of_resize_and_center_crop(tmp_path, height, widt
 
 
 @pytest.mark.parametrize(("height", "width"), [(60, 100), (101, 60), (48, 48)])
-def test_small_sizes_keep_the_largest_square(tmp_path, height, width):
-    """Nothing of a small image may be thrown away but what makes it square."""
+def test_small_images_keep_the_largest_square(tmp_path, height, width):
+    """More of a small image would be cut than makes it square."""
     image = smooth(height, width, seed=3)
     manifest = open_shard(tmp_path / "a.tar", [("0.png", png(image)), ("0.cls", b"1")])
-    found = read_labelled(manifest, RangeReader(), size=32).images[0]
+    found = read_all(manifest, 32)[0][0]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = torch.from_numpy(image[top : top + side, left : left + side].copy())
@@ -151,8 +155,8 @@ def test_small_sizes_keep_the_largest_square(tmp_path, height, width):
     assert difference.max() <= 1
 
 
-def test_images_inside_a_nested_tar_are_not_scored(tmp_path):
-    """They would count twice, or end the evaluation because they have no label."""
+def test_images_inside_a_nested_tar_are_not_used(tmp_path):
+    """They would count twice, or end the evaluation without a label."""
     image = png(smooth(32, 32))
     inner = make_tar([(f"{i}.png", image) for i in range(400)])
     members = []
@@ -161,43 +165,43 @@ def test_images_inside_a_nested_tar_are_not_scored(tmp_path):
         members += [(f"{index}.tar", inner)] if index == 100 else []
     manifest = open_shard(tmp_path / "a.tar", members)
     assert manifest.num_bytes > 3 * manifest.suggest_chunk_bytes()
-    found = read_labelled(manifest, RangeReader(), size=8)
-    assert found.labels.tolist() == list(range(200)) and found.rejects == {}
+    _, labels, rejects = read_all(manifest, 8)
+    assert labels.tolist() == list(range(200)) and not rejects
 
 
-def test_what_is_rejected_is_counted_and_the_labels_stay_with_their_images(tmp_path):
-    """One missing row and every label behind it is that of another image."""
+def test_rejects_are_counted_and_labels_stay_with_their_images(tmp_path):
+    """After a reject, every label would belong to another image."""
     good = [np.full((16, 16, 3), 10 * i, np.uint8) for i in range(6)]
     members = []
     for i, image in enumerate(good):
         data = {1: b"no image", 4: png(image)[:80]}.get(i, png(image))
         members += [(f"{i}.png", data), (f"{i}.json", json.dumps({"label": i}).encode())]
     members += [("6.txt", b"only words")]
-    found = read_labelled(open_shard(tmp_path / "a.tar", members), RangeReader(), size=8)
-    assert found.labels.tolist() == [0, 2, 3, 5]
-    assert found.images[:, 4, 4, 0].tolist() == [0, 20, 30, 50]
-    assert found.rejects == {"not_an_image": 1, "truncated": 1, "no_image": 1}
+    images, labels, rejects = read_all(open_shard(tmp_path / "a.tar", members), 8)
+    assert labels.tolist() == [0, 2, 3, 5]
+    assert images[:, 4, 4, 0].tolist() == [0, 20, 30, 50]
+    assert rejects == {"not_an_image": 1, "truncated": 1, "no_image": 1}
 
 
-def test_shards_without_any_image_end_with_the_table(tmp_path):
-    """An accuracy over no images is a division by zero, or a lie."""
+def test_shards_without_any_image_end_with_the_reasons(tmp_path):
+    """An accuracy over no images would be a division by zero."""
     manifest = open_shard(tmp_path / "a.tar", [(f"{i}.jpg", b"junk") for i in range(3)])
     with pytest.raises(BudgetExceeded, match=r"every sample .*verify`\n  not_an_image +3"):
-        read_labelled(manifest, RangeReader(), size=8)
+        parts_of(manifest, 8)
 
 
-def test_shards_without_labels_end_at_the_first_sample(synthetic_shards, tmp_path):
-    """An hour of reading is no place to find out."""
+def test_shards_without_labels_end_at_the_first_sample(tmp_path):
+    """The user would learn it after an hour of reading."""
     image = png(np.zeros((16, 16, 3), np.uint8))
     manifest = open_shard(tmp_path / "a.tar", [(f"{i}.png", image) for i in range(30)])
     with pytest.raises(UserError, match=r"sample '0' of .*a\.tar has no label \(members: png\)"):
-        next(iter_labelled(manifest, RangeReader(), size=8))
+        next(iter_labelled(manifest, RangeReader(), 8, OpenCVEngine))
 
 
-def test_a_shard_that_is_gone_ends_the_reading(tmp_path):
-    """Half of a test set gives half of a number."""
+def test_missing_shard_ends_the_reading(tmp_path):
+    """Half of a test set would give a wrong number."""
     image = png(np.zeros((16, 16, 3), np.uint8))
     manifest = open_shard(tmp_path / "a.tar", [("0.png", image), ("0.cls", b"1")])
     (tmp_path / "a.tar").unlink()
     with pytest.raises(ShardUnreadable, match="is gone"):
-        read_labelled(manifest, RangeReader(), size=8)
+        parts_of(manifest, 8)

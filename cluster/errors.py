@@ -1,36 +1,37 @@
-"""What can go wrong in the control plane; the tree goes on from `shards.errors`.
+"""Errors of the control plane; the tree continues that of `shards.errors`.
 
 StreamSSLError
-  ReadersLost     readers died again and again: on one chunk, or before they did anything
-  ControlLost     Control died again and again
-  GaveUp          actors of the run died again and again, for the reason it says
-  NotReproducible a chunk that was made again gave other samples than before
-  StateDiffers    trainers that must hold the same state do not
-  VerifiedNotCropped  a trainer cannot crop what a reader has verified
+  ReadersLost         readers died repeatedly over one chunk
+  ControlLost         Control died repeatedly
+  GaveUp              actors of the run died repeatedly, for the reason in the message
+  NotReproducible     a chunk gave other samples when it was cropped again
+  StateDiffers        trainers that must hold the same state do not
+  VerifiedNotCropped  a trainer cannot crop an image that a reader has verified
+  FencedError         a newer Control exists (`cluster.control.fencing`)
 """
 
 from shards.errors import StreamSSLError
 
 
 class ReadersLost(StreamSSLError):
-    """Readers died so often that going on would be a restart loop."""
+    """Readers died so often over one chunk that another try would be a restart loop."""
 
 
 class ControlLost(StreamSSLError):
-    """Control died so often that going on would be a restart loop."""
+    """Control died so often that another one would be a restart loop."""
 
 
 class GaveUp(StreamSSLError):
-    """Going on would be a restart loop; the message says what came to nothing, and how often."""
+    """Actors died so often that the run would be a restart loop; the message has the reason."""
 
 
 class NotReproducible(StreamSSLError):
-    """Nodes differ, or a shard changed: going on would train on another stream."""
+    """Nodes differ, or a shard changed: the run would train on another stream."""
 
 
 class StateDiffers(StreamSSLError):
-    """Ranks drifted apart: what they would go on to train is nobody's model."""
+    """Ranks hold different states: the run would train a model that no single process trains."""
 
 
 class VerifiedNotCropped(StreamSSLError):
-    """Readers and trainers judge an image differently: going on would change the order."""
+    """Readers and trainers judge an image differently: the order of samples would change."""

@@ -1,7 +1,7 @@
-"""What Control sees of the nodes: who is there, who will leave, who is to come, who never came.
+"""Node watch: the nodes of the cluster as the head knows them, with launches and notices.
 
-Everything is asked of the head's tables, with a time limit, on a thread of its own: while the head
-restarts, the last answer stands, and says how old it is.
+A thread of its own reads them with a time limit: while the head restarts, the last answer stands,
+with its age.
 """
 
 import threading
@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray._private.state import state
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.autoscaler.v2.schema import ClusterStatus, NodeInfo, Stats
-from ray.autoscaler.v2.utils import ClusterStatusParser
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
-from ray.exceptions import RaySystemError, RpcError
 
 from cluster.protocol.node_pools import Pool
+from cluster.ray_internals import (
+    HEAD_RESOURCE,
+    UNANSWERED,
+    NodeInfo,
+    draining_nodes,
+    read_cluster_status,
+)
 
-_HEAD = "node:__internal_head__"
 _POLL_SECONDS = 2.0
 _CALL_SECONDS = 5
 
@@ -30,8 +30,8 @@ _CALL_SECONDS = 5
 class Node:
     """A node that is alive as far as the head knows.
 
-    `leaves_at` is when it will be taken away, in seconds of the wall clock: None if nobody said
-    so, 0.0 if nobody said when. A node on which nothing runs leaves as soon as it is told to.
+    `leaves_at` is when it will be taken away, in seconds of the wall clock: None without a notice,
+    0.0 if the notice has no time. A node without actors leaves as soon as it is told to.
     """
 
     id: str
@@ -44,19 +44,19 @@ class Node:
     leaves_at: float | None = None
 
     def used_share(self, resource: str) -> float | None:
-        """What part of a resource is used; None where the node has none of it."""
+        """Return the used share of a resource; None if the node has none of it."""
         total = self.total.get(resource, 0.0)
         return 1 - self.free.get(resource, 0.0) / total if total > 0 else None
 
     @property
     def drains(self) -> bool:
-        """It will be taken away: nothing new belongs there."""
+        """True if it will be taken away: nothing new is created there."""
         return self.leaves_at is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """Nodes of a kind that an autoscaler asked its provider for; `reason` of those that failed."""
+    """Nodes of a kind that an autoscaler requested; `reason` if they failed."""
 
     kind: str
     count: int
@@ -74,7 +74,7 @@ class Nodes:
     failed: tuple[Launch, ...] = ()
 
     def of(self, pool: Pool) -> tuple[Node, ...]:
-        """The nodes of a pool. A head that offers no CPU is no place to work."""
+        """Return the nodes of a pool, without a head that offers no CPU."""
         return tuple(
             node
             for node in self.alive
@@ -83,17 +83,17 @@ class Nodes:
 
     @property
     def draining(self) -> dict[str, float]:
-        """Nodes that will be taken away, and when."""
+        """Nodes that will be taken away, with the time."""
         return {node.id: node.leaves_at for node in self.alive if node.leaves_at is not None}
 
     def find(self, node: str) -> Node | None:
-        """A node by its id, while it is alive."""
+        """Return a node by its id; None if it is not alive."""
         return next((one for one in self.alive if one.id == node), None)
 
 
 @dataclass(slots=True)
 class NodeWatch:
-    """Asks for the nodes again and again while it is open. A context.
+    """Reads the nodes again and again while it is open. A context.
 
     `latest` is None until the first answer.
     """
@@ -110,26 +110,26 @@ class NodeWatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Not joined: a call that hangs for a head that is gone must not hold up whoever leaves.
+        # Not joined: a call to a dead head may hang, and must not delay the exit.
         self._closed.set()
 
     def _watch(self) -> None:
         while not self._closed.is_set():
             try:
                 self.latest = read_nodes(self.latest)
-            except (RpcError, RaySystemError, TimeoutError):
+            except UNANSWERED:
                 self.num_unanswered += 1
             self._closed.wait(self.poll_seconds)
 
 
 def read_nodes(before: Nodes | None = None) -> Nodes:
-    """Ask the head once; waits while it restarts. Raises RpcError when it does not answer.
+    """Read the nodes once. Raises one of `UNANSWERED` if the head does not answer.
 
-    A notice is never taken back, but a head that restarts forgets it: those of `before` stand.
+    A notice is never withdrawn, but a head that restarts forgets it: those of `before` stand.
     """
-    status = _status(ray.get_runtime_context().gcs_address)
+    status = read_cluster_status(ray.get_runtime_context().gcs_address, _CALL_SECONDS)
     known = before.draining if before else {}
-    leaving = known | {node: ms / 1000 for node, ms in state.get_draining_nodes().items()}
+    leaving = known | {node: ms / 1000 for node, ms in draining_nodes().items()}
     alive = tuple(_node(info, leaving) for info in (*status.active_nodes, *status.idle_nodes))
     booting = Counter(info.ray_node_type_name for info in status.pending_nodes)
     now = time.time()
@@ -144,13 +144,6 @@ def read_nodes(before: Nodes | None = None) -> Nodes:
     )
 
 
-def _status(address: str) -> ClusterStatus:
-    """`ray.autoscaler.v2.sdk.get_cluster_status`, with a limit to every call."""
-    reply = GetClusterStatusReply()
-    reply.ParseFromString(GcsClient(address).get_cluster_status(timeout_s=_CALL_SECONDS))
-    return ClusterStatusParser.from_get_cluster_status_reply(reply, stats=Stats())
-
-
 def _node(info: NodeInfo, leaving: Mapping[str, float]) -> Node:
     total = info.total_resources()
     return Node(
@@ -160,7 +153,7 @@ def _node(info: NodeInfo, leaving: Mapping[str, float]) -> Node:
         labels=dict(info.labels or {}),
         total=total,
         free=info.available_resources(),
-        is_head=_HEAD in total,
+        is_head=HEAD_RESOURCE in total,
         leaves_at=leaving.get(info.node_id or ""),
     )
 

@@ -1,120 +1,92 @@
-"""Where the stream goes on: one sequencer at a time, and when it has to be another one.
+"""Batch planner: keeps a sequencer that begins where the trainers continue.
 
-The plans of a sequencer begin at a step and only ever go on. A generation that begins before that
-step, because nobody was left who had a newer state, needs one that begins there; so does the first
-generation of a new Control.
+The plans of a sequencer begin at a step and only go forward. A generation that begins before that
+step, because no survivor has a newer state, needs a new sequencer; so does the first generation of
+a new Control.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cluster.control.sequencer import Sequencer, SequencerConfig
+from cluster.control.sequencer import Sequencer, SequencerSpec
 from cluster.leases.lease_table import LeaseTable
 from cluster.membership.members import Generation
 from cluster.protocol.messages import Plans
 from shards.records import Cursor
-from shards.samples.admission import AdmissionConfig
-from shards.stream.batch_stream import StreamConfig
-from shards.stream.journal import Journal
-from shards.stream.manifest import Manifest
-from shards.stream.order import Order
 
 
-class Planning:
+class BatchPlanner:
     """The lease table of a Control, and the sequencer that fills it. A context.
 
-    `on_change` is called from any thread. Not for several threads at once otherwise.
+    `on_change` is called from any thread. The methods are called from one thread.
     """
 
     def __init__(
-        self,
-        table: LeaseTable,
-        manifest: Manifest,
-        order: Order,
-        stream: StreamConfig,
-        admission: AdmissionConfig,
-        config: SequencerConfig,
-        journal: Journal,
-        on_change: Callable[[], None],
+        self, table: LeaseTable, spec: SequencerSpec, on_change: Callable[[], None]
     ) -> None:
-        self.table = table
-        self._manifest, self._order = manifest, order
-        self._stream, self._admission, self._config = stream, admission, config
-        self._journal, self._on_change = journal, on_change
+        self.table, self._spec, self._on_change = table, spec, on_change
         self._sequencer: Sequencer | None = None
-        self._stack = ExitStack()
-        self._files = ExitStack()
+        self._sequencer_stack = ExitStack()
+        self._journal_stack = ExitStack()
         self._start = 0
-        self._followed = 0
+        self._generation = 0
 
     def begin(self, step: int, cursor: Cursor | None) -> None:
-        """Plan from `cursor` on, the place behind `step` batches."""
-        self._stack.close()
-        self._sequencer = Sequencer(
-            self.table,
-            self._manifest.shards,
-            self._order,
-            self._stream,
-            self._admission,
-            self._config,
-            journal=self._journal,
-            cursor=cursor,
-            step=step,
-            on_change=self._on_change,
-        )
+        """Plan from `cursor` on, the position after `step` batches."""
+        self._sequencer_stack.close()
+        sequencer = Sequencer(self.table, self._spec, cursor, step, self._on_change)
+        self._sequencer = self._sequencer_stack.enter_context(sequencer)
         self._start = step
-        self._stack.enter_context(self._sequencer)
 
-    def follow(self, generation: Generation | None) -> bool:
-        """Begin anew where a generation needs it; whether that was so."""
-        if generation is None or generation.number == self._followed:
-            return False
-        self._followed = generation.number
-        if self._sequencer is not None and generation.start >= self._start:
-            return False
-        self.begin(generation.start, generation.cursor)
-        return True
+    def follow(self, generation: Generation | None) -> None:
+        """Begin again if a new generation needs steps before the first planned one."""
+        if generation is None or generation.number == self._generation:
+            return
+        self._generation = generation.number
+        if self._sequencer is None or generation.start < self._start:
+            self.begin(generation.start, generation.cursor)
 
-    def committed(self, step: int) -> None:
-        """No step up to this one is needed again."""
+    def commit(self, step: int) -> None:
+        """Drop the plans of steps up to this one."""
         if self._sequencer is not None and step > self._start:
             self._start = step
-            self._sequencer.committed(step)
+            self._sequencer.commit(step)
 
     def plans(self, first: int, count: int) -> Plans:
-        """What is planned of it by now. Raises what ended the stream."""
+        """Return the present plans among these steps. Raises the error that ended the stream."""
         if self._sequencer is None:
             return Plans(self.table.term, (), {})
         return self._sequencer.plans(first, count)
 
     @contextmanager
     def leases(self) -> Iterator[LeaseTable]:
-        """The table, and what follows from what is done to it."""
+        """Lend the table; its results go to the sequencer afterwards."""
         if self._sequencer is None:
             yield self.table
         else:
             with self._sequencer.leases() as table:
                 yield table
 
-    def keep(self, path: Path) -> None:
-        """From now on what is learned is on disk before it takes effect."""
-        self._files.enter_context(self._journal.keep_in(path))
+    def keep_journal(self, path: Path) -> None:
+        """Write discoveries to this file, each before it takes effect."""
+        self._journal_stack.enter_context(self._spec.journal.keep_in(path))
 
     @property
     def max_bytes(self) -> int:
-        """What readers may hold together."""
-        return self._config.max_bytes(self._stream)
+        """Bytes that all readers together may hold."""
+        return self._spec.config.max_bytes(self._spec.stream)
 
-    def status(self) -> dict[str, int]:
-        """How far planning and training are."""
-        return {} if self._sequencer is None else dict(self._sequencer.status())
+    @property
+    def num_planned(self) -> int:
+        """Steps that are planned, counted from the first step of the run."""
+        return 0 if self._sequencer is None else self._sequencer.num_planned
 
     def close(self) -> None:
-        self._stack.close()
-        self._files.close()
+        self._sequencer_stack.close()
+        self._journal_stack.close()
 
-    def __enter__(self) -> "Planning":
+    def __enter__(self) -> "BatchPlanner":
         return self
 
     def __exit__(self, *_: object) -> None:

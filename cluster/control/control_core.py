@@ -1,8 +1,7 @@
-"""What Control decides, without the actor around it: every word that it hears is taken in here.
+"""Control core: the decisions of Control, without the actor around it.
 
-Tables and policies are pure and stand in files of their own; here they are told of one another:
-what the lease table knows of a dead reader, the staff must know, and what the trainers finished,
-the planning.
+Tables and policies are pure and lie in files of their own. The core connects them: the registry
+learns of readers that the lease table lost, and the planner of steps that the trainers finished.
 """
 
 import time
@@ -11,28 +10,36 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from cluster.actors.actor_registry import Seen, Staff
+from cluster.actors.actor_registry import ActorRegistry
 from cluster.actors.node_watch import NodeWatch
-from cluster.actors.reader_totals import Tally
-from cluster.control.batch_planner import Planning
+from cluster.actors.reader_scaling import ReaderScaling, ScalingInput
+from cluster.actors.reader_totals import ReaderTotals
+from cluster.control.batch_planner import BatchPlanner
 from cluster.control.control_spec import ControlSpec, ControlStart, check_folder
 from cluster.control.fencing import TermJournal
-from cluster.control.sequencer import SequencerConfig
+from cluster.control.sequencer import SequencerConfig, SequencerSpec
 from cluster.errors import GaveUp
 from cluster.leases.lease_table import LeaseTable
 from cluster.membership.membership import Membership
 from cluster.protocol.actor_rpc import StateRef
-from cluster.protocol.driver_protocol import ActorEvent, ControlNews, DriverReport, Role
-from cluster.protocol.messages import Beat, Directive, Plans, ReaderOrders, ReaderReport
+from cluster.protocol.driver_protocol import ActorEvent, DriverOrders, DriverReport
+from cluster.protocol.messages import (
+    Directive,
+    HeartbeatMessage,
+    Plans,
+    ReaderOrders,
+    ReaderReport,
+    Role,
+)
 from shards.stream.journal import Journal
 
-# How many looks back rates are worked out from.
-_NUM_MOMENTS = 4
+# Rates are differences over this many samples.
+_NUM_RATE_SAMPLES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
-    """Counters at some time: steps finished, samples cropped, seconds of readers' work."""
+class RateSample:
+    """Totals at one moment: finished steps, cropped samples, busy seconds of readers."""
 
     at: float
     committed: int
@@ -40,10 +47,10 @@ class Moment:
     busy_seconds: float
 
 
-class Core:
-    """One Control's knowledge of one run. A context; used from one thread.
+class ControlCore:
+    """Knowledge of one Control about one run. A context; used from one thread.
 
-    `on_change` is called, from any thread, when somebody who waits may get what they wait for.
+    `on_change` is called, from any thread, after something that a waiting caller may wait for.
     """
 
     def __init__(
@@ -64,94 +71,91 @@ class Core:
         self.members = Membership(
             self.term, spec.stream.batch_size, spec.trainers, config.membership
         )
-        self.tally = Tally()
-        least, most = spec.readers
-        self.staff = Staff(
-            self.term,
-            replace(config.scaling, least=least, most=most),
-            spec.trainers,
-            {role: len(pools) for role, pools in spec.pools.items()},
-            config.supervisor,
+        self.totals = ReaderTotals()
+        min_readers, max_readers = spec.readers
+        self.actors = ActorRegistry(
+            self.term, {"reader": min_readers, "trainer": spec.trainers}, config.restarts
         )
+        bounds = replace(config.scaling, min_readers=min_readers, max_readers=max_readers)
+        self.scaling = ReaderScaling(bounds, len(spec.pools["reader"]))
         self.nodes = nodes
-        self.planning = self._stack.enter_context(self._make_planning(start))
+        self.planner = self._stack.enter_context(self._make_planner(start))
         self.state, self.begun, self.pages = start.state, start.begun, start.pages
         self.members.restore(start.state.step, start.state.cursor)
         self.stopping = False
         self.error: BaseException | None = None
         self.saved: StateRef | None = None
-        self._heard, self._knows_actors = 0, False
-        self._scaled = self.began
-        self._told_until = 0.0
-        self.history: deque[Moment] = deque([Moment(self.began, 0, 0, 0.0)], maxlen=_NUM_MOMENTS)
+        self._last_event, self._knows_actors = 0, False
+        self._scaled_at = self.began
+        self._journaled_until = 0.0
+        self.history = deque([RateSample(self.began, 0, 0, 0.0)], maxlen=_NUM_RATE_SAMPLES)
         if start.begun:
-            self.planning.keep(spec.journal)
-        else:  # nobody can have been trained yet: this is where the run begins
-            self.planning.begin(start.state.step, start.state.cursor)
+            self.planner.keep_journal(spec.journal)
+        else:  # no step was trained yet: the run begins here
+            self.planner.begin(start.state.step, start.state.cursor)
 
-    def _make_planning(self, start: ControlStart) -> Planning:
+    def _make_planner(self, start: ControlStart) -> BatchPlanner:
         spec, order = self.spec, self.spec.order
         if start.begun:
             journal = Journal.read(spec.journal, order.manifest, order.digest, anew=False)
         else:
             journal = Journal(order.manifest, order.digest, start.entries)
-        return Planning(
-            self.table,
-            spec.manifest,
-            order.reweighted(journal.weights),
-            spec.stream,
-            spec.admission,
-            SequencerConfig(num_readers=spec.readers[1]),
-            journal,
-            self.on_change,
+        sequencer = SequencerSpec(
+            shards=spec.manifest.shards,
+            order=order.reweighted(journal.weights),
+            stream=spec.stream,
+            admission=spec.admission,
+            config=SequencerConfig(num_readers=spec.readers[1]),
+            journal=journal,
         )
+        return BatchPlanner(self.table, sequencer, self.on_change)
 
-    # Readers and trainers.
+    # Calls of readers and trainers.
 
     def exchange(self, report: ReaderReport) -> ReaderOrders:
-        """Leases for a reader, and what it may forget."""
-        self.tally.add(report)
-        with self.planning.leases() as table:
+        """Take the report of a reader, and return its orders."""
+        self.totals.add(report)
+        with self.planner.leases() as table:
             return table.exchange(report, time.monotonic())
 
-    def beat(self, beat: Beat) -> Directive:
-        """What a trainer is to do."""
+    def beat(self, beat: HeartbeatMessage) -> Directive:
+        """Take the heartbeat of a trainer, and return its directive."""
         directive = self.members.beat(beat, time.monotonic())
         self._follow()
         return directive
 
     def plans(self, member: str, first: int, count: int) -> Plans:
-        """What is planned by now. Whoever was given up gets nothing."""
+        """Return the present plans among these steps; none to a trainer that was given up."""
         count = min(count, self.spec.num_steps - first)
         if count <= 0 or not self.begun or member not in self.members.members:
             return Plans(self.term, (), {})
-        return self.planning.plans(first, count)
+        return self.planner.plans(first, count)
 
     def missing(self, member: str, task: int, reader: str) -> None:
-        """This reader did not give what it is said to hold."""
+        """Note that a reader did not give the crops of a task that it should hold."""
         if member in self.members.members:
-            with self.planning.leases() as table:
+            with self.planner.leases() as table:
                 table.missing(task, reader)
 
     def keep(self, member: str, state: StateRef) -> None:
-        """A state that a trainer put into the object store."""
+        """Take a state that a trainer put into the object store."""
         newest = self.saved or self.state
         if state.step > newest.step and member in self.members.members:
             self.saved = state
             self.on_change()
 
-    # The driver.
+    # Calls of the driver.
 
     def take(self, report: DriverReport) -> None:
-        """What became of actors, and what is safe by now."""
+        """Take the report of the driver: events of actors, the safe state, a wish to stop."""
         if report.term != self.term:
             return
         now = time.monotonic()
         self._knows_actors = True
         for event in report.events:
-            if event.number > self._heard:
-                self._heard = event.number
-                self._take_event(event, now)
+            if event.number > self._last_event:
+                self._last_event = event.number
+                self.take_event(event, now)
         if report.state.step >= self.state.step:
             self.state = report.state
             self.members.restore(report.state.step, report.state.cursor)
@@ -159,159 +163,171 @@ class Core:
         if self.saved is not None and self.saved.step <= done:
             self.saved = None
         if report.begun and not self.begun:
-            self.planning.keep(self.spec.journal)
+            self.planner.keep_journal(self.spec.journal)
             self.begun = True
         if report.stop and not self.stopping:
             self.stopping = True
             self.members.stop(now)
-            self.staff.close()
+            self.actors.close()
         self.on_change()
 
-    def news(self, report: DriverReport) -> ControlNews:
-        """All that the driver has to do."""
-        make, kill = self.staff.wanted()
+    def orders(self, report: DriverReport) -> DriverOrders:
+        """Return everything that the driver has to do."""
+        create, kill = self.actors.requests()
         records = self.members.records(report.recorded, report.history)
-        return ControlNews(
-            term=self.term,
-            heard=self._heard,
-            make=make,
+        return DriverOrders(
+            last_event=self._last_event,
+            create=create,
             kill=kill,
-            ready=self._is_ready(),
+            data_ready=self._is_data_ready(),
             records=records,
             state=self.saved,
-            over=self._is_over() and not records.records,
+            finished=self._is_finished() and not records.records,
             error=self.error,
         )
 
-    def _is_ready(self) -> bool:
+    def take_event(self, event: ActorEvent, now: float) -> None:
+        """Take one event of an actor."""
+        if event.kind == "refused":
+            self.error = self.error or event.error
+        shard, is_gone = "", event.kind not in ("created", "started")
+        if event.kind == "started" and event.role == "reader":
+            with self.planner.leases() as table:
+                table.expect(event.name, now)
+        elif is_gone and event.role == "reader":
+            with self.planner.leases() as table:
+                shard = table.lost(event.name, now, "left" if event.kind == "left" else "died")
+            self.totals.forget(event.name)
+        elif is_gone:
+            self.members.lost(event.name, event.reason or event.kind, now)
+            self._follow()
+        self.actors.apply(event, now, shard)
+
+    def _is_data_ready(self) -> bool:
         if self.begun or self.error is not None:
             return self.begun
         try:
-            return bool(self.planning.plans(self.state.step, 1).plans)
+            return bool(self.planner.plans(self.state.step, 1).plans)
         except Exception as error:  # the data cannot fill a batch
             self.error = error
             return False
 
-    def _is_over(self) -> bool:
-        """Everybody who may hold a state has left, and the last one is safe."""
-        phases = {member.beat.phase for member in self.members.members.values()}
+    def _is_finished(self) -> bool:
+        """Return True if all trainers that may hold a state have left, and the last is safe."""
+        phases = {member.heartbeat.phase for member in self.members.members.values()}
         ends = self.stopping or self.members.is_finished
         return ends and phases <= {"starting", "left"} and self.saved is None
 
-    def _take_event(self, event: ActorEvent, now: float) -> None:
-        if event.kind == "refused":
-            self.error = self.error or event.error
-        shard, is_gone = "", event.kind not in ("made", "started")
-        if event.kind == "started" and event.role == "reader":
-            with self.planning.leases() as table:
-                table.expect(event.name, now)
-        elif is_gone and event.role == "reader":
-            with self.planning.leases() as table:
-                shard = table.lost(event.name, now, "left" if event.kind == "left" else "died")
-            self.tally.forget(event.name)
-        elif is_gone:
-            self.members.lost(event.name, event.reason or event.kind, now)
-            self._follow()
-        self.staff.take(event, now, shard)
-
-    # What nobody asks for.
+    # Regular work.
 
     def tick(self) -> None:
-        """Look after those that say nothing, and do what is due."""
+        """Give up silent actors, and do what is due."""
         now = time.monotonic()
         self._give_up_silent(now)
-        self._look_at_nodes()
-        if now - self._scaled >= self.spec.config.scale_seconds:
+        self._drain_leaving_nodes()
+        if now - self._scaled_at >= self.spec.config.scale_seconds:
             self._scale(now)
-        if self._knows_actors:  # or those of the Control before would be ordered once more
-            self.staff.tick(now, self._usable_nodes)
-        with self.planning.leases() as table:
-            for name in self.staff.leaving:
+        if self._knows_actors:  # otherwise the actors of an earlier Control would be doubled
+            self.actors.tick(now, self._usable_nodes)
+        with self.planner.leases() as table:
+            for name in self.actors.draining:
                 table.drain(name)
         self._follow()
-        self._write_down()
-        self._look_for_an_end()
+        self._write_journal()
+        self._check_end()
         self.on_change()
 
     def _give_up_silent(self, now: float) -> None:
-        """Who hangs or is silent is dead, whatever it may still say."""
+        """Declare actors dead that hang or are silent; their later messages are refused."""
         shards = {}
-        with self.planning.leases() as table:
+        with self.planner.leases() as table:
             for name in table.expired(now):
                 shards[name] = table.lost(name, now, "hung")
             for name in table.silent(now):
                 shards[name] = table.lost(name, now, "silent")
         for name in shards:
-            self.tally.forget(name)
+            self.totals.forget(name)
         trainers = self.members.silent(now)
         for name in trainers:
             self.members.lost(name, "it hangs, or is silent", now)
         for name in (*shards, *trainers):
-            self.staff.give_up(name, shards.get(name, ""), now)
+            self.actors.give_up(name, shards.get(name, ""), now)
 
-    def _look_at_nodes(self) -> None:
-        """Who is on a node that will be taken away has to go before."""
+    def _drain_leaving_nodes(self) -> None:
+        """Drain the actors on nodes that will be taken away."""
         seen = self.nodes.latest
         draining = {} if seen is None else seen.draining
         if not draining:
             return
-        for name, actor in tuple(self.staff.there.items()):
+        for name, actor in self.actors.started.items():
             if actor.node in draining:
-                self.staff.leave(name)
+                self.actors.drain(name)
                 if actor.role == "trainer":
                     self.members.draining(name, time.monotonic())
 
     def _usable_nodes(self, role: Role, pool: int) -> list[str]:
-        """Nodes of a pool on which something new may be made."""
+        """Return the nodes of a pool that stay."""
         seen, pools = self.nodes.latest, self.spec.pools[role]
         nodes = [] if seen is None else seen.of(pools[pool % len(pools)])
         return [node.id for node in nodes if not node.drains]
 
     def _scale(self, now: float) -> None:
-        self._scaled = now
-        committed = max(self.members.min_committed, 0)
-        moment = Moment(now, committed, self.tally.num_made, self.tally.busy_seconds)
-        self.history.append(moment)
-        seen = self.nodes.latest
-        self.staff.scale(
-            now,
-            self.tally,
-            [member.beat for member in self.members.members.values()],
-            Seen(
-                committed=self.members.min_committed,
-                batch_size=self.spec.stream.batch_size,
-                num_failed=0 if seen is None else sum(one.count for one in seen.failed),
-            ),
+        """Measure rates, and follow the decision about the number of readers."""
+        self._scaled_at = now
+        committed, totals = self.members.min_committed, self.totals
+        self.history.append(
+            RateSample(now, max(committed, 0), totals.num_made, totals.busy_seconds)
         )
+        if self.actors.is_closed:
+            return
+        seen = self.nodes.latest
+        decision = self.scaling.decide(
+            ScalingInput(
+                now=now,
+                totals=totals,
+                beats=[member.heartbeat for member in self.members.members.values()],
+                committed=committed,
+                batch_size=self.spec.stream.batch_size,
+                num_failed_launches=0 if seen is None else sum(one.count for one in seen.failed),
+                ready=self.actors.ready("reader"),
+                starting=self.actors.starting("reader"),
+            )
+        )
+        if decision is not None:
+            for name in decision.drain:
+                self.actors.drain(name)
+            self.actors.want("reader", decision.target, decision.pool)
 
     def _follow(self) -> None:
-        """Plan where the trainers go on, and let go of what they have finished."""
-        self.planning.follow(self.members.generation)
-        self.planning.committed(self.members.min_committed)
+        """Plan where the trainers continue, and drop what they have finished."""
+        self.planner.follow(self.members.generation)
+        self.planner.commit(self.members.min_committed)
         self.on_change()
 
-    def _write_down(self) -> None:
-        """What was decided, into the journal, for whoever wants to know later."""
-        news = [event for event in self.events() if event[0] > self._told_until]
+    def _write_journal(self) -> None:
+        """Append new decisions to the journal of this term."""
+        news = [event for event in self.events() if event[0] > self._journaled_until]
         for _, what, why in news:
             self.journal.append({"what": what, "why": why, "time": round(time.time(), 1)})
-        self._told_until = max((event[0] for event in news), default=self._told_until)
+        self._journaled_until = max((event[0] for event in news), default=self._journaled_until)
 
     def events(self) -> Iterable[tuple[float, str, str]]:
-        """What was decided, when, and why; the newest last."""
-        found = [(event.at, event.what, event.why) for event in self.members.events]
-        return sorted([*found, *self.staff.events])
+        """Return decisions as (time, what, why), the newest last."""
+        members = [(event.at, event.what, event.why) for event in self.members.events]
+        actors = [(at, what, "") for at, what in self.actors.policy.events]
+        return sorted([*members, *actors, *self.scaling.events])
 
-    def _look_for_an_end(self) -> None:
-        reason = self.members.gave_up or self.staff.gave_up
+    def _check_end(self) -> None:
+        """Set `error` if the run cannot continue."""
+        reason = self.members.gave_up or self.actors.policy.gave_up
         if reason:
             self.error = self.error or GaveUp(f"gave up because {reason}")
         try:
-            self.planning.plans(max(self.members.min_committed, self.state.step), 1)
-        except Exception as error:  # what ended the stream ends the run, where it is needed
+            self.planner.plans(max(self.members.min_committed, self.state.step), 1)
+        except Exception as error:  # the stream ended before the next step
             self.error = self.error or error
 
-    def __enter__(self) -> "Core":
+    def __enter__(self) -> "ControlCore":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""What a run is, as far as Control must know, and the folder in which it keeps its journals."""
+"""Specification of a run for Control, and the folder that holds its journals."""
 
 import secrets
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from pathlib import Path
 from cluster.control.cluster_config import ClusterConfig
 from cluster.monitoring.process_pages import DebugPorts
 from cluster.protocol.actor_rpc import StateRef
-from cluster.protocol.driver_protocol import Role
+from cluster.protocol.messages import Role
 from cluster.protocol.node_pools import Pool
 from shards.errors import ConfigError
 from shards.samples.admission_config import AdmissionConfig
@@ -23,10 +23,10 @@ _NONCE = "nonce"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ControlSpec:
-    """A run. `folder` is Control's own, within that of the run, and `journal` the file there.
+    """A run. `folder` belongs to Control, within the run folder; `journal` is a file of the run.
 
-    `readers`: how many at least, and at most. `pools` say which nodes are for whom, in order of
-    preference. `debug_ports`: where every process serves its own pages; None: nowhere.
+    `readers` are the least and the largest number of readers. `pools` are the nodes for each role,
+    in order of preference. `debug_ports`: ports of the pages of each process; None: no pages.
     """
 
     folder: Path
@@ -45,10 +45,10 @@ class ControlSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ControlStart:
-    """Where a Control begins. `begun`: the journal of the run is on disk; else it is `entries`.
+    """Start of a Control. `begun`: the journal of the run is on disk; otherwise it is `entries`.
 
-    `nonce` is what the driver wrote into the folder, to be found there. `pages`: where the driver,
-    and then Control, serve their own, by role.
+    `nonce` is the mark that the driver wrote into the folder. `pages` are the addresses of the
+    pages of the driver and Control, by role.
     """
 
     state: StateRef
@@ -59,7 +59,7 @@ class ControlStart:
 
 
 def mark_folder(folder: Path) -> str:
-    """Leave a mark that a Control must find there; what it is."""
+    """Write a mark that Control must find there, and return it."""
     nonce = secrets.token_hex(16)
     folder.mkdir(exist_ok=True)
     (folder / _NONCE).write_text(nonce)
@@ -67,7 +67,7 @@ def mark_folder(folder: Path) -> str:
 
 
 def check_folder(folder: Path, nonce: str) -> None:
-    """Refuse a folder that only the driver can see: the journals lie there. Raises ConfigError."""
+    """Raise ConfigError if only the driver sees the folder: Control writes its journals there."""
     found = ""
     with suppress(OSError):
         found = (folder / _NONCE).read_text()

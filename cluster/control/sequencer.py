@@ -1,15 +1,15 @@
-"""Headers become batches by reference: which rows of which tasks, in the one order that they have.
+"""Sequencer: turns chunk headers into batch plans, in the one order of the stream.
 
-    Order ──turns──> LeaseTable ──leases──> readers ──headers──> LeaseTable ──> slots ──> BatchPlans
+    Order --turns--> LeaseTable --leases--> readers --headers--> LeaseTable --> slots --> BatchPlans
 
-What comes next is decided as in a single process, by `shards.stream.sample_slots`; the crops stay where they were
-made until every row of them was trained on. Plans are formed a few steps ahead of that.
+The next sample is decided as in a single process, by `shards.stream.sample_slots`. The crops stay
+with the readers until every row of them was trained on. Plans are made a few steps ahead.
 """
 
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ from shards.stream.order import Order
 from shards.stream.sample_slots import KeptSample, LeftOut, OrderedSlots, SlotSpec
 from shards.stream.stream_config import StreamConfig
 
-# A reader crops one chunk and reads the next ones meanwhile; with fewer it would wait for orders.
+# A reader crops one chunk and reads the next ones meanwhile; with fewer it would wait for leases.
 _CHUNKS_PER_READER = 4
 _BYTES_PER_READER = 256 << 20
-# Of the bytes that readers may hold, those of batches that were planned and not trained on yet.
+# Planned batches that were not trained on yet may take this part of what readers may hold.
 _PLANNED_SHARE = 4
 # One batch is trained on while the next one travels.
 _MIN_STEPS_AHEAD = 2
@@ -39,9 +39,9 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SequencerConfig:
-    """How far ahead: `steps_ahead` of what was trained on, work for `num_readers` at most.
+    """Limits: plans at most `steps_ahead` of the training, chunks for `num_readers` readers.
 
-    Fewer steps where those would take over a quarter of what readers may hold.
+    Fewer steps are planned if they would take over a quarter of the bytes that readers may hold.
     """
 
     num_readers: int
@@ -55,11 +55,11 @@ class SequencerConfig:
             )
 
     def max_bytes(self, stream: StreamConfig) -> int:
-        """What all readers may hold together."""
+        """Return the bytes that all readers together may hold."""
         return max(stream.max_bytes, _BYTES_PER_READER * self.num_readers)
 
     def bounds(self, stream: StreamConfig, chunks_per_block: int) -> LookaheadBounds:
-        """How far ahead of the plans chunks are asked for."""
+        """Return how far ahead of the plans chunks are requested."""
         usual = stream.lookahead_bounds
         max_bytes = self.max_bytes(stream)
         num_chunks = _CHUNKS_PER_READER * self.num_readers
@@ -70,8 +70,20 @@ class SequencerConfig:
         )
 
 
-class _Asked(Future[ChunkHeader]):
-    """What was asked for: the header of the chunk of a task."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SequencerSpec:
+    """The data of a run, its order, and the limits of planning."""
+
+    shards: Sequence[ShardInfo]
+    order: Order
+    stream: StreamConfig
+    admission: AdmissionConfig
+    config: SequencerConfig
+    journal: Journal
+
+
+class _RequestedChunk(Future[ChunkHeader]):
+    """Future of the header of a chunk that was requested as task `task`."""
 
     def __init__(self, task: int) -> None:
         super().__init__()
@@ -80,49 +92,42 @@ class _Asked(Future[ChunkHeader]):
 
 
 class Sequencer:
-    """Plans batches from `cursor`, the place behind `step` batches, on a thread of its own.
+    """Plans batches from `cursor`, the position after `step` batches, in a thread of its own.
 
-    Use as a context: at its end the table knows no task any more, so that another one can begin
-    anywhere with the same table. `on_change` is called from that thread when there are new tasks,
-    new plans or an end. Every method may be called from any thread.
+    Use as a context: at its end the table holds no task, so that another sequencer can begin
+    anywhere with the same table. `on_change` is called from that thread after new tasks, new plans
+    or an end. Every method may be called from any thread.
     """
 
     def __init__(
         self,
         table: LeaseTable,
-        shards: Sequence[ShardInfo],
-        order: Order,
-        stream: StreamConfig,
-        admission: AdmissionConfig,
-        config: SequencerConfig,
-        *,
-        journal: Journal | None = None,
+        spec: SequencerSpec,
         cursor: Cursor | None = None,
         step: int = 0,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._table, self._shards, self._on_change = table, shards, on_change
-        self._batch_size, self._config = stream.batch_size, config
-        self._max_planned = config.max_bytes(stream) // _PLANNED_SHARE
-        self._changed = threading.Condition()  # guards all that follows, and the table
-        self._under_way: dict[int, _Asked] = {}
-        self._made: dict[int, _Asked] = {}  # by the identity of the header, which lives as long
-        self._passed: deque[tuple[int, int]] = deque()  # the last step of a task, and the task
-        self._plans: deque[tuple[BatchPlan, int]] = deque()  # and the bytes of its crops
+        self._table, self._spec, self._on_change = table, spec, on_change
+        self._max_planned_bytes = spec.config.max_bytes(spec.stream) // _PLANNED_SHARE
+        self._changed = threading.Condition()  # guards the fields below, and the table
+        self._requested: dict[int, _RequestedChunk] = {}
+        self._results: dict[int, _RequestedChunk] = {}  # by the id of the header, kept alive here
+        self._used: deque[tuple[int, int]] = deque()  # the last step of a task, and the task
+        self._plans: deque[tuple[BatchPlan, int]] = deque()  # with the bytes of the crops
         self._planned_bytes = 0
         self._committed = step
-        self._error: BaseException | None = None  # behind the last plan
-        self._fatal: BaseException | None = None  # in the middle of them
+        self._error: BaseException | None = None  # ended the stream after the last plan
+        self._fatal: BaseException | None = None  # makes the present plans invalid
         self._closed = False
-        self._forming = _Forming(step)
+        self._forming = _FormingBatch(step)
         self._slots: OrderedSlots[ChunkHeader] = OrderedSlots(
             SlotSpec(
-                order=order,
-                admission=admission,
-                bounds=config.bounds(stream, order.config.chunks_per_block),
-                batch_size=stream.batch_size,
+                order=spec.order,
+                admission=spec.admission,
+                bounds=spec.config.bounds(spec.stream, spec.order.config.chunks_per_block),
+                batch_size=spec.stream.batch_size,
                 cursor=cursor,
-                journal=journal,
+                journal=spec.journal,
             ),
             self._submit,
             stop=lambda: self._closed,
@@ -132,7 +137,7 @@ class Sequencer:
 
     @contextmanager
     def leases(self) -> Iterator[LeaseTable]:
-        """The table, which nobody else touches meanwhile; what it decided is then gone on with."""
+        """Lend the table to one caller; afterwards the sequencer takes its results."""
         with self._changed:
             yield self._table
             results = self._table.results()
@@ -142,9 +147,9 @@ class Sequencer:
                 self._changed.notify_all()
 
     def plans(self, first: int, count: int) -> Plans:
-        """What is planned of `count` batches from step `first` on, and who holds their crops.
+        """Return the present plans among `count` steps from `first` on, and the crops' holders.
 
-        Raises what ended the stream, when nothing more will be planned.
+        Raises the error that ended the stream, if no plan follows.
         """
         with self._changed:
             if self._fatal is not None:
@@ -155,8 +160,8 @@ class Sequencer:
             tasks = {int(task) for plan in found for task in np.unique(plan.tasks)}
             return Plans(self._table.term, found, self._table.holders(tasks))
 
-    def committed(self, step: int) -> None:
-        """Nobody will ask for batches before `step` again: their crops may go."""
+    def commit(self, step: int) -> None:
+        """Drop the batches before `step`: readers may release their crops."""
         with self._changed:
             self._committed = max(self._committed, step)
             while self._plans and self._plans[0][0].step < self._committed:
@@ -164,14 +169,11 @@ class Sequencer:
             self._release()
             self._changed.notify_all()
 
-    def status(self) -> Mapping[str, int]:
-        """How far planning and training are, and the bytes of crops in the plans between them."""
+    @property
+    def num_planned(self) -> int:
+        """Steps that are planned, counted from the first step of the run."""
         with self._changed:
-            return {
-                "committed": self._committed,
-                "planned": self._forming.step,
-                "planned_bytes": self._planned_bytes,
-            }
+            return self._forming.step
 
     def __enter__(self) -> "Sequencer":
         self._thread.start()
@@ -187,52 +189,52 @@ class Sequencer:
 
     def _run(self) -> None:
         try:
-            for taken in self._slots:
-                self._forming.add(self._made[id(taken.result)], taken)
-                if len(self._forming) == self._batch_size:
+            for sample in self._slots:
+                self._forming.add(self._results[id(sample.result)], sample)
+                if len(self._forming) == self._spec.stream.batch_size:
                     self._offer(self._slots.cursor(), self._slots.take_left_out())
                     self._wait_for_room()
         except StreamStopped:
             return
-        except Exception as error:  # whoever asks for plans is told of it
+        except Exception as error:  # `plans` raises it
             with self._changed:
                 self._error = error
             self._on_change()
 
     def _submit(self, turn: Turn) -> Future[ChunkHeader]:
         with self._changed:
-            asked = _Asked(self._table.ask(turn, self._shards[turn.chunk.shard]))
-            self._under_way[asked.task] = asked
+            task = self._table.add_task(turn, self._spec.shards[turn.chunk.shard])
+            chunk = self._requested[task] = _RequestedChunk(task)
         self._on_change()
-        return asked
+        return chunk
 
     def _settle(self, task: int, result: ChunkHeader | BaseException) -> None:
-        asked = self._under_way.pop(task, None)
-        if asked is None:
-            # It was decided before, its crops were lost, and could not be made again.
+        chunk = self._requested.pop(task, None)
+        if chunk is None:
+            # It had a result, its crops were lost, and could not be made again.
             self._fatal = result if isinstance(result, BaseException) else self._fatal
         elif isinstance(result, BaseException):
-            asked.set_exception(result)
+            chunk.set_exception(result)
         else:
-            asked.row_bytes = result.num_bytes / max(1, int(result.kept.sum()))
-            self._made[id(result)] = asked
-            asked.set_result(result)
+            chunk.row_bytes = result.num_bytes / max(1, int(result.kept.sum()))
+            self._results[id(result)] = chunk
+            chunk.set_result(result)
 
-    def _offer(self, cursor: Cursor, decided: LeftOut) -> None:
-        plan, num_bytes = self._forming.plan(cursor, decided)
+    def _offer(self, cursor: Cursor, left_out: LeftOut) -> None:
+        plan, num_bytes = self._forming.plan(cursor, left_out)
         with self._changed:
             self._plans.append((plan, num_bytes))
             self._planned_bytes += num_bytes
-            self._forming = _Forming(plan.step + 1)
+            self._forming = _FormingBatch(plan.step + 1)
         self._on_change()
 
     def _wait_for_room(self) -> None:
-        """Ask for chunks as there is room for them, until one more batch may be planned."""
+        """Request chunks while there is room for them, until one more batch may be planned."""
         while True:
             self._slots.extend()
             with self._changed:
                 if self._closed:
-                    raise StreamStopped("nobody wants plans any more")
+                    raise StreamStopped("the sequencer was closed")
                 if self._has_room():
                     return
                 self._changed.wait(_POLL_SECONDS)
@@ -242,33 +244,33 @@ class Sequencer:
         if ahead < _MIN_STEPS_AHEAD:
             return True
         next_bytes = self._plans[-1][1] if self._plans else 0
-        fits = self._planned_bytes + next_bytes <= self._max_planned
-        return ahead < self._config.steps_ahead and fits
+        fits = self._planned_bytes + next_bytes <= self._max_planned_bytes
+        return ahead < self._spec.config.steps_ahead and fits
 
     def _forget(self, futures: Sequence[Future[ChunkHeader]]) -> None:
-        """These chunks are in plans with all that they have, or in none at all."""
+        """Take chunks that fill no further slot: their samples are in plans, or in none."""
         with self._changed:
             last = self._forming.step - (len(self._forming) == 0)
-            for asked in futures:
-                assert isinstance(asked, _Asked)
-                if asked.cancel():
-                    del self._under_way[asked.task]
-                    self._table.release([asked.task])
-                elif asked.exception() is None:
-                    del self._made[id(asked.result())]
-                    self._passed.append((last, asked.task))
+            for chunk in futures:
+                assert isinstance(chunk, _RequestedChunk)
+                if chunk.cancel():
+                    del self._requested[chunk.task]
+                    self._table.release([chunk.task])
+                elif chunk.exception() is None:
+                    del self._results[id(chunk.result())]
+                    self._used.append((last, chunk.task))
             self._release()
 
     def _release(self) -> None:
         done = []
-        while self._passed and self._passed[0][0] < self._committed:
-            done.append(self._passed.popleft()[1])
+        while self._used and self._used[0][0] < self._committed:
+            done.append(self._used.popleft()[1])
         if done:
             self._table.release(done)
 
 
-class _Forming:
-    """A batch being filled, by reference."""
+class _FormingBatch:
+    """Batch plan being filled."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -279,15 +281,15 @@ class _Forming:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, asked: _Asked, taken: KeptSample[ChunkHeader]) -> None:
-        chunk, epoch = taken.result.chunk, taken.result.epoch
-        self._rows.append((asked.task, taken.row, epoch, chunk.shard, taken.offset))
-        if taken.result.labels is not None:
-            self._labels.append(int(taken.result.labels[taken.row]))
-        self._num_bytes += asked.row_bytes
+    def add(self, source: _RequestedChunk, sample: KeptSample[ChunkHeader]) -> None:
+        chunk, epoch = sample.result.chunk, sample.result.epoch
+        self._rows.append((source.task, sample.row, epoch, chunk.shard, sample.offset))
+        if sample.result.labels is not None:
+            self._labels.append(int(sample.result.labels[sample.row]))
+        self._num_bytes += source.row_bytes
 
-    def plan(self, cursor: Cursor, decided: LeftOut) -> tuple[BatchPlan, int]:
-        """The batch, and the bytes of its crops."""
+    def plan(self, cursor: Cursor, left_out: LeftOut) -> tuple[BatchPlan, int]:
+        """Return the batch, and the bytes of its crops."""
         columns = np.array(self._rows, np.int64)
         plan = BatchPlan(
             step=self.step,
@@ -296,8 +298,8 @@ class _Forming:
             tasks=np.ascontiguousarray(columns[:, 0]),
             rows=np.ascontiguousarray(columns[:, 1]),
             cursor=cursor,
-            rejects=decided.rejects,
-            num_unselected=decided.num_unselected,
+            rejects=left_out.rejects,
+            num_unselected=left_out.num_unselected,
             labels=np.array(self._labels, np.int64) if self._labels else None,
         )
         return plan, int(self._num_bytes)

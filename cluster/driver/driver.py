@@ -1,8 +1,7 @@
-"""Whoever started the run: makes its actors, keeps what they give, and stands by Control.
+"""Driver: creates the actors of a run, keeps its output, and replaces a dead Control.
 
-The driver decides nothing. It owns the actors, so that none outlives the command; it makes Control
-anew, with a higher term, when Control dies; and it hands what was trained to a `Keeper`, which
-writes it down.
+The driver decides nothing. It owns the actors, so that none outlives the command; it creates a new
+Control, with a higher term, when Control dies; and it passes steps and states to a `RunOutput`.
 """
 
 import time
@@ -15,16 +14,17 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.actors.actor_fleet import Fleet
+from cluster.actors.actor_fleet import ActorFleet
 from cluster.control.control_actor import Control
 from cluster.control.control_spec import ControlSpec, ControlStart, mark_folder
 from cluster.errors import ControlLost
 from cluster.monitoring.process_pages import ProcessPages
 from cluster.protocol.actor_rpc import CONTROL, StateRef
-from cluster.protocol.driver_protocol import ActorEvent, ControlNews, DriverReport, Told
+from cluster.protocol.driver_protocol import ActorEvent, DriverOrders, DriverReport, RunReport
 from cluster.protocol.learner import BuildLearner, LearnerState
-from cluster.protocol.messages import StepRecord
 from cluster.protocol.step_log import Records
+from cluster.protocol.step_report import StepReport
+from cluster.ray_internals import HEAD_RESOURCE
 from cluster.readers.reader_actor import Reader
 from cluster.trainers.batch_feed import FeedConfig
 from cluster.trainers.elastic_training import TrainerConfig
@@ -32,39 +32,38 @@ from cluster.trainers.trainer_actor import Trainer
 from shards.crops.sample_cropper import CropJob
 from shards.stream.journal import JournalEntry
 
-_LOOK_SECONDS = 0.2  # how late a wish to stop may be seen
-_SILENCE_SECONDS = 20.0  # without a word of Control, that it is taken for dead
-_NAME_SECONDS = 30.0  # that Ray may need to free the name of a dead one
-_MAX_DEATHS = 5  # of Control, with less than a healthy minute between them
+_POLL_SECONDS = 0.2  # after which a wish to stop is seen
+_SILENCE_SECONDS = 20.0  # without an answer, after which Control counts as dead
+_NAME_SECONDS = 30.0  # that Ray may need to free the name of a dead Control
+_MAX_DEATHS = 5  # of Control within `_HEALTHY_SECONDS`
 _HEALTHY_SECONDS = 60.0
 
 
-class Keeper(Protocol):
-    """What the driver gives things to; all of it on the thread of `run`, but for `save`."""
+class RunOutput(Protocol):
+    """Output of a run. The thread of `run_cluster` calls all methods except `save`."""
 
     def begin(self) -> None:
-        """The data has filled a batch: from now on the run is worth a folder."""
+        """Create the folder of the run: the data has filled a batch."""
 
     def rewind(self, step: int) -> None:
-        """Steps after this one will be trained again, and come again."""
+        """Drop the steps after this one: they are trained again, and come again."""
 
-    def record(self, record: StepRecord) -> None:
-        """A finished step; they come in order, each once."""
+    def record(self, report: StepReport) -> None:
+        """Write a finished step. Steps come in order, each once."""
 
     def save(self, state: LearnerState) -> None:
-        """A state to keep, on a thread of its own while the training goes on."""
+        """Write a state, in a thread of its own while the training continues."""
 
-    def look(self, told: Told) -> None:
-        """What is known of all actors; about once a second."""
+    def take_report(self, report: RunReport) -> None:
+        """Take the numbers and the status of all actors, about once a second."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunSpec:
-    """All that a run on a cluster is before its first batch.
+    """Specification of a run on a cluster.
 
-    `job` is what readers must know, `build` makes a learner, `state` is where the training goes on
-    and `entries` what its journal knows by then. `trainer_options`: what Ray must know of a
-    trainer, such as its cores.
+    `job` is for readers, `build` makes a learner, `state` is the first state and `entries` are the
+    journal at that moment. `trainer_options` are options of Ray for trainers, such as their cores.
     """
 
     control: ControlSpec
@@ -77,10 +76,11 @@ class RunSpec:
     trainer_options: Mapping[str, Any]
 
 
-def run_cluster(spec: RunSpec, keeper: Keeper, stop: Callable[[], bool]) -> None:
-    """Train until the last step, or until `stop()` says so. Needs a connection to Ray.
+def run_cluster(spec: RunSpec, output: RunOutput, stop: Callable[[], bool]) -> None:
+    """Train until the last step, or until `stop()` returns True. Needs a connection to Ray.
 
-    Raises what ended the stream, what a learner raised, ConfigError, GaveUp, and ControlLost.
+    Raises the error that ended the stream, the error of a learner, ConfigError, GaveUp, and
+    ControlLost.
     """
     job, build = ray.put(spec.job), ray.put(spec.build)
     config, ports = spec.control.config, spec.control.debug_ports
@@ -90,11 +90,11 @@ def run_cluster(spec: RunSpec, keeper: Keeper, stop: Callable[[], bool]) -> None
 
     def make_trainer(name: str, options: Mapping[str, Any]) -> Any:
         more = {**spec.trainer_options, **options}
-        given = (name, CONTROL, build, spec.trainer, spec.feed, ports)
-        return Trainer.options(**more).remote(*given)  # type: ignore[attr-defined]
+        arguments = (name, CONTROL, build, spec.trainer, spec.feed, ports)
+        return Trainer.options(**more).remote(*arguments)  # type: ignore[attr-defined]
 
-    fleet = Fleet({"reader": make_reader, "trainer": make_trainer}, spec.control.pools)
-    # Whoever may ask the driver for /sd is on its machine, and so are its own pages.
+    fleet = ActorFleet({"reader": make_reader, "trainer": make_trainer}, spec.control.pools)
+    # The driver's /sd and its own pages are for clients on its machine.
     with ProcessPages("driver", ports and replace(ports, on_nodes=False), dict) as pages:
         start = ControlStart(
             state=StateRef(spec.state.step, (ray.put(spec.state),), spec.state.cursor),
@@ -103,21 +103,17 @@ def run_cluster(spec: RunSpec, keeper: Keeper, stop: Callable[[], bool]) -> None
             entries=spec.entries,
             pages={"driver": pages.address} if pages.address else {},
         )
-        Driver(spec.control, start, fleet, keeper).run(stop)
+        Driver(spec.control, start, fleet, output).run(stop)
 
 
 class Driver:
-    """One run, from the first actor to the last. `fleet` makes its actors; `start` is its place.
-
-    `run` returns when every trainer has left: after the last step, or after `stop()` said so.
-    Raises what ended the stream, what a learner raised, and ControlLost.
-    """
+    """One run, from the first actor to the last. `fleet` creates the actors."""
 
     def __init__(
-        self, spec: ControlSpec, start: ControlStart, fleet: Fleet, keeper: Keeper
+        self, spec: ControlSpec, start: ControlStart, fleet: ActorFleet, output: RunOutput
     ) -> None:
-        self._spec = ray.put(spec)  # every new Control needs it
-        self._start, self._fleet, self._keeper = start, fleet, keeper
+        self._spec = ray.put(spec)  # for every new Control
+        self._start, self._fleet, self._output = start, fleet, output
         self._begun = False
         self._recorded, self._history = start.state.step, 0
         self._state = start.state
@@ -131,84 +127,86 @@ class Driver:
         self._stopping = False
 
     def run(self, stop: Callable[[], bool]) -> None:
-        """Until the end. `stop()` is asked several times a second."""
+        """Run until every trainer has left; `stop()` is called several times a second."""
         try:
-            self._make_control()
-            while not self._round(stop):
+            self._create_control()
+            while not self._is_round_last(stop):
                 pass
             self._finish_saving()
         finally:
             self._close()
 
-    def _round(self, stop: Callable[[], bool]) -> bool:
-        """Wait for anything, and deal with it. True when the run is over."""
-        refs = [self._news, *self._fleet.refs()]
-        done, _ = ray.wait(refs, num_returns=1, timeout=_LOOK_SECONDS)
+    def _is_round_last(self, stop: Callable[[], bool]) -> bool:
+        """Wait for an event, and handle it. Return True at the end of the run."""
+        refs = [self._orders, *self._fleet.refs()]
+        done, _ = ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
         if done:
             done, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         events = self._fleet.collect(done)
         self._events += events
         stops = not self._stopping and stop()
         self._stopping |= stops
-        self._look_after_saving()
-        if self._news in done:
-            return self._hear()
+        self._check_saving()
+        if self._orders in done:
+            return self._is_finished_by_orders()
         if events or stops:
-            self._control.tell.remote(self._report())
-        if time.monotonic() - self._heard > _SILENCE_SECONDS:
+            self._control.report.remote(self._report())
+        if time.monotonic() - self._answered > _SILENCE_SECONDS:
             self._replace_control("it did not answer")
         return False
 
-    def _hear(self) -> bool:
-        """Take what Control says, and ask for more."""
+    def _is_finished_by_orders(self) -> bool:
+        """Execute the orders of Control, and request more. Return True at the end of the run."""
         try:
-            news: ControlNews = ray.get(self._news)
+            orders: DriverOrders = ray.get(self._orders)
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
             self._replace_control(type(error).__name__)
             return False
-        self._heard = time.monotonic()
-        self._events = [event for event in self._events if event.number > news.heard]
-        self._take(news)
-        if news.error is not None:
-            raise news.error
-        if news.over and self._saving is None:
+        self._answered = time.monotonic()
+        self._events = [event for event in self._events if event.number > orders.last_event]
+        self._write(orders)
+        if orders.error is not None:
+            raise orders.error
+        if orders.finished and self._saving is None:
             return True
-        self._events += self._fleet.kill(news.kill)
-        self._fleet.make(news.make)
-        if news.state is None and self._saving is None:
-            self._fleet.bury(news.heard)
-        self._ask()
+        self._events += self._fleet.kill(orders.kill)
+        self._fleet.create(orders.create)
+        if orders.state is None and self._saving is None:
+            self._fleet.end_departed(orders.last_event)
+        self._request_orders()
         return False
 
-    def _take(self, news: ControlNews) -> None:
-        if news.ready and not self._begun:
-            self._keeper.begin()
+    def _write(self, orders: DriverOrders) -> None:
+        """Pass steps, a new state and the report to the output."""
+        if orders.data_ready and not self._begun:
+            self._output.begin()
             self._begun = True
-        self._record(news.records)
-        if news.state is not None and self._saving is None and news.state.step > self._state.step:
-            self._saving_step = news.state.step
-            self._saving = self._saver.submit(self._save, news.state)
-        if news.told is not None:
-            self._keeper.look(news.told)
+        self._record(orders.records)
+        state = orders.state
+        if state is not None and self._saving is None and state.step > self._state.step:
+            self._saving_step = state.step
+            self._saving = self._saver.submit(self._save, state)
+        if orders.report is not None:
+            self._output.take_report(orders.report)
 
     def _record(self, found: Records) -> None:
         if found.history != self._history:
             self._history, self._recorded = found.history, found.start
-            self._keeper.rewind(found.start)
-        for record in found.records:
-            self._keeper.record(record)
-            self._recorded = record.step
+            self._output.rewind(found.start)
+        for report in found.records:
+            self._output.record(report)
+            self._recorded = report.step
 
     def _save(self, found: StateRef) -> StateRef:
-        """Fetch a state from the trainer that gave it, keep it, and a copy that outlives it."""
+        """Fetch a state from its trainer, save it, and put a copy that outlives the trainer."""
         state: LearnerState = ray.get(found.refs[0])
-        self._keeper.save(state)
+        self._output.save(state)
         return StateRef(state.step, (ray.put(state),), state.cursor)
 
-    def _look_after_saving(self) -> None:
-        """Let go of the state before, once the new one is safe; one that was lost comes again."""
+    def _check_saving(self) -> None:
+        """Replace the safe state by one that was saved; a lost one is given again later."""
         if self._saving is None or not self._saving.done():
             return
         future, self._saving = self._saving, None
@@ -216,7 +214,7 @@ class Driver:
             self._state = future.result()
         except RayError:  # its trainer died meanwhile
             self._unsaved_step = self._saving_step
-        self._control.tell.remote(self._report())
+        self._control.report.remote(self._report())
 
     def _finish_saving(self) -> None:
         if self._saving is not None:
@@ -226,7 +224,7 @@ class Driver:
         return DriverReport(
             term=self._term,
             events=tuple(self._events),
-            making=self._fleet.making,
+            creating=self._fleet.creating,
             killing=self._fleet.killing,
             recorded=self._recorded,
             history=self._history,
@@ -237,11 +235,11 @@ class Driver:
             stop=self._stopping,
         )
 
-    def _ask(self) -> None:
-        self._news = self._control.news.remote(self._report())
+    def _request_orders(self) -> None:
+        self._orders = self._control.orders.remote(self._report())
 
-    def _make_control(self) -> None:
-        """A Control on the head, with a term above all before it."""
+    def _create_control(self) -> None:
+        """Create a Control on the head, with a term above all earlier ones."""
         deadline = time.monotonic() + _NAME_SECONDS
         place = NodeAffinitySchedulingStrategy(_head(), soft=False)
         while True:
@@ -250,31 +248,31 @@ class Driver:
                     name=CONTROL, scheduling_strategy=place
                 ).remote()
                 break
-            except ValueError:  # the name is still that of the one before
+            except ValueError:  # Ray has not freed the name yet
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
         start = replace(self._start, state=self._state, begun=self._begun)
         try:
             self._term = ray.get(self._control.start.remote(self._spec, start))
         except RayTaskError as error:
             raise error.cause from error
         self._events = self._fleet.known()
-        self._heard = time.monotonic()
-        self._ask()
+        self._answered = time.monotonic()
+        self._request_orders()
 
     def _replace_control(self, reason: str) -> None:
-        """Make another Control, unless it dies again and again."""
+        """Create another Control. Raises ControlLost if it dies too often."""
         now = time.monotonic()
         self._deaths = [*(at for at in self._deaths if now - at < _HEALTHY_SECONDS), now]
         if len(self._deaths) > _MAX_DEATHS:
             raise ControlLost(
                 f"Control was lost {len(self._deaths)} times within {_HEALTHY_SECONDS:.0f} s, the "
-                f"last time because {reason}; look at the memory of the head node and at "
-                "`ray logs`, then start the same command again: it goes on from its checkpoint"
+                f"last time because {reason}; check the memory of the head node and `ray logs`, "
+                "then start the same command again: it continues from its checkpoint"
             )
         ray.kill(self._control)
-        self._make_control()
+        self._create_control()
 
     def _close(self) -> None:
         self._saver.shutdown(wait=True)
@@ -284,7 +282,7 @@ class Driver:
 
 
 def _head() -> str:
-    """The node on which the tables of the cluster are, and Control."""
+    """Return the id of the head node."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    heads = [node for node in nodes if "node:__internal_head__" in node["Resources"]]
+    heads = [node for node in nodes if HEAD_RESOURCE in node["Resources"]]
     return str((heads or nodes)[0]["NodeID"])

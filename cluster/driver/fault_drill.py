@@ -1,7 +1,6 @@
-"""A run is broken on purpose, through what its Control knows of it, and watched until it is well.
+"""Fault drill: breaks a run on purpose, and observes it until it has recovered.
 
-What is done is done to processes, by a task of Ray on the node where they are; nothing of the run
-itself knows of drills.
+A task of Ray on the node of the target sends the signal; the run itself knows nothing of drills.
 """
 
 import os
@@ -20,9 +19,9 @@ from shards.errors import ConfigError
 
 Fault = Literal["kill-reader", "kill-trainer", "kill-node", "hang"]
 
-_LOOK_SECONDS = 0.1
-# What is added up over a drill, by the names that Control has for it.
-_COUNTED: Final = (
+_POLL_SECONDS = 0.1
+# Counters of Control whose increase the report shows.
+_COUNTERS: Final = (
     "readers_lost",
     "trainers_lost",
     "leases_reissued",
@@ -33,8 +32,8 @@ _COUNTED: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Victim:
-    """A process, or with pid 0 a whole node; `names` are the actors that go with it."""
+class DrillTarget:
+    """A process, or with pid 0 a whole node; `names` are the actors that end with it."""
 
     names: tuple[str, ...]
     node: str
@@ -43,26 +42,26 @@ class Victim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrillReport:
-    """What came of it; times in seconds since it was done, None for what did not happen.
+    """Result of a drill. Times are seconds since the fault, None if it did not happen.
 
-    `noticed`: Control no longer counted on the victim. `mended`: there were as many actors, and as
-    many ranks, as before. `went_on`: a step was finished after it was noticed. `back_from`: the
-    newest step before, if the run had to go on from one that lies before it. `counts`: how much
-    Control's counters rose.
+    `noticed`: Control gave up the target. `recovered`: the run had as many actors and ranks as
+    before. `continued`: a step was finished after the notice. `back_from`: the newest step before
+    the fault, if the run had to continue from an earlier one. `counts`: increases of Control's
+    counters.
     """
 
-    victim: Victim
+    target: DrillTarget
     noticed: float | None
-    mended: float | None
-    went_on: float | None
+    recovered: float | None
+    continued: float | None
     back_from: int | None
     first_step: int
     last_step: int
     counts: dict[str, int]
 
 
-def choose(status: Status, fault: Fault, name: str = "") -> Victim:
-    """Whom to break: the one that was named, or the first that will do. Raises ConfigError."""
+def choose_target(status: Status, fault: Fault, name: str = "") -> DrillTarget:
+    """Return the named target, or the first that fits. Raises ConfigError."""
     if fault == "kill-node":
         return _choose_node(status, name)
     role = {"kill-reader": "reader", "kill-trainer": "trainer", "hang": ""}[fault]
@@ -71,11 +70,11 @@ def choose(status: Status, fault: Fault, name: str = "") -> Victim:
     if not named:
         known = ", ".join(one.name for one in fit) or "none"
         raise ConfigError(f"no {role or 'actor'} {name!r} in this run; there are: {known}")
-    return Victim(names=(named[0].name,), node=named[0].node, pid=named[0].pid)
+    return DrillTarget(names=(named[0].name,), node=named[0].node, pid=named[0].pid)
 
 
-def _choose_node(status: Status, name: str) -> Victim:
-    """A node on which actors are; that of Control is not offered: it would end the run."""
+def _choose_node(status: Status, name: str) -> DrillTarget:
+    """Return the node with the most actors, without the head: its loss would end the run."""
     heads = {node.node for node in status.nodes if node.is_head}
     found: dict[str, list[str]] = {}
     for one in status.actors:
@@ -88,120 +87,120 @@ def _choose_node(status: Status, name: str) -> Victim:
             f"no node {name!r} that can be spared; besides the head, actors are on: {known}"
         )
     node = max(fit, key=lambda node: (len(found[node]), node))
-    return Victim(names=tuple(found[node]), node=node)
+    return DrillTarget(names=tuple(found[node]), node=node)
 
 
-def break_it(victim: Victim, fault: Fault) -> Callable[[], None]:
-    """Do it; what must be called when the time of a victim that hangs is over."""
+def inject(target: DrillTarget, fault: Fault) -> Callable[[], None]:
+    """Break the target. Return the function that ends a hang."""
     if fault == "kill-node":
-        _on(victim.node, _kill_raylet)
+        _run_on(target.node, _kill_raylet)
     elif fault == "hang":
-        _on(victim.node, _send, victim.pid, int(signal.SIGSTOP))
-        return lambda: _on(victim.node, _send, victim.pid, int(signal.SIGCONT))
+        _run_on(target.node, _send, target.pid, int(signal.SIGSTOP))
+        return lambda: _run_on(target.node, _send, target.pid, int(signal.SIGCONT))
     else:
-        _on(victim.node, _send, victim.pid, int(signal.SIGKILL))
+        _run_on(target.node, _send, target.pid, int(signal.SIGKILL))
     return lambda: None
 
 
 def drill(
-    look: Callable[[], Status | None],
+    read_status: Callable[[], Status | None],
     fault: Fault,
     name: str = "",
     *,
     hang_seconds: float = 30.0,
     patience_seconds: float = 180.0,
 ) -> Iterator[str | DrillReport]:
-    """Break a run and watch it: sentences while it lasts, at last the report.
+    """Break a run and observe it; yield a sentence for each change, and the report at the end.
 
-    `look` gives what Control says, or None while it does not answer.
+    `read_status` returns None while Control does not answer.
     """
-    before = look()
+    before = read_status()
     if before is None:
-        raise ConfigError("the run's Control does not answer; look at it with `streamssl status`")
-    victim = choose(before, fault, name)
-    yield f"{fault}: {', '.join(victim.names)} on node {victim.node[-8:]}, at step {before.step}"
-    _on(victim.node, _be_there)  # a process that will do it; to start one takes seconds
+        raise ConfigError("the run's Control does not answer; check it with `streamssl status`")
+    target = choose_target(before, fault, name)
+    yield f"{fault}: {', '.join(target.names)} on node {target.node[-8:]}, at step {before.step}"
+    _run_on(target.node, _do_nothing)  # a worker process takes seconds to start
     began = time.monotonic()
-    wake = break_it(victim, fault)
-    watch = Watch(before, victim)
-    asleep = fault == "hang"
+    resume = inject(target, fault)
+    observer = DrillObserver(before, target)
+    hangs = fault == "hang"
     while True:
         now = time.monotonic() - began
-        if asleep and now >= hang_seconds:
-            wake()
-            asleep = False
-            yield f"after {now:.1f} s it goes on, as a zombie if it was given up"
-        status = look()
+        if hangs and now >= hang_seconds:
+            resume()
+            hangs = False
+            yield f"after {now:.1f} s it continues; if it was given up, its messages are refused"
+        status = read_status()
         if status is not None:
-            yield from watch.see(status, now)
-        if (watch.is_over and not asleep) or now > patience_seconds:
-            yield watch.report(status or before)
+            yield from observer.observe(status, now)
+        if (observer.is_done and not hangs) or now > patience_seconds:
+            yield observer.report(status or before)
             return
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
-class Watch:
-    """What is seen of a run after something was done to it. Pure: times are passed in."""
+class DrillObserver:
+    """Observations of a run after a fault. Pure: times are passed in."""
 
-    def __init__(self, before: Status, victim: Victim) -> None:
-        self._before, self._victim = before, victim
+    def __init__(self, before: Status, target: DrillTarget) -> None:
+        self._before, self._target = before, target
         self._noticed: float | None = None
-        self._mended: float | None = None
-        self._went_on: float | None = None
-        self._step_then = self._newest = before.step
+        self._recovered: float | None = None
+        self._continued: float | None = None
+        self._noticed_step = self._newest = before.step
         self._back_from: int | None = None
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
 
     @property
-    def is_over(self) -> bool:
-        """All is as before, and goes on."""
-        return self._mended is not None and self._went_on is not None
+    def is_done(self) -> bool:
+        """True if the run is as before, and continues."""
+        return self._recovered is not None and self._continued is not None
 
-    def see(self, status: Status, now: float) -> Iterator[str]:
-        """Take in what Control says `now` seconds after the deed; sentences of what is new."""
-        for decided in status.decisions:
-            at = now - decided.seconds
-            if at >= 0 and (decided.what, decided.why) not in self._told:
-                self._told.add((decided.what, decided.why))
-                why = f" ({decided.why})" if decided.why else ""
-                yield f"{at:6.1f} s  {decided.what}{why}"
-        there = {one.name for one in status.actors}
-        if self._noticed is None and not there & set(self._victim.names):
-            self._noticed, self._step_then = now, status.step
+    def observe(self, status: Status, now: float) -> Iterator[str]:
+        """Take the status `now` seconds after the fault; yield a sentence for each change."""
+        for decision in status.decisions:
+            at = now - decision.seconds
+            if at >= 0 and (decision.what, decision.why) not in self._reported:
+                self._reported.add((decision.what, decision.why))
+                why = f" ({decision.why})" if decision.why else ""
+                yield f"{at:6.1f} s  {decision.what}{why}"
+        present = {one.name for one in status.actors}
+        if self._noticed is None and not present & set(self._target.names):
+            self._noticed, self._noticed_step = now, status.step
             yield f"{now:6.1f} s  noticed"
         if self._noticed is None:
             self._newest = max(self._newest, status.step)
             return
-        if self._went_on is None and status.step > self._step_then:
-            self._went_on = now
+        if self._continued is None and status.step > self._noticed_step:
+            self._continued = now
             self._back_from = self._newest if status.step < self._newest else None
             yield f"{now:6.1f} s  step {status.step} is finished"
-        if self._mended is None and self._is_as_before(status):
-            self._mended = now
+        if self._recovered is None and self._is_as_before(status):
+            self._recovered = now
             yield f"{now:6.1f} s  as many as before"
 
     def _is_as_before(self, status: Status) -> bool:
-        """As many as there were, or as many as there shall be by now."""
+        """Return True if there are as many actors and ranks as before, or as wanted by now."""
         for role, wanted in self._before.wanted.items():
-            then, now = (
+            before, now = (
                 sum(one.role == role for one in seen.actors) for seen in (self._before, status)
             )
-            if now < min(then, wanted, status.wanted.get(role, wanted)):
+            if now < min(before, wanted, status.wanted.get(role, wanted)):
                 return False
         return status.world >= self._before.world
 
     def report(self, last: Status) -> DrillReport:
-        """The end of it."""
+        """Return the result."""
         return DrillReport(
-            victim=self._victim,
+            target=self._target,
             noticed=self._noticed,
-            mended=self._mended,
-            went_on=self._went_on,
+            recovered=self._recovered,
+            continued=self._continued,
             back_from=self._back_from,
             first_step=self._before.step,
             last_step=last.step,
             counts={
-                name: int(_total(last, name) - _total(self._before, name)) for name in _COUNTED
+                name: int(_total(last, name) - _total(self._before, name)) for name in _COUNTERS
             },
         )
 
@@ -210,23 +209,23 @@ def _total(status: Status, name: str) -> float:
     return sum(value for key, value in status.readings.items() if key[0] == name)
 
 
-def _on(node: str, do: Callable[..., Any], *arguments: object) -> None:
-    """Run a function on a node; a node that dies of it is no error."""
+def _run_on(node: str, function: Callable[..., Any], *arguments: object) -> None:
+    """Run a function on a node. `_kill_raylet` ends the node, so its failure is expected."""
     place = NodeAffinitySchedulingStrategy(node, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)(do)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)(function)
     try:
         ray.get(task.remote(*arguments), timeout=30)
     except RayError:
-        if do is not _kill_raylet:
+        if function is not _kill_raylet:
             raise
 
 
-def _be_there() -> None:
-    """Do nothing, in a process that is there afterwards."""
+def _do_nothing() -> None:
+    """Start the worker process that later sends the signal."""
 
 
 def _send(pid: int, number: int) -> None:
-    """A signal, to whom it may concern: it may be gone by now."""
+    """Send a signal to a process that may have ended already."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
@@ -234,5 +233,5 @@ def _send(pid: int, number: int) -> None:
 
 
 def _kill_raylet() -> None:
-    """End the daemon that started this very process; all that it started ends with it."""
+    """Kill the daemon that started this process; everything that it started ends with it."""
     os.kill(os.getppid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""A look at a run from outside, by asking its Control alone."""
+"""Status client: reads the status of a run from its Control, from outside the run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +7,8 @@ import ray
 from ray.util import list_named_actors
 
 from cluster.control.run_place import RunPlace
-from cluster.driver.ray_session import NAMESPACE, joined
-from cluster.protocol.actor_rpc import CONTROL, Link, Unreachable
+from cluster.driver.ray_session import NAMESPACE, joined_ray
+from cluster.protocol.actor_rpc import CONTROL, ActorClient, Unreachable
 from cluster.protocol.run_status import Status
 from shards.errors import ConfigError
 
@@ -16,14 +16,14 @@ _ANSWER_SECONDS = 15.0
 
 
 @contextmanager
-def watched(place: RunPlace) -> Iterator[Link]:
-    """A way to the Control of the run at this place. Raises ConfigError."""
-    with joined(place.address, place.namespace):
-        yield Link(CONTROL)
+def open_control(place: RunPlace) -> Iterator[ActorClient]:
+    """Connect to the Control of the run at this place. Raises ConfigError."""
+    with joined_ray(place.address, place.namespace):
+        yield ActorClient(CONTROL)
 
 
-def ask_status(control: Link) -> Status:
-    """How the run stands. Raises ConfigError when nobody answers."""
+def read_status(control: ActorClient) -> Status:
+    """Return the status of the run. Raises ConfigError if Control does not answer."""
     try:
         found: Status = control.call("status", seconds=_ANSWER_SECONDS)
     except Unreachable as error:
@@ -35,8 +35,8 @@ def ask_status(control: Link) -> Status:
 
 
 def find_run(address: str) -> RunPlace:
-    """The one run of a Ray cluster. Raises ConfigError if there is none, or more than one."""
-    with joined(address):
+    """Return the only run of a Ray cluster. Raises ConfigError if there are none or several."""
+    with joined_ray(address):
         found = sorted(
             {
                 actor["namespace"]

@@ -1,23 +1,23 @@
-"""How the actors of a run reach each other: by name, in the namespace of their job.
+"""Calls between the actors of a run: by name, in the namespace of their job.
 
-The name of an actor is what the messages call it. Control dies and is made anew under the same
-name, with a higher term; so nobody keeps a handle of it, but a `Link`.
+The name of an actor is the one in the messages. A dead Control is replaced under the same name,
+with a higher term; so actors keep an `ActorClient`, not a handle.
 
-What Control answers, all of it idempotent:
+Methods of Control, all of them idempotent:
 
     exchange(ReaderReport) -> ReaderOrders      readers, every `seconds` of the last answer
-    beat(Beat) -> Directive                     trainers, twice a second and at every change
-    plans(member, first, count) -> Plans        feeds; raises what ended the stream
-    missing(member, task, reader) -> None       feeds: this reader did not give the task's crops
+    beat(HeartbeatMessage) -> Directive         trainers, twice a second and at every change
+    plans(member, first, count) -> Plans        feeds; raises the error that ended the stream
+    missing(member, task, reader) -> None       feeds: this reader lacks the crops of the task
     state() -> StateRef                         trainers whose directive names no source
-    saved(member, step, [ref]) -> None          rank 0: a LearnerState, put into the object store
+    saved(member, step, [ref]) -> None          rank 0: a LearnerState in the object store
 
-How actors are made by whoever runs them (`name` is also the actor's name, `control` that of
-Control); `start` gets ready and raises ConfigError for what no other node would mend, and `left`
-returns when the actor is done, so that whoever waits for it hears of its death at once:
+The driver creates actors (`name` is the name of the actor, `control` that of Control). `start`
+prepares the actor, and raises ConfigError for an error that would be the same on another node.
+`left` returns when the actor is done: a caller that waits for it learns of a death at once.
 
-    Reader.remote(name, control, job, config, ...)      start() -> Started      left() -> None
-    Trainer.remote(name, control, build, config, ...)   start() -> Started      left() -> None
+    Reader.remote(name, control, job, config, ...)      start() -> ActorLocation   left() -> None
+    Trainer.remote(name, control, build, config, ...)   start() -> ActorLocation   left() -> None
 """
 
 from dataclasses import dataclass
@@ -28,17 +28,17 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from shards.records import Cursor
 
-CONTROL: Final = "control"  # its name
+CONTROL: Final = "control"  # the name of Control
 _CALL_SECONDS = 10.0
 
 
 class Unreachable(Exception):
-    """Nobody answered to a name; it may be dead, or hang, or be made anew at this moment."""
+    """No answer from the actor of a name; it may be dead, hang, or be replaced right now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """Where an actor runs: its process and its node, and where its own pages are, if it has any."""
+class ActorLocation:
+    """Process and node of an actor, and the address of its own pages, if it has any."""
 
     pid: int
     node: str
@@ -47,9 +47,9 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class StateRef:
-    """The state that counts when no trainer has one: finished steps, and the ref of a LearnerState.
+    """State to use when no trainer has one: finished steps, and the ref of a LearnerState.
 
-    `cursor` is the place behind it. Without a ref it is what the learner is built as.
+    `cursor` is the position after those steps. Without a ref, it is the initial state of a learner.
     """
 
     step: int
@@ -57,15 +57,15 @@ class StateRef:
     cursor: Cursor | None = None
 
 
-class Link:
-    """A way to the actor of this name, and to its successor when it dies."""
+class ActorClient:
+    """Calls to the actor of this name, and to its successor after its death."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._actor: Any = None
 
-    def ask(self, method: str, *arguments: object) -> Any:
-        """The ObjectRef of an answer. Raises Unreachable when there is no such actor."""
+    def submit(self, method: str, *arguments: object) -> Any:
+        """Return the ObjectRef of an answer. Raises Unreachable if there is no such actor."""
         if self._actor is None:
             try:
                 self._actor = ray.get_actor(self.name)
@@ -73,16 +73,16 @@ class Link:
                 raise Unreachable(f"there is no actor {self.name}") from error
         return getattr(self._actor, method).remote(*arguments)
 
-    def answer(self, ref: Any, seconds: float = _CALL_SECONDS) -> Any:
-        """What an `ask` gave. Raises Unreachable, or what the method raised."""
+    def result(self, ref: Any, seconds: float = _CALL_SECONDS) -> Any:
+        """Wait for a submitted call. Raises Unreachable, or the error of the method."""
         try:
             return ray.get(ref, timeout=seconds)
         except RayTaskError as error:
             raise error.cause from error
-        except (RayError, GetTimeoutError) as error:  # it, its node or the answer is lost
+        except (RayError, GetTimeoutError) as error:  # the actor, its node or the answer is lost
             self._actor = None
             raise Unreachable(f"{self.name} does not answer ({type(error).__name__})") from error
 
     def call(self, method: str, *arguments: object, seconds: float = _CALL_SECONDS) -> Any:
-        """Ask, and wait for the answer. Raises Unreachable, or what the method raised."""
-        return self.answer(self.ask(method, *arguments), seconds)
+        """Submit a call and wait. Raises Unreachable, or the error of the method."""
+        return self.result(self.submit(method, *arguments), seconds)

@@ -1,25 +1,27 @@
-"""What Control and the driver tell each other: actors to make, what became of them, what is done.
+"""Messages between Control and the driver.
 
-    driver -- DriverReport --> Control -- ControlNews --> driver
+    driver -- DriverReport --> Control -- DriverOrders --> driver
 
-The driver makes and owns the actors, so that none outlives the command, and all outlive Control.
-Whatever either says is said again until the other one is known to have heard it.
+The driver creates and owns the actors: none outlives the command, and all outlive Control. Both
+sides repeat a message until the other one is known to have received it.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from cluster.protocol.actor_rpc import StateRef
-from cluster.protocol.metric import Counted, Readings
+from cluster.protocol.messages import Role
+from cluster.protocol.process_counts import ProcessCounts
 from cluster.protocol.run_status import Status
 from cluster.protocol.step_log import Records
+from shards.metric import Readings
 
-Role = Literal["reader", "trainer"]
+EventKind = Literal["created", "started", "left", "lost", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
-class MakeOrder:
-    """An actor to make: in the pool of this number, not on these nodes."""
+class CreateActor:
+    """Request for an actor: in the pool of this number, not on the nodes of `avoid`."""
 
     name: str
     role: Role
@@ -29,18 +31,18 @@ class MakeOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorEvent:
-    """What became of an actor. `number` rises; of two that are told twice, the second is nothing.
+    """Change in the life of an actor. `number` rises; a repeated number is ignored.
 
-    `made`: it does not answer yet. `started`: it answers. `left`: it ended as it was told to.
-    `lost`: it died. `refused`: it cannot start, and no other node would help, because of `error`.
-    `with_node`: its node died, `preempted` if because it was taken back. `pages`: where it serves
-    its own.
+    `created`: it has not answered yet. `started`: it answers. `left`: it ended as it was told to.
+    `lost`: it died. `refused`: it cannot start because of `error`, and no other node would help.
+    `with_node`: its node died; `preempted`: the provider took the node back. `pages` is the address
+    of its own pages.
     """
 
     number: int
     name: str
     role: Role
-    kind: Literal["made", "started", "left", "lost", "refused"]
+    kind: EventKind
     pid: int = 0
     node: str = ""
     pages: str = ""
@@ -52,16 +54,17 @@ class ActorEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverReport:
-    """`recorded`: steps up to this one, of this `history`, are in the log.
+    """State of the driver, and events that Control may not know.
 
-    `making` and `killing`: actors whose end of that has not come. `state`: the newest that is safe;
-    that of step `saving` is being saved, and that of step `unsaved` could not be had. `begun`: the
-    run has a folder.
+    `recorded`: steps up to this one, of this `history`, are in the log. `creating` and `killing`:
+    actors for which that is under way. `state` is the newest safe state; the state of step `saving`
+    is being saved, and that of step `unsaved` was lost. `begun`: the run has a folder. `stop`: the
+    user wants the run to end.
     """
 
     term: int
     events: tuple[ActorEvent, ...]
-    making: frozenset[str]
+    creating: frozenset[str]
     killing: frozenset[str]
     recorded: int
     history: int
@@ -73,43 +76,43 @@ class DriverReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What a Control tells about once a second for whoever watches: counters of those that had
-    something new to say, gauges, and how the run stands."""
+class RunReport:
+    """Report of Control, about once a second: gauges, status, and the counters that changed."""
 
-    counted: tuple[Counted, ...]
+    counted: tuple[ProcessCounts, ...]
     gauges: Readings
     status: Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ControlNews:
-    """`make` and `kill` are whole lists of what is still wanted. `heard`: events up to this one.
+class DriverOrders:
+    """Answer of Control to the driver.
 
-    `ready`: the data can fill a batch. `state` is newer than the one that is safe. `over`: every
-    trainer has left; `error`: the run cannot go on. `told` comes about once a second.
+    `create` and `kill` list every actor for which that is still wanted. Events up to `last_event`
+    are known. `data_ready`: the data can fill a batch. `state` is newer than the safe one.
+    `finished`: every trainer has left; `error`: the run cannot go on. `report` comes about once a
+    second.
     """
 
-    term: int
-    heard: int
-    make: tuple[MakeOrder, ...]
-    kill: tuple[MakeOrder, ...]
-    ready: bool
+    last_event: int
+    create: tuple[CreateActor, ...]
+    kill: tuple[CreateActor, ...]
+    data_ready: bool
     records: Records
     state: StateRef | None
-    over: bool
+    finished: bool
     error: BaseException | None
-    told: Told | None = None
+    report: RunReport | None = None
 
-    def is_new(self, report: DriverReport) -> bool:
-        """Whether whoever reported this has something to do by it."""
+    def is_news(self, report: DriverReport) -> bool:
+        """Return True if the driver that sent this report has something to do."""
         return bool(
-            any(order.name not in report.making for order in self.make)
-            or any(order.name not in report.killing for order in self.kill)
+            any(request.name not in report.creating for request in self.create)
+            or any(request.name not in report.killing for request in self.kill)
             or self.records.records
             or self.records.history != report.history
-            or (self.ready and not report.begun)
+            or (self.data_ready and not report.begun)
             or (self.state is not None and self.state.step != report.saving)
-            or self.over
+            or self.finished
             or self.error is not None
         )

@@ -1,4 +1,4 @@
-"""How much memory a process has, on its machine and on its GPU."""
+"""Memory of this process, on its machine and on its GPU."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ _STATM = Path("/proc/self/statm")
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not tell."""
+    """Return the resident memory of this process; 0 if the system does not tell."""
     try:
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -17,7 +17,7 @@ def resident_bytes() -> int:
 
 
 def device_bytes() -> dict[str, int]:
-    """Memory of this process on the current GPU, by what it is; nothing where it uses none."""
+    """Return the memory of this process on the current GPU, by kind; empty without a GPU."""
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return {}
     return {

@@ -1,15 +1,15 @@
-"""Status: how a run on a cluster stands, in plain values, for whoever looks."""
+"""Status of a run on a cluster, in plain values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cluster.protocol.lease_counters import LeaseSnapshot
-from cluster.protocol.metric import Readings
+from shards.metric import Readings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """A node, and when it will be taken away, if so."""
+    """A node; `leaves_in` seconds it will be taken away, None if no notice was given."""
 
     node: str
     address: str
@@ -23,9 +23,9 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorStatus:
-    """An actor. `phase`: of a trainer what it says, of a reader whether it works or leaves.
+    """An actor. `phase` is reported by a trainer; a reader works or leaves.
 
-    `pool` is empty where its node is not known, `pages` where it serves none.
+    `pool` is empty if its node is unknown, `pages` if it serves none.
     """
 
     name: str
@@ -42,8 +42,8 @@ class ActorStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Decided:
-    """Something that was decided, so many seconds ago, and why."""
+class TimedEvent:
+    """An event `seconds` ago, and its reason."""
 
     seconds: float
     what: str
@@ -54,9 +54,9 @@ class Decided:
 class Status:
     """A run at one moment.
 
-    `rates` are of about the last ten seconds; `wanted` is how many actors of a role there shall be;
-    `pending` are launches of nodes that are under way, `failed` those that came to nothing.
-    `pages`: where Control and the driver serve their own, by role.
+    `rates` are of about the last ten seconds; `wanted` is the number of actors to have, by role;
+    `pending` are launches of nodes under way, `failed` those that failed. `pages` are the addresses
+    of the pages of Control and the driver, by role.
     """
 
     term: int
@@ -73,8 +73,8 @@ class Status:
     nodes: tuple[NodeStatus, ...]
     actors: tuple[ActorStatus, ...]
     leases: LeaseSnapshot
-    decisions: tuple[Decided, ...]
-    recoveries: tuple[Decided, ...]
+    decisions: tuple[TimedEvent, ...]
+    recoveries: tuple[TimedEvent, ...]
     readings: Readings
     pending: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""How fast readers and trainers are with images, measured on nodes of a run before it begins."""
+"""Throughput of readers and trainers, measured on nodes of a run before it begins."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from cluster.protocol.driver_protocol import Role
+from cluster.protocol.messages import Role
 from cluster.protocol.node_pools import Pool
 from shards.crops.chunk_cropper import lower_thread_priority
 from shards.crops.sample_cropper import CropJob, SampleCropper
@@ -17,26 +17,26 @@ from shards.records import Chunk, Sample, ShardInfo
 from shards.stores.range_reader import RangeReader
 from shards.tars.chunk_reader import read_chunk
 
-# A few seconds on the slowest core; the first images of a chunk are like the others.
+# A few seconds on the slowest core; the first images of a chunk stand for the others.
 _MAX_SAMPLES = 128
-# A node may have to be launched before.
+# A node may have to be launched first.
 _MAX_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeRates:
-    """Images a second: what one reader crops, or verifies, and what one trainer crops."""
+    """Images per second that one reader crops, one reader verifies, and one trainer crops."""
 
     cropping: float
     verifying: float
     trainer: float
 
     def by_readers(self, num_readers: int) -> float:
-        """What reaches trainers where readers crop."""
+        """Return the rate at which images reach trainers if readers crop."""
         return num_readers * self.cropping
 
     def by_trainers(self, num_readers: int, num_trainers: int) -> float:
-        """What trainers have where readers only verify."""
+        """Return that rate if readers only verify and trainers crop."""
         return min(num_readers * self.verifying, num_trainers * self.trainer)
 
 
@@ -47,7 +47,7 @@ def measure_rates(
     pools: Mapping[Role, Sequence[Pool]],
     trainer_options: Mapping[str, Any],
 ) -> DecodeRates:
-    """The rates of one node of each kind, on the first samples of a chunk, of all samples.
+    """Measure one node of each kind, on the first samples of a chunk, whatever the subset.
 
     Needs a connection to Ray. Raises ConfigError, ShardUnreadable.
     """
@@ -71,12 +71,12 @@ def _answer(ref: Any) -> Any:
         ) from error
 
 
-# What these set for their threads ends with their processes.
+# Priorities of their threads end with their processes.
 @ray.remote(max_retries=0, max_calls=1, num_returns=2)
 def _of_reader(
     jobs: Sequence[CropJob], shard: ShardInfo, chunk: Chunk
 ) -> tuple[list[float], list[Sample]]:
-    """What one core of this node does with each of these jobs, and with what."""
+    """Return the rate of one core of this node for each job, and the samples."""
     lower_thread_priority()
     found = read_chunk(RangeReader(jobs[0].sources), shard, chunk).found
     samples = [sample for sample in found if isinstance(sample, Sample)][:_MAX_SAMPLES]
@@ -85,13 +85,13 @@ def _of_reader(
 
 @ray.remote(max_retries=0, max_calls=1)
 def _of_trainer(job: CropJob, samples: Sequence[Sample]) -> float:
-    """What one thread of this node crops. It may have no right to read the shards."""
+    """Return the rate of one thread of this node. It may have no right to read the shards."""
     lower_thread_priority()
     return _rate(SampleCropper(job), samples)
 
 
 def _rate(cropper: SampleCropper, samples: Sequence[Sample]) -> float:
-    cropper.try_out()  # whatever is done once is done now
+    cropper.try_out()  # pays the costs of the first call
     began = perf_counter()
     cropper.crop(samples, 0)
     return len(samples) / (perf_counter() - began)

@@ -49,11 +49,11 @@ def parse_drill(fault: str, arguments: list[str]) -> tuple[Drill, RunPlace]:
 def run_drill(fault: Any, parsed: Drill, place: RunPlace, console: Console) -> bool:
     """Break the run and print the recovery as it happens; return True if the run recovered."""
     from cluster.driver.fault_drill import DrillReport, drill
-    from cluster.driver.status_client import ask_status, watched
+    from cluster.driver.status_client import open_control, read_status
     from cluster.protocol.actor_rpc import Unreachable
 
-    with watched(place) as control:
-        ask_status(control)  # raises ConfigError if no Control answers
+    with open_control(place) as control:
+        read_status(control)  # raises ConfigError if no Control answers
 
         def status() -> Status | None:
             """Return None while Control does not answer: the drill may have killed it."""
@@ -73,7 +73,7 @@ def run_drill(fault: Any, parsed: Drill, place: RunPlace, console: Console) -> b
             if isinstance(item, DrillReport):
                 for line in _summary(item):
                     console.print(line)
-                return item.mended is not None and item.went_on is not None
+                return item.recovered is not None and item.continued is not None
             console.print(item)
     raise AssertionError("a drill ends with its report")
 
@@ -83,18 +83,18 @@ def _summary(report: Any) -> list[str]:
         f"{count} {name.replace('_', ' ')}" for name, count in report.counts.items() if count
     )
     return [
-        f"noticed: {_after(report.noticed)}; next step finished: {_after(report.went_on)}; "
-        f"all actors back: {_after(report.mended)}",
+        f"noticed: {_after(report.noticed)}; next step finished: {_after(report.continued)}; "
+        f"all actors back: {_after(report.recovered)}",
         f"steps: {report.first_step} to {report.last_step}; counted: {counts or 'nothing'}",
         _lost(report),
     ]
 
 
 def _lost(report: Any) -> str:
-    if report.went_on is None:
+    if report.continued is None:
         return "lost: unknown; the run finished no step while it was watched"
     if report.back_from is not None:
-        names = ", ".join(report.victim.names)
+        names = ", ".join(report.target.names)
         return (
             f"lost: the steps up to {report.back_from}, which only {names} had and no checkpoint "
             "holds; they are trained again on the same samples (--save-every bounds their number, "

@@ -57,9 +57,9 @@ def find_place(parsed: ShowStatus) -> RunPlace:
 
 def show_status(place: RunPlace, console: Console, *, watch: bool) -> None:
     """Print the status of the run at this place. Raises ConfigError."""
-    from cluster.driver.status_client import watched
+    from cluster.driver.status_client import open_control
 
-    with watched(place) as control:
+    with open_control(place) as control:
         if not watch:
             console.print(_page(control))
         else:
@@ -86,9 +86,9 @@ def _refresh(control: Any, console: Console) -> None:
 
 
 def _page(control: Any) -> Group:
-    from cluster.driver.status_client import ask_status
+    from cluster.driver.status_client import read_status
 
-    return render(ask_status(control))
+    return render(read_status(control))
 
 
 def render(status: Status) -> Group:

@@ -13,7 +13,7 @@ import numpy as np
 from cluster.errors import ReadersLost
 from cluster.leases.lease_deadlines import LeaseConfig
 from cluster.leases.lease_table import LeaseTable
-from cluster.protocol.messages import ChunkHeader, Finished, Lease, ReaderOrders, ReaderReport
+from cluster.protocol.messages import ChunkHeader, FinishedLease, Lease, ReaderOrders, ReaderReport
 from shards.records import Chunk, ShardInfo, Turn
 
 SHARD = ShardInfo("file:///shard.tar", 1 << 20, "1")
@@ -50,9 +50,9 @@ class Worker:
     name: str
     term: int
     leases: dict[int, Lease] = field(default_factory=dict)  # by task, in order
-    finished: dict[int, Finished] = field(default_factory=dict)
+    finished: dict[int, FinishedLease] = field(default_factory=dict)
     held: set[int] = field(default_factory=set)
-    in_hand: int | None = None
+    current_task: int | None = None
     leaves: bool = False
     alive: bool = True
     frozen: bool = False
@@ -63,8 +63,8 @@ class Worker:
             reader=self.name,
             term=self.term,
             finished=tuple(self.finished.values()),
-            in_hand=self.in_hand,
-            waiting=tuple(task for task in self.leases if task != self.in_hand),
+            current_task=self.current_task,
+            waiting=tuple(task for task in self.leases if task != self.current_task),
             wanted=0 if self.leaves else 1 + _AHEAD - len(self.leases),
             held=tuple(self.held - set(self.finished)),
         )
@@ -74,7 +74,7 @@ class Worker:
             return
         if orders.term > self.term:
             self.term = orders.term
-            self.leases, self.finished, self.in_hand, self.hung = {}, {}, None, False
+            self.leases, self.finished, self.current_task, self.hung = {}, {}, None, False
             self.held = set()
             return
         for finished in said.finished:
@@ -85,27 +85,29 @@ class Worker:
         self.held -= set(orders.release)
         self.leaves |= orders.leave
         if self.leaves:
-            self.leases = {task: self.leases[task] for task in self.leases if task == self.in_hand}
+            self.leases = {
+                task: self.leases[task] for task in self.leases if task == self.current_task
+            }
         for lease in () if self.leaves else orders.leases:
             if lease.task not in self.finished:
                 self.leases.setdefault(lease.task, lease)
 
     def _forget(self, task: int) -> None:
         del self.leases[task]
-        if self.in_hand == task:
-            self.in_hand, self.hung = None, False
+        if self.current_task == task:
+            self.current_task, self.hung = None, False
 
     def begin(self) -> Lease | None:
-        if self.in_hand is None and self.leases:
-            self.in_hand = next(iter(self.leases))
-            return self.leases[self.in_hand]
+        if self.current_task is None and self.leases:
+            self.current_task = next(iter(self.leases))
+            return self.leases[self.current_task]
         return None
 
     def finish(self) -> None:
-        if self.in_hand is not None and not self.hung:
-            lease = self.leases.pop(self.in_hand)
-            self.in_hand = None
-            made = Finished(lease.task, lease.epoch, header(lease.turn))
+        if self.current_task is not None and not self.hung:
+            lease = self.leases.pop(self.current_task)
+            self.current_task = None
+            made = FinishedLease(lease.task, lease.epoch, header(lease.turn))
             self.finished[lease.task] = made
             self.held.add(lease.task)
 
@@ -185,7 +187,7 @@ class World:
             if what == "die":
                 worker.alive = False
             elif what == "hang":
-                worker.hung = worker.in_hand is not None
+                worker.hung = worker.current_task is not None
             elif what == "freeze":
                 worker.frozen = True
             elif what == "drain" and len(self.workers) > 1:
@@ -208,7 +210,7 @@ class World:
     def work(self, worker: Worker) -> None:
         if not worker.alive or worker.frozen:
             return
-        if worker.in_hand is not None:
+        if worker.current_task is not None:
             worker.finish()
         lease = worker.begin()
         if lease is None:
@@ -285,7 +287,7 @@ class World:
         """Keep a window of chunks asked for."""
         while len(self.numbers) < _WINDOW and self.done + len(self.numbers) < self.num_tasks:
             number = self.done + len(self.numbers)
-            self.numbers[self.table.ask(turn(number), SHARD)] = number
+            self.numbers[self.table.add_task(turn(number), SHARD)] = number
 
     def consume(self) -> None:
         """Use the chunk whose turn it is, if somebody has its crops, or if it was given up."""

@@ -1,8 +1,8 @@
-"""A plant for the scaler: readers that take time to start, a bucket with a limit, trainers."""
+"""Simulated plant for the autoscaler: slow starts, a bucket with a limit, trainers."""
 
 import random
 
-from cluster.actors.autoscaler import Observation, Scaler, ScalingConfig
+from cluster.actors.autoscaler import Autoscaler, Observation, ScalingConfig
 
 SECONDS = 5.0
 
@@ -71,8 +71,8 @@ class Plant:
 
 def play(plant, config, seconds, *, events=(), num_pools=1):
     """Run the loop; give every decision that changed something: (time, target, reason)."""
-    scaler, pending, changes = Scaler(config, num_pools), sorted(events, key=lambda e: e[0]), []
-    target, starved = config.least, []
+    scaler, pending, changes = Autoscaler(config, num_pools), sorted(events, key=lambda e: e[0]), []
+    target, starved = config.min_readers, []
     while plant.now < seconds:
         while pending and pending[0][0] <= plant.now:
             pending.pop(0)[1](plant)
@@ -87,4 +87,4 @@ def play(plant, config, seconds, *, events=(), num_pools=1):
 
 
 def default(**changes):
-    return ScalingConfig(**{"least": 2, "most": 200, **changes})
+    return ScalingConfig(**{"min_readers": 2, "max_readers": 200, **changes})

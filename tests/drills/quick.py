@@ -16,8 +16,8 @@ from streamssl.commands.pretrain import parse_pretrain, placement_of, run_pretra
 
 TIMEOUT_SECONDS = ClusterConfig(
     scaling=ScalingConfig(
-        least=1,
-        most=1,
+        min_readers=1,
+        max_readers=1,
         cool_down_seconds=6.0,
         start_seconds=90.0,
         failed_seconds=6.0,

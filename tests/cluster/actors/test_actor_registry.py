@@ -1,226 +1,200 @@
-"""Staff: how many actors, which go and which come anew: two policies together, no cluster."""
+"""Actor registry: wanted actors exist, dead ones are replaced, superfluous ones end."""
 
-from dataclasses import dataclass, field, replace
+import random
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+import pytest
 
-from cluster.actors.actor_registry import Seen, Staff
-from cluster.actors.autoscaler import ScalingConfig
-from cluster.actors.reader_totals import Tally
-from cluster.actors.restart_policy import SupervisorConfig
-from cluster.protocol.driver_protocol import ActorEvent, MakeOrder
-from cluster.protocol.messages import Beat, ChunkHeader, Finished, ReaderReport
-from cluster.protocol.metric import Counted
-from shards.records import Chunk
-
-SCALING = ScalingConfig(least=2, most=8, cool_down_seconds=10.0)
+from cluster.actors.actor_registry import ActorRegistry
+from cluster.actors.restart_policy import RestartConfig
+from cluster.protocol.driver_protocol import ActorEvent, CreateActor
 
 
 @dataclass
 class Driver:
-    """Does at once what the staff wants, and tells of it, as the real one does."""
+    """Executes the requests of a registry at once, and reports events like the real driver."""
 
-    staff: Staff
+    registry: ActorRegistry
     now: float = 0.0
     number: int = 0
-    made: dict[str, MakeOrder] = field(default_factory=dict)
+    created: dict[str, CreateActor] = field(default_factory=dict)
 
-    def tell(self, name: str, kind: Any, **more: Any) -> bool:
+    def report(self, name: str, kind: Any, node: str = "n1", **more: Any) -> None:
         self.number += 1
-        role = self.made[name].role
-        event = ActorEvent(
-            number=self.number, name=name, role=role, kind=kind, node="n1", pid=7, **more
-        )
-        return self.staff.take(event, self.now)
+        role = self.created[name].role
+        event = ActorEvent(number=self.number, name=name, role=role, kind=kind, node=node, **more)
+        self.registry.apply(event, self.now)
 
-    def round(self, seconds: float = 1.0, nodes: tuple[str, ...] = ("n1",)) -> None:
+    def tick(self, seconds: float = 0.0, nodes: Any = ("n1",), start: bool = True) -> list[str]:
+        """Let time pass; return the names of new requests, which start at once."""
         self.now += seconds
-        self.staff.tick(self.now, lambda *_: nodes)
-        make, _ = self.staff.wanted()
-        for order in make:
-            assert order.name not in self.made, "an order is for one actor, once"
-            self.made[order.name] = order
-            self.tell(order.name, "started")
+        find = (lambda role, _: nodes[role]) if isinstance(nodes, dict) else (lambda *_: nodes)
+        self.registry.tick(self.now, find)
+        new = [one for one in self.registry.requests()[0] if one.name not in self.created]
+        for request in new:
+            self.created[request.name] = request
+            if start:
+                self.report(request.name, "started")
+        return [request.name for request in new]
 
-    def there(self, role: str) -> list[str]:
-        return sorted(name for name, one in self.staff.there.items() if one.role == role)
-
-
-def make_driver(scaling: ScalingConfig = SCALING, trainers: int = 1) -> Driver:
-    pools = {"reader": 1, "trainer": 1}
-    return Driver(Staff(1, scaling, trainers, pools, SupervisorConfig()))  # type: ignore[arg-type]
+    def present(self, role: str) -> list[str]:
+        return sorted(name for name, one in self.registry.started.items() if one.role == role)
 
 
-def test_what_is_wanted_is_made_and_what_dies_is_made_again() -> None:
-    """A lost reader would make the run slower for ever."""
+def make_driver(readers: int = 2, trainers: int = 1, **config: Any) -> Driver:
+    return Driver(
+        ActorRegistry(1, {"reader": readers, "trainer": trainers}, RestartConfig(**config))
+    )
+
+
+def test_wanted_actors_are_requested_once_and_dead_ones_replaced() -> None:
+    """A lost reader would make the run slower for ever; a second request would double it."""
     driver = make_driver()
-    driver.round()
-    assert len(driver.there("reader")) == 2 and len(driver.there("trainer")) == 1
-    first = driver.there("reader")[0]
-    assert driver.tell(first, "lost", reason="killed")
-    assert first not in driver.there("reader")
-    for _ in range(5):
-        driver.round()
-    assert len(driver.there("reader")) == 2 and first not in driver.there("reader")
-    assert driver.staff.counters()["readers_lost",] == 1
+    assert driver.tick() == ["reader-1.1", "reader-1.2", "trainer-1.3"]
+    assert driver.tick(1000.0) == []
+    driver.report("reader-1.1", "lost", reason="killed")
+    driver.report("reader-1.1", "lost", reason="killed")
+    assert driver.tick(2.0) == ["reader-1.4"]
+    assert driver.present("reader") == ["reader-1.2", "reader-1.4"]
+    assert driver.registry.counters()["readers_lost",] == 1
+    assert driver.registry.counters()["restarts", "reader", "failure"] == 1
 
 
-def test_an_order_stands_until_it_is_heard_of() -> None:
-    """The answer that gives an order may be lost with whoever was to carry it out."""
-    staff = make_driver().staff
-    staff.tick(1.0, lambda *_: ())
-    orders, _ = staff.wanted()
-    assert len(orders) == 3
-    staff.tick(2.0, lambda *_: ())
-    assert staff.wanted()[0] == orders
+def test_a_request_is_repeated_until_its_outcome_is_known() -> None:
+    """The answer with the request may be lost together with Control."""
+    driver = make_driver()
+    driver.tick(1.0, start=False)
+    requests, _ = driver.registry.requests()
+    driver.registry.tick(2.0, lambda *_: ())
+    assert len(requests) == 3 and driver.registry.requests()[0] == requests
 
 
-def test_who_is_given_up_is_killed_until_it_is_dead_and_replaced_meanwhile() -> None:
+def test_an_actor_that_was_given_up_is_killed_until_it_is_dead_and_replaced_meanwhile() -> None:
     """A process that hangs holds its core, and does not end by itself."""
     driver = make_driver()
-    driver.round()
-    hangs = driver.there("reader")[0]
-    driver.staff.give_up(hangs, "s3://a/1.tar", driver.now)
-    assert [order.name for order in driver.staff.wanted()[1]] == [hangs]
-    for _ in range(5):
-        driver.round()
-    assert [order.name for order in driver.staff.wanted()[1]] == [hangs]
-    assert len(driver.there("reader")) == 3  # with the one that is not dead yet
-    driver.tell(hangs, "lost")
-    assert driver.staff.wanted()[1] == () and len(driver.there("reader")) == 2
+    driver.tick()
+    driver.registry.give_up("reader-1.1", "s3://a/1.tar", driver.now)
+    for _ in range(3):
+        driver.tick(2.0)
+        assert [one.name for one in driver.registry.requests()[1]] == ["reader-1.1"]
+    assert len(driver.present("reader")) == 3  # with the one that is not dead yet
+    driver.report("reader-1.1", "lost")
+    assert driver.registry.requests()[1] == () and len(driver.present("reader")) == 2
 
 
-def test_a_trainer_that_has_to_go_is_replaced_and_one_that_is_done_ends_the_run() -> None:
-    """Of the first another one must take the place; after the second nobody is needed."""
+def test_a_drained_trainer_is_replaced_and_one_that_finished_ends_the_run() -> None:
+    """A preempted trainer needs a successor; after the last step no actor is needed."""
     driver = make_driver(trainers=2)
-    driver.round()
-    goes = driver.there("trainer")[0]
-    driver.staff.leave(goes)
-    driver.round()
-    assert len(driver.there("trainer")) == 3
-    driver.tell(goes, "left")
-    driver.round()
-    assert len(driver.there("trainer")) == 2
-    driver.tell(driver.there("trainer")[0], "left")
-    driver.round(60.0)
-    assert driver.staff.wanted() == ((), ()) and len(driver.there("trainer")) == 1
+    driver.tick()
+    first, second = driver.present("trainer")
+    driver.registry.drain(first)
+    assert driver.registry.draining == {first}
+    assert len(driver.tick(1.0)) == 1
+    driver.report(first, "left")
+    assert driver.tick(1.0) == [] and driver.registry.counters()["trainers_lost",] == 0
+    driver.report(second, "left")
+    assert driver.tick(60.0) == []
+    assert driver.registry.is_closed and driver.registry.requests() == ((), ())
 
 
-def beat(step_seconds: float, wait_seconds: float, committed: int) -> Beat:
-    return Beat(
-        member="trainer-1.1",
-        term=1,
-        phase="running",
-        generation=1,
-        committed=committed,
-        step_seconds=step_seconds,
-        wait_seconds=wait_seconds,
-    )
+def test_superfluous_readers_are_not_replaced() -> None:
+    """The decision of the autoscaler would be undone."""
+    driver = make_driver(readers=2)
+    driver.tick()
+    driver.registry.want("reader", 3)
+    [unborn] = driver.tick(start=False)
+    assert driver.registry.starting("reader") == (unborn,)
+    driver.registry.want("reader", 1)
+    for name in (unborn, "reader-1.2"):
+        driver.registry.drain(name)
+    assert driver.registry.requests() == ((), (driver.created[unborn],))
+    driver.report(unborn, "lost")
+    driver.report("reader-1.2", "lost", reason="killed")
+    assert driver.tick(100.0) == [] and driver.present("reader") == ["reader-1.1"]
+    assert driver.registry.counters()["readers_lost",] == 0
+    assert driver.registry.ready("reader") == {"reader-1.1": "n1"}
 
 
-def test_starving_trainers_get_more_readers_up_to_the_most() -> None:
-    """Rates decide: here trainers eat 80 images a second, and a reader makes 10 of them."""
-    driver, tally = make_driver(), Tally()
-    work = 0.0
-    for tick in range(40):
-        driver.round(3.0)
-        readers = len(driver.there("reader"))
-        made = min(10.0 * readers, 80.0) * 3.0
-        tally.num_made += int(made)
-        tally.busy_seconds += made / 10.0
-        work += made / 80.0
-        beats = [beat(work, 3.0 * tick - work, int(tally.num_made / 10))]
-        seen = Seen(committed=int(tally.num_made / 10), batch_size=10, num_failed=0)
-        driver.staff.scale(driver.now, tally, beats, seen)
-    assert len(driver.there("reader")) == 8
-    whats = [what for _, what, why in driver.staff.events if why == "starved"]
-    assert whats[-1] == "8 readers wanted"
+def test_actors_that_died_together_do_not_start_together() -> None:
+    """A thousand readers that open a bucket at the same moment are refused by it."""
+    driver = make_driver(readers=50)
+    driver.tick()
+    for name in driver.present("reader"):
+        driver.report(name, "lost", reason="its node died", with_node=True)
+    delays = driver.registry.delays("reader", driver.now)
+    assert len(delays) == 50 and max(delays) - min(delays) > 0.3
 
 
-def report(reader: str, *tasks: int, busy: float = 0.0) -> ReaderReport:
-    header = ChunkHeader(
-        chunk=Chunk(0, 0, 10),
-        epoch=0,
-        offsets=np.arange(4),
-        kept=np.array([True, True, False, True]),
-        rejects=(),
-        num_bytes=3,
-        read_seconds=0.5,
-        crop_seconds=1.0,
-        num_unselected=2,
-    )
-    finished = tuple(Finished(task, 1, header) for task in tasks)
-    return ReaderReport(
-        reader=reader,
-        term=1,
-        finished=finished,
-        busy_seconds=busy,
-        counts={("crop_bytes",): 3 * len(tasks)},
-    )
-
-
-def test_a_report_that_comes_twice_counts_once() -> None:
-    """Answers are lost and asked for again; images must not double by that."""
-    tally = Tally()
-    for told in (report("a", 1), report("a", 1), report("a", 1, 2, busy=2.0)):
-        tally.add(told)
-    assert tally.num_made == 6
-    assert tally.busy_seconds == 2.0
-    assert tally.take_news() == (Counted("a", {("crop_bytes",): 6}),)
-    assert tally.take_news() == ()
-
-
-def test_totals_outlive_the_readers() -> None:
-    """A counter that falls is taken for a restart by Prometheus."""
-    tally = Tally()
-    tally.add(report("a", 1, busy=2.0))
-    tally.forget("a")
-    tally.add(replace(report("b", 2, busy=1.0)))
-    assert tally.busy_seconds == 3.0 and tally.num_made == 6
+def test_a_storm_of_deaths_slows_replacements_down() -> None:
+    """The run continues with the actors that live, without a restart loop."""
+    driver = make_driver(readers=3, trainers=0, max_failures=5, first_seconds=0.01)
+    driver.tick()
+    for _ in range(600):
+        newest = max(driver.created, key=lambda name: int(name.partition(".")[2]))
+        driver.report(newest, "lost", reason="killed", node="n")
+        driver.tick(0.5)
+    assert len(driver.created) <= 23 and not driver.registry.policy.gave_up
 
 
 def test_the_only_node_of_a_pool_is_not_avoided() -> None:
-    """Readers have another node; the trainer has none, and would never be made again."""
+    """Readers have another node; the trainer has none, and would never be created again."""
     driver = make_driver()
     nodes = {"reader": ("n1", "n2"), "trainer": ("n1",)}
-    driver.round()
+    driver.tick(nodes=nodes)
     for _ in range(6):
-        for name in driver.there("trainer"):
-            driver.tell(name, "lost", reason="killed")
+        for name in driver.present("trainer"):
+            driver.report(name, "lost", reason="killed")
         for _ in range(40):
-            driver.now += 2.0
-            driver.staff.tick(driver.now, lambda role, _: nodes[role])
-            orders, _ = driver.staff.wanted()
-            for order in orders:
-                driver.made[order.name] = order
-                driver.tell(order.name, "started")
-    trainers = [order for order in driver.made.values() if order.role == "trainer"]
-    assert len(trainers) == 7
-    assert all(order.avoid == () for order in trainers)
-    first = driver.there("reader")[0]
-    driver.tell(first, "lost", reason="killed")
-    driver.now += 2.0
-    driver.staff.tick(driver.now, lambda role, _: nodes[role])
-    [order] = driver.staff.wanted()[0]
-    assert order.role == "reader" and order.avoid == ("n1",)
+            driver.tick(2.0, nodes)
+    trainers = [one for one in driver.created.values() if one.role == "trainer"]
+    assert len(trainers) == 7 and all(one.avoid == () for one in trainers)
+    driver.report(driver.present("reader")[0], "lost", reason="killed")
+    [name] = driver.tick(2.0, nodes)
+    assert driver.created[name].role == "reader" and driver.created[name].avoid == ("n1",)
 
 
-def test_a_new_control_orders_nothing_that_the_one_before_had_ordered() -> None:
-    """Or every Control that died would double the actors, and hold nodes for them."""
+def test_a_new_control_adopts_the_actors_of_the_old_one() -> None:
+    """Each dead Control would double the actors, and hold nodes for them."""
     driver = make_driver()
-    driver.made = {
-        "reader-0.1": MakeOrder("reader-0.1", "reader"),
-        "reader-0.2": MakeOrder("reader-0.2", "reader"),
-        "trainer-0.3": MakeOrder("trainer-0.3", "trainer"),
-    }
-    driver.tell("reader-0.1", "started")
-    driver.tell("reader-0.2", "made")
-    driver.tell("trainer-0.3", "started")
-    driver.staff.tick(1.0, lambda *_: ("n1",))
-    make, kill = driver.staff.wanted()
-    assert [order.name for order in make] == ["reader-0.2"] and not kill
-    driver.tell("reader-0.2", "started")
-    assert driver.there("reader") == ["reader-0.1", "reader-0.2"]
-    driver.round()
-    assert len(driver.made) == 3
+    names = {"reader-0.1": "started", "reader-0.2": "created", "trainer-0.3": "started"}
+    for name, kind in names.items():
+        role: Any = name.partition("-")[0]
+        driver.created[name] = CreateActor(name, role)
+        driver.report(name, kind)
+    assert driver.tick(1.0) == []
+    create, kill = driver.registry.requests()
+    assert [one.name for one in create] == ["reader-0.2"] and not kill
+    driver.report("reader-0.2", "started")
+    assert driver.tick(1.0) == [] and driver.present("reader") == ["reader-0.1", "reader-0.2"]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_order_of_deaths_leaves_too_many_or_too_few_actors(seed: int) -> None:
+    """Counts that drift cost machines, or leave trainers waiting."""
+    chance = random.Random(seed)
+    driver = make_driver(readers=4, trainers=0, max_failures=10**6, max_in_a_row=10**6)
+    alive: set[str] = set()
+    wanted = 4
+    for _ in range(800):
+        new = driver.tick(chance.uniform(0, 1), ["a", "b"], start=False)
+        assert not alive & set(new)
+        assert all(not {"a", "b"} <= set(driver.created[name].avoid) for name in new)
+        alive |= set(new)
+        assert len(alive) <= wanted
+        name, what = chance.choice([*sorted(alive), ""]), chance.random()
+        if name and what < 0.3:
+            driver.report(name, "started", node=chance.choice("ab"))
+        elif name and what < 0.4:
+            alive.remove(name)
+            cause = chance.choice([{}, {"with_node": True}, {"preempted": True}])
+            for _ in range(2):
+                driver.report(name, "lost", node="a", **cause)
+        elif what < 0.42:
+            wanted = chance.randint(max(len(alive), 1), 8)
+            driver.registry.want("reader", wanted)
+    for _ in range(200):
+        alive |= set(driver.tick(1.0, start=False))
+        for name in alive:
+            driver.report(name, "started", node="a")
+    assert len(alive) == wanted or driver.registry.policy.gave_up

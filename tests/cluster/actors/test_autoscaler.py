@@ -87,7 +87,7 @@ def test_without_room_anywhere_it_takes_what_there_is_and_says_so():
 
 def test_a_fixed_number_stays_what_it_is():
     """`--readers 4` must not mean something else."""
-    changes, _ = play(Plant(EATEN, MADE), default(least=4, most=4), 3000)
+    changes, _ = play(Plant(EATEN, MADE), default(min_readers=4, max_readers=4), 3000)
     assert changes == []
 
 
@@ -107,4 +107,4 @@ def test_a_wrong_range_is_refused_with_an_example(text):
 def test_a_wrong_bound_is_refused():
     """No reader at all would wait for ever."""
     with pytest.raises(ConfigError, match="at least 1"):
-        ScalingConfig(least=0, most=3)
+        ScalingConfig(min_readers=0, max_readers=3)

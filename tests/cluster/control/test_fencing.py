@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.control.fencing import Fenced, TermJournal, newest_term
+from cluster.control.fencing import FencedError, TermJournal, newest_term
 from shards.errors import UserError
 
 
@@ -17,7 +17,9 @@ def test_a_newer_term_fences_the_older_one(tmp_path):
         assert old.append({"what": "a"})
         with TermJournal.open(folder) as new:
             assert (old.term, new.term, newest_term(folder)) == (1, 2, 2)
-            with pytest.raises(Fenced, match="term 2 of this run has begun, and this is term 1"):
+            with pytest.raises(
+                FencedError, match="term 2 of this run has begun, and this is term 1"
+            ):
                 old.append({"what": "b"})
             assert new.read() == [{"what": "a"}]
 
@@ -64,7 +66,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.booleans()), max_size=25))
 def test_in_any_order_of_events_nobody_reads_what_another_did_not(tmp_path_factory, events):
-    """Fenced processes may write at any moment: every reading must extend the one before."""
+    """FencedError processes may write at any moment: every reading must extend the one before."""
     folder = tmp_path_factory.mktemp("journal")
     journals, before = [TermJournal.open(folder)], []
     for what, number, torn in events:
@@ -72,7 +74,7 @@ def test_in_any_order_of_events_nobody_reads_what_another_did_not(tmp_path_facto
         if what == 0:
             journals.append(TermJournal.open(folder))
         elif what == 1 and journal is not journals[-1]:
-            with pytest.raises(Fenced):
+            with pytest.raises(FencedError):
                 journal.append({"lost": number})
             # What it had under way when it was fenced reaches the disk all the same.
             with (folder / f"term-{journal.term}.jsonl").open("ab") as file:

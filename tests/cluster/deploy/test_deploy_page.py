@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 from ray.dashboard.modules.job.cli import submit
 from ray.scripts.scripts import cli as ray_commands
 
-from cluster.actors.restart_policy import SupervisorConfig
+from cluster.actors.restart_policy import RestartConfig
 from cluster.control.sequencer import SequencerConfig
 from cluster.membership.failure_detector import MembershipConfig
 from cluster.membership.world_sizes import check_trainers
@@ -148,5 +148,5 @@ def test_the_memory_of_readers_on_the_page_is_what_they_may_take():
 
 def test_the_patience_on_the_page_is_that_of_control():
     """Whoever waits for a GPU must know for how long."""
-    assert SupervisorConfig().start_seconds == 900 and "a quarter of an hour" in PAGE
+    assert RestartConfig().start_seconds == 900 and "a quarter of an hour" in PAGE
     assert MembershipConfig().gather_seconds == 60 and "a minute after they were ready" in PAGE

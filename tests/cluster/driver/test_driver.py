@@ -16,9 +16,9 @@ import ray
 from cluster.control.control_spec import ControlSpec
 from cluster.driver.driver import RunSpec, run_cluster
 from cluster.errors import GaveUp
-from cluster.monitoring.metrics_hub import Metrics
+from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer
-from cluster.protocol.actor_rpc import CONTROL, Link
+from cluster.protocol.actor_rpc import CONTROL, ActorClient
 from cluster.protocol.node_pools import Pool
 from cluster.protocol.run_status import Status
 from cluster.trainers.batch_feed import FeedConfig
@@ -85,7 +85,7 @@ def case(one_ray: None, tmp_path: Path) -> Case:
 
 def check(case: Case, kept: Kept, first: int, last: int) -> None:
     assert [record.step for record in kept.records] == list(range(first, last + 1))
-    found = [record.fields["digest"] for record in kept.records]
+    found = [record.digest for record in kept.records]
     assert found == case.digests(last)[first - 1 :]
 
 
@@ -101,7 +101,9 @@ def test_a_run_goes_to_its_last_step_and_leaves_its_last_state(case: Case) -> No
     assert [state.step for state in kept.states][-1] == 12
     assert {state.step for state in kept.states} <= {5, 10, 12}
     assert kept.term == 1
-    assert not any(one.pages for told in kept.told for one in (told.status, *told.status.actors))
+    assert not any(
+        one.pages for report in kept.reports for one in (report.status, *report.status.actors)
+    )
     assert (case.out / "run" / "journal.jsonl").exists()
     with pytest.raises(ValueError, match="control"):
         ray.get_actor(CONTROL)
@@ -140,13 +142,13 @@ def test_a_run_outlives_its_control_again_and_again(case: Case) -> None:
 class Targets:
     """What /sd of `server` lists beside the run itself, as `kept` hears of the run."""
 
-    def __init__(self, kept: Kept, server: MetricsServer, metrics: Metrics) -> None:
+    def __init__(self, kept: Kept, server: MetricsServer, metrics: MetricsHub) -> None:
         self._kept, self._server, self._metrics = kept, server, metrics
 
     def find(self) -> dict[str, str]:
         """The one process of each role, and where it serves."""
-        if self._kept.told:
-            self._metrics.heard(self._kept.told[-1])
+        if self._kept.reports:
+            self._metrics.take_report(self._kept.reports[-1])
         _, *groups = json.loads(fetch(f"{self._server.page}sd"))
         assert all(group["labels"]["scope"] == "process" for group in groups)
         return {group["labels"]["role"]: group["targets"][0] for group in groups}
@@ -159,7 +161,7 @@ class Targets:
 def test_a_status_says_who_is_there_with_their_pages_and_a_stop_saves(case: Case) -> None:
     """Whoever looks must see it without Prometheus; a target comes and goes with its process, and
     counts nothing into what the run says; one Ctrl-C is enough."""
-    kept, metrics, pages, seen = Kept(), Metrics(), {}, []
+    kept, metrics, pages, seen = Kept(), MetricsHub(CATALOGUE), {}, []
     spec = case.spec(10_000, seconds=0.05)
     spec = replace(spec, control=replace(spec.control, debug_ports=some_ports(8)))
 
@@ -167,7 +169,7 @@ def test_a_status_says_who_is_there_with_their_pages_and_a_stop_saves(case: Case
         yield from targets.wait_for("driver", "control", "reader", "trainer")
         while not kept.records or kept.records[-1].step < 10:
             yield
-        status: Status = Link(CONTROL).call("status")
+        status: Status = ActorClient(CONTROL).call("status")
         seen.append(status)
         for role, address in targets.find().items():
             stacks = fetch(f"http://{address}/stacks").decode()

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.driver.fault_drill import DrillReport, Victim, Watch, choose
+from cluster.driver.fault_drill import DrillObserver, DrillReport, DrillTarget, choose_target
 from cluster.protocol.lease_counters import LeaseSnapshot
-from cluster.protocol.run_status import ActorStatus, Decided, NodeStatus, Status
+from cluster.protocol.run_status import ActorStatus, NodeStatus, Status, TimedEvent
 from shards.errors import ConfigError
 
 
@@ -54,7 +54,7 @@ STATUS = Status(
     actors=(actor("reader-1", "a", 11), actor("reader-2", "b"), actor("reader-3", "b"),
             actor("trainer-1", "head", 14)),
     leases=LEASES,
-    decisions=(Decided(seconds=50.0, what="3 readers", why="enough"),),
+    decisions=(TimedEvent(seconds=50.0, what="3 readers", why="enough"),),
     recoveries=(),
     readings={("leases_reissued", "died"): 2.0, ("leases_reissued", "hung"): 1.0},
 )  # fmt: skip
@@ -62,53 +62,55 @@ STATUS = Status(
 
 def test_whom_a_drill_breaks_is_named_or_the_first_that_will_do() -> None:
     """A drill of readers that hits the trainer is no drill of readers."""
-    assert choose(STATUS, "kill-reader") == Victim(names=("reader-1",), node="a", pid=11)
-    assert choose(STATUS, "kill-reader", "reader-2").names == ("reader-2",)
-    assert choose(STATUS, "kill-trainer").pid == 14
-    assert choose(STATUS, "hang", "trainer-1").pid == 14
-    busiest = choose(STATUS, "kill-node")
-    assert busiest == Victim(names=("reader-2", "reader-3"), node="b")
-    assert choose(STATUS, "kill-node", "a").names == ("reader-1",)
+    assert choose_target(STATUS, "kill-reader") == DrillTarget(
+        names=("reader-1",), node="a", pid=11
+    )
+    assert choose_target(STATUS, "kill-reader", "reader-2").names == ("reader-2",)
+    assert choose_target(STATUS, "kill-trainer").pid == 14
+    assert choose_target(STATUS, "hang", "trainer-1").pid == 14
+    busiest = choose_target(STATUS, "kill-node")
+    assert busiest == DrillTarget(names=("reader-2", "reader-3"), node="b")
+    assert choose_target(STATUS, "kill-node", "a").names == ("reader-1",)
 
 
 def test_what_cannot_be_broken_is_refused_with_what_can() -> None:
     """The head would take the whole run along."""
     with pytest.raises(ConfigError, match="no reader 'reader-9' in this run; there are: reader-1,"):
-        choose(STATUS, "kill-reader", "reader-9")
+        choose_target(STATUS, "kill-reader", "reader-9")
     with pytest.raises(ConfigError, match=r"no node 'head' that can be spared; .* on: a, b"):
-        choose(STATUS, "kill-node", "head")
+        choose_target(STATUS, "kill-node", "head")
     alone = replace(STATUS, actors=(actor("reader-1", "head"),))
     with pytest.raises(ConfigError, match="besides the head, actors are on: none"):
-        choose(alone, "kill-node")
+        choose_target(alone, "kill-node")
 
 
-def seen(watch: Watch, status: Status, now: float) -> list[str]:
-    return list(watch.see(status, now))
+def seen(watch: DrillObserver, status: Status, now: float) -> list[str]:
+    return list(watch.observe(status, now))
 
 
 def test_a_watch_tells_when_it_was_noticed_and_when_all_was_well() -> None:
     """Steps that were finished before anybody noticed prove nothing."""
-    watch = Watch(STATUS, choose(STATUS, "kill-reader"))
+    watch = DrillObserver(STATUS, choose_target(STATUS, "kill-reader"))
     assert seen(watch, replace(STATUS, step=101), 0.5) == []
-    lost = Decided(seconds=0.5, what="reader-1 is lost", why="it died")
+    lost = TimedEvent(seconds=0.5, what="reader-1 is lost", why="it died")
     hurt = replace(STATUS, step=102, actors=STATUS.actors[1:], decisions=(*STATUS.decisions, lost))
     assert seen(watch, hurt, 1.0) == ["   0.5 s  reader-1 is lost (it died)", "   1.0 s  noticed"]
     assert seen(watch, replace(hurt, step=103), 1.5) == ["   1.5 s  step 103 is finished"]
-    assert not watch.is_over
+    assert not watch.is_done
     again = {**STATUS.readings, ("leases_reissued", "died"): 6.0}
     whole = replace(hurt, step=109, actors=(*hurt.actors, actor("reader-4", "a")), readings=again)
     assert seen(watch, whole, 4.0) == ["   4.0 s  as many as before"]
-    assert watch.is_over
+    assert watch.is_done
     report = watch.report(whole)
     assert isinstance(report, DrillReport)
-    assert (report.noticed, report.went_on, report.mended) == (1.0, 1.5, 4.0)
+    assert (report.noticed, report.continued, report.recovered) == (1.0, 1.5, 4.0)
     assert (report.first_step, report.last_step) == (100, 109)
     assert report.counts["leases_reissued"] == 4 and report.counts["readers_lost"] == 0
 
 
 def test_steps_that_died_with_the_only_trainer_are_told_of() -> None:
     """'Nothing was lost' is a lie where a run goes back to its checkpoint."""
-    watch = Watch(STATUS, choose(STATUS, "kill-trainer"))
+    watch = DrillObserver(STATUS, choose_target(STATUS, "kill-trainer"))
     seen(watch, replace(STATUS, step=104), 0.1)
     without = tuple(one for one in STATUS.actors if one.role != "trainer")
     seen(watch, replace(STATUS, step=90, world=0, actors=without), 0.5)
@@ -119,14 +121,14 @@ def test_steps_that_died_with_the_only_trainer_are_told_of() -> None:
 
 def test_what_nobody_notices_is_not_called_mended() -> None:
     """A reader that hung for a second was never missed."""
-    watch = Watch(STATUS, choose(STATUS, "hang"))
+    watch = DrillObserver(STATUS, choose_target(STATUS, "hang"))
     assert seen(watch, replace(STATUS, step=200), 20.0) == []
     report = watch.report(STATUS)
-    assert (report.noticed, report.went_on, report.mended) == (None, None, None)
+    assert (report.noticed, report.continued, report.recovered) == (None, None, None)
 
 
 def test_fewer_are_enough_where_fewer_are_wanted() -> None:
     """A run that let a reader go meanwhile would be watched for ever."""
-    watch = Watch(STATUS, choose(STATUS, "kill-reader"))
+    watch = DrillObserver(STATUS, choose_target(STATUS, "kill-reader"))
     fewer = replace(STATUS, step=101, actors=STATUS.actors[1:], wanted={"reader": 2, "trainer": 1})
     assert seen(watch, fewer, 1.0)[-1] == "   1.0 s  as many as before"

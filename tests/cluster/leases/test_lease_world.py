@@ -24,8 +24,8 @@ def play(seeds: range) -> tuple[Counter[str], Counter[str]]:
                 "term": counters.late["term"],
                 "hedged": counters.hedged,
                 "hedges_won": counters.hedges_won,
-                "remade": counters.remade,
-                "poisoned": counters.poisoned,
+                "recropped": counters.recropped,
+                "given_up": counters.given_up,
                 "differing": counters.differing,
             }
         )
@@ -37,6 +37,6 @@ def test_every_task_is_decided_once_by_a_lease_that_holds_and_none_starves() -> 
     seen, counted = play(range(500))
     happened = {"die", "hang", "freeze", "restart", "zombie", "missed", "hung", "silent", "left"}
     assert happened <= set(seen) and seen["given up"]  # or the worlds are too calm to tell
-    refused = {"fenced", "gone", "term", "hedged", "hedges_won", "remade", "poisoned"}
+    refused = {"fenced", "gone", "term", "hedged", "hedges_won", "recropped", "given_up"}
     assert all(counted[name] for name in refused)
     assert counted["differing"] == 0

@@ -40,10 +40,10 @@ def test_nodes_to_avoid_are_told_to_the_scheduler() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("readers", "pool 'readers': 'readers' is no label"),
+        ("readers", "pool 'readers': 'readers' is not a label"),
         ("pool=in(a", "Invalid label selector value `in(a`"),
         ("-x=a", "Invalid label key name `-x`"),
-        ("ray.io/node-id=a", "is what nodes are avoided by"),
+        ("ray.io/node-id=a", "is reserved for nodes to avoid"),
     ],
 )
 def test_what_is_no_pool_is_refused_with_an_example(text: str, reason: str) -> None:

@@ -55,7 +55,7 @@ def test_a_predicate_that_a_node_does_not_have_ends_the_run_before_it_begins(
         ray.get(reader.start.remote(), timeout=50)
     assert isinstance(error.value.cause, ConfigError)
     assert "known_to_the_trainer_alone" in str(error.value.cause)
-    assert "on PYTHONPATH, wherever" in str(error.value.cause)
+    assert "is on PYTHONPATH, on every machine" in str(error.value.cause)
     ray.kill(reader)
 
 

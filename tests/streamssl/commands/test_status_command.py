@@ -1,4 +1,4 @@
-"""`streamssl status` shows what Control says, on a page of a terminal."""
+"""`streamssl status`: the status of Control as tables for a terminal."""
 
 import io
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from cluster.protocol.lease_counters import LeaseSnapshot, RunningLease
-from cluster.protocol.run_status import ActorStatus, Decided, NodeStatus, Status
+from cluster.protocol.run_status import ActorStatus, TimedEvent, NodeStatus, Status
 from shards.errors import ConfigError
 from streamssl.commands.status import find_place, parse_status, render
 
@@ -18,7 +18,6 @@ LEASE = RunningLease(
     reader="reader-1.2",
     shard="s3://bucket/1.tar",
     seconds=12.0,
-    in_hand_seconds=3.0,
     isolated=False,
     hedge=False,
 )
@@ -72,7 +71,7 @@ STATUS = Status(
         deadline=15.0,
         oldest=(LEASE,),
     ),
-    decisions=(Decided(seconds=7.0, what="20 readers wanted", why="starved"),),
+    decisions=(TimedEvent(seconds=7.0, what="20 readers wanted", why="starved"),),
     recoveries=(),
     readings={},
     pending=("2 x readers",),
@@ -85,8 +84,8 @@ def page(status: Status) -> str:
     return console.export_text()
 
 
-def test_a_page_says_who_is_there_what_is_done_and_why() -> None:
-    """The first questions: does it train, what does it wait for, who decided what."""
+def test_the_page_shows_actors_rates_and_decisions() -> None:
+    """A user asks first: does it train, what does it wait for, why did it scale."""
     text = page(STATUS)
     for wanted in (
         "step 41 of 100, planned up to 57; generation 3 of 2 trainers; 0.25 s a step",
@@ -104,8 +103,8 @@ def test_a_page_says_who_is_there_what_is_done_and_why() -> None:
     assert "ray.io" not in text
 
 
-def test_pages_of_processes_are_named_where_there_are_any() -> None:
-    """Whoever looks for what hangs needs the address, and everybody else the room."""
+def test_debug_pages_of_processes_are_listed_if_there_are_any() -> None:
+    """Their addresses help to find a hung process; without them the column is left out."""
     assert "pages" not in page(STATUS)
     trainer = replace(STATUS.actors[-1], pages="10.0.0.7:9503")
     text = page(replace(STATUS, actors=(trainer,), pages={"control": "10.0.0.1:9500"}))
@@ -113,8 +112,8 @@ def test_pages_of_processes_are_named_where_there_are_any() -> None:
     assert "┃ pages " in text and "│ 10.0.0.7:9503 │" in text
 
 
-def test_a_run_without_a_control_is_told_from_one_that_is_down(tmp_path: Path) -> None:
-    """A run in threads has nobody to ask; that is no error of Ray."""
+def test_a_run_without_a_cluster_has_no_status(tmp_path: Path) -> None:
+    """A run in threads has no Control; the message must not be an error of Ray."""
     with pytest.raises(ConfigError, match=r"names no Ray cluster"):
         find_place(parse_status([str(tmp_path)]))
     with pytest.raises(ConfigError, match=r"needs the folder of a run, or --address"):

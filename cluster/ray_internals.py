@@ -1,0 +1,95 @@
+"""Private APIs of Ray, in one file. Checked with Ray 2.60.0.
+
+An upgrade of Ray may remove any of them; `tests/cluster/test_ray_internals.py` names the one that
+is gone. The upper bound of `ray` in pyproject.toml is there for this file.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ray._private import ray_constants, services
+from ray._private import worker as ray_worker
+from ray._private.label_utils import validate_label_selector
+from ray._private.node import Node as RayNode
+from ray._private.state import state
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.autoscaler.v2.schema import ClusterStatus, NodeInfo, Stats
+from ray.autoscaler.v2.utils import ClusterStatusParser
+from ray.core.generated import autoscaler_pb2
+from ray.exceptions import RaySystemError, RpcError
+
+__all__ = [
+    "HEAD_RESOURCE",
+    "UNANSWERED",
+    "ClusterStatus",
+    "NodeInfo",
+    "RayNode",
+    "bootstrap_address",
+    "draining_nodes",
+    "local_addresses_allowed",
+    "read_cluster_status",
+    "request_drain",
+    "selector_error",
+    "worker_output_to",
+]
+
+HEAD_RESOURCE = "node:__internal_head__"  # every head node has it
+UNANSWERED = (RpcError, RaySystemError, TimeoutError)  # raised by reads while the head is away
+
+
+def read_cluster_status(address: str, timeout_seconds: int) -> ClusterStatus:
+    """Return nodes and launches; `ray.autoscaler.v2.sdk.get_cluster_status` with a time limit."""
+    reply = autoscaler_pb2.GetClusterStatusReply()
+    reply.ParseFromString(GcsClient(address).get_cluster_status(timeout_s=timeout_seconds))
+    return ClusterStatusParser.from_get_cluster_status_reply(reply, stats=Stats())
+
+
+def draining_nodes() -> Mapping[str, int]:
+    """Return nodes that will be taken away, with the wall-clock time in milliseconds."""
+    return state.get_draining_nodes()
+
+
+def request_drain(address: str, node: str, deadline_ms: int, reason: str) -> tuple[bool, str]:
+    """Announce a preemption, as a spot market does. Return if it was accepted, and why not."""
+    preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    return GcsClient(address).drain_node(node, preemption, reason, deadline_ms)
+
+
+def selector_error(selector: Mapping[str, str]) -> str:
+    """Return what is wrong with a label selector; empty if nothing is."""
+    return validate_label_selector(dict(selector)) or ""
+
+
+def bootstrap_address(address: str) -> str:
+    """Return host:port of the head that Ray would connect to for this address."""
+    return services.canonicalize_bootstrap_address_or_die(address)
+
+
+@contextmanager
+def local_addresses_allowed(allowed: bool) -> Iterator[None]:
+    """Let Ray listen on 127.0.0.1 if `allowed`.
+
+    Otherwise Ray replaces 127.0.0.1 by the address of the machine, and listens to the network.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    if allowed:
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def worker_output_to(write: Any) -> Iterator[None]:
+    """Send the messages that Ray prints about its workers to `write(data, ignore_prefix)`.
+
+    Ray prints ten lines for every dead reader, whatever `log_to_driver` says.
+    """
+    before = ray_worker.print_to_stdstream
+    ray_worker.print_to_stdstream = write
+    try:
+        yield
+    finally:
+        ray_worker.print_to_stdstream = before

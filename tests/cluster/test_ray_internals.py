@@ -1,0 +1,54 @@
+"""Contract with the private APIs of Ray: an upgrade that breaks one is named here."""
+
+import inspect
+
+import pytest
+import ray
+
+from cluster import ray_internals
+from cluster.ray_internals import (
+    bootstrap_address,
+    draining_nodes,
+    local_addresses_allowed,
+    read_cluster_status,
+    selector_error,
+    worker_output_to,
+)
+
+
+def test_selectors_are_checked_by_ray_itself() -> None:
+    """A selector that Ray refuses later would leave the run without nodes, for ever."""
+    assert selector_error({"pool": "in(a, b)"}) == ""
+    assert "in(a" in selector_error({"pool": "in(a"})
+
+
+def test_an_address_is_resolved_as_ray_does() -> None:
+    """The check that something listens would look at another port."""
+    with local_addresses_allowed(True):
+        assert bootstrap_address("127.0.0.1:6379") == "127.0.0.1:6379"
+
+
+def test_settings_of_ray_are_restored() -> None:
+    """A second session of the process would listen, or be silent, like the first."""
+    worker, constants = ray_internals.ray_worker, ray_internals.ray_constants
+    before = constants.ENABLE_RAY_CLUSTER, worker.print_to_stdstream
+    assert list(inspect.signature(worker.print_to_stdstream).parameters) == [
+        "data",
+        "ignore_prefix",
+    ]
+    with local_addresses_allowed(True), worker_output_to(print):
+        assert constants.ENABLE_RAY_CLUSTER is False and worker.print_to_stdstream is print
+    assert (constants.ENABLE_RAY_CLUSTER, worker.print_to_stdstream) == before
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
+def test_the_head_answers_about_nodes_and_notices() -> None:
+    """The node watch would see no node, and avoid or drain none."""
+    address = ray.get_runtime_context().gcs_address
+    status = read_cluster_status(address, 5)
+    [node] = [*status.active_nodes, *status.idle_nodes]
+    assert ray_internals.HEAD_RESOURCE in node.total_resources()
+    assert {"node_id", "ip_address", "ray_node_type_name", "labels"} <= set(vars(node))
+    assert draining_nodes() == {}
+    assert (status.pending_launches, status.failed_launches, status.pending_nodes) == ([], [], [])

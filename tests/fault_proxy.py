@@ -1,7 +1,7 @@
-"""A proxy on loopback that breaks answers on purpose: what networks and stores do on their own.
+"""Proxy on loopback that injects the faults of networks and stores into responses.
 
-Every GET of a shard asks the plan for a fault; everything else passes through. Faults that stay,
-such as a shard that is gone, stay for every later request of that shard.
+A plan chooses the fault of each GET of a shard; other requests pass through. A lasting fault, such
+as a deleted shard, applies to each later request of that shard.
 """
 
 import http.client
@@ -18,28 +18,28 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 Fault = Literal[
-    "refuse",  # the connection is reset before an answer
-    "reset",  # ... in the middle of the body
-    "cut",  # ... is closed in the middle of the body
-    "short",  # half of the body, with a Content-Length that says that this is all
+    "refuse",  # the connection is reset before the response
+    "reset",  # the connection is reset in the middle of the body
+    "cut",  # the connection is closed in the middle of the body
+    "short",  # half of the body, with a matching Content-Length
     "short_200",  # half of the body, with status 200
     "whole_200",  # the whole shard, with status 200
-    "other_range",  # another part of the shard, which the answer admits
-    "no_range",  # a part that does not say which
-    "stall",  # half of the body, then nothing for longer than anybody waits
-    "stall_before",  # nothing at all for longer than anybody waits
-    "drip",  # the body in small pieces, each of them in time
+    "other_range",  # another part of the shard, with its true Content-Range
+    "no_range",  # a part without Content-Range
+    "stall",  # half of the body, then nothing until after the timeout
+    "stall_before",  # nothing until after the timeout
+    "drip",  # the body in small pieces, each within the timeout
     "status_408",
     "status_429",
     "status_500",
     "status_502",
     "status_503",
     "status_504",
-    "retry_after",  # 503, and when to come again
-    "slow_down",  # 503 as S3 says it
-    "new_version",  # stays: another object under the same name
-    "gone",  # stays: 404
-    "forbidden",  # stays: 403
+    "retry_after",  # 503 with Retry-After
+    "slow_down",  # 503 with the code SlowDown of S3
+    "new_version",  # lasting: another object has the same name
+    "gone",  # lasting: 404
+    "forbidden",  # lasting: 403
 ]
 PASSING: tuple[Fault, ...] = (
     "refuse", "reset", "cut", "short", "short_200", "whole_200", "other_range", "no_range",
@@ -51,22 +51,22 @@ RETRY_AFTER_SECONDS = 0.05
 _CODES = {"gone": (404, "NoSuchKey"), "forbidden": (403, "AccessDenied")}
 _HOP = ("connection", "transfer-encoding", "keep-alive", "date", "server")
 
-Plan = Callable[[str], Fault | None]
+FaultPlan = Callable[[str], Fault | None]
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """Forwards to `upstream`; `plan(path)` says what becomes of the next GET of a shard."""
+    """Forwards to `upstream`; `plan(path)` chooses the fault of the next GET of a shard."""
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, upstream: str, plan: Plan, stall_seconds: float) -> None:
+    def __init__(self, upstream: str, plan: FaultPlan, stall_seconds: float) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = urlsplit(upstream).netloc
         self.plan, self.stall_seconds = plan, stall_seconds
         self.counts: Counter[str] = Counter()
         self.lasting: dict[str, Fault] = {}
-        self.ranges: list[tuple[int, int]] = []  # first and last byte, as they were asked for
+        self.ranges: list[tuple[int, int]] = []  # first and last byte of each request
         self.stopping = threading.Event()
         self._lock = threading.Lock()
 
@@ -75,7 +75,7 @@ class FaultProxy(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def next_fault(self, path: str) -> Fault | None:
-        """The fault of this request, counted."""
+        """Choose and count the fault of a request."""
         with self._lock:
             fault = self.lasting.get(path) or self.plan(path)
             if fault in LASTING:
@@ -84,7 +84,7 @@ class FaultProxy(ThreadingHTTPServer):
             return fault
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that give up are part of the plan."""
+        """Ignore clients that disconnect: faults make them do so."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.ranges.append((int(first), int(last)))
         fault = self.server.next_fault(path) if path.endswith(".tar") else None
         if fault in (None, "drip"):
-            status, headers, body = self._ask_upstream()
+            status, headers, body = self._forward()
             self._answer(status, headers, body, num_pieces=8 if fault else 1)
         elif fault == "refuse":
             self._reset()
@@ -108,21 +108,21 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault in ("retry_after", "slow_down") or fault.startswith("status_"):
             self._fail(fault)
         elif fault in LASTING:
-            self._last(fault)
+            self._send_lasting(fault)
         else:
             self._break(fault)
 
     def do_HEAD(self) -> None:
-        status, headers, _ = self._ask_upstream()
+        status, headers, _ = self._forward()
         self._send_head(status, headers)
 
     def do_PUT(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
-        self._answer(*self._ask_upstream(body=self.rfile.read(length)))
+        self._answer(*self._forward(body=self.rfile.read(length)))
 
     do_POST = do_DELETE = do_PUT
 
-    def _ask_upstream(
+    def _forward(
         self, changed: dict[str, str] | None = None, body: bytes | None = None
     ) -> tuple[int, dict[str, str], bytes]:
         headers = dict(self.headers.items()) | (changed or {})
@@ -152,14 +152,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[start : start + size])
 
     def _break(self, fault: Fault) -> None:
-        """An answer that is wrong, or ends too early."""
+        """Send a wrong or truncated response."""
         changed: dict[str, str] = {}
         if fault == "whole_200":
             changed = {"Range": ""}
         elif fault == "other_range":
             first, last = re.findall(r"\d+", self.headers["Range"])
             changed = {"Range": f"bytes={int(first) + 512}-{int(last) + 512}"}
-        status, headers, body = self._ask_upstream(changed)
+        status, headers, body = self._forward(changed)
         half = body[: len(body) // 2]
         if fault in ("whole_200", "other_range"):
             self._answer(status, headers, body)
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "stall":
                 self._stall()
             elif fault == "reset":
-                time.sleep(0.01)  # what was sent before a reset may be thrown away with it
+                time.sleep(0.01)  # a reset may discard bytes that were just sent
                 self._reset()
             else:
                 self.close_connection = True
@@ -186,14 +186,14 @@ class _Handler(BaseHTTPRequestHandler):
         code = "SlowDown" if fault == "slow_down" else f"Status{status}"
         self._answer(status, headers | {"Content-Type": "application/xml"}, _xml(code))
 
-    def _last(self, fault: Fault) -> None:
+    def _send_lasting(self, fault: Fault) -> None:
         if fault != "new_version":
             status, code = _CODES[fault]
             self._answer(status, {"Content-Type": "application/xml"}, _xml(code))
         elif "If-Match" in self.headers:
             self._answer(412, {"Content-Type": "application/xml"}, _xml("PreconditionFailed"))
         else:
-            status, headers, body = self._ask_upstream()
+            status, headers, body = self._forward()
             changed = headers | {"ETag": '"of-another-object"', "Last-Modified": "yesterday"}
             self._answer(status, changed, bytes(len(body)))
 
@@ -208,14 +208,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
 
     def log_message(self, *args: object) -> None:
-        """Nothing: the counts say it."""
+        """Keep the output of tests free of requests."""
 
 
 @contextmanager
 def fault_proxy(
-    upstream: str, plan: Plan = lambda _: None, stall_seconds: float = 5.0
+    upstream: str, plan: FaultPlan = lambda _: None, stall_seconds: float = 5.0
 ) -> Iterator[FaultProxy]:
-    """A proxy in front of `upstream` while the context lasts."""
+    """Run a proxy before `upstream`."""
     proxy = FaultProxy(upstream, plan, stall_seconds)
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback with one data set: as much of it as a reader asks for."""
+"""Hugging Face Hub on loopback with one data set, and the part of its API that readers use."""
 
 import http.server
 import json
@@ -14,10 +14,10 @@ DATASET = "datasets/me/set"
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """The files of the data set, which a test may change; what was asked for.
+    """Server of `files`, which a test may change; `asked` lists the requested paths.
 
-    Files in set/ are large: the Hub sends who asks to a signed address elsewhere. `tag` is what it
-    says of a file's version; a test may make it say something else, or nothing.
+    Files in set/ are large: the Hub redirects to a signed address. `tag` returns the version that
+    it sends for a file.
     """
 
     daemon_threads = True
@@ -25,11 +25,11 @@ class Hub(http.server.ThreadingHTTPServer):
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files, self.asked = files, list[str]()
-        self.refuses = False  # whether that address has run out
+        self.refuses = False  # True if the signed addresses have expired
         self.tag: Callable[[bytes], str] = lambda data: sha256(data).hexdigest()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up early do so on purpose."""
+        """Ignore clients that disconnect: tests do so on purpose."""
 
     @property
     def address(self) -> str:
@@ -50,7 +50,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             rows = self._tree(tree[1], "recursive=true" in self.path.lower())
             self._send_json(rows, 200 if rows else 404)
         elif (name := path.removeprefix(f"/{DATASET}/resolve/main/")) in files:
-            self._send_on(name)
+            self._send_or_redirect(name)
         elif path.startswith("/elsewhere/") and self.server.refuses:
             self._send_json({}, 403)
         elif (name := path.removeprefix("/elsewhere/")) in files:
@@ -79,7 +79,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             row |= {"lfs": large}
         return row
 
-    def _send_on(self, name: str) -> None:
+    def _send_or_redirect(self, name: str) -> None:
         data = self.server.files[name]
         if not name.startswith("set/"):
             self._send_file(data, {"ETag": f'"{sha1(data).hexdigest()}"'})
@@ -105,12 +105,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Nothing."""
+        """Keep the output of tests free of requests."""
 
 
 @contextmanager
 def hub(files: dict[str, bytes]) -> Iterator[Hub]:
-    """A Hub while the context lasts."""
+    """Run a Hub with these files."""
     server = Hub(files)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -1,4 +1,4 @@
-"""Real stores on loopback: an S3 server, and a plain web server of files."""
+"""Stores on loopback: an S3 server, and a web server of files."""
 
 import http.server
 import io
@@ -27,13 +27,13 @@ KEYS = {
 
 
 def tar_bytes(num: int = 3, fill: bytes = b"x") -> bytes:
-    """A small tar of `num` samples."""
+    """Return a small tar of `num` samples."""
     return make_tar([(f"{index}.jpg", fill * 600) for index in range(num)])
 
 
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """The address of an S3 server that holds nothing."""
+    """Yield the address of an empty S3 server."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -45,14 +45,14 @@ def s3_server() -> Iterator[str]:
 
 
 def use_s3(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the environment name that server, with keys that mean nothing."""
+    """Set the environment to that server, with dummy keys."""
     for name, value in (KEYS | {"AWS_ENDPOINT_URL": address}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
 
 
 def connect(address: str) -> Any:
-    """A client of that server for tests."""
+    """Return a client of that server."""
     return boto3.client(
         "s3",
         endpoint_url=address,
@@ -63,16 +63,18 @@ def connect(address: str) -> Any:
 
 
 def put_many(bucket: str, keys: Iterable[str], body: bytes) -> None:
-    """Objects in the S3 server of this process, without a request each."""
-    shelf = s3_backends["123456789012"]["aws"]
+    """Write objects into the S3 server of this process, without a request for each."""
+    backend = s3_backends["123456789012"]["aws"]
     for key in keys:
-        shelf.put_object(bucket, key, body)
+        backend.put_object(bucket, key, body)
 
 
 class FileHandler(http.server.SimpleHTTPRequestHandler):
-    """Files with ranges and etags. What lies in /secret needs a query; /flat knows no ranges;
-    /dated has dates in place of etags; /bare has neither; /closed refuses HEAD; /endless tells no
-    length; /packed says of everything that it is in gzip encoding."""
+    """Files with ranges and etags, unless the path begins with a special folder.
+
+    /secret needs a query; /flat has no ranges; /dated has dates instead of etags; /bare has
+    neither; /closed refuses HEAD; /endless sends no length; /packed declares gzip encoding.
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -129,19 +131,18 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
         outputfile.write(source.read())
 
     def log_message(self, *args: object) -> None:
-        """Nothing."""
+        """Keep the output of tests free of requests."""
 
 
 class _QuietServer(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up early do so on purpose."""
+        """Ignore clients that disconnect: tests do so on purpose."""
 
 
 class BusyHandler(FileHandler):
-    """Files of a server that answers three requests at once, each after a while, and sends the
-    others away."""
+    """Files of a slow server that throttles more than three concurrent requests."""
 
     places = threading.BoundedSemaphore(3)
     num_refused = 0
@@ -160,7 +161,7 @@ class BusyHandler(FileHandler):
 
 @contextmanager
 def web_server(folder: Path, handler: type[FileHandler] = FileHandler) -> Iterator[str]:
-    """The address of a web server of that folder."""
+    """Yield the address of a web server of that folder."""
 
     def handle(*args: Any) -> FileHandler:
         return handler(*args, directory=str(folder))

@@ -1,4 +1,4 @@
-"""A process that packs a folder, as light as it can be: it is started and killed many times."""
+"""Process that packs a folder; it imports little, because drills start it many times."""
 
 import sys
 from pathlib import Path

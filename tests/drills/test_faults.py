@@ -1,7 +1,7 @@
-"""Hundreds of random schedules of faults, on an S3 server and on web servers: exact, or refused.
+"""Random schedules of faults on an S3 server and on web servers: reads are exact or refused.
 
-Every schedule is a seed. What was injected and how it ended is printed at the end of each test. A
-whole stream of batches runs through such faults too, and is the stream without them.
+Each schedule is a seed. Tests print the injected faults and the outcomes. A stream of batches that
+is read through faults equals the stream without them.
 """
 
 import random
@@ -41,25 +41,25 @@ RETRY = RetryConfig(
     read_timeout_seconds=1.0,
 )
 PATIENT = replace(RETRY, num_attempts=30, read_timeout_seconds=0.5)
-# What a lasting fault has to be called.
+# Text in the error of a lasting fault.
 NAMES = {"new_version": "ShardChanged", "gone": "is gone", "forbidden": "was refused"}
 
 
 class Schedule:
-    """What happens to the requests for one shard: a pure function of the seed and their number."""
+    """Faults of the requests for one shard: a pure function of seed and request number."""
 
     def __init__(self, seed):
         self._rng = random.Random(seed)
         self._storm = 0
         self.rate = self._rng.choice([0.1, 0.3, 0.6, 0.9])
-        self.mean = self._rng.random() < 0.3  # whether it may end for good
+        self.may_end = self._rng.random() < 0.3  # True if a lasting fault may occur
         self.lasting, self.injected = None, []
 
     def next_fault(self):
         if self._storm:
             self._storm -= 1
             fault = self._rng.choice(["slow_down", "status_503", "status_429"])
-        elif self.mean and self._rng.random() < 0.1:
+        elif self.may_end and self._rng.random() < 0.1:
             fault = self.lasting = self._rng.choice(LASTING)
         elif self._rng.random() < self.rate:
             fault = self._rng.choice(PASSING)
@@ -71,7 +71,7 @@ class Schedule:
 
 
 def read_all(reader, shard, seed):
-    """The shard in ranges of random sizes, or in one pass, or both; as (start, bytes)."""
+    """Yield (start, bytes) of a shard in ranges of random sizes, or in one pass."""
     rng = random.Random(seed)
     if shard.whole or rng.random() < 0.3:
         start = 0
@@ -87,7 +87,7 @@ def read_all(reader, shard, seed):
 
 
 def outcome_of(reader, shard, seed, schedule, data):
-    """How one schedule ended. Fails on any wrong byte, and on any wrong name."""
+    """Return the outcome of one schedule. Fails on a wrong byte or a wrong error."""
     got = bytearray()
     try:
         for start, piece in read_all(reader, shard, seed):
@@ -95,18 +95,20 @@ def outcome_of(reader, shard, seed, schedule, data):
             got += piece
             assert got == data[: len(got)], f"wrong bytes, seed {seed}"
     except ShardUnreadable as error:
-        said = f"{type(error).__name__}: {error}"
+        message = f"{type(error).__name__}: {error}"
         if schedule.lasting:
-            assert NAMES[schedule.lasting] in said, f"seed {seed}: {said}"
+            assert NAMES[schedule.lasting] in message, f"seed {seed}: {message}"
             return NAMES[schedule.lasting]
-        assert type(error) is ShardUnreadable and "in 6 attempts" in said, f"seed {seed}: {said}"
+        assert type(error) is ShardUnreadable and "in 6 attempts" in message, (
+            f"seed {seed}: {message}"
+        )
         return "gave up"
     assert len(got) == len(data)
     return "exact"
 
 
 def drill(proxy, shards, data, config):
-    """Every schedule on its own shard, several at once; prints and returns the outcomes."""
+    """Run each schedule on its own shard; print and return the outcomes."""
     schedules = {f"/{shard.uri.split('/', 3)[3]}": Schedule(i) for i, shard in enumerate(shards)}
     proxy.plan = lambda path: schedules[path.removeprefix("/faulty")].next_fault()
     reader = RangeReader(config)
@@ -119,8 +121,8 @@ def drill(proxy, shards, data, config):
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         ended = list(pool.map(run, range(len(shards))))
     report(ended, reader)
-    # Six faults in a row, none of which let 64 KiB through: that is giving up as promised. The
-    # server itself may be late once, on a busy machine.
+    # Six failed attempts in a row without 64 KiB of progress exhaust the retries. On a busy
+    # machine the server itself may be late once.
     late = [s.injected[-6:].count(None) for outcome, s in ended if outcome == "gave up"]
     assert max(late, default=0) <= 1 and sum(late) <= 3
     return Counter(outcome for outcome, _ in ended)
@@ -138,16 +140,16 @@ def data():
     return random.Random(7).randbytes(SIZE)
 
 
-def enough(outcomes):
-    """Most schedules end exactly, and every name was heard."""
+def covers_all_outcomes(outcomes):
+    """Return True if each kind of error occurred; most schedules must be exact."""
     assert outcomes["exact"] > outcomes.total() / 2
     return {"ShardChanged", "is gone", "was refused"} <= set(outcomes)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_s3_behind_faults_is_exact_or_refused(data, monkeypatch, tmp_path):
-    """Two weeks of a run see all of these; one wrong byte would be a wrong image, unseen."""
+def test_reads_of_s3_through_faults_are_exact_or_refused(data, monkeypatch, tmp_path):
+    """Long runs see all of these faults; a wrong byte would be a wrong image."""
     with s3_server() as address, fault_proxy(address, stall_seconds=3.0) as proxy:
         use_s3(proxy.address, monkeypatch)
         client = connect(address)
@@ -156,20 +158,22 @@ def test_s3_behind_faults_is_exact_or_refused(data, monkeypatch, tmp_path):
         client.close()
         config = SourceConfig(retry=RETRY)
         shards = list_shards("s3://faulty/*.tar", RangeReader(config).stores)
-        assert enough(drill(proxy, shards, data, config))
+        assert covers_all_outcomes(drill(proxy, shards, data, config))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("place", ["", "dated/", "flat/"])
-def test_web_servers_behind_faults_are_exact_or_refused(data, tmp_path, place):
-    """With etags, with dates alone, and without ranges: each has its own ways to be wrong."""
-    num = 3 * NUM_SCHEDULES if place == "flat/" else NUM_SCHEDULES  # one request a shard there
-    (tmp_path / "shelf").mkdir()
+def test_reads_of_web_servers_through_faults_are_exact_or_refused(data, tmp_path, place):
+    """Servers with etags, with dates only, and without ranges fail in different ways."""
+    num = (
+        3 * NUM_SCHEDULES if place == "flat/" else NUM_SCHEDULES
+    )  # one request for each shard there
+    (tmp_path / "files").mkdir()
     for index in range(num):
-        (tmp_path / "shelf" / f"{index:03d}.tar").write_bytes(data)
+        (tmp_path / "files" / f"{index:03d}.tar").write_bytes(data)
     with (
-        web_server(tmp_path / "shelf") as address,
+        web_server(tmp_path / "files") as address,
         fault_proxy(address, stall_seconds=3.0) as proxy,
     ):
         cache = CacheConfig(folder=str(tmp_path / "cache"), max_bytes=20 * SIZE)
@@ -178,7 +182,7 @@ def test_web_servers_behind_faults_are_exact_or_refused(data, tmp_path, place):
         found = list_shards(names, RangeReader(config).stores)
         assert all(shard.whole == (place == "flat/") for shard in found)
         shards = [replace(s, uri=s.uri.replace(address, proxy.address)) for s in found]
-        assert enough(drill(proxy, shards, data, config))
+        assert covers_all_outcomes(drill(proxy, shards, data, config))
 
 
 RECIPE = cifar(counts=(1, 1), sizes=(8, 4), scales=((0.2, 1.0), (0.05, 0.2)))
@@ -187,7 +191,7 @@ NUM_BATCHES = 40
 
 
 def batches_of(sources):
-    """Batches of the shards in the bucket, by three readers; ends when the stream does."""
+    """Yield batches of the shards in the bucket, read by three threads."""
     manifest = open_manifest("s3://stream/*.tar", RangeReader(sources))
     job = CropJob(
         recipe=RECIPE,
@@ -208,7 +212,7 @@ def is_same(one, other):
 
 @pytest.fixture
 def stream_bucket(shards_folder, monkeypatch):
-    """The address of an S3 server with the shards of the drills."""
+    """Address of an S3 server with the shards of the drills."""
     with s3_server() as address:
         use_s3(address, monkeypatch)
         client = connect(address)
@@ -221,8 +225,8 @@ def stream_bucket(shards_folder, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_stream_through_faults_is_the_stream_without_them(stream_bucket, monkeypatch, tmp_path):
-    """Order is decided by nobody who waits for a network."""
+def test_a_stream_through_faults_equals_the_stream_without(stream_bucket, monkeypatch, tmp_path):
+    """The order of samples would depend on the network."""
     expected = list(batches_of(SourceConfig(retry=RETRY)))
     assert len(expected) == NUM_BATCHES
     for seed in range(6):
@@ -240,10 +244,10 @@ def test_a_stream_through_faults_is_the_stream_without_them(stream_bucket, monke
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("fault", LASTING)
-def test_a_stream_that_has_to_end_is_exact_until_then(stream_bucket, monkeypatch, fault):
-    """The checkpoint before the end must be of the same run."""
+def test_a_stream_with_a_lasting_fault_is_exact_until_it_ends(stream_bucket, monkeypatch, fault):
+    """The last checkpoint before the fault would belong to another stream."""
     expected = list(batches_of(SourceConfig(retry=RETRY)))
-    most = 0
+    max_seen = 0
     for num_requests in (10, 60, 120):
         seen = []
         with fault_proxy(stream_bucket, stall_seconds=2.0) as proxy:
@@ -252,9 +256,9 @@ def test_a_stream_that_has_to_end_is_exact_until_then(stream_bucket, monkeypatch
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
             with pytest.raises(ShardUnreadable) as ended:
                 seen += batches_of(SourceConfig(retry=PATIENT))
-        said = f"{type(ended.value).__name__}: {ended.value}"
+        message = f"{type(ended.value).__name__}: {ended.value}"
         print(f"\n{len(seen)} batches, then {type(ended.value).__name__}: {dict(proxy.counts)}")
-        assert NAMES[fault] in said, said
+        assert NAMES[fault] in message, message
         assert all(map(is_same, expected, seen))
-        most = max(most, len(seen))
-    assert 0 < most < NUM_BATCHES
+        max_seen = max(max_seen, len(seen))
+    assert 0 < max_seen < NUM_BATCHES

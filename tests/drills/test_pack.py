@@ -1,4 +1,4 @@
-"""A pack is killed at any moment, again and again: the shards are the same, byte by byte."""
+"""Packs that are killed at many moments: the resumed shards have the same bytes."""
 
 import contextlib
 import functools
@@ -33,7 +33,7 @@ TIMEOUT_SECONDS = 120.0
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,200 images in three folders: thirty shards."""
+    """Folder of 1,200 images in three sub-folders: thirty shards."""
     folder = tmp_path_factory.mktemp("data") / "images"
     with ImageFetcher(DownloadConfig()) as fetcher:
         for number, entry in enumerate(entries_from_synthetic(1200, size=32).entries):
@@ -44,9 +44,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What an undisturbed pack writes, by name."""
-    out = tmp_path_factory.mktemp("whole") / "out"
+def expected(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Files of an uninterrupted pack, by name."""
+    out = tmp_path_factory.mktemp("expected") / "out"
     pack(entries_from_folder(images), out, CONFIG)
     return contents(out)
 
@@ -57,7 +57,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 @contextmanager
 def packing(source: Path, out: object, num_workers: int) -> Iterator[subprocess.Popen[str]]:
-    """A pack as a process, of which nothing is left behind."""
+    """Run a pack as a process, which is killed at the end."""
     module = "tests.drills.pack_process"
     process = subprocess.Popen(
         [sys.executable, "-m", module, str(source), str(out), str(num_workers)],
@@ -76,12 +76,12 @@ def packing(source: Path, out: object, num_workers: int) -> Iterator[subprocess.
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> bool:
-    """Whether it came true before the process ended."""
+    """Return True if the condition came true before the process ended."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
         if process.poll() is not None:
             return False
-        assert time.monotonic() < deadline, "nothing happens"
+        assert time.monotonic() < deadline, "timeout"
     return True
 
 
@@ -90,23 +90,23 @@ def num_shards(out: Path) -> int:
 
 
 def moments(out: Path, rng: random.Random) -> Iterator[Callable[[], bool]]:
-    """Something that can be seen from outside, and a little later."""
+    """Yield conditions on the folder at which the process is killed."""
     yield lambda: out.exists()
     yield lambda: (out / "pack.unfinished.json").exists()
     yield lambda: any(out.glob(".*.tar.part-*"))
     for more in (1, 4, 9):
         wanted = num_shards(out) + more
         yield lambda wanted=wanted: num_shards(out) >= wanted  # type: ignore[misc]
-    yield lambda: any(out.glob(".*.json.part-*"))
+    yield lambda: any(out.glob(".*.json.draft"))
     yield lambda: time.sleep(rng.uniform(0, 0.02)) is None and num_shards(out) > 20
     yield lambda: (out / "pack.json").exists()
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_a_killed_pack_goes_on_as_if_nothing_had_happened(
-    num_workers: int, images: Path, whole: dict[str, bytes], tmp_path: Path
+def test_a_pack_killed_at_many_moments_ends_with_the_same_bytes(
+    num_workers: int, images: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Killed while it starts, writes, names, reports: nothing half, nothing twice, no orphan."""
+    """A kill at start, write, rename or report would leave half a shard or an orphan process."""
     out, num_kills = tmp_path / "out", 0
     for moment in moments(out, random.Random(num_workers)):
         with packing(images, out, num_workers) as process:
@@ -119,22 +119,22 @@ def test_a_killed_pack_goes_on_as_if_nothing_had_happened(
         assert alive == [], "workers must die with their parent"
         finished = {n: data for n, data in contents(out).items() if not n.startswith(".")}
         mark = finished.pop("pack.unfinished.json", None)
-        assert finished.items() <= whole.items()
+        assert finished.items() <= expected.items()
         if mark is not None and num_shards(out):
             with pytest.raises(ManifestError, match="unfinished pack"):
                 list_shards(str(out))
     with packing(images, out, num_workers) as process:
         text, error = process.communicate(timeout=TIMEOUT_SECONDS)
         assert process.returncode == 0, error
-    assert num_kills >= 6, "it was killed too late to show anything"
-    assert contents(out) == whole
+    assert num_kills >= 6, "too few kills to prove anything"
+    assert contents(out) == expected
     assert int(text.split()[1]) > 20
 
 
-def test_packs_killed_on_the_way_to_a_bucket_come_to_the_same_bytes(
-    images: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+def test_packs_into_a_bucket_that_are_killed_end_with_the_same_bytes(
+    images: Path, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Objects are whole or not there; drafts of killed packs do not stay on this machine."""
+    """A killed upload would leave a partial object."""
     with s3_server() as address:
         for name, value in (KEYS | {"AWS_ENDPOINT_URL": address}).items():
             monkeypatch.setenv(name, value)
@@ -159,18 +159,18 @@ def test_packs_killed_on_the_way_to_a_bucket_come_to_the_same_bytes(
             for name in names()
         }
         client.close()
-    assert found == whole
+    assert found == expected
 
 
 def interrupted(command: list[str], out: Path) -> tuple[subprocess.Popen[str], str, str]:
-    """The process that got a Ctrl-C when it had made two shards, and what it said."""
+    """Send Ctrl-C after two shards; return the process, its output and its errors."""
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Whoever runs these tests in the background of a shell has taught them to ignore it.
+        # A shell starts background processes with SIGINT ignored.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler),
     )
     try:
@@ -185,14 +185,14 @@ def interrupted(command: list[str], out: Path) -> tuple[subprocess.Popen[str], s
     return process, text, error
 
 
-def test_ctrl_c_in_a_terminal_leaves_one_line_and_what_is_finished(
-    images: Path, whole: dict[str, bytes], tmp_path: Path
+def test_ctrl_c_prints_one_line_and_keeps_finished_shards(
+    images: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """A terminal sends it to every process of the group; none may print a traceback."""
+    """A terminal sends it to all processes of the group; each would print a traceback."""
     out = tmp_path / "out"
     options = ["--samples-per-shard", "40", "--workers", "2"]
     command = [sys.executable, "-m", "streamssl.cli", "shards", "pack", str(images), str(out)]
-    for _ in range(5):  # on a busy machine it may be done before the signal comes
+    for _ in range(5):  # on a busy machine the pack may finish before the signal
         process, text, error = interrupted([*command, *options], out)
         if process.returncode:
             break
@@ -202,5 +202,5 @@ def test_ctrl_c_in_a_terminal_leaves_one_line_and_what_is_finished(
     assert not list(out.glob(".*")) and (out / "pack.unfinished.json").exists()
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "by an earlier start" in done.stdout
-    assert contents(out) == whole
+    assert contents(out) == expected
     assert multiprocessing.active_children() == []

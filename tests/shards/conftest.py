@@ -1,4 +1,4 @@
-"""Stores on loopback that tests of this plane share."""
+"""Stores on loopback, shared by the tests of the data plane."""
 
 import fsspec
 import pytest
@@ -11,14 +11,14 @@ from tests.stores import connect, s3_server, tar_bytes, use_s3
 
 @pytest.fixture(scope="session")
 def s3_address():
-    """An S3 server."""
+    """Address of an S3 server."""
     with s3_server() as address:
         yield address
 
 
 @pytest.fixture(scope="session")
 def s3_client(s3_address):
-    """A client of that server, and the shelf: set/00.tar .. set/11.tar, not to be changed."""
+    """Client of that server; its bucket "shelf" holds set/00.tar .. set/11.tar. Read only."""
     client = connect(s3_address)
     client.create_bucket(Bucket="shelf")
     for index in range(12):
@@ -30,20 +30,20 @@ def s3_client(s3_address):
 
 @pytest.fixture
 def s3(s3_client, s3_address, monkeypatch):
-    """A client of the S3 server; the environment names the server."""
+    """Client of the S3 server, which the environment names."""
     use_s3(s3_address, monkeypatch)
     return s3_client
 
 
 @pytest.fixture(scope="session")
 def s3_stores(s3_client):
-    """Stores that have an S3 client already, for tests that ask for `s3` too."""
+    """Stores with an S3 client, for tests that also use `s3`."""
     return Stores(RetryConfig(num_attempts=3, first_wait_seconds=0.0, longest_wait_seconds=0.0))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """00.tar .. 11.tar, one more in a folder below, and files that are no shards."""
+    """Folder of 00.tar .. 11.tar, a shard in a sub-folder, and other files."""
     for index in range(12):
         (tmp_path / f"{index:02d}.tar").write_bytes(tar_bytes(index + 1))
     (tmp_path / "below").mkdir()
@@ -55,7 +55,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def fake_hub(monkeypatch):
-    """A Hub with ten large files and a small one, and a fresh filesystem that finds it."""
+    """Hub with ten large files and a small one; the filesystem of hf:// uses it."""
     files = {f"set/{index}.tar": tar_bytes(index + 2) for index in range(10)}
     with hub(files | {"small.tar": tar_bytes()}) as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)

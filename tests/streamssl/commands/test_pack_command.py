@@ -1,4 +1,4 @@
-"""`streamssl shards pack` as it is typed: what it prints, how it ends, what it refuses."""
+"""Command `streamssl shards pack`: its output, exit status and error messages."""
 
 import re
 import time
@@ -16,7 +16,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Twenty images in two folders; beside them a file."""
+    """Folder of twenty images in two sub-folders, beside a file."""
     (tmp_path / "taken").write_text("x")
     for number in range(20):
         path = tmp_path / "images" / "ab"[number % 2] / f"{number:02d}.jpg"
@@ -26,17 +26,17 @@ def images(tmp_path: Path) -> Path:
 
 
 def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, output and errors of `streamssl shards pack …`."""
+    """Return exit code, output and errors of `streamssl shards pack …`."""
     capsys.readouterr()
     code = main(["shards", "pack", *map(str, arguments)])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
 
-def test_images_lists_tables_and_shards_are_told_apart(
+def test_the_kind_of_source_is_detected(
     images: Path, capsys: Capture, tmp_path: Path
 ) -> None:
-    """One command for all of them; what it takes SOURCE for is what it is."""
+    """A folder, list or pattern would need an option."""
     first, second = tmp_path / "first", tmp_path / "second"
     code, text, _ = run(capsys, images, first, "--samples-per-shard", 8)
     assert code == 0 and f"20 samples in 3 shards (81,920 bytes) in {first}: written" in text
@@ -51,10 +51,10 @@ def test_images_lists_tables_and_shards_are_told_apart(
     assert code == 0 and "20 samples in 1 shards" in text and "skipped 1: unreadable" in text
 
 
-def test_what_is_left_out_and_renamed_is_printed_by_reason(
+def test_skipped_and_renamed_samples_are_printed_by_reason(
     images: Path, capsys: Capture, tmp_path: Path
 ) -> None:
-    """A total alone does not say what to mend."""
+    """A total alone does not show what to correct."""
     (images / "a" / "x.jpg").write_bytes(b"")
     code, text, _ = run(capsys, images, tmp_path / "a", "--admit", "--admission.min-side", 40)
     assert code == 2
@@ -85,7 +85,7 @@ def test_what_is_left_out_and_renamed_is_printed_by_reason(
         ("images http://127.0.0.1/x", "is on the web; shards are written to a folder or to a st"),
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_a_mistake_is_one_line_with_a_remedy(
     arguments: str,
     expected: str,
     images: Path,
@@ -93,7 +93,7 @@ def test_a_mistake_is_one_sentence(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Found, allowed, remedy, exit code 2; and no file appears."""
+    """A traceback would hide the remedy; a file would stay behind."""
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     code, _, error = run(capsys, *arguments.split())
@@ -104,7 +104,7 @@ def test_a_mistake_is_one_sentence(
 def test_an_unfinished_pack_is_refused_by_the_commands_that_read_shards(
     images: Path, capsys: Capture, tmp_path: Path
 ) -> None:
-    """Half a data set is trained on by nobody, however it is named."""
+    """A run would train on half of its data."""
     out = tmp_path / "out"
     assert run(capsys, images, out, "--samples-per-shard", 8)[0] == 0
     (out / "pack.unfinished.json").write_text("{}")
@@ -114,14 +114,14 @@ def test_an_unfinished_pack_is_refused_by_the_commands_that_read_shards(
             words += ["--out", str(tmp_path / "run")] if command.startswith("pretrain") else []
             assert main(words) == 2
             error = capsys.readouterr().err
-            assert "out holds an unfinished pack; its shards can be read when all are written" in error
+            assert "out holds an unfinished pack; its shards can be read when all are wri" in error
     assert not (tmp_path / "run").exists()
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No escape codes in a log, no flood of lines on a screen."""
+    """Escape codes would fill a log, lines a screen."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for terminal, unit in ((False, "images"), (True, "images"), (True, "bytes")):

@@ -1,8 +1,8 @@
-"""Runs as functions. Each docstring is the run's lab note: paper, command, cost, what to expect.
+"""Recipes: settings of runs as functions. Docstrings give paper, differences and results.
 
-To see what a run does, read its function; to change it, write another, or override on the command
-line (`--optim.base-lr 0.3`). `RECIPES` is what the command line offers: a name without an ending is
-what the authors ran, `-stream` has no end and no epochs, `-small` fits a CPU.
+To see the settings of a run, read its function; to change them, write another function, or override
+them on the command line (`--optim.base-lr 0.3`). `RECIPES` are the names on the command line: a
+name without an ending is the authors' run, `-stream` has no end and no epochs, `-small` fits a CPU.
 """
 
 from collections.abc import Callable
@@ -66,7 +66,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 
 def kind_of(name: str) -> Literal["official", "stream", "small"]:
-    """What a recipe's name says of it: as its authors ran it, without an end, or for a CPU."""
+    """Return the kind of a recipe: as its authors ran it, without an end, or for a CPU."""
     if name.endswith("-stream"):
         return "stream"
     return "small" if name.endswith("-small") else "official"

@@ -19,8 +19,8 @@ def byol() -> RunConfig:
     Paper: arXiv:2006.07733. The authors ran it on 512 TPU cores: LARS at 0.2 per 256, warm-up of
     ten epochs, cosine. Their shorter runs: 300 epochs `--optim.base-lr 4.8 --optim.weight-decay
     1e-6 --method.momentum 0.99`, 100 epochs the same at 7.2.
-    Differs: the blur is as wide as sigma asks, theirs 23 pixels; the target begins as a copy of the
-    online network, theirs at weights of its own.
+    Differs: the width of the blur follows sigma, theirs is 23 pixels; the target starts as a copy
+    of the online network, theirs with its own random weights.
     Published: 74.3 % linear accuracy (the paper's abstract).
     """
     return RunConfig(
@@ -35,12 +35,12 @@ def byol() -> RunConfig:
 
 
 def byol_stream() -> RunConfig:
-    """BYOL on a stream without an end: batch 512, rate and momentum stay after the warm-up.
+    """BYOL on a stream without an end: batch 512, constant rate and momentum after warm-up.
 
     Paper: arXiv:2006.07733; rate and momentum of its runs of 300 epochs.
-    Differs: warm-up of 5,000 steps, no cosine of the rate or the momentum. Nothing depends on
-    `--num-steps`, so a run may end, and go on, anywhere.
-    Published: nothing of the kind.
+    Differs: warm-up of 5,000 steps, no cosine of the rate or the momentum. No setting depends on
+    `--num-steps`, so a run can end and be resumed at any step.
+    Published: no such run.
     """
     return replace(
         byol(),
@@ -56,7 +56,7 @@ def byol_small() -> RunConfig:
     """BYOL on images of about 32 pixels, on a CPU.
 
     Paper: arXiv:2006.07733. Views without blur, narrower heads, AdamW. A run of a few hundred steps
-    needs a target that follows fast: after 231 steps on CIFAR-10 momentum 0.9 gives 36.4 % k-NN,
+    needs a fast target: after 231 steps on CIFAR-10 momentum 0.9 gives 36.4 % k-NN,
     0.99 gives 34.9 % and the untrained encoder 33.5 %.
     """
     return RunConfig(

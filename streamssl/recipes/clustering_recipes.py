@@ -15,8 +15,8 @@ from streamssl.recipes import crop_recipes as views
 from streamssl.recipes.common import IMAGENET_STEPS_4096, SMALL_NET
 from streamssl.recipes.swav_recipes import swav, swav_large_batch, swav_small
 
-# A window of the last 65,536 samples, and how often it is clustered at a batch of 256: 22 samples
-# for each of 3,000 prototypes, all of them less than 257 steps old.
+# A window of the last 65,536 samples, and the steps between clusterings at a batch of 256: 22
+# samples for each of 3,000 prototypes, all less than 257 steps old.
 _WINDOW = 65_536
 _WINDOW_STEPS = 256
 
@@ -27,7 +27,7 @@ def deepcluster_v2() -> RunConfig:
     Paper: arXiv:2006.09882, appendix D; its authors ran it with the optimizer and the views of
     SwAV, in float32. The first epoch only fills the memory. For other data give `--method.memory`,
     the number of samples, and `--method.cluster-steps`, the steps of an epoch.
-    Differs: pixels are divided by 0.229 where theirs has 0.228; an epoch more, to fill the memory.
+    Differs: pixels are divided by 0.229 theirs by 0.228; one more epoch, to fill the memory.
     Published: 75.2 % linear accuracy; 74.3 % after 400 epochs with 2x160 + 4x96 (their README).
     """
     return replace(
@@ -42,9 +42,9 @@ def deepcluster_v2_stream() -> RunConfig:
     """DeepCluster-v2 on a stream without an end: clusters of a window of 65,536 samples.
 
     Paper: arXiv:2006.09882, appendix D, for the clusters.
-    Differs: that a crop's label is what another crop says now, that centroids follow every batch
-    and that clusters count alike is ours. Nothing depends on `--num-steps`.
-    Published: nothing of the kind.
+    Differs: the label of a crop is the present cluster of another crop, centroids follow every
+    batch, and clusters have equal weights. No setting depends on `--num-steps`.
+    Published: no such run.
     """
     return replace(
         swav(),
@@ -57,9 +57,9 @@ def deepcluster_v2_stream() -> RunConfig:
 def deepcluster_v2_small() -> RunConfig:
     """DeepCluster-v2 on images of about 32 pixels, on a CPU, on a stream.
 
-    Paper: arXiv:2006.09882, appendix D. A window of 4,096 samples, clustered every 16 steps, and a
-    warm-up beyond the first clustering: at a rate of 0.003 from there on one cluster had everything
-    eight steps later. The net is that of `swav-small`.
+    Paper: arXiv:2006.09882, appendix D. A window of 4,096 samples, clustered every 16 steps. The
+    warm-up ends after the first clustering: at a rate of 0.003 from there on one cluster had all
+    samples eight steps later. The network is that of `swav-small`.
     """
     return replace(
         swav_small(),
@@ -78,10 +78,10 @@ def deepcluster_v2_small() -> RunConfig:
 def sela_v2() -> RunConfig:
     """SeLa-v2 as published: batch 4096, labels once an epoch, 400 epochs, 2x160 + 4x96.
 
-    Paper: arXiv:2006.09882, appendix D. There is no code of it. The first epoch only fills the
+    Paper: arXiv:2006.09882, appendix D. Its code was not published. The first epoch only fills the
     memory; for other data give `--method.memory` and `--method.label-steps`.
-    Differs: how sharp its transport was is not said, so `exponent` and `tolerance` are those of
-    SeLa (arXiv:1911.05371); an epoch more, to fill the memory.
+    Differs: the sharpness of its transport was not published, so `exponent` and `tolerance` are
+    those of SeLa (arXiv:1911.05371); one more epoch, to fill the memory.
     Published: 71.8 % linear accuracy, 67.2 % with 2x224 alone (the authors' README).
     """
     return replace(
@@ -96,9 +96,9 @@ def sela_v2_stream() -> RunConfig:
     """SeLa-v2 on a stream without an end: labels from a window of 65,536 samples.
 
     Paper: arXiv:2006.09882, appendix D, for the labels.
-    Differs: that potentials follow every batch, and that a crop's label is what another crop says
-    now, is ours. Nothing depends on `--num-steps`.
-    Published: nothing of the kind.
+    Differs: potentials follow every batch, and the label of a crop is the present one of another
+    crop. No setting depends on `--num-steps`.
+    Published: no such run.
     """
     return replace(
         deepcluster_v2_stream(),
@@ -109,10 +109,10 @@ def sela_v2_stream() -> RunConfig:
 def sela_v2_small() -> RunConfig:
     """SeLa-v2 on images of about 32 pixels, on a CPU, on a stream.
 
-    Paper: arXiv:2006.09882, appendix D. A window of 4,096 samples, solved every 32 steps; the net
-    is that of `swav-small`. An exponent of 10, as its authors have for CIFAR-10, at the rate of
-    `deepcluster-v2-small` moved labels faster than anything could follow: the loss swung between
-    3.0 and 5.7, and 276 steps on CIFAR-10 left k-NN where it was before them.
+    Paper: arXiv:2006.09882, appendix D. A window of 4,096 samples, solved every 32 steps; the
+    network is that of `swav-small`. An exponent of 10, the authors' value for CIFAR-10, at the rate
+    of `deepcluster-v2-small` changed labels too fast: the loss moved between 3.0 and 5.7, and 276
+    steps on CIFAR-10 did not improve k-NN.
     """
     return replace(
         deepcluster_v2_small(),
@@ -135,8 +135,8 @@ def spcl() -> RunConfig:
     Paper: arXiv:2006.02713, section 4.2. The authors ran it on 4 GPUs from a network trained on
     ImageNet: add `--backbone.options` with `pretrained` to a config.toml. For other data give
     `--method.memory`, the number of samples, and `--method.fill-steps`, the steps of one pass.
-    Differs: in what docs/methods.md lists; batches are what the stream brings, views are square.
-    Published: no number that could be checked; 16.7 points of mAP over what was known without
+    Differs: see docs/methods.md; batches come in the order of the stream, views are square.
+    Published: no number that could be checked; 16.7 points of mAP over earlier methods without
     labels on Market-1501 (the paper's abstract).
     """
     return RunConfig(
@@ -156,10 +156,10 @@ def spcl_domains() -> RunConfig:
 
     Paper: arXiv:2006.02713, section 3.1. Give the two as a mixture in equal shares, `--data
     market duke --weights 0.5 0.5 --label pid`, where only samples of the first have the label, and
-    `--method.source-classes`, how many labels there are (751 in Market-1501). A batch is 64 of each
-    domain, as theirs.
-    Differs: a class begins as the first of its features, theirs as their mean over the domain;
-    batch norm is shared by the domains, theirs keeps one for each.
+    `--method.source-classes`, the number of labels (751 in Market-1501). A batch has 64 samples of
+    each domain, as theirs.
+    Differs: a class starts as the first of its features, theirs as their mean over the domain;
+    the domains share batch norm, theirs have one each.
     Published: no number that could be checked.
     """
     return replace(
@@ -175,9 +175,9 @@ def spcl_stream() -> RunConfig:
     """SpCL on a stream without an end: memory and neighbourhoods of the last 16,384 samples.
 
     Paper: arXiv:2006.02713.
-    Differs: the window, and that a new sample joins the cluster in whose midst it lies, are ours.
-    Two views of each image, since most are never seen again. Nothing depends on `--num-steps`.
-    Published: nothing of the kind.
+    Differs: the memory is a window, and a new sample joins the cluster within which it lies. Two
+    views of each image, since most images do not return. No setting depends on `--num-steps`.
+    Published: no such run.
     """
     return replace(
         spcl(),
@@ -209,8 +209,8 @@ def spcl_small() -> RunConfig:
 def spcl_reid_small() -> RunConfig:
     """SpCL on some hundred images of vehicles by two cameras, from scratch, on a CPU.
 
-    Paper: arXiv:2006.02713. Two views of 64 pixels, since nothing was learned elsewhere before;
-    clusters of two, since a vehicle has an image by each camera. `--method.memory` is the number
+    Paper: arXiv:2006.02713. Two views of 64 pixels, since the network is not pretrained;
+    clusters of two, since a vehicle has one image of each camera. `--method.memory` is the number
     of images and `--method.fill-steps` the steps of one pass. Score it with `streamssl evaluate
     retrieval`: from 28 to 51 % mean average precision in three minutes, see BENCHMARKS.md.
     """

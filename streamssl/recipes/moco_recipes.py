@@ -17,11 +17,11 @@ from streamssl.recipes.common import IMAGENET_STEPS_256, IMAGENET_STEPS_4096, SM
 
 
 def moco_v1() -> RunConfig:
-    """MoCo v1: a linear head, temperature 0.07, the rate falls by ten at 120 and 160 of 200 epochs.
+    """MoCo v1: linear head, temperature 0.07, rate divided by ten at 120 and 160 of 200 epochs.
 
-    Paper: arXiv:1911.05722. The authors ran it on 8 GPUs at batch 256: views of 20 % of the area at
-    least, colours always changed, no blur.
-    Differs: keys share batch norm in shuffled groups of 32, whatever the number of GPUs.
+    Paper: arXiv:1911.05722. The authors ran it on 8 GPUs at batch 256: views of at least 20 %
+    of the area, colours always changed, no blur.
+    Differs: keys share batch norm in shuffled groups of 32, for any number of GPUs.
     Published: 60.8 % linear accuracy on ImageNet, the mean of five runs (their README).
     """
     jitter = crops.ColourJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.4)
@@ -41,7 +41,7 @@ def moco_v2() -> RunConfig:
 
     Paper: arXiv:2003.04297. The authors ran it on 8 GPUs for 200 epochs of ImageNet: SGD at 0.03
     with a cosine, `--mlp --moco-t 0.2 --aug-plus --cos` of their code.
-    Differs: keys share batch norm in shuffled groups of 32, whatever the number of GPUs.
+    Differs: keys share batch norm in shuffled groups of 32, for any number of GPUs.
     Published: 67.5 % linear accuracy, the mean of five runs; 71.1 % after 800 epochs (their
     README).
     Command: `streamssl pretrain moco-v2 --data 's3://bucket/{0000..0999}.tar' --out runs/b`.
@@ -58,12 +58,11 @@ def moco_v2() -> RunConfig:
 
 
 def moco_v1_stream() -> RunConfig:
-    """MoCo v1 on a stream without an end: the rate stays after the warm-up.
+    """MoCo v1 on a stream without an end: a constant rate after warm-up.
 
     Paper: arXiv:1911.05722; otherwise `moco-v1`.
-    Differs: warm-up of 5,000 steps, no fall of the rate. Nothing depends on `--num-steps`.
-    Published: nothing of the kind; the paper's run on a billion images of Instagram is the
-    nearest.
+    Differs: warm-up of 5,000 steps, no decrease of the rate. No setting depends on `--num-steps`.
+    Published: no such run; the paper's run on a billion images of Instagram is the most similar.
     """
     return replace(
         moco_v1(),
@@ -92,11 +91,11 @@ def moco_v2_small() -> RunConfig:
 
 
 def moco_v2_stream() -> RunConfig:
-    """MoCo v2 on a stream without an end: the rate stays after the warm-up.
+    """MoCo v2 on a stream without an end: a constant rate after warm-up.
 
     Paper: arXiv:2003.04297; otherwise `moco-v2`.
-    Differs: warm-up of 5,000 steps, no cosine. Nothing depends on `--num-steps`.
-    Published: nothing of the kind.
+    Differs: warm-up of 5,000 steps, no cosine. No setting depends on `--num-steps`.
+    Published: no such run.
     """
     return replace(
         moco_v2(),
@@ -109,9 +108,9 @@ def moco_v3() -> RunConfig:
     """MoCo v3 with a ResNet-50: batch 4096, 100 epochs of ImageNet.
 
     Paper: arXiv:2104.02057. The authors ran it on 16 GPUs: LARS at 0.6 per 256, warm-up of ten
-    epochs, momentum from 0.99 to 1, views of 20 % of the area at least. For 1,000 epochs they give
-    what is here `--optim.base-lr 4.8 --optim.weight-decay 1.5e-6 --method.momentum 0.996`.
-    Differs: a blur is as wide as its sigma asks, on uint8.
+    epochs, momentum from 0.99 to 1, views of at least 20 % of the area. For 1,000 epochs they have,
+    in our units, `--optim.base-lr 4.8 --optim.weight-decay 1.5e-6 --method.momentum 0.996`.
+    Differs: the width of the blur follows its sigma, on uint8.
     Published: 68.9 % linear accuracy after 100 epochs, 74.6 % after 1,000 (their README).
     """
     return RunConfig(
@@ -129,9 +128,9 @@ def moco_v3_vit() -> RunConfig:
     """MoCo v3 with a ViT-S of 12 heads: batch 4096, 300 epochs of ImageNet.
 
     Paper: arXiv:2104.02057. AdamW at 1.5e-4 per 256, warm-up of 40 epochs. The first layer stays
-    random, which is what keeps large transformers from falling over (section 4), positions are
-    sines and cosines.
-    Differs: a blur is as wide as its sigma asks, on uint8.
+    random, which makes the training of large transformers stable (section 4); positions are sines
+    and cosines.
+    Differs: the width of the blur follows its sigma, on uint8.
     Published: 73.2 % linear accuracy (the authors' README).
     """
     return replace(
@@ -150,12 +149,12 @@ def moco_v3_vit() -> RunConfig:
 
 
 def moco_v3_stream() -> RunConfig:
-    """MoCo v3 on a stream without an end: batch 1024, rate and momentum stay after the warm-up.
+    """MoCo v3 on a stream without an end: batch 1024, constant rate and momentum after warm-up.
 
     Paper: arXiv:2104.02057; otherwise `moco-v3`.
-    Differs: warm-up of 5,000 steps, then the rate and the momentum of 0.99 stay. Nothing depends on
+    Differs: warm-up of 5,000 steps, then constant rate and momentum. No setting depends on
     `--num-steps`.
-    Published: nothing of the kind.
+    Published: no such run.
     """
     return replace(
         moco_v3(),
@@ -183,23 +182,23 @@ def moco_v3_small() -> RunConfig:
 def mochi() -> RunConfig:
     """MoCHi: MoCo v2 with 1,024 + 128 mixed negatives of the 1,024 hardest, from epoch 15 on.
 
-    Paper: arXiv:2010.01028. There is no code of its authors; two implementations by others agree
-    with this one. How many are mixed, and from when, is `--method.num-hardest`,
-    `--method.num-mixed`, `--method.num-mixed-with-query` and `--method.start-step`.
-    Differs: keys of the image itself are no negatives; otherwise as `moco-v2` does.
-    Published: not quoted, for want of a text to check it by; it gains less on ImageNet itself than
-    in transfer.
+    Paper: arXiv:2010.01028. Its authors published no code; two implementations by others agree
+    with this one. `--method.num-hardest`, `--method.num-mixed`, `--method.num-mixed-with-query`
+    and `--method.start-step` set the mixtures and their start.
+    Differs: keys of the image itself are no negatives; otherwise as `moco-v2`.
+    Published: not quoted, since no text was available to check it; it gains less on ImageNet
+    itself than in transfer.
     """
     return replace(moco_v2(), method=MoCHiConfig())
 
 
 def mochi_stream() -> RunConfig:
-    """MoCHi on a stream without an end; images that come again are no negatives of themselves.
+    """MoCHi on a stream without an end; images that return are no negatives of themselves.
 
     Paper: arXiv:2010.01028; otherwise `moco-v2-stream`.
-    Differs: mixing starts with step 10,000, since there are no epochs: the rate has warmed up, and
-    the queue was filled 39 times by then. Nothing depends on `--num-steps`.
-    Published: nothing of the kind.
+    Differs: mixing starts with step 10,000, since there are no epochs: after the warm-up, and after
+    the queue was filled 39 times. No setting depends on `--num-steps`.
+    Published: no such run.
     """
     return replace(moco_v2_stream(), method=MoCHiConfig(start_step=10_000))
 

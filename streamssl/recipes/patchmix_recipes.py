@@ -20,8 +20,8 @@ def patchmix() -> RunConfig:
 
     Paper: arXiv:2306.12243. Weight decay rises from 0.04 to 0.4; drop path of 0.1 in the queries'
     encoder only. For ViT-B the authors have 7.5e-4 per 256.
-    Differs: the momentum is that of each step, where theirs is one for all steps of an epoch; the
-    smoothing of plain targets by 0.1 is theirs, though their settings say 0.
+    Differs: the momentum changes at each step, theirs at each epoch. As in their code, plain
+    targets are smoothed by 0.1, though their settings have 0.
     Published: 82.8 % fine-tuned, 77.4 % linear, 73.3 % k-NN accuracy (their README).
     """
     return RunConfig(
@@ -46,7 +46,7 @@ def patchmix_cifar() -> RunConfig:
     """PatchMix as published for ViT-T on CIFAR-10: patches of 2 pixels, no momentum encoder.
 
     Paper: arXiv:2306.12243. The authors ran 800 epochs at a batch of 512. Both views as in
-    `patchmix`, the first one always blurred, which is much for 32 pixels.
+    `patchmix`: the first one is always blurred, which is much for 32 pixels.
     Differs: as `patchmix`.
     Published: 97.5 % fine-tuned, 94.4 % linear, 92.9 % k-NN accuracy (their README).
     """
@@ -69,12 +69,12 @@ def patchmix_cifar() -> RunConfig:
 
 
 def patchmix_stream() -> RunConfig:
-    """PatchMix on a stream without an end: rate, momentum and weight decay stay.
+    """PatchMix on a stream without an end: constant rate, momentum and weight decay.
 
     Paper: arXiv:2306.12243; otherwise `patchmix`.
     Differs: warm-up of 10,000 steps, decay 0.1, and no smoothing of plain targets, which its
-    authors did not mean. Nothing depends on `--num-steps`.
-    Published: nothing of the kind.
+    authors did not intend. No setting depends on `--num-steps`.
+    Published: no such run.
     """
     return replace(
         patchmix(),
@@ -88,9 +88,9 @@ def patchmix_stream() -> RunConfig:
 def patchmix_small() -> RunConfig:
     """PatchMix on images of about 32 pixels, on a CPU: four narrow blocks, patches of 4 pixels.
 
-    Paper: arXiv:2306.12243. Without a momentum encoder, as its authors have it for their smallest
-    net, and without blur. A step passes the encoder five times: at the width of 192 and a batch of
-    256 it took 4 s of a core.
+    Paper: arXiv:2306.12243. Without a momentum encoder, as the authors' smallest network, and
+    without blur. A step passes the encoder five times: with a width of 192 and a batch of 256 it
+    took 4 s of a core.
     """
     return replace(
         patchmix_cifar(),

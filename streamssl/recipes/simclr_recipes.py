@@ -27,12 +27,12 @@ _IMAGENET, _CIFAR = 1_281_167, 50_000
 def simclr() -> RunConfig:
     """SimCLR: batch 4096, ResNet-50, 100 epochs of ImageNet.
 
-    Paper: arXiv:2002.05709, as its authors' README runs it: LARS at 0.075 times the root of the
-    batch, which is 0.3 per 256 here, with the rate inside its momentum, decay 1e-4, warm-up of ten
+    Paper: arXiv:2002.05709, as in its authors' README: LARS at 0.075 times the root of the
+    batch, 0.3 per 256 here, with the rate inside its momentum, decay 1e-4, warm-up of ten
     epochs, cosine; six hours on 32 TPU v3.
-    Differs: brightness is a factor, as in SimCLR v2; a blur is as wide as its sigma asks.
-    Published: about 64.5 % linear accuracy (their README); the ResNet-50 that they give away has
-    69.1 % after a longer run.
+    Differs: brightness is a factor, as in SimCLR v2; the width of the blur follows its sigma.
+    Published: about 64.5 % linear accuracy (their README); their published ResNet-50 has 69.1 %
+    after a longer run.
     """
     return RunConfig(
         method=SimCLRConfig(),
@@ -56,7 +56,7 @@ def simclr() -> RunConfig:
 def simclr_v2() -> RunConfig:
     """SimCLR v2: three layers in the head, 800 epochs, ResNet-50 with selective kernels.
 
-    Paper: arXiv:2006.10029. LARS at 0.1 times the root of the batch. Larger nets are
+    Paper: arXiv:2006.10029. LARS at 0.1 times the root of the batch. Larger networks are
     `--backbone.name resnet152`, and `channels`, `stem_width` in `backbone.options` of a
     config.toml.
     Differs: as `simclr`.
@@ -82,12 +82,12 @@ def simclr_v2() -> RunConfig:
 
 
 def simclr_v2_fine_tune() -> RunConfig:
-    """SimCLR v2's second stage: 1 % of ImageNet's labels, from the first layer of the head on.
+    """SimCLR v2's second stage: 1 % of ImageNet's labels, from the head's first layer.
 
     Paper: arXiv:2006.10029. LARS at 0.005 times the root of the batch of 1,024, 60 epochs, no
-    decay; crops and mirrors alone. Command: `streamssl pretrain simclr-v2-fine-tune --method.start
-    runs/a --data labelled/ --out runs/b`, with the backbone of runs/a and a `--method.num-classes`
-    of your own.
+    decay; only crops and mirrors. Command: `streamssl pretrain simclr-v2-fine-tune --method.start
+    runs/a --data labelled/ --out runs/b`, with the backbone of runs/a and your own
+    `--method.num-classes`.
     Published: 64.5 % accuracy with 1 % of the labels (table 1, and the authors' README).
     """
     return replace(
@@ -108,12 +108,12 @@ def simclr_v2_fine_tune() -> RunConfig:
 
 
 def simclr_v2_distill() -> RunConfig:
-    """SimCLR v2's third stage: the fine-tuned net teaches another, or its like, on all images.
+    """SimCLR v2's third stage: a fine-tuned network teaches another, or its equal, on all images.
 
-    Paper: arXiv:2006.10029, section 2. The authors' notebook has the loss, not the length: 400
-    epochs of ImageNet at batch 4096 are what is run here. Command: `streamssl pretrain
+    Paper: arXiv:2006.10029, section 2. The authors' notebook has the loss, not the length: here
+    400 epochs of ImageNet at batch 4096. Command: `streamssl pretrain
     simclr-v2-distill --method.teacher runs/b --data 's3://bucket/{0000..0999}.tar' --out runs/c`,
-    and `--backbone` as small as you like.
+    and any smaller `--backbone`.
     Published: not quoted; it depends on the teacher.
     """
     return replace(
@@ -127,10 +127,10 @@ def simclr_v2_distill() -> RunConfig:
 def simclr_multi_crop() -> RunConfig:
     """SimCLR with SwAV's multi-crop, 2x160 + 4x96: 200 epochs of ImageNet.
 
-    Paper: arXiv:2006.09882, section 4.3 and appendix A.8: other crops of an image are left out of
-    the denominator.
+    Paper: arXiv:2006.09882, section 4.3 and appendix A.8: the denominator
+    excludes other crops of the same image.
     Differs: as `simclr`.
-    Published: not quoted, for want of a text to check it by.
+    Published: not quoted, since no text was available to check it.
     """
     return replace(
         simclr(),
@@ -140,12 +140,12 @@ def simclr_multi_crop() -> RunConfig:
 
 
 def simclr_stream() -> RunConfig:
-    """SimCLR on a stream without an end: batch 1024, the rate stays after the warm-up.
+    """SimCLR on a stream without an end: batch 1024, a constant rate after warm-up.
 
-    Paper: arXiv:2002.05709, appendix B.1: 0.075 times the root of the batch, which is kinder to
-    small batches.
-    Differs: warm-up of 5,000 steps, no cosine. Nothing depends on `--num-steps`.
-    Published: nothing of the kind.
+    Paper: arXiv:2002.05709, appendix B.1: 0.075 times the root of the batch, better for small
+    batches.
+    Differs: warm-up of 5,000 steps, no cosine. No setting depends on `--num-steps`.
+    Published: no such run.
     """
     return replace(
         simclr(),
@@ -162,11 +162,11 @@ def simclr_stream() -> RunConfig:
 
 
 def simclr_v2_stream() -> RunConfig:
-    """SimCLR v2 on a stream without an end: batch 1024, the rate stays after the warm-up.
+    """SimCLR v2 on a stream without an end: batch 1024, a constant rate after warm-up.
 
     Paper: arXiv:2006.10029; otherwise `simclr-v2`, at 0.1 times the root of the batch.
-    Differs: warm-up of 5,000 steps, no cosine. Nothing depends on `--num-steps`.
-    Published: nothing of the kind.
+    Differs: warm-up of 5,000 steps, no cosine. No setting depends on `--num-steps`.
+    Published: no such run.
     """
     return replace(
         simclr_stream(),
@@ -184,7 +184,7 @@ def simclr_v2_stream() -> RunConfig:
 def simclr_small() -> RunConfig:
     """SimCLR on images of about 32 pixels, on a CPU; temperature 0.5, as the authors for CIFAR.
 
-    Paper: arXiv:2002.05709. A batch is 512: its other images are all the negatives there are.
+    Paper: arXiv:2002.05709. A batch of 512, since its other images are the only negatives.
     """
     return RunConfig(
         method=SimCLRConfig(temperature=0.5),
@@ -202,7 +202,7 @@ def simclr_small() -> RunConfig:
 def supcon() -> RunConfig:
     """SupCon on CIFAR-10: batch 1024, ResNet-50 for small images, 1,000 epochs, labels `cls`.
 
-    Paper: arXiv:2004.11362, as its authors' README runs it: SGD at 0.5 with a warm-up of ten epochs
+    Paper: arXiv:2004.11362, as in its authors' README: SGD at 0.5 with a warm-up of ten epochs
     and a cosine to 0.0005, no blur.
     Differs: batch norm over all ranks.
     Published: 96.0 % linear accuracy; cross entropy has 95.0, SimCLR 93.6 (their README).
@@ -226,10 +226,10 @@ def supcon_stream() -> RunConfig:
     """SupCon on a stream of web images without an end: hashtags, or any field, as labels.
 
     Paper: arXiv:2004.11362. The label is `hashtags` of a sample's JSON (`--label NAME` for
-    another); of a list one entry is drawn each epoch. A sample without one is SimCLR's.
-    Differs: optimizer and batch of `simclr-stream`, views with blur. Nothing depends on
+    another); of a list one entry is drawn each epoch. Samples without one are used as in SimCLR.
+    Differs: optimizer and batch of `simclr-stream`, views with blur. No setting depends on
     `--num-steps`.
-    Published: nothing of the kind.
+    Published: no such run.
     """
     return replace(
         simclr_stream(),

@@ -17,9 +17,9 @@ def swav() -> RunConfig:
     """SwAV for one or a few GPUs: batch 256, feature queue, ResNet-50, 2x224 + 6x96.
 
     Paper: arXiv:2006.09882, section 4.3. The authors ran it on one node for 200 and 400 epochs of
-    ImageNet: the queue of 3,840 starts after 15 epochs, prototypes are frozen for one, LARC at 0.6
-    falls to 0.0006 by a cosine, no warm-up (their scripts/swav_200ep_bs256_pretrain.sh).
-    Differs: pixels are divided by 0.229 where theirs has 0.228.
+    ImageNet: the queue of 3,840 starts after 15 epochs, prototypes are frozen for one, LARC falls
+    from 0.6 to 0.0006 by a cosine, no warm-up (their scripts/swav_200ep_bs256_pretrain.sh).
+    Differs: pixels are divided by 0.229 theirs by 0.228.
     Published: 72.7 % linear accuracy after these 200 epochs, 74.3 % after 400 (their README).
     Command: `streamssl pretrain swav --data 's3://bucket/{0000..0999}.tar' --out runs/a`.
     """
@@ -41,9 +41,9 @@ def swav_large_batch() -> RunConfig:
     """SwAV as in its main result: batch 4096, no queue, 800 epochs of ImageNet, 2x224 + 6x96.
 
     Paper: arXiv:2006.09882, appendix A.2. The authors ran it on 64 GPUs: LARC at 4.8 after a
-    warm-up of ten epochs from 0.3, prototypes frozen for the first epoch. A block of crops for such
-    a batch is large: `--stream.max-bytes` is 16 GiB here.
-    Differs: pixels are divided by 0.229 where theirs has 0.228.
+    warm-up of ten epochs from 0.3, prototypes frozen for the first epoch. The crops of such a
+    batch are large: `--stream.max-bytes` is 16 GiB here.
+    Differs: pixels are divided by 0.229 theirs by 0.228.
     Published: 75.3 % linear accuracy; 72.1, 73.9 and 74.6 % after 100, 200 and 400 epochs (their
     README).
     """
@@ -64,9 +64,9 @@ def swav_stream() -> RunConfig:
     """SwAV on a stream without an end: batch 256, the queue after 5,000 steps, a constant rate.
 
     Paper: arXiv:2006.09882, section 4.3; otherwise `swav`.
-    Differs: warm-up of 1,000 steps, then the rate stays; queue and prototypes start after 5,000
-    steps, since there is no epoch to count. Nothing depends on `--num-steps`.
-    Published: nothing of the kind.
+    Differs: warm-up of 1,000 steps, then a constant rate; queue and prototypes start after 5,000
+    steps, since there are no epochs. No setting depends on `--num-steps`.
+    Published: no such run.
     """
     return replace(
         swav(),
@@ -79,10 +79,10 @@ def swav_stream() -> RunConfig:
 def swav_small() -> RunConfig:
     """SwAV on images of about 32 pixels, on a CPU: CIFAR-10 to 53 % k-NN in ten minutes.
 
-    Paper: arXiv:2006.09882. What matters on such a budget, found by short runs on CIFAR-10: an
-    epsilon of 0.03 (sharper codes), prototypes that learn from the start, a high rate, and a net
-    that is cheap enough to see each image ten times. On a CPU with bfloat16 units give
-    `--precision bf16`. Results are in BENCHMARKS.md.
+    Paper: arXiv:2006.09882. Short runs on CIFAR-10 showed what matters on such a budget: an
+    epsilon of 0.03 (sharper assignments), prototypes that learn from the start, a high rate, and a
+    network that is fast enough for ten passes. On a CPU with bfloat16 units give `--precision
+    bf16`. Results are in BENCHMARKS.md.
     """
     return RunConfig(
         method=SwAVConfig(num_prototypes=128, hidden_dim=512, epsilon=0.03, freeze_steps=0),
@@ -100,8 +100,8 @@ def swav_small() -> RunConfig:
 def swav_demo() -> RunConfig:
     """SwAV on the images of `streamssl demo`: 32-pixel crops of 48-pixel images, two minutes.
 
-    Mild colour changes on purpose: with SwAV's own jitter two crops of such an image share so
-    little at first that the loss stays at its plateau of ln 100 for longer than a demo may take.
+    Colour changes are mild: with SwAV's own jitter two crops of such an image have so little in
+    common that the loss stays at its plateau of ln 100 for longer than a demo can take.
     """
     view = replace(crops.cifar().groups[0], scale=(0.3, 1.0), grey_probability=0.1)
     return replace(

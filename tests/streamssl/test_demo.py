@@ -1,4 +1,4 @@
-"""The demo, shortened: images -> shards -> Ray readers -> SwAV -> a table of k-NN numbers."""
+"""Demo, shortened: images -> shards -> Ray readers -> SwAV -> table of k-NN accuracy."""
 
 import re
 import shlex
@@ -14,10 +14,10 @@ from tests.tinyrun import read_log
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_demo_shows_a_table_and_what_to_do_next(
+def test_the_demo_prints_scores_and_next_commands(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """What the README promises must be what a newcomer sees; the commands printed must work."""
+    """The demo is the first command of a newcomer; the commands that it prints must work."""
     out = tmp_path / "demo"
     arguments = ["demo", "--out", str(out), "--num-train", "512", "--num-test", "100"]
     assert main([*arguments, "--steps", "2"]) == 0
@@ -30,7 +30,7 @@ def test_the_demo_shows_a_table_and_what_to_do_next(
     assert all(0 <= value <= 100 for pair in scores.values() for value in pair)
     assert re.search(r"512 images trained on, \d+ images/s, data wait \d+\.\d%", text)
     assert [fields["step"] for fields in read_log(out / "swav")] == [1, 2]
-    # The last of the commands that it names can be run as it stands.
+    # The last command that it prints must work as it stands.
     command = text.split("every checkpoint while it trains):\n")[1].strip()
     program, *words = shlex.split(command)
     assert program == "streamssl" and main([*words, "--ks", "20", "200"]) == 0
@@ -40,8 +40,10 @@ def test_the_demo_shows_a_table_and_what_to_do_next(
 
 
 @pytest.mark.slow
-def test_a_demo_goes_on_or_begins_anew(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Its images are made once; a finished one is shown again from the start."""
+def test_a_demo_is_resumed_or_started_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A stopped demo is resumed; a finished one starts again with the same images."""
     arguments = ["demo", "--out", str(tmp_path), "--num-train", "512", "--num-test", "200"]
     arguments += ["--cluster", "none"]
     for steps, beginning in ((1, "1 steps"), (2, "resuming at step 1"), (2, "2 steps")):
@@ -52,6 +54,6 @@ def test_a_demo_goes_on_or_begins_anew(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_too_few_images_are_refused() -> None:
-    """A number from a handful of images would say nothing."""
+    """The accuracy on a handful of images means nothing."""
     with pytest.raises(ConfigError, match="at least 512 and 100 images"):
         DemoConfig(num_test=99)

@@ -1,4 +1,4 @@
-"""`streamssl recipes`: the list, and one of them in full."""
+"""`streamssl recipes`: the list, and one recipe in full."""
 
 import tomllib
 
@@ -15,7 +15,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_the_list_has_a_line_for_every_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    """Name, kind, method, purpose."""
+    """A line must show name, kind, method and purpose."""
     lines = shown(capsys).splitlines()
     assert [line.split()[0] for line in lines] == list(RECIPES)
     for line, (name, build) in zip(lines, RECIPES.items(), strict=True):
@@ -24,10 +24,10 @@ def test_the_list_has_a_line_for_every_recipe(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("name", ["swav", "moco-v2-stream", "patchmix-small"])
-def test_one_recipe_is_its_note_and_a_configuration(
+def test_a_recipe_is_shown_as_its_note_and_settings(
     capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    """What is shown can be saved as a config.toml, and is the same run."""
+    """The settings must give the same run when they are saved as config.toml."""
     text = shown(capsys, name)
     note, settings = text.split("\n\nnum_steps = ")
     assert note.startswith(f"{name} ({kind_of(name)}, method {RECIPES[name]().method_name})")
@@ -35,8 +35,8 @@ def test_one_recipe_is_its_note_and_a_configuration(
     assert from_fields(tomllib.loads(f"num_steps = {settings}")) == RECIPES[name]()
 
 
-def test_help_says_how_to_call_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nobody should have to read the source."""
+def test_help_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    """The usage must not have to be read from the source."""
     assert shown(capsys, "--help") == "usage: streamssl recipes [NAME]\n"
 
 
@@ -47,9 +47,9 @@ def test_help_says_how_to_call_it(capsys: pytest.CaptureFixture[str]) -> None:
         (["swav", "byol"], "2 names of recipes; `streamssl recipes` takes at most one"),
     ],
 )
-def test_what_cannot_be_shown_is_a_sentence(
+def test_a_wrong_name_is_refused(
     capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
-    """Found, allowed, remedy."""
+    """The message must hold the finding, the allowed values and a remedy."""
     assert main(["recipes", *arguments]) == 2
     assert words in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Weighted k-NN against ten lines of NumPy; embedding leaves the encoder as it was."""
+"""Weighted k-NN against ten lines of NumPy; embedding leaves the encoder unchanged."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from streamssl.evaluation.knn import KnnConfig, embed, knn_accuracy, raw_pixel_f
 
 
 def make_rows(seed, num, num_features=12, num_classes=5):
-    """Features (num, 12) that lean a little towards their class, and labels (num,)."""
+    """Return features (num, 12) near the centre of their class, and labels (num,)."""
     rng = np.random.default_rng([7, seed])
     labels = np.arange(num) % num_classes
     centres = np.random.default_rng(3).standard_normal((num_classes, num_features))
@@ -19,7 +19,7 @@ def make_rows(seed, num, num_features=12, num_classes=5):
 
 
 def reference_accuracy(train, train_labels, test, test_labels, k, temperature):
-    """The protocol, one test row at a time, in float64."""
+    """Return the accuracy, computed row by row in float64."""
     train = train.astype(np.float64) / np.linalg.norm(train, axis=1, keepdims=True)
     test = test.astype(np.float64) / np.linalg.norm(test, axis=1, keepdims=True)
     num_right = 0
@@ -54,7 +54,7 @@ def test_separate_clusters_are_all_found():
     assert knn_accuracy(features, labels, features[::-1], labels[::-1]) == {20: 100.0, 200: 100.0}
 
 
-def test_more_test_rows_than_one_look_up_takes_are_all_counted():
+def test_test_rows_of_several_searches_are_all_counted():
     """A block of test rows that is dropped or counted twice bends the percentage."""
     train, train_labels = make_rows(0, 60)
     test, test_labels = make_rows(1, 5000)
@@ -112,7 +112,7 @@ def test_settings_that_cannot_work_are_refused(settings, message):
         ({"train_features": np.zeros((0, 12), np.float32)}, r"\(0, 12\) with labels"),
     ],
 )
-def test_labels_and_features_that_do_not_fit_are_named(change, message):
+def test_labels_and_features_that_do_not_fit_are_refused(change, message):
     """A missing label taken for a class, or NaN in a feature, gives a meaningless number."""
     features, labels = make_rows(0, 50)
     arguments = {
@@ -153,7 +153,7 @@ def test_embedding_normalises_as_training_does():
     np.testing.assert_allclose(found, np.tile(expected, (2, 1)), rtol=1e-5)
 
 
-def test_embedding_leaves_the_encoder_as_it_was():
+def test_embedding_leaves_the_encoder_unchanged():
     """An evaluation that left eval mode on, or moved statistics, would change the run."""
     encoder = make_encoder().train()
     encoder[1].eval()  # frozen on purpose
@@ -165,7 +165,7 @@ def test_embedding_leaves_the_encoder_as_it_was():
 
 
 def test_a_failing_encoder_gets_its_mode_back():
-    """An image that fails in the middle must not leave the run in eval mode."""
+    """An image that fails must not leave the run in eval mode."""
     encoder = make_encoder().train()
     with pytest.raises(RuntimeError):
         embed(encoder, [np.zeros((1, 4, 4, 5), np.uint8)])
@@ -181,14 +181,14 @@ def test_half_precision_and_read_only_images_give_float32_features():
     np.testing.assert_allclose(found, embed(encoder, [images]), atol=0.05)
 
 
-def test_no_image_to_embed_is_said_in_words():
+def test_no_image_to_embed_is_refused():
     """torch.cat of nothing would complain about a list."""
     with pytest.raises(UserError, match="no image to embed"):
         embed(make_encoder(), [])
 
 
 def test_raw_pixels_become_small_rows():
-    """The floor of every comparison must be the pixels themselves, on one scale."""
+    """The baseline of each comparison must be the pixels themselves, on one scale."""
     images = np.full((3, 40, 40, 3), 51, np.uint8)
     rows = raw_pixel_features(images, size=8)
     assert rows.shape == (3, 192) and rows.dtype == np.float32

@@ -1,4 +1,4 @@
-"""Who decodes the images of a run on a cluster: as asked, as it began, and refused in time."""
+"""Decode placement: as requested, as the run began, or refused before anything starts."""
 
 import io
 from pathlib import Path
@@ -36,8 +36,8 @@ def chosen(run: PreparedRun, decode: Any, num_gpus: int = 0) -> tuple[str, str]:
     return place, file.getvalue()
 
 
-def test_a_run_goes_on_as_it_began(shards_folder: Path, tmp_path: Path) -> None:
-    """What was measured or asked for once holds, until something else is asked for."""
+def test_a_resumed_run_keeps_its_choice(shards_folder: Path, tmp_path: Path) -> None:
+    """A choice must hold until the user requests another one."""
     run = opened(shards_folder, tmp_path / "run")
     assert chosen(run, None) == ("readers", "")
     assert chosen(run, "trainers") == (
@@ -48,8 +48,8 @@ def test_a_run_goes_on_as_it_began(shards_folder: Path, tmp_path: Path) -> None:
     assert chosen(run, "readers")[0] == "readers" and chosen(run, None)[0] == "readers"
 
 
-def test_what_needs_a_gpu_is_cropped_by_trainers(shards_folder: Path, tmp_path: Path) -> None:
-    """Readers get no GPU, and a cluster without any can only fail later."""
+def test_an_engine_that_needs_a_gpu_runs_in_trainers(shards_folder: Path, tmp_path: Path) -> None:
+    """Readers get no GPU, and a cluster without GPUs would fail much later."""
     run = opened(shards_folder, tmp_path / "run", "dali-gpu")
     with pytest.raises(ConfigError, match=r"has no GPU at this moment; give --trainer-gpus 1 if"):
         chosen(run, None)
@@ -67,18 +67,18 @@ def test_what_needs_a_gpu_is_cropped_by_trainers(shards_folder: Path, tmp_path: 
         ({"cluster": "none"}, r"torch sees no NVIDIA GPU; use --engine opencv"),
     ],
 )
-def test_a_gpu_that_is_not_there_is_a_sentence(
+def test_a_missing_gpu_is_refused(
     options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is read or started."""
+    """The message must come before anything is read or started."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=message):
         check_engine(tiny_swav(engine="dali-gpu"), Placement(**options))
 
 
-def test_trainers_of_another_machine_may_have_gpus_that_this_one_lacks(
+def test_a_driver_without_a_gpu_may_start_trainers_with_gpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever starts a run on a cluster needs none."""
+    """The machine that starts a run on a cluster needs no GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     check_engine(tiny_swav(engine="dali-gpu"), Placement(cluster="auto"))

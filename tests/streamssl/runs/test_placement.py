@@ -1,4 +1,4 @@
-"""Where a run runs is checked before anything starts, and says what would work."""
+"""Placement: settings that cannot work are refused before anything starts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,24 +34,22 @@ from tests.tinyrun import tiny_swav, train_here
         ({"cluster": "everywhere"}, r"cluster='everywhere'; it must be none, local, auto or"),
     ],
 )
-def test_what_cannot_work_is_refused_in_a_sentence(options: dict[str, Any], message: str) -> None:
-    """A Ray that is started for nothing costs half a minute, one of the cloud more."""
+def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
+    """To start a Ray in vain costs half a minute, and more in a cloud."""
     with pytest.raises(ConfigError, match=message):
         Placement(**options)
 
 
-def test_trainers_that_cannot_share_a_batch_are_refused_with_those_that_can(
-    shards_folder: Path, tmp_path: Path
-) -> None:
-    """Of 16 rows three ranks would see different numbers; nothing may be written before."""
+def test_a_batch_that_trainers_cannot_share_is_refused(shards_folder: Path, tmp_path: Path) -> None:
+    """Three ranks cannot share 16 rows; nothing may be written before the refusal."""
     out, placement = tmp_path / "run", Placement(cluster="local", trainers=3)
     with pytest.raises(ConfigError, match=r"one of 1, 2, 4, 8, 16; give --trainers 2 or 4"):
         train_here(tiny_swav(), shards_folder, out, placement=placement)
     assert not out.exists()
 
 
-def test_options_say_where_readers_and_trainers_run() -> None:
-    """A range of readers, and pools in order of preference, are words on the command line."""
+def test_options_become_a_placement() -> None:
+    """A range of readers, and pools in order of preference, come from the command line."""
     words = (
         "swav --data a --out b --cluster auto --readers 4..200 --trainers 8 --trainer-gpus 1 "
         "--reader-pool pool=spot pool=reserved --decode trainers --debug-ports 9500-9599"

@@ -1,4 +1,4 @@
-"""What a person sees of a run."""
+"""Progress: one live line on a terminal, plain lines in a file."""
 
 import io
 import re
@@ -18,8 +18,8 @@ def shown(num_steps: int, *, terminal: bool, steps: list[int], start: int = 0) -
     return text.getvalue()
 
 
-def test_a_file_gets_plain_lines_with_all_that_matters() -> None:
-    """A log of a batch job must be readable: no escape codes, no line per step."""
+def test_a_file_gets_few_plain_lines() -> None:
+    """The log of a batch job needs no escape codes and no line for each step."""
     lines = shown(101, terminal=False, steps=[1, 2, 3]).splitlines()
     assert lines == [
         "step 1/101 · loss 1.2346 · 50 images/s · data wait 25.0% · 3 rejected · 3:20 left"
@@ -27,22 +27,22 @@ def test_a_file_gets_plain_lines_with_all_that_matters() -> None:
 
 
 def test_the_last_step_is_always_shown() -> None:
-    """The end of a log says how it ended."""
+    """The end of a log must show how the run ended."""
     lines = shown(3, terminal=False, steps=[1, 2, 3]).splitlines()
     assert len(lines) == 2
     assert lines[-1].startswith("step 3/3 ") and lines[-1].endswith("9 rejected · 0:00 left")
 
 
 def test_a_terminal_gets_one_live_line() -> None:
-    """Whatever was shown is gone when the run ends."""
+    """The live line must be removed when the run ends."""
     text = shown(10, terminal=True, steps=[1, 2])
     assert "step 2/10" in text
     visible = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.splitlines()[-1])
     assert visible.strip() == ""
 
 
-def test_totals_are_those_of_this_start() -> None:
-    """Images a second of a resumed run must not count the steps before it."""
+def test_totals_count_this_start_only() -> None:
+    """Images/s of a resumed run must not count earlier steps."""
     console = Console(quiet=True)
     with Progress(100, 90, console) as progress:
         for step in (91, 92):
@@ -54,6 +54,6 @@ def test_totals_are_those_of_this_start() -> None:
 @pytest.mark.parametrize(
     ("steps", "expected"), [(31, "1:00 left"), (1801, "1:00:00 left"), (2, "0:02 left")]
 )
-def test_time_left_is_told_in_hours_and_minutes(steps: int, expected: str) -> None:
-    """Seconds alone say nothing about a run of days."""
+def test_time_left_is_shown_in_hours_and_minutes(steps: int, expected: str) -> None:
+    """Seconds alone cannot be read for a run of days."""
     assert shown(steps, terminal=False, steps=[1]).strip().endswith(expected)

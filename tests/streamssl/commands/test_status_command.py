@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from cluster.protocol.lease_counters import LeaseSnapshot, RunningLease
-from cluster.protocol.run_status import ActorStatus, TimedEvent, NodeStatus, Status
+from cluster.protocol.run_status import ActorStatus, NodeStatus, Status, TimedEvent
 from shards.errors import ConfigError
 from streamssl.commands.status import find_place, parse_status, render
 

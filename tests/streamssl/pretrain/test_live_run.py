@@ -1,23 +1,27 @@
-"""The live page of real runs: while they train, and again from their folders."""
+"""Metrics and live page of a real run in one process, while it trains and from its folder."""
 
 import io
 import json
 import os
 import re
+import shutil
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from shards.errors import ConfigError
-from streamssl.commands.live import ShowLive, is_training, show_live
-from streamssl.pretrain.live_run import address_of, read_places
-from streamssl.pretrain.replay_page import reopened
+from streamssl.commands.live import ShowLive, is_training, live_address, show_live
+from streamssl.pretrain.replay_page import replay_page
 from streamssl.pretrain.run import pretrain
+from streamssl.pretrain.run_gallery import read_gallery
+from streamssl.runs.file_names import METRICS_ADDRESS
 from streamssl.runs.placement import Placement
-from tests.tinyrun import make_shards, read_log, tiny_swav, train_here
+from tests.tinyrun import make_shards, read_log, tiny_swav
+
+NUM_STEPS = 6
 
 
 def get(url):
@@ -29,139 +33,166 @@ def state_at(address):
     return json.loads(get(f"{address}state"))
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Images, and a shard that is no tar: one reject."""
-    folder = make_shards(tmp_path_factory.mktemp("live") / "data", num=96, per_shard=20)
-    sorted(folder.glob("*.tar"))[1].write_bytes(b"no tar at all" * 200)
-    return folder
+def samples_at(address):
+    """Return the samples of /metrics by name and label values."""
+    page = get(f"{address}metrics").decode()
+    return {
+        " ".join((sample.name.removeprefix("streamssl_"), *sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
 
 
-@pytest.fixture(scope="module")
-def ended(data, tmp_path_factory):
-    """The folder of a run of twelve steps."""
-    out = tmp_path_factory.mktemp("live") / "run"
-    train_here(tiny_swav(num_steps=12), data, out)
-    return out
+def show(run):
+    """Return the output of `streamssl live`."""
+    output = io.StringIO()
+    show_live(ShowLive(run=run), Console(file=output, soft_wrap=True), lambda: None)
+    return output.getvalue()
 
 
-def test_a_run_shows_a_crop_and_a_reject_while_it_trains(data, tmp_path):
-    """The page would be empty until somebody found out why."""
-    text, seen = io.StringIO(), {}
+class WatchedRun:
+    """A run of six steps on shards with a broken one, and what it served meanwhile."""
 
-    def look():
-        found = re.search(r"live page at (\S+)", text.getvalue())
-        assert found is not None and found[1] == address_of(tmp_path / "run")
-        assert b"Am I stalled?" in get(found[1])
-        seen.update(state_at(found[1]))
+    def __init__(self, folder):
+        data = make_shards(folder / "data", num=96, per_shard=20)
+        sorted(data.glob("*.tar"))[1].write_bytes(b"no tar at all" * 200)
+        self.out, self.output = folder / "run", io.StringIO()
+        console = Console(file=self.output, soft_wrap=True)
+        config = tiny_swav(num_steps=NUM_STEPS)
+        pretrain(config, str(data), self.out, Placement(readers=1), console, self.look)
+
+    def look(self):
+        """Read all pages; called after each step."""
+        found = re.search(r"live page at (\S+)", self.output.getvalue())
+        assert found is not None
+        self.printed, self.address = found[1], live_address(self.out)
+        deadline = time.monotonic() + 10
+        while "disk_free_bytes out" not in (samples := samples_at(self.printed)) or (
+            "lead_seconds" not in samples
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        self.samples, self.state = samples, state_at(self.printed)
+        self.page, self.shown = get(self.printed), show(self.out)
         return False
 
-    console = Console(file=text, soft_wrap=True)
-    pretrain(tiny_swav(num_steps=6), str(data), tmp_path / "run", Placement(), console, look)
-    assert seen["run"]["name"] == "run" and seen["run"]["num_steps"] == 6
-    gallery = seen["sections"]["gallery"]
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    return WatchedRun(tmp_path_factory.mktemp("live"))
+
+
+@pytest.fixture(scope="module")
+def ended(watched):
+    return watched.out
+
+
+@pytest.fixture
+def copy(ended, tmp_path):
+    """A copy of the run with its settings and its log only."""
+    for name in ("config.toml", "metrics.jsonl"):
+        (tmp_path / name).write_bytes((ended / name).read_bytes())
+    return tmp_path
+
+
+def test_a_run_in_one_process_serves_its_measurements(watched):
+    """Names must be those of a run on a cluster; unmeasured gauges must be absent."""
+    seen = watched.samples
+    assert seen["train_step"] == seen["steps_wanted"] == NUM_STEPS
+    assert seen["samples_total trained"] == 16 * NUM_STEPS <= seen["samples_total cropped"]
+    assert seen["bucket_bytes_total file"] > 0 and seen["bucket_requests_total file"] > 0
+    assert seen["bucket_errors_total file throttled"] == 0
+    assert seen["memory_bytes driver"] > 1e8 and seen["buffer_limit_bytes reader"] > 0
+    assert 0 < seen["disk_free_bytes out"] <= seen["disk_size_bytes out"]
+    assert seen["gradient_norm"] > 0 and seen["queue_fill_ratio"] == 1
+    phases = ("copy", "forward_backward", "collectives", "optimizer")
+    inside = sum(seen[f"step_phase_seconds_total {phase}"] for phase in phases)
+    assert 0.5 * seen["step_seconds_sum"] < inside <= seen["step_seconds_sum"] * 1.01
+    assert seen["step_phase_seconds_total checkpoint"] > 0
+    absent = {"world_size", "control_term", "knn_accuracy_ratio", "queue_drift"}
+    assert not absent & seen.keys()
+
+
+def test_the_live_page_shows_crops_and_rejects_while_the_run_trains(watched):
+    """A page would be empty, or at another address than the printed one."""
+    assert watched.printed == watched.address and b"Am I stalled?" in watched.page
+    assert watched.state["run"]["name"] == "run"
+    assert watched.state["run"]["num_steps"] == NUM_STEPS
+    gallery = watched.state["sections"]["gallery"]
     assert gallery["crops"][-1]["step"] == 1
     assert [tile["reason"] for tile in gallery["rejects"]] == ["broken_tar"]
-    assert address_of(tmp_path / "run") == ""
+    shown = rf"{watched.out} is training now; its page is at {watched.printed}\n"
+    assert re.fullmatch(shown, watched.shown)
+    assert not is_training(watched.out) and live_address(watched.out) == ""
+    assert not (watched.out / METRICS_ADDRESS).exists()
 
 
-def test_an_ended_run_is_opened_from_its_folder(ended):
-    """What was learned over night is looked at in the morning."""
+@pytest.mark.slow
+def test_crops_of_an_ended_run_are_made_again(ended):
+    """Only ids are kept; a page of last night would show no images."""
+    with replay_page(ended) as address:
+        deadline = time.monotonic() + 50
+        while not (tile := state_at(address)["sections"]["gallery"]["crops"][0])["image"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert get(address.rstrip("/") + tile["image"]).startswith(b"\xff\xd8")
+
+
+def test_the_page_of_an_ended_run_is_made_from_its_folder(ended, tmp_path):
+    """A run of last night could not be checked in the morning."""
     lines = read_log(ended)
-    with reopened(ended) as address:
-        state = state_at(address)
+    shutil.copytree(ended, tmp_path / "run", ignore=shutil.ignore_patterns("gallery.json"))
+    ended = tmp_path / "run"
+    with replay_page(ended) as address:
         assert b"Am I stalled?" in get(address)
+        state = state_at(address)
     history = state["history"]
     assert history["streamssl_loss"] == [line["loss"] for line in lines]
-    assert history["streamssl_train_step"] == list(range(1, 13))
+    assert history["streamssl_train_step"] == list(range(1, NUM_STEPS + 1))
     assert state["run"]["ended"] == pytest.approx(os.path.getmtime(ended / "metrics.jsonl"), abs=1)
     rejects = state["values"]['streamssl_rejects_total{reason="broken_tar"}']
     assert rejects == sum(line["num_rejects"] for line in lines) > 0
-    assert state["sections"]["answers"]["learning"]["short"] == "It is done."
-    assert state["sections"]["answers"]["progress"]["text"].startswith("Step 12 of 12, after")
+    answers = state["sections"]["answers"]
+    assert answers["learning"]["short"] == "It is done."
+    assert answers["progress"]["text"].startswith("Step 6 of 6, after")
 
 
-def test_crops_of_an_ended_run_are_made_again(ended):
-    """Only ids are kept; the images come from the shards."""
-    assert read_places(ended, num_shards=9)
-    with reopened(ended) as address:
-        for _ in range(300):
-            tiles = state_at(address)["sections"]["gallery"]["crops"]
-            if tiles[0]["image"]:
-                break
-            time.sleep(0.1)
-        assert get(address.rstrip("/") + tiles[0]["image"]).startswith(b"\xff\xd8")
-
-
-def test_an_ended_run_opens_without_its_data(ended, tmp_path):
-    """A bucket that was emptied, a folder that was copied: the numbers are still there."""
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for name in ("config.toml", "metrics.jsonl"):
-        (copy / name).write_bytes((ended / name).read_bytes())
+def test_an_ended_run_opens_without_its_data(copy):
+    """The numbers must remain after the bucket was emptied."""
     (copy / "gallery.json").write_text("{")
-    with reopened(copy) as address:
+    with replay_page(copy) as address:
         state = state_at(address)
-    assert len(state["history"]["time"]) == 12 and "gallery" not in state["sections"]
+    assert len(state["history"]["time"]) == NUM_STEPS and "gallery" not in state["sections"]
+    shown = rf"the page of {copy} is at http://127\.0\.0\.1:\d+/; Ctrl-C ends it\n"
+    assert re.fullmatch(shown, show(copy))
 
 
-def test_a_long_log_becomes_as_many_points_as_a_live_run_keeps(ended, tmp_path):
-    """A log of a million lines would take the browser down."""
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    (copy / "config.toml").write_bytes((ended / "config.toml").read_bytes())
-    line = read_log(ended)[0]
-    lines = [json.dumps({**line, "step": step}) for step in range(1, 5001)]
+def test_a_long_log_becomes_as_many_points_as_a_live_run_keeps(copy):
+    """A log of a million lines would be too much for a browser."""
+    line = read_log(copy)[0]
+    lines = [json.dumps({**line, "step": step}) for step in range(1, 2001)]
     (copy / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    with reopened(copy) as address:
-        history = state_at(address)["history"]
-    steps = history["streamssl_train_step"]
-    assert len(steps) <= 601 and steps[0] == 1 and steps[-1] == 5000
-
-
-def test_the_command_says_where_the_page_is(ended):
-    """An address is all that it gives."""
-    text = io.StringIO()
-    show_live(ShowLive(run=ended), Console(file=text, soft_wrap=True), lambda: None)
-    assert re.match(
-        rf"{ended} is shown at http://127\.0\.0\.1:\d+/; Ctrl-C ends it", text.getvalue()
-    )
-
-
-def test_a_run_that_trains_is_not_opened_a_second_time(data, tmp_path):
-    """Its own page is newer, and it is the one that others look at."""
-    out, told = tmp_path / "run", io.StringIO()
-
-    def look():
-        show_live(ShowLive(run=out), Console(file=told, soft_wrap=True), lambda: None)
-        return bool(read_log(out))
-
-    train_here(tiny_swav(num_steps=4), data, out, stop=look)
-    assert re.match(rf"{out} trains at this moment; its page is at http://\S+/\n", told.getvalue())
-    assert not is_training(out)
+    with replay_page(copy) as address:
+        steps = state_at(address)["history"]["streamssl_train_step"]
+    assert len(steps) <= 601 and steps[0] == 1 and steps[-1] == 2000
 
 
 @pytest.mark.parametrize(
-    ("files", "message"),
-    [((), "is no run"), (("config.toml",), "has no finished step")],
+    ("missing", "message"),
+    [("config.toml", "is not a run"), ("metrics.jsonl", "has no finished step")],
 )
-def test_folders_without_a_run_are_refused_in_one_sentence(ended, tmp_path, files, message):
-    """A stack of Python for a slip of the finger."""
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for name in files:
-        (folder / name).write_bytes((ended / name).read_bytes())
+def test_folders_without_a_run_are_refused_in_one_sentence(copy, missing, message):
+    """A stack trace for a typing error."""
+    (copy / missing).unlink()
     with pytest.raises(ConfigError, match=message):
-        show_live(ShowLive(run=folder), Console(file=io.StringIO()), lambda: None)
+        show(copy)
 
 
-def test_damaged_notes_cost_the_images_alone(tmp_path: Path):
-    """A run must not fail for what it shows."""
-    for text in (
-        "",
-        "[]",
-        '{"places": [{"shard": "x"}]}',
-        '{"places": [{"shard": 99, "offset": 0}]}',
-    ):
-        (tmp_path / "gallery.json").write_text(text)
-        assert read_places(tmp_path, num_shards=3) == []
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"places": [{"shard": "x"}]}', '{"places": [{"shard": 99, "offset": 0}]}'],
+)
+def test_a_damaged_gallery_file_costs_only_the_images(tmp_path, text):
+    """A run must not fail because of its page."""
+    (tmp_path / "gallery.json").write_text(text)
+    assert read_gallery(tmp_path, num_shards=3) == []

@@ -1,8 +1,7 @@
-"""A batch of a run, made again from its folder: the very crops, or the reason why not."""
+"""A batch of a run is made again bit by bit from its folder, or refused with the reason."""
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +18,8 @@ from streamssl.runs.run_data import DataConfig, open_data
 from tests.tinyrun import make_shards, read_log, tiny_swav, train_here
 
 
-def test_every_batch_of_a_run_can_be_made_again(finished_run: Path, shards_folder: Path) -> None:
-    """Digest by digest, and pixel by pixel."""
+def test_every_batch_is_made_again_bit_by_bit(finished_run, shards_folder):
+    """A user would look at other crops than those of the step."""
     config = read_toml(finished_run / "config.toml")
     data = open_data(DataConfig(patterns=(str(shards_folder),)), RangeReader())
     cropper = ChunkCropper(crop_job(config, data), RangeReader())
@@ -35,54 +34,50 @@ def test_every_batch_of_a_run_can_be_made_again(finished_run: Path, shards_folde
         for place, (row, offset) in enumerate(batch.ids.tolist()):
             for group, expected in zip(batch.crops, crops[row, offset], strict=True):
                 assert np.array_equal(group[place], expected)
+    # Signed addresses are not saved, so the user may name the shards again.
+    named = DataConfig(patterns=(f"{shards_folder}/*.tar",))
+    assert open_batch(finished_run, fields["step"], RangeReader(), named).digest == batch.digest
 
 
-def test_the_shards_may_be_named_again(finished_run: Path, shards_folder: Path) -> None:
-    """Addresses that were signed are not saved, so nothing opens them."""
-    data = DataConfig(patterns=(f"{shards_folder}/*.tar",))
-    log = read_log(finished_run)
-    assert open_batch(finished_run, 3, RangeReader(), data).digest == log[2]["digest"]
-
-
-def test_a_mixture_with_a_change_of_weights_is_made_again(tmp_path: Path) -> None:
-    """The journal is part of the run."""
+def test_a_changed_mixture_is_replayed_with_its_weights(tmp_path):
+    """The journal is part of the run: without it, batches would differ."""
     patterns = tuple(str(make_shards(tmp_path / name, num=60)) for name in "ab")
-    for num_steps, weights in ((2, ("0.7", "0.3")), (6, ("1", "1"))):
+    for num_steps, weights in ((2, ("0.7", "0.3")), (4, ("1", "1"))):
         data = DataConfig(patterns=patterns, weights=weights)
         train_here(tiny_swav(num_steps=num_steps, save_every=2), data, tmp_path / "run")
     for fields in read_log(tmp_path / "run"):
-        assert (
-            open_batch(tmp_path / "run", fields["step"], RangeReader()).digest == fields["digest"]
-        )
+        found = open_batch(tmp_path / "run", fields["step"], RangeReader())
+        assert found.digest == fields["digest"]
 
 
-def test_what_cannot_be_made_again_says_why(finished_run: Path, tmp_path: Path) -> None:
-    """Each of the files is needed, and a batch that differs is a broken promise."""
+def test_a_batch_that_cannot_be_replayed_is_refused(finished_run, tmp_path):
+    """A wrong batch would be taken for the trained one."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     with pytest.raises(ConfigError, match=r"step 7 is not in .*, which has steps 1 to 6: name one"):
         open_batch(run, 7, RangeReader())
     other = DataConfig(patterns=(str(make_shards(tmp_path / "other", num=64, seed=5)),))
-    with pytest.raises(CursorMismatch, match=r"journal\.jsonl is of other data or another order"):
+    with pytest.raises(CursorMismatch, match=r"journal\.jsonl"):
         open_batch(run, 2, RangeReader(), other)
     lines = [json.dumps(fields | {"digest": "x"}) for fields in read_log(run)]
-    (run / "metrics.jsonl").write_text("\n".join(lines))
-    with pytest.raises(ReplayDiffers, match="step 2 was trained on batch x, and "):
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ReplayDiffers, match="step 2 was trained on batch x, but the order now"):
         open_batch(run, 2, RangeReader())
     old = [{k: v for k, v in fields.items() if k != "cursor"} for fields in read_log(finished_run)]
-    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, old)))
-    with pytest.raises(ConfigError, match="does not say where step 1 ended; runs of this version"):
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, old)) + "\n")
+    with pytest.raises(ConfigError, match="does not tell where step 1 ended; runs of this version"):
         open_batch(run, 2, RangeReader())
     (run / "manifest.parquet").write_bytes(b"junk")
     with pytest.raises(ManifestError, match="cannot be read as a manifest"):
         open_batch(run, 1, RangeReader())
 
 
-def test_shards_that_changed_since_are_refused(tmp_path: Path) -> None:
-    """Other images under the same name are not what was trained on."""
-    data = make_shards(tmp_path / "data", num=64)
-    train_here(tiny_swav(num_steps=1), data, tmp_path / "run")
+def test_shards_that_changed_since_are_refused(shards_folder, tmp_path):
+    """Other images under the same name are not those of the training."""
+    run, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(shards_folder, data)
+    train_here(tiny_swav(num_steps=1), data, run)
     for shard in data.glob("*.tar"):
         shard.write_bytes(shard.read_bytes())
     with pytest.raises(ShardChanged, match="was written to since the shards were listed"):
-        open_batch(tmp_path / "run", 1, RangeReader())
+        open_batch(run, 1, RangeReader())

@@ -25,7 +25,7 @@ CHARTS = {"chart-wait", "chart-lead", "chart-rates", "chart-readers", "chart-pha
           "chart-loss", "chart-prototypes", "chart-rejects", "chart-actors",
           "chart-effective_rank", "chart-learning_rate"}  # fmt: skip
 LINE = "document.querySelector('#chart-loss .js-line').getAttribute('d')"
-POINTS = "document.getElementById('chart-loss').data[0]"
+POINTS = "document.getElementById('chart-loss')?.data?.[0]"
 
 
 class ServedRun:
@@ -134,7 +134,7 @@ def test_a_new_step_is_shown_within_three_seconds(browser):
         for seconds in (6, 3):
             run.go_on()
             run.hub.add_to_history(time.time() - seconds)
-        visit.wait_for(f"{POINTS}?.x.at(-1) === 4 && document.querySelector('#chart-loss .js-line')")
+        visit.wait_for(f"{POINTS}.x.at(-1) === 4 && document.querySelector('#chart-loss .js-line')")
         before = visit.evaluate(LINE)
         run.go_on()
         began = time.monotonic()

@@ -1,1 +1,1 @@
-"""The learning plane: methods, trainer, evaluation, the one command line."""
+"""Learning plane: methods, training, evaluation, command line."""

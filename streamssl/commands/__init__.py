@@ -1,1 +1,1 @@
-"""Commands of the one command line, a file for each: options, what they call, what is shown."""
+"""Commands of the command line, one file each: options, call, output."""

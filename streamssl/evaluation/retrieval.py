@@ -1,8 +1,8 @@
-"""Retrieval on frozen features: whether the images of one identity are each other's nearest.
+"""Retrieval on frozen features: mean average precision and rank-k accuracy.
 
-The protocol of re-identification (Zheng et al., "Scalable person re-identification", 2015): every
-query ranks the whole gallery by cosine similarity; mean average precision, and how often one of the
-first k is right. Queries and gallery usually come from different cameras.
+The protocol is that of re-identification (Zheng et al., "Scalable person re-identification",
+2015): each query ranks the whole gallery by cosine similarity, and images with its label are right.
+Queries and gallery usually come from different cameras.
 
 Shape letters: Q queries, N gallery images, D features.
 """

@@ -18,7 +18,6 @@ from shards.samples.subset_file import load_subset
 from shards.stores.range_reader import RangeReader
 from shards.stream.journal import Journal
 from shards.stream.manifest import Manifest
-from shards.stream.manifest_file import read_manifest
 from shards.stream.manifest_listing import open_manifest
 from shards.stream.mixture import Weights, parse_weights
 from shards.stream.order import Order
@@ -177,10 +176,3 @@ def read_data(path: Path) -> DataConfig:
             f"{path} cannot be read ({error}); a run of this version writes it: name the folder of "
             "such a run"
         ) from error
-
-
-def open_saved_data(run: Path) -> OpenedData:
-    """Return the data that a run saved in its folder. Raises ConfigError, ManifestError."""
-    saved = read_data(run / "data.toml")
-    manifest = read_manifest(run / "manifest.parquet")
-    return OpenedData(saved, manifest, load_subset(saved.subset) if saved.subset else None, ())

@@ -1,4 +1,4 @@
-"""A row of parameters executed by torchvision on Pillow images: what everybody trains with."""
+"""Crops by torchvision on Pillow images, the usual augmentation of published results."""
 
 import numpy as np
 import torchvision.transforms.functional as transforms
@@ -17,7 +17,7 @@ _NEUTRAL = {Parameter.HUE: 0.0}
 
 
 def pillow_crop(image: NDArray[np.uint8], row: NDArray[np.float32], size: int) -> Image.Image:
-    """One crop of an image (H, W, 3) from one row of parameters (P,)."""
+    """Return one crop of an image (H, W, 3) from one row of parameters (P,)."""
     y0, x0, y1, x1 = pixel_boxes(row[None, None], [image.shape[:2]])[0, 0].tolist()
     crop = transforms.resized_crop(
         Image.fromarray(image), y0, x0, y1 - y0, x1 - x0, [size, size], antialias=True
@@ -26,7 +26,7 @@ def pillow_crop(image: NDArray[np.uint8], row: NDArray[np.float32], size: int) -
         crop = transforms.hflip(crop)
     for operation in ORDERS[int(row[Parameter.ORDER])]:
         amount = float(row[operation])
-        # torchvision leaves an operation out where it is not drawn; its hue would still round.
+        # torchvision skips operations that are not drawn; its hue would still round.
         if amount != _NEUTRAL.get(operation, 1.0):
             crop = _ADJUST[operation](crop, amount)
     if row[Parameter.GREY]:

@@ -1,8 +1,7 @@
-"""What a row of parameters means, executed plainly in float64: the referee of both engines.
+"""Reference of both engines: executes a row of parameters in float64.
 
-Slow and without any library's kernels on purpose. `shards.crops.recipe` says the same in words.
-Values are kept as float64 on the scale 0..255; where the definition asks for whole grey levels
-they are whole.
+It is slow, and uses no kernels of libraries, on purpose. `shards.crops.recipe` has the definition
+in words. Values are on the scale 0..255, and whole where the definition requires whole levels.
 """
 
 import math
@@ -17,7 +16,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def reference_crop(image: NDArray[np.uint8], row: NDArray[np.float32], size: int) -> Pixels:
-    """One crop (size, size, 3) of an image (H, W, 3) from one row of parameters (P,)."""
+    """Return one crop (size, size, 3) of an image (H, W, 3) from one row of parameters (P,)."""
     y0, x0, y1, x1 = pixel_boxes(row[None, None], [image.shape[:2]])[0, 0]
     crop = resize(image[y0:y1, x0:x1].astype(np.float64), size)
     if row[Parameter.FLIP]:
@@ -32,14 +31,14 @@ def reference_crop(image: NDArray[np.uint8], row: NDArray[np.float32], size: int
 
 
 def resize(pixels: Pixels, size: int) -> Pixels:
-    """Antialiased bilinear resize to (size, size, 3)."""
+    """Resize to (size, size, 3), bilinear and antialiased."""
     rows = triangle_weights(pixels.shape[0], size)
     columns = triangle_weights(pixels.shape[1], size)
     return np.floor(np.einsum("yh,hwc,xw->yxc", rows, pixels, columns, optimize=True) + 0.5)
 
 
 def triangle_weights(num_in: int, num_out: int) -> Pixels:
-    """Weights (num_out, num_in) of a triangle filter, as wide as the reduction, rows sum to 1."""
+    """Return weights (num_out, num_in) of a triangle filter as wide as the reduction."""
     step = num_in / num_out
     support = max(step, 1.0)
     centres = (np.arange(num_out) + 0.5) * step
@@ -49,7 +48,7 @@ def triangle_weights(num_in: int, num_out: int) -> Pixels:
 
 
 def jitter(crop: Pixels, row: NDArray[np.float32]) -> Pixels:
-    """The four colour operations in the drawn order."""
+    """Apply the four colour operations in the drawn order."""
     for operation in ORDERS[int(row[Parameter.ORDER])]:
         amount = float(row[operation])
         if operation == Parameter.BRIGHTNESS:
@@ -66,12 +65,12 @@ def jitter(crop: Pixels, row: NDArray[np.float32]) -> Pixels:
 
 
 def truncate(crop: Pixels) -> Pixels:
-    """Clamp, then drop the fraction; a hair is added so that f = 1 changes nothing."""
+    """Clamp, then drop the fraction; a tolerance keeps whole levels."""
     return np.floor(np.clip(crop, 0.0, 255.0) + 1e-6)
 
 
 def grey(crop: Pixels) -> Pixels:
-    """Rounded ITU-R 601 grey (H, W)."""
+    """Return rounded ITU-R 601 grey (H, W)."""
     return np.floor(crop @ LUMA + 0.5)
 
 
@@ -95,7 +94,7 @@ def turn_hue(crop: Pixels, turns: float) -> Pixels:
 
 
 def blur(crop: Pixels, sigma: float) -> Pixels:
-    """Separable Gaussian over 2 ceil(3 sigma) + 1 pixels, mirrored without repeating the border."""
+    """Apply a separable Gaussian over 2 ceil(3 sigma) + 1 pixels, with mirrored borders."""
     if sigma <= 0:
         return crop
     radius = math.ceil(3 * sigma)
@@ -103,7 +102,7 @@ def blur(crop: Pixels, sigma: float) -> Pixels:
     weights = np.exp(-0.5 * (distance / sigma) ** 2)
     weights /= weights.sum()
     size = len(crop)
-    # A mirror index that is right even where the window is wider than the crop.
+    # This mirror index is also right if the window is wider than the crop.
     period = max(2 * (size - 1), 1)
     places = np.abs((np.arange(size)[:, None] + distance + period // 2) % period - period // 2)
     matrix = np.zeros((size, size))

@@ -105,7 +105,8 @@ class _DecoderChild:
         # A fork of this process would copy locks of threads that do not run in the child. The fork
         # server imports the engine once, so a restart takes milliseconds.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", __name__])
+        build = getattr(job.build_engine, "func", job.build_engine)  # of a partial
+        context.set_forkserver_preload(["__main__", __name__, build.__module__])
         self._pipe, theirs = context.Pipe()
         self._seconds = seconds
         self._process = context.Process(
@@ -176,7 +177,7 @@ def _serve(pipe: Connection, job: CropJob, seconds: float) -> None:
             outcome = cropper.crop([sample], epoch)
             faulthandler.cancel_dump_traceback_later()
             pipe.send(outcome)
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):  # the parent has ended
         return
     except MemoryError:
         raise  # the exit of this process reports it

@@ -26,8 +26,8 @@ from shards.images.decode import (
     Pixels,
     can_reduce,
     decode_stored,
-    stored_box,
     orient_pixels,
+    stored_box,
 )
 from shards.images.image_header import ImageError, ImageHeader
 

@@ -1,6 +1,6 @@
-"""An engine that obeys marked images, as a decoder obeys a hostile one: its process really dies.
+"""An engine that really crashes its process at marked images, as a decoder at hostile ones.
 
-It is found by name in child processes and in readers, which import this file for themselves.
+Child processes and readers import this file by name.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ RECIPE = CropRecipe((ViewGroup(num_views=2, size=8, scale=(0.5, 1.0)),))
 
 
 def _sleep_with_the_lock() -> None:
-    """As C code that never comes back: nothing else of Python runs meanwhile."""
+    """Sleep with the interpreter lock, as C code in an endless loop."""
     ctypes.PyDLL(None).sleep(600)
 
 
@@ -36,11 +36,11 @@ def _eat_memory() -> None:
 
 
 def _fail() -> None:
-    raise ValueError("a bug of ours")
+    raise ValueError("a bug of the engine")
 
 
-# The side of an image in pixels is its mark. Sides that are not here are plain.
-DEEDS: dict[int, Callable[[], object]] = {
+# The side of an image in pixels is its mark. Other sides are plain images.
+CRASHES: dict[int, Callable[[], object]] = {
     41: lambda: signal.raise_signal(signal.SIGSEGV),
     42: lambda: ctypes.string_at(0),
     43: os.abort,
@@ -50,11 +50,11 @@ DEEDS: dict[int, Callable[[], object]] = {
     47: _eat_memory,
     48: _fail,
 }
-SEGFAULT, NULL, ABORT, EXIT, HANG, SLEEP, EAT, FAIL = DEEDS
+SEGFAULT, NULL, ABORT, EXIT, HANG, SLEEP, EAT, FAIL = CRASHES
 
 
 class KillerEngine:
-    """Crops as the fast engine does, unless it meets a mark."""
+    """Crops as the OpenCV engine, except for marked images."""
 
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe
@@ -62,7 +62,7 @@ class KillerEngine:
 
     def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:
         for image in images:
-            DEEDS.get(image.height, bool)()
+            CRASHES.get(image.height, bool)()
         return self._engine.crop(images, parameters)
 
 
@@ -71,15 +71,15 @@ def build_killer(recipe: CropRecipe) -> Engine:
 
 
 class RefusingEngine:
-    """Gives no crops of marked images and nothing happens: what a run without crashed_images has."""
+    """Rejects marked images without a crash: the reference of a run with crashes."""
 
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe
         self._engine = OpenCVEngine(recipe)
 
     def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:
-        ok = np.array([image.height not in DEEDS for image in images], dtype=np.bool_)
-        plain = [image for image in images if image.height not in DEEDS]
+        ok = np.array([image.height not in CRASHES for image in images], dtype=np.bool_)
+        plain = [image for image in images if image.height not in CRASHES]
         failures = [
             CropFailure(int(row), "kills_decoder", "refused") for row in np.flatnonzero(~ok)
         ]
@@ -91,7 +91,7 @@ def build_refusing(recipe: CropRecipe) -> Engine:
 
 
 def killer_job(**changes: object) -> CropJob:
-    """A job of the engine above."""
+    """Return a job of `KillerEngine`."""
     fields: dict[str, object] = {
         "recipe": RECIPE,
         "seed": 3,
@@ -102,11 +102,11 @@ def killer_job(**changes: object) -> CropJob:
 
 
 def png(seed: int, side: int = 24) -> bytes:
-    """An image of noise, as large as is asked for."""
+    """Return an image of noise with this side."""
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def tar_of(images: Sequence[bytes]) -> bytes:
-    """A shard of one image a sample."""
+    """Return a shard with one image per sample."""
     return make_tar([(f"{number:03d}.png", data) for number, data in enumerate(images)])

@@ -1,4 +1,4 @@
-"""What flows: digests that never change, cursors that survive a file."""
+"""Records: frozen digests, cursors as JSON, pickles."""
 
 import json
 import pickle
@@ -22,8 +22,8 @@ def test_the_digest_of_a_batch_is_frozen():
     assert make_batch().digest == "d82ad13016a6724f08d2f2caa97cff0e"
 
 
-def test_the_digest_tells_samples_epochs_and_order_apart():
-    """It has to prove which samples were trained on, and when."""
+def test_the_digest_changes_with_samples_epochs_and_order():
+    """It could not prove which samples were trained on, and when."""
     batches = [
         make_batch(),
         make_batch(epochs=(0, 1, 1)),
@@ -33,20 +33,20 @@ def test_the_digest_tells_samples_epochs_and_order_apart():
     assert len({batch.digest for batch in batches}) == 4 and len(batches[0]) == 3
 
 
-def test_a_cursor_survives_a_file():
+def test_a_cursor_survives_json():
     """It is saved in the checkpoint as JSON."""
     assert Cursor.from_json(json.loads(json.dumps(CURSOR.to_json()))) == CURSOR
 
 
 @pytest.mark.parametrize("saved", [{}, {"manifest": "m"}, {**CURSOR.to_json(), "shard": 3}])
-def test_a_cursor_of_another_version_is_refused_with_the_remedy(saved):
-    """An old checkpoint must end in a sentence, not in a TypeError."""
+def test_a_cursor_of_another_version_is_refused(saved):
+    """An old checkpoint would end in a TypeError."""
     with pytest.raises(CursorMismatch, match="not those of this version; resume with the version"):
         Cursor.from_json(saved)
 
 
-def test_what_a_reader_hands_over_can_be_pickled():
-    """It travels between processes."""
+def test_chunk_crops_can_be_pickled():
+    """They travel between processes."""
     crops = (np.ones((1, 1, 4, 4, 3), np.uint8),)
     sent = ChunkCrops(
         Chunk(1, 0, 4096),

@@ -1,4 +1,4 @@
-"""Secrets stay secret: in addresses, messages, tracebacks, logs, and in every file that is made."""
+"""Redaction: no secret in addresses, messages, tracebacks, logs and written files."""
 
 import logging
 import traceback
@@ -33,7 +33,7 @@ SECRETS = ("SIGNATURE", "PASSWORD", "SESSIONTOKEN")
         ("http://[::1/a.tar?sig=SECRET", "http://[::1/a.tar"),
     ],
 )
-def test_secrets_of_addresses_are_not_shown(uri, shown):
+def test_secrets_of_addresses_are_removed(uri, shown):
     """A signed query in a log or a manifest is a key to the bucket."""
     assert redact(uri) == shown
 
@@ -57,7 +57,7 @@ def test_secrets_of_addresses_are_not_shown(uri, shown):
         ("what is wrong? nobody knows", "what is wrong? nobody knows"),
     ],
 )
-def test_secrets_within_messages_of_libraries_are_not_shown(text, shown):
+def test_secrets_in_messages_of_libraries_are_removed(text, shown):
     """Libraries quote whole addresses and headers in their errors."""
     assert short(OSError(text)).startswith(shown)
 
@@ -71,14 +71,14 @@ def test_secrets_within_messages_of_libraries_are_not_shown(text, shown):
         "query sig=SECRET/VALUE= refused",
     ],
 )
-def test_the_secrets_of_an_address_are_known_wherever_they_are_quoted(text):
-    """Not every message quotes the address whole."""
+def test_secrets_of_an_address_are_removed_from_any_text(text):
+    """Some messages quote only a part of the address."""
     uri = "s3://KEY:SECRETKEY@bucket/a.tar?sig=SECRET%2FVALUE%3D"
     assert "SECRET" not in scrub(text, uri)
 
 
-def test_a_cause_is_shown_only_where_all_of_its_chain_may_be():
-    """A traceback prints what led to an error, and what led to that."""
+def test_a_cause_is_shown_only_if_its_whole_chain_is_safe():
+    """A traceback prints every cause of an error."""
     plain, secret = OSError("connection lost"), OSError("GET https://h/a?sig=SIGNATURE")
     assert cause_to_show("s3://b/a.tar", plain) is plain
     assert cause_to_show("https://h/a.tar?sig=SIGNATURE", plain) is None
@@ -99,8 +99,8 @@ QUICK = RetryConfig(
 )
 
 
-def test_no_secret_is_in_anything_that_is_written(tmp_path, caplog, capfd):
-    """One line of one log is enough to read the bucket; whatever the store does, at any level."""
+def test_no_fault_of_a_web_server_shows_a_secret(tmp_path, caplog, capfd):
+    """One line of one log, at any level, is enough to read the bucket."""
     caplog.set_level(logging.DEBUG)
     shelf = tmp_path / "shelf"
     shelf.mkdir()
@@ -141,8 +141,8 @@ def test_no_secret_is_in_anything_that_is_written(tmp_path, caplog, capfd):
     assert leaks == []
 
 
-def test_no_key_of_s3_is_in_anything_that_is_shown(s3, s3_address, monkeypatch, caplog, capfd):
-    """The keys of the environment go into every request, and must stay there."""
+def test_no_fault_of_s3_shows_a_key(s3, s3_address, monkeypatch, caplog, capfd):
+    """The keys of the environment are part of every request."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "SIGNATURE")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "PASSWORD")
@@ -170,8 +170,8 @@ def test_no_key_of_s3_is_in_anything_that_is_shown(s3, s3_address, monkeypatch, 
     assert [text for text in shown if any(secret in text for secret in SECRETS)] == []
 
 
-def test_a_signed_address_that_a_store_sends_us_to_is_not_shown(fake_hub, caplog, capfd):
-    """It is in no address that a user gave, and is a key to the file all the same."""
+def test_a_signed_redirect_is_not_shown(fake_hub, caplog, capfd):
+    """The user did not give this address, but it is a key to the file."""
     caplog.set_level(logging.DEBUG)
     reader = RangeReader(SourceConfig(retry=QUICK))
     (shard,) = list_shards(f"hf://{DATASET}/set/3.tar", reader.stores)

@@ -1,4 +1,4 @@
-"""Images made by formula, and where real ones lie if they are there."""
+"""Images made by formula, and real ones of `shared/data` if it exists."""
 
 import io
 import itertools
@@ -17,7 +17,7 @@ DATA = Path(__file__).parents[4] / "shared" / "data"
 
 
 def made_pixels(seed: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Colour waves, hard-edged boxes and a little noise (H, W, 3): smooth, sharp and grainy."""
+    """Return colour waves, boxes with hard edges and some noise (H, W, 3)."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / max(height, width)
     pixels = np.empty((height, width, 3))
@@ -39,18 +39,18 @@ def encoded(pixels: NDArray[np.uint8], format_: str = "JPEG", **options: object)
 
 
 def drawn(recipe: CropRecipe, images: list[ImageHeader], seed: int = 0) -> NDArray[np.float32]:
-    """Parameters of these images, as if they lay 512 bytes apart in shard 0."""
+    """Return parameters of these images, with offsets 512 bytes apart in shard 0."""
     ids = np.zeros((len(images), 2), np.int64)
     ids[:, 1] = 512 * np.arange(len(images))
     sizes = [(image.height, image.width) for image in images]
     return draw(recipe, seed, np.zeros(len(images)), ids, sizes)
 
 
-def shared_files(name: str, most: int | None = None) -> dict[str, bytes]:
-    """The first files of an archive of real images by base name; skips where it is absent."""
+def shared_files(name: str, max_files: int | None = None) -> dict[str, bytes]:
+    """Return the first files of an archive of real images; skip the test without it."""
     path = DATA / name
     if not path.exists():
         pytest.skip(f"needs {name} in ../shared/data")
     with tarfile.open(path) as archive:
-        members = itertools.islice((member for member in archive if member.isfile()), most)
+        members = itertools.islice((member for member in archive if member.isfile()), max_files)
         return {Path(member.name).name: archive.extractfile(member).read() for member in members}

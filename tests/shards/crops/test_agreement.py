@@ -1,7 +1,4 @@
-"""Both engines on the same images: the same ones kept, for the same reasons, with the same crops.
-
-The images are of every kind, under every policy, and of every orientation.
-"""
+"""Agreement of both engines: the same kept images, reject reasons and crops."""
 
 import numpy as np
 import pytest
@@ -18,7 +15,7 @@ from tests.hostile import swapping_profile, valid
 from tests.shards.crops.made import drawn, encoded, made_pixels
 from tests.shards.images.test_decode import turned_back
 
-# Every kind of step is in these three views.
+# These three views have every kind of step.
 RECIPE = CropRecipe(
     (*byol(size=32).groups, *swav(counts=(1,), sizes=(24,), scales=((0.1, 0.5),)).groups)
 )
@@ -30,7 +27,7 @@ def engines():
 
 
 def crops_of(engines, data, **policy):
-    """What both engines make of these files."""
+    """Return the admitted images and the crops of both engines."""
     config = AdmissionConfig(**policy)
     admitted = [
         admit(Sample(0, 512 * row, "a", {"img": file}), config) for row, file in enumerate(data)
@@ -41,14 +38,14 @@ def crops_of(engines, data, **policy):
 
 
 def assert_agree(ours, theirs):
-    """The same rows and reasons, and crops within the tolerance of the engines."""
+    """Check for the same rows and reasons, and crops within the tolerance."""
     np.testing.assert_array_equal(ours.ok, theirs.ok)
     assert sorted(ours.failures) == sorted(theirs.failures)
     for one, other in zip(ours.crops, theirs.crops, strict=True):
         found = np.abs(one.astype(int) - other)
         assert found.mean() < 0.8
         assert np.percentile(found, 99) <= 8
-        # No image may hide behind the others: another turn, frame or background is far off.
+        # The mean of each image: a wrong turn, frame or background would differ by far more.
         assert found.mean(axis=(1, 2, 3, 4)).max() < 4
 
 
@@ -57,16 +54,16 @@ def assert_agree(ours, theirs):
     [{}, {"alpha": "black"}, {"alpha": "drop"}, {"animated": "reject", "sixteen_bit": "reject"}],
     ids=["defaults", "black", "drop", "reject"],
 )
-def test_every_kind_under_every_policy(engines, policy):
-    """What is trained on would depend on the engine."""
+def test_engines_agree_on_every_format_under_every_policy(engines, policy):
+    """The training data would depend on the engine."""
     images, (ours, theirs) = crops_of(engines, list(valid().values()), **policy)
     assert ours.ok.all() and len(images) > 40
     assert_agree(ours, theirs)
 
 
 @pytest.mark.parametrize("orientation", ["apply", "ignore"])
-def test_every_orientation(engines, orientation):
-    """The engine that decodes JPEGs itself would turn them by itself, or not at all."""
+def test_engines_agree_on_every_orientation(engines, orientation):
+    """An engine that decodes JPEGs itself could turn them twice, or never."""
     pixels = made_pixels(3, 60, 84)
     files = []
     for format_ in ("JPEG", "PNG", "WEBP", "TIFF"):
@@ -81,8 +78,8 @@ def test_every_orientation(engines, orientation):
     assert_agree(ours, theirs)
 
 
-def test_colour_profiles(engines):
-    """One engine would show the colours of the profile, the other the numbers in the file."""
+def test_engines_agree_on_colour_profiles(engines):
+    """One engine would ignore the profile."""
     pixels = made_pixels(2, 60, 80)
     files = [
         encoded(pixels, format_, icc_profile=swapping_profile()) for format_ in ("JPEG", "PNG")
@@ -93,8 +90,8 @@ def test_colour_profiles(engines):
     assert np.abs(ours.crops[0].astype(int) - ignoring.crops[0]).mean() > 4
 
 
-def test_cut_and_spoilt_files(engines):
-    """A broken image would be trained on by one engine and refused by the other."""
+def test_engines_reject_the_same_broken_files(engines):
+    """A broken image would be trained on by one engine and rejected by the other."""
     whole = valid()
     jpeg = encoded(made_pixels(4, 200, 160), quality=90)
     files = [data[: len(data) * 2 // 3] for data in whole.values()]
@@ -106,8 +103,8 @@ def test_cut_and_spoilt_files(engines):
     assert sorted(ours.failures) == sorted(theirs.failures)
 
 
-def test_a_batch_of_large_images_is_taken_in_parts(engines, monkeypatch):
-    """A batch of the largest images that may come in would take tens of gigabytes."""
+def test_a_batch_of_large_images_is_split(engines, monkeypatch):
+    """A batch of the largest images would take tens of gigabytes."""
     monkeypatch.setattr("shards.crops.dali._MAX_PIXELS", 5000)
     files = [encoded(made_pixels(seed, 40 + 9 * seed, 50)) for seed in range(9)]
     _, (ours, theirs) = crops_of(engines, files)

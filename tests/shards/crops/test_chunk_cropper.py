@@ -1,4 +1,4 @@
-"""A chunk's crops: a pure function of the bytes, the chunk and the epoch; bad data is data."""
+"""ChunkCropper: crops are a pure function of bytes, chunk and epoch; bad samples are rejects."""
 
 import gzip
 import pickle
@@ -35,7 +35,7 @@ def png(seed, side=24):
 
 @pytest.fixture
 def shard(tmp_path):
-    """Twelve samples, of which number 2, 5 and 7 cannot be used."""
+    """A shard of twelve samples; numbers 2, 5 and 7 are bad."""
     images = [png(seed) for seed in range(12)]
     images[2], images[5], images[7] = b"junk", png(5, 4), png(7)[:-40]
     members = [(f"{i:03d}.png", data) for i, data in enumerate(images)]
@@ -48,7 +48,7 @@ def whole(shard):
 
 
 def test_every_sample_is_a_row_or_a_reject(shard):
-    """A sample that is neither has disappeared."""
+    """A sample would disappear."""
     found = ChunkCropper(JOB, RangeReader()).crop(shard, Turn(whole(shard), 0))
     assert found.kept.tolist() == [i not in (2, 5, 7) for i in range(12)]
     assert [group.shape for group in found.crops] == [(9, 2, 16, 16, 3), (9, 1, 8, 8, 3)]
@@ -62,8 +62,8 @@ def test_every_sample_is_a_row_or_a_reject(shard):
     assert found.read_seconds >= 0 and found.crop_seconds > 0
 
 
-def test_crops_depend_on_sample_and_epoch_alone(shard):
-    """Read by another reader, in other chunks, a sample has to give the same crops."""
+def test_crops_depend_only_on_sample_and_epoch(shard):
+    """Another reader, or other chunks, would give other crops."""
     together = ChunkCropper(JOB, RangeReader()).crop(shard, Turn(whole(shard), 4))
     other = ChunkCropper(pickle.loads(pickle.dumps(JOB)), RangeReader())
     parts = [
@@ -79,15 +79,15 @@ def test_crops_depend_on_sample_and_epoch_alone(shard):
     assert not np.array_equal(later.crops[0], together.crops[0])
 
 
-def test_a_chunk_without_samples_has_empty_arrays_of_the_right_shape(shard):
-    """The inside of a large image is a chunk, too."""
+def test_a_chunk_without_samples_has_empty_arrays(shard):
+    """A chunk inside a large image would crash."""
     found = ChunkCropper(JOB, RangeReader()).crop(shard, Turn(Chunk(0, 512, 1024), 0))
     assert found.offsets.shape == found.kept.shape == (0,) and found.rejects == ()
     assert [group.shape for group in found.crops] == [(0, 2, 16, 16, 3), (0, 1, 8, 8, 3)]
 
 
-def test_rejects_only_are_no_error(shard):
-    """A chunk of error pages is counted, not raised."""
+def test_a_chunk_of_rejects_is_not_an_error(shard):
+    """Error pages would end the run."""
     job = CropJob(
         recipe=RECIPE,
         seed=3,
@@ -98,8 +98,8 @@ def test_rejects_only_are_no_error(shard):
     assert not found.kept.any() and len(found.rejects) == 12 and found.num_bytes == 0
 
 
-def test_what_is_no_tar_is_one_reject_for_the_whole_shard(tmp_path):
-    """One file of another kind among ten thousand must not end the run."""
+def test_a_shard_that_is_not_a_tar_is_one_reject(tmp_path):
+    """One wrong file among ten thousand would end the run."""
     rng = np.random.default_rng(0)
     (tmp_path / "0.tar").write_bytes(gzip.compress(rng.bytes(300_000)))
     (shard,) = list_shards(str(tmp_path / "0.tar"))
@@ -114,15 +114,15 @@ def test_what_is_no_tar_is_one_reject_for_the_whole_shard(tmp_path):
     assert "a gzip file" in reject.detail
 
 
-def test_a_shard_that_is_gone_is_an_error_not_a_reject():
-    """What cannot be read says nothing about the sample: skipping it would change the data."""
+def test_a_missing_shard_is_an_error():
+    """Skipping it would change the data."""
     gone = ShardInfo("/nowhere/0.tar", 10_000, "v")
     with pytest.raises(ShardUnreadable, match=r"/nowhere/0\.tar is gone"):
         ChunkCropper(JOB, RangeReader()).crop(gone, Turn(Chunk(0, 0, 10_000), 0))
 
 
-def test_blank_images_are_rejects_where_entropy_is_asked_for(tmp_path):
-    """Placeholders of dead links fill the web; they teach a network nothing."""
+def test_blank_images_are_rejected_with_min_entropy(tmp_path):
+    """Placeholders of dead links would be trained on."""
     blank = cv2.imencode(".png", np.full((24, 24, 3), 200, np.uint8))[1].tobytes()
     images = [png(0), blank, png(2), png(3)[:-40]]
     (tmp_path / "0.tar").write_bytes(make_tar([(f"{i}.png", p) for i, p in enumerate(images)]))
@@ -138,8 +138,8 @@ def test_blank_images_are_rejects_where_entropy_is_asked_for(tmp_path):
     assert np.array_equal(found.crops[0], plain.crops[0][[0, 2]])
 
 
-def test_an_image_in_quarantine_is_not_even_inspected(shard):
-    """It killed a process once; wherever its bytes lie, nobody may touch them again."""
+def test_an_image_in_quarantine_is_not_decoded(shard):
+    """It would crash another process."""
     turn = Turn(whole(shard), 4)
     plain = ChunkCropper(JOB, RangeReader()).crop(shard, turn)
     known = frozenset(blake2b(png(i), digest_size=16).hexdigest() for i in (0, 3, 99))

@@ -1,4 +1,4 @@
-"""Which chunks were in hand when a process died: known at the next start, forgotten otherwise."""
+"""CrashMarks: chunks of a crash are known at the next start, others are not."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ A, B = Chunk(0, 0, 512), Chunk(3, 4096, 8192)
 
 
 def die_with(path, *chunks):
-    """What a decoder does to a trainer whose threads hold these chunks."""
+    """Die as a decoder kills a trainer whose threads hold these chunks."""
     with CrashMarks(path) as marks:
         hold(marks, list(chunks))
 
@@ -34,15 +34,15 @@ def crash(path, *chunks):
 
 
 def deaths(path, chunk):
-    """How often a process died with this chunk in hand; looked at without leaving the marks."""
+    """Return the crashes of this chunk; the marks stay."""
     marks = CrashMarks(path)
     marks.__enter__()
     with marks.in_hand(chunk) as found:
         return found
 
 
-def test_what_was_in_hand_is_counted_from_start_to_start(tmp_path):
-    """Two deaths tell a killer from a chunk that was there by chance."""
+def test_crashes_of_a_chunk_are_counted_across_restarts(tmp_path):
+    """A chunk that causes crashes could not be told from one that was there by chance."""
     path = tmp_path / "run" / ".crashes"
     crash(path, A, B)
     crash(path, B)
@@ -50,8 +50,8 @@ def test_what_was_in_hand_is_counted_from_start_to_start(tmp_path):
     assert deaths(path, A) == 0
 
 
-def test_an_orderly_end_leaves_nothing_behind(tmp_path):
-    """Neither a file nor suspicion nor an empty folder; an exception is orderly, too."""
+def test_a_normal_end_removes_the_file(tmp_path):
+    """Chunks would be suspected after every exception."""
     path = tmp_path / "run" / ".crashes"
     with pytest.raises(KeyboardInterrupt), CrashMarks(path) as marks, marks.in_hand(A) as before:
         assert before == 0 and path.exists()
@@ -63,23 +63,23 @@ def test_an_orderly_end_leaves_nothing_behind(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["config.toml"]
 
 
-def test_chunks_that_were_finished_are_not_suspected(tmp_path):
-    """Otherwise everything would be cropped slowly after a power cut."""
+def test_finished_chunks_are_not_marked(tmp_path):
+    """Everything would be cropped slowly after a power cut."""
     path = tmp_path / ".crashes"
     marks = CrashMarks(path)
     marks.__enter__()
     with marks.in_hand(A):
         pass
     with marks.in_hand(B):
-        content = path.read_bytes()  # as the next start would find it
+        content = path.read_bytes()  # as after a crash
     path.write_bytes(content)
-    assert (deaths(path, A), deaths(path, B)) == (0, 0)  # the first look emptied the file
+    assert (deaths(path, A), deaths(path, B)) == (0, 0)  # the first start emptied the file
     path.write_bytes(content)
     assert deaths(path, B) == 1
 
 
-def test_threads_write_lines_of_their_own(tmp_path):
-    """Two threads must not overwrite each other, nor the file grow with the run."""
+def test_every_thread_has_its_own_line(tmp_path):
+    """Threads would overwrite each other, or the file would grow."""
     path = tmp_path / ".crashes"
     with CrashMarks(path) as marks:
         barrier = threading.Barrier(4)
@@ -103,8 +103,8 @@ def test_threads_write_lines_of_their_own(tmp_path):
     assert sorted(line.split() for line in lines) == [[str(n), "7", "0"] for n in range(3)]
 
 
-def test_a_damaged_file_suspects_nobody(tmp_path):
-    """It is a help, and must not be in the way of a start."""
+def test_a_damaged_file_does_not_prevent_a_start(tmp_path):
+    """The marks only help, so they must not stop a run."""
     path = tmp_path / ".crashes"
     path.write_bytes(b"\xff\xfe\n1 2\nx y z\n" + b"3 4096 1\n")
     assert deaths(path, B) == 2

@@ -1,4 +1,4 @@
-"""The DALI engine: the reference's meaning, the same bits in any batch, unhurt by bad files."""
+"""DALI engine: equal to the reference, independent of the batch, robust to bad files."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from shards.images.image_header import read_image_header
 from tests.reference_crops import reference_crop
 from tests.shards.crops.made import drawn, encoded, made_pixels, shared_files
 
-# Every kind of step is in these four views: blur, solarise, small crops.
+# These four views have every kind of step: blur, solarise, small crops.
 RECIPE = CropRecipe(
     (*byol(size=64).groups, *swav(counts=(2,), sizes=(32,), scales=((0.05, 0.3),)).groups)
 )
@@ -24,7 +24,9 @@ RECIPE = CropRecipe(
 @pytest.fixture(scope="module")
 def images():
     sizes = [(150, 200), (200, 150), (97, 131), (64, 64), (120, 400), (50, 9)]
-    return [read_image_header(encoded(made_pixels(i, *size), "PNG")) for i, size in enumerate(sizes)]
+    return [
+        read_image_header(encoded(made_pixels(i, *size), "PNG")) for i, size in enumerate(sizes)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +39,8 @@ def assert_same(one, other):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_crops_are_those_of_the_reference(engine, images):
-    """The referee of the fast engine would itself be wrong."""
+def test_crops_equal_the_reference(engine, images):
+    """DALI is the referee of the OpenCV engine, and must be right itself."""
     parameters = drawn(RECIPE, images)
     cropped = engine.crop(images, parameters)
     assert cropped.ok.all()
@@ -78,7 +80,7 @@ def test_crops_do_not_depend_on_order_batch_size_or_threads(engine, images):
 
 
 def test_bad_images_cost_only_themselves(engine, images):
-    """One bad image would kill the batch, or the engine for good."""
+    """One bad image would fail its batch, or break the engine."""
     parameters = drawn(RECIPE, images)
     broken = bytearray(images[1].data)
     broken[60:-20] = bytes(len(broken) - 80)
@@ -96,8 +98,8 @@ def test_bad_images_cost_only_themselves(engine, images):
         np.testing.assert_array_equal(group[cropped.ok], other)
 
 
-def test_what_dali_cannot_read_is_decoded_for_it(engine):
-    """GIF and AVIF would be lost, and a turned PNG would lie on its side."""
+def test_formats_that_dali_cannot_read_are_decoded_elsewhere(engine):
+    """GIF and AVIF would be lost."""
     smooth = np.repeat(np.repeat(made_pixels(3, 12, 16), 8, axis=0), 8, axis=1)
     images = [read_image_header(encoded(smooth, format_)) for format_ in ("GIF", "AVIF", "TIFF")]
     parameters = drawn(RECIPE, images)
@@ -107,8 +109,8 @@ def test_what_dali_cannot_read_is_decoded_for_it(engine):
     assert np.abs(ours.crops[0].astype(int) - cropped.crops[0]).mean() < 0.8
 
 
-def test_a_grey_foot_is_refused_by_this_engine_too(engine):
-    """What the decoder paints grey would be trained on."""
+def test_an_image_that_ends_in_grey_is_rejected(engine):
+    """DALI fills missing pixels with grey, which would be trained on."""
     whole = encoded(made_pixels(4, 200, 160), quality=90)
     images = [read_image_header(whole[: len(whole) // 2] + b"\xff\xd9"), read_image_header(whole)]
     cropped = engine.crop(images, drawn(RECIPE, images))
@@ -117,20 +119,20 @@ def test_a_grey_foot_is_refused_by_this_engine_too(engine):
 
 
 def test_an_empty_batch_gives_empty_crops(engine):
-    """A chunk of nothing but rejects would crash."""
+    """A chunk of rejects would crash."""
     cropped = engine.crop([], drawn(RECIPE, []))
     assert [len(group) for group in cropped.crops] == [0, 0, 0]
 
 
-def test_without_dali_the_remedy_is_named(monkeypatch):
-    """A user without DALI would see an import error."""
+def test_a_missing_dali_is_reported_with_the_remedy(monkeypatch):
+    """The user would see an import error."""
     monkeypatch.setattr(dali, "Pipeline", None)
-    with pytest.raises(ConfigError, match="use the opencv engine or install"):
+    with pytest.raises(ConfigError, match="use the opencv engine, or install"):
         DaliEngine(RECIPE, 8, "cpu", 1)
 
 
-def test_real_images_agree_between_the_engines(engine):
-    """JPEGs would be decoded differently, chroma first of all."""
+def test_both_engines_agree_on_real_images(engine):
+    """Real JPEGs have chroma subsampling that made images lack."""
     files = shared_files("web-a.tar", 8)
     images = [read_image_header(data) for name, data in files.items() if name.endswith(".jpg")]
     parameters = drawn(RECIPE, images)
@@ -144,8 +146,8 @@ def test_real_images_agree_between_the_engines(engine):
 
 
 @pytest.mark.gpu
-def test_the_gpu_gives_what_the_cpu_gives(engine, images):
-    """The graph would mean something else on the device it is made for."""
+def test_gpu_and_cpu_give_the_same_crops(engine, images):
+    """The graph would differ on the device that it is made for."""
     images = [*images, read_image_header(encoded(made_pixels(9, 180, 120), quality=95))]
     parameters = drawn(RECIPE, images)
     here, there = (
@@ -159,7 +161,7 @@ def test_the_gpu_gives_what_the_cpu_gives(engine, images):
 
 
 @pytest.mark.gpu
-def test_the_gpu_does_not_care_about_the_batch_either(images):
+def test_gpu_crops_do_not_depend_on_the_batch(images):
     """A crop could not be made again from its id."""
     parameters = drawn(RECIPE, images)
     engine = DaliEngine(RECIPE, 8, "gpu", 2)

@@ -1,11 +1,10 @@
-"""The OpenCV engine against the float64 reference, against Pillow, and on bad images."""
+"""OpenCV engine: equal to the float64 reference and to Pillow, robust to bad images."""
 
 import dataclasses
 
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageOps
 
 from shards.crops.opencv import OpenCVEngine
@@ -22,14 +21,13 @@ NEUTRAL = {Parameter.BRIGHTNESS: 1, Parameter.CONTRAST: 1, Parameter.SATURATION:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As a caller of the engine does."""
+    """Limit OpenCV to one core, as callers of the engine do."""
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def images():
-    """Eight made images without loss, so that only the crops are compared."""
+    """Eight lossless images, so that only the crops are compared."""
     sizes = [
         (150, 200),
         (200, 150),
@@ -40,21 +38,23 @@ def images():
         (300, 90),
         (50, 60),
     ]
-    return [read_image_header(encoded(made_pixels(i, *size), "PNG")) for i, size in enumerate(sizes)]
+    return [
+        read_image_header(encoded(made_pixels(i, *size), "PNG")) for i, size in enumerate(sizes)
+    ]
 
 
 def smooth_pixels(seed, height, width):
-    """Pixels that survive lossy formats."""
+    """Return pixels that lossy formats change little."""
     return cv2.GaussianBlur(made_pixels(seed, height, width), (0, 0), 3)
 
 
 def views(cropped, row):
-    """All views of one image, flat, with their sizes."""
+    """Return all views of one image."""
     return [view for group in cropped.crops for view in group[row]]
 
 
 def differences(recipe, images, parameters, other):
-    """Absolute differences in grey levels between the engine and `other(pixels, row, size)`."""
+    """Return differences in grey levels of the engine to `other(pixels, row, size)`."""
     cropped = OpenCVEngine(recipe).crop(images, parameters)
     assert cropped.ok.all()
     return np.concatenate(
@@ -67,7 +67,7 @@ def differences(recipe, images, parameters, other):
 
 
 def only(parameters, columns):
-    """The same parameters with nothing but `columns` switched on."""
+    """Return the parameters with all columns except `columns` neutral."""
     parameters = parameters.copy()
     for column in set(range(Parameter.FLIP, len(Parameter))) - set(columns):
         parameters[..., column] = NEUTRAL.get(column, 0)
@@ -90,8 +90,8 @@ def only(parameters, columns):
         (tuple(range(Parameter.FLIP, len(Parameter))), 0.6, 7),
     ],
 )
-def test_every_step_means_what_the_reference_says(images, columns, mean, p99):
-    """The crops would not be what the parameters say, and engines would disagree."""
+def test_every_step_equals_the_reference(images, columns, mean, p99):
+    """The crops would not be those of the parameters."""
     recipe = byol(size=64) if Parameter.SOLARISE in columns else RECIPE
     parameters = only(drawn(recipe, images), columns)
     found = differences(recipe, images, parameters, reference_crop)
@@ -110,17 +110,17 @@ def test_every_step_means_what_the_reference_says(images, columns, mean, p99):
         (tuple(range(Parameter.FLIP, len(Parameter))), 1.3, 10),
     ],
 )
-def test_crops_are_those_of_torchvision_on_pillow(images, columns, mean, p99):
-    """Augmentation would differ from what the published numbers were trained with."""
+def test_crops_equal_torchvision_on_pillow(images, columns, mean, p99):
+    """Augmentation would differ from that of published results."""
     parameters = only(drawn(RECIPE, images), columns)
     found = differences(RECIPE, images, parameters, pillow_crop)
     assert found.mean() < mean
     assert np.percentile(found, 99) <= p99
 
 
-@pytest.mark.parametrize("order", range(len(ORDERS)))
+@pytest.mark.parametrize("order", range(0, len(ORDERS), 3))
 def test_colour_operations_run_in_the_drawn_order(images, order):
-    """The order would be ignored, though clamping makes it matter."""
+    """Clamping makes the order matter."""
     parameters = only(drawn(RECIPE, images[:1]), ())
     parameters[..., Parameter.ORDER] = order
     parameters[..., Parameter.BRIGHTNESS] = 1.7
@@ -131,9 +131,9 @@ def test_colour_operations_run_in_the_drawn_order(images, order):
     assert found.mean() < 1.0
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.24, 0.26, 0.5, 1.0, 1.9, 5.0])
-def test_blur_has_the_true_deviation(images, sigma):
-    """A blur kernel of the wrong width is known to cost six points of accuracy."""
+@pytest.mark.parametrize("sigma", [0.1, 0.24, 0.26, 1.0, 5.0])
+def test_blur_has_the_stated_deviation(images, sigma):
+    """A wrong blur kernel is known to cost six points of accuracy."""
     parameters = only(drawn(RECIPE, images[:2]), ())
     parameters[..., Parameter.BLUR] = sigma
     found = differences(RECIPE, images[:2], parameters, reference_crop)
@@ -141,7 +141,7 @@ def test_blur_has_the_true_deviation(images, sigma):
     assert found.max() <= 2
 
 
-def test_a_sample_does_not_depend_on_its_batch(images):
+def test_a_crop_does_not_depend_on_its_batch(images):
     """A crop could not be made again alone."""
     engine = OpenCVEngine(RECIPE)
     parameters = drawn(RECIPE, images)
@@ -153,12 +153,23 @@ def test_a_sample_does_not_depend_on_its_batch(images):
     np.testing.assert_array_equal(alone.crops[0][0], whole.crops[0][3])
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format_", ["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    ("orientation", "format_"),
+    [
+        (1, "PNG"),
+        (2, "JPEG"),
+        (3, "PNG"),
+        (4, "JPEG"),
+        (5, "JPEG"),
+        (6, "PNG"),
+        (7, "JPEG"),
+        (8, "JPEG"),
+    ],
+)
 def test_exif_orientation_is_applied(orientation, format_):
-    """Phone images would be trained on lying on their side, with boxes that do not fit."""
+    """Phone images would lie on their side, and boxes would not fit."""
     upright = smooth_pixels(1, 90, 140)
-    # Store the image turned so that its orientation turns it back.
+    # Store the image so that its orientation turns it upright.
     exif = Image.Exif()
     undo = {6: 8, 8: 6}.get(orientation, orientation)
     exif[0x0112] = undo
@@ -178,8 +189,8 @@ def test_exif_orientation_is_applied(orientation, format_):
         assert np.abs(one.astype(int) - other).mean() < near + 0.5
 
 
-def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
-    """Camera images would take twice as long, or crops of a reduced decode would be shifted."""
+def test_a_reduced_decode_gives_the_same_crops():
+    """Camera images would take twice as long, or crops would be shifted."""
     recipe = CropRecipe((ViewGroup(num_views=4, size=32, scale=(0.3, 1.0)),))
     smooth = smooth_pixels(3, 603, 805)
     exif = Image.Exif()
@@ -196,8 +207,8 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
     assert decode(image, 4).shape == (202, 151, 3)
 
 
-def test_a_bad_image_is_a_failure_and_nothing_else(images):
-    """One bad image would kill its batch or become a grey crop."""
+def test_a_bad_image_costs_only_itself(images):
+    """One bad image would fail its batch or become a grey crop."""
     broken = bytearray(images[1].data)
     broken[60:-20] = bytes(len(broken) - 80)
     batch = [images[0], dataclasses.replace(images[1], data=bytes(broken)), images[2]]
@@ -210,15 +221,15 @@ def test_a_bad_image_is_a_failure_and_nothing_else(images):
 
 
 def test_a_batch_of_bad_images_gives_empty_crops(images):
-    """A chunk of nothing but rejects would crash."""
+    """A chunk of rejects would crash."""
     batch = [dataclasses.replace(images[0], width=images[0].width + 1)]
     cropped = OpenCVEngine(RECIPE).crop(batch, drawn(RECIPE, batch))
     assert cropped.crops[0].shape == (0, 2, 96, 96, 3)
     assert "expected" in cropped.failures[0].detail
 
 
-def test_real_images_agree_with_the_reference():
-    """Made images would hide a difference that real ones show."""
+def test_real_images_equal_the_reference():
+    """Made images could hide a difference."""
     files = shared_files("web-a.tar", 10)
     images = [read_image_header(data) for name, data in files.items() if name.endswith(".jpg")]
     found = differences(RECIPE, images, drawn(RECIPE, images), reference_crop)

@@ -176,7 +176,7 @@ def load_part(checkpoint: Path, name: str, part: nn.Module) -> None:
 
 
 def named(state: TrainState) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return tensors and numbers of method and optimizer, by names such as `optimizer.7.exp_avg`."""
+    """Return tensors and numbers of method and optimizer by name, as in `optimizer.7.exp_avg`."""
     tensors = {f"method.{name}": value for name, value in state.method.state_dict().items()}
     numbers: dict[str, float] = {}
     for index, entries in state.optimizer.state_dict()["state"].items():

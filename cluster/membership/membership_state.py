@@ -120,7 +120,7 @@ class MembershipState:
     saved_step: int = 0
     saved_cursor: Cursor | None = None
     num_fruitless: int = 0
-    timing: StepTiming = StepTiming()
+    timing: StepTiming = field(default_factory=StepTiming)
 
     @property
     def config(self) -> MembershipConfig:

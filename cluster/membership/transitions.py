@@ -195,9 +195,9 @@ class _Transition:
             self.outputs.append(Refused("term"))  # the answer tells it the new term
             return
         self.outputs.append(Reported(heartbeat.reports))
-        if heartbeat.phase == "left" and not member.draining:
-            if not isinstance(state.stage, Stopping | Finished):
-                self._change(stage=Finished(state.stage))
+        is_end = heartbeat.phase == "left" and not member.draining
+        if is_end and not isinstance(state.stage, Stopping | Finished):
+            self._change(stage=Finished(state.stage))
         generation = state.generation
         if generation is not None and heartbeat.generation == generation.number:
             self._follow(generation, heartbeat)

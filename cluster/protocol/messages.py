@@ -234,13 +234,13 @@ class Directive:
     """Answer of Control to a heartbeat: the generation to join, or to leave.
 
     Generations up to `over` cannot go on: undo the step under way and report `broken`. Join
-    `generation` with these `members`, in order of rank, if it is newer than the current one; without
-    members, stand by. `source` has the newest state; without one, rank 0 loads the state that
-    Control has (`state`). `address` is that of rank 0, once it is known. `regroup`: finish the step
-    under way, leave together with all others, report `ready`, and wait for the next generation.
-    Reports up to `acknowledged` are safe; it goes back when steps are trained again. `stop`: finish
-    the step, save the last state, and leave. `leave`: end at once; the member is not needed, or was
-    declared dead.
+    `generation` with these `members`, in order of rank, if it is newer than the current one;
+    without members, stand by. `source` has the newest state; without one, rank 0 loads the state
+    that Control has (`state`). `address` is that of rank 0, once it is known. `regroup`: finish the
+    step under way, leave together with all others, report `ready`, and wait for the next
+    generation. Reports up to `acknowledged` are safe; it goes back when steps are trained again.
+    `stop`: finish the step, save the last state, and leave. `leave`: end at once; the member is not
+    needed, or was declared dead.
     """
 
     term: int

@@ -1,4 +1,4 @@
-"""A checkpoint is everything or nothing, and what comes out is what went in, bit by bit."""
+"""A checkpoint is whole or absent, and a restored state equals the saved one, bit by bit."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from shards.errors import ConfigError, UserError
 from streamssl import checkpoint
@@ -36,27 +36,36 @@ def trained(config: RunConfig, num_steps: int) -> TrainState:
     return state
 
 
-def saved(config: RunConfig, out: Path, num_steps: int = 1) -> Path:
-    state = trained(config, num_steps)
-    return checkpoint.save(out, checkpoint.take(state), config.method_name, keep=3)
-
-
-def save_at(out: Path, state: TrainState, step: int, keep: int = 3) -> Path:
-    state.step = step
-    return checkpoint.save(out, checkpoint.take(state), "swav", keep)
+def save(
+    out: Path, state: TrainState, *, step: int = 0, keep: int = 3, method: str = "swav"
+) -> Path:
+    state.step = step or state.step
+    return checkpoint.save(out, checkpoint.take(state), method, keep)
 
 
 def scrambled(config: RunConfig) -> TrainState:
-    """A fresh state in which no tensor fits by luck."""
+    """Build a state in which no tensor is right by chance."""
     state = build_state(config, CPU)
     for value in state.method.state_dict().values():
         value.add_(1)
     return state
 
 
+@pytest.fixture(scope="module")
+def state() -> TrainState:
+    """Two steps of SwAV; tests set its step, and nothing else."""
+    return trained(tiny_swav(), 2)
+
+
+@pytest.fixture
+def place(state: TrainState, tmp_path: Path) -> Path:
+    """A checkpoint of step 2."""
+    return save(tmp_path, state, step=2)
+
+
 @contextmanager
 def full_disk(num_bytes: int) -> Iterator[None]:
-    """No file may grow beyond `num_bytes`."""
+    """Let no file grow beyond `num_bytes`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
     try:
@@ -65,173 +74,134 @@ def full_disk(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_restored_run_cannot_be_told_from_one_that_never_stopped(
-    name: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "moco"])
+def test_restored_run_continues_like_an_unbroken_one(name: str, tmp_path: Path) -> None:
     """A lost momentum, a wrong stride or a step counted twice would show in the next loss."""
-    config = tiny_swav(optim=OPTIMIZERS[name])
-    unbroken = trained(config, 4)
-    place = checkpoint.save(tmp_path, checkpoint.take(unbroken), "swav", keep=3)
-    restored = scrambled(config)
-    checkpoint.restore(place, restored, "swav")
-    assert_same(unbroken, restored)
-    ours, theirs = (train_on_noise(config, state, 2) for state in (unbroken, restored))
-    assert [float(report.loss) for report in ours] == [float(report.loss) for report in theirs]
-    assert_same(unbroken, restored)
-
-
-def test_a_restored_moco_run_goes_on_alike(tmp_path: Path) -> None:
-    """Momentum copy and queue are half of MoCo; neither may begin anew."""
-    config = tiny_moco()
+    config = tiny_moco() if name == "moco" else tiny_swav(optim=OPTIMIZERS[name])
     unbroken, restored = trained(config, 3), scrambled(config)
-    checkpoint.restore(
-        checkpoint.save(tmp_path, checkpoint.take(unbroken), "moco", keep=3), restored, "moco"
-    )
+    place = save(tmp_path, unbroken, method=config.method_name)
+    checkpoint.restore(place, restored, config.method_name)
     assert_same(unbroken, restored)
-    ours, theirs = (train_on_noise(config, state, 2) for state in (unbroken, restored))
-    assert [float(report.loss) for report in ours] == [float(report.loss) for report in theirs]
+    ours, theirs = (train_on_noise(config, each, 2) for each in (unbroken, restored))
+    assert [report.loss for report in ours] == [report.loss for report in theirs]
+    assert_same(unbroken, restored)
 
 
-def test_queue_prototypes_and_momentum_copy_are_inside(tmp_path: Path) -> None:
-    """What lies beside a checkpoint gets lost; others keep their queue in a file of its own."""
-    expected = {
-        "swav": {
-            "method.prototypes.weight",
-            "method.queues.0.rows",
-            "method.queues.1.steps",
-            "method.backbone.bn1.running_mean",
-            "optimizer.0.momentum_buffer",
-        },
-        "moco": {
-            "method.queue.rows",
-            "method.queue.position",
-            "method.key_encoder.network.0.conv1.weight",
-            "method.head.0.weight",
-        },
-    }
-    for config in (tiny_swav(), tiny_moco()):
-        place = saved(config, tmp_path / config.method_name)
-        with safe_open(place / "state.safetensors", "pt") as file:
-            assert expected[config.method_name] <= set(file.keys())
+def test_checkpoint_of_version_0_1_is_read(place: Path) -> None:
+    """A buffer was renamed since; runs of months must not end with an update."""
+    path = place / "state.safetensors"
+    tensors = load_file(path)
+    new = [name for name in tensors if name.endswith("probe.images")]
+    assert new
+    for name in new:
+        tensors[name.replace("images", "pictures")] = tensors.pop(name)
+    save_file(tensors, path)
+    checkpoint.restore(place, build_state(tiny_swav(), CPU), "swav")
 
 
-def test_no_pickle_is_written_and_none_is_ever_read(tmp_path: Path) -> None:
+def test_no_pickle_is_written_or_read(place: Path) -> None:
     """A checkpoint from a stranger must not be able to run code."""
-    place = saved(tiny_swav(), tmp_path)
     assert {path.name for path in place.iterdir()} == {"state.json", "state.safetensors"}
     sources = Path(checkpoint.__file__).parent.rglob("*.py")
     banned = re.compile(r"torch\.(load|save)\b|import pickle|from pickle")
     assert not [path.name for path in sources if banned.search(path.read_text())]
 
 
-def test_what_a_killed_process_left_is_no_checkpoint_and_is_cleared_away(tmp_path: Path) -> None:
-    """Killed between write and rename, the older checkpoint stands and the draft is nothing."""
-    state = trained(tiny_swav(), 1)
-    whole = save_at(tmp_path, state, 1)
+def test_draft_of_a_killed_process_is_no_checkpoint(state: TrainState, tmp_path: Path) -> None:
+    """Killed between write and rename, the older checkpoint stands and the draft is removed."""
+    whole = save(tmp_path, state, step=1)
     draft = tmp_path / "checkpoints" / ".draft-4711"
     shutil.copytree(whole, draft)
     assert checkpoint.list_checkpoints(tmp_path) == [whole]
-    newer = save_at(tmp_path, state, 2)
+    newer = save(tmp_path, state, step=2)
     assert checkpoint.list_checkpoints(tmp_path) == [whole, newer]
     assert not draft.exists()
 
 
-def test_a_full_disk_costs_nothing_but_the_newest_checkpoint(tmp_path: Path) -> None:
+def test_full_disk_costs_only_the_newest_checkpoint(state: TrainState, tmp_path: Path) -> None:
     """The one before it must stay readable, and the message must say what to do."""
-    state = trained(tiny_swav(), 1)
-    whole = save_at(tmp_path, state, 1)
+    whole = save(tmp_path, state, step=1)
+    large = replace(state.cursor, reject_reasons={"x" * 200_000: 1})
+    taken = replace(checkpoint.take(state), step=2, cursor=large)
     for num_bytes in (10_000, 150_000):  # in the middle of the tensors; after them
         with full_disk(num_bytes), pytest.raises(UserError, match="step 2 cannot be written"):
-            state.step = 2
-            state.cursor = replace(state.cursor, reject_reasons={"x" * 200_000: 1})
-            checkpoint.save(tmp_path, checkpoint.take(state), "swav", keep=1)
+            checkpoint.save(tmp_path, taken, "swav", keep=1)
     assert checkpoint.list_checkpoints(tmp_path) == [whole]
     checkpoint.restore(whole, build_state(tiny_swav(), CPU), "swav")
 
 
-def test_the_last_ones_are_kept(tmp_path: Path) -> None:
-    """A long run must not fill the disk, and must not delete what it would resume from."""
-    state = trained(tiny_swav(), 1)
+def test_last_checkpoints_are_kept(state: TrainState, tmp_path: Path) -> None:
+    """A long run must not fill the disk, nor delete the checkpoint to resume from."""
     for step in (1, 20, 3, 100):
-        save_at(tmp_path, state, step, keep=2)
+        save(tmp_path, state, step=step, keep=2)
     names = [path.name for path in checkpoint.list_checkpoints(tmp_path)]
     assert names == ["step-00000020", "step-00000100"]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == names
 
 
-def test_the_same_step_saved_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_same_step_replaces_the_older_checkpoint(state: TrainState, tmp_path: Path) -> None:
     """A resume from an older checkpoint passes the same steps again."""
-    config = tiny_swav()
-    save_at(tmp_path, trained(config, 1), 5)
-    newer = trained(config, 2)
-    place = save_at(tmp_path, newer, 5)
-    restored = scrambled(config)
+    save(tmp_path, build_with_cursor(state), step=5)
+    place = save(tmp_path, state, step=5)
+    restored = scrambled(tiny_swav())
     checkpoint.restore(place, restored, "swav")
-    assert_same(newer, restored)
+    assert_same(state, restored)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
 
 
-def test_another_method_is_refused(tmp_path: Path) -> None:
-    """The sentence names both methods."""
-    place = saved(tiny_swav(), tmp_path)
-    with pytest.raises(ConfigError, match=r"method 'swav', this run trains 'moco'.*--out"):
-        checkpoint.restore(place, build_state(tiny_moco(), CPU), "moco")
-
-
-def test_other_shapes_are_refused_by_name(tmp_path: Path) -> None:
-    """The sentence names a tensor with both shapes, not a stack of torch."""
-    place = saved(tiny_swav(), tmp_path)
-    config = tiny_swav(method=replace(tiny_swav().method, num_prototypes=20))
-    with pytest.raises(ConfigError, match=r"prototypes\.\S+ is \(12, ?8?\)?.*\(20, ?8?\)? here"):
-        checkpoint.restore(place, build_state(config, CPU), "swav")
-
-
-def test_another_optimizer_is_refused(tmp_path: Path) -> None:
-    """Momentum of one parameter must never land on another."""
-    place = saved(tiny_swav(optim=OPTIMIZERS["larc"]), tmp_path)
-    state = build_state(tiny_swav(optim=OPTIMIZERS["lars"]), CPU)  # orders its parameters anew
-    with pytest.raises(ConfigError, match="does not fit this optimizer"):
-        checkpoint.restore(place, state, "swav")
+def build_with_cursor(state: TrainState) -> TrainState:
+    fresh = build_state(tiny_swav(), CPU)
+    fresh.cursor = state.cursor
+    return fresh
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "3", "{}", '{"format": 1}', '{"format": 1, "step": 2}', "\xff"]
+    ("changed", "message"),
+    [
+        (tiny_moco(), r"method 'swav', this run trains 'moco'.*--out"),
+        (
+            tiny_swav(method=replace(tiny_swav().method, num_prototypes=20)),
+            r"prototypes\.\S+ is \(12, ?8?\)?.*\(20, ?8?\)? here",
+        ),
+        # Orders its parameters anew: momentum of one must not reach another.
+        (tiny_swav(optim=OPTIMIZERS["lars"]), "does not fit this optimizer"),
+    ],
+    ids=["method", "shapes", "optimizer"],
 )
-def test_a_damaged_state_json_is_a_sentence(text: str, tmp_path: Path) -> None:
+def test_other_settings_are_refused_by_name(place: Path, changed: RunConfig, message: str) -> None:
+    """The message names both values, and no stack of torch is shown."""
+    with pytest.raises(ConfigError, match=message):
+        checkpoint.restore(place, build_state(changed, CPU), changed.method_name)
+
+
+def test_damaged_state_json_has_a_message(place: Path) -> None:
     """Found, allowed, remedy; never a KeyError."""
-    place = saved(tiny_swav(), tmp_path)
-    (place / "state.json").write_text(text, encoding="latin-1")
-    with pytest.raises(ConfigError, match=r"no readable state\.json .*remove the damaged one"):
-        checkpoint.restore(place, build_state(tiny_swav(), CPU), "swav")
+    for text in ("", "{", "[]", "3", "{}", '{"format": 1, "step": 2}', "\xff"):
+        (place / "state.json").write_text(text, encoding="latin-1")
+        with pytest.raises(ConfigError, match=r"no readable state\.json .*remove the damaged one"):
+            checkpoint.read_fields(place)
 
 
-def test_a_format_of_the_future_is_a_sentence(tmp_path: Path) -> None:
-    """A file that means something else must not be guessed at."""
-    place = saved(tiny_swav(), tmp_path)
+def test_format_of_the_future_has_a_message(place: Path) -> None:
+    """An unknown format must not be guessed at."""
     fields = json.loads((place / "state.json").read_text())
     (place / "state.json").write_text(json.dumps(fields | {"format": 2}))
     with pytest.raises(ConfigError, match="has format 2; this version reads 1"):
         checkpoint.read_fields(place)
 
 
-@pytest.mark.parametrize("keep", [0, 7, 100, -1])
-def test_a_damaged_tensor_file_is_a_sentence(keep: int, tmp_path: Path) -> None:
+def test_damaged_tensor_file_has_a_message(place: Path) -> None:
     """A file that was cut short, or is gone, names the remedy."""
-    place = saved(tiny_swav(), tmp_path)
     path = place / "state.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ConfigError, match=r"cannot be read .*remove this checkpoint"):
-        checkpoint.restore(place, build_state(tiny_swav(), CPU), "swav")
-    path.unlink()
-    with pytest.raises(ConfigError, match=r"cannot be read .*remove this checkpoint"):
-        checkpoint.load_tensors(place)
+    data = path.read_bytes()
+    for length in (None, 0, 7, 100, len(data) - 1):
+        path.unlink() if length is None else path.write_bytes(data[:length])
+        with pytest.raises(ConfigError, match=r"cannot be read .*remove this checkpoint"):
+            checkpoint.load_tensors(place)
 
 
-def test_the_encoder_alone_can_be_loaded(tmp_path: Path) -> None:
-    """Evaluation wants the backbone, not the optimizer."""
-    state = trained(tiny_swav(), 2)
-    place = checkpoint.save(tmp_path, checkpoint.take(state), "swav", keep=1)
+def test_encoder_can_be_loaded_alone(place: Path, state: TrainState) -> None:
+    """Evaluation needs the backbone, not the optimizer."""
     other = build_state(tiny_swav(seed=9), CPU).method.backbone
     checkpoint.load_backbone(place, other)
     weights = state.method.backbone.state_dict()
@@ -239,9 +209,8 @@ def test_the_encoder_alone_can_be_loaded(tmp_path: Path) -> None:
         assert torch.equal(value, weights[name])
 
 
-def test_step_and_cursor_lie_in_plain_json(tmp_path: Path) -> None:
+def test_step_and_cursor_are_plain_json(place: Path) -> None:
     """They can be read without this library, and stay small."""
-    place = saved(tiny_swav(), tmp_path, num_steps=2)
     fields = json.loads((place / "state.json").read_text())
     assert (fields["step"], fields["method"], fields["cursor"]["slot"]) == (2, "swav", 32)
     assert len(json.dumps(fields["cursor"])) < 2000

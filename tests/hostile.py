@@ -1,8 +1,4 @@
-"""Images of every kind that is read, ways to spoil them, and what a stream makes of such files.
-
-Run as a program it is the child of the drills: it reads tars or mutations under a memory limit and
-prints one JSON line. Whatever kills it, kills nobody else.
-"""
+"""Images of every supported kind, and random damage to them."""
 
 import io
 import random
@@ -22,7 +18,7 @@ Maker = Callable[[Pixels], bytes]
 
 
 def saved(format_: str, mode: str = "RGB", **options: object) -> Maker:
-    """Made by Pillow, in this mode."""
+    """Return an encoder of Pillow in this mode."""
 
     def make(pixels: Pixels) -> bytes:
         file = io.BytesIO()
@@ -33,7 +29,7 @@ def saved(format_: str, mode: str = "RGB", **options: object) -> Maker:
 
 
 def animated(format_: str, mode: str = "RGB", **options: object) -> Maker:
-    """Three frames of which only the first is right side up."""
+    """Return an encoder of three frames, of which only the first is upright."""
 
     def make(pixels: Pixels) -> bytes:
         frames = [_in_mode(np.rot90(pixels, 2 * turns), mode) for turns in (0, 1, 1)]
@@ -60,13 +56,13 @@ def _in_mode(pixels: Pixels, mode: str) -> Image.Image:
 
 
 def steps(size: tuple[int, ...]) -> Pixels:
-    """Opacity of 255, 128 and 0 in three columns of equal width."""
+    """Return opacity 255, 128 and 0 in three columns of equal width."""
     columns = np.array([255, 128, 0], np.uint8)[np.arange(size[1]) * 3 // size[1]]
     return np.broadcast_to(columns, size[:2]).copy()
 
 
 def deep(format_: str, channels: int = 3) -> Maker:
-    """Sixteen bits a channel, made by OpenCV; four channels are RGB and opacity."""
+    """Return an encoder of OpenCV with sixteen bits per channel: RGB, or RGB and opacity."""
 
     def make(pixels: Pixels) -> bytes:
         stack = pixels[..., ::-1]
@@ -78,7 +74,7 @@ def deep(format_: str, channels: int = 3) -> Maker:
 
 
 def swapping_profile() -> bytes:
-    """A colour profile in which red is what sRGB calls green, and the other way round."""
+    """Return a colour profile that swaps the red and green of sRGB."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     profile = profile.replace(b"\0s\0R\0G\0B", b"\0o\0d\0d\0!")
     return profile.replace(b"rXYZ", b"?XYZ").replace(b"gXYZ", b"rXYZ").replace(b"?XYZ", b"gXYZ")
@@ -90,9 +86,9 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 def png_of(pixels: Pixels, *, colour: int = 2, interlaced: bool = False, **extra: bytes) -> bytes:
-    """A PNG of these 8-bit samples (H, W, C) written by hand, with chunks of any name added."""
+    """Encode 8-bit samples (H, W, C) as PNG, with additional chunks."""
     height, width = pixels.shape[:2]
-    # Of each of Adam7's passes: first row and column, step of rows and columns.
+    # Passes of Adam7: first row and column, step of rows and columns.
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2),
               (1, 0, 2, 1)] if interlaced else [(0, 0, 1, 1)]  # fmt: skip
     rows = b"".join(
@@ -114,7 +110,7 @@ def png_of(pixels: Pixels, *, colour: int = 2, interlaced: bool = False, **extra
 
 
 def _bmp_rle(pixels: Pixels) -> bytes:
-    """A BMP with run lengths: every pixel is a run of one or, by luck, more."""
+    """Encode a BMP with run lengths."""
     grey = pixels[::-1, :, 1]
     rows = []
     for row in grey:
@@ -141,8 +137,8 @@ def _plain_ppm(pixels: Pixels) -> bytes:
     return f"P3\n# made by hand\n{width} {height}\n255\n{words}\n".encode()
 
 
-# Every kind of file that is read. Lossy ones are named in `LOSSY`; those that show something else
-# than the pixels they are made from say so in their name: grey, alpha, one_bit, palette.
+# Every supported kind of file. Kinds that change the pixels have it in their name: grey, alpha,
+# one_bit, palette. `LOSSY` in the tests lists the lossy ones.
 KINDS: dict[str, Maker] = {
     "jpeg": saved("JPEG", quality=92),
     "jpeg_444": saved("JPEG", quality=92, subsampling=0),
@@ -207,17 +203,17 @@ HEIGHT, WIDTH = 48, 64
 
 
 def image_pixels(seed: int = 0) -> Pixels:
-    """A made image that survives lossy formats."""
+    """Return a smooth image that lossy formats change little."""
     return cv2.GaussianBlur(made_pixels(seed, HEIGHT, WIDTH), (0, 0), 2)
 
 
 def valid(seed: int = 0) -> dict[str, bytes]:
-    """One image of 48 x 64 pixels in every kind."""
+    """Return one image of 48 x 64 pixels in every kind."""
     return {name: make(image_pixels(seed)) for name, make in KINDS.items()}
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
-    """One to four damages of one file."""
+    """Damage a file one to four times."""
     for _ in range(rng.choice((1, 1, 2, 4))):
         data = rng.choice(_DAMAGES)(rng, data)
     return data
@@ -261,7 +257,7 @@ def _range(rng: random.Random, data: bytes) -> tuple[int, int]:
 
 
 def _swap_header(rng: random.Random, data: bytes) -> bytes:
-    """The beginning of one kind of file and the end of another."""
+    """Replace the beginning by that of another kind of file."""
     other = rng.choice(sorted(_OTHERS))
     length = rng.choice((4, 12, 40, 200))
     return _OTHERS[other][:length] + data[rng.choice((0, length)) :]
@@ -270,48 +266,48 @@ def _swap_header(rng: random.Random, data: bytes) -> bytes:
 _SIZES = (0, 1, 7, 255, 256, 5000, 9000, 16383, 32768, 65535, 1 << 22, (1 << 31) - 1, (1 << 32) - 1)
 
 
-def _lie_about_size(rng: random.Random, data: bytes) -> bytes:
-    """Another height or width wherever the true one may be written."""
-    side, lie = rng.choice((HEIGHT, WIDTH)), rng.choice(_SIZES)
-    forms = [form for form in (">I", "<I", ">H", "<H") if lie < 1 << 8 * struct.calcsize(form)]
+def _change_size(rng: random.Random, data: bytes) -> bytes:
+    """Replace the height or width where it is found."""
+    side, wrong = rng.choice((HEIGHT, WIDTH)), rng.choice(_SIZES)
+    forms = [form for form in (">I", "<I", ">H", "<H") if wrong < 1 << 8 * struct.calcsize(form)]
     form = rng.choice(forms or [">I"])
     for true in (side, side - 1):
         found = data.find(struct.pack(form, true), 4, 1000)
         if found >= 0:
-            return mend_png(
-                data[:found] + struct.pack(form, lie) + data[found + struct.calcsize(form) :]
+            return repair_png(
+                data[:found] + struct.pack(form, wrong) + data[found + struct.calcsize(form) :]
             )
     return data
 
 
-def _lie_about_length(rng: random.Random, data: bytes) -> bytes:
-    """Four or two bytes become a number that is a length of nothing."""
+def _change_length(rng: random.Random, data: bytes) -> bytes:
+    """Replace four or two bytes by a wrong length."""
     if len(data) < 8:
         return data
     place = rng.randrange(min(len(data), 2000) - 4)
-    lie = rng.choice((0, 1, 2, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, len(data), 2 * len(data)))
-    form = rng.choice((">I", "<I") if lie > 0xFFFF else (">I", "<I", ">H", "<H"))
-    return data[:place] + struct.pack(form, lie) + data[place + struct.calcsize(form) :]
+    wrong = rng.choice((0, 1, 2, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, len(data), 2 * len(data)))
+    form = rng.choice((">I", "<I") if wrong > 0xFFFF else (">I", "<I", ">H", "<H"))
+    return data[:place] + struct.pack(form, wrong) + data[place + struct.calcsize(form) :]
 
 
-def _mend(rng: random.Random, data: bytes) -> bytes:
-    """Flipped bits with right checksums, which get deeper into a PNG."""
-    return mend_png(_flip_bits(rng, data))
+def _flip_and_repair(rng: random.Random, data: bytes) -> bytes:
+    """Flip bits and repair the checksums, which reaches deeper code for PNG."""
+    return repair_png(_flip_bits(rng, data))
 
 
-def mend_png(data: bytes) -> bytes:
-    """Make the checksums of a PNG's chunks right, as far as chunks can be followed."""
+def repair_png(data: bytes) -> bytes:
+    """Repair the checksums of the chunks of a PNG."""
     if not data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data
-    mended, place = bytearray(data), 8
-    while place + 12 <= len(mended):
-        (length,) = struct.unpack_from(">I", mended, place)
+    repaired, place = bytearray(data), 8
+    while place + 12 <= len(repaired):
+        (length,) = struct.unpack_from(">I", repaired, place)
         end = place + 8 + length
-        if end + 4 > len(mended):
+        if end + 4 > len(repaired):
             break
-        mended[end : end + 4] = struct.pack(">I", zlib.crc32(mended[place + 4 : end]))
+        repaired[end : end + 4] = struct.pack(">I", zlib.crc32(repaired[place + 4 : end]))
         place = end + 4
-    return bytes(mended)
+    return bytes(repaired)
 
 
 _DAMAGES = (
@@ -323,10 +319,10 @@ _DAMAGES = (
     _duplicate,
     _overwrite,
     _swap_header,
-    _lie_about_size,
-    _lie_about_size,
-    _lie_about_length,
-    _mend,
+    _change_size,
+    _change_size,
+    _change_length,
+    _flip_and_repair,
 )
 _OTHERS = {
     name: KINDS[name](image_pixels(1))
@@ -335,7 +331,7 @@ _OTHERS = {
 
 
 def mutations(first: int, last: int) -> Iterator[tuple[int, str, bytes]]:
-    """Number, kind and bytes of the mutations [first, last): the same numbers, the same bytes."""
+    """Yield number, kind and bytes of the mutations [first, last); each number is reproducible."""
     whole = valid()
     names = sorted(whole)
     for number in range(first, last):

@@ -1,4 +1,4 @@
-"""Real broken files and made ones, read as a run reads them: no process dies, nothing is lost."""
+"""Real and synthetic broken images, read as in a run: no process dies, no good image is lost."""
 
 import csv
 import io
@@ -26,8 +26,7 @@ ROOT = Path(__file__).parents[2]
 CORPORA = ("nasty-a.tar", "made-a.tar")
 MAX_BYTES = 2 << 30
 ADMISSION = AdmissionConfig()
-# What a file of a category may be rejected for, once it cannot be decoded whole. A category is
-# known by a part of its name.
+# Allowed reasons for files that cannot be decoded, by a part of the category name.
 REASONS = {
     "zero-byte": {"empty"},
     "not-an-image": {"not_an_image"},
@@ -41,12 +40,12 @@ REASONS = {
     "truncated": {"truncated", "undecodable"},
     "bomb": {"too_large", "truncated", "not_an_image"},
 }
-OTHERWISE = {"broken_header", "truncated", "undecodable", "not_an_image"}
+OTHER_REASONS = {"broken_header", "truncated", "undecodable", "not_an_image"}
 
 
 @dataclass(frozen=True)
 class Hostile:
-    """A file of a corpus, with what its manifest says."""
+    """A file of a corpus, with the fields of its manifest."""
 
     corpus: str
     name: str
@@ -56,7 +55,7 @@ class Hostile:
 
 
 def corpus(name: str) -> list[Hostile]:
-    """All files of an archive; skips where it is absent."""
+    """Return all files of an archive; skips the test without it."""
     files = shared_files(name)
     rows = csv.DictReader(
         io.StringIO(files.pop("MANIFEST.tsv").decode()), delimiter="\t", quoting=csv.QUOTE_NONE
@@ -74,7 +73,7 @@ def corpus(name: str) -> list[Hostile]:
 
 
 def child(*arguments: object, timeout: float, marks: Path | None = None) -> dict[str, Any]:
-    """What a child of the drills reports; its death is a failure that names the file."""
+    """Run a child of the drills and return its report; its death fails with the file name."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.drills.decoder_child", *map(str, arguments)],
         capture_output=True,
@@ -91,14 +90,14 @@ def child(*arguments: object, timeout: float, marks: Path | None = None) -> dict
 
 @pytest.fixture(scope="module")
 def hostile() -> dict[str, Hostile]:
-    """Every file of both corpora, under the key that it has in the tars."""
+    """Every file of both corpora, by its key in the tars."""
     files = [file for name in CORPORA for file in corpus(name)]
     return {f"bad{number:04}": file for number, file in enumerate(files)}
 
 
 @pytest.fixture(scope="module")
 def tars(hostile: dict[str, Hostile], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tars in which every hostile file has good images for neighbours."""
+    """Two tars in which every hostile file has good images next to it."""
     folder = tmp_path_factory.mktemp("hostile")
     good = [encoded(made_pixels(seed, 40, 50)) for seed in range(8)]
     for name in CORPORA:
@@ -112,7 +111,7 @@ def tars(hostile: dict[str, Hostile], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def read_by(tars: Path) -> Any:
-    """A function that reads the tars by one engine, once a module."""
+    """Return a function that reads the tars with one engine, once per module."""
     reports: dict[str, dict[str, Any]] = {}
 
     def read(engine: str) -> dict[str, Any]:
@@ -127,8 +126,8 @@ ENGINES = ["opencv", pytest.param("dali", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_no_good_image_is_lost_beside_bad_ones(engine, hostile, read_by):
-    """A broken image would take its neighbours along, or the reader, or the machine's memory."""
+def test_no_good_image_is_lost_next_to_bad_ones(engine, hostile, read_by):
+    """A broken image would cost its neighbours, the reader, or the memory of the machine."""
     report = read_by(engine)
     assert report["num_samples"] == 2 * len(hostile)
     assert report["num_rows"] == 2 * len(hostile) - len(report["verdicts"])
@@ -137,29 +136,29 @@ def test_no_good_image_is_lost_beside_bad_ones(engine, hostile, read_by):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_file_is_judged_with_reason(engine, hostile, read_by):
-    """Good images would be lost, bad ones trained on, or rejects counted under a wrong name."""
+def test_every_file_gets_the_right_reason(engine, hostile, read_by):
+    """Good images would be lost, bad ones used, or rejects counted under a wrong reason."""
     verdicts = read_by(engine)["verdicts"]
     wrong = []
     for key, file in hostile.items():
         verdict = verdicts.get(key, "ok")
-        allowed = sensible(file)
+        allowed = right_verdicts(file)
         if verdict not in allowed:
             wrong.append(f"{file.name} ({file.categories}): {verdict}, not {sorted(allowed)}")
     assert wrong == []
 
 
 @pytest.mark.slow
-def test_both_engines_judge_alike(hostile, read_by):
-    """Which samples are trained on would depend on the engine."""
+def test_both_engines_reject_the_same_files(hostile, read_by):
+    """The training data would depend on the engine."""
     assert read_by("opencv")["verdicts"] == read_by("dali")["verdicts"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("engine", ["opencv", "dali"])
-def test_the_largest_images_that_may_come_in_fit_into_two_gigabytes(engine, tmp_path):
-    """A few kilobytes of blank paper would take a reader's machine along."""
+def test_largest_accepted_images_need_less_than_two_gigabytes(engine, tmp_path):
+    """A few kilobytes of blank image would fill the memory of a reader."""
     side = int(ADMISSION.max_pixels**0.5)
     made = {
         "jpeg": blank(side, "RGB", "JPEG", subsampling=0),
@@ -182,37 +181,37 @@ def test_the_largest_images_that_may_come_in_fit_into_two_gigabytes(engine, tmp_
 
 
 def blank(side: int, mode: str, format_: str, **options: Any) -> bytes:
-    """A large image with nothing on it, which takes few bytes."""
+    """Encode a large blank image, which takes few bytes."""
     file = io.BytesIO()
     Image.new(mode, (side, side)).save(file, format_, **options)
     return file.getvalue()
 
 
-def sensible(file: Hostile) -> set[str]:
-    """Verdicts that are right for a file, by what Pillow makes of it and by its category.
+def right_verdicts(file: Hostile) -> set[str]:
+    """Return the right verdicts for a file, from the result of Pillow and its category.
 
-    What Pillow decodes whole is accepted, unless a stated policy refuses it. What it does not is
-    rejected, for a reason that suits its category.
+    A file that Pillow decodes is accepted, unless a policy rejects it. Other files are rejected for
+    a reason of their category.
     """
-    size, pixels = pillows(file.data)
-    refused = policies(size)
+    size, pixels = decode_with_pillow(file.data)
+    refused = policy_reasons(size)
     if pixels is None:
         reasons = [found for part, found in REASONS.items() if part in file.categories]
-        rejected = set.union(*reasons) if reasons else OTHERWISE
-        # Pillow gives up over what holds no pixels, such as a colour profile.
+        rejected = set.union(*reasons) if reasons else OTHER_REASONS
+        # Pillow fails on parts without pixels, such as a colour profile.
         return rejected | refused | ({"ok"} if opencv_decodes(file.data) and not refused else set())
     allowed = refused or {"ok"}
     if not file.good:
-        # The first image is sound, later frames or layers are not.
+        # The first image is valid, later frames or layers are not.
         allowed |= {"broken_header"}
-    if file.data.startswith(b"\xff\xd8") and (is_painted(pixels) or is_interrupted(file.data)):
-        # Data is missing: decoders paint what is left, and only some complain.
+    if file.data.startswith(b"\xff\xd8") and (is_filled(pixels) or is_interrupted(file.data)):
+        # Data are missing: decoders fill the rest, and only some report it.
         allowed |= {"truncated", "undecodable"}
     return allowed
 
 
-def pillows(data: bytes) -> tuple[tuple[int, int], np.ndarray | None]:
-    """Size of the first image and its pixels, where Pillow decodes it; bombs it only measures."""
+def decode_with_pillow(data: bytes) -> tuple[tuple[int, int], np.ndarray | None]:
+    """Return size and pixels of the first image by Pillow; bombs are not decoded."""
     try:
         image = read_image_header(data)
         size = (image.width, image.height)
@@ -231,8 +230,8 @@ def pillows(data: bytes) -> tuple[tuple[int, int], np.ndarray | None]:
             return size, None
 
 
-def policies(size: tuple[int, int]) -> set[str]:
-    """Reasons for which the default settings refuse an image of this size."""
+def policy_reasons(size: tuple[int, int]) -> set[str]:
+    """Return the reasons of the default settings against an image of this size."""
     short, long = sorted(size)
     return {
         reason
@@ -245,13 +244,13 @@ def policies(size: tuple[int, int]) -> set[str]:
     }
 
 
-def is_painted(pixels: np.ndarray) -> bool:
-    """Whether most of an image is the grey that decoders paint where nothing is known."""
+def is_filled(pixels: np.ndarray) -> bool:
+    """Return True if most of an image is the grey that decoders fill in."""
     return bool((pixels == 128).all(axis=-1).mean() > 0.5)
 
 
 def is_interrupted(data: bytes) -> bool:
-    """Whether a JPEG's last scan is broken off by a marker that is not the end, or by no marker."""
+    """Return True if the last scan of a JPEG does not end with the end-of-image marker."""
     end = re.search(rb"\xff[^\x00\xff\xd0-\xd7]", data[data.rfind(b"\xff\xda") + 2 :])
     return end is None or end[0] != b"\xff\xd9"
 
@@ -263,12 +262,12 @@ def opencv_decodes(data: bytes) -> bool:
 
 
 def check_fuzz(first: int, last: int, marks: Path, timeout: float) -> None:
-    """SampleCheck the mutations [first, last) in a child; nothing may happen but verdicts."""
+    """Read the mutations [first, last) in a child, which must only report verdicts."""
     report = child("fuzz", first, last, marks, timeout=timeout, marks=marks)
     assert report["faults"] == []
     verdicts = report["verdicts"]
     assert sum(verdicts.values()) == last - first
-    # Damage must be neither so heavy nor so light that nothing is learned.
+    # Damage that is too heavy or too light tests nothing.
     assert 0.1 < verdicts["ok"] / (last - first) < 0.6
     assert set(report["formats"]) == {kind.partition("_")[0] for kind in KINDS}
     assert report["peak_bytes"] < MAX_BYTES
@@ -276,14 +275,14 @@ def check_fuzz(first: int, last: int, marks: Path, timeout: float) -> None:
     assert seconds < 10, f"mutation {number} took {seconds:.1f} s"
 
 
-def test_mutations_give_verdicts_and_nothing_else(tmp_path):
-    """Some broken file would crash a reader, hang it, or be kept by one engine alone."""
+def test_mutated_images_only_give_verdicts(tmp_path):
+    """A broken file would crash or hang a reader, or be kept by one engine only."""
     check_fuzz(0, 400, tmp_path / "marks", timeout=55)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(5))
-def test_ten_thousand_mutations_give_verdicts_and_nothing_else(part, share, tmp_path):
-    """The same, often enough to meet what is rare."""
+def test_ten_thousand_mutated_images_only_give_verdicts(part, share, tmp_path):
+    """Rare damage would crash or hang a reader."""
     check_fuzz(2000 * part, 2000 * part + round(2000 * share), tmp_path / "marks", timeout=600)

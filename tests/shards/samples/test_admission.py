@@ -1,4 +1,4 @@
-"""Admission: kept or rejected, once, with a reason; and how many rejects a run may spend."""
+"""Admission: accepted or rejected with a reason, and the budget of rejects of a run."""
 
 from dataclasses import replace
 
@@ -16,7 +16,6 @@ from shards.samples.admission import (
     check_pixels,
     entropy,
     image_bytes,
-    reject,
 )
 from shards.samples.admission_config import AdmissionConfig, check_budget
 from tests.hostile import HEIGHT, KINDS, WIDTH, png_of, valid
@@ -43,17 +42,17 @@ def sample(**fields):
         ({}, None),
     ],
 )
-def test_the_image_is_found_by_the_extension(fields, found):
-    """The mask or the caption would be decoded in its place."""
+def test_image_member_is_found_by_extension(fields, found):
+    """The mask or the caption would be decoded instead."""
     assert image_bytes(sample(**fields)) == found
 
 
-@pytest.mark.parametrize("extension", IMAGE_EXTENSIONS)
-def test_what_the_bytes_are_does_not_depend_on_the_extension(extension):
-    """Half of the web's .jpg files are something else."""
-    image = admit(sample(**{extension: png(20, 30)}), AdmissionConfig())
-    assert isinstance(image, ImageHeader)
-    assert (image.format, image.height, image.width) == ("png", 20, 30)
+def test_format_does_not_depend_on_the_extension():
+    """Images with a wrong extension, which are common on the web, would be lost."""
+    for extension in IMAGE_EXTENSIONS:
+        image = admit(sample(**{extension: png(20, 30)}), AdmissionConfig())
+        assert isinstance(image, ImageHeader)
+        assert (image.format, image.height, image.width) == ("png", 20, 30)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +67,8 @@ def test_what_the_bytes_are_does_not_depend_on_the_extension(extension):
         ({"png": png(20, 30)[:40]}, "truncated", None),
     ],
 )
-def test_every_reject_says_which_sample_and_why(fields, reason, detail):
-    """A count without a reason cannot be acted on."""
+def test_reject_names_sample_and_reason(fields, reason, detail):
+    """The user could not find the rejected samples."""
     found = admit(sample(**fields), AdmissionConfig(max_pixels=50_000))
     assert isinstance(found, Reject)
     assert (found.shard, found.offset, found.key, found.reason) == (2, 1536, "a/7", reason)
@@ -83,7 +82,7 @@ def files():
 
 
 def refused(files, **policy):
-    """The kinds that this policy refuses, by reason."""
+    """Return the kinds that this policy rejects, by reason."""
     found = {}
     for kind, data in files.items():
         result = admit(sample(img=data), AdmissionConfig(**policy))
@@ -96,8 +95,8 @@ def having(*words):
     return {kind for kind in KINDS if any(word in kind for word in words)}
 
 
-def test_every_kind_comes_in_by_default(files):
-    """Images of the web would be lost to somebody who set nothing."""
+def test_every_kind_is_accepted_by_default(files):
+    """Images of the web would be lost with the default settings."""
     assert refused(files) == {}
 
 
@@ -115,15 +114,16 @@ def test_every_kind_comes_in_by_default(files):
         ({"max_bytes": 60}, "too_many_bytes", set(KINDS)),
     ],
 )
-def test_a_policy_refuses_what_it_names_and_nothing_else(policy, reason, kinds, files):
-    """A setting would do nothing, or cost other images too."""
+def test_policy_rejects_only_what_it_names(policy, reason, kinds, files):
+    """A setting would do nothing, or reject other images too."""
     if reason == "format":
-        kinds = {kind for kind in KINDS if read_image_header(files[kind]).format not in ("png", "jpeg")}
+        formats = {kind: read_image_header(files[kind]).format for kind in KINDS}
+        kinds = {kind for kind in KINDS if formats[kind] not in ("png", "jpeg")}
     assert refused(files, **policy) == {reason: kinds}
 
 
-def test_a_colour_profile_is_ignored_converted_or_refused():
-    """The policy about profiles would do nothing."""
+def test_colour_profile_is_ignored_or_converted_or_rejected():
+    """The setting would do nothing."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(made_pixels(0, 20, 20), "JPEG", icc_profile=profile)
     for policy in ("ignore", "srgb"):
@@ -134,7 +134,7 @@ def test_a_colour_profile_is_ignored_converted_or_refused():
 
 
 def test_orientation_is_applied_or_ignored():
-    """Boxes would be drawn for another image than the one that is decoded."""
+    """Boxes would be drawn for a differently oriented image than is decoded."""
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(made_pixels(0, 20, 30), "JPEG", exif=exif)
@@ -145,8 +145,8 @@ def test_orientation_is_applied_or_ignored():
 
 
 @pytest.mark.parametrize("background", ["white", "black", "drop"])
-def test_the_image_carries_what_its_transparency_is_laid_on(background, files):
-    """Engines would each have an opinion of their own."""
+def test_image_carries_its_background(background, files):
+    """Engines would blend transparency differently."""
     config = AdmissionConfig(alpha=background)
     image = admit(sample(png=files["png_alpha"]), config)
     assert isinstance(image, ImageHeader) and image.background == background
@@ -154,8 +154,8 @@ def test_the_image_carries_what_its_transparency_is_laid_on(background, files):
     assert isinstance(opaque, ImageHeader) and opaque.background == "drop"
 
 
-def test_formats_that_cost_more_may_be_smaller(files):
-    """An image of an ordinary size would take gigabytes, or a minute."""
+def test_costly_formats_have_a_smaller_limit(files):
+    """An image of ordinary size would take gigabytes, or a minute."""
     for kind, factor in (("jpeg", 1), ("webp_animated", 2), ("jpeg_cmyk", 2), ("jpeg2000", 3)):
         enough = HEIGHT * WIDTH * factor
         assert isinstance(
@@ -183,29 +183,29 @@ def half_black(shape=(80, 120)):
     ids=["plain", "halves", "image", "noise"],
 )
 @pytest.mark.parametrize("format_", ["PNG", "JPEG"])
-def test_entropy_is_that_of_what_is_seen(pixels, low, high, format_):
-    """Plain paper would pass for an image because of its grain, or an image for plain paper."""
+def test_entropy_measures_visible_content(pixels, low, high, format_):
+    """Plain paper with grain would be accepted, or a photograph rejected."""
     bits = entropy(read_image_header(encoded(pixels, format_)))
     assert low - 0.05 <= bits <= high + 0.4 * (format_ == "JPEG")
 
 
-def test_blank_images_are_refused_where_that_is_asked_for():
-    """Placeholders and empty scans, of which the web is full, would be trained on."""
+def test_blank_images_are_rejected_if_configured():
+    """Placeholders and empty scans, common on the web, would be trained on."""
     blank = read_image_header(encoded(np.full((300, 300, 3), 250, np.uint8)))
     image = read_image_header(encoded(made_pixels(0, 300, 300)))
     config = AdmissionConfig(min_entropy=2.0)
     assert check_pixels(blank, AdmissionConfig()) is None
     assert check_pixels(blank, config) == (
         "blank",
-        "0.00 bits of entropy, at least 2 are asked for",
+        "0.00 bits of entropy, at least 2 are required",
     )
     assert check_pixels(image, config) is None
     broken = replace(image, data=b"no image")
     assert check_pixels(broken, config)[0] == "undecodable"
 
 
-def test_transparent_images_are_blank_where_nothing_is_to_be_seen():
-    """A black drawing on nothing would come in where dropping makes it plain black."""
+def test_entropy_depends_on_the_background():
+    """A drawing that is plain black without its transparency would be accepted."""
     pixels = np.zeros((64, 64, 4), np.uint8)
     pixels[16:48, 16:48, 3] = 255
     data = png_of(pixels, colour=6)
@@ -217,7 +217,7 @@ def test_transparent_images_are_blank_where_nothing_is_to_be_seen():
 
 
 def test_limits_are_inclusive():
-    """An image of exactly the least side, or exactly the most pixels, is welcome."""
+    """An image of exactly the minimum side or the maximum pixels would be rejected."""
     config = AdmissionConfig(min_side=8, max_pixels=8 * 100, max_aspect_ratio=12.5)
     assert isinstance(admit(sample(png=png(8, 100)), config), ImageHeader)
     assert isinstance(admit(sample(png=png(8, 101)), config), Reject)
@@ -233,23 +233,26 @@ def test_limits_are_inclusive():
         ({"max_reject_fraction": -0.1}, r"max_reject_fraction=-0\.1; it must be from 0 to 1"),
         ({"max_reject_fraction": float("nan")}, "max_reject_fraction=nan; it must be"),
         ({"probation": -1}, "probation=-1; it must be at least 0"),
-        ({"formats": ("png", "heic")}, "formats=heic; there are jpeg, png, .*; choose"),
+        ({"formats": ("png", "heic")}, "formats=heic; supported are jpeg, png, .*; choose"),
         ({"max_aspect_ratio": 0.5}, r"max_aspect_ratio=0\.5; it must be at least 1, .*; raise it"),
         ({"max_aspect_ratio": float("nan")}, "max_aspect_ratio=nan"),
         ({"max_bytes": 0}, "max_bytes=0; it must be at least 1"),
         ({"min_entropy": 9}, "min_entropy=9; it must be from 0 to 8 bits; 0 switches it off"),
-        ({"predicate": "mine.keep"}, "predicate='mine.keep'; .* 'package.module:function'; mend"),
+        (
+            {"predicate": "mine.keep"},
+            "predicate='mine.keep'; .*'package.module:function'; corr",
+        ),
         ({"predicate": "os:system()"}, "predicate='os:system\\(\\)'"),
     ],
 )
-def test_admission_that_cannot_work_is_refused(fields, message):
-    """A run that admits nothing should not need an hour to say so."""
+def test_impossible_settings_are_refused(fields, message):
+    """A run that accepts no image would end after an hour."""
     with pytest.raises(ConfigError, match=message):
         AdmissionConfig(**fields)
 
 
-def test_the_budget_is_a_share_of_what_was_decided():
-    """One reject too many ends the run, one less does not."""
+def test_budget_is_a_share_of_the_decided_samples():
+    """A run would end one reject too early or too late."""
     config = AdmissionConfig(max_reject_fraction=0.25, probation=100)
     check_budget(config, 74, {"empty": 20, "truncated": 5})
     check_budget(config, 75, {"empty": 20, "truncated": 5})
@@ -262,15 +265,10 @@ def test_the_budget_is_a_share_of_what_was_decided():
     assert caught.value.reasons == {"empty": 21, "truncated": 5}
 
 
-def test_within_the_probation_nothing_is_too_much():
-    """The first ten samples of a run prove nothing."""
+def test_budget_does_not_apply_during_probation():
+    """The first ten samples would end a run."""
     config = AdmissionConfig(max_reject_fraction=0.0, probation=50)
     check_budget(config, 0, {"empty": 49})
     with pytest.raises(BudgetExceeded):
         check_budget(config, 49, {"empty": 1})
     check_budget(replace(config, max_reject_fraction=1.0), 0, {"empty": 10**6})
-
-
-def test_a_reject_names_its_sample():
-    """It is all that is left of it."""
-    assert reject(sample(), "undecodable", "why") == Reject(2, 1536, "a/7", "undecodable", "why")

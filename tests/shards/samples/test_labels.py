@@ -1,4 +1,4 @@
-"""Labels: any field of a sample as a whole number, beside its crops, whoever made them."""
+"""Labels: a field of a sample as a whole number, in the row of its crops."""
 
 import json
 from dataclasses import replace
@@ -11,6 +11,7 @@ from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
 from shards.crops.sample_cropper import CropJob
+from shards.crops.verify_engine import VerifyingEngine
 from shards.records import Chunk, Sample, Turn
 from shards.samples.admission_config import AdmissionConfig
 from shards.samples.labels import NO_LABEL, read_label, read_labels
@@ -37,53 +38,53 @@ def sample(offset=0, **fields):
     return Sample(0, offset, "k", {name: bytes(data) for name, data in fields.items()})
 
 
-def said(value):
+def tagged(value):
     return sample(json=json.dumps({"tag": value}).encode())
 
 
 @pytest.mark.parametrize(
     ("given", "label"),
     [
-        (said(7), 7),
-        (said("7"), 7),
-        (said(" 7\n"), 7),
-        (said(0), 0),
-        (said(["3"]), 3),
-        (said(None), NO_LABEL),
-        (said(""), NO_LABEL),
-        (said([]), NO_LABEL),
-        (said({"a": 1}), NO_LABEL),
+        (tagged(7), 7),
+        (tagged("7"), 7),
+        (tagged(" 7\n"), 7),
+        (tagged(0), 0),
+        (tagged(["3"]), 3),
+        (tagged(None), NO_LABEL),
+        (tagged(""), NO_LABEL),
+        (tagged([]), NO_LABEL),
+        (tagged({"a": 1}), NO_LABEL),
         (sample(json=b"{"), NO_LABEL),
         (sample(json=b"[1]"), NO_LABEL),
         (sample(), NO_LABEL),
         (sample(tag=b"5\n", json=b'{"tag": 6}'), 5),
     ],
 )
-def test_a_label_is_a_member_or_a_field_of_the_json(given, label):
-    """Whole numbers stand for themselves; what says nothing has no label."""
+def test_label_is_a_member_or_a_json_field(given, label):
+    """A class number would change, or a sample without label get one."""
     assert read_label(given, "tag", 0) == label
 
 
-def test_words_are_large_numbers_that_are_the_same_everywhere():
-    """A hash of Python's would differ in every process, and a small number would be a class."""
+def test_words_become_large_numbers_that_are_equal_everywhere():
+    """A word would differ between processes, or be taken for a class number."""
     words = ["cat", "dog", "Cat", "-3", "2.5", True, 1 << 40]
-    labels = [read_label(said(word), "tag", 0) for word in words]
+    labels = [read_label(tagged(word), "tag", 0) for word in words]
     assert len(set(labels)) == len(words) and all(1 << 31 <= label < 1 << 63 for label in labels)
     assert labels[0] == 3790442931510345597
 
 
-def test_of_a_list_every_epoch_draws_one():
-    """All hashtags of an image count, none of them more, and the same epoch draws alike."""
+def test_each_epoch_draws_one_entry_of_a_list():
+    """Only one hashtag would count, or a resumed epoch draw another one."""
     tags = ["a", "b", "c"]
-    known = {read_label(said(tag), "tag", 0) for tag in tags}
-    drawn = [read_label(said(tags), "tag", epoch) for epoch in range(60)]
+    known = {read_label(tagged(tag), "tag", 0) for tag in tags}
+    drawn = [read_label(tagged(tags), "tag", epoch) for epoch in range(60)]
     assert set(drawn) == known and min(drawn.count(label) for label in known) > 8
-    assert read_labels([said(tags)], "tag", 3).tolist() == [drawn[3]]
+    assert read_labels([tagged(tags)], "tag", 3).tolist() == [drawn[3]]
 
 
 @pytest.fixture
 def shard(tmp_path):
-    """Ten images, three of them unusable; number i is of class i % 4, number 4 of none."""
+    """Ten images, three of them broken; image i has class i % 4, image 4 has none."""
     members = []
     for i in range(10):
         data = b"junk" if i in (0, 5, 9) else png(i)
@@ -97,22 +98,27 @@ def shard(tmp_path):
 EXPECTED = [1, 2, 3, NO_LABEL, 2, 3, 0]
 
 
-def test_labels_lie_beside_the_crops_that_were_kept(shard):
-    """A reject must not move the labels of those behind it; a process of its own changes none."""
-    cropper, turn = ChunkCropper(JOB, RangeReader()), Turn(Chunk(0, 0, shard.num_bytes), 0)
-    for found in (cropper.crop(shard, turn), cropper.crop_isolated(shard, turn)):
+def test_labels_stay_with_the_rows_of_kept_crops(shard):
+    """After a reject, every label would belong to another image."""
+    turn = Turn(Chunk(0, 0, shard.num_bytes), 0)
+    # An engine without torch, because a child process would import it for ten seconds.
+    verify = replace(JOB, build_engine=partial(VerifyingEngine, RECIPE), only_verify=True)
+    for found in (
+        ChunkCropper(JOB, RangeReader()).crop(shard, turn),
+        ChunkCropper(verify, RangeReader()).crop_isolated(shard, turn),
+    ):
         assert found.labels is not None and found.labels.tolist() == EXPECTED
         assert len(found.crops[0]) == len(EXPECTED)
 
 
-def test_nobody_who_does_not_ask_gets_labels(shard):
-    """They would cost a look into every JSON."""
+def test_labels_are_read_only_if_configured(shard):
+    """Every JSON member would be parsed for nothing."""
     cropper = ChunkCropper(replace(JOB, label=""), RangeReader())
     assert cropper.crop(shard, Turn(Chunk(0, 0, shard.num_bytes), 0)).labels is None
 
 
-def test_a_batch_has_the_labels_of_its_samples(shard):
-    """Of each by its place in the tar, in whatever order they come."""
+def test_batch_has_the_labels_of_its_samples(shard):
+    """Mixing samples would separate images and labels."""
     reader = RangeReader()
     manifest = open_manifest((shard.uri,), reader)
     config = StreamConfig(batch_size=7, chunk_bytes=4096, chunks_per_block=2)

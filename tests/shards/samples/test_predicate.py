@@ -1,4 +1,4 @@
-"""The user's own word on a sample: found before any work, asked once a sample, never trusted."""
+"""User predicate: resolved before any work, applied once per sample, never trusted."""
 
 import pickle
 
@@ -23,7 +23,7 @@ def large_and_liked(metadata, image):
     return metadata["score"] > 0.5 and image.width >= 24
 
 
-def forgets_to_answer(metadata, image):
+def returns_nothing(metadata, image):
     metadata.clear()
 
 
@@ -40,7 +40,7 @@ def unclear(metadata, image):
     return Unclear()
 
 
-def leaves(metadata, image):
+def raises(metadata, image):
     raise KeyError("no \x1b[31m colour")
 
 
@@ -54,39 +54,40 @@ def keep_a(metadata, image):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere.at.all:keep", r"ModuleNotFoundError.*installed, or lies on PYTHONPATH, wherever"),
+        ("nowhere.at.all:keep", r"ModuleNotFoundError.*installed, or is on PYTHONPATH, on every"),
         (f"{HERE}:nothing", r"cannot be imported \(AttributeError"),
         (f"{HERE}:NOT_A_FUNCTION", r"is a int; it must be a function of \(metadata, image\)"),
         (f"{HERE}:takes_one", r"takes \(metadata\); it must take \(metadata, image\)"),
         ("no_colon", r"it must name"),
     ],
 )
-def test_a_predicate_that_cannot_be_asked_is_refused_before_any_work(name, message):
-    """Not after the first thousand samples were rejected one by one."""
+def test_unusable_predicate_is_refused_before_any_work(name, message):
+    """Every sample would be rejected before the user learns the cause."""
     with pytest.raises(ConfigError, match=message):
         resolve_predicate(name)
 
 
-def test_a_job_knows_its_predicate_when_it_is_made_and_where_it_runs():
-    """A node without the user's module must say so itself: a job arrives there by pickle."""
+def test_job_resolves_its_predicate_when_it_is_built_and_unpickled():
+    """A node without the user module would reject all samples."""
     with pytest.raises(ConfigError, match="cannot be imported"):
         killer_job(admission=AdmissionConfig(predicate="nowhere_at_all:keep"))
     job = killer_job(admission=AdmissionConfig(predicate=f"{HERE}:keep_a"))
     assert pickle.loads(pickle.dumps(job)).admission == job.admission
 
 
-def judge(function, fields, key="k"):
+def apply(function, fields, key="k"):
     image = read_image_header(png(0))
-    return apply_predicate(resolve_predicate(f"{HERE}:{function}"), Sample(0, 0, key, fields), image)
+    predicate = resolve_predicate(f"{HERE}:{function}")
+    return apply_predicate(predicate, Sample(0, 0, key, fields), image)
 
 
 @pytest.mark.parametrize(
     ("function", "fields", "verdict"),
     [
         ("large_and_liked", {"json": b'{"score": 0.7}'}, None),
-        ("large_and_liked", {"json": b'{"score": 0.3}'}, ("predicate", "it said False")),
+        ("large_and_liked", {"json": b'{"score": 0.3}'}, ("predicate", "it returned False")),
         ("large_and_liked", {}, ("predicate_failed", "KeyError: 'score'")),
-        ("large_and_liked", {"json": b"[]"}, ("predicate_failed", "no object but a list")),
+        ("large_and_liked", {"json": b"[]"}, ("predicate_failed", "is a list, not an object")),
         ("large_and_liked", {"json": b"[" * 9999}, ("predicate_failed", "RecursionError")),
         ("large_and_liked", {"json": b" " * (2 << 20)}, ("predicate_failed", "more than 1048576")),
         (
@@ -94,27 +95,27 @@ def judge(function, fields, key="k"):
             {"json": b'{"score": "x"}'},
             ("predicate_failed", "TypeError: '>' not"),
         ),
-        ("forgets_to_answer", {}, ("predicate", "it said None")),
+        ("returns_nothing", {}, ("predicate", "it returned None")),
         ("unclear", {}, ("predicate_failed", "RuntimeError: neither")),
-        ("leaves", {}, ("predicate_failed", "KeyError: 'no \\x1b[31m")),
+        ("raises", {}, ("predicate_failed", "KeyError: 'no \\x1b[31m")),
     ],
 )
-def test_no_and_failure_are_different_reasons(function, fields, verdict):
-    """Whoever looks at the table must see whether the data or the function is to blame."""
-    found = judge(function, fields)
+def test_refusal_and_failure_are_different_reasons(function, fields, verdict):
+    """The table of rejects would hide a bug in the predicate."""
+    found = apply(function, fields)
     if verdict is None:
         assert found is None
     else:
         assert found[0] == verdict[0] and verdict[1] in found[1] and len(found[1]) <= 300
 
 
-def test_a_function_is_told_the_key_whatever_the_metadata_say():
-    """Metadata of strangers must not pass for the name of a sample."""
-    assert judge("keep_a", {"json": b'{"__key__": "b"}'}, key="x/a") is None
+def test_metadata_cannot_replace_the_key():
+    """Untrusted metadata would replace the key of a sample."""
+    assert apply("keep_a", {"json": b'{"__key__": "b"}'}, key="x/a") is None
 
 
-def test_what_it_refuses_is_counted_and_moves_nobody_else(tmp_path):
-    """It is asked after the header was checked and before anything is decoded."""
+def test_refused_samples_are_counted_and_others_unchanged(tmp_path):
+    """A refused sample would change the rows of others, or be decoded for nothing."""
     members = []
     for number, score in enumerate((0.9, 0.1, 0.8, 0.2)):
         data = png(number, 24) if number != 2 else png(number, 24)[:-40]

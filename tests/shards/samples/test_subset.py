@@ -1,4 +1,4 @@
-"""Subset lists: DataComp's own, and any other list of uids or keys, select the same samples."""
+"""Subset lists of any format select the right samples, at the cost of a binary search."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def job(subset):
 
 
 def as_datacomp(uids):
-    """As DataComp's own scripts write a list."""
+    """Build a list as the scripts of DataComp do."""
     rows = np.array([(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids], DATACOMP)
     rows.sort()
     return rows
@@ -68,7 +68,7 @@ def jpeg(number):
 
 
 def img2dataset_tar(uids, *, junk=()):
-    """A shard as img2dataset writes them, with DataComp's uid; of `junk` the image is none."""
+    """Build a shard like img2dataset, with the uids of DataComp; images in `junk` are broken."""
     members = []
     for number, uid in enumerate(uids):
         key = f"{number:09d}"
@@ -94,7 +94,7 @@ def img2dataset_tar(uids, *, junk=()):
 
 @pytest.fixture
 def shard(tmp_path):
-    """Twelve samples as DataComp has them; the images of 1, 4 and 7 are web pages."""
+    """Twelve samples in the form of DataComp; the images 1, 4 and 7 are web pages."""
     (tmp_path / "00000000.tar").write_bytes(img2dataset_tar(UIDS[:12], junk=(1, 4, 7)))
     return list_shards(str(tmp_path / "00000000.tar"))[0]
 
@@ -104,8 +104,8 @@ def crop(shard, subset):
     return ChunkCropper(job(subset), RangeReader()).crop(shard, turn)
 
 
-def test_datacomps_own_list_selects_from_datacomps_own_shards(shard, tmp_path):
-    """Their `resharder` would copy a petabyte to the same end; the rest is not even decoded."""
+def test_list_of_datacomp_selects_from_its_shards(shard, tmp_path):
+    """The user would have to copy a petabyte with the DataComp resharder."""
     chosen = [0, 3, 4, 8, 11]
     path = save(tmp_path / "subset.npy", as_datacomp([UIDS[i] for i in [*chosen, 30, 35]]))
     everything, selected = crop(shard, None), crop(shard, load_subset(path))
@@ -127,8 +127,8 @@ def text(path, lines):
     return str(path)
 
 
-def test_the_same_uids_are_the_same_subset_from_any_file(tmp_path):
-    """A run must be able to tell that its data changed, and only then."""
+def test_same_uids_from_any_file_have_the_same_digest(tmp_path):
+    """A resumed run would refuse unchanged data, or accept changed data."""
     uids, pairs = UIDS[:20], as_datacomp(UIDS[:20])
     paths = [
         save(tmp_path / "a.npy", pairs),
@@ -151,8 +151,8 @@ def test_the_same_uids_are_the_same_subset_from_any_file(tmp_path):
     assert load_subset(save(tmp_path / "j.npy", as_datacomp(UIDS[:19]))).digest != subsets[0].digest
 
 
-def test_what_a_list_was_like_is_said(tmp_path):
-    """Who thinks that a list is sorted, or without duplicates, should hear that it is not."""
+def test_summary_reports_order_and_duplicates(tmp_path):
+    """The user would not learn that a list is unsorted or has duplicates."""
     rows = as_datacomp([*UIDS[:9], UIDS[2]])
     assert load_subset(save(tmp_path / "a.npy", rows[:9])).was_sorted
     found = load_subset(save(tmp_path / "b.npy", rows[::-1]))
@@ -160,8 +160,8 @@ def test_what_a_list_was_like_is_said(tmp_path):
     assert load_subset(text(tmp_path / "c.txt", ["k"])).summary == "1 keys"
 
 
-def test_a_list_lies_in_memory_as_on_the_disk_and_travels_without_copies(tmp_path):
-    """A list of a billion has 16 GB: every reader of a machine must look at the same bytes."""
+def test_list_is_memory_mapped_and_pickled_without_copies(tmp_path):
+    """Every reader would hold its own 16 GB of a list of a billion."""
     rng = np.random.default_rng(0)
     rows = np.sort(rng.integers(0, 1 << 63, 5000, np.uint64))
     pairs = np.stack([rows, rows], axis=1)
@@ -186,8 +186,8 @@ def test_a_list_lies_in_memory_as_on_the_disk_and_travels_without_copies(tmp_pat
         (["x.y/000017"], ["x.y/000017"]),
     ],
 )
-def test_keys_have_folders_if_any_entry_of_the_list_has_one(entries, selected, tmp_path):
-    """Keys repeat between folders; a list that names none of them cannot mean one of them."""
+def test_keys_have_folders_if_any_entry_has_one(entries, selected, tmp_path):
+    """Keys that repeat between folders would select the wrong samples."""
     keys = ["000017", "a/000017", "./000017", "b/c/000017", "x.y/000017", "000018", "./000018"]
     keys += ["a/000018", "0000171", "jpg"]
     subset = load_subset(text(tmp_path / "a.txt", entries))
@@ -199,21 +199,21 @@ def test_keys_have_folders_if_any_entry_of_the_list_has_one(entries, selected, t
     assert (column.kind, column.digest) == (subset.kind, subset.digest)
 
 
-def test_keys_that_look_like_uids_are_keys_in_a_column_of_keys(tmp_path):
-    """Many a crawl names its files by their md5."""
+def test_column_of_keys_may_look_like_uids(tmp_path):
+    """A crawl that names files by md5 would select nothing."""
     subset = load_subset(parquet(tmp_path / "a.parquet", key=UIDS[:3]))
     assert subset.kind == "name" and subset.selects(sample(UIDS[0], uid=UIDS[9]))
 
 
-def test_a_name_that_is_no_text_matches_itself(tmp_path):
-    """Names in tars are bytes of any kind."""
+def test_invalid_utf8_matches_itself(tmp_path):
+    """Samples with names in other encodings could not be selected."""
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe caf\xe9\n")
     assert load_subset(str(tmp_path / "a.txt")).selects(sample("\udcff\udcfe caf\udce9"))
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_a_list_finds_what_a_set_finds(seed):
-    """Whatever the numbers: many that begin alike, one alone, the largest and the least."""
+@pytest.mark.parametrize("seed", range(20))
+def test_search_finds_what_a_set_finds(seed):
+    """Equal prefixes, single entries or extreme values would be missed."""
     rng = np.random.default_rng(seed)
     size, width = int(rng.integers(1, 400)), int(rng.choice([1, 3, 64]))
     most = np.uint64((1 << width) - 1)
@@ -237,10 +237,10 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@settings(max_examples=100, derandomize=True, deadline=None, database=None)
 @given(found=JSON, spaced=st.booleans(), ascii_only=st.booleans())
-def test_a_uid_is_what_a_parser_says_it_is(found, spaced, ascii_only):
-    """Parsing is left out where that is safe; never is it found in a caption or an inner object."""
+def test_uid_equals_that_of_a_json_parser(found, spaced, ascii_only):
+    """A uid in a caption or an inner object would be used."""
     written = json.dumps(found, ensure_ascii=ascii_only, indent=1 if spaced else None)
     tricky = sample(json=written.encode("utf-8", "surrogatepass"))
     subset = build_subset("uid", np.zeros((1, 2), np.uint64))
@@ -265,8 +265,8 @@ def test_a_uid_is_what_a_parser_says_it_is(found, spaced, ascii_only):
         b'{"a\\"uid": "%s"}' % UIDS[0].encode(),
     ],
 )
-def test_a_sample_without_a_uid_is_in_no_list_of_uids(data):
-    """It is no part of the data, and no error either."""
+def test_sample_without_uid_is_in_no_list_of_uids(data):
+    """It would be selected, or raise."""
     subset = build_subset("uid", pairs_of(bytes.fromhex("".join(UIDS))))
     assert not subset.selects(sample(json=data))
     assert not build_subset("uid", np.zeros((1, 2), np.uint64)).selects(sample())
@@ -295,15 +295,15 @@ def test_a_sample_without_a_uid_is_in_no_list_of_uids(data):
         (lambda p: parquet(p / "a.parquet", uid=["k"]), r"holds 'k' in a list of uids"),
     ],
 )
-def test_a_list_that_is_none_is_one_sentence(make, message, tmp_path):
-    """Before any work, and with the remedy."""
+def test_invalid_list_is_one_sentence(make, message, tmp_path):
+    """The user would get a traceback, or no remedy."""
     with pytest.raises(ConfigError, match=rf"^subset='.*{message}") as error:
         load_subset(make(tmp_path))
     assert "\n" not in str(error.value)
 
 
 def test_pickled_arrays_are_refused(tmp_path):
-    """A list from elsewhere must not be a program."""
+    """A downloaded list could run code."""
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     (tmp_path / "a.npy").write_bytes(buffer.getvalue())
@@ -311,12 +311,12 @@ def test_pickled_arrays_are_refused(tmp_path):
         load_subset(str(tmp_path / "a.npy"))
 
 
-def test_uids_for_samples_that_have_none_are_refused_at_once(shard, tmp_path):
-    """Such a list selects nothing: a run would read the whole bucket before it said so."""
+def test_list_of_uids_is_refused_for_samples_without_uid(shard, tmp_path):
+    """A run would read the whole bucket and select nothing."""
     (tmp_path / "other.tar").write_bytes(make_tar([("a.jpg", b"x"), ("b.jpg", b"x")]))
     (other,) = list_shards(str(tmp_path / "other.tar"))
     uids = build_subset("uid", pairs_of(bytes.fromhex(UIDS[39])))
-    check_subset(uids, [shard], RangeReader())  # it selects none of these, but it could
+    check_subset(uids, [shard], RangeReader())  # it selects none of these, but their uids fit
     with pytest.raises(ConfigError, match=r"sample 'a' \(members: jpg\) and the 1 after it have"):
         check_subset(uids, [other, shard], RangeReader())
     check_subset(build_subset("key", pairs_of(hash_key("a"))), [other], RangeReader())
@@ -333,15 +333,15 @@ def test_uids_for_samples_that_have_none_are_refused_at_once(shard, tmp_path):
         (b"\xff\xff", "UnicodeDecodeError"),
     ],
 )
-def test_metadata_that_cannot_be_used_are_one_kind_of_error(data, message):
-    """They are written by strangers."""
+def test_invalid_metadata_raise_one_kind_of_error(data, message):
+    """Untrusted JSON would end a reader."""
     with pytest.raises(MetadataError, match=message):
         read_metadata(Sample(0, 0, "k", {"json": data}))
 
 
 @pytest.mark.slow
-def test_a_sample_is_selected_in_microseconds_from_ten_million(tmp_path):
-    """Selecting must cost nothing beside decoding, which takes milliseconds."""
+def test_selection_from_ten_million_takes_microseconds(tmp_path):
+    """Selection would take as long as decoding."""
     rng = np.random.default_rng(0)
     pairs = rng.integers(0, 1 << 63, (10_000_000, 2), np.uint64)
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]

@@ -1,4 +1,4 @@
-"""Images made by formula: repeatable, balanced, and told apart by texture and shape alone."""
+"""Synthetic images: reproducible, balanced, and distinguishable by texture and shape only."""
 
 import itertools
 
@@ -23,20 +23,20 @@ def decode(data):
 
 
 def nearest_class(train, train_labels, test):
-    """The class of the nearest training row for each test row."""
+    """Return the class of the nearest training row for each test row."""
     distances = ((test[:, None] - train[None]) ** 2).sum(-1)
     return train_labels[distances.argmin(1)]
 
 
 def colour_set(seed, num):
-    """Mean colours (num, 3) and labels (num,) of images that are not encoded."""
+    """Return mean colours (num, 3) and labels (num,)."""
     labels = balanced_labels(num, seed=seed, num_classes=NUM_CLASSES)
     images = [make_image(seed, index, label, 32) for index, label in enumerate(labels)]
     return np.stack([image.mean((0, 1)) for image in images]), labels
 
 
-def test_an_image_is_a_function_of_its_arguments():
-    """A drawing that depended on what was drawn before could not be made again."""
+def test_image_is_a_pure_function():
+    """An image would depend on the images drawn before."""
     first = make_image(3, 17, 5, 40)
     make_image(3, 18, 5, 40)
     assert first.shape == (40, 40, 3) and first.dtype == np.uint8
@@ -44,19 +44,19 @@ def test_an_image_is_a_function_of_its_arguments():
 
 
 @pytest.mark.parametrize("other", [(3, 18, 5), (4, 17, 5), (4, 16, 5), (3, 17, 6)])
-def test_another_seed_index_or_class_gives_another_image(other):
-    """Seed + index as a key would repeat the images of the neighbouring seed."""
+def test_seed_and_index_and_class_change_the_image(other):
+    """Neighbouring seeds would share images."""
     assert not np.array_equal(make_image(3, 17, 5, 40), make_image(*other, 40))
 
 
 def test_class_sizes_differ_by_one_at_most():
-    """An unbalanced set would make the majority class look like learning."""
+    """An unbalanced set would reward predicting the majority class."""
     counts = np.bincount(balanced_labels(1003, seed=1, num_classes=7))
     assert len(counts) == 7 and counts.max() - counts.min() <= 1
 
 
-def test_labels_come_shuffled_and_the_seed_decides_how():
-    """Labels in order would put one class into every batch of a stream read in order."""
+def test_labels_are_shuffled_by_the_seed():
+    """Every batch of a stream in order would hold one class."""
     labels = balanced_labels(200, seed=1, num_classes=10)
     assert (labels[1:] == (labels[:-1] + 1) % 10).mean() < 0.3
     assert np.array_equal(labels, balanced_labels(200, seed=1, num_classes=10))
@@ -64,7 +64,7 @@ def test_labels_come_shuffled_and_the_seed_decides_how():
 
 
 def test_iter_images_yields_the_images_as_jpegs():
-    """A key, label or image that slipped by one row would spoil every evaluation."""
+    """Keys, labels and images would be shifted by a row."""
     rows = list(iter_images(30, seed=2, size=32))
     assert len({key for key, _, _ in rows}) == 30
     labels = balanced_labels(30, seed=2, num_classes=NUM_CLASSES)
@@ -75,27 +75,27 @@ def test_iter_images_yields_the_images_as_jpegs():
     assert np.abs(decode(data).astype(int) - image).mean() < 12
 
 
-def test_the_mean_colour_says_nothing_about_the_class():
-    """A class known by its colour would be found by a histogram, and by a broken encoder."""
-    train, train_labels = colour_set(0, 500)
-    test, test_labels = colour_set(1, 500)
+def test_mean_colour_does_not_predict_the_class():
+    """A broken encoder would find classes by their colour."""
+    train, train_labels = colour_set(0, 400)
+    test, test_labels = colour_set(1, 400)
     accuracy = (nearest_class(train, train_labels, test) == test_labels).mean()
     assert accuracy < 0.18
 
 
-def test_the_same_background_is_drawn_for_every_class():
-    """Nuisance that depended on the label would be a shortcut to it."""
+def test_background_does_not_depend_on_the_class():
+    """The background would be a shortcut to the label."""
     corners = np.stack([make_image(5, 11, label, 48)[:3, :3] for label in range(NUM_CLASSES)])
     other = np.stack([make_image(5, index, 0, 48)[:3, :3] for index in range(NUM_CLASSES)])
     assert np.median(corners.std(0)) < 5 < np.median(other.std(0))
 
 
-def test_no_class_is_a_mirror_image_of_another():
-    """Two classes that flipping exchanges could not be told apart after augmentation."""
-    # Averages over many draws with one lightness order are close exactly when classes coincide.
+def test_no_class_is_the_mirror_image_of_another():
+    """Two classes would be the same after augmentation by flips."""
+    # The mean spectra of two classes are close only if the classes coincide.
     size, spectra = 32, []
     for label in range(NUM_CLASSES):
-        greys = [make_image(0, index, label, size).mean(-1) for index in range(150)]
+        greys = [make_image(0, index, label, size).mean(-1) for index in range(80)]
         spectrum = np.mean([np.abs(np.fft.fft2(grey - grey.mean())) for grey in greys], axis=0)
         spectra.append(spectrum / np.linalg.norm(spectrum))
     for a, b in itertools.combinations(spectra, 2):
@@ -112,7 +112,7 @@ def test_no_class_is_a_mirror_image_of_another():
         ({"num": 5, "size": 4}, "4 pixels.*need 16"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_words(arguments, message):
-    """A modulo by zero or an index error would not say what to change."""
+def test_impossible_sizes_are_refused(arguments, message):
+    """The user would get a division by zero or an index error."""
     with pytest.raises(ConfigError, match=message):
         next(iter_images(**arguments))

@@ -103,7 +103,7 @@ def check_damaged(seed):
         offsets = [item.offset for item in found.found]
         assert offsets == sorted(set(offsets)), seed
         samples = samples_in(found.found)
-        # A nested tar may mislead chunks that are not walked; then an earlier chunk says so.
+        # A nested tar may mislead chunks that are not walked; then an earlier chunk reports it.
         intact = begins_with(samples, before)
         assert intact or (nested and not walked and found.needs_walk), seed
         assert sum(len(d) for s in samples for d in s[2].values()) <= 17 * len(broken), seed

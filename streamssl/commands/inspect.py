@@ -141,7 +141,7 @@ def _scanner(
 
 
 def _write(fields: dict[str, Any], parsed: ScanOptions, console: Console) -> None:
-    """Write the JSON report to the screen and to a file, as asked for."""
+    """Write the JSON report to the screen and to a file, as the options demand."""
     if parsed.json:
         console.out(json.dumps(fields))
     if parsed.report is not None:

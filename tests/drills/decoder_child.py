@@ -1,8 +1,8 @@
-"""A child process that takes in hostile files, so that what kills it kills nobody else.
+"""Child process that reads hostile files with limited memory, and prints a report as one JSON line.
 
-It takes only so much memory, and prints what it found as one JSON line. `fuzz` judges mutations of
-good files by both engines, and writes down first what it is about to do, so that its parent can
-name what killed it. `stream` reads a folder of tars as a run does, by one engine.
+`fuzz` decodes mutations of good files with both engines. It writes the current mutation to a file
+first, so that the parent can name the one that killed the child. `stream` reads a folder of tars
+with one engine, as a run does.
 """
 
 import json
@@ -47,20 +47,14 @@ _MEMORY_BYTES = 4 << 30
 
 
 def limit_memory(num_bytes: int = _MEMORY_BYTES) -> None:
-    """Let this process take so much besides what its libraries have mapped."""
+    """Limit the memory of this process to this much more than is mapped now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + num_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-
-
-def peak_bytes() -> int:
-    """The most memory that this program had. `ru_maxrss` would begin with that of the parent."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    limit = pages * resource.getpagesize() + num_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 class Fuzz:
-    """Judges mutations by both engines and keeps whatever should not have happened."""
+    """Decodes mutations with both engines and collects faults."""
 
     def __init__(self, marks: Path) -> None:
         self._marks = os.open(marks, os.O_WRONLY | os.O_CREAT)
@@ -71,7 +65,7 @@ class Fuzz:
         self.slowest = (0.0, -1)
 
     def run(self, first: int, last: int) -> None:
-        """SampleCheck the mutations [first, last)."""
+        """Decode the mutations [first, last)."""
         admitted: list[tuple[int, ImageHeader]] = []
         for number, name, data in mutations(first, last):
             self._mark(f"mutation {number} of {name}: admission")
@@ -119,10 +113,10 @@ class Fuzz:
         for row, (number, verdict) in enumerate(zip(numbers, ours, strict=True)):
             if verdict != reasons.get(row, "ok"):
                 other = reasons.get(row, "ok")
-                self.faults.append(f"{number}: OpenCV says {verdict}, DALI {other}")
+                self.faults.append(f"{number}: OpenCV gives {verdict}, DALI {other}")
 
     def _crop_alone(self, number: int, image: ImageHeader) -> str:
-        """The reason, or "ok"; twice, because a decoder may give what lay in memory before."""
+        """Return the reason or "ok". Decode twice: a decoder may return uninitialised memory."""
         self._mark(f"mutation {number}: OpenCV")
         began = time.monotonic()
         parameters = drawn(RECIPE, [image])
@@ -134,7 +128,7 @@ class Fuzz:
         self._time(began, number, share=2)
         verdict = _verdict(once)
         if verdict != _verdict(again) or not np.array_equal(once.crops[0], again.crops[0]):
-            self.faults.append(f"{number}: a {image.format} decoded twice is not the same")
+            self.faults.append(f"{number}: a {image.format} decoded twice differs")
         for reduction in JPEG_REDUCTIONS if can_reduce(image) else ():
             if (other := _decoded(image, reduction)) != verdict:
                 self.faults.append(f"{number}: {verdict}, but {other} at 1/{reduction}")
@@ -161,7 +155,7 @@ def _verdict(cropped: CroppedImages) -> str:
 
 
 def fuzz(first: str, last: str, marks: str) -> dict[str, Any]:
-    """SampleCheck mutations by both engines."""
+    """Decode mutations with both engines."""
     found = Fuzz(Path(marks))
     limit_memory()
     found.run(int(first), int(last))
@@ -169,7 +163,7 @@ def fuzz(first: str, last: str, marks: str) -> dict[str, Any]:
 
 
 def stream(engine: str, folder: str, num_readers: str = "2") -> dict[str, Any]:
-    """Read every sample of a folder of tars once, as a run does; the rejects by key."""
+    """Read every sample of a folder of tars once, as a run does; return rejects by key."""
     manifest = open_manifest(folder, RangeReader())
     config = StreamConfig(batch_size=4)
     admission = AdmissionConfig(max_reject_fraction=1.0)
@@ -194,14 +188,14 @@ def stream(engine: str, folder: str, num_readers: str = "2") -> dict[str, Any]:
 
 
 def _peak_bytes() -> int:
-    """The most memory that this process held; `getrusage` counts what its parent held as well."""
+    """Return the peak memory of this process; `getrusage` would include that of its parent."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def main() -> None:
     command, *arguments = sys.argv[1:]
-    warnings.simplefilter("ignore")  # Pillow warns of much in broken files
+    warnings.simplefilter("ignore")  # Pillow warns about broken files
     use_one_core()
     report = {"fuzz": fuzz, "stream": stream}[command](*arguments)
     report["peak_bytes"] = _peak_bytes()

@@ -89,7 +89,7 @@ def exif_orientation(tiff: bytes) -> int:
                 value = {3: "H", 4: "I"}[kind]
                 return int(struct.unpack_from(f"{order}{value}", tiff, entry + 8)[0])
     except (KeyError, struct.error):
-        # Broken EXIF is common and says nothing about the pixels.
+        # Broken EXIF is common and does not affect the pixels.
         return 1
     return 1
 

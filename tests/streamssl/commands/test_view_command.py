@@ -37,9 +37,9 @@ def test_sheet_of_samples_is_written(shards: Path, tmp_path: Path, capsys: Captu
     """The documented command would fail for HTML or PNG."""
     for suffix in ("html", "png"):
         assert view(shards, "--out", tmp_path / f"sheet.{suffix}", "--num", 12) == 0
-        said = capsys.readouterr().out
-        assert said.startswith(f"{shards}: 3 shards, ") and said.count("\n") == 1
-        assert "12 samples drawn with seed 0, 0 rejected" in said and f"sheet.{suffix}" in said
+        output = capsys.readouterr().out
+        assert output.startswith(f"{shards}: 3 shards, ") and output.count("\n") == 1
+        assert "12 samples drawn with seed 0, 0 rejected" in output and f"sheet.{suffix}" in output
     text = (tmp_path / "sheet.html").read_text()
     assert text.count("<figure") == 12 and "3 shards" in text and "label: " in text
     with Image.open(tmp_path / "sheet.png") as pil_image:
@@ -73,8 +73,8 @@ def test_wrong_options_are_one_sentence(
 ) -> None:
     """A wrong option would be a traceback, or be found after reading."""
     assert view(shards, *options) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert message in output and output.count("\n") == 1
 
 
 def test_missing_data_is_one_sentence(tmp_path: Path, capsys: Capture) -> None:
@@ -88,8 +88,8 @@ def test_batch_is_shown_with_its_exact_crops(run: Path, tmp_path: Path, capsys: 
     out = tmp_path / "batch.html"
     assert view("--run", run, "--batch", 3, "--out", out, "--num", 5) == 0
     digest = {fields["step"]: fields["digest"] for fields in read_log(run)}[3]
-    said = capsys.readouterr().out
-    assert f"crops of 5 of 16 samples; digest {digest}, the same as in metrics.jsonl" in said
+    output = capsys.readouterr().out
+    assert f"crops of 5 of 16 samples; digest {digest}, the same as in metrics.jsonl" in output
     page = Page(out.read_text())
     images = [np.asarray(image.convert("RGB")) for image in page.images()]
     batch = open_batch(run, 3, RangeReader())

@@ -1,4 +1,4 @@
-"""A run on a Ray cluster: what `cluster` must know of it, and what is kept of what it gives."""
+"""A run on a Ray cluster: the specification that `cluster` needs."""
 
 import functools
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from streamssl.runs.progress import Progress
 from streamssl.runs.run_setup import PreparedRun
 from streamssl.training.learner import build_learner
 
-# What a trainer holds of batches that it has not come to.
+# Batches that a trainer holds ahead of its step.
 _MAX_FEED_BYTES = 1 << 30
 
 
@@ -39,7 +39,7 @@ def train_on_cluster(
     console: Console,
     stop: Callable[[], bool],
 ) -> Progress:
-    """Train `run` by actors of a Ray cluster that is started here or joined; what was counted."""
+    """Train `run` on a Ray cluster, which is started or joined; return totals of its steps."""
     state = checkpoint.take(run.state)
     cores = placement.reader_limit + placement.trainers
     with (
@@ -74,7 +74,7 @@ def _spec(run: PreparedRun, placement: Placement, state: LearnerState, console: 
         debug_ports=ports
         and replace(ports, on_nodes=placement.cluster != "local", metrics=METRICS),
     )
-    # On a machine of its own a trainer takes what Ray lets it have; here they share the cores.
+    # Trainers of a local cluster share the cores of this machine.
     shared = placement.cluster == "local"
     threads = max(1, torch.get_num_threads() // placement.trainers) if shared else None
     return RunSpec(
@@ -95,8 +95,8 @@ def _spec(run: PreparedRun, placement: Placement, state: LearnerState, console: 
 
 
 def _trainer_options(placement: Placement) -> dict[str, int]:
-    """What a trainer takes of its node: GPUs alone, for nodes with them may keep their cores from
-    Ray, so that no reader comes there."""
+    """Return the resources of a trainer: GPUs only, since GPU nodes may hide their cores from Ray
+    to keep readers away."""
     num_gpus = placement.trainer_gpus
     if num_gpus is None:
         num_gpus = min(1, count_gpus())
@@ -104,7 +104,7 @@ def _trainer_options(placement: Placement) -> dict[str, int]:
 
 
 def _room(run: PreparedRun, state: LearnerState) -> int:
-    """Bytes that lie in Ray's object store: crops on their way, lists, states on theirs."""
+    """Return the bytes that the object store of Ray needs: crops, subset lists and states."""
     subset = run.data.subset
     listed = 0 if subset is None else subset.num_bytes
     saved = sum(tensor.nbytes for tensor in state.tensors.values())

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from cluster.monitoring.live.live_page import add_live_page
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer
 from streamssl.monitoring.learning_section import LEARNING_SECTION
 from streamssl.pretrain.run_gallery import open_gallery, write_gallery
-from streamssl.runs.crop_job import crop_job
+from streamssl.pretrain.run_thumbnails import thumbnail_maker
 from streamssl.runs.file_names import METRICS_ADDRESS
 from streamssl.runs.run_setup import PreparedRun
 
@@ -16,7 +17,8 @@ from streamssl.runs.run_setup import PreparedRun
 @contextmanager
 def show_run(run: PreparedRun, hub: MetricsHub, port: int) -> Iterator[MetricsServer]:
     """Serve /metrics and the live page of a run; keep the items of its galleries at the end."""
-    gallery = open_gallery(run.out, run.data.manifest, crop_job(run.config, run.data))
+    open_maker = partial(thumbnail_maker, run.config, run.data)
+    gallery = open_gallery(run.out, run.data.manifest.shards, open_maker)
     pages = add_live_page(hub, [LEARNING_SECTION], gallery)
     with gallery, MetricsServer(hub, port, pages, run.out / METRICS_ADDRESS) as server:
         try:

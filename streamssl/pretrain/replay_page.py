@@ -13,20 +13,18 @@ from typing import Any
 
 from cluster.monitoring.history import History
 from cluster.monitoring.http_server import HttpServer
-from cluster.monitoring.live.gallery import Gallery
 from cluster.monitoring.live.live_page import add_live_page
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.run_state import RunOutcome
-from shards.errors import ConfigError, StreamSSLError
+from shards.errors import ConfigError
+from shards.metric import Readings
 from streamssl.config.run_config import RunConfig, read_toml
 from streamssl.evaluation.scores import read_scores
 from streamssl.monitoring.catalogue import CATALOGUE
 from streamssl.monitoring.exported_readings import exported
 from streamssl.monitoring.learning_section import LEARNING_SECTION
 from streamssl.monitoring.run_facts import run_info
-from streamssl.pretrain.run_gallery import open_gallery, read_gallery
-from streamssl.pretrain.saved_data import open_saved_data
-from streamssl.runs.crop_job import crop_job
+from streamssl.pretrain.run_gallery import open_saved_gallery
 from streamssl.runs.metrics_log import read_log
 
 # Number of points that a live run keeps, too.
@@ -49,7 +47,7 @@ def replay_page(out: Path, port: int = 0) -> Iterator[str]:
             "of a run that trained"
         )
     hub = _replay(out, config, lines)
-    gallery = _saved_gallery(out, config)
+    gallery = open_saved_gallery(out, config)
     pages = {
         "/metrics": hub.metrics_page,
         "/state": hub.state_page,
@@ -71,7 +69,7 @@ def _replay(out: Path, config: RunConfig, lines: Lines) -> MetricsHub:
     scores = read_scores(out)
     for index, (step, line) in enumerate(lines):
         score = scores.get(step)
-        knn = {} if score is None else {("knn_accuracy_ratio",): score.headline / 100}
+        knn: Readings = {} if score is None else {("knn_accuracy_ratio",): score.headline / 100}
         hub.step_trained(
             step=step,
             num_samples=line["num_samples"],
@@ -98,14 +96,3 @@ def _rejects_by_reason(out: Path) -> Mapping[str, int]:
         return {}
     counts: Mapping[str, int] = json.loads(saved[-1].read_text())["cursor"]["reject_reasons"]
     return counts
-
-
-def _saved_gallery(out: Path, config: RunConfig) -> Gallery | None:
-    """Return the gallery of the run, unless it showed nothing or its data is gone."""
-    if not read_gallery(out):
-        return None
-    try:
-        data = open_saved_data(out)
-    except (StreamSSLError, OSError):
-        return None
-    return open_gallery(out, data.manifest, crop_job(config, data))

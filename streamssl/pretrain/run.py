@@ -1,4 +1,4 @@
-"""A run from data to checkpoints: the place where the three planes are put together."""
+"""A run from data to checkpoints: it composes the three planes."""
 
 import itertools
 from collections.abc import Callable
@@ -38,7 +38,7 @@ from streamssl.training.trainer import train
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """How a run went. `finished` is false when it was stopped before its last step."""
+    """Result of a run. `finished` is false if it was stopped before its last step."""
 
     finished: bool
     step: int
@@ -59,11 +59,10 @@ def pretrain(
     *,
     sizing: Sizing | None = None,
 ) -> RunSummary:
-    """Train `config` on the shards of `data` into the run folder `out`; resumes what is there.
+    """Train `config` on the shards of `data` into the run folder `out`, or resume the run there.
 
-    Everything a user can get wrong is checked before anything is written. `sizing` says what the
-    sizes follow from where `config` leaves them open; by default `config` itself is the recipe.
-    Raises UserError.
+    User errors are found before anything is written. `sizing` determines the sizes that `config`
+    leaves open; by default `config` itself is the recipe. Raises UserError.
     """
     data = DataConfig(patterns=(data,)) if isinstance(data, str) else data
     check_out(out)
@@ -79,7 +78,7 @@ def pretrain(
 
 
 def _size(config: RunConfig, sizing: Sizing, data: OpenedData, console: Console) -> RunConfig:
-    """The settings with sizes that follow from the batch and the data; says which, and why."""
+    """Return the settings with sizes that follow from batch and data, and print their origins."""
     num_samples = sizing.num_samples or data.num_samples
     config = size(config, replace(sizing, num_samples=num_samples))
     known = "" if sizing.num_samples else "about "

@@ -1,25 +1,51 @@
 """Gallery of a run, and the file that keeps its items after the run."""
 
 import json
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from cluster.monitoring.live.gallery import Gallery, GalleryItem, ImageMaker
-from shards.crops.sample_cropper import CropJob
+from shards.errors import StreamSSLError
 from shards.files import write_atomic
-from shards.stream.manifest import Manifest
+from shards.records import ShardInfo
+from streamssl.config.run_config import RunConfig
 
 _GALLERY_FILE: Final = "gallery.json"
 
 
-def open_gallery(out: Path, manifest: Manifest, job: CropJob) -> Gallery:
+def open_gallery(
+    out: Path,
+    shards: Sequence[ShardInfo],
+    open_maker: Callable[[], AbstractContextManager[ImageMaker]],
+) -> Gallery:
     """Return a gallery with the items that the run in the folder `out` showed last."""
-    gallery = Gallery(manifest.shards, partial(_open_maker, manifest, job))
-    gallery.fill(read_gallery(out, len(manifest.shards)))
+    gallery = Gallery(shards, open_maker)
+    gallery.fill(read_gallery(out, len(shards)))
     return gallery
+
+
+def open_saved_gallery(out: Path, config: RunConfig) -> Gallery | None:
+    """Return the gallery of an ended run, unless it showed nothing or its data is gone."""
+    if not read_gallery(out):
+        return None
+    # Reading the list of shards takes a second of imports; most pages need none of it.
+    from streamssl.pretrain.saved_data import open_saved_data
+
+    try:
+        data = open_saved_data(out)
+    except (StreamSSLError, OSError):
+        return None
+
+    def open_maker() -> AbstractContextManager[ImageMaker]:
+        # The crop engine imports torch: only a gallery in an open page needs it.
+        from streamssl.pretrain.run_thumbnails import thumbnail_maker
+
+        return thumbnail_maker(config, data)
+
+    return open_gallery(out, data.manifest.shards, open_maker)
 
 
 def read_gallery(out: Path, num_shards: int | None = None) -> list[GalleryItem]:
@@ -40,10 +66,3 @@ def write_gallery(out: Path, gallery: Gallery) -> None:
     items = [asdict(item) for item in gallery.items()]
     if items:
         write_atomic(out / _GALLERY_FILE, json.dumps({"places": items}))
-
-
-def _open_maker(manifest: Manifest, job: CropJob) -> AbstractContextManager[ImageMaker]:
-    # The crop engine imports torch: only a gallery that someone looks at needs it.
-    from cluster.monitoring.live.thumbnail_maker import ThumbnailMaker
-
-    return ThumbnailMaker(manifest, job)

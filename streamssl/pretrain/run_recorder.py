@@ -83,11 +83,11 @@ def record_step(
     log: RunLog, metrics: MetricsHub, progress: Progress, watch: HealthWatch, report: StepReport
 ) -> None:
     """Write a finished step to all outputs. Warn once when it shows that the run collapses."""
-    health = watch.look(report.step, report.readings)
+    health = watch.check(report.step, report.readings)
     fields = log.write(replace(report, readings={**report.readings, **health.readings}))
     if health.readings:
-        set_collapsing(metrics, health.looked_at, health.crossed)
-    for text in health.news:
+        set_collapsing(metrics, health.measured, health.crossed)
+    for text in health.messages:
         progress.say(text)
     metrics.step_trained(
         step=report.step,

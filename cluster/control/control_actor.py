@@ -52,7 +52,9 @@ class Control:
 
     async def start(self, spec: ControlSpec, start: ControlStart) -> int:
         """Begin, and return the term. Raises ConfigError."""
-        pages = ProcessPages(CONTROL, spec.debug_ports, lambda: self._counters)
+        pages = ProcessPages(
+            CONTROL, spec.debug_ports, lambda: self._counters, ray.util.get_node_ip_address()
+        )
         if pages.address:
             start = replace(start, pages={**start.pages, "control": pages.address})
         self._changed = BroadcastEvent()

@@ -1,4 +1,4 @@
-"""The driver and Control on a real Ray: every step once, whatever dies, and a reason to end."""
+"""Driver and Control on a real Ray: each step once, whatever dies, and a reason to end."""
 
 import json
 import os
@@ -28,6 +28,7 @@ from shards.samples.admission_config import AdmissionConfig
 from shards.stream.batch_stream import BatchStream, build_order
 from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
+from streamssl.monitoring.catalogue import CATALOGUE
 from tests.cluster.counting import CountingLearner, Kept, first_state
 from tests.cluster.marked import RECIPE, MarkedShards, build_none
 from tests.cluster.monitoring.counted import fetch, scrape, some_ports
@@ -39,7 +40,7 @@ STREAM = StreamConfig(batch_size=6, chunk_bytes=1 << 14, chunks_per_block=2)
 
 @dataclass
 class Case:
-    """A small run, and what becomes of it."""
+    """A small run with one reader and one trainer."""
 
     shards: MarkedShards
     out: Path
@@ -93,8 +94,8 @@ def never() -> bool:
     return False
 
 
-def test_a_run_goes_to_its_last_step_and_leaves_its_last_state(case: Case) -> None:
-    """Steps come in order and once, states as they are due, and nobody is left behind."""
+def test_a_run_reaches_its_last_step_and_resumes_from_its_last_state(case: Case) -> None:
+    """A step that is lost or repeated would not be seen in the loss; an actor that stays costs."""
     kept = Kept()
     run_cluster(case.spec(12), kept, never)
     check(case, kept, 1, 12)
@@ -107,7 +108,6 @@ def test_a_run_goes_to_its_last_step_and_leaves_its_last_state(case: Case) -> No
     assert (case.out / "run" / "journal.jsonl").exists()
     with pytest.raises(ValueError, match="control"):
         ray.get_actor(CONTROL)
-    # It goes on from the state that was kept.
     state, more = kept.states[-1], Kept()
     spec = replace(case.spec(16), state=state)
     run_cluster(spec, more, never)
@@ -116,8 +116,8 @@ def test_a_run_goes_to_its_last_step_and_leaves_its_last_state(case: Case) -> No
 
 
 @pytest.mark.slow
-def test_a_run_outlives_its_control_again_and_again(case: Case) -> None:
-    """Two Controls die at any moment; every step is done once, and the stop still saves."""
+def test_a_run_survives_two_deaths_of_control(case: Case) -> None:
+    """A step would be done twice, or the stop would not save."""
     kept = Kept()
     moments = iter([4, 9])
     due = next(moments)
@@ -140,13 +140,13 @@ def test_a_run_outlives_its_control_again_and_again(case: Case) -> None:
 
 
 class Targets:
-    """What /sd of `server` lists beside the run itself, as `kept` hears of the run."""
+    """Scrape targets that /sd of `server` lists for single processes."""
 
     def __init__(self, kept: Kept, server: MetricsServer, metrics: MetricsHub) -> None:
         self._kept, self._server, self._metrics = kept, server, metrics
 
     def find(self) -> dict[str, str]:
-        """The one process of each role, and where it serves."""
+        """Return the address of the one process of each role."""
         if self._kept.reports:
             self._metrics.take_report(self._kept.reports[-1])
         _, *groups = json.loads(fetch(f"{self._server.page}sd"))
@@ -158,9 +158,8 @@ class Targets:
             yield
 
 
-def test_a_status_says_who_is_there_with_their_pages_and_a_stop_saves(case: Case) -> None:
-    """Whoever looks must see it without Prometheus; a target comes and goes with its process, and
-    counts nothing into what the run says; one Ctrl-C is enough."""
+def test_status_and_pages_show_all_actors_and_a_stop_saves(case: Case) -> None:
+    """Users without Prometheus would see nothing; counts of a process would be summed twice."""
     kept, metrics, pages, seen = Kept(), MetricsHub(CATALOGUE), {}, []
     spec = case.spec(10_000, seconds=0.05)
     spec = replace(spec, control=replace(spec.control, debug_ports=some_ports(8)))
@@ -204,8 +203,8 @@ def test_a_status_says_who_is_there_with_their_pages_and_a_stop_saves(case: Case
     assert second.startswith("reader-") and second != first
 
 
-def test_a_budget_that_is_exceeded_is_the_error_of_the_run(case: Case) -> None:
-    """The user must see why, not that some actor died."""
+def test_an_exceeded_budget_is_the_error_of_the_run(case: Case) -> None:
+    """The user would see only that some actor died."""
     strict = AdmissionConfig(min_side=64, probation=5, max_reject_fraction=0.1)
     with pytest.raises(BudgetExceeded):
         run_cluster(case.spec(job=case.shards.job(admission=strict)), Kept(), never)
@@ -213,7 +212,7 @@ def test_a_budget_that_is_exceeded_is_the_error_of_the_run(case: Case) -> None:
 
 @pytest.mark.slow
 def test_readers_that_cannot_start_end_the_run_with_the_reason(case: Case) -> None:
-    """Not a restart loop, and not a silence either."""
+    """The run would restart readers for ever."""
     job = replace(case.shards.job(), build_engine=partial(build_none, RECIPE))
     kept = Kept()
     with pytest.raises(GaveUp, match=r"readers died before they did anything .*no such engine"):
@@ -222,7 +221,7 @@ def test_readers_that_cannot_start_end_the_run_with_the_reason(case: Case) -> No
 
 
 def test_a_learner_that_cannot_be_built_is_the_error_of_the_run(case: Case) -> None:
-    """A setting that no node can work with is the user's to mend."""
+    """The user must fix a setting that works on no node."""
     spec = replace(case.spec(), build=refuse)
     with pytest.raises(ConfigError, match="no such learner"):
         run_cluster(spec, Kept(), never)

@@ -1,8 +1,8 @@
 """Ray clusters of several nodes on one machine, to be broken on purpose.
 
-Three different faults that must not be taken for one another: a process is killed (`os.kill`), a
-node is gone with all its processes (`RayCluster.lose`), and a node that nobody hears of any more
-works on (`RayCluster.cut_off`).
+Three faults must be distinguished: a process is killed (`os.kill`), a node is lost with all its
+processes (`RayCluster.lose`), and a node that sends nothing any more continues to work
+(`RayCluster.cut_off`).
 """
 
 import os
@@ -21,12 +21,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import psutil
 import ray
-from ray._private.node import Node
-from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
-from ray.core.generated import autoscaler_pb2
 
-# A node that says nothing for five seconds is dead. Quicker checks declare busy machines dead.
+from cluster.ray_internals import RayNode, request_drain
+
+# A node that is silent for five seconds is dead. Quicker checks declare busy machines dead.
 QUICK_CHECKS = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 1000,
@@ -38,7 +37,7 @@ PATIENCE = 90.0
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """Look again and again; what `condition` gave when it gave something."""
+    """Wait until `condition` returns a true value, and return that."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"no {what} in {seconds:g} s"
@@ -47,16 +46,16 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
 
 
 class RayCluster:
-    """A head without CPUs and what nodes are added to it. See `ray_cluster`.
+    """A head without CPUs, and the nodes that are added. See `ray_cluster`.
 
-    With `persistent`, the head writes its tables down, so that it can be restarted.
+    If `persistent`, the head saves its tables, so that it can be restarted.
     """
 
     def __init__(self, folder: Path, *, persistent: bool = False) -> None:
         self._cluster = Cluster(shutdown_at_exit=False)
         env = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "gcs")}
         with _environment(env if persistent else {}):
-            self.head: Node = self._cluster.add_node(
+            self.head: RayNode = self._cluster.add_node(
                 num_cpus=0,
                 include_dashboard=False,
                 object_store_memory=_STORE_BYTES,
@@ -67,8 +66,8 @@ class RayCluster:
         self._persistence = env if persistent else None
         self._stopped: list[psutil.Process] = []
 
-    def add(self, pool: str = "", num_cpus: int = 2, **resources: float) -> Node:
-        """One more node, with the label of its pool."""
+    def add(self, pool: str = "", num_cpus: int = 2, **resources: float) -> RayNode:
+        """Add a node with the label of its pool."""
         return self._cluster.add_node(
             num_cpus=num_cpus,
             resources=dict(resources),
@@ -76,49 +75,45 @@ class RayCluster:
             object_store_memory=_STORE_BYTES,
         )
 
-    def nodes(self) -> list[Node]:
-        """Those that were added and not lost."""
+    def nodes(self) -> list[RayNode]:
+        """Return the nodes that were added and not lost."""
         return list(self._cluster.worker_nodes)
 
-    def pool_of(self, node: Node) -> str:
-        """The label that it was added with."""
+    def pool_of(self, node: RayNode) -> str:
+        """Return the label with which a node was added."""
         return str(node._ray_params.labels.get("pool", ""))
 
-    def lose(self, node: Node) -> None:
-        """As if the machine had lost its power: everything on it ends at once."""
+    def lose(self, node: RayNode) -> None:
+        """End everything on a node at once, like a power failure."""
         processes = processes_of(node)
         for process in processes:
             _send(process, signal.SIGKILL)
         self._cluster.remove_node(node, allow_graceful=False)
         psutil.wait_procs(processes, timeout=PATIENCE)
 
-    def cut_off(self, node: Node) -> None:
-        """Nobody hears of the node any more, and everything on it works on."""
+    def cut_off(self, node: RayNode) -> None:
+        """Silence a node; everything on it continues to work."""
         raylet = _raylet(node)
         raylet.suspend()
         self._stopped.append(raylet)
 
-    def come_back(self, node: Node) -> None:
-        """After `cut_off`: the node speaks again, to those who may have given it up."""
+    def come_back(self, node: RayNode) -> None:
+        """End `cut_off`: the node sends again, to a head that may have given it up."""
         _raylet(node).resume()
 
-    def drain(self, node: Node, seconds: float) -> None:
-        """What a spot market says: the node will be taken away in so many seconds."""
-        accepted, why = GcsClient(self.address).drain_node(
-            node.node_id,
-            autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
-            "a drill",
-            int(1000 * (time.time() + seconds)),
-        )
+    def drain(self, node: RayNode, seconds: float) -> None:
+        """Announce that a node will be taken away in so many seconds, like a spot market."""
+        deadline_ms = int(1000 * (time.time() + seconds))
+        accepted, why = request_drain(self.address, node.node_id, deadline_ms, "a drill")
         assert accepted, why
 
     def kill_gcs(self) -> None:
-        """The head's tables are out of reach; actors may still talk to each other."""
-        assert self._persistence is not None, "its tables would be lost, and every driver with it"
+        """Kill the tables of the head; actors can still call each other."""
+        assert self._persistence is not None, "its tables would be lost, and every driver with them"
         self.head.kill_gcs_server()
 
     def start_gcs(self) -> None:
-        """After `kill_gcs`."""
+        """Start the tables again after `kill_gcs`."""
         assert self._persistence is not None
         with _environment(self._persistence):
             self.head.start_gcs_server()
@@ -133,14 +128,14 @@ class RayCluster:
             _send(process, signal.SIGKILL)
         psutil.wait_procs(children, timeout=PATIENCE)
 
-    def _all(self) -> list[Node]:
+    def _all(self) -> list[RayNode]:
         return [self.head, *self._cluster.worker_nodes]
 
 
 @contextmanager
 def ray_cluster(*, persistent: bool = False) -> Iterator[RayCluster]:
-    """A cluster that is gone afterwards; nobody is connected to it yet."""
-    # The sockets of Ray lie below, and the name of a socket has 107 bytes at most.
+    """Start a cluster, and end it afterwards. This process is not connected to it."""
+    # Ray puts its sockets there, and the path of a socket has 107 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="rc", dir="/tmp"))
     try:
         cluster = RayCluster(folder, persistent=persistent)
@@ -154,7 +149,7 @@ def ray_cluster(*, persistent: bool = False) -> Iterator[RayCluster]:
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """This process is a driver of the cluster meanwhile."""
+    """Connect this process to the cluster as a driver."""
     ray.init(address, logging_level="error", log_to_driver=False)
     try:
         yield
@@ -162,8 +157,8 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def processes_of(node: Node) -> list[psutil.Process]:
-    """Everything that runs on a node: its daemons, and the workers that they started."""
+def processes_of(node: RayNode) -> list[psutil.Process]:
+    """Return the daemons of a node, and the workers that they started."""
     found: dict[int, psutil.Process] = {}
     for infos in node.all_processes.values():
         for info in infos:
@@ -174,8 +169,8 @@ def processes_of(node: Node) -> list[psutil.Process]:
     return list(found.values())
 
 
-def workers_of(node: Node, name: str) -> list[psutil.Process]:
-    """The actors of a class on a node, such as 'Reader'."""
+def workers_of(node: RayNode, name: str) -> list[psutil.Process]:
+    """Return the actors of a class on a node, such as 'Reader'."""
     found = []
     for process in processes_of(node):
         with suppress(psutil.NoSuchProcess):
@@ -184,7 +179,7 @@ def workers_of(node: Node, name: str) -> list[psutil.Process]:
     return found
 
 
-def _raylet(node: Node) -> psutil.Process:
+def _raylet(node: RayNode) -> psutil.Process:
     [info] = node.all_processes["raylet"]
     return psutil.Process(info.process.pid)
 
@@ -196,7 +191,7 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """What the daemons that are started meanwhile find in their environment."""
+    """Set the environment of daemons that are started meanwhile."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

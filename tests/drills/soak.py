@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from ray._private.node import Node
 
+from cluster.ray_internals import RayNode
 from tests.drills.cluster_runs import actors, check_steps, endless, on_cluster, stop
 from tests.drills.processes import Run
 from tests.ray_clusters import RayCluster, ray_cluster
@@ -31,8 +31,8 @@ class Chaos:
         self.cluster, self.run, self._rng = cluster, run, rng
         self.done: Counter[str] = Counter()
         self._asleep: list[tuple[float, psutil.Process]] = []
-        self._cut_off: list[tuple[float, Node]] = []
-        self._replaced: list[Node] = []
+        self._cut_off: list[tuple[float, RayNode]] = []
+        self._replaced: list[RayNode] = []
 
     def go_on(self, seconds: float) -> None:
         """One fault after the other, some of them at once; each time the run must go on.
@@ -128,12 +128,12 @@ class Chaos:
             self.cluster.cut_off(node)
             self._cut_off.append((time.monotonic() + self._rng.uniform(2, 15), node))
 
-    def _pick_node(self) -> Node | None:
+    def _pick_node(self) -> RayNode | None:
         """One that nobody has come for yet."""
         fit = [node for node in self.cluster.nodes() if node not in self._replaced]
         return self._rng.choice(sorted(fit, key=lambda node: node.node_id)) if fit else None
 
-    def _replace(self, node: Node) -> None:
+    def _replace(self, node: RayNode) -> None:
         self._replaced.append(node)
         self.cluster.add(self.cluster.pool_of(node), num_cpus=2)
 

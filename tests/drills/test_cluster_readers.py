@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 import pytest
-from ray._private.node import Node
 
+from cluster.ray_internals import RayNode
 from shards.samples.admission_config import AdmissionConfig
 from tests.drills.cluster_runs import Watch, actors, check_steps, endless, on_cluster, stop
 from tests.drills.paced import Pace
@@ -103,6 +103,6 @@ def lose_all_for(seconds: float, cluster: RayCluster, run: Run, watch: Watch) ->
     )
 
 
-def of_pool(cluster: RayCluster) -> list[Node]:
+def of_pool(cluster: RayCluster) -> list[RayNode]:
     """The nodes of readers."""
     return [node for node in cluster.nodes() if cluster.pool_of(node) == "readers"]

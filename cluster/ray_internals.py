@@ -10,7 +10,6 @@ from typing import Any
 
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
-from ray._private.label_utils import validate_label_selector
 from ray._private.node import Node as RayNode
 from ray._private.state import state
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -30,7 +29,6 @@ __all__ = [
     "local_addresses_allowed",
     "read_cluster_status",
     "request_drain",
-    "selector_error",
     "worker_output_to",
 ]
 
@@ -54,11 +52,6 @@ def request_drain(address: str, node: str, deadline_ms: int, reason: str) -> tup
     """Announce a preemption, as a spot market does. Return if it was accepted, and why not."""
     preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     return GcsClient(address).drain_node(node, preemption, reason, deadline_ms)
-
-
-def selector_error(selector: Mapping[str, str]) -> str:
-    """Return what is wrong with a label selector; empty if nothing is."""
-    return validate_label_selector(dict(selector)) or ""
 
 
 def bootstrap_address(address: str) -> str:

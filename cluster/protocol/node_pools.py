@@ -9,10 +9,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.ray_internals import selector_error
 from shards.errors import ConfigError
 
 _NODE_ID = "ray.io/node-id"  # a label that Ray gives every node
+# Syntax of labels in Ray and Kubernetes, checked without a Ray.
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+_KEY = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*/)?{_LABEL}")
+_VALUE = re.compile(rf"!?(?:in\({_LABEL}(?:, ?{_LABEL})*\)|{_LABEL})|")
 _COMMA = re.compile(r",(?![^(]*\))")  # not those within brackets
 
 
@@ -45,8 +48,11 @@ def parse_pool(text: str) -> Pool:
         if not equals:
             raise ConfigError(_refusal(text, f"{pair!r} is not a label"))
         selector[key.strip()] = value.strip()
-    if reason := selector_error(selector):
-        raise ConfigError(_refusal(text, reason.rstrip(".")))
+    for key, value in selector.items():
+        if not _KEY.fullmatch(key):
+            raise ConfigError(_refusal(text, f"{key!r} is not the key of a label"))
+        if not _VALUE.fullmatch(value):
+            raise ConfigError(_refusal(text, f"{value!r} is not the value of a label"))
     if _NODE_ID in selector:
         raise ConfigError(_refusal(text, f"{_NODE_ID} is reserved for nodes to avoid"))
     return Pool(selector)

@@ -1,4 +1,4 @@
-"""A real Prometheus beside a test, as `streamssl monitor` starts it, and what to ask it."""
+"""A real Prometheus for tests, started by `streamssl monitor`, and its queries."""
 
 import json
 import os
@@ -30,30 +30,30 @@ def free_port() -> int:
 
 
 class Prometheus:
-    """One that listens on this port."""
+    """Client of the Prometheus on this port."""
 
     def __init__(self, port: int) -> None:
         self._base = f"http://127.0.0.1:{port}/api/v1"
 
-    def ask(self, path: str, **query: str) -> Any:
+    def request(self, path: str, **query: str) -> Any:
         url = f"{self._base}/{path}?{urllib.parse.urlencode(query)}"
         with urllib.request.urlopen(url, timeout=20) as answer:
             return json.load(answer)["data"]
 
     def query(self, expr: str) -> list[dict[str, Any]]:
-        """An instant query: labels and values of all series."""
-        return self.ask("query", query=expr)["result"]
+        """Return labels and values of all series of an instant query."""
+        return self.request("query", query=expr)["result"]
 
     def value(self, expr: str) -> float | None:
-        """Of the one series that the expression gives; None where it gives none."""
+        """Return the value of the only series, or None without a series."""
         found = self.query(expr)
         return float(found[0]["value"][1]) if found else None
 
     def targets(self) -> list[dict[str, Any]]:
-        return self.ask("targets", state="active")["activeTargets"]
+        return self.request("targets", state="active")["activeTargets"]
 
     def rules(self) -> list[dict[str, Any]]:
-        return [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
+        return [rule for group in self.request("rules")["groups"] for rule in group["rules"]]
 
     def firing(self) -> set[str]:
         return {one["metric"]["alertname"] for one in self.query('ALERTS{alertstate="firing"}')}
@@ -61,7 +61,7 @@ class Prometheus:
 
 @contextmanager
 def monitored(folder: Path, *runs: Path) -> Iterator[Prometheus]:
-    """`streamssl monitor` of these runs, which may begin later."""
+    """Run `streamssl monitor` of these runs, which may begin later."""
     port = free_port()
     command = [sys.executable, "-m", "streamssl.cli", "monitor", *map(str, runs)]
     command += ["--port", str(port), "--out", str(folder)]
@@ -70,7 +70,7 @@ def monitored(folder: Path, *runs: Path) -> Iterator[Prometheus]:
         found, deadline = Prometheus(port), time.monotonic() + 60
         while True:
             try:
-                found.ask("status/runtimeinfo")
+                found.request("status/runtimeinfo")
                 break
             except OSError:
                 assert process.poll() is None and time.monotonic() < deadline

@@ -1,7 +1,7 @@
-"""`streamssl pretrain` as it is, with one method more: SimCLR whose steps take long, and no core.
+"""`streamssl pretrain` with one more method: SimCLR with long steps that use no core.
 
-A step sleeps, as a trainer does whose GPU computes. So readers keep up with it, and several runs
-have room on one machine.
+A step sleeps, like a trainer whose GPU computes. So readers keep up with it, and several runs share
+one machine.
 """
 
 import importlib
@@ -26,20 +26,20 @@ from streamssl.optim.schedules import ScheduleConfig
 from tests.tinyrun import BACKBONE, tiny_swav
 
 PROGRAM = "tests.drills.calm"
-# Crops that are easily found: the loss is well below its plateau after some ten steps.
+# Easy crops: the loss is well below its plateau after some ten steps.
 _CROPS = CropRecipe((ViewGroup(num_views=2, size=32, scale=(0.8, 1.0)),))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalmConfig(SimCLRConfig):
-    """SimCLR, how long a step takes, and after which step the second rank goes wrong, if any."""
+    """SimCLR with seconds per step, and the step after which the second rank changes its state."""
 
     step_seconds: float = 0.1
     wrong_step: int = -1
 
 
 class Calm(SimCLR):
-    """See `CalmConfig`."""
+    """SimCLR with the steps of `CalmConfig`."""
 
     config: CalmConfig
 
@@ -62,7 +62,7 @@ ALGORITHMS[CalmConfig] = Calm
 
 
 def calm(**changes: float) -> RunConfig:
-    """A run of it that outlasts a drill, learns, and is judged from its 50th step on."""
+    """Return settings of a run that outlasts a drill and learns."""
     return tiny_swav(
         method=CalmConfig(**{"dim": 16, "temperature": 0.2, **changes}),
         backbone=replace(BACKBONE, options={**BACKBONE.options, "drop_path_rate": 0.0}),
@@ -76,6 +76,6 @@ def calm(**changes: float) -> RunConfig:
 
 
 if __name__ == "__main__":
-    # By its own name: who unpickles a configuration elsewhere must find, and list, that class.
+    # Under its own name: a process that unpickles the configuration must find this class.
     importlib.import_module(PROGRAM)
     sys.exit(main())

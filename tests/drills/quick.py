@@ -1,6 +1,6 @@
-"""`streamssl pretrain` as it is, with a Control that waits for nobody longer than a drill lasts.
+"""`streamssl pretrain` with short time-outs of Control, for drills.
 
-Nodes are processes here, and there in seconds.
+Nodes are processes here, and start within seconds.
 """
 
 import signal

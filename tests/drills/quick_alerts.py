@@ -1,5 +1,6 @@
-"""The real rules in a real Prometheus, with seconds for minutes, and what it says of runs."""
+"""The real rules in a real Prometheus, with seconds for minutes, and its alerts of runs."""
 
+import functools
 import re
 import threading
 import time
@@ -7,8 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.monitoring import prometheus_server as monitor
-from streamssl.commands.monitor import addresses
+from cluster.monitoring.prometheus_server import (
+    RULES,
+    PrometheusConfig,
+    open_prometheus,
+    update_targets,
+    write_targets,
+)
+from streamssl.commands.monitor import metrics_addresses
 from tests.drills.processes import Run
 from tests.prometheus import Prometheus, free_port
 
@@ -21,47 +28,47 @@ _FOR = {"1m": "3s", "2m": "5s", "5m": "12s", "10m": "25s", "15m": "25s"}
 def quick_prometheus(
     folder: Path, *runs: Path, ray_targets: Path | None = None
 ) -> Iterator[Prometheus]:
-    """One that follows these runs, which may begin later, and what `ray_targets` lists."""
+    """Run a Prometheus that scrapes these runs, even later ones, and the targets of Ray."""
     folder.mkdir()
-    rules = re.sub(
-        r"\bfor: (\w+)", lambda found: f"for: {_FOR[found[1]]}", monitor.RULES.read_text()
-    )
+    rules = re.sub(r"\bfor: (\w+)", lambda found: f"for: {_FOR[found[1]]}", RULES.read_text())
     rules = re.sub(r"\[(\d+[mh])\]", lambda found: f"[{_WINDOWS[found[1]]}]", rules)
     quick, targets, port = folder / "quick.rules.yml", folder / "targets.json", free_port()
     quick.write_text(rules)
-    monitor.write_targets(targets, [])
+    write_targets(targets, [])
     closed = threading.Event()
     ray_targets = ray_targets or folder / "none.json"
-    watching = monitor.Watching(rules=quick, scrape="1s", ray_targets=ray_targets)
-    with monitor.prometheus(folder, port, targets, watching) as process:
-        follow = threading.Thread(
-            target=monitor.follow,
-            args=(process, targets, lambda: addresses(tuple(map(str, runs))), closed.is_set),
+    config = PrometheusConfig(rules=quick, scrape="1s", ray_targets=ray_targets)
+    with open_prometheus(folder, port, targets, config) as process:
+        addresses = functools.partial(metrics_addresses, tuple(map(str, runs)))
+        updates = threading.Thread(
+            target=update_targets, args=(process, targets, addresses, closed.is_set)
         )
-        follow.start()
+        updates.start()
         try:
             yield Prometheus(port)
         finally:
             closed.set()
-            follow.join()
+            updates.join()
 
 
 def firing(prometheus: Prometheus, run: str) -> set[str]:
-    """The alerts of a run that fire at this moment."""
+    """Return the alerts of a run that fire now."""
     found = prometheus.query(f'ALERTS{{alertstate="firing",run="{run}"}}')
     return {one["metric"]["alertname"] for one in found}
 
 
 def fired(prometheus: Prometheus, run: str, since: float) -> set[str]:
-    """The alerts of a run that fired since then, if only for a second."""
+    """Return the alerts of a run that fired since then, even for a second."""
     seconds = max(1, int(time.time() - since))
     query = f'max_over_time(ALERTS{{alertstate="firing",run="{run}"}}[{seconds}s])'
     return {one["metric"]["alertname"] for one in prometheus.query(query)}
 
 
 def settled(prometheus: Prometheus, run: Run) -> float:
-    """Wait until nothing fires for the run; when that was. A start takes seconds as it is, and so
-    may look like one of many minutes."""
+    """Wait until no alert fires for the run; return when that was.
+
+    A start takes real seconds, so it looks like a start of many minutes.
+    """
     seen = f'up{{run="{run.out.name}"}} == 1'
     run.wait_for(lambda: bool(prometheus.query(seen)), "first scrape")
     run.wait_for(lambda: not firing(prometheus, run.out.name), "silence")
@@ -71,9 +78,9 @@ def settled(prometheus: Prometheus, run: Run) -> float:
 def wait_for_alerts(
     prometheus: Prometheus, names: set[str], run: Run, *others: Run, since: float
 ) -> set[str]:
-    """Until all of them fire for the run; all that fire then. No run may end meanwhile.
+    """Wait until these alerts fire for the run; return all that fire then.
 
-    `since` is when that was done which they are for: how long they took is printed.
+    No run may end meanwhile. `since` is the time of the fault; the delay is printed.
     """
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while missing := names - (found := firing(prometheus, run.out.name)):

@@ -1,6 +1,6 @@
-"""Alerts fire for what they are for, in real runs of one process, and not in a healthy one beside.
+"""Alerts of runs in one process fire for their faults, and not for a healthy run.
 
-Those of runs on Ray are in `test_alerts_on_ray`; the times of the rules in `quick_alerts`.
+`test_alerts_on_ray` has the alerts of runs on Ray, `quick_alerts` the times of the rules.
 """
 
 import itertools
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from streamssl.config.methods.swav_config import SwAVConfig
 from streamssl.config.run_config import RunConfig
-from streamssl.methods.swav import SwAVConfig
 from tests.drills import small_disk
 from tests.drills.calm import PROGRAM, calm
 from tests.drills.processes import Run, started
@@ -33,11 +33,11 @@ from tests.tinyrun import tiny_swav
 
 pytestmark = [pytest.mark.slow, needs_prometheus]
 needs_mounts = pytest.mark.skipif(
-    not small_disk.is_possible(), reason="this system lets nobody mount a disk for himself"
+    not small_disk.is_possible(), reason="this system allows no private mounts"
 )
 
 STARVED = {"StreamsslStarved"}
-# Codes without an opinion: "lower epsilon" is what its authors tell whose loss stays at ln K.
+# Codes without a preference: the authors' remedy for a loss that stays at ln K is a lower epsilon.
 FLAT = tiny_swav(
     method=SwAVConfig(num_prototypes=24, dim=16, hidden_dim=32, freeze_steps=0, epsilon=1.0),
     num_steps=5000,
@@ -47,7 +47,7 @@ FLAT = tiny_swav(
 
 @dataclass
 class Tap:
-    """How quickly a web server answers, and whether at all."""
+    """Delay of a web server, and whether it answers at all."""
 
     seconds: float = 0.0
     is_open: threading.Event = field(default_factory=threading.Event)
@@ -55,7 +55,7 @@ class Tap:
 
 @contextmanager
 def tapped_server(folder: Path) -> Iterator[tuple[str, Tap]]:
-    """The address of a server of that folder, and its tap."""
+    """Serve the folder; yield the address and its tap."""
     tap = Tap()
     tap.is_open.set()
 
@@ -73,7 +73,7 @@ def tapped_server(folder: Path) -> Iterator[tuple[str, Tap]]:
 
 
 def make_bad_shards(good: Path, folder: Path) -> Path:
-    """The shards of `good`, of which every third image is none."""
+    """Write the shards of `good` with every third image replaced by text."""
     folder.mkdir()
     for shard in sorted(good.glob("*.tar")):
         members = [
@@ -86,12 +86,12 @@ def make_bad_shards(good: Path, folder: Path) -> Path:
 
 
 def shards_at(address: str, folder: Path) -> str:
-    """How a run names the shards of a folder that lie behind a web server."""
+    """Return the pattern of the shards of a folder at a web server."""
     last = len(list(folder.glob("*.tar"))) - 1
     return f"{address}/shard-{{000000..{last:06d}}}.tar"
 
 
-def test_runs_that_are_hurt_raise_their_alarms_and_a_healthy_one_none(
+def test_faulty_runs_raise_their_alerts_and_a_healthy_run_none(
     shards_folder: Path, tmp_path: Path
 ) -> None:
     """Slow data, then none; bad shards in a bucket that fails; features that collapse."""
@@ -130,18 +130,19 @@ def test_runs_that_are_hurt_raise_their_alarms_and_a_healthy_one_none(
         assert wait_for_alerts(prometheus, names, hit, since=was_hit) - STARVED == names
         names = {"StreamsslInputStalled", "StreamsslNoProgress"}
         found = wait_for_alerts(prometheus, names, slow, since=stalled)
-        # What is not answered for half a minute is an error, too.
+        # A request without an answer for half a minute is an error, too.
         assert found - {"StreamsslBucketErrors"} == names
         healthy.wait_for_step(healthy.last_step + 10)
         print(f"healthy for {time.time() - began:.0f} s, {healthy.last_step} steps")
-        # Where five runs share two cores one may starve for a moment; it must be over at once.
+        # Five runs share two cores, so one may starve for a moment; the alert must end at once.
         assert fired(prometheus, "healthy", began) <= STARVED
         healthy.wait_for(lambda: not firing(prometheus, "healthy"), "silence")
 
 
+@pytest.mark.nightly
 @needs_mounts
-def test_a_disk_that_fills_is_told_of(shards_folder: Path, tmp_path: Path) -> None:
-    """The cache has a disk of its own, of 16 MB, and somebody else fills it."""
+def test_a_full_disk_raises_its_alert(shards_folder: Path, tmp_path: Path) -> None:
+    """The run would end without a warning. The cache has its own disk of 16 MB."""
     out, cache = tmp_path / "run", tmp_path / "cache"
     cache.mkdir()
     env = {small_disk.PLACE: str(cache)}
@@ -154,6 +155,6 @@ def test_a_disk_that_fills_is_told_of(shards_folder: Path, tmp_path: Path) -> No
         run.wait_for_step(20)
         began = settled(prometheus, run)
         inside = Path(f"/proc/{run.process.pid}/root", *cache.parts[1:])
-        (inside / "of-somebody-else").write_bytes(bytes(16_200_000))
+        (inside / "other-file").write_bytes(bytes(16_200_000))
         wait_for_alerts(prometheus, {"StreamsslDiskFilling"}, run, since=time.time())
         assert fired(prometheus, "run", began) == {"StreamsslDiskFilling"}

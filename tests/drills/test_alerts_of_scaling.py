@@ -1,4 +1,4 @@
-"""Alerts about nodes, of a run on Ray's autoscaler: they do not come, or nobody asks for them."""
+"""Alerts about nodes of a run on Ray's autoscaler: none start, or the autoscaler is dead."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from tests.drills.test_autoscaling import KINDS
 from tests.prometheus import Prometheus, needs_prometheus
 from tests.scaling_cluster import scaling_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, needs_prometheus]
+pytestmark = [pytest.mark.nightly, pytest.mark.ray, needs_prometheus]
 
 
 def autoscaler_is_down(prometheus: Prometheus) -> bool:
@@ -21,17 +21,17 @@ def autoscaler_is_down(prometheus: Prometheus) -> bool:
     return bool(prometheus.query(query))
 
 
-def test_nodes_that_do_not_come_and_an_autoscaler_that_is_gone_are_told_of(
+def test_pending_nodes_and_a_dead_autoscaler_raise_their_alerts(
     shards_folder: Path, tmp_path: Path
 ) -> None:
-    """Nodes for readers are sold out for a while; later the autoscaler dies."""
+    """A run would wait for nodes that never start. Nodes for readers are sold out for a while."""
     out, ray_targets = tmp_path / "run", tmp_path / "ray.json"
     options = ("--trainer-pool", "pool=trainers", "--reader-pool", "market=spot", "--readers", 1)
     with (
         scaling_cluster(KINDS) as cluster,
         quick_prometheus(tmp_path / "prometheus", out, ray_targets=ray_targets) as prometheus,
     ):
-        # By the name that it has where there is one cluster: here its port is any free one.
+        # The name that it has on a machine with one cluster; here its port is any free one.
         target = {"targets": [cluster.autoscaler], "labels": {"instance": "head:44217"}}
         ray_targets.write_text(json.dumps([target]))
         cluster.order(refused=("spot",))

@@ -1,6 +1,6 @@
-"""Alerts fire for what they are for, in real runs on Ray, and not in a healthy one beside.
+"""Alerts of runs on Ray fire for their faults, and not for a healthy run.
 
-Those of runs of one process are in `test_alerts`; the times of the rules in `quick_alerts`.
+`test_alerts` has the alerts of runs in one process, `quick_alerts` the times of the rules.
 """
 
 import time
@@ -28,16 +28,16 @@ from tests.prometheus import Prometheus, needs_prometheus
 from tests.ray_clusters import RayCluster, connected, ray_cluster
 from tests.tinyrun import make_shards
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, needs_prometheus]
+pytestmark = [pytest.mark.nightly, pytest.mark.ray, needs_prometheus]
 
-# On a machine that does all of this at once trainers may well wait.
+# On a machine that does all of this at once, trainers may wait.
 HARMLESS = {"StreamsslStarved"}
 ENV = {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 @contextmanager
 def filled_store(cluster: RayCluster) -> Iterator[None]:
-    """Objects that are in use, so that Ray cannot write them to disk, fill a node's store."""
+    """Fill a node's store with objects in use, which Ray cannot write to disk."""
     with connected(cluster.address):
         kept = [(ref, ray.get(ref)) for ref in map(ray.put, [np.zeros(1_000_000, np.uint8)] * 74)]
         yield
@@ -47,7 +47,7 @@ def filled_store(cluster: RayCluster) -> Iterator[None]:
 def kill_readers_until(
     names: set[str], prometheus: Prometheus, run: Run, cluster: RayCluster
 ) -> None:
-    """All but the oldest, as soon as they are there, until these alerts fire."""
+    """Kill all readers but the oldest again and again until these alerts fire."""
     began, num_killed, told = time.monotonic(), 0, set[str]()
     while missing := names - told:
         assert run.process.poll() is None, run.text
@@ -62,8 +62,8 @@ def kill_readers_until(
         time.sleep(0.3)
 
 
-def test_a_run_that_is_hurt_raises_its_alarms_and_a_healthy_one_none(tmp_path: Path) -> None:
-    """Readers that die again and again, and their Control; an object store that is full."""
+def test_a_faulty_run_raises_its_alerts_and_a_healthy_run_none(tmp_path: Path) -> None:
+    """An alert would not fire in a real run: readers and Control die, an object store is full."""
     data = make_shards(tmp_path / "shards", num=230, per_shard=10)
     hurt_out, healthy_out = tmp_path / "hurt", tmp_path / "healthy"
     names = {"StreamsslRestartStorm", "StreamsslActorsMissing", "StreamsslObjectStoreFilling"}
@@ -98,10 +98,10 @@ def test_a_run_that_is_hurt_raises_its_alarms_and_a_healthy_one_none(tmp_path: P
             assert fired(prometheus, "healthy", began) <= HARMLESS
 
 
-def test_trainers_that_differ_are_told_of_when_the_run_has_ended(
+def test_a_state_mismatch_is_an_alert_after_the_run_has_ended(
     shards_folder: Path, tmp_path: Path
 ) -> None:
-    """The run ends with it, and its target goes: whoever looks later must still see why."""
+    """The target disappears with the run: a user who looks later must still see why."""
     out = tmp_path / "differs"
     config = calm(wrong_step=90)
     options = ("--cluster", "local", "--readers", 1, "--trainers", 2)

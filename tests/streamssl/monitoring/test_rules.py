@@ -175,7 +175,9 @@ def test_each_alert_fires_for_its_fault_only(tmp_path):
     ]
     alone, both = rule_test(HEALTHY, {}), rule_test(HEALTHY | PROCESS_SERIES, {})
     names = ("data_wait", "step_seconds", "train_step", "steps_wanted", "samples", "lead", "disk")
-    one_process = {name: values for name, values in HEALTHY.items() if any(n in name for n in names)}
+    one_process = {
+        name: values for name, values in HEALTHY.items() if any(n in name for n in names)
+    }
     tests = [one | {"promql_expr_test": recorded} for one in (alone, both)]
     tests.append(rule_test(one_process, {}))
     for alert, (changes, labels) in FAULTS.items():

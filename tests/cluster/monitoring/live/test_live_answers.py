@@ -38,9 +38,7 @@ def test_a_healthy_run_is_shown_as_healthy(healthy):
     )
     assert found["who"]["text"] == "6 of 6 readers and 2 of 2 trainers on 3 nodes."
     assert found["progress"]["text"] == "Step 600 of 2,000, about 12 min left."
-    assert found["rejected"]["text"] == (
-        "1,200 of 154,800 samples, most of them for “too small”."
-    )
+    assert found["rejected"]["text"] == ("1,200 of 154,800 samples, most of them for “too small”.")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +82,7 @@ def test_crossed_thresholds_and_collapse_come_before_the_loss():
     ("slope", "short"), [(0.0, "The loss is constant."), (0.01, "The loss rises.")]
 )
 def test_only_a_falling_loss_is_called_learning(healthy, slope, short):
-    """"Yes" would be wrong."""
+    """ "Yes" would be wrong."""
     column = healthy.hub.state()["history"]
     loss = [5.0 * (1 + slope * place) for place in range(len(column["time"]))]
     found = answers_of(healthy, history={**column, "streamssl_loss": loss})

@@ -1,11 +1,11 @@
-"""How far the engines are from the definition, from torchvision on Pillow, and from each other.
+"""Differences of the engines to the definition, to torchvision on Pillow, and to each other.
 
     python -m tests.bench.conformance --images 64 --shards ../shared/data/web-a.tar --json
 
-Every step of the definition in `shards.crops.recipe` is switched on alone, then all together; a
-difference is in grey levels of 255, over every pixel of every view of SwAV's recipe. Images are
-decoded before and handed on without loss, so that decoders play no part; the row "decode" compares
-these. Without --shards the images are made by formula.
+Every step of the definition in `shards.crops.recipe` is measured alone, then all together. A
+difference is in grey levels of 255, over all pixels of all views of SwAV's recipe. Images are
+decoded first and stored without loss, so decoders do not matter; the row "decode" compares them.
+Without --shards the images are made by formula.
 """
 
 import argparse
@@ -50,7 +50,7 @@ Crops = list[NDArray[np.float32]]  # every view of every image, image by image
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--shards", help="a tar of images; default: made ones")
+    parser.add_argument("--shards", help="a tar of images; default: made by formula")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def read_tar(path: str) -> Iterator[ImageHeader]:
-    """Every 16th image of a tar, so that a few come from all over it, under 4 megapixels."""
+    """Yield every 16th image of a tar with less than 4 megapixels."""
     with tarfile.open(path) as archive:
         names = (member for member in archive if member.isfile() and member.size > 4096)
         for member in itertools.islice(names, 0, None, 16):
@@ -87,7 +87,7 @@ def make() -> Iterator[ImageHeader]:
 
 
 def compare_decoders(images: list[ImageHeader]) -> dict[str, dict[str, float]]:
-    """OpenCV's decoder and DALI's on the JPEGs, seen through crops of neutral parameters."""
+    """Compare the JPEG decoders of OpenCV and DALI, on crops with neutral parameters."""
     parameters = only(draw_for(images), ())
     engines: list[Engine] = [OpenCVEngine(RECIPE), dali()]
     ours, theirs = (crops(engine, images, parameters) for engine in engines)
@@ -126,7 +126,7 @@ def draw_for(images: list[ImageHeader]) -> NDArray[np.float32]:
 
 
 def only(parameters: NDArray[np.float32], columns: tuple[int, ...]) -> NDArray[np.float32]:
-    """The same parameters with nothing but `columns` switched on."""
+    """Return the parameters with all columns except `columns` neutral."""
     parameters = parameters.copy()
     for column in set(range(Parameter.FLIP, len(Parameter))) - set(columns):
         parameters[..., column] = NEUTRAL.get(Parameter(column), 0)
@@ -155,7 +155,7 @@ def executed(
 
 
 def measure(ours: Crops, theirs: Crops) -> dict[str, float]:
-    """Mean, 99th percentile and greatest absolute difference, from a histogram of whole levels."""
+    """Return mean, 99th percentile and maximum difference, from a histogram of levels."""
     counts = np.zeros(256, np.int64)
     for one, other in zip(ours, theirs, strict=True):
         levels = np.abs(one - other).astype(np.int64).ravel()

@@ -1,11 +1,10 @@
-"""What the cluster costs: `python -m tests.bench.cost`.
+"""Cost of the cluster: `python -m tests.bench.cost`.
 
-1. The same images by the same number of readers, as threads of one process and as Ray actors
-   whose crops are fetched by a feed, in turn, several times. Rates count what readers finished in
-   the time; seconds of CPU are those of all processes that take part. Of the two figures the second
-   one holds on a busy machine, too.
-2. How large a hand-over is, and what is under way: crops held by readers, and by the feed.
-3. What Control spends in a second in which nothing happens, with many readers that ask for work.
+1. The same images with the same number of readers: threads of one process, and Ray actors with a
+   feed, alternating. Rates count images that readers finished. CPU seconds are those of all
+   processes; they are also valid on a busy machine.
+2. Sizes of transfers, and bytes held by readers and by the feed.
+3. CPU of Control per second without finished work, with many readers that request leases.
 """
 
 import os
@@ -43,7 +42,7 @@ from tests.cluster.data_path import DataPath
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`images` a run, made of `made` images of `side` pixels; `idle_readers` of part 3."""
+    """`images` per run, from `made` images of `side` pixels; `idle_readers` is for part 3."""
 
     readers: int = 2
     images: int = 1024
@@ -57,7 +56,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Speed:
-    """Images that readers finished, in so many seconds, by so many seconds of CPU."""
+    """Images that readers finished, wall seconds and CPU seconds."""
 
     images: int
     seconds: float
@@ -73,7 +72,7 @@ class Speed:
 
 
 class Watch:
-    """Looks at finished images and at CPU, twice."""
+    """Measures finished images and CPU seconds since its creation."""
 
     def __init__(self, finished: Callable[[], int]) -> None:
         self._finished = finished
@@ -85,7 +84,7 @@ class Watch:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and all that it started, Ray's own among them."""
+    """Return CPU seconds of this process and its children, Ray included."""
     total = 0.0
     process = psutil.Process()
     for each in (process, *process.children(recursive=True)):
@@ -98,7 +97,7 @@ def _cpu_seconds() -> float:
 
 
 def by_threads(manifest: Manifest, job: CropJob, stream: StreamConfig, options: Options) -> Speed:
-    """The stream of one process."""
+    """Measure the stream with reader threads."""
     finished = 0
 
     def count(crops: ChunkCrops) -> None:
@@ -118,7 +117,7 @@ def by_threads(manifest: Manifest, job: CropJob, stream: StreamConfig, options: 
 def by_actors(
     manifest: Manifest, job: CropJob, stream: StreamConfig, options: Options
 ) -> tuple[Speed, dict[str, Any]]:
-    """The same through Control, readers and a feed."""
+    """Measure the same stream with Control, reader actors and a feed."""
     with DataPath(manifest, job, stream, options.readers, steps_ahead=16) as path:
         for name in path.readers:
             path.started(name)
@@ -134,12 +133,12 @@ def by_actors(
             speed, after, fed = watch.read(), path.tell("status"), feed.status()
     num_exchanges = after["exchanges"] - before["exchanges"]
     return speed, {
-        "MB a call": fed["taken_bytes"] / fed["calls"] / 1e6,
-        "calls of the feed an image": fed["calls"] / (speed.images or 1),
-        "MB held by readers at most": after["max_held"] / 1e6,
-        "MB held or under way in the feed at most": held / 1e6,
-        "messages of readers a second": num_exchanges / speed.seconds,
-        "cpu ms of Control an image": 1000
+        "MB per call": fed["taken_bytes"] / fed["calls"] / 1e6,
+        "calls of the feed per image": fed["calls"] / (speed.images or 1),
+        "max MB held by readers": after["max_held"] / 1e6,
+        "max MB held or in progress in the feed": held / 1e6,
+        "messages of readers per second": num_exchanges / speed.seconds,
+        "CPU ms of Control per image": 1000
         * (after["cpu_seconds"] - before["cpu_seconds"])
         / speed.images,
         "seconds the feed waited": fed["wait_seconds"],
@@ -148,7 +147,7 @@ def by_actors(
 
 @ray.remote(num_cpus=0)
 class Idlers:
-    """Readers that get leases and do nothing, as Control hears them."""
+    """Simulated readers that request leases and never finish one."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, tuple[int, ...]] = {}
@@ -179,10 +178,10 @@ class Idlers:
 def idle(
     manifest: Manifest, job: CropJob, stream: StreamConfig, options: Options
 ) -> dict[str, Any]:
-    """Seconds of CPU of Control in a second in which nothing happens."""
+    """Measure the CPU seconds of Control per second without finished work."""
     with DataPath(manifest, job, stream, num_readers=0) as path:
         idlers = Idlers.remote()  # type: ignore[attr-defined]
-        # Each gets leases first, and keeps them.
+        # The readers first take leases, which they keep.
         ray.get(idlers.ask.remote(path.name, options.idle_readers, 3.0))
         before, began = path.tell("status"), time.monotonic()
         count = ray.get(idlers.ask.remote(path.name, options.idle_readers, options.idle_seconds))
@@ -190,9 +189,9 @@ def idle(
         cpu = path.tell("status")["cpu_seconds"] - before["cpu_seconds"]
         ray.kill(idlers)
     return {
-        "messages a second": count / seconds,
-        "cpu seconds of Control a second": cpu / seconds,
-        "cpu ms a message": 1000 * cpu / count,
+        "messages per second": count / seconds,
+        "CPU seconds of Control per second": cpu / seconds,
+        "CPU ms per message": 1000 * cpu / count,
     }
 
 
@@ -218,7 +217,7 @@ def main() -> None:
     )
     stream = StreamConfig(batch_size=options.batch_size)
     with _made(options) as manifest, ray_session("local", options.readers, stream.max_bytes):
-        print(f"{'':<10} {'images/s':>12} {'cpu ms an image':>18}")
+        print(f"{'':<10} {'images/s':>12} {'CPU ms per image':>18}")
         pairs = []
         for _ in range(options.times):
             threads = by_threads(manifest, job, stream, options)
@@ -227,10 +226,10 @@ def main() -> None:
             for name, speed in (("threads", threads), ("actors", actors)):
                 print(f"{name:<10} {speed.rate:>12.1f} {speed.cpu_ms:>18.2f}", flush=True)
         by_rate, by_cpu = (statistics.median(ratios) for ratios in zip(*pairs, strict=True))
-        print(f"actors give {by_rate:.1%} of the rate, {by_cpu:.1%} for the same CPU (medians)")
+        print(f"actors: {by_rate:.1%} of the rate, {by_cpu:.1%} with equal CPU (medians)")
         for name, figure in figures.items():
             print(f"{name:<44} {figure:.3f}")
-        print(f"{options.idle_readers} readers with nothing to do:")
+        print(f"{options.idle_readers} idle readers:")
         for name, figure in idle(manifest, job, stream, options).items():
             print(f"  {name:<42} {figure:.4f}")
 

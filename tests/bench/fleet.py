@@ -1,9 +1,8 @@
-"""What a thousand readers and 512 trainers ask of one Control: `python -m tests.bench.fleet`.
+"""Load of 1,000 readers and 512 trainers on one Control: `python -m tests.bench.fleet`.
 
-Nothing runs on a cluster here. The lease table, the sequencer, the membership and the scaler are
-the real ones, in simulated time, and their CPU is measured; messages are pickled and their bytes
-counted; what a reader crops in a second, and what Ray takes for a call, were measured elsewhere
-(BENCHMARKS.md). The rest is arithmetic.
+No cluster is needed. Lease table, sequencer, membership and autoscaler are the production code in
+simulated time; their CPU and the bytes of pickled messages are measured. The speed of a reader and
+of a Ray call were measured elsewhere (BENCHMARKS.md). The rest is arithmetic.
 """
 
 import heapq
@@ -38,15 +37,15 @@ from shards.stream.order import Order
 from shards.stream.stream_config import StreamConfig
 
 _CROP_BYTES = 3 * (2 * 224**2 + 6 * 96**2)
-# A reading of the log: a loss, a learning rate, times and a digest.
+# Fields of a line of the log.
 _FIELDS: dict[str, Any] = {"loss": 8.1234, "lr": 0.6, "digest": "0" * 32, "num_samples": 4096}
 _BEATS_PER_SECOND = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`reader_rate`: images a reader crops in a second; `trainer_rate`: images a trainer trains
-    on; `calls`: what one Ray actor answers in a second; `take_bytes`: what it hands out."""
+    """Rates are per second: `reader_rate` images per reader, `trainer_rate` images per trainer,
+    `calls` answered by one Ray actor, `take_bytes` sent by it."""
 
     readers: int = 1000
     trainers: int = 512
@@ -66,7 +65,7 @@ class Options:
     json: bool = False
 
     @property
-    def eaten(self) -> float:
+    def trained_per_second(self) -> float:
         return self.trainers * self.trainer_rate
 
     @property
@@ -76,7 +75,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Row:
-    """One number; `limit` is where it would be too much."""
+    """One number, and the limit that it must not exceed."""
 
     what: str
     number: float
@@ -85,7 +84,7 @@ class Row:
 
 
 def made_up(options: Options) -> Manifest:
-    """Shards of equal length that hold so many images."""
+    """Return a manifest of equally long shards for this many images."""
     size = options.images * options.image_bytes // options.shards
     shards = [
         ShardInfo(f"s3://bucket/shard-{n:08d}.tar", size, f"{n:032x}")
@@ -95,7 +94,7 @@ def made_up(options: Options) -> Manifest:
 
 
 def header_of(turn: Turn, options: Options) -> ChunkHeader:
-    """What a reader would say of a chunk all of whose images are kept."""
+    """Return the header that a reader would send for a chunk of good images."""
     chunk = turn.chunk
     first = -(-chunk.start // options.image_bytes) * options.image_bytes
     offsets = np.arange(first, chunk.stop, options.image_bytes, np.int64)
@@ -106,26 +105,26 @@ def header_of(turn: Turn, options: Options) -> ChunkHeader:
 
 
 class Timed:
-    """Calls, and the CPU seconds and bytes that they took."""
+    """Counts calls, their CPU seconds and their bytes."""
 
     def __init__(self) -> None:
         self.num_calls = 0
         self.seconds = 0.0
-        self.asked_bytes = self.answered_bytes = 0
+        self.request_bytes = self.answer_bytes = 0
 
     def call(self, method: Callable[..., Any], message: Any, now: float) -> Any:
         began = time.thread_time()
         answer = method(message, now)
         self.seconds += time.thread_time() - began
         self.num_calls += 1
-        if self.num_calls % 16 == 0:  # pickling all of them would take longer than the rest
-            self.asked_bytes += 16 * len(pickle.dumps(message, 5))
-            self.answered_bytes += 16 * len(pickle.dumps(answer, 5))
+        if self.num_calls % 16 == 0:  # pickling all of them would dominate the time
+            self.request_bytes += 16 * len(pickle.dumps(message, 5))
+            self.answer_bytes += 16 * len(pickle.dumps(answer, 5))
         return answer
 
 
 def lease_traffic(options: Options, order: Order, manifest: Manifest) -> tuple[Timed, float]:
-    """Readers that report every finished chunk, in simulated time; images made in a second."""
+    """Simulate readers that report every chunk; return costs, and images per second."""
     table, timed = LeaseTable(1), Timed()
     turns = deque[Turn]()
     block = 0
@@ -184,7 +183,7 @@ def lease_traffic(options: Options, order: Order, manifest: Manifest) -> tuple[T
 
 
 def plan_cost(options: Options, order: Order, manifest: Manifest) -> tuple[BatchPlan, float]:
-    """A plan, and CPU seconds of forming one, of a sequencer whose readers take no time."""
+    """Return a plan, and the CPU seconds to form one with infinitely fast readers."""
     stream = StreamConfig(batch_size=options.batch_size)
     config = SequencerConfig(num_readers=options.readers)
     table = LeaseTable(1)
@@ -212,7 +211,7 @@ def plan_cost(options: Options, order: Order, manifest: Manifest) -> tuple[Batch
 
 
 def beat_traffic(options: Options, cursor: Cursor) -> Timed:
-    """Trainers that beat twice a second and at every step, a minute of a running generation."""
+    """Simulate heartbeats of trainers, two per second, for ten seconds of a generation."""
     membership = Membership(1, options.batch_size, options.trainers)
     names = [f"trainer-{n}" for n in range(options.trainers)]
 
@@ -224,13 +223,13 @@ def beat_traffic(options: Options, cursor: Cursor) -> Timed:
             node="10.0.0.1", cursor=cursor, **more,
         )  # fmt: skip
 
-    told: dict[str, Any] = {}
+    directives: dict[str, Any] = {}
     for phase in ("ready", "ready", "joining", "running"):
         for name in names:
-            generation = told[name].generation if phase in ("joining", "running") else 0
-            told[name] = membership.beat(beat(name, phase, generation, 0, address="h:1"), 0.0)
-    timed, generation = Timed(), told[names[0]].generation
-    assert len(told[names[0]].members) == options.trainers
+            generation = directives[name].generation if phase in ("joining", "running") else 0
+            directives[name] = membership.beat(beat(name, phase, generation, 0, address="h:1"), 0.0)
+    timed, generation = Timed(), directives[names[0]].generation
+    assert len(directives[names[0]].members) == options.trainers
     acknowledged = 0
     for tick in range(_BEATS_PER_SECOND * 10):
         now = tick / _BEATS_PER_SECOND
@@ -240,25 +239,25 @@ def beat_traffic(options: Options, cursor: Cursor) -> Timed:
         )
         for rank, name in enumerate(names):
             reports = records if rank == 0 else ()
-            said = beat(name, "running", generation, step, reports=reports, doing="step")
-            answer = timed.call(membership.beat, said, now)
+            message = beat(name, "running", generation, step, reports=reports, doing="step")
+            answer = timed.call(membership.beat, message, now)
             acknowledged = max(acknowledged, answer.acknowledged)
     return timed
 
 
 def seconds_to_scale(options: Options, boot: float = 90.0, tick: float = 5.0) -> float:
-    """From 4 readers to enough, where a node takes `boot` seconds to start."""
+    """Return the seconds from 4 readers to enough, if a node boots in `boot` seconds."""
     scaler = Autoscaler(ScalingConfig(min_readers=4, max_readers=2 * options.readers))
     ready = {f"r{n}": "n0" for n in range(4)}
     starting: dict[str, float] = {}
     now = 0.0
-    while len(ready) * options.reader_rate < options.eaten:
+    while len(ready) * options.reader_rate < options.trained_per_second:
         now += tick
         for name in [name for name, at in starting.items() if at <= now]:
             del starting[name]
             ready[name] = f"n{int(name[1:]) // options.readers_per_node}"
         made = len(ready) * options.reader_rate * tick
-        wait = tick * max(0.0, 1 - made / tick / options.eaten)
+        wait = tick * max(0.0, 1 - made / tick / options.trained_per_second)
         seen = Observation(
             now=now, seconds=tick, num_trained=round(made), step_seconds=tick - wait,
             wait_seconds=wait, num_made=round(made), busy_seconds=len(ready) * tick,
@@ -271,7 +270,7 @@ def seconds_to_scale(options: Options, boot: float = 90.0, tick: float = 5.0) ->
 
 
 def distinct_readers(plan: BatchPlan, options: Options, steps: int) -> float:
-    """Of how many readers a rank wants rows for so many steps, had they leases at random."""
+    """Return the number of readers behind the rows of a rank for some steps."""
     rng = np.random.default_rng(1)
     tasks, places = np.unique(plan.tasks, return_inverse=True)
     rows = options.batch_size // options.trainers
@@ -280,7 +279,7 @@ def distinct_readers(plan: BatchPlan, options: Options, steps: int) -> float:
 
 
 def fleet(options: Options) -> list[Row]:
-    """Every number, in the order of the way of an image."""
+    """Return all rows, along the way of an image."""
     manifest = made_up(options)
     order = build_order(manifest, StreamConfig(batch_size=options.batch_size,
                                                chunk_bytes=options.chunk_bytes), 1)  # fmt: skip
@@ -298,23 +297,26 @@ def fleet(options: Options) -> list[Row]:
     lease_cpu = leases.seconds / options.seconds
     beat_cpu = beats.seconds / beats.num_calls * beat_calls
     dumps = _seconds_of(lambda: pickle.dumps(plan, 5)) * plan_calls
-    reader_out = options.eaten / options.readers * _CROP_BYTES
+    reader_out = options.trained_per_second / options.readers * _CROP_BYTES
     record = len(json.dumps({**_FIELDS, **plan.cursor.to_json()}))
     num_steps = options.images / options.batch_size
     return [
-        Row("images trained on", options.eaten, "1/s"),
-        Row("images that the simulated readers made", made, "1/s"),
+        Row("images trained on", options.trained_per_second, "1/s"),
+        Row("images of the simulated readers", made, "1/s"),
         Row("global batches", options.steps, "1/s"),
         Row("bytes of a chunk", order.config.chunk_bytes, "B"),
-        Row("from the bucket", options.eaten * options.image_bytes, "B/s"),
+        Row("from the bucket", options.trained_per_second * options.image_bytes, "B/s"),
         Row(
             "requests to the bucket",
-            options.eaten * options.image_bytes / order.config.chunk_bytes,
+            options.trained_per_second * options.image_bytes / order.config.chunk_bytes,
             "1/s",
         ),
         Row(
             "into a node of readers",
-            options.eaten * options.image_bytes * options.readers_per_node / options.readers,
+            options.trained_per_second
+            * options.image_bytes
+            * options.readers_per_node
+            / options.readers,
             "B/s",
         ),
         Row("out of a node of readers", reader_out * options.readers_per_node, "B/s", 12.5e9),
@@ -322,7 +324,7 @@ def fleet(options: Options) -> list[Row]:
         Row("images in one call of a feed", per_call, ""),
         Row(
             "calls of feeds to a reader",
-            options.eaten / options.readers / per_call,
+            options.trained_per_second / options.readers / per_call,
             "1/s",
             options.calls,
         ),
@@ -336,19 +338,19 @@ def fleet(options: Options) -> list[Row]:
         Row("Control: beats of trainers", beat_calls, "1/s"),
         Row("Control: calls for plans", plan_calls, "1/s"),
         Row("Control: calls in all", exchanges + beat_calls + plan_calls, "1/s", options.calls),
-        Row("bytes of a report / 1", leases.asked_bytes / leases.num_calls, "B"),
-        Row("bytes of orders / 1", leases.answered_bytes / leases.num_calls, "B"),
-        Row("bytes of a beat / 1", beats.asked_bytes / beats.num_calls, "B"),
-        Row("bytes of a directive / 1", beats.answered_bytes / beats.num_calls, "B"),
+        Row("bytes of a report / 1", leases.request_bytes / leases.num_calls, "B"),
+        Row("bytes of orders / 1", leases.answer_bytes / leases.num_calls, "B"),
+        Row("bytes of a beat / 1", beats.request_bytes / beats.num_calls, "B"),
+        Row("bytes of a directive / 1", beats.answer_bytes / beats.num_calls, "B"),
         Row("bytes of a plan", plan_bytes, "B"),
-        Row("Control: bytes of plans, one copy a trainer", plan_bytes * plan_calls, "B/s", 3.1e9),
+        Row("Control: bytes of plans, one copy per trainer", plan_bytes * plan_calls, "B/s", 3.1e9),
         Row(
-            "Control: the same, one copy a node",
+            "Control: the same, one copy per node",
             plan_bytes * plan_calls / options.trainers_per_node,
             "B/s",
             3.1e9,
         ),
-        Row("Control: the same, a rank's rows alone", plan_bytes * options.steps, "B/s", 3.1e9),
+        Row("Control: the same, only the rows of a rank", plan_bytes * options.steps, "B/s", 3.1e9),
         Row("CPU of the lease table", lease_cpu, "s/s", 1.0),
         Row("CPU of one exchange", leases.seconds / leases.num_calls, "s"),
         Row("CPU of forming plans", plan_seconds * options.steps, "s/s", 1.0),
@@ -357,14 +359,14 @@ def fleet(options: Options) -> list[Row]:
         Row("CPU of pickling plans for every trainer", dumps, "s/s", 1.0),
         Row("from 4 readers to enough", seconds_to_scale(options), "s"),
         Row("steps of the whole run", num_steps, ""),
-        Row("seconds of the whole run", options.images / options.eaten, "s"),
+        Row("seconds of the whole run", options.images / options.trained_per_second, "s"),
         Row("metrics.jsonl of the whole run", record * num_steps, "B"),
         Row("a checkpoint (ResNet-50, SwAV)", options.state_bytes, "B"),
     ]
 
 
 def _cpu_of_others() -> float:
-    """CPU seconds of all threads but this one."""
+    """Return the CPU seconds of all other threads."""
     return time.process_time() - time.thread_time()
 
 
@@ -376,7 +378,7 @@ def _seconds_of(do: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    """Count once and print; what is over its limit is marked, the worst is named."""
+    """Compute once and print; mark numbers above their limit, and name the worst."""
     options = tyro.cli(Options)
     rows = fleet(options)
     if options.json:
@@ -386,7 +388,7 @@ def main() -> None:
         share = f"{row.number / row.limit:>8.0%} of {row.limit:,.4g}" if row.limit else ""
         print(f"{row.what:<46} {row.number:>18,.6g} {row.unit:<4}{share}")
     worst = max((row for row in rows if row.limit), key=lambda row: row.number / (row.limit or 1))
-    print(f"\nfirst to give: {worst.what}")
+    print(f"\nfirst bottleneck: {worst.what}")
 
 
 if __name__ == "__main__":

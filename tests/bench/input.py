@@ -1,9 +1,9 @@
-"""How fast tars become crop batches: `python -m tests.bench.input --shards GLOB --readers 2`.
+"""Throughput from tars to crop batches: `python -m tests.bench.input --shards GLOB --readers 2`.
 
-Everything is in the figure: ranged reads, cutting, header checks, decoding, all crops of the
-recipe (SwAV's 2x224 + 6x96 unless told otherwise), the hand-over to the trainer's process and the
-assembly of batches. Not in it: starting readers, training. Rates count what readers finished in
-the time, so that work done ahead of the last batch is neither lost nor counted twice.
+The figure includes ranged reads, cutting, header checks, decoding, all crops of the recipe (by
+default SwAV's 2x224 + 6x96), the transfer to the trainer's process and the assembly of batches. It
+excludes the start of readers, and training. Rates count images that readers finished, so work
+ahead of the last batch counts once.
 """
 
 import itertools
@@ -44,7 +44,7 @@ _MADE_IMAGES, _MADE_SIDE = 600, 384
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`shards` None makes 600 images of 384 pixels first. `where`: Ray actors, or threads."""
+    """`shards` None makes 600 images of 384 pixels first. `where`: Ray actors or threads."""
 
     shards: str | None = None
     readers: int = 2
@@ -57,7 +57,7 @@ class Options:
 
 
 class Tally:
-    """What readers finished."""
+    """Totals of what readers finished."""
 
     def __init__(self) -> None:
         self.count: Counter[str] = Counter()
@@ -77,7 +77,7 @@ Finished = Callable[[], Mapping[str, float]]
 def by_actors(
     manifest: Manifest, job: CropJob, config: StreamConfig, num_readers: int
 ) -> Iterator[tuple[Iterator[CropBatch], Finished]]:
-    """Batches of a feed that gets them from readers on Ray, and what those finished."""
+    """Yield the batches of a feed with readers on Ray, and a function of their totals."""
     with (
         ray_session("local", num_readers, config.max_bytes),
         DataPath(manifest, job, config, num_readers, steps_ahead=16) as path,
@@ -99,7 +99,7 @@ def by_actors(
 def by_threads(
     manifest: Manifest, job: CropJob, config: StreamConfig, num_readers: int
 ) -> Iterator[tuple[Iterator[CropBatch], Finished]]:
-    """Batches of the stream of one process, and what its readers finished."""
+    """Yield the batches of a stream with reader threads, and a function of their totals."""
     tally = Tally()
     order = build_order(manifest, config, seed=0)
     with ThreadReaders(manifest, job, num_readers, tally.add) as threads:
@@ -108,7 +108,7 @@ def by_threads(
 
 
 def measure(options: Options, shards: str) -> dict[str, object]:
-    """Run the stream until `options.images` images were delivered; figures as plain data."""
+    """Run the stream until `options.images` images are delivered; return the figures."""
     base: RunConfig = RECIPES["swav"]()
     recipe = swav() if options.recipe == "swav" else moco_v2()
     manifest = open_manifest(shards, RangeReader())

@@ -1,7 +1,7 @@
-"""How long it takes to list many shards: `python -m tests.bench.listing`.
+"""Time to list many shards: `python -m tests.bench.listing`.
 
-Empty-looking files in a folder, and objects of an S3 server in this process, whose own work is in
-the figure. Each way to name all of them is timed: folder, glob, brace pattern.
+The shards are sparse files in a folder, and objects of an S3 server in this process, whose own work
+is included. Folder, glob and brace pattern are measured.
 """
 
 import json
@@ -25,7 +25,7 @@ _MADE_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How many files, and how many objects."""
+    """Number of files, and of objects."""
 
     files: int = 100_000
     objects: int = 5_000
@@ -33,7 +33,7 @@ class Options:
 
 
 def measure(root: str, number: int) -> dict[str, tuple[float, int]]:
-    """(seconds, requests) for each way to name all of them."""
+    """Return (seconds, requests) for each way to name all shards."""
     patterns = {
         "folder": root,
         "glob": f"{root}/*.tar",
@@ -50,7 +50,7 @@ def measure(root: str, number: int) -> dict[str, tuple[float, int]]:
 
 
 def main(options: Options) -> None:
-    """Make them, list them, print what it took."""
+    """Create the shards, list them, print the figures."""
     rows = {}
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory())

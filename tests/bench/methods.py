@@ -1,12 +1,12 @@
-"""Whether every method learns on a CPU: `python -m tests.bench.methods --train A --test B`.
+"""Accuracy of every method on a CPU: `python -m tests.bench.methods --train A --test B`.
 
-Each method's `-small` recipe trains on the shards of `--train` for a budget of CPU minutes, all
-threads together, readers included; its schedule is made to end there, by what its first steps cost.
-Printed is k-NN accuracy on the images of `--test`, for raw pixels, the encoder before training
-and after it. Without shards of one's own images are made by formula.
+The `-small` recipe of each method trains on the shards of `--train` for a budget of CPU minutes,
+with all threads and readers included. A short trial gives the cost of a step, and the schedule ends
+with the budget. k-NN accuracy on the images of `--test` is printed for raw pixels, the untrained
+and the trained encoder. Without shards, images are made by formula.
 
-A run that was broken off goes on when the same command is given again, if `--out` is kept; there
-the scores of what is not trained are kept, too, so that they are found once a network.
+The same command with the same `--out` resumes a stopped run. `--out` also caches the scores of
+untrained encoders.
 """
 
 import json
@@ -33,16 +33,16 @@ _ENDING = "-small"
 # Re-identification has a bench of its own, `tests.bench.reid`.
 _SMALL = [name for name in RECIPES if name.endswith(_ENDING) and name != "spcl-reid-small"]
 METHODS = tuple(name.removesuffix(_ENDING) for name in _SMALL)
-# Steps of a short run that tell what a step costs; the first ones warm up, and read ahead.
+# Steps of a trial run that measures the cost of a step; the first ones are a warm-up.
 _TRIAL_STEPS, _TRIAL_SKIPPED = 20, 6
 _MADE_TRAIN, _MADE_TEST = 6000, 1500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`methods`: all, or some by name. `train` and `test`: labelled shards, or None for made ones.
+    """`methods`: all, or some by name. `train`, `test`: labelled shards; None makes images.
 
-    `minutes` of CPU for each; `out` keeps runs and made images, None throws them away.
+    `minutes`: CPU minutes per method. `out` keeps runs and images; None deletes them.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -61,7 +61,7 @@ Accuracy = dict[Encoder, dict[int, float]]
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a method."""
+    """Result of a method."""
 
     method: str
     steps: int
@@ -85,7 +85,7 @@ class Row:
 
 
 def shards_of(options: Options, out: Path) -> tuple[str, str]:
-    """The labelled shards to train on and to score with, made first where none are named."""
+    """Return labelled shards for training and scoring; make them if none are given."""
     if options.train is not None and options.test is not None:
         return options.train, options.test
     for name, num, seed in (("train", _MADE_TRAIN, 1), ("test", _MADE_TEST, 2)):
@@ -94,7 +94,7 @@ def shards_of(options: Options, out: Path) -> tuple[str, str]:
 
 
 def fitted(config: RunConfig, train: str, minutes: float) -> RunConfig:
-    """The recipe with as many steps as the budget has room for, but never more than its own."""
+    """Return the recipe with as many steps as the budget allows, at most its own."""
     marks: list[float] = []
 
     def mark() -> bool:
@@ -118,7 +118,7 @@ def fitted(config: RunConfig, train: str, minutes: float) -> RunConfig:
 
 
 def measure(method: str, options: Options, train: str, test: str, out: Path) -> Row:
-    """Train a method, or go on with it, and score its encoder."""
+    """Train a method, or resume it, and score its encoder."""
     run = out / method
     if (run / "config.toml").exists():
         config = read_toml(run / "config.toml")
@@ -148,7 +148,7 @@ def measure(method: str, options: Options, train: str, test: str, out: Path) -> 
 
 
 def score(run: Path, config: RunConfig, train: str, test: str) -> Accuracy:
-    """k-NN of all encoders of a run; those that nobody trained are looked up if they are known."""
+    """Return the k-NN accuracy of all encoders; scores of untrained ones are cached."""
     known_at = run.parent / "untrained.json"
     known = json.loads(known_at.read_text()) if known_at.exists() else {}
     key = f"{config.backbone} {config.seed} {config.largest_crop} {train} {test}"
@@ -160,7 +160,7 @@ def score(run: Path, config: RunConfig, train: str, test: str) -> Accuracy:
 
 
 def main(options: Options) -> None:
-    """Measure, and print a line of a table for every method as it is done."""
+    """Measure, and print one table row per method."""
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         out = options.out or Path(folder)

@@ -1,8 +1,8 @@
-"""What it costs to be watched: `python -m tests.bench.monitoring`.
+"""Cost of monitoring: `python -m tests.bench.monitoring`.
 
-First, everything that Control and the driver do with the words of many readers, without the
-readers: seconds of one core for each second of the run, and what a scrape takes. Then the steps of
-a real recipe, in pairs of blocks with and without all that is measured in them and beside them.
+First, the CPU of Control and the driver for the reports of many simulated readers, per second of a
+run, and the time of a scrape. Then steps of a real recipe, in pairs of blocks with and without
+monitoring.
 """
 
 import functools
@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 import tyro
-from cluster.control.control_readings import told_of
-from streamssl.pretrain.metric_names import exported
 
 from cluster.actors.reader_totals import ReaderTotals
+from cluster.control.control_status import make_report
 from cluster.monitoring.metric_values import flat
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer
@@ -29,9 +28,11 @@ from cluster.protocol.driver_protocol import ActorEvent
 from cluster.protocol.learner import StopVote
 from cluster.protocol.messages import ReaderReport
 from streamssl.distributed.gradients import gradient_norm
+from streamssl.monitoring.catalogue import CATALOGUE
+from streamssl.monitoring.exported_readings import exported
 from streamssl.recipes import RECIPES
 from streamssl.training.learner import PretrainLearner
-from streamssl.training.step_phases import Phases
+from streamssl.training.step_phases import StepPhases
 from tests.cluster.monitoring.counted import count_step
 from tests.cluster.monitoring.made_core import made_core
 from tests.tinyrun import made_batches
@@ -41,7 +42,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """`readers` are simulated; `steps` are done in blocks of `block`, half of them watched."""
+    """`readers` are simulated; `steps` run in blocks of `block`, half of them with monitoring."""
 
     readers: int = 200
     steps: int = 96
@@ -51,7 +52,7 @@ class Options:
 
 
 def report(number: int, second: int) -> ReaderReport:
-    """What a reader of a bucket says after some seconds of work."""
+    """Return the report of a reader after some seconds of work."""
     counts: dict[tuple[str, ...], float] = {
         (name, *labels): float(second * value) for value, (name, *labels) in enumerate(_COUNTED, 1)
     }
@@ -62,7 +63,7 @@ def report(number: int, second: int) -> ReaderReport:
 
 
 def silent(found: ReaderReport) -> ReaderReport:
-    """The same without what is for /metrics."""
+    """Return the report without the fields for /metrics."""
     return replace(found, counts={}, memory_bytes=0)
 
 
@@ -78,7 +79,7 @@ _COUNTED = (
 
 
 def seconds_of(work: Callable[[], object], times: int = 5) -> float:
-    """Of one core, the least of several tries."""
+    """Return the CPU seconds of this thread, the minimum of several runs."""
     found = []
     for _ in range(times):
         began = time.thread_time()
@@ -88,7 +89,7 @@ def seconds_of(work: Callable[[], object], times: int = 5) -> float:
 
 
 def fleet(options: Options) -> dict[str, float]:
-    """What a second of the run costs Control and the driver, in ms of one core."""
+    """Measure Control and the driver for one second of a run, in ms of one core."""
     metrics = MetricsHub(CATALOGUE)
     with made_core() as core:
         core.totals = ReaderTotals()
@@ -106,16 +107,16 @@ def fleet(options: Options) -> dict[str, float]:
                 found = report(number, second)
                 core.totals.add(pickle.loads(pickle.dumps(found if counting else silent(found))))
 
-        # Readers count once a second; whatever else they say, they say without metrics, too.
+        # Readers send counters once per second; the rest of a report exists without metrics, too.
         added = max(0.0, seconds_of(reports) - seconds_of(lambda: reports(False)))
-        told: list[Any] = []
+        sent: list[Any] = []
 
-        def tell() -> None:
+        def send() -> None:
             reports()
-            told.append(pickle.dumps(told_of(core)))
+            sent.append(pickle.dumps(make_report(core)))
 
-        telling = max(0.0, seconds_of(tell) - seconds_of(reports))
-        hearing = seconds_of(lambda: metrics.take_report(pickle.loads(told.pop())))
+        sending = max(0.0, seconds_of(send) - seconds_of(reports))
+        receiving = seconds_of(lambda: metrics.take_report(pickle.loads(sent.pop())))
     count_step(metrics, 1)
     ticking = seconds_of(metrics.tick)
     with MetricsServer(metrics) as server:
@@ -129,10 +130,10 @@ def fleet(options: Options) -> dict[str, float]:
             pages[page] = ((time.perf_counter() - began) / 20, len(body))
     return {
         "Control, reports, ms": 1e3 * added,
-        "Control, telling, ms": 1e3 * telling,
-        "driver, hearing, ms": 1e3 * hearing,
+        "Control, sending, ms": 1e3 * sending,
+        "driver, receiving, ms": 1e3 * receiving,
         "driver, ticking, ms": 1e3 * ticking,
-        "share of a core, %": 1e2 * (added + telling + hearing + ticking),
+        "share of a core, %": 1e2 * (added + sending + receiving + ticking),
         "scrape, ms": 1e3 * pages["/metrics"][0],
         "scrape, kB": pages["/metrics"][1] / 1e3,
         "state, ms": 1e3 * pages["/state"][0],
@@ -140,8 +141,8 @@ def fleet(options: Options) -> dict[str, float]:
     }
 
 
-class Unwatched:
-    """What phases are to a step that nobody measures."""
+class NoPhases:
+    """Step phases without measurements."""
 
     phase = staticmethod(lambda _: nullcontext())
     counting = staticmethod(nullcontext)
@@ -150,7 +151,7 @@ class Unwatched:
 
 @contextmanager
 def scraped(metrics: MetricsHub) -> Iterator[None]:
-    """Somebody reads both pages every second."""
+    """Read both pages every second."""
     closed = threading.Event()
     with MetricsServer(metrics) as server:
 
@@ -167,21 +168,21 @@ def scraped(metrics: MetricsHub) -> Iterator[None]:
 
 
 def steps(options: Options) -> dict[str, float]:
-    """Seconds of steps with all of it and without, in blocks that take turns."""
+    """Measure steps with and without monitoring, in alternating blocks."""
     torch.set_num_threads(1)
     config = RECIPES[options.recipe]()
     config = replace(config, stream=replace(config.stream, batch_size=options.batch))
-    learner, unwatched = PretrainLearner(config, CPU), Unwatched()
-    metrics, phases = MetricsHub(CATALOGUE), Phases(CPU)
+    learner, no_phases = PretrainLearner(config, CPU), NoPhases()
+    metrics, phases = MetricsHub(CATALOGUE), StepPhases(CPU)
     [batch] = made_batches(config, 1)
 
-    def train(watched: bool) -> float:
+    def train(monitored: bool) -> float:
         began = time.perf_counter()
         for _ in range(options.block):
             asked = time.perf_counter()
-            learner.phases = phases if watched else unwatched
+            learner.phases = phases if monitored else no_phases
             report, _ = learner.train_step(batch, StopVote.CONTINUE)
-            if watched:
+            if monitored:
                 metrics.step_trained(
                     step=report.step,
                     num_samples=len(batch),
@@ -207,10 +208,10 @@ def steps(options: Options) -> dict[str, float]:
         found = {one: one() for one in order}
         pairs.append((found[with_all], found[without]))
     norm = functools.partial(gradient_norm, learner.train_state.optimizer)
-    shares = sorted(watched / alone - 1 for watched, alone in pairs)
+    shares = sorted(monitored / alone - 1 for monitored, alone in pairs)
     return {
         "step without, ms": 1e3 * statistics.median(alone for _, alone in pairs),
-        "step with, ms": 1e3 * statistics.median(watched for watched, _ in pairs),
+        "step with, ms": 1e3 * statistics.median(monitored for monitored, _ in pairs),
         "more, median of pairs, %": 1e2 * statistics.median(shares),
         "more, quartiles, %": 1e2 * shares[len(shares) // 4],
         "to, %": 1e2 * shares[-1 - len(shares) // 4],

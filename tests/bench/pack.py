@@ -1,7 +1,7 @@
-"""How fast a folder of images becomes shards: `python -m tests.bench.pack FOLDER --workers 1 2`.
+"""Throughput of packing: `python -m tests.bench.pack FOLDER --workers 1 2`.
 
-Each round packs the folder anew with every number of workers in turn; printed are the best and the
-median, listing included. A first pack, which fills the page cache, is not counted.
+Each round packs the folder with every number of workers. Best and median are printed, listing
+included. A first pack, which fills the page cache, is not counted.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from shards.pack.pack import PackConfig, PackReport, pack
 
 
 def measure(folder: Path, config: PackConfig, num_workers: int) -> tuple[float, PackReport]:
-    """Seconds of one pack, and what came of it."""
+    """Return the seconds of one pack, and its report."""
     with tempfile.TemporaryDirectory() as out:
         began = time.monotonic()
         report = pack(entries_from_folder(folder), f"{out}/shards", config, num_workers=num_workers)
@@ -23,7 +23,7 @@ def measure(folder: Path, config: PackConfig, num_workers: int) -> tuple[float, 
 
 
 def main() -> None:
-    """Measure, and print a line for every number of workers."""
+    """Measure, and print one line per number of workers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])

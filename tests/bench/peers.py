@@ -1,9 +1,9 @@
-"""Other loaders and ours on the same shards: `make bench-peers`, or `python -m tests.bench.peers`.
+"""Comparison with other loaders: `make bench-peers`, or `python -m tests.bench.peers`.
 
-Every loader does the same work (`peering.work`) with the same number of workers, in a process of
-its own, one after the other, several times; medians are shown. Then each is killed with SIGKILL
-after some batches, goes on by its own documented means, and the names of what it delivered are
-compared with the data; and its order is compared between 1, 2 and 3 workers.
+Every loader does the same work (`peering.work`) with the same number of workers, in its own
+process, alternating with the others; medians are shown. Then each is killed with SIGKILL after some
+batches and resumes by its documented means; the delivered names are compared with the data. The
+order is compared between 1, 2 and 3 workers.
 """
 
 import json
@@ -29,7 +29,7 @@ from tests.bench.peering.work import Job
 
 OURS = ("threads", "own_engine", "dataset", "readers")
 LOADERS = (*OURS, "wds", "stateful", "mosaic", "lit", "raydata")
-# Those of ours that give crops only.
+# Loaders of this project without a mode for bytes.
 WITHOUT_BYTES = ("own_engine", "dataset", "readers")
 CONVERTED = ("mosaic", "lit")
 _MAX_SECONDS = 400
@@ -39,8 +39,8 @@ _MAX_SECONDS = 400
 class Options:
     """`shards`: a folder of plain tars with .jpg members; None makes 1,200 images of 384 pixels.
 
-    `python` is an interpreter that has the peers. A killed loader has committed `kill_after`
-    batches by then, and takes `step_seconds` for each, as a trainer would.
+    `python` is an interpreter with the peers installed. A loader is killed after `kill_after`
+    committed batches, and takes `step_seconds` per batch, like a trainer.
     """
 
     shards: Path | None = None
@@ -56,7 +56,7 @@ class Options:
 
 
 class Run:
-    """A loader's process: its result, the most memory that its tree of processes held."""
+    """Process of a loader: its result, and the peak memory of its process tree."""
 
     def __init__(self, options: Options, task: str, name: str, fields: dict[str, Any]) -> None:
         command = [str(options.python.absolute()), "-m", "tests.bench.peering.child"]
@@ -79,27 +79,27 @@ class Run:
         self._watcher.start()
 
     def result(self) -> dict[str, Any]:
-        """The last line that the process printed. Raises RuntimeError with what it said."""
+        """Return the last line that the process printed. Raises RuntimeError with its errors."""
         try:
             self.process.wait(_MAX_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise RuntimeError(f"nothing after {_MAX_SECONDS} s; {self._said()}") from None
+            raise RuntimeError(f"no result after {_MAX_SECONDS} s; {self._last_errors()}") from None
         self._end()
         if self.process.returncode:
-            raise RuntimeError(f"exit status {self.process.returncode}; {self._said()}")
+            raise RuntimeError(f"exit status {self.process.returncode}; {self._last_errors()}")
         self._output.seek(0)
         return dict(json.loads(self._output.read().strip().rpartition("\n")[2]))
 
     def kill(self) -> None:
-        """SIGKILL to the process and its workers, all at once, as a lost machine would."""
+        """Kill the process and its workers at once, as a lost machine would."""
         self._seen.update(_tree(self.process.pid))
         self.process.kill()
         self.process.wait()
         self._end()
 
     def _end(self) -> None:
-        """Nobody stays behind to disturb the next one: some workers outlive their parents."""
+        """Kill workers that outlive their parent, or they would disturb the next run."""
         self._done.set()
         self._watcher.join()
         for process in psutil.process_iter():
@@ -109,7 +109,7 @@ class Run:
             except (psutil.Error, OSError):
                 continue
 
-    def _said(self) -> str:
+    def _last_errors(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
         return " | ".join(lines[-3:])
@@ -128,7 +128,7 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def _tree_bytes(pid: int) -> int:
-    """Memory of a process and all below it; pages that they share count once."""
+    """Return the memory of a process tree; shared pages count once."""
     total = 0
     try:
         processes = [psutil.Process(pid), *_tree(pid)]
@@ -143,17 +143,17 @@ def _tree_bytes(pid: int) -> int:
 
 
 class Bench:
-    """All figures of all loaders on one folder of shards."""
+    """All measurements of all loaders on one folder of shards."""
 
     def __init__(self, options: Options, folder: Path, scratch: Path) -> None:
         self.options, self.folder, self.scratch = options, folder, scratch
         self.places = sample_places(folder)
         self.names = list(self.places.values())
-        assert len(set(self.names)) == len(self.names), "names must tell samples apart"
+        assert len(set(self.names)) == len(self.names), "names of samples must be unique"
         self.results: dict[str, dict[str, Any]] = {name: {} for name in options.loaders}
 
     def run(self) -> None:
-        """Measure; a loader that fails is a row that says how, and the others go on."""
+        """Measure everything; a failing loader gives a row with its errors."""
         for step in (self._convert, self._speeds, self._kills, self._orders):
             step()
 
@@ -182,10 +182,10 @@ class Bench:
     def _speeds(self) -> None:
         warm_up, images = self.options.warm_up, self.options.images
         readings: dict[str, list[float]] = {}
-        for _ in range(self.options.times):  # in turn, so that a busy minute hits everybody
+        for _ in range(self.options.times):  # alternating, so that a busy minute affects all
             for name in self.options.loaders:
                 for mode in ("crop",) if name in WITHOUT_BYTES else ("crop", "bytes"):
-                    # Bytes take so little time that only many of them can be measured.
+                    # Bytes take little time, so more of them are measured.
                     times = 1 if mode == "crop" else 8
                     fields = {"warm_up": times * warm_up, "images": times * images}
                     job = self._job(name, mode=mode)
@@ -226,18 +226,18 @@ class Bench:
                 again.unlink(missing_ok=True)
                 shutil.copyfile(state, copy)
                 job = self._job(name, workers=self.options.workers + workers)
-                told = {"log": str(again), "state": str(copy), "resume": True, "step_seconds": 0}
-                found, _ = self._try(name, "deliver", {**fields, **told, "job": job})
+                changes = {"log": str(again), "state": str(copy), "resume": True, "step_seconds": 0}
+                found, _ = self._try(name, "deliver", {**fields, **changes, "job": job})
                 account = self._account(committed, _read(again)) if found else {"lost": "fails"}
                 self.results[name] |= {f"{what}{key}": n for what, n in account.items()}
 
     def _committed(self, log: Path, state: Path) -> list[list[str]]:
-        """The batches that the saved state knows of; one more may be in the log."""
+        """Return the batches up to the saved state; the log may have one more."""
         saved = json.loads(state.read_text())["batches"] if state.exists() else 0
         return _read(log)[:saved]
 
     def _account(self, committed: list[list[str]], after: list[list[str]]) -> dict[str, Any]:
-        """What of one epoch never came, and what came twice, in both lives together."""
+        """Count lost and repeated samples of one epoch, over both processes."""
         counts = Counter(
             self.places.get(name, name) for batch in [*committed, *after] for name in batch
         )
@@ -269,16 +269,16 @@ class Bench:
 
 
 def _read(log: Path) -> list[list[str]]:
-    """The whole lines of a log: what was committed."""
+    """Return the whole lines of a log: the committed batches."""
     lines = log.read_text().split("\n")[:-1] if log.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results as the rows of a Markdown table."""
+    """Return the results as a Markdown table."""
     head = (
         *("loader", "version", "conversion", "crops/s", "bytes/s", "first batch", "memory"),
-        *("after SIGKILL: lost / repeated", "resumed by one worker more: lost / repeated"),
+        *("after SIGKILL: lost / repeated", "resumed with one more worker: lost / repeated"),
         *("same order, 1/2/3 workers", "same order again"),
     )
     rows = [head, ("---",) * len(head)]
@@ -308,7 +308,7 @@ def _number(value: float | None, form: str, none: str = "-", scale: float = 1.0)
 
 
 def main() -> None:
-    """Measure once and print the table; problems of single loaders below it."""
+    """Measure once; print the table, then the problems of single loaders."""
     options = tyro.cli(Options)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.shards

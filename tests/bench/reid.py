@@ -1,8 +1,8 @@
-"""Whether SpCL finds vehicles again: `python -m tests.bench.reid vehicle-reid-train.tar`.
+"""Vehicle re-identification by SpCL: `python -m tests.bench.reid vehicle-reid-train.tar`.
 
-The tar has images called NAME_cam1.jpg and NAME_cam2.jpg. Every fifth name is held out: its
-image by camera 1 looks for the one by camera 2 among all of these. On the others the recipe
-`spcl-reid-small` trains, without labels. Printed are mean average precision and ranks, in percent.
+The tar has images NAME_cam1.jpg and NAME_cam2.jpg. Every fifth name is held out: images of camera 1
+are queries, images of camera 2 the gallery. The recipe `spcl-reid-small` trains on the others,
+without labels. Mean average precision and ranks are printed, in percent.
 """
 
 import re
@@ -31,7 +31,7 @@ _IMAGE = re.compile(r"(\w+)_cam([12])\.jpg")
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`tar` holds the images; `steps` None is the recipe's own number."""
+    """`tar` holds the images; `steps` None takes the number of the recipe."""
 
     tar: tyro.conf.Positional[Path]
     steps: int | None = None
@@ -40,7 +40,7 @@ class Options:
 
 
 def make_shards(tar: Path, out: Path) -> dict[str, Path]:
-    """Shards called train, query and gallery; a vehicle's number is its label."""
+    """Pack shards train, query and gallery; the number of a vehicle is its label."""
     vehicles: dict[str, dict[str, str]] = defaultdict(dict)
     with tarfile.open(tar) as archive:
         for member in archive:

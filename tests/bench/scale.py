@@ -1,7 +1,7 @@
-"""What a bucket of 100,000 shards and 10^10 samples costs: `python -m tests.bench.scale`.
+"""Cost of a bucket of 100,000 shards and 10^10 samples: `python -m tests.bench.scale`.
 
-The clock starts when the listing has arrived: names, lengths and versions are made up. Bytes are
-what Python and numpy allocate (tracemalloc), measured in a second pass, for it slows the first.
+The measurement starts with a made-up listing of names, lengths and versions. Bytes are allocations
+of Python and numpy (tracemalloc), measured in a second pass, because tracing is slow.
 """
 
 import json
@@ -31,7 +31,7 @@ _SEED = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`samples` are spread over `shards`, at 100 kB each; half of the shards are another source."""
+    """`samples` of 100 kB in `shards`; half of the shards are a second source."""
 
     shards: int = 100_000
     samples: int = 10**10
@@ -41,7 +41,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Row:
-    """One thing done: how long it took (best of the repeats), and what was left in memory."""
+    """One step: its seconds (best of the repeats), and the bytes that it left in memory."""
 
     what: str
     seconds: float
@@ -49,7 +49,7 @@ class Row:
 
 
 def measure(what: str, do: Callable[[], Any], repeats: int = 3) -> tuple[Row, Any]:
-    """Do it a few times by the clock, and once more for its bytes."""
+    """Run `do` a few times for its time, and once more for its memory."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -64,7 +64,7 @@ def measure(what: str, do: Callable[[], Any], repeats: int = 3) -> tuple[Row, An
 
 
 def listing(options: Options) -> list[tuple[str, int, str, int]]:
-    """(uri, length, version, source) of every shard, as stores tell them."""
+    """Return (uri, length, version, source) of every shard, as from stores."""
     mean = options.samples * _SAMPLE_BYTES // options.shards
     rng = np.random.default_rng(_SEED)
     sizes = mean + rng.integers(-mean // 10, mean // 10, options.shards)
@@ -80,14 +80,14 @@ def listing(options: Options) -> list[tuple[str, int, str, int]]:
 
 
 def open_rows(rows: list[tuple[str, int, str, int]]) -> Manifest:
-    """What `open_manifest` does with a listing, without looking into shards."""
+    """Do the same as `open_manifest` on a listing, without probing shards."""
     shards = [ShardInfo(uri, size, version, source) for uri, size, version, source in rows]
     shards.sort(key=lambda shard: (shard.source, shard.uri))
     return Manifest(tuple(shards), float(_SAMPLE_BYTES))
 
 
 def run(options: Options) -> tuple[list[Row], dict[str, Any]]:
-    """Every step from a listing to the samples of a block in the middle of nowhere."""
+    """Measure every step from a listing to the samples of a block."""
     rows: list[Row] = []
 
     def step(what: str, do: Callable[[], Any]) -> Any:
@@ -127,7 +127,7 @@ def run(options: Options) -> tuple[list[Row], dict[str, Any]]:
     )
 
     def seek() -> list[Any]:
-        """From a saved cursor and a manifest to what has to be read first."""
+        """Compute the first turns from a saved cursor and a manifest."""
         saved = Cursor.from_json(json.loads(json.dumps(cursor.to_json())))
         journal = Journal(order.manifest, order.digest)
         journal.check(saved)

@@ -1,1 +1,1 @@
-"""Other loaders on the same shards with the same work, a file each; run by `tests.bench.peers`."""
+"""Loaders on the same shards with the same work, one file each; run by `tests.bench.peers`."""

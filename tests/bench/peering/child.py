@@ -1,8 +1,8 @@
-"""One loader in a process of its own: `python -m tests.bench.peering.child TASK LOADER JOB`.
+"""One loader in its own process: `python -m tests.bench.peering.child TASK LOADER JOB`.
 
 convert   write the shards in the loader's own format
-speed     images a second after a warm-up, and the time to the first batch
-deliver   one epoch, batch by batch, into a log; what the loader needs to go on, into a file
+speed     images per second after a warm-up, and the time to the first batch
+deliver   log one epoch batch by batch, and save the state of the loader in a file
 """
 
 import importlib
@@ -20,7 +20,7 @@ from tests.bench.peering.work import Job, use_one_core
 
 
 def speed(loader: Any, began: float, options: dict[str, Any]) -> dict[str, float]:
-    """Images a second from one place in a running stream to another, across epochs."""
+    """Measure images per second after a warm-up, across epochs."""
     batches = _endless(loader)
     first, _ = next(batches)
     first_batch_seconds = time.monotonic() - began
@@ -35,7 +35,7 @@ def speed(loader: Any, began: float, options: dict[str, Any]) -> dict[str, float
 
 
 def deliver(loader: Any, options: dict[str, Any]) -> dict[str, int]:
-    """Log every batch, then save the state that follows it: only then is the batch committed."""
+    """Log every batch, then save the state that follows it, which commits the batch."""
     state, count = Path(options["state"]), 0
     if options["resume"] and state.exists():
         loader.load(json.loads(state.read_text())["state"])

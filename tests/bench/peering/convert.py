@@ -1,4 +1,4 @@
-"""The samples of plain tars: for the peers that need another format, and to count what came."""
+"""Samples of plain tars: for peers with their own format, and to count delivered samples."""
 
 import tarfile
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 def iter_samples(folder: str) -> Iterator[tuple[str, bytes]]:
-    """(name, JPEG bytes) of every image of every tar of a folder."""
+    """Yield (name, JPEG bytes) of every image of every tar of a folder."""
     for shard in sorted(Path(folder).glob("*.tar")):
         yield from iter_shard(shard)
 
 
 def iter_shard(shard: Path) -> Iterator[tuple[str, bytes]]:
-    """(name, JPEG bytes) of every image of a tar."""
+    """Yield (name, JPEG bytes) of every image of a tar."""
     with tarfile.open(shard) as tar:
         for member in tar:
             name, _, extension = member.name.partition(".")
@@ -22,7 +22,7 @@ def iter_shard(shard: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def sample_places(folder: Path) -> dict[str, str]:
-    """The names of all samples by place, "<shard row>:<offset of the first header>"."""
+    """Return sample names by "<shard row>:<offset of the first header>"."""
     places: dict[str, str] = {}
     for row, shard in enumerate(sorted(folder.glob("*.tar"))):
         seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Ours, in one worker of torchdata's StatefulDataLoader: readers are threads of that worker."""
+"""CropDataset in one worker of torchdata's StatefulDataLoader; readers are threads there."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ RESUME = "state_dict of the loader"
 
 
 class Loader(Ours):
-    """`CropDataset` behind the loader; as many threads as others have workers."""
+    """`CropDataset` in the loader, with as many threads as other loaders have workers."""
 
     def __init__(self, job: Job) -> None:
         dataset = CropDataset(job.folder, RECIPE, config_of(job), build_engine=SharedWork)

@@ -1,4 +1,4 @@
-"""LitData: its own chunks, written by `optimize`, and a loader that knows its place."""
+"""LitData: its own chunks, written by `optimize`, and a loader with state."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +20,7 @@ def _write(shard: str) -> Iterator[dict[str, Any]]:
 
 
 def convert(job: Job) -> None:
-    """The tars as chunks of 64 MB, the size that the documentation gives."""
+    """Write the tars as chunks of 64 MB, the size in its documentation."""
     optimize(
         fn=partial(_write),
         inputs=sorted(map(str, Path(job.folder).glob("*.tar"))),

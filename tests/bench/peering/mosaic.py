@@ -1,4 +1,4 @@
-"""MosaicML Streaming: its own MDS format, a precomputed order, a loader that knows its place."""
+"""MosaicML Streaming: its own MDS format, a precomputed order, and a loader with state."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ RESUME = "StreamingDataLoader.state_dict, after clean_stale_shared_memory()"
 
 
 def convert(job: Job) -> None:
-    """The tars as MDS, in shards of the default size."""
+    """Write the tars as MDS, in shards of the default size."""
     columns = {"name": "str", "jpg": "bytes"}
     with MDSWriter(out=job.converted, columns=columns) as writer:
         for name, data in iter_samples(job.folder):

@@ -1,4 +1,4 @@
-"""What our own loaders have in common: the shared work as an engine, one epoch of names."""
+"""Common parts of the loaders of this project: the shared work as an engine, epochs of names."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ RECIPE = CropRecipe(
 
 
 class SharedWork:
-    """`work.crop` as an engine: it draws its own boxes, as it does for every other loader."""
+    """`work.crop` as an engine; it draws its own boxes, as for every other loader."""
 
     def __init__(self, recipe: CropRecipe) -> None:
         self.recipe = recipe
@@ -34,7 +34,7 @@ class SharedWork:
 
 
 def config_of(job: Job) -> ReadConfig:
-    """The settings of a loader: all defaults, but for what every peer is told too."""
+    """Return default settings, with the values that all peers get."""
     stream = StreamConfig(batch_size=job.batch_size)
     return ReadConfig(seed=job.seed, stream=stream, num_readers=job.workers)
 
@@ -43,18 +43,18 @@ Batches = Iterator[tuple[list[str], list[int], Any]]
 
 
 class Ours:
-    """One epoch, or the stream without an end, of whatever `batches` gives."""
+    """One epoch, or an endless stream, of `batches`."""
 
     def batches(self) -> Batches:
-        """Names, epochs and content of every batch, from where the loader stands."""
+        """Yield names, epochs and content of every batch, from the current position."""
         raise NotImplementedError
 
     def endless(self) -> Iterator[tuple[list[str], Any]]:
-        """Batches across epochs: no end is waited for, and no start."""
+        """Yield batches across epochs."""
         return ((names, made) for names, _, made in self.batches())
 
     def epoch(self) -> Iterator[tuple[list[str], Any]]:
-        """Up to where the next epoch begins."""
+        """Yield batches until the next epoch begins."""
         first: int | None = None
         for names, epochs, made in self.batches():
             first = epochs[0] if first is None else first
@@ -66,7 +66,7 @@ class Ours:
 
 
 def described(batches: Iterator[Any]) -> Batches:
-    """Batches of crops with the names of their samples."""
+    """Yield batches of crops with the names of their samples."""
     for batch in batches:
         names = [f"{int(shard)}:{int(offset)}" for shard, offset in batch.ids]
         yield names, [int(epoch) for epoch in batch.epochs], batch

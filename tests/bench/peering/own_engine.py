@@ -1,4 +1,4 @@
-"""Ours, in this process, with the engine of a run in the place of the shared work."""
+"""CropDataset in this process, with the engine of a run instead of the shared work."""
 
 from shards.crops.opencv import OpenCVEngine
 from tests.bench.peering import threads
@@ -7,6 +7,6 @@ from tests.bench.peering.ours import RESUME as RESUME
 
 
 class Loader(threads.Loader):
-    """It decodes large JPEGs at a fraction of their size, so it is no comparison of loaders."""
+    """Loader that decodes large JPEGs at a reduced size, so its rate is not comparable."""
 
     engine = OpenCVEngine

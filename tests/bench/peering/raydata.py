@@ -1,4 +1,4 @@
-"""Ray Data: `read_webdataset`, a map on actors' or tasks' CPUs, batches with a shuffle buffer."""
+"""Ray Data: `read_webdataset`, a map over batches, and a shuffle buffer."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ RESUME = "none: the dataset is executed again from its start"
 
 
 class Loader:
-    """A dataset of files in random order; as many CPUs as workers, for reading and for the map."""
+    """A dataset of files in random order, with as many CPUs as workers."""
 
     def __init__(self, job: Job) -> None:
         ray.init(num_cpus=job.workers, include_dashboard=False, log_to_driver=False)

@@ -1,4 +1,4 @@
-"""Ours, with readers as Ray actors: processes of this machine here, of any machine in a cluster."""
+"""Readers as Ray actors: processes, which a cluster places on any machine."""
 
 import itertools
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from tests.cluster.data_path import DataPath
 
 
 class Loader(Ours):
-    """A feed on readers of one core each."""
+    """A feed with readers of one core each."""
 
     def __init__(self, job: Job) -> None:
         self._config = config_of(job)

@@ -1,4 +1,4 @@
-"""webdataset under torchdata's StatefulDataLoader, which goes on by reading again what was read."""
+"""webdataset in torchdata's StatefulDataLoader, which resumes by reading everything again."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ RESUME = "state_dict of the loader; the pipeline has none, so its batches are re
 
 
 class Loader(wds.Loader):
-    """The pipeline of `wds` with the means of torchdata to resume."""
+    """The pipeline of `wds` with the resume of torchdata."""
 
     loader_class = StatefulDataLoader
 

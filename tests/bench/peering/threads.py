@@ -1,4 +1,4 @@
-"""Ours, in this process: readers as threads, batches without a DataLoader."""
+"""CropDataset in this process: readers as threads, no DataLoader."""
 
 from itertools import islice
 from typing import Any
@@ -12,7 +12,7 @@ from tests.bench.peering.work import Job
 
 
 class Loader(Ours):
-    """`CropDataset`, iterated as it is; `SampleStream` for bytes."""
+    """`CropDataset` for crops, `SampleStream` for bytes."""
 
     engine: Any = SharedWork
 
@@ -27,8 +27,8 @@ class Loader(Ours):
         samples = iter(SampleStream(self._job.folder, config_of(self._job)))
         while batch := list(islice(samples, self._job.batch_size)):
             names = [f"{p.sample.shard}:{p.sample.offset}" for p in batch]
-            epochs = [placed.epoch for placed in batch]
-            yield names, epochs, [placed.sample.fields["jpg"] for placed in batch]
+            epochs = [sample.epoch for sample in batch]
+            yield names, epochs, [sample.sample.fields["jpg"] for sample in batch]
 
     def state(self) -> Any:
         return self._dataset.state_dict()

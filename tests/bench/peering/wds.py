@@ -1,4 +1,4 @@
-"""webdataset: shards in random order, a shuffle buffer, workers that each take some shards."""
+"""webdataset: shards in random order, a shuffle buffer, shards divided among workers."""
 
 import json
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 from tests.bench.peering.work import SHUFFLE_BUFFER, Job, collate, prepare, use_one_core
 
 PACKAGE = "webdataset"
-RESUME = "none: the maintainers advise resampling instead of a place to go on from"
+RESUME = "none: the maintainers advise resampling instead of a resume"
 
 
 def pipeline(job: Job) -> Any:
-    """Shards to batches. Shuffling is seeded, so that a second run has a chance to be the first."""
+    """Return the pipeline from shards to batches, with a seeded shuffle."""
     shards = sorted(map(str, Path(job.folder).glob("*.tar")))
     samples = webdataset.WebDataset(
         shards, shardshuffle=len(shards), seed=job.seed, detshuffle=True, empty_check=False

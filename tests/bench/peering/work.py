@@ -1,4 +1,4 @@
-"""The work that every loader does with an image, so that loaders are compared and not decoders."""
+"""The work of every loader on an image, so that loaders are compared, not decoders."""
 
 import math
 import random
@@ -17,9 +17,9 @@ Mode = Literal["crop", "bytes"]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a loader is asked for. `folder` holds plain tars, `converted` is for its own format.
+    """Task of a loader. `folder` holds plain tars, `converted` is for the loader's own format.
 
-    `ordered`: where a library must be asked for the same order every time, it is.
+    `ordered`: request a reproducible order, if the library has such an option.
     """
 
     folder: str
@@ -32,28 +32,28 @@ class Job:
 
 
 class Loader(Protocol):
-    """One loader, made from a `Job`. `state` and `load` are its own documented means to resume."""
+    """One loader, created from a `Job`. `state` and `load` are its documented way to resume."""
 
     def epoch(self) -> Iterator[tuple[list[str], Any]]:
-        """Batches of one epoch: the names of the samples, and what was made of them."""
+        """Yield the batches of one epoch: names of samples, and results."""
         ...
 
     def state(self) -> Any:
-        """What has to be saved after a batch, as JSON; None where the library has nothing."""
+        """Return the state after a batch, as JSON; None if the library has none."""
         ...
 
     def load(self, state: Any) -> None:
-        """Go on from there; called before `epoch`."""
+        """Resume from a state; called before `epoch`."""
         ...
 
 
 def prepare(data: bytes, mode: Mode) -> NDArray[np.uint8] | bytes:
-    """A decoded crop (224, 224, 3) uint8 RGB; or the bytes as they are."""
+    """Return a decoded crop (224, 224, 3) uint8 RGB, or the unchanged bytes."""
     return crop(data) if mode == "crop" else data
 
 
 def crop(data: bytes) -> NDArray[np.uint8]:
-    """Decode, cut out a random box as torchvision's RandomResizedCrop, resize, maybe mirror."""
+    """Decode, crop a random box like torchvision's RandomResizedCrop, resize, flip."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     top, left, height, width = _box(*pixels.shape[:2])
     box = pixels[top : top + height, left : left + width]
@@ -74,12 +74,12 @@ def _box(height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def use_one_core(_: int = 0) -> None:
-    """Called in every worker: a worker is one core, whatever OpenCV thinks."""
+    """Limit OpenCV to one core; every worker calls it."""
     cv2.setNumThreads(1)
 
 
 def collate(samples: list[tuple[str, Any]]) -> tuple[list[str], Any]:
-    """Samples as a batch: crops become one array, bytes stay a list."""
+    """Return samples as a batch: crops as one array, bytes as a list."""
     names = [name for name, _ in samples]
     made = [what for _, what in samples]
     return names, np.stack(made) if isinstance(made[0], np.ndarray) else made

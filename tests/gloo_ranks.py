@@ -1,4 +1,4 @@
-"""Ranks of a real gloo group, each a thread of the test: processes would only start more slowly."""
+"""Ranks of a real gloo group, each a thread of the test: processes would start slowly."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +8,8 @@ from cluster.protocol.messages import Doing
 from cluster.trainers.rendezvous import GenerationOver, RankInfo, Ranks, RendezvousStore
 
 
-class Nobody:
-    """A `Watch` of a generation that goes on until a rank of it has failed."""
+class FailureWatch:
+    """A `GenerationWatch` that ends the generation when a rank has failed."""
 
     doing: Doing = ""
 
@@ -22,15 +22,15 @@ class Nobody:
 
 
 def with_ranks(function: Callable[..., Any], num_ranks: int, *by_rank: Any) -> list[Any]:
-    """Call `function(ranks, *arguments)` on every rank; each of `by_rank` has one for every rank.
+    """Call `function(ranks, *arguments)` on every rank, with one argument of each of `by_rank`.
 
-    Results by rank; what one of them raises first is raised.
+    Return the results by rank, or raise the first error.
     """
-    door = RendezvousStore("127.0.0.1")
+    store = RendezvousStore("127.0.0.1")
     errors: list[BaseException] = []
 
     def work(rank: int) -> Any:
-        ranks = join(RankInfo(1, rank, num_ranks, door.address), Nobody(errors))
+        ranks = join(RankInfo(1, rank, num_ranks, store.address), FailureWatch(errors))
         try:
             return function(ranks, *(arguments[rank] for arguments in by_rank))
         except BaseException as error:
@@ -45,8 +45,8 @@ def with_ranks(function: Callable[..., Any], num_ranks: int, *by_rank: Any) -> l
     return results
 
 
-def join(place: RankInfo, watch: Any) -> Ranks:
-    """A rank on this machine."""
+def join(info: RankInfo, watch: Any) -> Ranks:
+    """Join as a rank on this machine."""
     return Ranks.join(
-        place, watch, host="127.0.0.1", kind="gloo", connect_seconds=30, collective_seconds=60
+        info, watch, host="127.0.0.1", kind="gloo", connect_seconds=30, collective_seconds=60
     )

@@ -1,6 +1,6 @@
-"""Gradients of ranks become the gradient of the global batch: their mean, in buckets.
+"""Gradient averaging: the gradient of the global batch is the mean over the ranks, in buckets.
 
-Every rank sees equally many rows and has the mean loss of its own, so the mean of the gradients is
+Every rank has the same number of rows and the mean loss over them, so the mean of the gradients is
 the gradient of the mean over all rows.
 """
 
@@ -18,11 +18,11 @@ _BUCKET_BYTES: Final = 25 << 20
 
 @torch.no_grad()
 def average_gradients(optimizer: Optimizer, group: ProcessGroup | None) -> None:
-    """Put the mean over all ranks in the place of every gradient. All ranks have the same ones."""
+    """Replace every gradient by its mean over all ranks. All ranks must have the same ones."""
     if group is None:
         return
     buckets = list(_buckets(_gradients(optimizer)))
-    # Buffers of their own: a transfer that was given up may still write to them.
+    # Separate buffers: an abandoned transfer may still write to them.
     flats = [torch.cat([gradient.reshape(-1) for gradient in bucket]) for bucket in buckets]
     works = [dist.all_reduce(flat, group=group, async_op=True) for flat in flats]
     for bucket, flat, work in zip(buckets, flats, works, strict=True):
@@ -35,7 +35,7 @@ def average_gradients(optimizer: Optimizer, group: ProcessGroup | None) -> None:
 
 @torch.no_grad()
 def gradient_norm(optimizer: Optimizer) -> Tensor:
-    """The 2-norm of all gradients together, as the optimizer is about to see them."""
+    """Return the 2-norm of all gradients together, as the optimizer will see them."""
     gradients = _gradients(optimizer)
     norms = torch._foreach_norm(gradients) if gradients else ()
     return torch.stack([norm.float() for norm in norms]).norm() if norms else torch.zeros(())
@@ -51,7 +51,7 @@ def _gradients(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Gradients of one type, in order, about 25 MiB at a time."""
+    """Yield gradients of one type, in order, about 25 MiB at a time."""
     for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
         bucket: list[Tensor] = []
         for gradient in gradients:

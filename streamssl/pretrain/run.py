@@ -8,11 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.membership.world_sizes import check_trainers
 from cluster.monitoring.metrics_hub import MetricsHub
 from shards.crops.crash_marks import CrashMarks
 from shards.errors import StreamStopped
-from shards.stores.range_reader import RangeReader, SourceConfig
+from shards.stores.range_reader import SourceConfig
 from shards.stream.batch_stream import BatchStream
 from shards.stream.thread_readers import ThreadReaders
 from streamssl import checkpoint
@@ -28,9 +27,9 @@ from streamssl.runs.decode_placement import check_engine
 from streamssl.runs.file_names import JOURNAL
 from streamssl.runs.placement import Placement
 from streamssl.runs.progress import Progress
-from streamssl.runs.run_data import DataConfig, OpenedData, open_data
-from streamssl.runs.run_folder import check_out, lock_folder, prepare_data
+from streamssl.runs.run_data import DataConfig, OpenedData
 from streamssl.runs.run_setup import PreparedRun, open_run
+from streamssl.runs.run_start import start_run
 from streamssl.runs.tensorboard_log import check_tensorboard
 from streamssl.training.learner import PretrainLearner
 from streamssl.training.trainer import train
@@ -64,17 +63,33 @@ def pretrain(
     User errors are found before anything is written. `sizing` determines the sizes that `config`
     leaves open; by default `config` itself is the recipe. Raises UserError.
     """
+    check_libraries(config, placement)
     data = DataConfig(patterns=(data,)) if isinstance(data, str) else data
-    check_out(out)
+    with start_run(config, data, out, placement, console) as opened:
+        return pretrain_started(config, opened, out, placement, console, stop, sizing=sizing)
+
+
+def check_libraries(config: RunConfig, placement: Placement) -> None:
+    """Raise ConfigError if a GPU or a library is missing that the settings need."""
     check_engine(config, placement)
     if placement.tensorboard:
         check_tensorboard()
-    check_trainers(config.stream.batch_size, placement.trainers)
-    with lock_folder(out):
-        opened = open_data(prepare_data(data, out, console), RangeReader())
-        if config.sizes == "auto":
-            config = _size(config, sizing or Sizing(recipe=config), opened, console)
-        return _train(open_run(config, opened, out, console), placement, console, stop)
+
+
+def pretrain_started(
+    config: RunConfig,
+    data: OpenedData,
+    out: Path,
+    placement: Placement,
+    console: Console,
+    stop: Callable[[], bool],
+    *,
+    sizing: Sizing | None = None,
+) -> RunSummary:
+    """Train in the folder `out`, which `start_run` has locked; otherwise as `pretrain`."""
+    if config.sizes == "auto":
+        config = _size(config, sizing or Sizing(recipe=config), data, console)
+    return _train(open_run(config, data, out, console), placement, console, stop)
 
 
 def _size(config: RunConfig, sizing: Sizing, data: OpenedData, console: Console) -> RunConfig:

@@ -15,7 +15,7 @@ from streamssl.config.run_config import RunConfig
 from streamssl.methods.base import Method, SampleInfo, StepOutput, step_generator
 from streamssl.optim.optimizers import set_rates
 from streamssl.training import health
-from streamssl.training.step_phases import Phases
+from streamssl.training.step_phases import StepPhases
 
 
 def compute_gradients(
@@ -24,7 +24,7 @@ def compute_gradients(
     batch: CropBatch,
     device: torch.device,
     rank: int,
-    phases: Phases,
+    phases: StepPhases,
 ) -> StepOutput:
     """Set the learning rate, compute the loss of these rows, and leave its gradients in place."""
     method: Method = state.method  # type: ignore[assignment]
@@ -47,7 +47,7 @@ def compute_gradients(
     return output
 
 
-def apply_gradients(state: TrainState, cursor: Cursor, phases: Phases) -> None:
+def apply_gradients(state: TrainState, cursor: Cursor, phases: StepPhases) -> None:
     """Move the weights by the gradients that are there, and count the step."""
     method: Method = state.method  # type: ignore[assignment]
     with phases.phase("optimizer"):

@@ -1,4 +1,4 @@
-"""Phases: where the time of a step goes, on a CPU and on a GPU, which works on its own."""
+"""StepPhases: seconds of each phase of a step, on a CPU or on an asynchronous GPU."""
 
 import time
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ import torch
 from streamssl.training.utilization import Utilization, peak_flops
 
 
-class Phases:
-    """Told what a step does; `take` gives the seconds of each phase since it was asked last.
+class StepPhases:
+    """Clock of the phases of a step.
 
-    On a GPU the time is that between the kernels of a phase; of those that still run `take` tells
-    the next time. `utilization` counts operations.
+    On a GPU the time is that between the first and the last kernel of a phase; `take` returns the
+    time of phases that still run at the next call. `utilization` counts operations.
     """
 
     def __init__(self, device: torch.device, utilization: Utilization | None = None) -> None:
@@ -24,7 +24,7 @@ class Phases:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """What happens inside is this phase."""
+        """Measure the block as this phase."""
         if self._on_gpu:
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             first.record()
@@ -38,16 +38,16 @@ class Phases:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Operations inside are counted, where they can be held against something."""
+        """Count the operations of the block, if the peak of the device is known."""
         with nullcontext() if self._utilization is None else self._utilization.counting():
             yield
 
     def add(self, name: str, seconds: float) -> None:
-        """Seconds that were measured elsewhere."""
+        """Add seconds that were measured elsewhere."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def take(self) -> dict[str, float]:
-        """Seconds by phase, rounded as the log has them."""
+        """Return the seconds of each phase since the last call, rounded as in the log."""
         running = []
         for name, first, last in self._events:
             if last.query():
@@ -58,11 +58,11 @@ class Phases:
         return {name: round(seconds, 4) for name, seconds in found.items()}
 
     def readings(self) -> dict[str, float]:
-        """What a step that ends now says of its device, where that is known."""
+        """Return readings of the device for a step that ends now, if its peak is known."""
         return {} if self._utilization is None else self._utilization.step_ended()
 
 
-def phases_of(device: torch.device, precision: str) -> Phases:
-    """Phases of steps on this device, whose operations are counted if it is a known GPU."""
+def phases_of(device: torch.device, precision: str) -> StepPhases:
+    """Return phases of steps on this device; on a known GPU they count operations."""
     peak = peak_flops(device, precision)
-    return Phases(device, None if peak is None else Utilization(peak))
+    return StepPhases(device, None if peak is None else Utilization(peak))

@@ -1,4 +1,4 @@
-"""Model FLOPs utilisation: what a step computes over what its GPU could have computed meanwhile."""
+"""Model FLOPs utilization: the operations of a step relative to the peak of its GPU."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-# Multiply-adds count twice, as in the makers' data sheets: bfloat16, dense, at full power.
+# From the data sheets: bfloat16, dense, at full power; a multiply-add counts twice.
 _PEAKS: Final = (
     ("B200", 2250e12),
     ("H200", 989e12),
@@ -22,7 +22,7 @@ _PEAKS: Final = (
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Operations a second of a known GPU in this precision; None of others."""
+    """Return the peak operations a second of a known GPU in this precision, or None."""
     if device.type != "cuda" or precision != "bf16":
         return None
     name = torch.cuda.get_device_name(device)
@@ -30,10 +30,10 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 class Utilization:
-    """Counts the operations of the first step, and holds every later one against `peak` a second.
+    """Counts the operations of the first step, and relates every step to `peak` a second.
 
-    Crops have one size, so every step has the same number of operations; what a method begins late,
-    such as a queue, is not counted.
+    All crops of a group have one size, so every step has the same number of operations. Operations
+    that a method begins later, such as those of a queue, are not counted.
     """
 
     def __init__(self, peak: float) -> None:
@@ -43,7 +43,7 @@ class Utilization:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Forward and backward of a step happen inside; the first one takes longer."""
+        """Count the operations of the block in the first step, which takes longer."""
         if self._num_flops:
             yield
             return
@@ -52,7 +52,7 @@ class Utilization:
         self._num_flops = counter.get_total_flops()
 
     def step_ended(self, now: float | None = None) -> dict[str, float]:
-        """The share of the time since the last step ended, as a reading; none of the first."""
+        """Return the utilization since the last step ended; nothing for the first step."""
         now = time.monotonic() if now is None else now
         before, self._ended = self._ended, now
         if before is None:

@@ -108,7 +108,7 @@ def train(case: Case, *, broken: bool) -> list[tuple[int, dict[str, float], tupl
         if (step + 1) % health.EVERY == 0:
             found = {**output.readings, **health.measure(output, None)}
             readings = {name: float(value) for name, value in found.items()}
-            looks.append((step + 1, readings, watch.look(step + 1, readings).crossed))
+            looks.append((step + 1, readings, watch.check(step + 1, readings).crossed))
     return looks
 
 

@@ -1,4 +1,4 @@
-"""What says that a run collapses: readings, limits, patience, and who is told."""
+"""Collapse: readings, limits, the checks in a row, and the outputs that show it."""
 
 import io
 import math
@@ -27,7 +27,7 @@ from tests.streamssl.tiny_methods import build, views_of
 from tests.tinyrun import make_shards, read_log, tiny_swav, train_here
 
 GOOD = {"feature_std": 0.7, "effective_rank": 20.0, "loss_over_plateau": 0.8}
-# What a collapsed encoder has.
+# Readings of a collapsed encoder.
 BAD = {
     "feature_std": 0.01,
     "effective_rank": 1.1,
@@ -37,8 +37,8 @@ BAD = {
 }
 
 
-def test_readings_of_the_same_features_say_so() -> None:
-    """The two ends, through what a method gives."""
+def test_readings_tell_spread_features_from_equal_ones() -> None:
+    """The two ends of the scale, through the output of a method."""
     generator = torch.Generator().manual_seed(0)
     spread = F.normalize(torch.randn(256, 16, generator=generator), dim=1)
     loss = torch.tensor(2.0)
@@ -49,27 +49,27 @@ def test_readings_of_the_same_features_say_so() -> None:
     assert badly["effective_rank"] == pytest.approx(1) and badly["feature_std"] < 1e-6
     assert "loss_over_plateau" not in badly
     assert measure(StepOutput(loss), None) == {}
-    # Two samples lie on a plane whatever they show.
+    # Two samples span a plane, whatever their features are.
     assert measure(StepOutput(loss, features=spread[:2]), None) == {}
 
 
-def test_features_that_are_no_numbers_end_nothing() -> None:
-    """The loss says it, in a sentence; a look must not raise before that."""
+def test_features_that_are_nan_raise_nothing() -> None:
+    """The loss ends the run with a message; a check must not raise before."""
     features = torch.full((32, 4), math.nan)
     found = measure(StepOutput(torch.tensor(math.nan), features=features, plateau=1.0), None)
     readings = {name: float(value) for name, value in found.items()}
-    assert HealthWatch(100).look(60, readings).crossed == ()
+    assert HealthWatch(100).check(60, readings).crossed == ()
 
 
 @pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit.reading)
-def test_each_reading_is_flagged_in_the_third_look_in_a_row(limit: CollapseLimit) -> None:
-    """A single odd batch is no collapse; the warning comes once, with all that helps."""
+def test_limit_is_crossed_at_the_third_check_in_a_row(limit: CollapseLimit) -> None:
+    """A single odd batch is no collapse; the warning comes once and names a remedy."""
     watch = HealthWatch(100)
-    looks = [watch.look(step, {limit.reading: BAD[limit.reading]}) for step in (60, 70, 80, 90)]
+    looks = [watch.check(step, {limit.reading: BAD[limit.reading]}) for step in (60, 70, 80, 90)]
     assert [look.crossed for look in looks] == [(), (), (limit.reading,), (limit.reading,)]
     assert [look.readings["collapsing"] for look in looks] == [0, 0, 1, 1]
-    assert [len(look.news) for look in looks] == [0, 0, 1, 0]
-    sentence = looks[2].news[0]
+    assert [len(look.messages) for look in looks] == [0, 0, 1, 0]
+    sentence = looks[2].messages[0]
     assert f"collapsing at step 80: {limit.reading} is {BAD[limit.reading]:.3g}" in sentence
     assert (
         f"{limit.side} its limit of {limit.value:g}" in sentence
@@ -78,38 +78,38 @@ def test_each_reading_is_flagged_in_the_third_look_in_a_row(limit: CollapseLimit
     )
 
 
-def test_a_look_within_the_limit_starts_the_count_anew_and_is_told() -> None:
-    """Two odd batches apart are two odd batches; who was warned hears that it is over."""
+def test_check_within_the_limit_resets_the_count_and_ends_the_warning() -> None:
+    """Two odd batches are no collapse, and a user must see that a warning is over."""
     watch = HealthWatch(100)
     for place, reading in enumerate((0.01, 0.01, 0.7, 0.01, 0.01)):
-        assert watch.look(60 + 10 * place, {"feature_std": reading}).crossed == ()
-    assert watch.look(110, {"feature_std": 0.01}).crossed == ("feature_std",)
-    over = watch.look(120, {"feature_std": 0.7})
-    assert over.crossed == () and "feature_std is 0.7, within its limit again" in over.news[0]
+        assert watch.check(60 + 10 * place, {"feature_std": reading}).crossed == ()
+    assert watch.check(110, {"feature_std": 0.01}).crossed == ("feature_std",)
+    over = watch.check(120, {"feature_std": 0.7})
+    assert over.crossed == () and "feature_std is 0.7, within its limit again" in over.messages[0]
 
 
 @pytest.mark.parametrize(
     ("num_steps", "warmup", "grace"), [(100, 0, 50), (100, 80, 80), (100_000, 80, 1000)]
 )
-def test_nothing_is_flagged_while_a_run_begins(num_steps: int, warmup: int, grace: int) -> None:
-    """Fresh networks look collapsed; how long that may last depends on the run."""
+def test_first_steps_of_a_run_do_not_count(num_steps: int, warmup: int, grace: int) -> None:
+    """Fresh networks look collapsed."""
     watch = HealthWatch(num_steps, warmup)
     steps = range(grace - 50, grace + 31, 10)
-    first = next(step for step in steps if watch.look(step, BAD).crossed)
+    first = next(step for step in steps if watch.check(step, BAD).crossed)
     assert first == grace + 30
 
 
-def test_steps_between_two_looks_are_not_counted() -> None:
-    """Some methods tell how their codes are at every step; patience is in looks."""
+def test_steps_between_two_checks_do_not_count() -> None:
+    """Some methods report their codes at every step, but three checks count."""
     watch = HealthWatch(100)
-    looks = [watch.look(step, BAD) for step in range(51, 90)]
+    looks = [watch.check(step, BAD) for step in range(51, 90)]
     assert [look.crossed for look in looks] == [()] * 29 + [tuple(BAD)] + [()] * 9
 
 
-def test_certainty_that_rounds_below_nothing_is_none() -> None:
+def test_certainty_rounded_below_zero_is_crossed() -> None:
     """Entropies of equal codes come out a little above ln K."""
     watch = HealthWatch(100)
-    looks = [watch.look(step, {"codes_certainty": -1e-7}) for step in (60, 70, 80)]
+    looks = [watch.check(step, {"codes_certainty": -1e-7}) for step in (60, 70, 80)]
     assert looks[-1].crossed == ("codes_certainty",)
 
 
@@ -127,8 +127,8 @@ def report(step: int, readings: dict[str, float]) -> StepReport:
     )
 
 
-def test_log_metrics_and_terminal_are_told(tmp_path: Path) -> None:
-    """A line that stays, a reading in metrics.jsonl, a gauge that an alert can use."""
+def test_collapse_reaches_log_metrics_and_terminal(tmp_path: Path) -> None:
+    """A line that stays, a reading in metrics.jsonl, a gauge for an alert."""
     shown, metrics, watch = io.StringIO(), MetricsHub(CATALOGUE), HealthWatch(100)
     console = Console(file=shown, width=400)
     with RunLog(tmp_path, 0) as log, Progress(100, 0, console) as progress:
@@ -145,15 +145,15 @@ def test_log_metrics_and_terminal_are_told(tmp_path: Path) -> None:
     assert "streamssl_effective_rank 20.0" in page
 
 
-def test_every_limit_has_its_series() -> None:
-    """The catalogue knows nothing of learning: what it does not list would not be served."""
+def test_every_limit_has_a_series() -> None:
+    """A series that the catalogue does not list is not served."""
     listed = CATALOGUE["collapsing"].labels["reading"]
     assert sorted(listed) == sorted(limit.reading for limit in LIMITS)
     assert EXPORTED.keys() >= set(listed)
 
 
-def test_a_run_logs_its_health_every_tenth_step(tmp_path: Path) -> None:
-    """In the readings of these steps alone; resumed runs go on with it."""
+def test_run_logs_its_health_every_tenth_step(tmp_path: Path) -> None:
+    """A check at every step would cost time, and none would hide a collapse."""
     data = make_shards(tmp_path / "data")
     train_here(tiny_swav(num_steps=21, save_every=7), data, tmp_path / "run")
     names = {"effective_rank", "feature_std", "loss_over_plateau", "collapsing"}
@@ -168,8 +168,8 @@ def test_a_run_logs_its_health_every_tenth_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["simclr", "simclr-v2", "supcon", "supcon-one", "moco-v3", "moco-v3-vit", "mochi"]
 )
-def test_a_plateau_is_the_loss_of_features_that_are_all_alike(name: str) -> None:
-    """Off by a crop or a factor, and nobody's loss would ever stand at it."""
+def test_plateau_is_the_loss_of_equal_features(name: str) -> None:
+    """Off by a crop or a factor, no loss would ever be at its plateau."""
     method = build(name)
     with torch.no_grad():
         method.backbone.linear.weight.zero_()  # its bias alone is left

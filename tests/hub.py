@@ -14,7 +14,7 @@ DATASET = "datasets/me/set"
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """Server of `files`, which a test may change; `asked` lists the requested paths.
+    """Server of `files`, which a test may change; `requests` lists the requested paths.
 
     Files in set/ are large: the Hub redirects to a signed address. `tag` returns the version that
     it sends for a file.
@@ -24,7 +24,7 @@ class Hub(http.server.ThreadingHTTPServer):
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files, self.asked = files, list[str]()
+        self.files, self.requests = files, list[str]()
         self.refuses = False  # True if the signed addresses have expired
         self.tag: Callable[[bytes], str] = lambda data: sha256(data).hexdigest()
 
@@ -42,7 +42,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.server.asked.append(path)
+        self.server.requests.append(path)
         files = self.server.files
         if path in (f"/api/{DATASET}", f"/api/{DATASET}/revision/main"):
             self._send_json({"id": "me/set", "sha": "0" * 40, "siblings": []})
@@ -54,12 +54,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif path.startswith("/elsewhere/") and self.server.refuses:
             self._send_json({}, 403)
         elif (name := path.removeprefix("/elsewhere/")) in files:
-            self._send_file(files[name], {"ETag": '"of-somebody-else"'})
+            self._send_file(files[name], {"ETag": '"of-another-server"'})
         else:
             self._send_json({}, 404)
 
     def do_POST(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         names = parse_qs(body)["paths"]
         self._send_json([self._row(name) for name in names if name in self.server.files])

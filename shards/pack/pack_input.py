@@ -58,7 +58,7 @@ def check_apart(source: str, out: str) -> None:
         inside = folder.is_dir() and place.is_relative_to(folder)
     if inside:
         raise ConfigError(
-            f"{redact(out)} lies in {redact(source)}; the next start would pack the "
+            f"{redact(out)} is inside {redact(source)}; the next start would pack the "
             "shards too: give a place outside of it"
         )
 

@@ -24,7 +24,7 @@ _FOLDERS = {"dataset": "datasets/", "space": "spaces/"}
 
 
 class HubStore(FsspecStore):
-    """All data sets, or all models of one owner. `web` is a filesystem for plain addresses."""
+    """Data sets or models of one owner. `web` is a filesystem for plain addresses."""
 
     def __init__(
         self, filesystem: Any, web: Any, root: str, retry: RetryConfig, client: RetryingClient

@@ -97,7 +97,7 @@ class RangeReader:
         def fetch_rest() -> None:
             source.fetch(shard, start + len(sink), stop, sink)
             if len(sink) < stop - start:
-                raise EOFError(f"{len(sink)} bytes came instead of {stop - start}")
+                raise EOFError(f"{len(sink)} bytes were sent instead of {stop - start}")
 
         try:
             self.stores.open(shard.uri).client.call(fetch_rest, lambda: len(sink))

@@ -89,7 +89,7 @@ class RetryConfig:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailure:
-    """Kind of a failure, and how many seconds the store asked us to wait."""
+    """Kind of a failure, and how many seconds the store wants us to wait."""
 
     kind: ErrorKind
     retry_after: float = 0.0

@@ -83,8 +83,8 @@ def changed_error(shard: ShardInfo) -> ShardChanged:
 def whole_shard_error(shard: ShardInfo) -> ShardUnreadable:
     """Return the error for a server that sends the whole shard for a range request."""
     return ShardUnreadable(
-        f"{redact(shard.uri)} came whole when a part was asked for; its server must answer "
-        "range requests: copy the shards to a folder or a store that does"
+        f"{redact(shard.uri)} was sent whole for a range request; its server must support range "
+        "requests: copy the shards to a folder or a store that does"
     )
 
 
@@ -102,11 +102,11 @@ def check_content_range(header: str | None, shard: ShardInfo, start: int) -> Non
     """
     if header is None:
         if start > 0:
-            raise UnexpectedResponse("the whole shard came when a part was asked for")
+            raise UnexpectedResponse("the whole shard was sent for a range request")
         return
     found = _CONTENT_RANGE.fullmatch(header.strip())
     if found is None or int(found[1]) != start:
-        raise UnexpectedResponse(f"{header.strip()[:60]!r} came when byte {start} was asked for")
+        raise UnexpectedResponse(f"{header.strip()[:60]!r} was sent for a range from byte {start}")
     if found[3] not in ("*", str(shard.num_bytes)):
         raise changed_error(shard)
 

@@ -32,7 +32,7 @@ _MAX_LOCAL_READS = 1024.0
 
 
 class Stores:
-    """All stores of this process; each bucket and host has one client and one request limit.
+    """Stores of this process; each bucket and host has one client and one request limit.
 
     Threads may share it. After a fork it starts with new clients: connections and locks belong to
     the parent process.

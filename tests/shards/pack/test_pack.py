@@ -20,6 +20,7 @@ from shards.samples.admission_config import AdmissionConfig
 from shards.samples.synthetic_images import CLASS_NAMES, encode_jpeg, iter_images, make_image
 from shards.stores.image_download import DownloadConfig
 from shards.stores.shard_listing import list_shards
+from tests.tars import samples_by_tarfile
 
 
 @cache
@@ -53,6 +54,15 @@ def read_with_webdataset(out, read=iter):
         samples = list(read(webdataset.WebDataset(urls, shardshuffle=False)))
         gc.collect()
     return samples
+
+
+def read_samples(out):
+    """Read the shards in `out` in order with the standard library, as `webdataset` returns them."""
+    return [
+        {"__key__": key, **fields}
+        for data in shard_bytes(out).values()
+        for key, fields in samples_by_tarfile(data)
+    ]
 
 
 def shard_bytes(out):
@@ -98,7 +108,7 @@ def test_the_seed_decides_the_order(tmp_path):
     source, orders = entries_from_synthetic(30, size=16), {}
     for seed in (0, 1, None):
         pack(source, tmp_path / str(seed), PackConfig(seed=seed))
-        orders[seed] = [s["__key__"][:8] for s in read_with_webdataset(tmp_path / str(seed))]
+        orders[seed] = [s["__key__"][:8] for s in read_samples(tmp_path / str(seed))]
     assert orders[None] == sorted(orders[0]) == sorted(orders[1])
     assert len({tuple(order) for order in orders.values()}) == 3
 
@@ -119,7 +129,7 @@ def test_a_shard_does_not_pass_its_maximum_size(tmp_path):
 def test_synthetic_shards_hold_the_synthetic_images(tmp_path):
     """The demo's k-NN would evaluate other images than it trained on."""
     pack(entries_from_synthetic(20, seed=4, size=24), tmp_path / "out", PackConfig(seed=None))
-    samples = read_with_webdataset(tmp_path / "out")
+    samples = read_samples(tmp_path / "out")
     expected = [(data, str(label).encode()) for _, data, label in iter_images(20, seed=4, size=24)]
     assert [(s["jpg"], s["cls"]) for s in samples] == expected
     assert (tmp_path / "out" / "classes.txt").read_text().splitlines() == list(CLASS_NAMES)
@@ -149,12 +159,12 @@ def test_only_complete_sub_folders_are_labels(tmp_path, pets):
         source = entries_from_folder(folder)
         assert not source.class_names and all(e.label is None for e in source.entries)
     pack(entries_from_folder(flat), tmp_path / "out")
-    assert all("cls" not in sample for sample in read_with_webdataset(tmp_path / "out"))
+    assert all("cls" not in sample for sample in read_samples(tmp_path / "out"))
     assert not (tmp_path / "out" / "classes.txt").exists()
 
 
 def test_skipped_files_are_counted_by_reason(tmp_path, pets):
-    """A file that is not counted would be missed by nobody."""
+    """A file that is not counted would be lost silently."""
     bad = {"cats/readme.txt": b"hello", "cats/empty.jpg": b"", "dogs/page.jpg": b"<html>" * 50}
     make_folder(pets, bad)
     (pets / "cats" / "gone.png").symlink_to(tmp_path / "nowhere")
@@ -251,7 +261,7 @@ def test_a_shard_without_images_keeps_its_number(tmp_path):
     config = PackConfig(samples_per_shard=1, seed=None)
     report = pack(entries_from_folder(folder), tmp_path / "out", config)
     assert (report.num_samples, report.num_shards) == (2, 3)
-    assert [s["jpg"] for s in read_with_webdataset(tmp_path / "out")] == [jpeg(1), jpeg(2)]
+    assert [s["jpg"] for s in read_samples(tmp_path / "out")] == [jpeg(1), jpeg(2)]
     assert len(list_shards(str(tmp_path / "out"))) == 3
 
 

@@ -18,7 +18,7 @@ from shards.pack.image_entries import entries_from_list
 from shards.pack.pack import PackConfig, pack
 from shards.pack.table_entries import entries_from_parquet
 from shards.stores.image_download import DownloadConfig, ImageDownloader
-from tests.shards.pack.test_pack import jpeg, read_with_webdataset, shard_bytes
+from tests.shards.pack.test_pack import jpeg, read_samples, shard_bytes
 
 QUICK = DownloadConfig(timeout_seconds=0.3, total_seconds=0.6, num_attempts=2, max_bytes=20_000)
 
@@ -230,7 +230,7 @@ def test_a_table_of_addresses_becomes_samples_with_labels_and_captions(server, t
     report = pack(source, tmp_path / "out", config, download=QUICK)
     assert (report.num_samples, report.num_shards) == (5, 2)
     assert report.skipped == {"not_an_image": 1}
-    samples = {s["__key__"]: s for s in read_with_webdataset(tmp_path / "out")}
+    samples = {s["__key__"]: s for s in read_samples(tmp_path / "out")}
     assert set(samples) == {f"{i:032x}" for i in (0, 1, 2, 3, 5)}
     for number, sample in ((int(key, 16), sample) for key, sample in samples.items()):
         assert sample["jpg"] == jpeg(number)

@@ -12,7 +12,7 @@ from shards.errors import ConfigError, UserError
 from shards.pack.pack import PackConfig, pack
 from shards.pack.pack_input import open_source
 from shards.pack.table_entries import TableColumns, entries_from_parquet
-from tests.shards.pack.test_pack import jpeg, make_folder, read_with_webdataset
+from tests.shards.pack.test_pack import jpeg, make_folder, read_samples
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def packed(file, out, columns=None, labels="auto"):
     """Pack a table and return its samples in the order of the rows."""
     config = PackConfig(seed=None)
     report = pack(entries_from_parquet([file], columns, labels), out, config)
-    return report, read_with_webdataset(out)
+    return report, read_samples(out)
 
 
 @pytest.mark.parametrize("name", ["url", "path", "URL"])
@@ -91,7 +91,7 @@ def test_unusual_keys_become_safe_unique_keys(write, tmp_path):
 
 
 def test_rows_without_an_image_are_counted(write, tmp_path):
-    """A row that is not counted would be missed by nobody."""
+    """A row that is not counted would be lost silently."""
     file = write(path=["p/0.jpg", None, "", "p/none.jpg", "file:///etc/hostname", "p"])
     report, samples = packed(file, tmp_path / "out")
     assert len(samples) == 1 and report.skipped == {"bad_address": 3, "unreadable": 2}

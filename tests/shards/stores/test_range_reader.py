@@ -148,7 +148,7 @@ def test_failed_and_short_reads_are_repeated(flaky, plan, kinds):
     [
         ([OSError("disk on fire")] * 3, r"in 3 attempts \(disk on fire\)"),
         ([LibraryError("503 slow down")] * 3, r"in 3 attempts \(503 slow down\)"),
-        ([10, 20, 30], r"in 3 attempts \(60 bytes came instead of 1536\)"),
+        ([10, 20, 30], r"in 3 attempts \(60 bytes were sent instead of 1536\)"),
     ],
 )
 def test_the_last_attempt_raises_shard_unreadable(flaky, plan, message):
@@ -164,7 +164,7 @@ def test_a_store_that_ignores_ranges_is_refused_at_once(flaky, monkeypatch):
     """Each chunk would download the whole shard five times."""
     whole = MemoryFileSystem.cat_file
     monkeypatch.setattr(FlakyStore, "cat_file", lambda self, path, **_: whole(self, path))
-    with pytest.raises(ShardUnreadable, match=r"came whole when a part .*: copy the shards"):
+    with pytest.raises(ShardUnreadable, match=r"was sent whole for a range .*: copy the shards"):
         RangeReader(QUICK).read(flaky, 512, 2048)
 
 
@@ -234,7 +234,7 @@ def test_a_server_without_ranges_is_read_sequentially(folder, monkeypatch):
         assert reader.counters.requests - before == len(pieces)  # on one connection
         assert next(reader.read_whole(shard)) == tar_bytes(12)[:1000]
         assert reader.read(shard, 0, 700) == tar_bytes(12)[:700]
-        with pytest.raises(ShardUnreadable, match=r"the whole shard came when a part was asked"):
+        with pytest.raises(ShardUnreadable, match=r"the whole shard was sent for a range"):
             reader.read(shard, 700, 2000)
 
 
@@ -360,7 +360,7 @@ def test_endless_faults_end_the_read(faulty):
     with pytest.raises(ShardUnreadable, match=r"in 4 attempts \(.*\); check the network and"):
         reader.read(shard, 1000, 2000)
     proxy.plan = lambda _: "whole_200"
-    with pytest.raises(ShardUnreadable, match="the whole shard came when a part was asked for"):
+    with pytest.raises(ShardUnreadable, match="the whole shard was sent for a range"):
         reader.read(shard, 1000, 2000)
 
 
@@ -446,9 +446,9 @@ def test_shards_of_the_hub_are_listed_and_read(fake_hub):
     (small,) = list_with(reader, f"hf://{DATASET}/small.tar")
     assert reader.read(small, 700, 2000) == tar_bytes()[700:2000]
     assert reader.read(shards[3], 700, 2000) == tar_bytes(5)[700:2000]
-    fake_hub.asked.clear()
+    fake_hub.requests.clear()
     assert b"".join(reader.read_whole(shards[4])) == tar_bytes(6)
-    assert len(fake_hub.asked) == 2  # the Hub, and the address that it redirects to
+    assert len(fake_hub.requests) == 2  # the Hub, and the address that it redirects to
 
 
 def test_a_shard_of_the_hub_that_was_replaced_or_deleted_is_refused(fake_hub):
@@ -472,10 +472,10 @@ def test_the_version_is_requested_if_a_response_of_the_hub_has_none(fake_hub, ta
     fake_hub.tag = lambda _: tag
     reader = RangeReader(QUICK)
     (shard,) = list_with(reader, f"hf://{DATASET}/set/3.tar")
-    fake_hub.asked.clear()
+    fake_hub.requests.clear()
     for _ in range(3):
         assert reader.read(shard, 700, 2000) == tar_bytes(5)[700:2000]
-    assert len([path for path in fake_hub.asked if "paths-info" in path]) == 1
+    assert len([path for path in fake_hub.requests if "paths-info" in path]) == 1
     monkeypatch.setattr("shards.stores.hub_store._CHECK_SECONDS", 0.0)
     fake_hub.files["set/3.tar"] = tar_bytes(5, b"y")
     with pytest.raises(ShardChanged, match=r"\.tar was written to"):

@@ -33,9 +33,7 @@ def run(capsys: Capture, *arguments: object) -> tuple[int, str, str]:
     return code, captured.out, captured.err
 
 
-def test_the_kind_of_source_is_detected(
-    images: Path, capsys: Capture, tmp_path: Path
-) -> None:
+def test_the_kind_of_source_is_detected(images: Path, capsys: Capture, tmp_path: Path) -> None:
     """A folder, list or pattern would need an option."""
     first, second = tmp_path / "first", tmp_path / "second"
     code, text, _ = run(capsys, images, first, "--samples-per-shard", 8)
@@ -74,9 +72,9 @@ def test_skipped_and_renamed_samples_are_printed_by_reason(
         ("nowhere.tar out", r"nowhere\.tar does not exist; give a folder"),
         ("nowhere.parquet out", r"nowhere\.parquet cannot be read \(No such file"),
         ("images taken", r"taken exists and is not a complete pack .*name another"),
-        ("images images/b/x", r"images/b/x lies in images; the next start .*place outside"),
-        ("images images", "images lies in images; the next start would pack"),
-        ("s3://bucket/a s3://bucket/a/b", "s3://bucket/a/b lies in s3://bucket/a; the next"),
+        ("images images/b/x", r"images/b/x is inside images; the next start .*place outside"),
+        ("images images", "images is inside images; the next start would pack"),
+        ("s3://bucket/a s3://bucket/a/b", "s3://bucket/a/b is inside s3://bucket/a; the next"),
         ("images out/x --workers 0", "workers=0; it must be at least 1: leave it out"),
         ("images out --download.timeout-seconds 0", "timeout_seconds=0.0; it must be more than 0"),
         ("images s4://out", "the store 's4', which is unknown; allowed are a local"),
@@ -93,7 +91,7 @@ def test_a_mistake_is_one_line_with_a_remedy(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A traceback would hide the remedy; a file would stay behind."""
+    """A traceback would hide the remedy; and a file would be left."""
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     code, _, error = run(capsys, *arguments.split())

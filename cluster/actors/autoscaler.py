@@ -236,7 +236,7 @@ def _judge_start(
 def _judge_growth(
     config: ScalingConfig, plan: ScalingPlan, seen: Observation
 ) -> tuple[ScalingPlan, ScalingDecision | None]:
-    """SampleCheck the last increase: too early to tell, enough, or too little."""
+    """Judge the last increase: too early to tell, enough, or too little."""
     growth = plan.growth
     if growth is None:
         return plan, None

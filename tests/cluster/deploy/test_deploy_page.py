@@ -25,7 +25,7 @@ from cluster.monitoring.metric_catalogue import METRICS
 from cluster.readers.reader_actor import ReaderConfig
 from cluster.trainers.batch_feed import FeedConfig
 from streamssl.commands.argument_parser import parse
-from streamssl.commands.inspect import Look
+from streamssl.commands.inspect import Stats
 from streamssl.commands.pretrain import parse_pretrain, placement_of
 from streamssl.runs.placement import Placement
 from tests.bench.input import Options
@@ -59,7 +59,7 @@ def test_every_command_of_the_page_is_one_that_streamssl_takes(line):
         check_trainers(parsed.run.stream.batch_size, placement_of(parsed).trainers)
     else:
         assert words[:2] == ["shards", "stats"]
-        parse(Look, "streamssl shards stats", words[2:])
+        parse(Stats, "streamssl shards stats", words[2:])
 
 
 def test_the_page_has_commands_for_every_rung():

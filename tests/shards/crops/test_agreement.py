@@ -13,7 +13,7 @@ from shards.samples.admission import admit
 from shards.samples.admission_config import AdmissionConfig
 from tests.hostile import swapping_profile, valid
 from tests.shards.crops.made import drawn, encoded, made_pixels
-from tests.shards.images.test_decode import turned_back
+from tests.shards.images.test_decode import stored_pixels
 
 # These three views have every kind of step.
 RECIPE = CropRecipe(
@@ -70,7 +70,7 @@ def test_engines_agree_on_every_orientation(engines, orientation):
         for number in (*range(1, 9), 42):
             exif = Image.Exif()
             exif[0x0112] = number
-            stored = pixels if number == 42 else turned_back(pixels, number)
+            stored = pixels if number == 42 else stored_pixels(pixels, number)
             files.append(encoded(stored, format_, exif=exif))
     images, (ours, theirs) = crops_of(engines, files, orientation=orientation)
     turned = sum((image.height, image.width) == (84, 60) for image in images)

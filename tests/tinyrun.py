@@ -1,4 +1,4 @@
-"""Whole runs that take seconds: the smallest network, on shards of made images."""
+"""Runs of seconds: the smallest network, on shards of synthetic images."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -32,8 +32,8 @@ from streamssl.training.trainer import train
 
 BATCH = 16
 CPU = torch.device("cpu")
-# Drop path draws random numbers in every step, so a resume that lost their place would show; in
-# branches that begin at zero it would not.
+# Drop path draws random numbers in every step, so a resume with other numbers shows, unless the
+# branches begin at zero.
 BACKBONE = BackboneConfig(
     name="resnet18",
     options={
@@ -47,7 +47,7 @@ BACKBONE = BackboneConfig(
 
 
 def tiny_swav(**changes: Any) -> RunConfig:
-    """SwAV with a queue that is used after a few steps, and prototypes that thaw."""
+    """Return SwAV with a queue that starts after a few steps, and prototypes that thaw."""
     queue = QueueConfig(capacity=2 * BATCH, start_step=3)
     config = RunConfig(
         method=SwAVConfig(num_prototypes=12, dim=8, hidden_dim=16, freeze_steps=2, queue=queue),
@@ -64,7 +64,7 @@ def tiny_swav(**changes: Any) -> RunConfig:
 
 
 def tiny_moco(**changes: Any) -> RunConfig:
-    """MoCo v2 with a queue of four batches."""
+    """Return MoCo v2 with a queue of four batches."""
     config = replace(
         tiny_swav(),
         method=MoCoConfig(
@@ -78,26 +78,25 @@ def tiny_moco(**changes: Any) -> RunConfig:
 
 
 def own_methods() -> set[str]:
-    """The methods of the package; drills have some of their own. Not those that need a finished
-    run: the stages of SimCLR v2."""
+    """Return the methods of the package that need no finished run."""
     own = {name for name, kind in METHODS.items() if kind.__module__.startswith("streamssl.")}
     return own - {"fine-tune", "distillation"}
 
 
 def make_shards(folder: Path, num: int = 160, seed: int = 0, per_shard: int = 60) -> Path:
-    """`num` labelled images of 32 pixels in several shards."""
+    """Pack `num` labelled images of 32 pixels into several shards."""
     source = entries_from_synthetic(num, seed=seed, size=32)
     pack(source, folder, PackConfig(samples_per_shard=per_shard))
     return folder
 
 
 def quiet() -> Console:
-    """A console that nobody reads."""
+    """Return a console without output."""
     return Console(quiet=True)
 
 
 def train_here(config: RunConfig, data: Path | DataConfig, out: Path, **options: Any) -> RunSummary:
-    """A run in this process, on one core."""
+    """Train a run in this process, on one core."""
     torch.set_num_threads(1)
     placement = options.pop("placement", Placement(readers=1))
     data = data if isinstance(data, DataConfig) else str(data)
@@ -105,29 +104,29 @@ def train_here(config: RunConfig, data: Path | DataConfig, out: Path, **options:
 
 
 def read_log(out: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl."""
+    """Return the whole lines of metrics.jsonl."""
     path = out / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def stop_at(out: Path, step: int) -> Callable[[], bool]:
-    """Whether the run has done so many steps: true from then on, whenever it is asked."""
+    """Return a function that is true when the run has finished `step`."""
     return lambda: any(fields["step"] >= step for fields in read_log(out)[-1:])
 
 
 def proof(out: Path) -> list[tuple[int, str, float]]:
-    """What must be equal, bit by bit, in two runs that are the same: steps, samples, losses."""
+    """Return steps, samples and losses, which are equal in two equal runs."""
     return [(fields["step"], fields["digest"], fields["loss"]) for fields in read_log(out)]
 
 
 def weights(out: Path, step: int) -> bytes:
-    """The file with every tensor of the run after `step`."""
+    """Return the file with every tensor of the run after `step`."""
     return (out / "checkpoints" / f"step-{step:08d}" / "state.safetensors").read_bytes()
 
 
 def made_batches(config: RunConfig, num: int, first: int = 0) -> Iterator[CropBatch]:
-    """Batches of noise, each the same whenever it is asked for, without data or readers."""
+    """Yield batches of noise; the same number gives the same batch."""
     size = config.stream.batch_size
     for number in range(first, first + num):
         rng = np.random.default_rng(number)
@@ -142,7 +141,7 @@ def made_batches(config: RunConfig, num: int, first: int = 0) -> Iterator[CropBa
 
 
 def train_on_noise(config: RunConfig, state: TrainState, num_steps: int) -> list[StepReport]:
-    """`num_steps` more steps of `state`, and what was reported of them. Saves nothing."""
+    """Train `state` for `num_steps` more steps without saving, and return the reports."""
     torch.set_num_threads(1)
     reports: list[StepReport] = []
     train(
@@ -156,7 +155,7 @@ def train_on_noise(config: RunConfig, state: TrainState, num_steps: int) -> list
 
 
 def assert_same(ours: TrainState, theirs: TrainState) -> None:
-    """Every tensor and number of method and optimizer is the same, bit by bit."""
+    """Compare every tensor and number of method and optimizer, bit by bit."""
     assert (ours.step, ours.cursor) == (theirs.step, theirs.cursor)
     assert_equal(ours.method.state_dict(), theirs.method.state_dict())
     mine, other = ours.optimizer.state_dict()["state"], theirs.optimizer.state_dict()["state"]
@@ -166,7 +165,7 @@ def assert_same(ours: TrainState, theirs: TrainState) -> None:
 
 
 def assert_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """The same names with the same values and types."""
+    """Compare names, values and types."""
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         if isinstance(value, torch.Tensor):

@@ -19,7 +19,8 @@ from cluster.control.sequencer import Sequencer, SequencerConfig, SequencerSpec
 from cluster.leases.lease_deadlines import LeaseConfig
 from cluster.leases.lease_table import LeaseTable
 from cluster.protocol.messages import ChunkHeader, Plans, ReaderOrders, ReaderReport
-from cluster.readers.reader_actor import Reader, ReaderConfig
+from cluster.readers.reader_actor import Reader
+from cluster.readers.reader_config import ReaderConfig
 from cluster.trainers.batch_feed import BatchFeed, FeedConfig
 from shards.crops.sample_cropper import CropJob
 from shards.records import Cursor

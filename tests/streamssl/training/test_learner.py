@@ -1,4 +1,4 @@
-"""A learner on ranks: it computes what one process computes, and can take a step back."""
+"""A learner on ranks computes the numbers of one process, and can undo a step."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,23 +20,23 @@ from tests.gloo_ranks import join, with_ranks
 from tests.tinyrun import BACKBONE, CPU, made_batches, tiny_moco, tiny_swav
 
 NUM_STEPS = 5
-# Whose rows are dropped is drawn for the rows of a rank, so this differs between worlds.
+# Drop path draws per row of a rank, so it differs between world sizes.
 PLAIN = replace(BACKBONE, options={**BACKBONE.options, "drop_path_rate": 0.0})
 
 
 def swav() -> RunConfig:
-    """With a queue that is used, small crops, and prototypes that thaw."""
+    """SwAV with a queue in use, small crops, and prototypes that thaw."""
     return tiny_swav(backbone=PLAIN)
 
 
 def moco() -> RunConfig:
-    """Whose groups of keys fit into the rows of a rank of four."""
+    """MoCo with groups of keys that fit into the rows of one of four ranks."""
     config = tiny_moco(backbone=PLAIN)
     return replace(config, method=replace(config.method, key_batch_norm_rows=4))
 
 
 def of_twelve(config: RunConfig, **changes: Any) -> RunConfig:
-    """With batches, and a queue, for one, two and three ranks."""
+    """Change a run to batches for one, two and three ranks."""
     return replace(
         config,
         method=replace(config.method, **changes),
@@ -46,7 +46,7 @@ def of_twelve(config: RunConfig, **changes: Any) -> RunConfig:
 
 
 SWAV_OF_TWELVE = of_twelve(tiny_swav(), queue=QueueConfig(capacity=24, start_step=3))
-# Its groups of keys fit into the rows of a rank of two and of three.
+# Groups of keys fit into the rows of one of two and of three ranks.
 MOCO_OF_TWELVE = of_twelve(tiny_moco(), queue=QueueConfig(capacity=24), key_batch_norm_rows=2)
 
 
@@ -57,7 +57,7 @@ def build(config: RunConfig, dtype: torch.dtype = torch.float32) -> PretrainLear
 
 
 def part(batch: CropBatch, ranks: Any) -> CropBatch:
-    """This rank's rows of a global batch."""
+    """Return this rank's rows of a global batch."""
     if ranks is None:
         return batch
     size = len(batch) // ranks.size()
@@ -79,7 +79,7 @@ def numbers_of(report: StepReport) -> dict[str, float]:
 @pytest.mark.parametrize("config", [swav(), moco()], ids=["swav", "moco"])
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_ranks_compute_what_one_computes(config: RunConfig, num_ranks: int) -> None:
-    """Losses, readings, weights, batch norm, momenta, queue, prototypes: nearly to float64."""
+    """Losses, readings, weights, batch norm, momenta, queue, prototypes, in float64."""
     alone = build(config, torch.float64)
     expected = learn(None, alone)
     learners = [build(config, torch.float64) for _ in range(num_ranks)]
@@ -93,7 +93,7 @@ def test_ranks_compute_what_one_computes(config: RunConfig, num_ranks: int) -> N
 
 
 def test_in_single_precision_ranks_differ_by_rounding_alone() -> None:
-    """What is trained in practice; each rank holds the very same bits."""
+    """Ranks that round differently would drift apart: each holds the same bits."""
     expected = learn(None, build(swav()))
     learners = [build(swav()) for _ in range(2)]
     for found in with_ranks(learn, 2, learners):
@@ -102,18 +102,18 @@ def test_in_single_precision_ranks_differ_by_rounding_alone() -> None:
 
 
 class Fuse:
-    """A `Watch` that gives up when it is told to."""
+    """A `GenerationWatch` that a test ends."""
 
     doing: Doing = ""
     is_blown = False
 
     def check(self) -> None:
         if self.is_blown:
-            raise GenerationOver("given up")
+            raise GenerationOver("ended")
 
 
-class FallsSilent:
-    """A peer that takes part in so many sums of a step, or in all but the last one."""
+class SilentPeer:
+    """A peer that leaves after `num_sums` sums of a step, or before the last one."""
 
     def __init__(self, ranks: Any, num_sums: int | None) -> None:
         self._allreduce, self._left = ranks.allreduce, num_sums
@@ -122,7 +122,7 @@ class FallsSilent:
     def __call__(self, tensors: Any, options: Any = None) -> Any:
         if self._left is not None:
             self._left -= 1
-        is_last = tensors[0].dtype == torch.float64  # loss, readings and wishes
+        is_last = tensors[0].dtype == torch.float64  # loss, readings and votes
         if is_last or self._left == -1:
             raise GenerationOver("the peer is gone")
         return self._allreduce(tensors, options)
@@ -130,8 +130,8 @@ class FallsSilent:
 
 @pytest.mark.parametrize("make", [swav, moco], ids=["swav", "moco"])
 @pytest.mark.parametrize("num_sums", [0, 7, None])
-def test_a_step_that_broke_is_undone_bit_by_bit(make: Any, num_sums: int | None) -> None:
-    """Wherever it broke: the same step, tried again alone, is that of a run without trouble."""
+def test_broken_step_is_undone_bit_by_bit(make: Any, num_sums: int | None) -> None:
+    """The same step, trained again alone, must be that of an undisturbed run."""
     config = make()
     undisturbed, learner, peer = build(config), build(config), build(config)
     learn(None, undisturbed)
@@ -141,12 +141,12 @@ def test_a_step_that_broke_is_undone_bit_by_bit(make: Any, num_sums: int | None)
     with ThreadPoolExecutor(2) as threads:
         places = [RankInfo(1, rank, 2, door.address) for rank in range(2)]
         ranks, peer_ranks = threads.map(join, places, watches)
-        FallsSilent(peer_ranks, num_sums)
+        SilentPeer(peer_ranks, num_sums)
         going = threads.submit(learn, ranks, learner, 1)
         with pytest.raises(GenerationOver, match="gone"):
             learn(peer_ranks, peer, 1)
         watches[0].is_blown = True
-        with pytest.raises(GenerationOver, match="given up"):
+        with pytest.raises(GenerationOver, match="ended"):
             going.result(timeout=50)
     ranks.close(), peer_ranks.close()
     learner.rollback()
@@ -156,10 +156,10 @@ def test_a_step_that_broke_is_undone_bit_by_bit(make: Any, num_sums: int | None)
 
 
 @pytest.mark.parametrize("config", [SWAV_OF_TWELVE, MOCO_OF_TWELVE], ids=["swav", "moco"])
-def test_worlds_that_change_compute_what_one_computes(config: RunConfig) -> None:
-    """Three ranks, two, a step that breaks, three again: a run that was disturbed is the same run.
+def test_changing_world_sizes_compute_what_one_rank_computes(config: RunConfig) -> None:
+    """Three ranks, two, a broken step, three again: a disturbed run must be the same run.
 
-    In double precision, so that a rank's rows, a state or a rollback gone wrong is no rounding.
+    In double precision an error of rows, states or rollbacks is larger than rounding.
     """
     alone = build(config, torch.float64)
     expected = [report.loss for report in learn(None, alone, 9)]
@@ -187,14 +187,14 @@ def test_worlds_that_change_compute_what_one_computes(config: RunConfig) -> None
 
 
 def learn_until_broken(ranks: Any, learner: PretrainLearner) -> None:
-    """One more step, which breaks in the middle: rank 1 leaves."""
+    """Train one more step, in which rank 1 leaves."""
     if ranks.rank() == 1:
-        FallsSilent(ranks, 7)
+        SilentPeer(ranks, 7)
     learn(ranks, learner, 1)
 
 
-def test_a_learner_that_took_over_a_state_goes_on_like_its_source() -> None:
-    """Also with what the source had not seen yet when it was younger: frozen prototypes."""
+def test_learner_with_a_transferred_state_continues_like_its_source() -> None:
+    """Also from a younger state, in which the prototypes were still frozen."""
     source, heir = build(tiny_swav()), build(tiny_swav(seed=9))
     learn(None, source, 1)
     young = source.state()
@@ -210,25 +210,25 @@ def test_a_learner_that_took_over_a_state_goes_on_like_its_source() -> None:
     assert heir.digest() == source.digest()
 
 
-def test_the_strongest_wish_is_heard_by_all() -> None:
-    """Ranks that part at different steps would wait for each other for ever."""
+def test_all_ranks_get_the_strongest_vote() -> None:
+    """Ranks that leave at different steps would wait for each other for ever."""
 
-    def one_step(ranks: Any, learner: PretrainLearner, wish: StopVote) -> StopVote:
+    def one_step(ranks: Any, learner: PretrainLearner, vote: StopVote) -> StopVote:
         learner.enter(ranks)
         (batch,) = made_batches(learner.config, 1, learner.step)
-        return learner.train_step(part(batch, ranks), wish)[1]
+        return learner.train_step(part(batch, ranks), vote)[1]
 
     learners = [build(swav()) for _ in range(2)]
-    for wishes in (
+    for votes in (
         [StopVote.CONTINUE, StopVote.CONTINUE],
         [StopVote.REGROUP, StopVote.CONTINUE],
         [StopVote.REGROUP, StopVote.STOP],
     ):
-        assert with_ranks(one_step, 2, learners, wishes) == [max(wishes)] * 2
+        assert with_ranks(one_step, 2, learners, votes) == [max(votes)] * 2
 
 
-def test_an_unknown_batch_norm_is_refused_on_several_ranks_only() -> None:
-    """It would normalise with the rows of its own rank, and nobody would see it."""
+def test_unknown_batch_norm_is_refused_on_several_ranks() -> None:
+    """It would normalise with the rows of its own rank, and no reading would show it."""
     learner = build(swav())
     learner.train_state.method.add_module("odd", torch.nn.SyncBatchNorm(4))
     learner.enter(None)

@@ -1,4 +1,4 @@
-"""Every method on ranks, batch norm and all: it computes what one process computes."""
+"""Every method on ranks computes the numbers of one process, batch norm included."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def run_of(name: str) -> RunConfig:
 
 @pytest.mark.parametrize("name", TINY)
 def test_ranks_compute_what_one_computes(name: str) -> None:
-    """Losses, readings, weights, batch norm, momentum copies, queue: nearly to float64."""
+    """Losses, readings, weights, batch norm, momentum copies and queue, in float64."""
     alone = build(run_of(name), torch.float64)
     expected = learn(None, alone)
     learners = [build(run_of(name), torch.float64) for _ in range(2)]

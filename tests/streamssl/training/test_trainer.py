@@ -1,4 +1,4 @@
-"""The loop: what it does at every step, and when it saves, stops or gives up."""
+"""Training in one process: reports, schedules, checkpoints and the end."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ from tests.tinyrun import (
 
 
 def run(config: RunConfig, state: TrainState, **options) -> tuple[list[StepReport], list[int]]:
-    """All that was reported, and the steps at which it was saved."""
+    """Train, and return the reports and the steps of the saved states."""
     reports: list[StepReport] = []
     saves: list[int] = []
     train(
@@ -40,7 +40,7 @@ def run(config: RunConfig, state: TrainState, **options) -> tuple[list[StepRepor
     return reports, saves
 
 
-def test_a_stream_that_ends_early_is_a_sentence() -> None:
+def test_stream_that_ends_early_has_a_message() -> None:
     """A run must not call itself done after half of its steps."""
     config = tiny_swav(num_steps=6)
     state = build_state(config, CPU)
@@ -52,16 +52,16 @@ def test_a_stream_that_ends_early_is_a_sentence() -> None:
 @pytest.mark.parametrize(
     ("num_steps", "save_every", "expected"), [(6, 2, [2, 4, 6]), (5, 2, [2, 4, 5]), (3, 9, [3])]
 )
-def test_it_is_saved_now_and_then_and_at_the_end(
+def test_states_are_saved_regularly_and_at_the_end(
     num_steps: int, save_every: int, expected: list[int]
 ) -> None:
-    """The last step is saved whether or not it is a round number, and once only."""
+    """The last step is saved, and no step twice."""
     config = tiny_swav(num_steps=num_steps, save_every=save_every)
     _, saves = run(config, build_state(config, CPU))
     assert saves == expected
 
 
-def test_a_stop_saves_the_step_that_was_just_done() -> None:
+def test_stop_saves_the_newest_step() -> None:
     """Ctrl-C must not cost a step."""
     config = tiny_swav(num_steps=50, save_every=100)
     state = build_state(config, CPU)
@@ -69,16 +69,16 @@ def test_a_stop_saves_the_step_that_was_just_done() -> None:
     assert (len(reports), saves, state.step) == (3, [3], 3)
 
 
-def test_a_finished_run_asks_for_no_batch() -> None:
-    """A start after the end must not wait for data."""
+def test_finished_run_requests_no_batch() -> None:
+    """A start after the last step must not wait for data."""
     config = tiny_swav(num_steps=2)
     state = build_state(config, CPU)
     state.step = 2
     assert run(config, state, num_batches=0) == ([], [])
 
 
-def test_a_report_says_what_the_step_was_made_of() -> None:
-    """Step, samples and digest are the proof of the order; times are what a user waits for."""
+def test_report_has_samples_digest_and_times() -> None:
+    """Step, samples and digest prove the order; times show where a user waits."""
     config = tiny_swav(num_steps=3)
     state = build_state(config, CPU)
     reports, _ = run(config, state)
@@ -92,7 +92,7 @@ def test_a_report_says_what_the_step_was_made_of() -> None:
     assert {"queue_fill", "queue_used"} <= reports[0].readings.keys()
 
 
-def test_the_schedule_is_applied_at_every_step() -> None:
+def test_schedule_is_applied_at_every_step() -> None:
     """Steps of a schedule count from 0: warm-up to the base rate, then down."""
     config = tiny_swav(num_steps=6)
     reports, _ = run(config, build_state(config, CPU))
@@ -101,7 +101,7 @@ def test_the_schedule_is_applied_at_every_step() -> None:
     assert expected[0] == 0.01 and max(expected) == 0.1 and expected[-1] < 0.05
 
 
-def test_the_rate_reaches_every_group_of_the_optimizer() -> None:
+def test_rate_reaches_every_group_of_the_optimizer() -> None:
     """LARS has two groups; a rate of 0 must stop them both."""
     config = tiny_swav()
     config = replace(
@@ -119,20 +119,20 @@ def test_the_rate_reaches_every_group_of_the_optimizer() -> None:
 
 @pytest.mark.parametrize("build", [tiny_swav, tiny_moco])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_same_steps_give_the_same_weights(build, precision: str) -> None:
-    """Two runs of one configuration may not differ in a single bit."""
+def test_same_steps_give_the_same_weights(build, precision: str) -> None:
+    """Two runs of one configuration must not differ in a bit."""
     config = build(precision=precision)
     states = [build_state(config, CPU) for _ in range(2)]
     losses = []
     for state in states:
-        torch.rand(7)  # whatever else drew numbers in this process must not matter
+        torch.rand(7)  # other random numbers in this process must not matter
         losses.append([report.loss for report in train_on_noise(config, state, 4)])
     assert losses[0] == losses[1]
     assert_same(*states)
 
 
-def test_what_a_network_draws_depends_on_the_step_alone() -> None:
-    """Drop path after a resume drops what it would have dropped, with no generator saved."""
+def test_random_numbers_of_a_network_depend_on_the_step_alone() -> None:
+    """Drop path after a resume must drop the same paths, with no generator saved."""
     config = tiny_swav()
     losses = []
     for warm in (0, 5):
@@ -152,8 +152,8 @@ def test_what_a_network_draws_depends_on_the_step_alone() -> None:
     assert losses[0] == losses[1] != reports[0].loss
 
 
-def test_bf16_computes_the_network_in_bf16_and_the_loss_in_float32() -> None:
-    """Autocast must reach the network and must not reach Sinkhorn, the loss or the weights."""
+def test_bf16_reaches_the_network_and_not_the_weights() -> None:
+    """Autocast must reach the network, and must not reach Sinkhorn or the weights."""
     config = tiny_swav(precision="bf16")
     state = build_state(config, CPU)
     seen: list[torch.dtype] = []
@@ -181,8 +181,8 @@ def test_fresh_weights_depend_on_the_seed_alone() -> None:
     )
 
 
-def test_a_rank_knows_who_its_rows_are() -> None:
-    """On a cluster a batch has the crops of one rank and the ids and labels of all."""
+def test_rank_gets_the_ids_and_labels_of_its_rows() -> None:
+    """A batch has the crops of one rank, and the ids and labels of all."""
     whole = next(made_batches(tiny_swav(), 1))
     labels = np.arange(BATCH)
     half = replace(whole, crops=tuple(group[8:] for group in whole.crops), labels=labels)

@@ -1,8 +1,8 @@
-"""Holds KubeRay's own schema against our files: `python -m tests.cluster.deploy_schema CRD.yaml …`.
+"""Check of our files with KubeRay's schema: `python -m tests.cluster.deploy_schema CRD.yaml …`.
 
 The CRDs are in KubeRay's repository, under helm-chart/kuberay-operator/crds; no copy is kept here.
-The API server drops a key that a CRD does not know without a word, so a misspelt one must be found
-before: every object of the schema is closed here. Exit status 1 when something is wrong.
+The API server silently drops a key that a CRD does not know. So a misspelt key must be found
+before: every object of the schema is closed here. The exit status is 1 on errors.
 """
 
 import sys
@@ -17,12 +17,12 @@ DEPLOY = Path(__file__).parents[2] / "cluster" / "deploy"
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    """The documents of a YAML file."""
+    """Return the documents of a YAML file."""
     return [document for document in yaml.safe_load_all(path.read_text()) if document]
 
 
 def closed(schema: Any) -> Any:
-    """The same schema, refusing keys that it does not name."""
+    """Return the same schema, which refuses unknown keys."""
     if isinstance(schema, list):
         return [closed(entry) for entry in schema]
     if not isinstance(schema, dict):
@@ -35,7 +35,7 @@ def closed(schema: Any) -> Any:
 
 
 def errors(crd: dict[str, Any], document: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with `document` by the version of `crd` that it names."""
+    """Yield the errors of `document` under the version of `crd` that it names."""
     version = document["apiVersion"].partition("/")[2]
     [found] = [entry for entry in crd["spec"]["versions"] if entry["name"] == version]
     schema = closed(found["schema"]["openAPIV3Schema"])
@@ -45,7 +45,7 @@ def errors(crd: dict[str, Any], document: dict[str, Any]) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Check every document of cluster/deploy that one of the CRDs is for."""
+    """Check every document of cluster/deploy with its CRD."""
     crds = [crd for name in arguments for crd in documents(Path(name))]
     num_checked = num_wrong = 0
     for path in sorted(DEPLOY.glob("kuberay-*.yaml")):

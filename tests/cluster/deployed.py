@@ -1,4 +1,4 @@
-"""The files of cluster/deploy, taken apart for their tests."""
+"""Parts of the files of cluster/deploy, for their tests."""
 
 import re
 import tomllib
@@ -12,11 +12,11 @@ JOB = documents(DEPLOY / "kuberay-job.yaml")[-1]["spec"]
 NAMESPACE = {d["kind"]: d for d in documents(DEPLOY / "kuberay-namespace.yaml")}
 SPECS = {"cluster": CLUSTER, "job": JOB["rayClusterSpec"]}
 METRICS_PORTS = {8080, 44217, 44227, 9464}
-BOOT_SECONDS = 300  # a node that boots, pulls an image or installs streamssl
+BOOT_SECONDS = 300  # boot of a node, pull of an image, or installation of streamssl
 
 
 def pods():
-    """Every pod that our files describe: (which, pod specification)."""
+    """Yield every pod of our files as (name, pod specification)."""
     for name, spec in SPECS.items():
         yield f"{name} head", spec["headGroupSpec"]["template"]["spec"]
         for group in spec["workerGroupSpecs"]:
@@ -25,7 +25,7 @@ def pods():
 
 
 def containers():
-    """Every container of those pods, sidecars and the injected autoscaler included."""
+    """Yield every container of those pods, sidecars and the injected autoscaler included."""
     for which, pod in pods():
         for container in (*pod.get("initContainers", ()), *pod["containers"]):
             yield f"{which}: {container['name']}", container
@@ -42,6 +42,6 @@ def ray_container(group):
 
 
 def size(quantity):
-    """Bytes of a Kubernetes quantity."""
+    """Return the bytes of a Kubernetes quantity."""
     number, unit = re.fullmatch(r"(\d+)(|Mi|Gi)", quantity).groups()
     return int(number) << {"": 0, "Mi": 20, "Gi": 30}[unit]

@@ -1,4 +1,4 @@
-"""The files that start a cluster on virtual machines, the images, and what Prometheus is told."""
+"""Files of `ray up`, images, and configurations of Prometheus are valid and agree."""
 
 import copy
 import os
@@ -13,7 +13,7 @@ import click
 import pytest
 import yaml
 
-# Settled before Ray is imported: left open, it would write a token into the home directory.
+# Set before the import of Ray, which would write a token into the home directory.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 from jsonschema import ValidationError
@@ -26,7 +26,7 @@ from tests.cluster.deployed import BOOT_SECONDS, METRICS_PORTS, PROJECT, ROOT, c
 
 
 def shell_commands(config):
-    """Every command that `ray up` runs on a node."""
+    """Yield every command that `ray up` runs on a node."""
     for name in ("setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray"):
         yield from config[f"{name}_commands"]
     for kind in config["available_node_types"].values():
@@ -35,19 +35,19 @@ def shell_commands(config):
 
 @pytest.fixture(params=["aws", "gcp"])
 def ray_up(request, monkeypatch):
-    """The file as it is, with the defaults that Ray adds."""
+    """A file of `ray up`, without the defaults of Ray."""
     monkeypatch.chdir(ROOT)
     return yaml.safe_load((DEPLOY / f"ray-{request.param}.yaml").read_text())
 
 
-def test_ray_takes_the_files_of_ray_up(ray_up):
+def test_ray_accepts_the_files_of_ray_up(ray_up):
     """`ray up` would refuse them with a stack trace."""
     validate_config(prepare_config(copy.deepcopy(ray_up)))
 
 
 @pytest.mark.parametrize("place", [(), ("available_node_types", "readers"), ("auth",)])
 def test_ray_refuses_a_misspelt_key(ray_up, place):
-    """If it did not, the test above would prove nothing."""
+    """Otherwise the test above would prove nothing."""
     target = ray_up
     for name in place:
         target = target[name]
@@ -62,8 +62,8 @@ def is_spot(kind):
     return market == "spot" or node.get("scheduling", {}).get("provisioningModel") == "SPOT"
 
 
-def test_pools_of_ray_up_are_those_of_kubernetes(ray_up):
-    """The page describes one cluster, wherever it runs."""
+def test_ray_up_and_kubernetes_have_the_same_pools(ray_up):
+    """The document describes one cluster for both."""
     kinds = ray_up["available_node_types"]
     head, readers, trainers = kinds["head"], kinds["readers"], kinds["trainers"]
     assert ray_up["head_node_type"] == "head" and head["resources"] == {"CPU": 0}
@@ -77,8 +77,8 @@ def test_pools_of_ray_up_are_those_of_kubernetes(ray_up):
     assert "," not in ray_up["provider"]["availability_zone"]
 
 
-def test_nodes_of_ray_up_ask_for_the_token_and_can_be_scraped(ray_up):
-    """A node without the token is open to the network; one without a port is not seen."""
+def test_nodes_of_ray_up_require_the_token_and_can_be_scraped(ray_up):
+    """A node without the token is open to the network; a node without a port has no metrics."""
     assert "~/.ray/auth_token" in ray_up["file_mounts"].values()
     for name in ("head", "worker"):
         [start] = [c for c in ray_up[f"{name}_start_ray_commands"] if "ray start" in c]
@@ -89,8 +89,8 @@ def test_nodes_of_ray_up_ask_for_the_token_and_can_be_scraped(ray_up):
         assert options.get("dashboard_host", "127.0.0.1") == "127.0.0.1"
 
 
-def test_commands_of_ray_up_are_a_shell_s_and_install_what_is_locked(ray_up):
-    """A node that cannot install itself is bought, dropped and bought again."""
+def test_commands_of_ray_up_install_the_locked_releases(ray_up):
+    """A node that fails to install is paid for, dropped and requested again."""
     commands = list(shell_commands(ray_up))
     assert len(commands) > 10
     for command in commands:
@@ -112,8 +112,8 @@ def scrape_jobs(name):
     return jobs
 
 
-def test_prometheus_finds_ray_and_streamssl():
-    """What is not scraped cannot be alerted on."""
+def test_prometheus_scrapes_ray_and_streamssl():
+    """An alert needs scraped metrics."""
     jobs = scrape_jobs("prometheus.yml")
     assert jobs["ray"]["file_sd_configs"][0]["files"] == [
         "/tmp/ray/prom_metrics_service_discovery.json"
@@ -121,8 +121,8 @@ def test_prometheus_finds_ray_and_streamssl():
     assert jobs["streamssl"]["http_sd_configs"][0]["url"] == "http://127.0.0.1:9464/sd"
 
 
-def test_prometheus_in_kubernetes_keeps_exactly_the_ports_that_our_pods_name():
-    """A port by another name is dropped, and its panels stay empty."""
+def test_prometheus_in_kubernetes_keeps_the_named_ports_of_our_pods():
+    """A port with another name is dropped, and its panels stay empty."""
     named = {
         port["name"]: port["containerPort"]
         for _, container in containers()
@@ -138,8 +138,8 @@ def test_prometheus_in_kubernetes_keeps_exactly_the_ports_that_our_pods_name():
 
 
 @pytest.mark.parametrize("name", ["prometheus.yml", "prometheus-kubernetes.yml"])
-def test_promtool_takes_what_prometheus_is_given(name, tmp_path):
-    """Where promtool is installed, it has the last word; Debian's is built without Kubernetes."""
+def test_promtool_accepts_the_configurations(name, tmp_path):
+    """Prometheus would not start. Debian's promtool is built without Kubernetes."""
     config = yaml.safe_load((DEPLOY / name).read_text())
     for job in config["scrape_configs"]:
         if job.pop("kubernetes_sd_configs", None):
@@ -154,14 +154,14 @@ def test_promtool_takes_what_prometheus_is_given(name, tmp_path):
 
 
 def instructions():
-    """The Dockerfile as (instruction, words), continued lines joined."""
+    """Return the Dockerfile as (instruction, words), with continued lines joined."""
     text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)
     lines = re.sub(r"\\\n", " ", text).splitlines()
     return [(line.split()[0], line.split()[1:]) for line in lines if line.strip()]
 
 
-def ignored(path):
-    """Whether .dockerignore keeps a path out: the last pattern that matches decides."""
+def is_ignored(path):
+    """Return True if .dockerignore excludes a path: the last matching pattern decides."""
     result = False
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         if line and not line.startswith("#"):
@@ -172,8 +172,8 @@ def ignored(path):
     return result
 
 
-def test_images_hold_what_is_named_and_nothing_else():
-    """A COPY of what is not there fails; a COPY of everything carries .env and .git along."""
+def test_images_contain_only_the_named_files():
+    """COPY of a missing file fails; COPY of everything includes .env and .git."""
     sources = [
         source
         for name, words in instructions()
@@ -181,17 +181,17 @@ def test_images_hold_what_is_named_and_nothing_else():
         for source in words[:-1]
     ]
     assert sources and "." not in sources
-    assert [s for s in sources if not (ROOT / s).exists() or ignored(s)] == []
+    assert [s for s in sources if not (ROOT / s).exists() or is_ignored(s)] == []
     for secret in (".git/config", ".env", "runs/a/config.toml", "tests/conftest.py", "id_rsa"):
-        assert ignored(secret)
-    assert ignored("cluster/__pycache__/feed.cpython-311.pyc") and not ignored(
+        assert is_ignored(secret)
+    assert is_ignored("cluster/__pycache__/feed.cpython-311.pyc") and not is_ignored(
         "cluster/trainers/batch_feed.py"
     )
 
 
 @pytest.mark.parametrize("target", ["reader", "trainer"])
 def test_images_run_streamssl_as_a_plain_user(target):
-    """Kubernetes refuses an image that would run as root, or whose user is but a name."""
+    """Kubernetes refuses an image that runs as root, or whose user has only a name."""
     stage, stages = "", {}
     for name, words in instructions():
         if name == "FROM":
@@ -212,8 +212,8 @@ def test_images_run_streamssl_as_a_plain_user(target):
     assert stages[target]["COPY"] == [[f"--from={target}-venv", "/opt/venv", "/opt/venv"]]
 
 
-def test_every_release_comes_from_a_lock_that_agrees_with_the_tested_one():
-    """A node would run other versions than those that were tested."""
+def test_the_deployed_lock_agrees_with_the_tested_lock():
+    """A node would run other versions than the tests."""
     tested, deployed = (
         dict(
             re.findall(
@@ -235,8 +235,8 @@ def test_every_release_comes_from_a_lock_that_agrees_with_the_tested_one():
     assert missing == set(), "`make lock` writes both"
 
 
-def test_what_the_reader_s_image_leaves_out_is_needed_by_cuda_alone():
-    """A package that is missing there shows when the first spot node starts."""
+def test_only_cuda_needs_the_packages_missing_from_the_reader_image():
+    """A missing package would show when the first spot node starts."""
     [pattern] = re.findall(r"--invert-match '(.*?)'", (DEPLOY / "Dockerfile").read_text())
     lock = re.findall(r"^[\w.-]+", (DEPLOY / "requirements.txt").read_text(), re.MULTILINE)
     left_out = {name for name in lock if re.search(pattern, name)}
@@ -249,4 +249,4 @@ def test_what_the_reader_s_image_leaves_out_is_needed_by_cuda_alone():
         wanted = {need.name for need in needs if not need.marker or need.marker.evaluate()}
         if name in lock and name not in left_out and wanted & left_out:
             needy.add(name)
-    assert needy == {"torch"}, "its build for CPUs needs none of them"
+    assert needy == {"torch"}, "the CPU build of torch needs none of them"

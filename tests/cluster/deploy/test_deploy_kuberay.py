@@ -1,4 +1,4 @@
-"""The Kubernetes files mean what they must: each rule here was somebody's outage or leak."""
+"""Kubernetes files: security, pools, memory and network. Each rule prevents an outage or a leak."""
 
 import copy
 import os
@@ -9,7 +9,7 @@ import subprocess
 import click
 import pytest
 
-# Settled before Ray is imported: left open, it would write a token into the home directory.
+# Set before the import of Ray, which would write a token into the home directory.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 from ray.autoscaler._private.kuberay.autoscaling_config import (
@@ -45,13 +45,13 @@ SPOT = {
     "karpenter.sh/capacity-type": "spot",
     "kubernetes.azure.com/scalesetpriority": "spot",
 }
-READER_BYTES = 1 << 30  # of a reader without crops: torch, the chunks that it reads and crops
+READER_BYTES = 1 << 30  # a reader without crops: torch, and the chunks that it processes
 PODS = list(pods())
 CONTAINERS = list(containers())
 
 
 def pre_stop(group):
-    """The script that runs before a pod is ended, and the seconds that it has."""
+    """Return the script that runs before a pod ends, and its seconds."""
     *shell, script = ray_container(group)["lifecycle"]["preStop"]["exec"]["command"]
     assert shell == ["/bin/sh", "-c"]
     assert subprocess.run(["sh", "-n", "-c", script], check=False).returncode == 0
@@ -59,7 +59,7 @@ def pre_stop(group):
 
 
 def entrypoint():
-    """The job's command line, as the shell that runs it takes it apart."""
+    """Return the parsed command line of the job."""
     words = shlex.split(JOB["entrypoint"])
     assert words[:3] == ["exec", "streamssl", "pretrain"]
     return parse_pretrain(words[3:])
@@ -67,7 +67,7 @@ def entrypoint():
 
 @pytest.mark.parametrize(("which", "container"), CONTAINERS, ids=[w for w, _ in CONTAINERS])
 def test_no_container_can_become_root_or_write_to_its_image(which, container):
-    """An image that takes over a decoder would take over the node."""
+    """An image that exploits a decoder would control the node."""
     context = container["securityContext"]
     assert context["runAsNonRoot"] is True
     assert context["allowPrivilegeEscalation"] is False
@@ -77,8 +77,8 @@ def test_no_container_can_become_root_or_write_to_its_image(which, container):
 
 
 @pytest.mark.parametrize(("which", "pod"), PODS, ids=[w for w, _ in PODS])
-def test_pods_run_as_a_plain_user_and_see_nothing_of_the_host(which, pod):
-    """The namespace refuses such pods, and the cluster would never start."""
+def test_pods_run_as_a_plain_user_without_access_to_the_host(which, pod):
+    """The namespace refuses other pods, and the cluster would never start."""
     context = pod["securityContext"]
     assert context["runAsNonRoot"] is True and context["runAsUser"] >= 1000
     assert context["fsGroup"] == context["runAsGroup"]
@@ -89,8 +89,8 @@ def test_pods_run_as_a_plain_user_and_see_nothing_of_the_host(which, pod):
 
 
 @pytest.mark.parametrize(("which", "container"), CONTAINERS, ids=[w for w, _ in CONTAINERS])
-def test_secrets_come_from_secrets_and_stand_in_no_command(which, container):
-    """What stands in an argument is shown by `ps` and by `kubectl describe`."""
+def test_secrets_are_in_no_command(which, container):
+    """`ps` and `kubectl describe` show all arguments."""
     entries = {entry["name"]: entry for entry in container.get("env", ())}
     secret = {name for name in entries if re.search("TOKEN|SECRET|PASSWORD|KEY", name)}
     assert all("secretKeyRef" in entries[name].get("valueFrom", {}) for name in secret)
@@ -99,8 +99,8 @@ def test_secrets_come_from_secrets_and_stand_in_no_command(which, container):
     assert not re.search("token|secret|password|AKIA", " ".join(words), re.IGNORECASE)
 
 
-def test_every_ray_process_asks_for_the_token():
-    """One node without it would be a door for whoever can reach a port."""
+def test_every_ray_process_requires_the_token():
+    """One node without it would let every client in."""
     for spec in SPECS.values():
         assert spec["authOptions"] == {"mode": "token", "secretName": "streamssl-ray-token"}
     for _, pod in PODS:
@@ -110,8 +110,8 @@ def test_every_ray_process_asks_for_the_token():
         assert ref == {"name": "streamssl-ray-token", "key": "auth_token"}
 
 
-def test_only_who_reads_shards_has_the_credentials_of_the_bucket():
-    """A trainer or a submitter that is taken over would read the data too. The head lists them."""
+def test_only_readers_and_the_head_have_the_credentials_of_the_bucket():
+    """An attacker on a trainer or a submitter could read the data."""
     holders = {
         which
         for which, pod in pods()
@@ -121,8 +121,8 @@ def test_only_who_reads_shards_has_the_credentials_of_the_bucket():
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_the_head_does_no_work_and_is_the_last_to_be_evicted(spec):
-    """A head that is busy, or moved to save a node, stops everybody."""
+def test_the_head_does_no_work_and_is_evicted_last(spec):
+    """A busy or moved head node stops all actors."""
     head = spec["headGroupSpec"]
     assert head["rayStartParams"]["num-cpus"] == "0"
     resources = ray_container(head)["resources"]
@@ -133,8 +133,8 @@ def test_the_head_does_no_work_and_is_the_last_to_be_evicted(spec):
     assert spec["gcsFaultToleranceOptions"]["backend"] == "rocksdb"
 
 
-def test_the_alpha_of_the_head_fault_tolerance_is_said():
-    """An operator without the gate refuses the cluster, and nobody would know why."""
+def test_the_alpha_gate_is_documented():
+    """An operator without the gate refuses the cluster, and users would not know why."""
     for name in ("cluster", "job"):
         text = (DEPLOY / f"kuberay-{name}.yaml").read_text()
         before = text.partition("gcsFaultToleranceOptions:")[0].rsplit("\n\n", 1)[-1]
@@ -142,7 +142,7 @@ def test_the_alpha_of_the_head_fault_tolerance_is_said():
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_readers_are_on_spot_nodes_and_trainers_are_not(spec):
+def test_only_readers_are_on_spot_nodes(spec):
     """A trainer on a spot node loses steps; readers on demand cost three times as much."""
     readers, trainers = groups(spec)["readers"], groups(spec)["trainers"]
     assert SPOT.items() & readers["template"]["spec"]["nodeSelector"].items()
@@ -158,8 +158,8 @@ def test_readers_are_on_spot_nodes_and_trainers_are_not(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_pools_have_bounds_and_outlive_the_boot_of_a_node(spec):
-    """An idle time-out below the boot adds and removes nodes for ever."""
+def test_pools_have_bounds_and_idle_longer_than_a_boot(spec):
+    """With a shorter idle time-out, nodes would start and stop forever."""
     for name, group in groups(spec).items():
         assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] < 100
         assert group["idleTimeoutSeconds"] >= 2 * BOOT_SECONDS
@@ -171,8 +171,8 @@ def test_pools_have_bounds_and_outlive_the_boot_of_a_node(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-def test_the_autoscaler_of_ray_takes_the_pools_as_they_are_meant(spec):
-    """Ray's own code reads the file: cores in one pool, the GPU in the other, none on the head."""
+def test_ray_reads_the_pools_as_intended(spec):
+    """Readers would run beside the trainer or on the head node."""
     found = autoscaler_config({"metadata": {"name": "a", "namespace": "b"}, "spec": spec})
     cores = {name: kind["resources"] for name, kind in found["available_node_types"].items()}
     assert {name: r["CPU"] for name, r in cores.items()} == {
@@ -185,8 +185,8 @@ def test_the_autoscaler_of_ray_takes_the_pools_as_they_are_meant(spec):
 
 
 @pytest.mark.parametrize(("which", "pod"), PODS, ids=[w for w, _ in PODS])
-def test_what_ray_must_write_to_is_there_and_the_object_store_fits(which, pod):
-    """With a read-only root, Ray fails to start; with a small /dev/shm, it is slow for ever."""
+def test_ray_can_write_its_files_and_its_object_store_fits(which, pod):
+    """With a read-only root, Ray does not start; with a small /dev/shm, it is slow forever."""
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {m["mountPath"]: volumes[m["name"]] for m in pod["containers"][0]["volumeMounts"]}
     assert {"/tmp", "/home/streamssl"} <= {
@@ -205,7 +205,7 @@ def test_what_ray_must_write_to_is_there_and_the_object_store_fits(which, pod):
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_the_ports_to_scrape_are_named(spec):
-    """A port that is not declared is no target: its panels say "No data"."""
+    """An undeclared port is no target: its panels say "No data"."""
     head = {port["containerPort"] for port in ray_container(spec["headGroupSpec"])["ports"]}
     assert {8080, 44217, 44227} <= head
     for group in groups(spec).values():
@@ -215,20 +215,20 @@ def test_the_ports_to_scrape_are_named(spec):
     assert [port["containerPort"] for port in sidecar["ports"]] == [9464]
 
 
-def test_the_job_is_a_command_line_that_streamssl_takes():
-    """A job would start a cluster and then say what it did not understand."""
+def test_the_command_line_of_the_job_is_valid():
+    """The job would start a cluster and then fail."""
     parsed = entrypoint()
     place = placement_of(parsed)
     assert (place.cluster, place.metrics_port) == ("auto", 9464)
     head = ray_container(JOB["rayClusterSpec"]["headGroupSpec"])
     mounts = {m["mountPath"] for m in head["volumeMounts"]}
-    assert str(parsed.out.parent) in mounts  # else the run folder goes with the pod
-    # It is on the head that jobs run which ask for nothing: there the run folder is, and Control.
+    assert str(parsed.out.parent) in mounts  # else the run folder is lost with the pod
+    # A job without requests runs on the head node, where run folder and Control are.
     assert not {"entrypointNumGpus", "entrypointNumCpus", "entrypointResources"} & set(JOB)
 
 
-def test_the_job_fits_its_own_cluster():
-    """Actors that no node has room for wait for ever."""
+def test_the_job_fits_its_cluster():
+    """Actors without room would wait forever."""
     place, pools = placement_of(entrypoint()), groups(JOB["rayClusterSpec"])
     readers, trainers = pools["readers"], pools["trainers"]
     for given, group in ((place.reader_pools, readers), (place.trainer_pools, trainers)):
@@ -239,23 +239,23 @@ def test_the_job_fits_its_own_cluster():
     gpus = int(ray_container(trainers)["resources"]["limits"]["nvidia.com/gpu"])
     assert place.trainers * place.trainer_gpus <= gpus * trainers["maxReplicas"]
     check_trainers(entrypoint().run.stream.batch_size, place.trainers)
-    # What a node of readers holds: each reader its process and its share of the crops that wait.
+    # Memory of a node of readers: their processes and their shares of the held crops.
     share = SequencerConfig(num_readers=place.max_readers).max_bytes(entrypoint().run.stream)
     share //= place.max_readers
     needed = cores * (share + READER_BYTES) + int(readers["rayStartParams"]["object-store-memory"])
     assert needed < size(ray_container(readers)["resources"]["limits"]["memory"])
 
 
-def test_the_cluster_of_the_job_is_the_cluster_that_stays():
-    """What was mended in one file would stay broken in the other."""
+def test_both_files_describe_the_same_cluster():
+    """A fault fixed in one file would stay in the other."""
     job, cluster = copy.deepcopy(JOB["rayClusterSpec"]), copy.deepcopy(CLUSTER)
     for group in (*job["workerGroupSpecs"], *cluster["workerGroupSpecs"]):
         del group["maxReplicas"]
     assert job == cluster
 
 
-def test_a_head_that_must_go_lets_its_commands_save():
-    """Ray would only kill them; the hook's own shell must not be what pkill finds first."""
+def test_an_ending_head_lets_its_commands_save():
+    """Ray would only kill them; pkill must not find the shell of the hook first."""
     for spec in SPECS.values():
         script, grace = pre_stop(spec["headGroupSpec"])
         [pattern] = set(re.findall(r"-f '([^']+)'", script))
@@ -265,8 +265,8 @@ def test_a_head_that_must_go_lets_its_commands_save():
 
 
 @pytest.mark.parametrize("name", ["readers", "trainers"])
-def test_a_pod_that_must_go_says_so_in_time(name):
-    """The run would hear of it by losing what was there."""
+def test_an_ending_pod_drains_its_node_in_time(name):
+    """The run would lose its data without a notice."""
     for spec in SPECS.values():
         script, grace = pre_stop(groups(spec)[name])
         words = shlex.split(script.partition("ray drain-node")[2].partition(";")[0])
@@ -276,8 +276,8 @@ def test_a_pod_that_must_go_says_so_in_time(name):
         assert f"sleep {options['deadline_remaining_seconds']}" in script
 
 
-def test_images_are_one_version_of_ours_and_ray_is_the_locked_one():
-    """Two versions of Ray do not speak to each other."""
+def test_images_have_one_version_and_the_locked_ray():
+    """Two versions of Ray cannot communicate."""
     images = {which: container["image"] for which, container in CONTAINERS if "image" in container}
     wanted = {
         which: f"registry.example.com/streamssl:{PROJECT['version']}-"
@@ -291,7 +291,7 @@ def test_images_are_one_version_of_ours_and_ray_is_the_locked_one():
 
 
 def test_the_network_is_open_inside_the_namespace_and_to_scrapers():
-    """Whoever reaches Ray's ports runs code there."""
+    """Every client of Ray's ports can run code."""
     policy = NAMESPACE["NetworkPolicy"]["spec"]
     assert policy["podSelector"] == {} and policy["policyTypes"] == ["Ingress"]
     inside, *others = policy["ingress"]
@@ -305,8 +305,8 @@ def test_the_network_is_open_inside_the_namespace_and_to_scrapers():
     assert ports == {"monitoring": METRICS_PORTS, "kuberay-operator": {8265}}
 
 
-def test_what_the_pods_name_is_made_with_the_namespace():
-    """A pod whose claim or account does not exist is pending for ever."""
+def test_claims_and_accounts_of_pods_exist():
+    """A pod with a missing claim or account is pending forever."""
     label = NAMESPACE["Namespace"]["metadata"]["labels"]
     assert label["pod-security.kubernetes.io/enforce"] == "restricted"
     for which, pod in PODS:
@@ -321,8 +321,8 @@ def test_what_the_pods_name_is_made_with_the_namespace():
         assert kind == "Namespace" or document["metadata"]["namespace"] == "streamssl"
 
 
-def test_the_check_against_a_crd_finds_a_misspelt_key():
-    """The API server drops such a key without a word; a check that cannot fail proves nothing."""
+def test_the_check_of_a_crd_finds_a_misspelt_key():
+    """The API server drops such a key silently; a check that cannot fail proves nothing."""
     schema = {"properties": {"spec": {"properties": {"rayVersion": {"type": "string"}}}}}
     for name in ("apiVersion", "kind"):
         schema["properties"][name] = {"type": "string"}
@@ -333,8 +333,8 @@ def test_the_check_against_a_crd_finds_a_misspelt_key():
     assert "rayVersoin" in found
 
 
-def test_options_of_ray_start_in_kubernetes_are_those_of_ray():
-    """KubeRay hands them on as they are; a head with an unknown one restarts for ever."""
+def test_ray_knows_its_start_parameters_in_kubernetes():
+    """A head node with an unknown option restarts forever."""
     known = {option.removeprefix("--") for p in ray_start.params for option in p.opts}
     for spec in SPECS.values():
         for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):

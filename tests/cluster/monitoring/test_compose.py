@@ -1,4 +1,4 @@
-"""The compose files fit together: what they mount exists, and nobody on the network is let in."""
+"""Compose files mount existing files, and no service is open to the network."""
 
 import re
 
@@ -12,21 +12,21 @@ SERVICES = yaml.safe_load((FOLDER / "compose.yaml").read_text())["services"]
 
 
 def mounted(service):
-    """Places in a container, and the files of ours that are there."""
+    """Return places in a container, and our files that are mounted there."""
     pairs = [volume.split(":") for volume in SERVICES[service]["volumes"]]
     return {pair[1]: FOLDER / pair[0] for pair in pairs if pair[0].startswith(".")}
 
 
-def test_what_is_mounted_exists_and_is_read_only():
-    """Docker makes an empty folder of a file that is not there."""
+def test_mounted_files_exist_and_are_read_only():
+    """Docker creates an empty folder for a missing file."""
     for name, service in SERVICES.items():
         assert all(path.exists() for path in mounted(name).values())
         ours = [volume for volume in service["volumes"] if volume.startswith(".")]
         assert all(volume.endswith(":ro") for volume in ours)
 
 
-def test_nobody_on_the_network_is_let_in():
-    """They show what a run does, and ask for no password."""
+def test_services_listen_on_the_loopback_address():
+    """They show the state of a run without a password."""
     assert "--web.listen-address=127.0.0.1:9090" in SERVICES["prometheus"]["command"]
     assert SERVICES["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
     assert SERVICES["grafana"]["environment"]["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
@@ -36,7 +36,7 @@ def test_nobody_on_the_network_is_let_in():
 
 
 def test_prometheus_finds_its_configuration_and_its_rules():
-    """Rules are looked for beside the configuration."""
+    """Rules are searched beside the configuration."""
     places = mounted("prometheus")
     config = yaml.safe_load(places["/etc/streamssl/prometheus.yml"].read_text())
     assert "--config.file=/etc/streamssl/prometheus.yml" in SERVICES["prometheus"]["command"]
@@ -46,7 +46,7 @@ def test_prometheus_finds_its_configuration_and_its_rules():
 
 
 def test_grafana_finds_its_source_and_every_dashboard():
-    """An empty list of dashboards says nothing of why."""
+    """An empty list of dashboards does not explain itself."""
     places, settings = mounted("grafana"), SERVICES["grafana"]["environment"]
     [source] = yaml.safe_load((FOLDER / "grafana" / "datasources.yml").read_text())["datasources"]
     assert source["url"] == "http://127.0.0.1:9090" and source["type"] == "prometheus"

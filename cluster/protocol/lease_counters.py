@@ -48,16 +48,13 @@ class RunningLease:
 class LeaseSnapshot:
     """State of the table. `oldest` are the running leases granted longest ago, the oldest first.
 
-    `num_undecided` tasks have no result yet; the crops of `num_held` tasks lie in readers,
-    `held_bytes` together; `deadline` is how long a reader may crop a chunk of up to 16 MiB.
+    The crops of `num_held` tasks lie in readers, `held_bytes` together; `deadline` is how long a reader may crop a chunk of up to 16 MiB.
     """
 
     num_readers: int
     num_waiting: int
     num_running: int
-    num_undecided: int
     num_held: int
     held_bytes: int
-    p95_seconds: float | None
     deadline: float
     oldest: tuple[RunningLease, ...]

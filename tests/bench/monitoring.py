@@ -21,7 +21,6 @@ import tyro
 
 from cluster.actors.reader_totals import ReaderTotals
 from cluster.control.control_status import make_report
-from cluster.monitoring.metric_values import flat
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer
 from cluster.protocol.driver_protocol import ActorEvent
@@ -97,7 +96,7 @@ def fleet(options: Options) -> dict[str, float]:
             event = ActorEvent(
                 number=number + 1, name=f"reader-1.{number}", role="reader", kind="started"
             )
-            core._take_event(event, 0.0)
+            core.take_event(event, 0.0)
         second = 0
 
         def reports(counting: bool = True) -> None:
@@ -137,7 +136,7 @@ def fleet(options: Options) -> dict[str, float]:
         "scrape, ms": 1e3 * pages["/metrics"][0],
         "scrape, kB": pages["/metrics"][1] / 1e3,
         "state, ms": 1e3 * pages["/state"][0],
-        "series": len(flat(*metrics.values.snapshot())),
+        "series": len(metrics.values.by_series()),
     }
 
 

@@ -3,7 +3,7 @@
 StreamSSLError
   ReadersLost         readers died repeatedly over one chunk
   ControlLost         Control died repeatedly
-  GaveUp              actors of the run died repeatedly, for the reason in the message
+  RestartLoop         actors of the run died repeatedly, for the reason in the message
   NotReproducible     a chunk gave other samples when it was cropped again
   StateDiffers        trainers that must hold the same state do not
   VerifiedNotCropped  a trainer cannot crop an image that a reader has verified
@@ -21,7 +21,7 @@ class ControlLost(StreamSSLError):
     """Control died so often that another one would be a restart loop."""
 
 
-class GaveUp(StreamSSLError):
+class RestartLoop(StreamSSLError):
     """Actors died so often that the run would be a restart loop; the message has the reason."""
 
 

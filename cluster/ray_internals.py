@@ -27,6 +27,7 @@ __all__ = [
     "bootstrap_address",
     "draining_nodes",
     "local_addresses_allowed",
+    "may_listen_widely",
     "read_cluster_status",
     "request_drain",
     "worker_output_to",
@@ -59,13 +60,18 @@ def bootstrap_address(address: str) -> str:
     return services.canonicalize_bootstrap_address_or_die(address)
 
 
+def may_listen_widely() -> bool:
+    """Return True if a Ray that starts now replaces 127.0.0.1 by the address of the machine."""
+    return bool(ray_constants.ENABLE_RAY_CLUSTER)
+
+
 @contextmanager
 def local_addresses_allowed(allowed: bool) -> Iterator[None]:
     """Let Ray listen on 127.0.0.1 if `allowed`.
 
     Otherwise Ray replaces 127.0.0.1 by the address of the machine, and listens to the network.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
+    before = may_listen_widely()
     if allowed:
         ray_constants.ENABLE_RAY_CLUSTER = False
     try:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +101,6 @@ class NodeWatch:
 
     poll_seconds: float = _POLL_SECONDS
     latest: Nodes | None = None
-    num_unanswered: int = 0
     _closed: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
@@ -115,10 +115,8 @@ class NodeWatch:
 
     def _watch(self) -> None:
         while not self._closed.is_set():
-            try:
+            with suppress(*UNANSWERED):  # the last answer stands
                 self.latest = read_nodes(self.latest)
-            except UNANSWERED:
-                self.num_unanswered += 1
             self._closed.wait(self.poll_seconds)
 
 

@@ -6,7 +6,7 @@ from cluster.actors.autoscaler import ScalingConfig
 from cluster.actors.restart_policy import RestartConfig
 from cluster.leases.lease_deadlines import LeaseConfig
 from cluster.membership.failure_detector import MembershipConfig
-from cluster.readers.reader_actor import ReaderConfig
+from cluster.readers.reader_config import ReaderConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from cluster.control.batch_planner import BatchPlanner
 from cluster.control.control_spec import ControlSpec, ControlStart, check_folder
 from cluster.control.fencing import TermJournal
 from cluster.control.sequencer import SequencerConfig, SequencerSpec
-from cluster.errors import GaveUp
+from cluster.errors import RestartLoop
 from cluster.leases.lease_table import LeaseTable
 from cluster.membership.membership import Membership
 from cluster.protocol.actor_rpc import StateRef
@@ -321,7 +321,7 @@ class ControlCore:
         """Set `error` if the run cannot continue."""
         reason = self.members.gave_up or self.actors.policy.gave_up
         if reason:
-            self.error = self.error or GaveUp(f"gave up because {reason}")
+            self.error = self.error or RestartLoop(f"gave up because {reason}")
         try:
             self.planner.plans(max(self.members.min_committed, self.state.step), 1)
         except Exception as error:  # the stream ended before the next step

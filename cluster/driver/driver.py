@@ -79,7 +79,7 @@ class RunSpec:
 def run_cluster(spec: RunSpec, output: RunOutput, stop: Callable[[], bool]) -> None:
     """Train until the last step, or until `stop()` returns True. Needs a connection to Ray.
 
-    Raises the error that ended the stream, the error of a learner, ConfigError, GaveUp, and
+    Raises the error that ended the stream, the error of a learner, ConfigError, RestartLoop, and
     ControlLost.
     """
     job, build = ray.put(spec.job), ray.put(spec.build)

@@ -192,10 +192,8 @@ class LeaseTable:
             num_readers=len(self._readers),
             num_waiting=sum(task.waits for task in tasks),
             num_running=len(running),
-            num_undecided=sum(task.header is None for task in tasks),
             num_held=len(held),
             held_bytes=sum(held),
-            p95_seconds=self._deadlines.p95,
             deadline=self._deadlines.deadline,
             oldest=tuple(lease.snapshot(now) for lease in running[:_MAX_SHOWN]),
         )

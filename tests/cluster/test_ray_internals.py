@@ -10,6 +10,7 @@ from cluster.ray_internals import (
     bootstrap_address,
     draining_nodes,
     local_addresses_allowed,
+    may_listen_widely,
     read_cluster_status,
     worker_output_to,
 )
@@ -23,15 +24,15 @@ def test_an_address_is_resolved_as_ray_does() -> None:
 
 def test_settings_of_ray_are_restored() -> None:
     """A second session of the process would listen, or be silent, like the first."""
-    worker, constants = ray_internals.ray_worker, ray_internals.ray_constants
-    before = constants.ENABLE_RAY_CLUSTER, worker.print_to_stdstream
+    worker = ray_internals.ray_worker
+    before = may_listen_widely(), worker.print_to_stdstream
     assert list(inspect.signature(worker.print_to_stdstream).parameters) == [
         "data",
         "ignore_prefix",
     ]
     with local_addresses_allowed(True), worker_output_to(print):
-        assert constants.ENABLE_RAY_CLUSTER is False and worker.print_to_stdstream is print
-    assert (constants.ENABLE_RAY_CLUSTER, worker.print_to_stdstream) == before
+        assert not may_listen_widely() and worker.print_to_stdstream is print
+    assert (may_listen_widely(), worker.print_to_stdstream) == before
 
 
 @pytest.mark.ray

@@ -46,7 +46,6 @@ def test_nodes_that_come_leave_and_vanish_are_seen() -> None:
             wait_until(
                 lambda: watch.latest and not watch.latest.find(readers.node_id), "loss of a node"
             )
-            assert watch.num_unanswered == 0
             assert watch.latest is not None
             cluster.kill_gcs()
             silent = time.monotonic()

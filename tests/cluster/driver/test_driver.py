@@ -15,7 +15,7 @@ import ray
 
 from cluster.control.control_spec import ControlSpec
 from cluster.driver.driver import RunSpec, run_cluster
-from cluster.errors import GaveUp
+from cluster.errors import RestartLoop
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer
 from cluster.protocol.actor_rpc import CONTROL, ActorClient
@@ -215,7 +215,9 @@ def test_readers_that_cannot_start_end_the_run_with_the_reason(case: Case) -> No
     """The run would restart readers for ever."""
     job = replace(case.shards.job(), build_engine=partial(build_none, RECIPE))
     kept = Kept()
-    with pytest.raises(GaveUp, match=r"readers died before they did anything .*no such engine"):
+    with pytest.raises(
+        RestartLoop, match=r"readers died before they did anything .*no such engine"
+    ):
         run_cluster(case.spec(job=job), kept, never)
     assert not kept.begun
 

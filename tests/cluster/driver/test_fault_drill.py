@@ -31,10 +31,8 @@ LEASES = LeaseSnapshot(
     num_readers=2,
     num_waiting=0,
     num_running=2,
-    num_undecided=2,
     num_held=3,
     held_bytes=9,
-    p95_seconds=0.1,
     deadline=15.0,
     oldest=(),
 )

@@ -337,7 +337,7 @@ def test_an_error_that_no_reader_would_be_spared_decides_a_chunk() -> None:
     error = ShardUnreadable("gone")
     desk.say("a", FinishedLease(lease.task, lease.epoch, None, error))
     assert desk.table.results() == [(lease.task, error)]
-    assert desk.table.snapshot(desk.now).num_undecided == 0
+    assert desk.table.snapshot(desk.now).num_waiting == 0
 
 
 def test_a_released_chunk_is_forgotten_whatever_became_of_it() -> None:

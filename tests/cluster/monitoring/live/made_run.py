@@ -26,8 +26,8 @@ RUN = RunInfo(
     },
 )
 LEASES = LeaseSnapshot(
-    num_readers=6, num_waiting=2, num_running=6, num_undecided=8, num_held=30,
-    held_bytes=10**8, p95_seconds=1.0, deadline=30.0, oldest=(),
+    num_readers=6, num_waiting=2, num_running=6, num_held=30,
+    held_bytes=10**8, deadline=30.0, oldest=(),
 )  # fmt: skip
 
 

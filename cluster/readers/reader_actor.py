@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import ray
@@ -26,6 +25,7 @@ from cluster.monitoring.process_pages import DebugPorts, ProcessPages
 from cluster.protocol.actor_rpc import ActorClient, ActorLocation, Unreachable
 from cluster.protocol.messages import Lease, Rows
 from cluster.protocol.process_memory import resident_bytes
+from cluster.readers.reader_config import ReaderConfig
 from cluster.readers.reader_state import ReaderState
 from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.sample_cropper import CropJob, no_crops
@@ -40,21 +40,6 @@ from shards.tars.cutter import CutChunk
 _MIN_SECONDS = 0.02
 _PAUSE_SECONDS = 0.5
 _COUNT_SECONDS = 1.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReaderConfig:
-    """Work ahead of a reader.
-
-    `num_ahead` chunks are read while another one is cropped: a request to a bucket takes about
-    100 ms, and small crops of a chunk take less. They may take `ahead_bytes` together; a chunk that
-    does not fit is read when its turn comes. A reader without an answer of Control for
-    `orphan_seconds` ends.
-    """
-
-    num_ahead: int = 3
-    ahead_bytes: int = 64 << 20
-    orphan_seconds: float = 600.0
 
 
 @ray.remote(

@@ -1,5 +1,7 @@
 """`streamssl pretrain`: train a recipe on shards."""
 
+import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,6 +143,11 @@ def placement_of(parsed: Pretrain) -> "Placement":
     )
 
 
+def _import_training() -> None:
+    with contextlib.suppress(ImportError):  # raised again where the module is used
+        from streamssl.pretrain import run as run
+
+
 def run_pretrain(
     parsed: Pretrain,
     console: Console,
@@ -151,8 +158,8 @@ def run_pretrain(
     # Printed first: the imports of Ray and torch take seconds.
     console.print(f"{parsed.run.method_name} from {' '.join(map(redact, parsed.data))}")
     placement = placement or placement_of(parsed)
-    from streamssl.pretrain.run import pretrain
     from streamssl.runs.run_data import DataConfig
+    from streamssl.runs.run_start import start_run
 
     data = DataConfig(
         patterns=parsed.data,
@@ -160,7 +167,16 @@ def run_pretrain(
         subset=parsed.subset,
         verified=parsed.verified,
     )
-    summary = pretrain(parsed.run, data, parsed.out, placement, console, stop, sizing=parsed.sizing)
+    # Shards are listed while torch is imported. The thread is no daemon: Python must not exit in
+    # the middle of that import.
+    threading.Thread(target=_import_training).start()
+    with start_run(parsed.run, data, parsed.out, placement, console) as opened:
+        from streamssl.pretrain.run import check_libraries, pretrain_started
+
+        check_libraries(parsed.run, placement)
+        summary = pretrain_started(
+            parsed.run, opened, parsed.out, placement, console, stop, sizing=parsed.sizing
+        )
     if not summary.finished:
         console.print(f"stopped at step {summary.step}; the same command continues from there")
         return False

@@ -1,21 +1,22 @@
-"""The methods of a backbone that costs nothing, trained for a few steps on one or several ranks."""
+"""Every method on a backbone that costs no time."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from streamssl.config.methods.byol_config import BYOLConfig
+from streamssl.config.methods.deepcluster_config import DeepClusterConfig
 from streamssl.config.methods.mochi_config import MoCHiConfig
 from streamssl.config.methods.moco_v3_config import MoCoV3Config
+from streamssl.config.methods.patchmix_config import PatchMixConfig
+from streamssl.config.methods.sela_config import SeLaConfig
 from streamssl.config.methods.simclr_config import SimCLRConfig
+from streamssl.config.methods.spcl_config import SpCLConfig
 from streamssl.config.methods.supcon_config import SupConConfig
 from streamssl.config.parts.queue_config import QueueConfig
-from streamssl.distributed.collectives import all_reduce_sum, rank, world_size
 from streamssl.methods.base import SampleInfo
-from streamssl.methods.fine_tuning import classification_loss
 from tests.streamssl.tiny import TinyBackbone, built
 
 NUM_SAMPLES, NUM_STEPS, SIDE = 8, 4, 8
@@ -45,17 +46,29 @@ TINY: dict[str, tuple[Any, tuple[int, ...]]] = {
         PAIR,
     ),
 }
-"""By name: the configuration, and how many views each group has."""
+"""Methods without sample ids, by name: settings, and the number of views of each group."""
+
+_SMALL: dict[str, Any] = {"num_prototypes": (6, 4), "dim": 8, "hidden_dim": 16, "memory": 32}
+_SPCL: dict[str, Any] = {"k1": 8, "k2": 3, "cluster_steps": 2, "fill_steps": 1}
+WITH_MEMORY: dict[str, Any] = {
+    "deepcluster": DeepClusterConfig(**_SMALL, cluster_steps=2),
+    "deepcluster stream": DeepClusterConfig(**_SMALL, mode="stream", cluster_steps=2),
+    "sela": SeLaConfig(**_SMALL, label_steps=2),
+    "sela stream": SeLaConfig(**_SMALL, mode="stream", label_steps=2),
+    "spcl": SpCLConfig(memory=32, **_SPCL),
+    "spcl window": SpCLConfig(memory=20, **_SPCL),
+    "patchmix": PatchMixConfig(patch_size=8, dim=8, hidden_dim=16),
+    "patchmix alone": PatchMixConfig(patch_size=8, dim=8, hidden_dim=16, keys="own"),
+}
+"""Methods with a memory of samples, and PatchMix, for a batch of 16."""
 
 
-def build(name: str, group: ProcessGroup | None = None, *, seed: int = 0) -> Any:
-    """A method in float64 whose batch norms, those of momentum copies too, see no batch."""
+def build(name: str, *, seed: int = 0) -> Any:
+    """Build a method in float64 whose batch norms, also of momentum copies, are fixed."""
     config, num_views = TINY[name]
     torch.manual_seed(seed)
     backbone = TinyBackbone(norm=nn.BatchNorm2d(3))
-    method = built(
-        config, backbone, num_views=num_views, num_steps=NUM_STEPS, seed=seed, group=group
-    )
+    method = built(config, backbone, num_views=num_views, num_steps=NUM_STEPS, seed=seed)
     for module in method.modules():
         if isinstance(module, _BatchNorm):
             module.running_mean = torch.zeros(module.num_features)
@@ -64,69 +77,34 @@ def build(name: str, group: ProcessGroup | None = None, *, seed: int = 0) -> Any
     return method.double().eval()
 
 
-def views_of(name: str, step: int, group: ProcessGroup | None = None) -> list[Tensor]:
-    """This rank's part of the global batch of a step: an image's crops are it and some noise."""
+def views_of(name: str, step: int) -> list[Tensor]:
+    """Return the batch of a step: the crops of an image are the image and some noise."""
     generator = torch.Generator().manual_seed(step)
     shape = (NUM_SAMPLES, 3, SIDE, SIDE)
     images = torch.randn(shape, generator=generator, dtype=torch.float64)
     views = []
     for num in TINY[name][1]:
         noise = torch.randn((num, *shape), generator=generator, dtype=torch.float64)
-        views.append((images + 0.3 * noise)[:, _mine(group)].flatten(0, 1))
+        views.append((images + 0.3 * noise).flatten(0, 1))
     return views
 
 
-def samples_of(step: int, group: ProcessGroup | None = None) -> SampleInfo:
-    """Who they are: half of them come again two steps later, three of them have no label."""
+def samples_of(step: int) -> SampleInfo:
+    """Return the samples of a step: half of them return two steps later, three have no label."""
     number = torch.arange(NUM_SAMPLES) + (NUM_SAMPLES // 2) * step
     ids = torch.stack([torch.zeros_like(number), number], dim=1)
     labels = torch.tensor([0, 1, 0, -1, 2, -1, -1, 1])
-    mine = _mine(group)
-    return SampleInfo(ids[mine], torch.zeros_like(number)[mine], labels[mine])
+    return SampleInfo(ids, torch.zeros_like(number), labels)
 
 
-def _mine(group: ProcessGroup | None) -> slice:
-    num_rows = NUM_SAMPLES // world_size(group)
-    return slice(rank(group) * num_rows, (rank(group) + 1) * num_rows)
-
-
-def train(name: str, method: Any, steps: range, group: ProcessGroup | None = None) -> list[Tensor]:
-    """Steps with gradients averaged over ranks, plainly descended; the losses, averaged too."""
-    losses = []
+def train(name: str, method: Any, steps: range) -> None:
+    """Train by plain gradient descent."""
     for step in steps:
-        output = method.loss(
-            views_of(name, step, group), step=step, samples=samples_of(step, group)
-        )
+        output = method.loss(views_of(name, step), step=step, samples=samples_of(step))
         output.loss.backward()
-        for parameter in method.parameters_to_optimise():
-            parameter.grad = all_reduce_sum(parameter.grad, group) / world_size(group)
         method.after_backward(step)
-        # No optimizer of torch: it would take each rank seconds to load what it is made of.
         with torch.no_grad():
             for parameter in method.parameters_to_optimise():
                 parameter -= 0.05 * parameter.grad
                 parameter.grad = None
         method.after_step(step)
-        losses.append(all_reduce_sum(output.loss.detach(), group) / world_size(group))
-    return losses
-
-
-def train_all(group: ProcessGroup | None) -> dict[str, dict[str, Any]]:
-    """Losses and everything that a method remembers, of all of them."""
-    found = {}
-    for name in TINY:
-        method = build(name, group)
-        losses = train(name, method, range(NUM_STEPS), group)
-        found[name] = {"losses": torch.stack(losses), "state": method.state_dict()}
-    found["classification"] = classify(group)
-    return found
-
-
-def classify(group: ProcessGroup | None) -> dict[str, Tensor]:
-    """A loss over samples of which the ranks have unequal numbers with a label."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(NUM_SAMPLES, 3, generator=generator, dtype=torch.float64)
-    labels = samples_of(0, group).labels
-    assert labels is not None
-    loss = classification_loss(logits[_mine(group)], labels, group)
-    return {"loss": all_reduce_sum(loss, group) / world_size(group)}

@@ -22,16 +22,16 @@ EVERY_RUN = {**RECIPES, "demo": swav_demo, "tiny-swav": tiny_swav, "tiny-moco": 
 
 
 @pytest.mark.parametrize("name", EVERY_RUN)
-def test_a_run_written_as_toml_is_the_same_run(name: str, tmp_path: Path) -> None:
-    """Nothing may get lost or become another type on the way through the file."""
+def test_a_run_read_from_its_toml_is_equal(name: str, tmp_path: Path) -> None:
+    """Nothing may get lost or change its type in the file."""
     config = EVERY_RUN[name]()
     write_toml(config, tmp_path / "config.toml")
     assert read_toml(tmp_path / "config.toml") == config
     assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
 
 
-def test_what_a_file_leaves_out_has_its_default() -> None:
-    """A short file is a valid one."""
+def test_omitted_fields_have_their_defaults() -> None:
+    """A short file is valid."""
     tables = to_fields(tiny_swav())
     for name in ("admission", "num_steps", "seed"):
         del tables[name]
@@ -76,7 +76,7 @@ WRONG: dict[str, tuple[Callable[[Tables], Any], str]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_field_is_named(name: str) -> None:
-    """A field that is misspelt or of the wrong type must never fall back to a default."""
+    """A misspelt field, or one of the wrong type, must not fall back to a default."""
     spoil, expected = WRONG[name]
     tables = tomllib.loads(tomli_w.dumps(to_fields(tiny_swav())))
     spoil(tables)
@@ -84,16 +84,9 @@ def test_a_wrong_field_is_named(name: str) -> None:
         from_fields(tables)
 
 
-def test_a_queue_of_moco_must_hold_whole_batches() -> None:
-    """Refused before anything is read or written, with the nearest capacity that fits."""
-    stream = replace(tiny_moco().stream, batch_size=24)
-    with pytest.raises(ConfigError, match=r"must be a multiple of .*--method\.queue\.capacity 72"):
-        tiny_moco(stream=stream)
-
-
 @pytest.mark.parametrize("data", [b"a = = 1", b"\xff\xfe", None])
-def test_a_file_that_is_no_toml_is_a_sentence(data: bytes | None, tmp_path: Path) -> None:
-    """Not a parser's stack."""
+def test_an_unreadable_file_is_refused(data: bytes | None, tmp_path: Path) -> None:
+    """The message must be a sentence, not a traceback."""
     path = tmp_path / "config.toml"
     if data is not None:
         path.write_bytes(data)
@@ -101,8 +94,8 @@ def test_a_file_that_is_no_toml_is_a_sentence(data: bytes | None, tmp_path: Path
         read_toml(path)
 
 
-def test_a_run_goes_on_with_its_own_settings_only() -> None:
-    """The sentence names the field, what it was and what it is."""
+def test_resume_with_other_settings_is_refused() -> None:
+    """The message names the field and both values."""
     config = tiny_swav()
     check_same(config, config)
     for changed, expected in (
@@ -116,8 +109,8 @@ def test_a_run_goes_on_with_its_own_settings_only() -> None:
             check_same(config, changed)
 
 
-def test_what_changes_nothing_that_was_learned_may_change() -> None:
-    """More steps, other checkpoints, more memory: the run goes on."""
+def test_resume_may_change_length_checkpoints_and_memory() -> None:
+    """More steps, other checkpoints, more memory."""
     stream = replace(tiny_swav().stream, max_bytes=1 << 20, num_lookahead_blocks=5)
     assert isinstance(stream, StreamConfig)
     check_same(tiny_swav(), tiny_swav(stream=stream, num_steps=9, save_every=4, keep=1))

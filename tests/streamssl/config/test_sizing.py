@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from streamssl.config.run_config import RunConfig, flatten, from_fields, to_fields
 from streamssl.config.parts.size_rules import max_drift, max_prototypes, num_queued
+from streamssl.config.run_config import RunConfig, flatten, from_fields, to_fields
 from streamssl.config.sizing import Sizing, size
 from streamssl.recipes import RECIPES
 
@@ -41,15 +41,15 @@ def settings(config: RunConfig) -> dict[str, object]:
         *((name, RECIPES[name]().stream.batch_size, None) for name in RECIPES),
     ],
 )
-def test_at_its_own_batch_and_data_a_recipe_stays_as_it_is(
+def test_a_recipe_is_unchanged_at_its_own_batch_and_data(
     name: str, batch: int, num_samples: int | None
 ) -> None:
     """A rule that does not give what authors ran where they ran it is none."""
     assert settings(sized(name, batch, num_samples)) == settings(RECIPES[name]())
 
 
-def test_from_one_batch_of_swav_follows_the_other() -> None:
-    """0.6 at 256 with a queue, 4.8 at 4096 without, frozen for an epoch: one rule for both."""
+def test_both_batches_of_swav_follow_from_one_rule() -> None:
+    """0.6 at 256 with a queue, 4.8 at 4096 without, frozen for an epoch."""
     large, small = sized("swav", 4096, IMAGENET), sized("swav-large-batch", 256, IMAGENET)
     published_large, published_small = RECIPES["swav-large-batch"](), RECIPES["swav"]()
     assert large.method == published_large.method
@@ -66,8 +66,8 @@ def test_a_queue_of_one_batch_starts_at_once() -> None:
     assert (queue.capacity, queue.start_step) == (2560, 0)
 
 
-def test_a_queue_that_no_recipe_tells_the_start_of_starts_by_drift() -> None:
-    """0.175 for an epsilon of 0.05: scores then move by less than that, on the average."""
+def test_a_queue_without_a_recipe_starts_by_drift() -> None:
+    """0.175 for an epsilon of 0.05: scores then move by less, on average."""
     queue = sized("swav-large-batch", 256).method.queue
     assert (queue.start_step, queue.max_drift) == (0, 0.175)
     assert sized("swav-small", 64, CIFAR).method.queue.max_drift == 0.0594
@@ -81,15 +81,15 @@ def test_a_queue_that_no_recipe_tells_the_start_of_starts_by_drift() -> None:
     assert change.std().item() == pytest.approx(0.05, rel=0.05)
 
 
-def test_a_small_batch_gets_fewer_prototypes_and_sharper_codes() -> None:
-    """16 batches of 16 rows cannot tell 3,000 prototypes apart."""
+def test_a_small_batch_gets_fewer_prototypes_and_a_lower_epsilon() -> None:
+    """16 batches of 16 rows cannot separate 3,000 prototypes."""
     method = sized("swav", 16, IMAGENET).method
     assert (method.num_prototypes, method.queue.capacity, method.epsilon) == (187, 240, 0.03)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 16, 64, 256, 1000, 2560, 4095, 4096, 10_000])
 def test_rows_and_prototypes_fit_together(batch: int) -> None:
-    """About 4,096 rows for 3,000, in whole batches of which there are at most 15."""
+    """About 4,096 rows for 3,000, in at most 15 whole batches."""
     num = min(3000, max_prototypes(16 * batch, None))
     queued = num_queued(num, batch)
     assert queued % batch == 0 and queued <= 15 * batch
@@ -98,7 +98,7 @@ def test_rows_and_prototypes_fit_together(batch: int) -> None:
 
 
 def test_small_data_gets_small_sizes() -> None:
-    """CIFAR-10's: about 512 prototypes, 4,096 keys, frozen for a pass."""
+    """CIFAR-10: about 512 prototypes, 4,096 keys, frozen for a pass."""
     method = sized("swav", 256, CIFAR).method
     assert (method.num_prototypes, method.freeze_steps) == (500, 196)
     assert sized("moco-v2", 256, CIFAR).method.queue.capacity == 4096
@@ -107,7 +107,7 @@ def test_small_data_gets_small_sizes() -> None:
     assert (labels.memory, labels.num_prototypes, labels.cluster_steps) == (CIFAR, (500,) * 3, 98)
 
 
-def test_a_batch_that_the_queue_of_moco_does_not_fit_gets_one_that_does() -> None:
+def test_the_queue_of_moco_is_fitted_to_the_batch() -> None:
     """Whole batches replace whole batches."""
     assert sized("moco-v2", 96, IMAGENET).method.queue.capacity == 65_472
 
@@ -127,8 +127,8 @@ def test_the_rate_follows_the_batch_as_authors_scale_it(name: str, batch: int, r
     assert sized(name, batch).optim.base_lr == pytest.approx(rate)
 
 
-def test_what_is_given_by_hand_wins_and_decides_the_rest() -> None:
-    """The queue is for the prototypes that were given, not for those of the rule."""
+def test_values_given_by_hand_win_and_affect_the_others() -> None:
+    """The queue must fit the given prototypes."""
     hand = ("method.num_prototypes", "method.epsilon")
     config = sized("swav", 64, IMAGENET, hand, num_prototypes=100, epsilon=0.5)
     assert (config.method.num_prototypes, config.method.epsilon) == (100, 0.5)
@@ -137,8 +137,8 @@ def test_what_is_given_by_hand_wins_and_decides_the_rest() -> None:
     assert config.origins["method.queue.capacity"].startswith("in whole batches: 64 rows")
 
 
-def test_every_value_has_an_origin_and_both_are_kept() -> None:
-    """A config.toml says where its numbers are from, and is a run that is as it says."""
+def test_every_derived_value_has_an_origin() -> None:
+    """config.toml must keep both, and be a run again."""
     config = sized("swav", 64, IMAGENET)
     assert config.sizes == "given"
     assert {"optim.base_lr", "method.num_prototypes", "method.queue.start_step"} <= set(
@@ -148,8 +148,8 @@ def test_every_value_has_an_origin_and_both_are_kept() -> None:
     assert "origins" not in to_fields(RECIPES["swav"]())
 
 
-def test_nothing_follows_from_how_long_a_run_is() -> None:
-    """Or a run could not be made longer when it goes on."""
+def test_sizes_do_not_depend_on_the_length_of_a_run() -> None:
+    """Otherwise a resumed run could not be made longer."""
     for name, build in RECIPES.items():
         recipe = build()
         both = [

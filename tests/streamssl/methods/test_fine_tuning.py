@@ -54,8 +54,8 @@ def stages(shards_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return {name: out / name for name in configs}
 
 
-def test_each_stage_goes_on_from_the_one_before(stages: dict[str, Path]) -> None:
-    """From shards to a student, by itself and smaller, each with its own readings."""
+def test_each_stage_starts_from_the_one_before(stages: dict[str, Path]) -> None:
+    """From shards to a student, of equal and of smaller size."""
     assert [set(read_log(stages[name])[-1]["readings"]) for name in ("tuned", "taught")] == [
         {"accuracy", "labelled", "gradient_norm"},
         {"agreement", "gradient_norm"},
@@ -65,8 +65,8 @@ def test_each_stage_goes_on_from_the_one_before(stages: dict[str, Path]) -> None
     assert student["method.teacher.classes.weight"].shape == (10, 8)
 
 
-def test_fine_tuning_begins_with_the_first_layer_of_the_head(stages: dict[str, Path]) -> None:
-    """Of three layers the first stays; classes come after it."""
+def test_fine_tuning_keeps_the_first_layer_of_the_head(stages: dict[str, Path]) -> None:
+    """Classes must come after the first of three layers."""
     before = load_tensors(list_checkpoints(stages["pretrained"])[-1])
     method = build_state(tuned_from(stages["pretrained"]), CPU).method
     for name, value in method.state_dict().items():
@@ -75,8 +75,8 @@ def test_fine_tuning_begins_with_the_first_layer_of_the_head(stages: dict[str, P
     assert [type(layer).__name__ for layer in method.head] == ["Linear", "BatchNorm1d", "ReLU"]
 
 
-def test_a_teacher_is_what_was_fine_tuned_and_never_changes(stages: dict[str, Path]) -> None:
-    """Not its weights, nor what its batch norm knows, whatever mode the student is in."""
+def test_the_teacher_never_changes(stages: dict[str, Path]) -> None:
+    """Neither its weights nor its batch norm, in any mode of the student."""
     tuned = load_tensors(list_checkpoints(stages["tuned"])[-1])
     taught = load_tensors(list_checkpoints(stages["taught"])[-1])
     for name, value in tuned.items():
@@ -89,8 +89,8 @@ def test_a_teacher_is_what_was_fine_tuned_and_never_changes(stages: dict[str, Pa
     assert not trained & {id(parameter) for parameter in method.teacher.parameters()}
 
 
-def test_the_loss_is_the_mean_over_those_with_a_label() -> None:
-    """And nothing at all where nobody has one."""
+def test_loss_is_the_mean_over_labelled_samples() -> None:
+    """It is 0 without any label."""
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     logits.requires_grad_()
     labels = torch.tensor([0, -1, 2, -1, 1])
@@ -100,8 +100,8 @@ def test_the_loss_is_the_mean_over_those_with_a_label() -> None:
     assert classification_loss(logits, labels.fill_(-1), None).item() == 0
 
 
-def test_what_cannot_be_begun_is_a_sentence(stages: dict[str, Path], tmp_path: Path) -> None:
-    """Before any work: no start, another net, no teacher, no labels, two views."""
+def test_a_start_that_cannot_work_is_refused(stages: dict[str, Path], tmp_path: Path) -> None:
+    """No start, another network, no teacher, two views."""
     for config, words in (
         (tuned_from(tmp_path), r"method\.start='.*' holds no checkpoint.*--method\.start runs/a"),
         (
@@ -117,8 +117,8 @@ def test_what_cannot_be_begun_is_a_sentence(stages: dict[str, Path], tmp_path: P
         tiny_swav(method=FineTuneConfig())
 
 
-def test_a_class_that_there_is_not_is_a_sentence(stages: dict[str, Path]) -> None:
-    """A word, or one class too many."""
+def test_a_label_that_is_no_class_is_refused(stages: dict[str, Path]) -> None:
+    """The message has the label and the number of classes."""
     method = build_state(tuned_from(stages["pretrained"]), CPU).method
     ids = torch.zeros(2, 2, dtype=torch.int64)
     samples = SampleInfo(ids, ids[:, 0], torch.tensor([0, 10]))

@@ -21,7 +21,7 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=GENERATOR, dtype=torch.float64)
 
 
-def test_the_loss_is_that_of_the_paper() -> None:
+def test_loss_is_that_of_the_paper() -> None:
     """Algorithm 1: cross entropy with the own key, times 2T."""
     q, k = noise(5, 6), noise(5, 6)
     cosines = F.normalize(q, dim=1) @ F.normalize(k, dim=1).T
@@ -31,8 +31,8 @@ def test_the_loss_is_that_of_the_paper() -> None:
     torch.testing.assert_close(logits, cosines / 0.3)
 
 
-def test_gradients_of_the_loss_are_right() -> None:
-    """Numerically, in float64; the keys get none."""
+def test_gradients_of_the_loss() -> None:
+    """Compared with differences in float64; keys get no gradient."""
     q, k = noise(4, 6).requires_grad_(), noise(4, 6).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: contrast_with_batch(x, k, 0.3, None)[0], q)
     contrast_with_batch(q, k, 0.3, None)[0].backward()
@@ -40,7 +40,7 @@ def test_gradients_of_the_loss_are_right() -> None:
 
 
 def test_the_copy_moves_before_keys_are_encoded() -> None:
-    """Queries, the average, then keys."""
+    """The order is queries, average, keys."""
     method = build("moco-v3")
     with torch.no_grad():
         method.backbone.linear.weight += 1.0
@@ -50,8 +50,8 @@ def test_the_copy_moves_before_keys_are_encoded() -> None:
     torch.testing.assert_close(after, 0.9 * before + 0.1 * method.backbone.linear.weight.detach())
 
 
-def test_heads_are_those_of_resnets_and_of_transformers() -> None:
-    """Layers, norms at their ends, and no bias anywhere."""
+def test_heads_of_resnets_and_transformers() -> None:
+    """Layers, last norms, and no bias."""
 
     def kinds(head: nn.Module) -> list[str]:
         assert all(layer.bias is None for layer in head if isinstance(layer, nn.Linear))
@@ -71,7 +71,7 @@ def test_heads_are_those_of_resnets_and_of_transformers() -> None:
 
 
 def test_frozen_patches_stay_random_and_positions_fixed() -> None:
-    """Neither is trained, and neither is the same as before by luck."""
+    """Neither may be trained."""
     options = {"depth": 1, "embed_dim": 32, "num_heads": 2}
     config = BackboneConfig(name="vit_small_patch16_224", options=options, patches="moco-v3")
     model = build_backbone(config, 32)
@@ -86,16 +86,7 @@ def test_frozen_patches_stay_random_and_positions_fixed() -> None:
     assert trained.loss([images(8, 32, 0)], step=0).loss.isfinite()
 
 
-def test_what_has_no_patches_cannot_freeze_them() -> None:
-    """A ResNet, by name."""
+def test_freezing_patches_of_a_resnet_is_refused() -> None:
+    """A ResNet has no patches; the message has its name."""
     with pytest.raises(ConfigError, match=r"patches='moco-v3' with backbone 'resnet18'"):
         build_backbone(BackboneConfig(name="resnet18", patches="moco-v3"), 32)
-
-
-def test_impossible_settings_are_refused() -> None:
-    """Before any work is done."""
-    for settings in ({"temperature": 0.0}, {"momentum": -0.1}, {"hidden_dim": 0}):
-        with pytest.raises(ConfigError, match=next(iter(settings))):
-            MoCoV3Config(**settings)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="MoCo v3 takes two views"):
-        built(MoCoV3Config(), TinyBackbone(), num_views=(3,), num_steps=1)

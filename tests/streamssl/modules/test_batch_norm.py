@@ -47,8 +47,8 @@ def run(ranks: Any, network: nn.Module, x: Tensor) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["images", "vectors", "cumulative", "plain", "with activation"])
-def test_ranks_normalise_as_one_process_does(name: str) -> None:
-    """Outputs, gradients and running statistics, to the last digits of float64."""
+def test_ranks_normalise_as_one_process(name: str) -> None:
+    """Outputs, gradients and running statistics must agree in float64."""
     expected_network, x = make(name), rows(name)
     expected = run(None, expected_network, x)
     networks = [make(name) for _ in range(NUM_RANKS)]
@@ -67,8 +67,8 @@ def test_ranks_normalise_as_one_process_does(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_any_precision_comes_out_as_it_went_in(dtype: torch.dtype) -> None:
-    """Under autocast a convolution gives bfloat16; statistics need more than that."""
+def test_the_output_keeps_the_precision_of_the_input(dtype: torch.dtype) -> None:
+    """Under autocast a convolution gives bfloat16; statistics need float32."""
     x, networks = rows("images"), [make("images").float() for _ in range(NUM_RANKS)]
 
     def forward(ranks: Any, network: nn.Module) -> Tensor:
@@ -86,7 +86,7 @@ def test_any_precision_comes_out_as_it_went_in(dtype: torch.dtype) -> None:
 
 
 def test_parameters_stay_the_same_objects() -> None:
-    """The optimizer was made before, or after: it must move these very ones."""
+    """The optimizer holds these parameters."""
     network = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.BatchNorm1d(4)))
     before = [id(parameter) for parameter in network.parameters()]
     share_batch_norm(network)

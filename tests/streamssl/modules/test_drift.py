@@ -1,4 +1,4 @@
-"""Drift is measured, the same for any number of ranks, and starts the queue."""
+"""Drift: it is the same for any number of ranks, and starts the queue."""
 
 import math
 from dataclasses import replace
@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from cluster.protocol.step_report import StepReport
 from shards.errors import ConfigError
 from streamssl.config.parts.queue_config import QueueConfig
 from streamssl.config.run_config import RunConfig
 from streamssl.modules.drift import DriftProbe
 from tests.gloo_ranks import with_ranks
 from tests.streamssl.tiny import images
-from tests.streamssl.training.test_learner import PLAIN, build, learn, of_twelve
+from tests.streamssl.training.test_learner import PLAIN, build, learn, numbers_of, of_twelve
 from tests.tinyrun import tiny_moco, tiny_swav
 
 NUM_STEPS = 24
@@ -24,7 +25,7 @@ MOCO = of_twelve(tiny_moco(), queue=QueueConfig(capacity=24), key_batch_norm_row
 
 
 def turned(degrees: float) -> Any:
-    """An encoder to the plane, whose features are turned."""
+    """Return an encoder to the plane with rotated features."""
     angle = math.radians(degrees)
     turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
 
@@ -34,87 +35,85 @@ def turned(degrees: float) -> Any:
     return encode
 
 
-def look(probe: DriftProbe, step: int, degrees: float, seed: int = 0) -> float:
+def measure(probe: DriftProbe, step: int, degrees: float, seed: int = 0) -> float:
     probe.measure(images(8, 8, seed), turned(degrees), step=step, group=None)
     return float(probe.readings()["queue_drift"])
 
 
-def test_drift_is_how_far_features_have_turned_since_the_last_look() -> None:
-    """1 - cos 60 degrees is a half, whatever images come later, and in whatever size."""
+def test_drift_is_the_change_since_the_last_measurement() -> None:
+    """1 - cos 60 degrees is a half, for any later images and sizes."""
     probe = DriftProbe(QueueConfig(capacity=8), 8, 2)
-    assert math.isnan(look(probe, 0, 0.0))
-    assert look(probe, 10, 60.0, seed=1) == pytest.approx(0.5, abs=1e-6)
-    assert look(probe, 20, 60.0) == pytest.approx(0.0, abs=1e-6)
+    assert math.isnan(measure(probe, 0, 0.0))
+    assert measure(probe, 10, 60.0, seed=1) == pytest.approx(0.5, abs=1e-6)
+    assert measure(probe, 20, 60.0) == pytest.approx(0.0, abs=1e-6)
     larger = DriftProbe(QueueConfig(capacity=8), 12, 2)
-    assert math.isnan(look(larger, 0, 0.0))
-    assert look(larger, 10, 60.0) == pytest.approx(0.5, abs=1e-6)
+    assert math.isnan(measure(larger, 0, 0.0))
+    assert measure(larger, 10, 60.0) == pytest.approx(0.5, abs=1e-6)
 
 
-def test_a_look_comes_once_in_the_age_of_the_oldest() -> None:
-    """15 batches of 8 in a queue of 120; and not more often than every ten steps."""
+def test_drift_is_measured_once_in_the_age_of_the_oldest() -> None:
+    """15 batches of 8 in a queue of 120; at most every ten steps."""
     for capacity, every in ((120, 15), (8, 10)):
         probe = DriftProbe(QueueConfig(capacity=capacity), 8, 2)
         looks = []
         for step in range(46):
-            look(probe, step, 0.0)
+            measure(probe, step, 0.0)
             looks.append(int(probe.num_looks))
         assert [step for step in range(1, 46) if looks[step] > looks[step - 1]] == [
             *range(every, 46, every)
         ]
 
 
-def test_the_queue_starts_when_drift_is_low_and_goes_on() -> None:
-    """Not while features move, not before its step, not before it is full; then for good."""
+def test_the_queue_starts_at_low_drift_and_stays_in_use() -> None:
+    """Not before its step, and not before it is full."""
     config = QueueConfig(capacity=8, start_step=15, max_drift=0.1)
     probe = DriftProbe(config, 8, 2)
     started = []
     for step in range(60):
-        look(probe, step, {0: 0.0, 10: 10.0, 20: 70.0, 30: 80.0}.get(step, 80.0 * (step > 40)))
+        measure(probe, step, {0: 0.0, 10: 10.0, 20: 70.0, 30: 80.0}.get(step, 80.0 * (step > 40)))
         started.append(probe.has_started(step, is_full=step > 16))
     assert started.index(True) == 17 and all(started[17:])
     assert int(probe.started) == 17
 
 
-def test_the_queue_waits_while_features_move() -> None:
+def test_the_queue_waits_for_low_drift() -> None:
     """70 degrees in ten steps are too much, 5 are not."""
     probe = DriftProbe(QueueConfig(capacity=8, max_drift=0.1), 8, 2)
     started = []
     for step in range(30):
-        look(probe, step, {0: 0.0, 10: 70.0, 20: 75.0}.get(step, 0.0))
+        measure(probe, step, {0: 0.0, 10: 70.0, 20: 75.0}.get(step, 0.0))
         started.append(probe.has_started(step, is_full=True))
     assert started.index(True) == 20 and all(started[20:])
 
 
-def test_without_a_limit_the_step_decides() -> None:
-    """As the authors of SwAV have it."""
+def test_without_a_limit_the_queue_starts_at_its_step() -> None:
+    """As SwAV's authors do."""
     probe = DriftProbe(QueueConfig(capacity=8, start_step=5), 8, 2)
     assert [probe.has_started(step, is_full=True) for step in (4, 5)] == [False, True]
     assert not probe.has_started(5, is_full=False)
 
 
 def by_drift(config: RunConfig) -> tuple[RunConfig, int]:
-    """The run with a limit that its drift is below at the second look of two, and its step."""
+    """Return the run with a limit between its first two drifts, and the step of the second."""
     method = config.method
     idle = replace(config, method=replace(method, queue=replace(method.queue, start_step=1000)))
-    found = [fields["readings"]["queue_drift"] for fields in learn(None, build(idle), 21)]
+    found = [report.readings["queue_drift"] for report in learn(None, build(idle), 21)]
     first, second = found[10], found[20]
     assert second < first
     queue = replace(method.queue, max_drift=(first + second) / 2, start_step=0)
     return replace(config, method=replace(method, queue=queue)), 20
 
 
-def same_numbers(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
-    """Some readings are means in single precision, whatever the weights are in."""
+def assert_same_numbers(ours: list[StepReport], theirs: list[StepReport]) -> None:
+    """Compare losses and readings; some readings are means in single precision."""
     for found, expected in zip(ours, theirs, strict=True):
-        numbers = {"loss": found["loss"], **found["readings"]}
-        assert numbers == pytest.approx(
-            {"loss": expected["loss"], **expected["readings"]}, abs=1e-7, nan_ok=True
-        )
+        numbers = numbers_of(expected)
+        assert numbers_of(found) == pytest.approx(numbers, abs=1e-7, nan_ok=True)
 
 
 @pytest.mark.parametrize("name", ["swav", "moco"])
-def test_one_two_three_and_one_rank_are_one_process(name: str) -> None:
-    """The queue is dealt anew each time; drift and the start of the queue are the same."""
+def test_changing_the_number_of_ranks_changes_nothing(name: str) -> None:
+    """Queue, drift and the start of the queue must be those of one process."""
     config = by_drift(SWAV)[0] if name == "swav" else MOCO
     alone = build(config, torch.float64)
     expected = learn(None, alone, NUM_STEPS)
@@ -128,10 +127,10 @@ def test_one_two_three_and_one_rank_are_one_process(name: str) -> None:
         assert len({each.digest() for each in members}) == 1
         member = members[-1]
     found += learn(None, member, NUM_STEPS - len(found))
-    same_numbers(found, expected)
-    assert not math.isnan(expected[-1]["readings"]["queue_drift"])
+    assert_same_numbers(found, expected)
+    assert not math.isnan(expected[-1].readings["queue_drift"])
     if name == "swav":
-        used = [fields["readings"]["queue_used"] for fields in found]
+        used = [report.readings["queue_used"] for report in found]
         assert used == [0.0] * 20 + [1.0] * 4
     tensors = alone.state().tensors
     for key, value in member.state().tensors.items():
@@ -140,7 +139,7 @@ def test_one_two_three_and_one_rank_are_one_process(name: str) -> None:
 
 @pytest.mark.parametrize("stop", [9, 10, 15, 20, 21])
 def test_a_restored_run_starts_its_queue_at_the_same_step(stop: int) -> None:
-    """Bit by bit, stopped before a look, in it, between two, and after the start."""
+    """Stopped before a measurement, in it, between two, and after the start."""
     config, start = by_drift(SWAV)
     alone = build(config)
     expected = learn(None, alone, NUM_STEPS)
@@ -149,13 +148,13 @@ def test_a_restored_run_starts_its_queue_at_the_same_step(stop: int) -> None:
     after = build(config)
     after.load(before.state())
     found += learn(None, after, NUM_STEPS - stop)
-    assert [fields["loss"] for fields in found] == [fields["loss"] for fields in expected]
+    assert [report.loss for report in found] == [report.loss for report in expected]
     assert after.digest() == alone.digest()
     assert int(after.train_state.method.probe.started) == start
 
 
-def test_a_look_leaves_no_trace_in_what_is_trained() -> None:
-    """Batch norm keeps its statistics and its mode, or measuring would change the run."""
+def test_measuring_does_not_change_the_network() -> None:
+    """Batch norm must keep its statistics and its mode."""
     method = build(replace(tiny_swav(), backbone=PLAIN)).train_state.method
     before = {name: value.clone() for name, value in method.backbone.state_dict().items()}
     method._encode(images(4, 32, 0))
@@ -165,7 +164,7 @@ def test_a_look_leaves_no_trace_in_what_is_trained() -> None:
 
 
 @pytest.mark.parametrize("limit", [0.0, -0.1, 2.5])
-def test_a_drift_that_cannot_be_is_refused(limit: float) -> None:
+def test_an_impossible_drift_limit_is_refused(limit: float) -> None:
     """Found, allowed, remedy."""
     with pytest.raises(ConfigError, match=r"max_drift=.*above 0 and at most 2.*0\.175 fits"):
         QueueConfig(capacity=8, max_drift=limit)

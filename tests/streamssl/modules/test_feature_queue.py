@@ -18,7 +18,7 @@ def numbered(start: int, num_rows: int) -> torch.Tensor:
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 13), st.lists(st.integers(0, 13), max_size=12))
-def test_any_sequence_of_pushes_is_that_of_a_deque(capacity: int, sizes: list[int]) -> None:
+def test_pushes_equal_those_of_a_deque(capacity: int, sizes: list[int]) -> None:
     """Exact wrap-around, for pushes of any size up to the capacity."""
     queue, model = FeatureQueue(capacity, 2), deque[tuple[float, int]](maxlen=capacity)
     start = 0
@@ -39,16 +39,16 @@ def test_any_sequence_of_pushes_is_that_of_a_deque(capacity: int, sizes: list[in
         assert readings["queue_age_max"].isnan() and readings["queue_age_p50"].isnan()
 
 
-def test_a_push_larger_than_the_queue_is_refused_with_both_numbers() -> None:
-    """The message names what was found, what is allowed, and the remedy."""
+def test_a_push_larger_than_the_queue_is_refused() -> None:
+    """Found, allowed, remedy."""
     with pytest.raises(ConfigError, match=r"capacity 4 .* 5 rows.*at least one.*raise it"):
         FeatureQueue(4, 2).push(numbered(0, 5), 0)
     with pytest.raises(ConfigError, match="at least 1 feature"):
         QueueConfig(capacity=0)
 
 
-def test_a_restored_queue_is_the_same_queue() -> None:
-    """Rows, steps, place and fill are all in the state dict, and fullness is asked anew."""
+def test_a_restored_queue_is_equal() -> None:
+    """Rows, steps, position and fill must be in the state dict."""
     queue, restored = FeatureQueue(5, 2), FeatureQueue(5, 2)
     queue.push(numbered(0, 4), 0)
     queue.push(numbered(4, 3), 1)
@@ -64,13 +64,13 @@ def test_a_restored_queue_is_the_same_queue() -> None:
 
 
 def test_an_all_zero_row_counts_as_filled() -> None:
-    """Fill is counted, never read from the values."""
+    """Fill must be counted, not derived from values."""
     queue = FeatureQueue(3, 2)
     queue.push(torch.zeros(3, 2), 0)
     assert queue.is_full
 
 
-def test_noise_has_unit_norm_and_is_the_same_for_the_same_generator() -> None:
+def test_noise_has_unit_norm_and_depends_on_the_generator() -> None:
     """MoCo's queue is full from the first step."""
     queues = [FeatureQueue(8, 4) for _ in range(2)]
     for queue in queues:
@@ -80,15 +80,15 @@ def test_noise_has_unit_norm_and_is_the_same_for_the_same_generator() -> None:
     assert torch.equal(queues[0].rows, queues[1].rows)
 
 
-def test_one_process_has_the_whole_share() -> None:
-    """Without a group nothing is dealt."""
+def test_the_share_of_one_process_is_the_whole_queue() -> None:
+    """Newest first."""
     queue = FeatureQueue(4, 2)
     queue.push(numbered(0, 4), 0)
     assert queue.share(2, None)[:, 0].tolist() == [3.0, 2.0, 1.0, 0.0]
 
 
 def test_a_push_does_not_keep_the_graph() -> None:
-    """Rows are data: no gradient flows into the past."""
+    """A gradient must not flow into earlier steps."""
     queue = FeatureQueue(4, 2)
     queue.push(torch.ones(2, 2, requires_grad=True) * 2.0, 0)
     assert not queue.rows.requires_grad

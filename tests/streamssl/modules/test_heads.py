@@ -7,7 +7,7 @@ from streamssl.modules.heads import linear_head, mlp_head, swav_head
 
 
 def test_heads_are_those_of_the_papers() -> None:
-    """SwAV has batch norm in its head, MoCo v2 has not, MoCo v1 has one layer."""
+    """SwAV's head has batch norm, MoCo v2's has none, MoCo v1's is one layer."""
     assert [type(layer) for layer in swav_head(8, 6, 4)] == [
         nn.Linear,
         nn.BatchNorm1d,

@@ -25,8 +25,8 @@ def plain_kmeans(rows: torch.Tensor, centroids: torch.Tensor, num: int) -> torch
     return centroids
 
 
-def test_it_is_lloyds_algorithm_on_the_sphere() -> None:
-    """Against a plain reference, from a start with an empty cluster."""
+def test_kmeans_is_lloyds_algorithm_on_the_sphere() -> None:
+    """Compared with a plain reference, from a start with an empty cluster."""
     rows = F.normalize(torch.rand(40, 6, generator=torch.Generator().manual_seed(1)), dim=1)
     start = torch.cat([rows[:4], -rows[:1]])  # nobody is near the last
     found = spherical_kmeans(rows, start, 5)
@@ -35,14 +35,14 @@ def test_it_is_lloyds_algorithm_on_the_sphere() -> None:
 
 
 def test_an_empty_cluster_keeps_its_centroid() -> None:
-    """A mean of nothing would be a division by zero."""
+    """Its mean would be a division by zero."""
     rows = torch.eye(3)[[0, 0, 0]]
     start = torch.eye(3)[[0, 2]]
     assert torch.equal(spherical_kmeans(rows, start, 3), start)
 
 
-def test_clusters_that_are_there_are_found() -> None:
-    """And named alike for all of their rows."""
+def test_separate_clusters_are_found() -> None:
+    """All rows of a cluster must get the same number."""
     rows, labels = blobs(20, 4, 6)
     head = Centroids(4, 6)
     found = head.fit_(rows, rows[:4], 10)
@@ -51,8 +51,8 @@ def test_clusters_that_are_there_are_found() -> None:
     assert torch.equal(head(rows).argmax(dim=1), labels)
 
 
-def test_centroids_follow_what_comes_and_forget_what_was() -> None:
-    """Features drift while the encoder learns; a mean over all time would stay behind."""
+def test_centroids_follow_new_rows_and_forget_old_ones() -> None:
+    """Features drift; a mean over all time would lag."""
     head = Centroids(2, 4)
     rows, _ = blobs(30, 2, 4)
     head.fit_(rows, rows[:2], 3)
@@ -68,8 +68,8 @@ def test_centroids_follow_what_comes_and_forget_what_was() -> None:
     torch.testing.assert_close(head.centroids, means, atol=1e-3, rtol=0)
 
 
-def test_a_centroid_nobody_comes_to_stays() -> None:
-    """A mean of nothing would be no direction at all."""
+def test_a_centroid_without_rows_stays() -> None:
+    """A mean of no rows has no direction."""
     head = Centroids(2, 3)
     head.centroids.copy_(torch.eye(3)[:2])
     head.follow_(torch.eye(3)[[0, 0]], forget=0.5)

@@ -7,7 +7,7 @@ from streamssl.modules.momentum import MomentumCopy
 
 
 def test_parameters_are_averaged_and_the_copy_keeps_no_statistics() -> None:
-    """Ranks would keep different ones; nobody uses them, so nothing is lost."""
+    """Ranks would keep different statistics."""
     source = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     copy = MomentumCopy(source)
     old = [parameter.clone() for parameter in copy.parameters()]
@@ -23,8 +23,8 @@ def test_parameters_are_averaged_and_the_copy_keeps_no_statistics() -> None:
     torch.testing.assert_close(seen.mean(0), copy.network[1].bias)
 
 
-def test_a_copy_is_apart_and_untrained() -> None:
-    """No shared storage, no gradient, no graph."""
+def test_a_copy_shares_no_storage_and_has_no_gradient() -> None:
+    """A shared tensor would be averaged with itself."""
     source = nn.Linear(3, 2)
     copy = MomentumCopy(source)
     assert copy.network.weight.data_ptr() != source.weight.data_ptr()

@@ -49,7 +49,7 @@ def plain_jaccard(x: np.ndarray, k1: int, k2: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("num", "k1", "k2"), [(60, 12, 3), (37, 6, 1), (20, 30, 6)])
 def test_jaccard_distances_are_those_of_full_matrices(num: int, k1: int, k2: int) -> None:
-    """More neighbours than samples included."""
+    """Also for more neighbours than samples."""
     x = features(num)
     expected = plain_jaccard(x.numpy(), k1, k2)
     rank = nearest(x, k1)
@@ -73,7 +73,7 @@ def line(places: list[float]) -> SparseRows:
 
 
 def test_density_clusters_on_a_line() -> None:
-    """Two dense groups, one bridge that belongs to the first that reaches it, and noise."""
+    """Two dense groups, a bridge that joins the first that reaches it, and noise."""
     places = [9.0, 0.0, 0.5, 1.0, 2.0, 3.0, 3.5, 4.0]
     labels = dbscan(line(places), epsilon=1.0, min_samples=3)
     assert labels.tolist() == [-1, 0, 0, 0, 0, 0, 0, 0]
@@ -85,6 +85,6 @@ def test_density_clusters_on_a_line() -> None:
     assert border.tolist() == [0] * 7
 
 
-def test_noise_everywhere_is_no_cluster() -> None:
-    """A memory that was just filled looks like this."""
+def test_samples_without_neighbours_are_no_cluster() -> None:
+    """As in a memory that was just filled."""
     assert (dbscan(line([0, 10, 20]), epsilon=1.0, min_samples=2) == -1).all()

@@ -50,8 +50,8 @@ def test_a_batch_larger_than_the_memory_is_refused() -> None:
         SampleMemory(2, 3, 2).push(torch.arange(3), rows_of(torch.arange(3)))
 
 
-def test_labels_are_those_of_the_last_time_and_of_the_last_of_equal_keys() -> None:
-    """A label that outlives its clustering would be of another cluster."""
+def test_labels_are_those_of_the_last_labelling() -> None:
+    """Of equal keys the last one counts."""
     table = LabelTable(4, num_heads=2)
     assert (table.look_up(torch.tensor([1])) == NO_LABEL).all()
     table.replace(torch.tensor([7, 2, 9, 2]), torch.tensor([[0, 1, 2, 3], [5, 6, 7, 8]]))
@@ -61,13 +61,13 @@ def test_labels_are_those_of_the_last_time_and_of_the_last_of_equal_keys() -> No
     assert table.look_up(torch.tensor([9, 2]))[0].tolist() == [4, NO_LABEL]
 
 
-def test_a_key_is_one_number_for_one_sample() -> None:
-    """Two samples with one key would take each other's label."""
+def test_keys_of_samples_are_distinct() -> None:
+    """Two samples with one key would share a label."""
     ids = torch.tensor([[0, 512], [1, 512], [1, 513], [8_000_000, 1 << 39]])
     assert len(set(sample_keys(ids).tolist())) == 4 and (sample_keys(ids) >= 0).all()
 
 
-def test_shares_of_one_process_are_everything() -> None:
-    """Without a group nothing is dealt."""
+def test_the_share_of_one_process_is_all_rows() -> None:
+    """Without a group nothing is distributed."""
     assert share_of(7, None) == slice(0, 7)
     assert join_shares(torch.arange(7), 7, None).tolist() == list(range(7))

@@ -12,7 +12,7 @@ OPTIONS = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "stem_type": "deep"
 
 
 def test_a_channel_is_a_weighted_mean_of_its_two_streams() -> None:
-    """With a network that selects nothing, half of each."""
+    """Without a selection, half of each."""
     unit = SelectiveKernels(3, 5, stride=2, ratio=0.1).eval()
     unit.expand.weight.data.zero_()
     images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -21,8 +21,8 @@ def test_a_channel_is_a_weighted_mean_of_its_two_streams() -> None:
     assert unit(images).shape == (2, 5, 4, 4) and unit.squeeze.out_channels == 32
 
 
-def test_every_bottleneck_gets_them_and_the_net_still_trains() -> None:
-    """Strides and widths are those of the convolutions that they replace."""
+def test_every_bottleneck_gets_selective_kernels() -> None:
+    """Strides and widths are those of the replaced convolutions."""
     config = BackboneConfig(name="resnet50", options=OPTIONS, selective_kernels=0.0625)
     model = build_backbone(config, 32)
     units = [module for module in model.modules() if isinstance(module, SelectiveKernels)]
@@ -32,7 +32,7 @@ def test_every_bottleneck_gets_them_and_the_net_still_trains() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_a_net_without_bottlenecks_is_refused() -> None:
+def test_a_network_without_bottlenecks_is_refused() -> None:
     """ResNet-18 has none."""
     with pytest.raises(ConfigError, match=r"selective_kernels=0\.1 with backbone 'resnet18'"):
         build_backbone(BackboneConfig(name="resnet18", selective_kernels=0.1), 32)

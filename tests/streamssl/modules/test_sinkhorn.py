@@ -30,7 +30,7 @@ def random_scores(num_samples: int, num_prototypes: int, seed: int = 0) -> Tenso
 
 @pytest.mark.parametrize("shape", [(16, 5), (3, 40), (1, 2)])
 @pytest.mark.parametrize(("epsilon", "num_iterations"), [(0.05, 3), (0.03, 10), (0.5, 1)])
-def test_codes_are_those_of_the_paper(
+def test_assignments_are_those_of_the_paper(
     shape: tuple[int, int], epsilon: float, num_iterations: int
 ) -> None:
     """In float64 the simplified form must equal the published one to rounding."""
@@ -42,15 +42,15 @@ def test_codes_are_those_of_the_paper(
     )
 
 
-def test_every_code_sums_to_one_whatever_the_scores() -> None:
-    """Scores far beyond what exp can hold must give finite codes."""
+def test_assignments_sum_to_one_for_any_scores() -> None:
+    """Scores beyond the range of exp must give finite assignments."""
     for scale in (1e-3, 1.0, 1e2, 1e4):
         codes = sinkhorn(scale * random_scores(12, 7).float(), epsilon=0.05, num_iterations=3)
         torch.testing.assert_close(codes.sum(dim=1), torch.ones(12))
 
 
-def test_a_sample_far_below_the_others_still_gets_a_code() -> None:
-    """One shift for all scores would let this sample vanish to 0 / 0."""
+def test_a_sample_with_low_scores_gets_an_assignment() -> None:
+    """One shift for all scores would turn it into 0 / 0."""
     scores = random_scores(6, 4).float()
     scores[2] -= 50.0
     codes = sinkhorn(scores, epsilon=0.05, num_iterations=3)
@@ -58,12 +58,12 @@ def test_a_sample_far_below_the_others_still_gets_a_code() -> None:
 
 
 def test_many_iterations_give_every_prototype_the_same_share() -> None:
-    """Equal use of prototypes is what keeps SwAV from collapse."""
+    """Equal use of prototypes keeps SwAV from collapse."""
     codes = sinkhorn(random_scores(20, 5), epsilon=0.1, num_iterations=200)
     torch.testing.assert_close(codes.sum(dim=0), torch.full((5,), 4.0, dtype=torch.float64))
 
 
-def test_identical_features_give_uniform_codes() -> None:
+def test_identical_features_give_uniform_assignments() -> None:
     """A collapsed encoder must see no preference."""
     scores = random_scores(1, 9).float().expand(8, 9)
     codes = sinkhorn(scores, epsilon=0.05, num_iterations=3)
@@ -71,7 +71,7 @@ def test_identical_features_give_uniform_codes() -> None:
 
 
 def test_samples_may_come_in_any_order() -> None:
-    """A queue is concatenated with a batch: order must not matter."""
+    """A queue is concatenated with a batch."""
     scores, order = random_scores(10, 6), torch.randperm(10)
     codes = sinkhorn(scores, epsilon=0.05, num_iterations=3)
     shuffled = sinkhorn(scores[order], epsilon=0.05, num_iterations=3)
@@ -79,7 +79,7 @@ def test_samples_may_come_in_any_order() -> None:
 
 
 def test_autocast_does_not_lower_the_precision() -> None:
-    """Under bf16 autocast codes must be those of float32, bit for bit."""
+    """Under bf16 autocast assignments must equal those of float32 bit by bit."""
     scores = random_scores(8, 6).float()
     expected = sinkhorn(scores, epsilon=0.05, num_iterations=3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -89,7 +89,7 @@ def test_autocast_does_not_lower_the_precision() -> None:
     assert from_half.dtype == torch.float32
 
 
-def test_codes_carry_no_gradient() -> None:
-    """Codes are targets."""
+def test_assignments_carry_no_gradient() -> None:
+    """Assignments are targets."""
     scores = random_scores(4, 3).requires_grad_()
     assert not sinkhorn(scores, epsilon=0.05, num_iterations=3).requires_grad

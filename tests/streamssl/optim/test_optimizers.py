@@ -26,15 +26,15 @@ def test_larc_scales_the_gradient_and_its_decay_together() -> None:
     torch.testing.assert_close(p.data[0], expected)
 
 
-def test_larc_takes_the_plain_gradient_where_a_norm_is_zero() -> None:
-    """And leaves decay out there: biases begin like this."""
+def test_larc_uses_the_plain_gradient_if_a_norm_is_zero() -> None:
+    """Without decay: biases start like this."""
     zero, still = parameter(0.0, 0.0, grad=(1.0, 2.0)), parameter(1.0, 1.0, grad=(0.0, 0.0))
     LARC([zero, still], 0.5, weight_decay=0.1).step()
     assert zero.tolist() == [[-0.5, -1.0]] and still.tolist() == [[1.0, 1.0]]
 
 
 def test_larc_clips_the_rate_at_that_of_sgd() -> None:
-    """With `clip` the scaled step is never longer than the plain one."""
+    """With `clip` a step is at most as long as that of SGD."""
     p, plain = parameter(3.0, 4.0, grad=(0.0, 1e-4)), parameter(3.0, 4.0, grad=(0.0, 1e-4))
     LARC([p], 0.5, trust_coefficient=1.0, clip=True).step()
     torch.optim.SGD([plain], 0.5).step()
@@ -42,7 +42,7 @@ def test_larc_clips_the_rate_at_that_of_sgd() -> None:
 
 
 def test_a_parameter_without_gradient_has_no_momentum_and_no_decay() -> None:
-    """A frozen prototype must not drift."""
+    """A frozen prototype must not move."""
     frozen, free = parameter(1.0, 2.0), parameter(1.0, 2.0, grad=(1.0, 1.0))
     for optimizer in (LARC([frozen, free], 0.1, weight_decay=1.0), LARS([frozen, free], 0.1)):
         optimizer.step()
@@ -50,7 +50,7 @@ def test_a_parameter_without_gradient_has_no_momentum_and_no_decay() -> None:
     assert frozen.tolist() == [[1.0, 2.0]]
 
 
-def test_lars_spares_vectors_of_scaling_and_decay() -> None:
+def test_lars_does_not_scale_or_decay_vectors() -> None:
     """Biases and norms move by the plain gradient."""
     weight = parameter(3.0, 4.0, grad=(0.0, 2.0))
     bias = nn.Parameter(torch.ones(2, dtype=torch.float64))
@@ -80,7 +80,7 @@ def test_the_forms_of_lars_differ_only_after_the_rate_changed() -> None:
 
 
 def test_optimizers_are_restored_exactly() -> None:
-    """Momentum is in the state dict."""
+    """Momentum must be in the state dict."""
     for name in ("larc", "lars"):
         p, q = (parameter(3.0, 4.0, grad=(1.0, 2.0)) for _ in range(2))
         config = OptimConfig(name=name, base_lr=0.1)  # type: ignore[arg-type]
@@ -93,8 +93,8 @@ def test_optimizers_are_restored_exactly() -> None:
         assert torch.equal(p, q)
 
 
-def test_every_name_builds_and_lowers_a_loss() -> None:
-    """From settings to a step, for all four."""
+def test_every_optimizer_lowers_a_loss() -> None:
+    """From settings to a step."""
     for name, lr in (("sgd", 0.1), ("adamw", 0.05), ("larc", 0.5), ("lars", 0.5)):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 1))
@@ -110,8 +110,8 @@ def test_every_name_builds_and_lowers_a_loss() -> None:
         assert losses[-1] < 0.7 * losses[0], name
 
 
-def test_groups_without_members_are_left_out() -> None:
-    """A network of matrices only has one group."""
+def test_empty_parameter_groups_are_omitted() -> None:
+    """A network of matrices has one group."""
     assert len(split_vectors([parameter(1.0)], weight_decay=0.1)) == 1
 
 
@@ -125,8 +125,8 @@ def test_wrong_settings_are_refused() -> None:
         LARS([parameter(1.0)], 0.1, nesterov=True)
 
 
-def test_weight_decay_goes_to_its_end_along_half_a_cosine() -> None:
-    """PatchMix: from 0.04 to 0.4; what is spared stays spared."""
+def test_weight_decay_follows_half_a_cosine() -> None:
+    """PatchMix: from 0.04 to 0.4; vectors keep 0."""
     config = OptimConfig(name="adamw", weight_decay=0.04, final_weight_decay=0.4)
     tensors = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
     optimizer = build_optimizer(config, tensors)

@@ -13,7 +13,7 @@ from streamssl.optim.schedules import (
 )
 
 
-def test_the_schedule_of_swav_begins_and_ends_where_the_paper_says() -> None:
+def test_the_schedule_of_swav_has_the_ends_of_the_paper() -> None:
     """The base rate comes twice: last of the warm-up, first of the cosine."""
     schedule = ScheduleConfig(warmup_steps=10, start_lr=0.3, final_lr=0.0048)
     rates = [schedule.lr(step, 100, 4.8) for step in range(101)]
@@ -24,7 +24,7 @@ def test_the_schedule_of_swav_begins_and_ends_where_the_paper_says() -> None:
     assert rates[55] == pytest.approx((4.8 + 0.0048) / 2)
 
 
-def test_a_run_without_warm_up_begins_at_the_base_rate() -> None:
+def test_a_run_without_warm_up_starts_at_the_base_rate() -> None:
     """Also for the shortest run and the shortest warm-up."""
     for kind in ("swav", "warmup_cosine", "stepped", "constant"):
         assert ScheduleConfig(kind=kind).lr(0, 10, 0.6) == pytest.approx(0.6)  # type: ignore[arg-type]
@@ -32,13 +32,13 @@ def test_a_run_without_warm_up_begins_at_the_base_rate() -> None:
 
 
 def test_warmup_cosine_rises_from_zero_and_ends_at_the_final_rate() -> None:
-    """MoCo v3, BYOL, SimCLR; after the end the rate stays."""
+    """MoCo v3, BYOL, SimCLR; the rate is constant after the end."""
     schedule = ScheduleConfig(kind="warmup_cosine", warmup_steps=4, final_lr=0.01)
     assert [schedule.lr(step, 20, 1.0) for step in (0, 2, 4)] == pytest.approx([0.0, 0.5, 1.0])
     assert schedule.lr(20, 20, 1.0) == schedule.lr(25, 20, 1.0) == pytest.approx(0.01)
 
 
-def test_steps_fall_at_fractions_of_the_run() -> None:
+def test_milestones_are_fractions_of_the_run() -> None:
     """MoCo v1: 120 and 160 of 200."""
     schedule = ScheduleConfig(kind="stepped", milestones=(0.6, 0.8))
     rates = [schedule.lr(step, 200, 0.03) for step in (0, 119, 120, 159, 160, 199)]
@@ -47,18 +47,18 @@ def test_steps_fall_at_fractions_of_the_run() -> None:
 
 
 def test_momentum_rises_to_one() -> None:
-    """At the end the momentum copy stands still."""
+    """At the end the momentum copy does not move."""
     assert rising_momentum(0, num_positions=10, base_momentum=0.99) == pytest.approx(0.99)
     assert rising_momentum(10, num_positions=10, base_momentum=0.99) == 1.0
 
 
-def test_cosine_is_flat_outside_its_range() -> None:
-    """A step too many must not turn the rate up again."""
+def test_cosine_is_constant_outside_its_range() -> None:
+    """A step too many must not raise the rate again."""
     assert cosine(-1.0, 3.0, 1.0) == 3.0 and cosine(2.0, 3.0, 1.0) == 1.0
 
 
 def test_rates_scale_with_the_batch() -> None:
-    """Linear per 256, or with the root."""
+    """Linearly per 256, or with the square root."""
     assert linearly_scaled_lr(0.3, 4096) == pytest.approx(4.8)
     assert root_scaled_lr(0.075, 4096) == pytest.approx(4.8)
 
@@ -73,7 +73,7 @@ def test_rates_scale_with_the_batch() -> None:
         ({"milestones": (0.5,)}, "does not use it"),
     ],
 )
-def test_settings_that_do_nothing_are_refused(settings: dict[str, object], words: str) -> None:
-    """A misplaced setting is an error, not a silence."""
+def test_settings_without_effect_are_refused(settings: dict[str, object], words: str) -> None:
+    """A misplaced setting must not be ignored."""
     with pytest.raises(ConfigError, match=words):
         ScheduleConfig(**settings)  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ from tests.tinyrun import CPU, own_methods
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_a_lab_note(name: str) -> None:
-    """A run nobody can place against a paper, a deviation and a number is not worth offering."""
+def test_a_recipe_states_paper_differences_and_results(name: str) -> None:
+    """A run must be comparable with a publication."""
     text = inspect.getdoc(RECIPES[name]) or ""
     head, _, note = text.partition("\n\n")
     assert 20 < len(head) <= 100 and "\n" not in head
@@ -30,8 +30,8 @@ def test_a_recipe_is_a_lab_note(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_published_number_says_where_it_is_from(name: str) -> None:
-    """A number that nobody can look up is a rumour."""
+def test_a_published_number_has_a_source(name: str) -> None:
+    """A reader must be able to look it up."""
     published = (inspect.getdoc(RECIPES[name]) or "").partition("\nPublished: ")[2]
     if re.search(r"\d+\.\d", published):
         assert "README" in published or "abstract" in published
@@ -52,8 +52,8 @@ VARIANTS |= {"simclr-multi-crop": "simclr", "spcl-domains": "spcl"}
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_what_authors_ran_can_run_without_an_end(name: str) -> None:
-    """Also of versions that share a method, such as MoCo v1 and v2."""
+def test_every_official_recipe_has_a_stream_variant(name: str) -> None:
+    """Also versions that share a method, such as MoCo v1 and v2."""
     if RECIPES[name]().method_name in own_methods():
         assert f"{VARIANTS.get(name, name)}-stream" in RECIPES
 
@@ -70,8 +70,8 @@ STREAMS = [name for name in RECIPES if kind_of(name) == "stream"]
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_a_stream_does_not_know_its_end(name: str) -> None:
-    """No epochs, no length: ten thousand steps are the beginning of a million."""
+def test_a_stream_does_not_depend_on_its_length(name: str) -> None:
+    """Ten thousand steps must equal the first of a million."""
     config = RECIPES[name]()
     short, long = built_for(config, 10_000), built_for(config, 1_000_000)
     assert short == long and long[1:] == [None, "constant"]
@@ -81,8 +81,8 @@ def test_a_stream_does_not_know_its_end(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_fits_together(name: str) -> None:
-    """Queue, batch, views and schedule must agree before anything starts."""
+def test_queue_schedule_and_batch_of_a_recipe_fit(name: str) -> None:
+    """A recipe must not fail after its start."""
     config = RECIPES[name]()
     queue = getattr(config.method, "queue", None)
     if queue is not None:
@@ -100,14 +100,14 @@ SMALL = [build for name, build in RECIPES.items() if name.endswith("-small")]
 
 @pytest.mark.parametrize("build", [*SMALL, swav_demo])
 def test_a_small_recipe_can_be_built(build) -> None:
-    """The method takes the views that the crops give."""
+    """The method must accept the views of the crops."""
     state = build_state(build(), CPU)
     assert sum(p.numel() for p in state.method.parameters()) < 4_000_000
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("swav")])
 def test_queues_of_swav_hold_at_most_15_batches(name: str) -> None:
-    """What its authors ran; older entries are strangers."""
+    """Its authors' limit; older entries disturb."""
     config = RECIPES[name]()
     queue = config.method.queue
     assert queue is None or queue.capacity <= 15 * config.stream.batch_size
@@ -117,6 +117,6 @@ MULTI_CROP = ("swav", "swav-large-batch", "deepcluster-v2", "sela-v2", "patchmix
 
 
 @pytest.mark.parametrize("name", [*MULTI_CROP, "simclr-multi-crop"])
-def test_whom_multi_crop_was_given_to_has_it(name: str) -> None:
-    """By its authors, or by SwAV's paper."""
+def test_multi_crop_methods_have_small_crops(name: str) -> None:
+    """Those with multi-crop by their authors, or in SwAV's paper."""
     assert min(group.size for group in RECIPES[name]().crops.groups) == 96

@@ -88,7 +88,7 @@ def record_step(
     if health.readings:
         set_collapsing(metrics, health.measured, health.crossed)
     for text in health.messages:
-        progress.say(text)
+        progress.message(text)
     metrics.step_trained(
         step=report.step,
         num_samples=report.num_samples,

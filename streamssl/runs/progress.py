@@ -52,7 +52,7 @@ class Progress:
             self._last_plain = time.monotonic()
             self._console.print(line, highlight=False, soft_wrap=True)
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Print a line that stays."""
         self._console.print(text, highlight=False, soft_wrap=True)
 

@@ -2,16 +2,12 @@
 
 import gzip
 import io
-import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -165,54 +161,6 @@ def test_unusable_data_is_one_sentence(recipe: str, capsys: Capture, tmp_path: P
         "{a,b.tar": r"the braces of '{a,b.tar' do not match; write",
     }.items():
         assert re.search(expected, refused_start(capsys, recipe, address, tmp_path / "run"))
-
-
-class _Refusing(BaseHTTPRequestHandler):
-    """A store that refuses all credentials."""
-
-    def do_GET(self) -> None:
-        body = b"<Error><Code>InvalidAccessKeyId</Code><Message>unknown key</Message></Error>"
-        self.send_response(403)
-        self.send_header("Content-Type", "application/xml")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of a store that refuses each request."""
-    s3fs = pytest.importorskip("s3fs")
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        s3fs.S3FileSystem.clear_instance_cache()
-        yield "s3://some-bucket/shards/*.tar"
-        server.shutdown()
-        thread.join()
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-def test_refused_credentials_are_one_sentence_without_the_secret(
-    bucket: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Retries would take minutes, and a message with the secret would end up in a log."""
-    expected = r"access to 's3://some-bucket/\S+' was refused \(.*\); check the credentials"
-    assert re.match(expected, refused(capsys, "shards", "stats", bucket))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-that-nobody-may-see")
-    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
-    text = refused(capsys, "shards", "stats", bucket)
-    assert re.match(expected, text) and "secret" not in text
 
 
 def test_a_taken_port_is_one_sentence(

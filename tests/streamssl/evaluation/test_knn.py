@@ -46,14 +46,6 @@ def test_accuracy_equals_the_reference_for_every_k(temperature):
     assert 30 < found[20] < 100
 
 
-def test_separate_clusters_are_all_found():
-    """Features that separate the classes must give 100 percent, whatever their lengths."""
-    labels = np.arange(300) % 3
-    noise = np.random.default_rng(0).standard_normal((300, 8)) * 0.05
-    features = ((np.eye(8)[labels] + noise) * (1 + np.arange(300)[:, None])).astype(np.float32)
-    assert knn_accuracy(features, labels, features[::-1], labels[::-1]) == {20: 100.0, 200: 100.0}
-
-
 def test_test_rows_of_several_searches_are_all_counted():
     """A block of test rows that is dropped or counted twice bends the percentage."""
     train, train_labels = make_rows(0, 60)
@@ -83,21 +75,18 @@ def test_a_collapsed_encoder_is_no_better_than_chance():
     assert knn_accuracy(zeros, labels, zeros, labels, KnnConfig(ks=(100,))) == {100: 25.0}
 
 
-def test_more_neighbours_than_images_are_refused():
-    """k clamped in silence would report a number under the wrong name."""
+def test_settings_that_cannot_work_are_refused():
+    """A temperature of zero gives infinite weights; a clamped k reports a wrong name."""
     features, labels = make_rows(0, 50)
     with pytest.raises(ConfigError, match=r"k=200 on 50 training images.*smaller k"):
         knn_accuracy(features, labels, features, labels)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"ks": ()}, r"ks=\(\)"), ({"ks": (0, 5)}, "1 or more"), ({"temperature": 0.0}, "above 0")],
-)
-def test_settings_that_cannot_work_are_refused(settings, message):
-    """A temperature of zero would turn every weight into infinity."""
-    with pytest.raises(ConfigError, match=message):
-        KnnConfig(**settings)
+    for settings, message in (
+        ({"ks": ()}, r"ks=\(\)"),
+        ({"ks": (0, 5)}, "1 or more"),
+        ({"temperature": 0.0}, "above 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            KnnConfig(**settings)
 
 
 @pytest.mark.parametrize(
@@ -162,14 +151,11 @@ def test_embedding_leaves_the_encoder_unchanged():
     assert encoder.training and encoder[0].training and not encoder[1].training
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert all(parameter.grad is None for parameter in encoder.parameters())
-
-
-def test_a_failing_encoder_gets_its_mode_back():
-    """An image that fails must not leave the run in eval mode."""
-    encoder = make_encoder().train()
     with pytest.raises(RuntimeError):
         embed(encoder, [np.zeros((1, 4, 4, 5), np.uint8)])
     assert encoder.training
+    with pytest.raises(UserError, match="no image to embed"):
+        embed(encoder, [])
 
 
 def test_half_precision_and_read_only_images_give_float32_features():
@@ -179,12 +165,6 @@ def test_half_precision_and_read_only_images_give_float32_features():
     found = embed(encoder, [images], precision="bfloat16")
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, embed(encoder, [images]), atol=0.05)
-
-
-def test_no_image_to_embed_is_refused():
-    """torch.cat of nothing would complain about a list."""
-    with pytest.raises(UserError, match="no image to embed"):
-        embed(make_encoder(), [])
 
 
 def test_raw_pixels_become_small_rows():

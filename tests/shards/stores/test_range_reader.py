@@ -353,17 +353,6 @@ def test_permanent_faults_are_not_retried(faulty, fault, error, message):
     assert sum(reader.counters.retries.values()) - before in (1, 2)  # the reset; a busy machine
 
 
-def test_endless_faults_end_the_read(faulty):
-    """A store that is down must end the run with its name."""
-    proxy, reader, shard = faulty
-    proxy.plan = lambda _: "slow_down"
-    with pytest.raises(ShardUnreadable, match=r"in 4 attempts \(.*\); check the network and"):
-        reader.read(shard, 1000, 2000)
-    proxy.plan = lambda _: "whole_200"
-    with pytest.raises(ShardUnreadable, match="the whole shard was sent for a range"):
-        reader.read(shard, 1000, 2000)
-
-
 def test_retry_after_is_respected(faulty, data):
     """A store throttles clients that return too early for longer."""
     proxy, reader, shard = faulty

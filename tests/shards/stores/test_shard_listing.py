@@ -230,14 +230,6 @@ def test_shards_of_a_server_without_ranges_are_read_whole(folder):
         assert not any(shard.whole for shard in list_shards(f"{address}/{{00..11}}.tar", stores))
 
 
-def test_a_server_that_refuses_head_gets_a_request_for_one_byte(folder):
-    """Signed addresses are often signed for GET only."""
-    with web_server(folder) as address:
-        (shard,) = list_shards(f"{address}/closed/05.tar")
-        (same,) = list_shards(f"{address}/05.tar")
-    assert (shard.num_bytes, shard.version) == (same.num_bytes, same.version)
-
-
 def test_a_file_without_a_length_is_refused(folder):
     """The order of samples needs the length of each shard."""
     with (

@@ -5,7 +5,6 @@ page hides it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Final
 
 from cluster.monitoring.live.page_section import Answer, PageSection, Tone
@@ -46,7 +45,7 @@ def answers(
         "who": _who(run),
         "cost": _cost(run),
     }
-    return {name: asdict(answer) for name, answer in found.items() if answer is not None}
+    return {name: answer.to_json() for name, answer in found.items() if answer is not None}
 
 
 def _progress(run: RunWindow) -> Answer | None:

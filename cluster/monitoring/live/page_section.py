@@ -5,7 +5,7 @@ classes. `/live/sections.json` carries them to the browser, see `section_specs`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.monitoring.live.run_window import RunWindow
@@ -20,6 +20,9 @@ class Answer:
     tone: Tone
     short: str
     text: str
+
+    def to_json(self) -> dict[str, str]:
+        return {"tone": self.tone, "short": self.short, "text": self.text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,18 @@ def section_specs(sections: Sequence[PageSection]) -> list[Mapping[str, Any]]:
             "id": one.id,
             "title": one.title,
             "before": one.before,
-            "charts": [asdict(chart) for chart in one.charts],
+            "charts": [_chart_spec(chart) for chart in one.charts],
         }
         for one in sections
     ]
+
+
+def _chart_spec(chart: PageChart) -> Mapping[str, Any]:
+    return {
+        "id": chart.id,
+        "title": chart.title,
+        "lines": [{"metric": line.metric, "name": line.name} for line in chart.lines],
+        "small": chart.small,
+        "percent": chart.percent,
+        "note": chart.note,
+    }

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from cluster.actors.autoscaler import Autoscaler, Observation, ScalingConfig
-from cluster.control.sequencer import Sequencer, SequencerConfig
+from cluster.control.sequencer import Sequencer, SequencerConfig, SequencerSpec
 from cluster.leases.lease_table import LeaseTable
 from cluster.membership.membership import Membership
 from cluster.protocol.messages import (
@@ -32,6 +32,7 @@ from cluster.protocol.step_report import StepReport
 from shards.records import Cursor, ShardInfo, Turn
 from shards.samples.admission_config import AdmissionConfig
 from shards.stream.batch_stream import build_order
+from shards.stream.journal import Journal
 from shards.stream.manifest import Manifest
 from shards.stream.order import Order
 from shards.stream.stream_config import StreamConfig
@@ -188,7 +189,15 @@ def plan_cost(options: Options, order: Order, manifest: Manifest) -> tuple[Batch
     config = SequencerConfig(num_readers=options.readers)
     table = LeaseTable(1)
     cpu = -1.0
-    with Sequencer(table, manifest.shards, order, stream, AdmissionConfig(), config) as sequencer:
+    spec = SequencerSpec(
+        shards=manifest.shards,
+        order=order,
+        stream=stream,
+        admission=AdmissionConfig(),
+        config=config,
+        journal=Journal(order.manifest, order.digest),
+    )
+    with Sequencer(table, spec) as sequencer:
         finished: tuple[FinishedLease, ...] = ()
         first, step = 2, 0
         while step < first + 6:
@@ -202,7 +211,7 @@ def plan_cost(options: Options, order: Order, manifest: Manifest) -> tuple[Batch
             if plans := sequencer.plans(step, 1).plans:
                 plan = plans[0]
                 step += 1
-                sequencer.committed(step)
+                sequencer.commit(step)
                 if step == first:
                     cpu = _cpu_of_others()
             elif not finished:

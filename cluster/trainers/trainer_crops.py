@@ -82,8 +82,8 @@ class TrainerCropper:
 def _not_cropped(failure: CropFailure, sample: list[int], epoch: int) -> VerifiedNotCropped:
     shard, offset = sample
     return VerifiedNotCropped(
-        f"a reader verified the sample at byte {offset} of shard {shard} of manifest.parquet, but "
-        f"a trainer cannot crop it in epoch {epoch} ({failure.reason}: {failure.detail}); leaving "
-        "it out would change the order: give --decode readers, and check that all nodes have the "
-        "same versions of decoders"
+        f"the sample at byte {offset} of shard {shard} of manifest.parquet was verified by a "
+        f"reader, but a trainer cannot crop it in epoch {epoch} ({failure.reason}: "
+        f"{failure.detail}); leaving it out would change the order: give --decode readers, and "
+        "check that all nodes have the same versions of decoders"
     )

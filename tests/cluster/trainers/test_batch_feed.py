@@ -1,4 +1,4 @@
-"""On a real Ray: plans, readers and feeds give the batches of one process, whatever is lost."""
+"""On a real Ray: plans, readers and feeds give the batches of one process after any loss."""
 
 import itertools
 import os
@@ -33,7 +33,7 @@ STREAM = StreamConfig(batch_size=BATCH, chunk_bytes=1 << 20, chunks_per_block=3)
 
 
 def in_process(manifest: Manifest, job: CropJob, num_batches: int) -> list[CropBatch]:
-    """The batches of a single process."""
+    """Return the batches of one process."""
     with ThreadReaders(manifest, job, 1) as threads:
         order = build_order(manifest, STREAM, 0)
         stream = BatchStream(order, STREAM, job.admission, threads.submit)
@@ -52,8 +52,8 @@ def assert_same(ours: CropBatch, theirs: CropBatch, rank: int = 0, world: int = 
 
 
 @dataclass
-class Running:
-    """A data path that tests share, since readers take seconds to start, and what it must give."""
+class SharedPath:
+    """A data path that tests share, since readers start slowly, and the expected batches."""
 
     shards: MarkedShards
     path: DataPath
@@ -61,21 +61,21 @@ class Running:
     term: int = 1
 
     def restart(self) -> None:
-        """Plan from the first step on, in a new term; the readers stay."""
+        """Plan from the first step again, in a new term, with the same readers."""
         self.term += 1
         ray.get(self.path.control.begin.remote(term=self.term), timeout=WAIT)
 
 
 @pytest.fixture(scope="module")
-def running(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedPath]:
     shards = MarkedShards(tmp_path_factory.mktemp("feed") / "shards", 7, {})
     expected = in_process(shards.manifest, shards.job(), 60)
     with DataPath(shards.manifest, shards.job(), STREAM) as path:
-        yield Running(shards, path, expected)
+        yield SharedPath(shards, path, expected)
 
 
-def test_ranks_get_their_rows_of_the_batches_of_one_process(running: Running) -> None:
-    """Who crops, who asks, and in how many ranks, must not show in a single pixel."""
+def test_ranks_get_their_rows_of_the_batches_of_one_process(running: SharedPath) -> None:
+    """The number of ranks and readers must change no pixel."""
     path, expected = running.path, running.expected
     with path.feed("t0") as first, path.feed("t1") as second:
         for rank, feed in enumerate((first, second)):
@@ -84,7 +84,7 @@ def test_ranks_get_their_rows_of_the_batches_of_one_process(running: Running) ->
             assert_same(first.next(), expected[step], 0, 2)
             assert_same(second.next(), expected[step], 1, 2)
             path.tell("committed", step)
-        # The other one is lost; the step under way is trained again, with all rows.
+        # The second rank is lost; the step is trained again with all rows.
         first.enter(0, 1, 3)
         for step in range(3, 8):
             assert_same(first.next(), expected[step])
@@ -93,8 +93,8 @@ def test_ranks_get_their_rows_of_the_batches_of_one_process(running: Running) ->
     path.wait(lambda status: status["num_held"] < 40)
 
 
-def test_rows_that_are_here_are_not_asked_for_again_by_the_same_rank(running: Running) -> None:
-    """After a loss elsewhere a rank would wait for what it has in its hands."""
+def test_received_rows_are_not_requested_again(running: SharedPath) -> None:
+    """After the loss of another rank, this one would wait for rows that it has."""
     running.restart()
     with running.path.feed() as feed:
         feed.enter(0, 1, 0)
@@ -107,8 +107,8 @@ def test_rows_that_are_here_are_not_asked_for_again_by_the_same_rank(running: Ru
         assert feed.status()["calls"] == before
 
 
-def test_a_reader_that_is_killed_costs_time_and_no_row(running: Running) -> None:
-    """What it held was cropped and is gone; trainers wait for some of it already."""
+def test_killed_reader_costs_no_row(running: SharedPath) -> None:
+    """Trainers already wait for rows that it held."""
     running.restart()
     path, expected = running.path, running.expected
     started = {name: path.started(name) for name in path.readers}
@@ -126,8 +126,8 @@ def test_a_reader_that_is_killed_costs_time_and_no_row(running: Running) -> None
     path.add_reader()
 
 
-def test_a_new_control_goes_on_where_trainers_are(running: Running) -> None:
-    """Its tasks have other numbers; crops of the old ones must not be taken for theirs."""
+def test_new_control_continues_at_the_step_of_the_trainers(running: SharedPath) -> None:
+    """Its tasks have other numbers, so crops of old tasks must not be mistaken for theirs."""
     running.restart()
     path, expected = running.path, running.expected
     with path.feed() as feed:
@@ -141,10 +141,10 @@ def test_a_new_control_goes_on_where_trainers_are(running: Running) -> None:
             path.tell("committed", step + 1)
 
 
-def test_a_reader_that_is_drained_leaves_when_what_it_holds_was_trained_on(
-    running: Running,
+def test_drained_reader_leaves_after_its_crops_were_used(
+    running: SharedPath,
 ) -> None:
-    """A node that is given back must cost nobody anything."""
+    """Giving a node back must lose no crops."""
     running.restart()
     path, expected = running.path, running.expected
     leaver = path.add_reader()
@@ -163,11 +163,11 @@ def test_a_reader_that_is_drained_leaves_when_what_it_holds_was_trained_on(
     assert path.tell("status")["counters"].recropped == 0
 
 
-def test_a_feed_that_waits_can_be_interrupted(running: Running) -> None:
+def test_waiting_feed_can_be_interrupted(running: SharedPath) -> None:
     """A trainer whose generation is over may be waiting for data."""
     running.restart()
     with running.path.feed() as feed:
-        feed.enter(0, 1, 50)  # nobody trains, so this is never planned
+        feed.enter(0, 1, 50)  # no step is committed, so this is never planned
         threading.Timer(0.3, feed.interrupt).start()
         with pytest.raises(StreamStopped):
             feed.next()
@@ -175,8 +175,8 @@ def test_a_feed_that_waits_can_be_interrupted(running: Running) -> None:
         assert_same(feed.next(), running.expected[0])
 
 
-def test_a_shard_that_cannot_be_read_arrives_as_our_own_error(running: Running) -> None:
-    """The trainer must see the same error as without Ray, behind the batches before it."""
+def test_unreadable_shard_raises_our_own_error(running: SharedPath) -> None:
+    """The trainer must get the error of a run without Ray, after the batches before it."""
     path = running.shards.path("plain3")
     content, times = path.read_bytes(), path.stat()
     path.unlink()
@@ -194,8 +194,8 @@ def test_a_shard_that_cannot_be_read_arrives_as_our_own_error(running: Running) 
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def test_readers_are_processes_of_their_own_that_step_back(running: Running) -> None:
-    """A trainer on the same machine comes first; decoding in its process would hold it up."""
+def test_readers_are_processes_of_low_priority(running: SharedPath) -> None:
+    """Decoding must not slow down a trainer on the same machine."""
     for name in running.path.readers:
         pid = running.path.started(name).pid
         assert psutil.Process() in psutil.Process(pid).parents()
@@ -203,8 +203,8 @@ def test_readers_are_processes_of_their_own_that_step_back(running: Running) -> 
         assert max(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads) >= 10
 
 
-def test_nothing_of_a_local_ray_listens_beyond_the_loopback(running: Running) -> None:
-    """Ray runs what it is sent; nobody outside this machine may send it anything."""
+def test_local_ray_listens_on_the_loopback_only(running: SharedPath) -> None:
+    """Ray runs any code that it is sent."""
     assert running.path.readers
     addresses = {
         connection.laddr.ip.removeprefix("::ffff:")
@@ -224,10 +224,8 @@ def wait_until(condition) -> None:  # type: ignore[no-untyped-def]
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_reader_that_hangs_is_given_up_and_refused_when_it_comes_back(
-    one_ray: None, tmp_path: Path
-) -> None:
-    """A zombie holds crops and leases of its own; none of them may count."""
+def test_hanging_reader_is_declared_lost_and_refused_later(one_ray: None, tmp_path: Path) -> None:
+    """A zombie holds crops and leases that are no longer valid."""
     shards = MarkedShards(tmp_path / "shards", 7, {})
     expected = in_process(shards.manifest, shards.job(), 20)
     leases = LeaseConfig(silence_seconds=5.0)
@@ -247,7 +245,7 @@ def test_a_reader_that_hangs_is_given_up_and_refused_when_it_comes_back(
                 assert_same(feed.next(), expected[step])
                 path.tell("committed", step + 1)
             os.kill(started[zombie].pid, signal.SIGCONT)
-            ray.get(path.readers[zombie][0].left.remote(), timeout=WAIT)  # it is told to leave
+            ray.get(path.readers[zombie][0].left.remote(), timeout=WAIT)
             for step in range(10, 14):
                 assert_same(feed.next(), expected[step])
                 path.tell("committed", step + 1)
@@ -255,12 +253,12 @@ def test_a_reader_that_hangs_is_given_up_and_refused_when_it_comes_back(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_an_image_that_kills_readers_costs_itself_alone(one_ray: None, tmp_path: Path) -> None:
-    """After two readers it is alone with its decoder; its neighbours in the chunk are kept."""
+def test_image_that_kills_readers_is_the_only_reject(one_ray: None, tmp_path: Path) -> None:
+    """After two dead readers the chunk is isolated, and its other images are kept."""
     shards = MarkedShards(tmp_path / "shards", 4, {"dies": DIES})
     with DataPath(shards.manifest, shards.job(), STREAM) as path, path.feed() as feed:
         feed.enter(0, 1, 0)
-        batches = [feed.next() for _ in go_on(path, 6)]
+        batches = [feed.next() for _ in steps_with_restarts(path, 6)]
         rejects = [reject for batch in batches for reject in batch.rejects]
         assert {(reject.reason, reject.detail) for reject in rejects[:1]} == {
             ("kills_decoder", "died of SIGSEGV")
@@ -270,10 +268,10 @@ def test_an_image_that_kills_readers_costs_itself_alone(one_ray: None, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_chunk_that_kills_its_readers_in_isolation_ends_the_stream_with_its_place(
+def test_chunk_that_kills_isolated_readers_ends_the_stream_with_its_place(
     one_ray: None, tmp_path: Path
 ) -> None:
-    """Not a restart loop."""
+    """A restart loop would never end."""
     shards = MarkedShards(tmp_path / "shards", 3, {"dies": KILLS_READER})
     with DataPath(shards.manifest, shards.job(), STREAM) as path, path.feed() as feed:
         feed.enter(0, 1, 0)
@@ -281,12 +279,12 @@ def test_a_chunk_that_kills_its_readers_in_isolation_ends_the_stream_with_its_pl
             ReadersLost,
             match=r"4 readers died .* in isolation, on bytes 0-\d+ of \S+dies\.tar; look",
         ):
-            for _ in go_on(path, 20):
+            for _ in steps_with_restarts(path, 20):
                 feed.next()
 
 
-def go_on(path: DataPath, num_steps: int) -> Iterator[int]:
-    """Steps, while readers that die are replaced, as whoever supervises them would."""
+def steps_with_restarts(path: DataPath, num_steps: int) -> Iterator[int]:
+    """Yield steps, and replace dead readers meanwhile, as the driver would."""
     ended = threading.Event()
 
     def replace() -> None:

@@ -1,8 +1,7 @@
-"""The parts of the data path, without Ray: whatever is lost, ranks get the batches of one process.
+"""The data path without Ray: after any loss, ranks get the batches of one process.
 
-What runs in production is all there but its threads and calls: the sequencer, the lease table, what
-readers hold, what arrives at ranks. The test is what lies between them, and it loses messages,
-readers, ranks and Control.
+Sequencer, lease table, reader states and batch assemblies are the real ones. The test replaces the
+calls between them, and loses messages, readers, ranks and Control.
 """
 
 import itertools
@@ -35,7 +34,7 @@ ROW_BYTES = 9
 
 @cache
 def crops(turn, seed=0):
-    """What a chunk gives: a pure function of its turn, with rejects, needs_walk and crashed_images."""
+    """Return the crops of a chunk: a pure function of its turn, with rejects and crashes."""
     chunk = turn.chunk
     rng = np.random.default_rng((seed, chunk.shard, chunk.start, turn.epoch))
     num = int(rng.integers(0, 12))
@@ -62,7 +61,7 @@ def order_of(shards, chunks_per_block):
 
 
 class World:
-    """Readers, ranks and Control; what lies between them is this test."""
+    """Readers, ranks and Control, connected by this test."""
 
     def __init__(self, seed):
         rng = self.rng = random.Random(seed)
@@ -84,7 +83,7 @@ class World:
         self.enter()
 
     def expected(self, num_batches):
-        """The batches of one process."""
+        """Return the batches of one process."""
 
         class Done:
             def __init__(self, turn):
@@ -106,7 +105,7 @@ class World:
         return list(islice(stream, num_batches))
 
     def control(self, cursor=None, step=0):
-        """A Control, or its successor: the journal is all that it knows of the one before."""
+        """Start Control, or its successor, which knows only the journal of the one before."""
         if self.sequencer is not None:
             self.sequencer.__exit__()
         self.term += 1
@@ -117,7 +116,7 @@ class World:
             journal=self.journal,
         )  # fmt: skip
         self.sequencer = Sequencer(self.table, spec, cursor, step)
-        self.sequencer._max_planned_bytes = 300  # smaller than readers really are
+        self.sequencer._max_planned_bytes = 300  # less than in a real run, to reach the limit
         self.sequencer.__enter__()
 
     def add_reader(self):
@@ -126,17 +125,17 @@ class World:
         self.states[name] = ReaderState(name, self.rng.randint(1, 4), EMPTY)
 
     def enter(self):
-        """A new generation of ranks, at what was committed."""
+        """Start a new generation of ranks at the committed step."""
         world = self.rng.choice((1, 2, 4))
         step = min(self.ranks) if getattr(self, "ranks", None) else 0
-        same = getattr(self, "arriving", [])
-        self.arriving = [
+        same = getattr(self, "assemblies", [])
+        self.assemblies = [
             same[rank] if rank < len(same) else BatchAssembly(50 * ROW_BYTES, 5 * ROW_BYTES)
             for rank in range(world)
         ]
         self.ranks = [step] * world
-        for rank, arriving in enumerate(self.arriving):
-            arriving.enter(rank, world, step)
+        for rank, assembly in enumerate(self.assemblies):
+            assembly.enter(rank, world, step)
 
     def exchange(self, name):
         state = self.states[name]
@@ -160,7 +159,7 @@ class World:
                 state.finish(lease, crops(lease.turn))
 
     def lose(self, name):
-        """It is given up; perhaps it lives."""
+        """Declare a reader lost; it may live on as a zombie."""
         self.losses += 1
         with self.sequencer.leases() as table:
             table.lost(name, self.now, "left" if self.rng.random() < 0.9 else "died")
@@ -173,27 +172,27 @@ class World:
             self.add_reader()
 
     def feed(self, rank, expected):
-        arriving = self.arriving[rank]
-        first = arriving.first_unplanned(4)
+        assembly = self.assemblies[rank]
+        first = assembly.first_unplanned(4)
         if first is not None and self.rng.random() < 0.7:
-            arriving.plan(self.sequencer.plans(first, 4))
-        for reader in arriving.readers():
-            pieces = arriving.pop_call(reader)
+            assembly.plan(self.sequencer.plans(first, 4))
+        for reader in assembly.readers():
+            parts = assembly.pop_request(reader)
             state = self.states.get(reader)
             if state is None or self.rng.random() < 0.05:
-                arriving.lost(pieces)
-                missing = {piece.task for piece in pieces}
+                assembly.lost(parts)
+                missing = {part.task for part in parts}
             else:
-                wanted = [(piece.task, piece.rows) for piece in pieces]
-                parts = state.find(pieces[0].term, [task for task, _ in wanted])
-                rows = state.gather(parts, wanted)
-                arriving.put(pieces, rows, bytes_of(rows.crops))
+                wanted = [(part.task, part.rows) for part in parts]
+                found = state.find(parts[0].term, [task for task, _ in wanted])
+                rows = state.gather(found, wanted)
+                assembly.put(parts, rows, bytes_of(rows.crops))
                 missing = set(rows.missing)
             for task in missing:
                 with self.sequencer.leases() as table:
                     table.missing(task, reader)
-        if arriving.is_ready:
-            self.check(arriving.pop(), expected[self.ranks[rank]], rank)
+        if assembly.is_ready:
+            self.check(assembly.pop(), expected[self.ranks[rank]], rank)
             self.ranks[rank] += 1
             self.sequencer.commit(min(self.ranks))
 
@@ -205,7 +204,7 @@ class World:
         assert batch.rejects == expected.rejects
         assert batch.num_unselected == expected.num_unselected
 
-    def turn_the_wheel(self, expected):
+    def tick(self, expected):
         time.sleep(0)  # for the sequencer's thread
         rng = self.rng
         self.now += rng.random()
@@ -228,7 +227,7 @@ class World:
             time.sleep(0.001)
 
     def settle(self):
-        """Nothing more is lost, and everybody says what there is to say."""
+        """Let every reader exchange its report once more."""
         self.sequencer.commit(min(self.ranks))
         for name in set(self.states) - self.zombies:
             for _ in range(2):
@@ -244,7 +243,7 @@ def run(seed, num_batches):
         expected = world.expected(num_batches + 20)
         deadline = time.monotonic() + 30
         while min(world.ranks) < num_batches:
-            world.turn_the_wheel(expected)
+            world.tick(expected)
             assert time.monotonic() < deadline, (seed, world.ranks, world.sequencer.num_planned)
         world.settle()
         for name in set(world.states) - world.zombies:
@@ -259,21 +258,21 @@ def run(seed, num_batches):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_whatever_is_lost_ranks_get_the_batches_of_one_process(seed):
-    """A message, a reader, a rank, Control: no row may be lost, doubled or another's."""
+def test_ranks_get_the_batches_of_one_process_after_any_loss(seed):
+    """A lost message, reader, rank or Control must not lose, double or swap a row."""
     run(seed, 20)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_nothing_is_lost_in_two_hundred_orders_of_events():
-    """As above, oftener."""
-    worlds = [run(seed, 40) for seed in range(100, 300)]
-    assert sum(world.losses for world in worlds) > 1000
+def test_nothing_is_lost_in_many_orders_of_events(share):
+    """A rare order of events breaks one run in a thousand."""
+    worlds = [run(seed, 40) for seed in range(100, 100 + round(500 * share))]
+    assert sum(world.losses for world in worlds) > 5 * len(worlds)
 
 
-class Quiet:
-    """One reader that does as it is told, and a Control."""
+class QuietPath:
+    """One reader without faults, and Control. `spoil` makes its results."""
 
     def __init__(self, spoil=lambda turn: crops(turn), admission=LENIENT, steps_ahead=4):
         self.shards = tuple(ShardInfo(f"{number}.tar", 5 * 4096, "v") for number in range(4))
@@ -310,9 +309,9 @@ class Quiet:
         self.sequencer.__exit__()
 
 
-def test_plans_are_few_steps_ahead_of_what_was_trained_on():
-    """Readers would fill their memory with crops of batches that nobody trains on yet."""
-    with Quiet(steps_ahead=3) as quiet:
+def test_plans_are_few_steps_ahead_of_the_committed_step():
+    """Readers would fill their memory with crops of later batches."""
+    with QuietPath(steps_ahead=3) as quiet:
         quiet.work_until(lambda: quiet.sequencer.num_planned == 3)
         quiet.work_until(
             lambda: not quiet.state.waiting() and not quiet.table.snapshot(0).num_waiting
@@ -323,14 +322,14 @@ def test_plans_are_few_steps_ahead_of_what_was_trained_on():
         assert [plan.step for plan in quiet.sequencer.plans(0, 10).plans] == [2, 3, 4]
 
 
-def test_what_ends_the_stream_comes_behind_the_last_batch_before_it():
-    """A bad shard far ahead must not cost batches that are whole."""
+def test_error_of_the_stream_comes_after_the_last_whole_batch():
+    """A bad shard far ahead must not cost whole batches."""
     number = itertools.count()
 
     def spoil(turn):
         return ShardUnreadable("a.tar is gone") if next(number) == 9 else crops(turn)
 
-    with Quiet(spoil, steps_ahead=100) as quiet:
+    with QuietPath(spoil, steps_ahead=100) as quiet:
 
         def ended():
             try:
@@ -345,14 +344,14 @@ def test_what_ends_the_stream_comes_behind_the_last_batch_before_it():
             quiet.sequencer.plans(planned, 1)
 
 
-def test_crops_that_cannot_be_made_again_end_the_stream_at_once():
+def test_crops_that_cannot_be_repeated_end_the_stream_at_once():
     """Ranks would wait for them for ever."""
     gone = set()
 
     def spoil(turn):
         return ShardUnreadable("a.tar is gone") if turn in gone else crops(turn)
 
-    with Quiet(spoil) as quiet:
+    with QuietPath(spoil) as quiet:
         quiet.work_until(lambda: quiet.sequencer.num_planned >= 2)
         plans = quiet.sequencer.plans(0, 1)
         task = int(plans.plans[0].tasks[0])
@@ -372,8 +371,10 @@ def test_crops_that_cannot_be_made_again_end_the_stream_at_once():
 
 
 def test_too_many_rejects_end_the_stream_as_in_one_process():
-    """The budget is the user's; the cluster must not lose the table of reasons on the way."""
-    with Quiet(admission=AdmissionConfig(max_reject_fraction=0.001), steps_ahead=10**6) as quiet:
+    """The table of reasons must reach the user."""
+    with QuietPath(
+        admission=AdmissionConfig(max_reject_fraction=0.001), steps_ahead=10**6
+    ) as quiet:
 
         def ended():
             try:

@@ -1,4 +1,4 @@
-"""Readers that verify, feeds that crop: the batches of readers that crop, bit by bit."""
+"""Trainers that crop verified images get the batches of readers that crop, bit by bit."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -58,7 +58,7 @@ def job(engine: str) -> CropJob:
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """Images of every kind, whole and spoilt, some of them large enough to be reduced."""
+    """Shards with whole and damaged images of every format; some are large."""
     folder = tmp_path_factory.mktemp("cropping") / "shards"
     folder.mkdir()
     for shard in range(3):
@@ -78,15 +78,15 @@ def path(one_ray: None, manifest: Manifest) -> Iterator[DataPath]:
 
 
 def by_readers(manifest: Manifest, engine: str, num_batches: int) -> list[CropBatch]:
-    """The batches of a single process that crops with this engine."""
+    """Return the batches of one process that crops with this engine."""
     with ThreadReaders(manifest, job(engine), 1) as threads:
         order = build_order(manifest, STREAM, 0)
         stream = BatchStream(order, STREAM, LENIENT, threads.submit)
         return list(itertools.islice(stream, num_batches))
 
 
-def begin_anew(path: DataPath) -> None:
-    """Plan from the first step on, in a new term; the readers stay."""
+def restart(path: DataPath) -> None:
+    """Plan from the first step again, in a new term, with the same readers."""
     ray.get(path.control.begin.remote(term=next(TERMS)), timeout=WAIT)
 
 
@@ -102,16 +102,16 @@ def assert_same(ours: CropBatch, theirs: CropBatch, rows: slice) -> None:
 @pytest.mark.parametrize(
     "engine", ["opencv", "dali-cpu", pytest.param("dali-gpu", marks=pytest.mark.gpu)]
 )
-def test_ranks_crop_what_readers_would_have(
+def test_trainers_make_the_crops_of_readers(
     path: DataPath, manifest: Manifest, engine: str
 ) -> None:
-    """Where an image is cropped must not show in a pixel, nor in what is kept, nor in a digest.
+    """The place of cropping must change no pixel, reject or digest.
 
-    A rank leaves, and a reader is lost on the way.
+    A rank leaves and a reader is lost meanwhile.
     """
     expected = by_readers(manifest, engine, 12)
     assert len({reject.reason for batch in expected for reject in batch.rejects}) > 4
-    begin_anew(path)
+    restart(path)
     cropping = TrainerCropsConfig.of(job(engine))
     with path.feed("t0", cropping=cropping) as first, path.feed("t1", cropping=cropping) as second:
         for rank, feed in enumerate((first, second)):
@@ -129,35 +129,35 @@ def test_ranks_crop_what_readers_would_have(
 
 
 @pytest.mark.ray
-def test_readers_that_verify_hold_what_is_encoded(path: DataPath, manifest: Manifest) -> None:
+def test_verifying_readers_count_encoded_bytes(path: DataPath, manifest: Manifest) -> None:
     """Their memory would be counted as if it held crops, or not at all."""
-    begin_anew(path)
+    restart(path)
     found = path.wait(lambda status: status["finished"]["images"] > 50)["finished"]
     assert 0 < found["bytes"] < sum(shard.num_bytes for shard in manifest.shards) * 20
 
 
-def test_an_image_that_a_trainer_cannot_crop_is_named_and_ends_the_run() -> None:
-    """To leave it out would give this rank another batch than the plan says."""
+def test_image_that_a_trainer_cannot_crop_ends_the_run_with_its_place() -> None:
+    """Leaving it out would change the batch of this rank."""
     whole = encoded(made_pixels(0, 60, 80))
     images = [
         read_image_header(whole),
         replace(read_image_header(whole), data=whole[:700] + b"\xff\xd9"),
     ]
-    places = np.arange(2)
+    positions = np.arange(2)
     ids = np.array([[3, 512], [3, 4096]])
-    piece = TaskRows(0, 1, 7, places, places, ids, np.array([5, 5]))
+    part = TaskRows(0, 1, 7, positions, positions, ids, np.array([5, 5]))
     cropping = TrainerCropper(TrainerCropsConfig.of(job("opencv")))
     try:
-        future = cropping.submit([piece], Rows((as_rows(images),)))
+        future = cropping.submit([part], Rows((as_rows(images),)))
         with pytest.raises(
             VerifiedNotCropped,
             match=r"at byte 4096 of shard 3 of manifest\.parquet .*epoch 5 .*--decode readers",
         ):
             future.result()
         alone = replace(
-            piece, rows=places[:1], places=places[:1], ids=ids[:1], epochs=piece.epochs[:1]
+            part, rows=positions[:1], positions=positions[:1], ids=ids[:1], epochs=part.epochs[:1]
         )
-        gone = replace(piece, task=8)
+        gone = replace(part, task=8)
         rows = cropping.submit([gone, alone], Rows((as_rows(images[:1]),), (8,))).result()
         assert rows.missing == (8,) and len(rows.crops[0]) == 1
         assert bytes_of(rows.crops) == RECIPE.num_bytes

@@ -1,7 +1,7 @@
-"""The data path without trainers: a small Control of two calls, readers, and feeds of a test.
+"""The data path without trainers: a small Control, real readers, and feeds of a test.
 
-The sequencer, the leases, the readers and the feeds are the real ones; this Control only passes on
-what they say, and is told of deaths by the test.
+Sequencer, leases, readers and feeds are the real ones. This Control only connects them, and the
+test reports losses to it.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _names = itertools.count()
 
 @ray.remote(num_cpus=0, max_concurrency=1000)
 class StandIn:
-    """What Control answers to readers and feeds."""
+    """A Control for readers and feeds."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class StandIn:
         self._begin(**start)
 
     async def begin(self, **start: Any) -> None:
-        """Be as good as a new Control, in the time that one call takes."""
+        """Act like a new Control, without starting a process."""
         self._begin(**start)
 
     def _begin(
@@ -128,7 +128,7 @@ class StandIn:
             table.drain(reader)
 
     async def given_up(self) -> list[str]:
-        """Readers that hang, or are silent: to be killed."""
+        """Return readers that hang or are silent, to be killed."""
         with self._sequencer.leases() as table:
             now = time.monotonic()
             return [*table.expired(now), *table.silent(now)]
@@ -162,7 +162,7 @@ class StandIn:
 
 
 class DataPath:
-    """A Control, its readers, and their deaths. Use as a context, with a Ray that runs."""
+    """Control and its readers on a running Ray. Use as a context."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class DataPath:
         return control
 
     def replace_control(self, **options: Any) -> None:
-        """Kill Control, and make another one of the same name."""
+        """Kill Control, and create another one of the same name."""
         ray.kill(self.control)
         deadline = time.monotonic() + WAIT
         while True:
@@ -211,13 +211,13 @@ class DataPath:
         return name
 
     def started(self, name: str) -> Any:
-        """Where a reader runs, once it does; from then on it is missed."""
+        """Wait for a reader, and return its location; Control expects its reports then."""
         found = ray.get(self.readers[name][1], timeout=WAIT)
         self.tell("expect", name)
         return found
 
     def lose(self, name: str) -> None:
-        """Kill a reader and tell Control, as whoever supervises it would."""
+        """Kill a reader and report the loss to Control."""
         ray.kill(self.readers.pop(name)[0])
         self.tell("lost", name)
 
@@ -228,7 +228,7 @@ class DataPath:
         return BatchFeed(self.name, member, FeedConfig(**config))
 
     def wait(self, condition: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
-        """Until what Control tells of itself is so."""
+        """Wait for a condition on the status of Control, and return the status."""
         deadline = time.monotonic() + WAIT
         while not condition(status := self.tell("status")):
             assert time.monotonic() < deadline, status

@@ -1,7 +1,6 @@
-"""An engine that obeys marked images, and shards that hold one of each.
+"""An engine with faults that marked images trigger, and shards with such images.
 
-It runs in the reader processes, so what it does there is what really happens to a reader: nothing
-of the feed is replaced.
+The engine runs in the reader processes, so the faults are those of a real reader.
 """
 
 import ctypes
@@ -38,7 +37,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 class MarkedEngine:
-    """Crops as the fast engine does, unless it meets a mark."""
+    """Crops like the opencv engine, unless an image has a mark."""
 
     def __init__(self, recipe: CropRecipe, once: Path) -> None:
         self.recipe, self._once = recipe, once
@@ -48,7 +47,7 @@ class MarkedEngine:
         sides = {image.height for image in images}
         if DIES in sides:
             ctypes.string_at(0)
-        if KILLS_READER in sides:  # in isolation, too, where the reader is the parent
+        if KILLS_READER in sides:  # also in isolation, where the reader is the parent
             parent = multiprocessing.parent_process()
             os.kill(os.getpid() if parent is None else int(parent.pid or 0), signal.SIGKILL)
         if DIES_ONCE in sides and not self._once.exists():
@@ -70,7 +69,7 @@ def build_none(recipe: CropRecipe) -> Engine:
 
 
 class MarkedShards:
-    """Shards of one chunk each: plain ones, and one for every mark that is asked for."""
+    """Shards of one chunk each: plain ones, and one for every mark."""
 
     def __init__(self, folder: Path, num_plain: int, marks: dict[str, int]) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""A learner that is no network: a line is fitted to the mean colours of the crops it sees."""
+"""A learner that is no network: a line is fitted to the mean colors of the crops it sees."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ BATCH = 12
 
 
 def made_batch(step: int) -> CropBatch:
-    """The global batch of a step, the same whenever it is asked for."""
+    """Return the global batch of a step, always the same."""
     crops = np.random.default_rng(step).integers(0, 256, (BATCH, 1, 4, 4, 3), np.uint8)
     ids = np.stack([np.zeros(BATCH, np.int64), np.arange(BATCH) + step * BATCH], axis=1)
     cursor = Cursor(manifest="m", order="o", block=step + 1)
@@ -39,14 +39,14 @@ def made_report(step: int) -> StepReport:
 
 
 def part(batch: CropBatch, rank: int, world: int) -> CropBatch:
-    """A rank's rows of a global batch."""
+    """Return a rank's rows of a global batch."""
     size = len(batch) // world
     rows = slice(rank * size, (rank + 1) * size)
     return replace(batch, crops=tuple(crops[rows] for crops in batch.crops))
 
 
 class ToyLearner:
-    """Moves its weights towards the mean of what all ranks see; a step that breaks is half done."""
+    """Moves its weights by the colors of all ranks; a broken step leaves them at zero."""
 
     def __init__(self) -> None:
         self.weights = torch.zeros(3, dtype=torch.float64)
@@ -63,9 +63,9 @@ class ToyLearner:
     def train_step(self, batch: CropBatch, vote: StopVote) -> tuple[StepReport, StopVote]:
         self._before = self.weights.clone()
         self.weights.zero_()
-        colours = torch.from_numpy(batch.crops[0].astype(np.float64)).sum((0, 1, 2, 3))
+        colors = torch.from_numpy(batch.crops[0].astype(np.float64)).sum((0, 1, 2, 3))
         votes = torch.tensor([vote == StopVote.REGROUP, vote == StopVote.STOP], dtype=torch.float64)
-        both = torch.cat([colours, votes])
+        both = torch.cat([colors, votes])
         if self._group is not None:
             dist.all_reduce(both, group=self._group)
         self.weights.copy_(0.9 * self._before + both[:3] / batch.ids[-1, 1])
@@ -94,7 +94,7 @@ class ToyLearner:
 
 
 def trained_alone(num_steps: int) -> ToyLearner:
-    """What an undisturbed learner is after so many steps."""
+    """Return an undisturbed learner after `num_steps` steps."""
     learner = ToyLearner()
     for step in range(num_steps):
         learner.train_step(made_batch(step), StopVote.CONTINUE)

@@ -1,8 +1,8 @@
-"""A world of trainers that die, freeze, hang, come late and lose messages, around `Membership`.
+"""A simulated world around `Membership`: trainers die, freeze, hang and lose messages.
 
-Trainers keep to what `HeartbeatMessage` and `Directive` say. A step is a collective: it ends when all members
-of the generation are in it, and then everyone finishes it on his own. What must never be is
-asserted where it would happen.
+Trainers follow `HeartbeatMessage` and `Directive`. A step is a collective: it ends when all members
+of the generation are in it, and then every member finishes it on its own. Each method asserts the
+rules that it could break.
 """
 
 import random
@@ -34,7 +34,7 @@ def made_report(step):
 
 
 class Trainer:
-    """One process: a training thread and a heartbeat thread, both moved on by `World.tick`."""
+    """One process: `World.tick` advances its training thread and its heartbeat thread."""
 
     def __init__(self, name, now):
         self.name, self.ready_at = name, now + 0.5
@@ -47,7 +47,7 @@ class Trainer:
         self.trained, self.directive = 0, Directive(term=0)
 
     def beat(self, now):
-        """A step that was given up will be undone, and is said to be, however long it takes."""
+        """Return the message to send; after a while `broken` for a step that will be undone."""
         is_over = self.phase in ("joining", "running") and self.directive.over >= self.generation
         self.over_since = (self.over_since or now) if is_over else 0.0
         gives_up = is_over and now - self.over_since >= 1.0
@@ -63,8 +63,8 @@ class Trainer:
             doing=self.doing,
         )
 
-    def hear(self, directive):
-        """The heartbeat thread takes it; only the training thread changes the phase."""
+    def receive(self, directive):
+        """Take a directive; only the training thread changes the phase."""
         if directive.term < self.term:
             return
         self.term, self.directive = directive.term, directive
@@ -75,8 +75,8 @@ class Trainer:
             self.regroup |= directive.regroup
             self.address = directive.address or self.address
 
-    def obey(self):
-        """The training thread looks at what it was told."""
+    def follow(self):
+        """Follow the directive, in the training thread."""
         directive = self.directive
         if self.phase in ("joining", "running") and directive.over >= self.generation:
             self.phase, self.doing = "broken", ""
@@ -89,7 +89,7 @@ class Trainer:
 
 
 class World:
-    """Trainers, a Control that may die, and a driver that keeps the log and a checkpoint."""
+    """Trainers, a Control that may die, and a driver with the log and a checkpoint."""
 
     def __init__(self, seed, *, batch=12, wanted=3, num_steps=30, loss=0.0, control_dies=0.0):
         self.random = random.Random(seed)
@@ -135,15 +135,15 @@ class World:
         for name in self.control.silent(self.now):
             self.kill(name)
         assert not self.control.gave_up, self.story()
-        self.look()
+        self.check()
         self.drive()
 
     def kill(self, name):
-        """Control ends a process; one that cannot be reached becomes a zombie."""
+        """Kill a process; an unreachable one becomes a zombie."""
         self.control.lost(name, "silent", self.now)
         trainer = self.trainers.get(name)
         if trainer is None:
-            return  # long dead: only a late message of it reached this Control
+            return  # dead: only a late message of it reached this Control
         self.killed.append(trainer)
         if trainer.frozen_until > self.now:
             trainer.expelled = True
@@ -159,9 +159,9 @@ class World:
         if self.control.generation is not None:
             self.starts[self.control.generation.number] = self.control.generation.start
         if self.late and self.random.random() < 0.5:
-            self.control.beat(self.late.pop(0), self.now)  # a message that was long under way
+            self.control.beat(self.late.pop(0), self.now)  # a message that was delayed
         if self.random.random() >= self.loss:
-            trainer.hear(directive)
+            trainer.receive(directive)
             if trainer.leaving or (trainer.stop and trainer.phase in ("ready", "broken")):
                 self.leave(trainer)
 
@@ -172,7 +172,7 @@ class World:
             self.control.beat(trainer.beat(self.now), self.now)
 
     def train(self, me):
-        me.obey()
+        me.follow()
         peers = [self.trainers.get(name) for name in me.members]
         if me.phase == "starting":
             me.phase = "ready" if self.now >= me.ready_at else "starting"
@@ -180,7 +180,7 @@ class World:
             if any(peer is not None and not peer.alive for peer in peers):
                 me.phase = "broken"
             elif all(self.meets(me, peer) for peer in peers):
-                self.hand_over(me)
+                self.transfer(me)
         elif me.phase == "running":
             if any(peer is not None and not peer.alive for peer in peers):
                 me.phase, me.doing = "broken", ""
@@ -190,10 +190,10 @@ class World:
                 me.doing = "peers"
 
     def meets(self, me, peer):
-        """Whether this peer is in the group that is built, or was before me."""
+        """Return True if this peer joins the same generation."""
         return peer is not None and peer.generation == me.generation and bool(me.address)
 
-    def hand_over(self, me):
+    def transfer(self, me):
         start = self.starts[me.generation]
         if me.source == "":
             me.committed = self.kept
@@ -212,7 +212,7 @@ class World:
         )
 
     def finish(self, me):
-        """The collective is over: the optimizer's step, and the flag that all ranks share."""
+        """End a step after its collective, with the vote that all ranks share."""
         peers = [self.trainers[name] for name in me.members]
         key = me.generation, me.committed
         flag = self.known.setdefault(key, any(p.regroup or p.stop for p in peers))
@@ -229,8 +229,8 @@ class World:
         else:
             me.doing = "step"
 
-    def look(self):
-        """What must hold of whatever Control decided."""
+    def check(self):
+        """Check what must hold for every decision of Control."""
         generation = self.control.generation
         if generation is None:
             return
@@ -239,7 +239,7 @@ class World:
         if generation.number > self.max_generation:
             self.max_generation = generation.number
             assert generation.number // GENERATIONS_PER_TERM == self.term
-            # What was released is needed again only if all who were beyond it are lost.
+            # A released step is needed again only if all trainers beyond it are lost.
             beyond = [
                 t for t in self.trainers.values() if t.alive and t.name in self.control.members
             ]
@@ -249,7 +249,7 @@ class World:
         self.released = max(self.released, self.control.min_committed)
 
     def drive(self):
-        """The driver: takes reports, keeps a state now and then."""
+        """Act as the driver: take reports, and save a state regularly."""
         records = self.control.records(self.log, self.history)
         if records.history != self.history:
             self.history, self.log = records.history, records.start
@@ -265,7 +265,7 @@ class World:
         self.finished = self.control.is_finished and self.log >= self.num_steps
 
     def disturb(self):
-        """Something goes wrong, or better."""
+        """Cause a random failure, or add a trainer."""
         alive = [t for t in self.trainers.values() if t.alive and t.phase != "left"]
         what = self.random.choice(("kill", "kill", "freeze", "hang", "add", "drain", "control"))
         if what == "add" or not alive:
@@ -287,7 +287,7 @@ class World:
                 self.control.draining(victim.name, self.now)
 
     def replace_lost(self):
-        """What the supervisor does."""
+        """Replace lost trainers, as the restart policy does."""
         useful = [
             trainer
             for trainer in self.trainers.values()
@@ -298,15 +298,15 @@ class World:
         for _ in range(self.wanted - len(useful)):
             self.add()
 
-    def play(self, *, disturb_until, patience=120.0, chance=0.08):
-        """Disturb for a while, then watch it come to its end."""
+    def play(self, *, disturb_until, timeout=120.0, chance=0.08):
+        """Disturb for a while, then run to the last step."""
         while not self.finished:
             if self.now < disturb_until and self.random.random() < chance:
                 self.disturb()
             if self.now >= disturb_until or self.random.random() < 0.2:
                 self.replace_lost()
             self.tick()
-            assert self.now < disturb_until + patience, self.story()
+            assert self.now < disturb_until + timeout, self.story()
         return self
 
     def story(self):

@@ -1,4 +1,4 @@
-"""What a run writes down, and how it notices that a repeated step is not the same."""
+"""The log of a run, and the comparison of repeated steps with it."""
 
 import json
 import math

@@ -1,7 +1,7 @@
-"""A world for the lease table: readers that die, hang, freeze and come back, and a lossy network.
+"""Simulated world of a lease table: readers that die, hang, freeze and return, a lossy network.
 
-Made by one seed. The consumer stands for the sequencer and the trainers: it asks for chunks in
-order, takes their crops from whoever holds them, and releases what it used.
+One seed makes one world. The consumer stands for the sequencer and the trainers: it requests chunks
+in order, takes their crops from the holders, and releases used chunks.
 """
 
 from collections import Counter
@@ -29,12 +29,12 @@ _AHEAD = 3
 
 
 def turn(number: int) -> Turn:
-    """Chunk `number` of the only shard; it holds 1 to 4 samples."""
+    """Return chunk `number` of the only shard; it holds 1 to 4 samples."""
     return Turn(Chunk(0, number * 100, number * 100 + 100), 0)
 
 
 def header(of: Turn, **changes: object) -> ChunkHeader:
-    """What every honest reader makes of a turn."""
+    """Return the header that every reader must make of a turn."""
     size = of.chunk.start // 100 % 4 + 1
     offsets = np.arange(size, dtype=np.int64) * 512 + of.chunk.start
     made = ChunkHeader(
@@ -45,7 +45,7 @@ def header(of: Turn, **changes: object) -> ChunkHeader:
 
 @dataclass(eq=False)
 class Worker:
-    """A reader as `messages.ReaderReport` wants it to be, without a process."""
+    """A reader that follows the protocol of `ReaderReport`, without a process."""
 
     name: str
     term: int
@@ -69,7 +69,7 @@ class Worker:
             held=tuple(self.held - set(self.finished)),
         )
 
-    def hear(self, said: ReaderReport, orders: ReaderOrders) -> None:
+    def apply(self, report: ReaderReport, orders: ReaderOrders) -> None:
         if orders.term < self.term:
             return
         if orders.term > self.term:
@@ -77,7 +77,7 @@ class Worker:
             self.leases, self.finished, self.current_task, self.hung = {}, {}, None, False
             self.held = set()
             return
-        for finished in said.finished:
+        for finished in report.finished:
             self.finished.pop(finished.task, None)
         for task, epoch in orders.drop:
             if task in self.leases and self.leases[task].epoch <= epoch:
@@ -113,7 +113,7 @@ class Worker:
 
 
 class World:
-    """One seeded story. `run` plays it and asserts what must hold at every moment."""
+    """One seeded sequence of events. `run` plays it and asserts the promises after each event."""
 
     def __init__(self, seed: int, *, num_tasks: int = 12) -> None:
         self.rng = Random(seed)
@@ -126,7 +126,7 @@ class World:
         self.workers: list[Worker] = []
         self.zombies: list[Worker] = []
         self.lost: set[str] = set()
-        self.posted: list[ReaderReport] = []  # delivered once more, late
+        self.posted: list[ReaderReport] = []  # delivered again later
         self.num_made = 0
         self.done = 0  # chunks that were used
         self.numbers: dict[int, int] = {}  # tasks of this term: which chunk
@@ -148,7 +148,7 @@ class World:
         self.settle()
 
     def settle(self) -> None:
-        """All was used: whoever still lives must be told to drop what it holds."""
+        """Check that all readers drop everything after the last chunk."""
         for _ in range(3):
             for worker in [*self.workers, *self.zombies]:
                 worker.frozen = False
@@ -175,7 +175,7 @@ class World:
             self.control()
 
     def trouble(self) -> None:
-        """Something breaks, or somebody thinks so."""
+        """Let one fault happen, or a false alarm."""
         what = self.rng.choice(["die", "hang", "freeze", "drain", "restart", "away", "missing"])
         self.seen[what] += 1
         if what == "restart" and self.rng.random() < 0.3:
@@ -196,11 +196,11 @@ class World:
                 self.table.missing(self.rng.choice(list(self.numbers)), worker.name)
 
     def restart(self) -> None:
-        """A new Control; what was asked for and not used is asked for anew."""
+        """Start a new Control; unused chunks are requested again."""
         self.term += 1
         self.table = LeaseTable(self.term, CONFIG)
         self.numbers, self.decided, self.deaths = {}, {}, Counter()
-        # It does not know whom the one before gave up, and may use them: they made no mistake.
+        # It does not know which readers the old one gave up, and may use them.
         self.workers += self.zombies
         self.zombies, self.lost = [], set()
         for worker in self.workers:
@@ -222,7 +222,7 @@ class World:
             self.seen["poisoned"] += 1
 
     def talk(self, worker: Worker, *, calm: bool) -> None:
-        """A report that arrives or not, whose answer arrives or not, perhaps once more later."""
+        """Send a report; it, its answer, or both may get lost, or the report arrives twice."""
         if not worker.alive or worker.frozen:
             return
         fate = 1.0 if calm else self.rng.random()
@@ -240,29 +240,29 @@ class World:
 
     def deliver(self, worker: Worker, report: ReaderReport) -> None:
         orders = self.exchange(report)
-        worker.hear(report, orders)
+        worker.apply(report, orders)
 
     def exchange(self, report: ReaderReport) -> ReaderOrders:
-        """Let the table hear it, and hold it to what it may decide by that."""
+        """Give a report to the table, and check what it decides."""
         before = self.table.holders(self.numbers)
         orders = self.table.exchange(report, self.now)
         after = self.table.holders(self.numbers)
         fenced = report.reader in self.lost or report.term != self.term
-        said = {(finished.task, finished.epoch) for finished in report.finished}
+        results = {(finished.task, finished.epoch) for finished in report.finished}
         for task in after:
             if after[task] != before.get(task):
                 assert task not in before, "a second holder"
                 assert after[task] == report.reader and not fenced
-                assert (task, self.given[report.reader, task]) in said, "by a fenced lease"
+                assert (task, self.given[report.reader, task]) in results, "by a fenced lease"
         assert not (fenced and orders.leases)
         self.given.update({(report.reader, lease.task): lease.epoch for lease in orders.leases})
         for task in orders.release:
-            assert after.get(task) != report.reader, "told to drop what is wanted"
+            assert after.get(task) != report.reader, "told to drop needed crops"
         self.learn()
         return orders
 
     def haunt(self, zombie: Worker) -> None:
-        """One that was given up works and reports as if nothing had been."""
+        """Let a reader that was given up work and report as before."""
         zombie.frozen = zombie.hung = False
         zombie.finish()
         zombie.begin()
@@ -284,13 +284,13 @@ class World:
                 assert result.chunk == turn(self.numbers[task]).chunk
 
     def ask(self) -> None:
-        """Keep a window of chunks asked for."""
+        """Request chunks up to the window."""
         while len(self.numbers) < _WINDOW and self.done + len(self.numbers) < self.num_tasks:
             number = self.done + len(self.numbers)
             self.numbers[self.table.add_task(turn(number), SHARD)] = number
 
     def consume(self) -> None:
-        """Use the chunk whose turn it is, if somebody has its crops, or if it was given up."""
+        """Use the next chunk, if a reader has its crops, or if it was given up."""
         if not self.numbers:
             return
         task = next(iter(self.numbers))
@@ -314,7 +314,7 @@ class World:
         self.ask()
 
     def control(self) -> None:
-        """A tick: notice the dead, the silent and the slow, and keep the readers as many."""
+        """Tick: give up dead, silent and slow readers, and replace them."""
         gone = [worker for worker in self.workers if not worker.alive]
         for worker in gone[: self.rng.randint(0, 2)]:
             self.give_up(worker.name, "died")
@@ -337,7 +337,7 @@ class World:
         if worker is not None:
             self.workers.remove(worker)
             if worker.alive and self.rng.random() < 0.7:
-                self.zombies.append(worker)  # the kill did not reach it
+                self.zombies.append(worker)  # the kill did not arrive
         running = {lease.task for lease in self.table.snapshot(self.now).oldest
                    if lease.reader == name}  # fmt: skip
         self.deaths.update(running)

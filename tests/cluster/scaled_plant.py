@@ -8,10 +8,10 @@ SECONDS = 5.0
 
 
 class Plant:
-    """Trainers that eat, readers that make, nodes of `per_node` readers that boot for a while."""
+    """Trainers with a demand, readers with a speed, nodes of `per_node` readers that boot."""
 
-    def __init__(self, eaten, made, *, limit=1e9, boot=60.0, per_node=4, room=(10**6,), seed=0):
-        self.eaten, self.made, self.limit, self.boot = eaten, made, limit, boot
+    def __init__(self, demand, speed, *, limit=1e9, boot=60.0, per_node=4, room=(10**6,), seed=0):
+        self.demand, self.speed, self.limit, self.boot = demand, speed, limit, boot
         self.per_node, self.room = per_node, room
         self.ready: dict[str, str] = {}
         self.starting: dict[str, float] = {}
@@ -20,7 +20,7 @@ class Plant:
         self.random = random.Random(seed)
 
     def follow(self, decision):
-        """Do what the scaler wants; a pool without room lets readers wait, and says so once."""
+        """Follow a decision; in a pool without room readers wait, which is one failed launch."""
         for name in decision.drain:
             self.ready.pop(name, None)
             self.starting.pop(name, None)
@@ -42,10 +42,10 @@ class Plant:
                 del self.starting[name]
                 self.ready[name] = self.node()
         noise = self.random.uniform(0.9, 1.1)
-        supply = min(len(self.ready) * self.made, self.limit)
-        got = min(supply, self.eaten * noise)
-        crowded = len(self.ready) * self.made / supply if 0 < supply <= got else 1.0
-        wait = SECONDS * (1 - got / (self.eaten * noise)) if self.eaten else 0.0
+        supply = min(len(self.ready) * self.speed, self.limit)
+        got = min(supply, self.demand * noise)
+        crowded = len(self.ready) * self.speed / supply if 0 < supply <= got else 1.0
+        wait = SECONDS * (1 - got / (self.demand * noise)) if self.demand else 0.0
         failed, self.num_failed = self.num_failed, 0
         return Observation(
             now=self.now,
@@ -54,14 +54,14 @@ class Plant:
             step_seconds=SECONDS - wait if got else 0.0,
             wait_seconds=wait,
             num_made=int(got * SECONDS),
-            busy_seconds=got / self.made * crowded * SECONDS,
+            busy_seconds=got / self.speed * crowded * SECONDS,
             ready=dict(self.ready),
             starting=tuple(self.starting),
             num_failed=failed,
         )
 
     def node(self):
-        """The first node with room, or a new one."""
+        """Return the first node with room, or a new one."""
         counts = {}
         for node in self.ready.values():
             counts[node] = counts.get(node, 0) + 1
@@ -70,7 +70,7 @@ class Plant:
 
 
 def play(plant, config, seconds, *, events=(), num_pools=1):
-    """Run the loop; give every decision that changed something: (time, target, reason)."""
+    """Run the loop; return the decisions that changed something: (time, target, reason)."""
     scaler, pending, changes = Autoscaler(config, num_pools), sorted(events, key=lambda e: e[0]), []
     target, starved = config.min_readers, []
     while plant.now < seconds:

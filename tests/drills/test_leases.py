@@ -1,4 +1,4 @@
-"""The lease table in thousands of random worlds of failing readers: `tests.cluster.lease_world`."""
+"""Lease table in thousands of random worlds of failing readers: `tests.cluster.lease_world`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is seen of the nodes of a cluster; of several machines: `tests/drills/test_nodes.py`."""
+"""Node watch on one machine; for several machines see `tests/drills/test_nodes.py`."""
 
 import pytest
 
@@ -12,8 +12,8 @@ def node(name: str, pool: str, **more: object) -> Node:
     return Node(id=name, labels={"pool": pool}, **values)  # type: ignore[arg-type]
 
 
-def test_nodes_are_found_by_pool_and_name() -> None:
-    """A head without CPUs would be taken for a place to work."""
+def test_nodes_are_found_by_pool_and_id() -> None:
+    """A head without CPUs would get actors."""
     head = node("h", "", is_head=True, total={})
     seen = Nodes(seen=0.0, alive=(head, node("a", "readers"), node("b", "x", leaves_at=7.0)))
     assert [one.id for one in seen.of(parse_pool("pool=readers"))] == ["a"]
@@ -26,8 +26,8 @@ def test_nodes_are_found_by_pool_and_name() -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_ray")
-def test_a_ray_of_one_machine_is_one_node_and_its_head() -> None:
-    """A run on a laptop has nowhere else to go; nothing drains, boots or fails there."""
+def test_a_local_ray_is_one_node_the_head() -> None:
+    """A run on a laptop would find no node for its actors."""
     [alone] = read_nodes().alive
     assert alone.is_head and alone.total["CPU"] == 3 and not alone.drains
     assert read_nodes().of(Pool()) == (alone,)

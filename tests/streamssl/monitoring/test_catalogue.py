@@ -84,8 +84,10 @@ def test_exported_readings_are_gauges_of_the_catalogue():
 
 def test_every_count_of_the_stores_reaches_a_metric():
     """A cache that loses its files would look healthy."""
-    counts = TransportCounts(cache_hits=1, cache_misses=2, cache_damaged=3, cache_skipped=4,
-                             cache_evicted=5, buckets={"s3://b": BucketCounts(bytes=6)})  # fmt: skip
+    cache = {"cache_hits": 1, "cache_misses": 2}
+    dropped = {"cache_damaged": 3, "cache_skipped": 4, "cache_evicted": 5}
+    buckets = {"s3://b": BucketCounts(bytes=6)}
+    counts = TransportCounts(**cache, **dropped, buckets=buckets)
     found = store_readings(counts)
     assert {key[0] for key in found} <= {metric.name for metric in INPUT_METRICS}
     assert found["bucket_bytes", "b"] == 6 and found["cache_ranges", "miss"] == 2

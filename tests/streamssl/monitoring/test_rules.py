@@ -45,62 +45,38 @@ HEALTHY = {
     'streamssl_nodes{run="a",kind="pending"}': "0x100 2x20 0x120",
     'up{job="ray",instance="10.0.0.1:44217"}': "1x240",
 }
-# Alert: (series that differ from the healthy run, labels of the alert).
+# Alert: series that differ from the healthy run, and the labels of the alert beside `run`.
 FAULTS = {
-    "StreamsslStarved": ({'streamssl_data_wait_seconds_total{run="a"}': "0+9x240"}, {"run": "a"}),
-    "StreamsslInputStalled": (
-        {
-            'streamssl_samples_total{run="a",stage="cropped"}': "9x240",
-            'streamssl_lead_seconds{run="a"}': "0x240",
-        },
-        {"run": "a"},
-    ),
-    "StreamsslNoProgress": ({'streamssl_train_step{run="a"}': "7x240"}, {"run": "a"}),
-    "StreamsslRejects": (
-        {'streamssl_rejects_total{run="a",reason="empty"}': "0+500x240"},
-        {"run": "a"},
-    ),
-    "StreamsslBucketErrors": (
-        {'streamssl_bucket_errors_total{run="a",bucket="b",kind="throttled"}': "0+20x240"},
-        {"run": "a", "bucket": "b"},
-    ),
-    "StreamsslRestartStorm": (
-        {'streamssl_restarts_total{run="a",role="reader",reason="failure"}': "0+1x240"},
-        {"run": "a", "role": "reader"},
-    ),
-    "StreamsslControlRestarts": (
-        {'streamssl_control_term{run="a"}': "1x60 2x10 3x10 4x10 5x160"},
-        {"run": "a"},
-    ),
-    "StreamsslActorsMissing": (
-        {'streamssl_actors{run="a",role="reader"}': "1x240"},
-        {"run": "a", "role": "reader"},
-    ),
-    "StreamsslResultsDiffering": (
-        {'streamssl_results_differing_total{run="a"}': "0x60 1x180"},
-        {"run": "a"},
-    ),
-    "StreamsslStateMismatch": (
-        {'streamssl_state_mismatches_total{run="a"}': "0x60 1x180"},
-        {"run": "a"},
-    ),
-    "StreamsslCollapsing": (
-        {'streamssl_collapsing{run="a",reading="feature_std"}': "0x60 1x180"},
-        {"run": "a", "reading": "feature_std"},
-    ),
-    "StreamsslDiskFilling": (
-        {'streamssl_disk_free_bytes{run="a",what="out"}': "4x240"},
-        {"run": "a", "what": "out"},
-    ),
-    "StreamsslObjectStoreFilling": (
-        {'streamssl_object_store_used_ratio{run="a"}': " ".join(["0.3x2 0.85"] * 60)},
-        {"run": "a"},
-    ),
-    "StreamsslNodesPending": ({'streamssl_nodes{run="a",kind="pending"}': "2x240"}, {"run": "a"}),
+    "Starved": ({'data_wait_seconds_total{run="a"}': "0+9x240"}, {}),
+    "InputStalled": ({'samples_total{run="a",stage="cropped"}': "9x240",
+                      'lead_seconds{run="a"}': "0x240"}, {}),
+    "NoProgress": ({'train_step{run="a"}': "7x240"}, {}),
+    "Rejects": ({'rejects_total{run="a",reason="empty"}': "0+500x240"}, {}),
+    "BucketErrors": ({'bucket_errors_total{run="a",bucket="b",kind="throttled"}': "0+20x240"},
+                     {"bucket": "b"}),
+    "RestartStorm": ({'restarts_total{run="a",role="reader",reason="failure"}': "0+1x240"},
+                     {"role": "reader"}),
+    "ControlRestarts": ({'control_term{run="a"}': "1x60 2x10 3x10 4x10 5x160"}, {}),
+    "ActorsMissing": ({'actors{run="a",role="reader"}': "1x240"}, {"role": "reader"}),
+    "ResultsDiffering": ({'results_differing_total{run="a"}': "0x60 1x180"}, {}),
+    "StateMismatch": ({'state_mismatches_total{run="a"}': "0x60 1x180"}, {}),
+    "Collapsing": ({'collapsing{run="a",reading="feature_std"}': "0x60 1x180"},
+                   {"reading": "feature_std"}),
+    "DiskFilling": ({'disk_free_bytes{run="a",what="out"}': "4x240"}, {"what": "out"}),
+    "ObjectStoreFilling": ({'object_store_used_ratio{run="a"}': " ".join(["0.3x2 0.85"] * 60)}, {}),
+    "NodesPending": ({'nodes{run="a",kind="pending"}': "2x240"}, {}),
+}  # fmt: skip
+FAULTS = {
+    f"Streamssl{alert}": (
+        {f"{PREFIX}{name}": values for name, values in changes.items()},
+        {"run": "a"} | labels,
+    )
+    for alert, (changes, labels) in FAULTS.items()
+} | {
     "StreamsslAutoscalerDown": (
         {'up{job="ray",instance="10.0.0.1:44217"}': "1x60 0x180"},
         {"job": "ray"},
-    ),
+    )
 }
 # Series of one process of that run, scraped from its own page: much larger than those of the run.
 # The process hangs, on the port that Ray's autoscaler has elsewhere.

@@ -1,4 +1,4 @@
-"""A learner that is no network: a line is fitted to the mean colors of the crops it sees."""
+"""A learner without a network: three weights follow the mean colors of the crops."""
 
 import json
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""Every method in a world of tiny images, once as it should be and once as it is known to fail.
+"""Every method on tiny images, with good settings and with settings known to collapse.
 
-Images have 4 x 4 pixels and are of 16 kinds. Blue tells the kind; red and green change from crop
-to crop. A step of a two-layer backbone takes a few milliseconds.
+Images have 4 x 4 pixels and are of 16 kinds. Blue shows the kind; red and green are noise of each
+crop. A step of a two-layer backbone takes a few milliseconds.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ _KINDS, _IMAGES, _BATCH, _SIDE = 16, 256, 64, 4
 
 
 def images() -> Tensor:
-    """All images of the world, (256, 1, 4, 4): their blue."""
+    """Return the blue of all images, (256, 1, 4, 4)."""
     generator = torch.Generator().manual_seed(7)
     kinds = torch.randn(_KINDS, 1, _SIDE, _SIDE, generator=generator)
     own = torch.randn(_IMAGES, 1, _SIDE, _SIDE, generator=generator)
@@ -43,7 +43,7 @@ def images() -> Tensor:
 
 
 def batch(step: int, *, related: bool = True) -> tuple[Tensor, SampleInfo]:
-    """Two crops of the images that are due at a step, (128, 3, 4, 4), and who they are.
+    """Return two crops of the images of a step, (128, 3, 4, 4), and their samples.
 
     Crops that are not related show nothing of their image.
     """
@@ -77,8 +77,8 @@ ADAMW = OptimConfig(name="adamw", base_lr=5e-3, weight_decay=1e-4)
 
 @dataclass(frozen=True)
 class Case:
-    """A method as it should be, and what makes it collapse: its settings, optimizer, crops, or
-    what is done to its network."""
+    """A method with good settings, and the change that makes it collapse: settings, optimizer,
+    crops, or a change of its network."""
 
     config: Any
     broken: dict[str, Any] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Case:
 
 
 def train(case: Case, *, broken: bool) -> list[tuple[int, dict[str, float], tuple[str, ...]]]:
-    """Step, readings and what is beyond its limit, for every look of a run."""
+    """Return step, readings and crossed limits for every health check of a run."""
     torch.manual_seed(0)
     config = replace(case.config, **case.broken) if broken else case.config
     method = built(config, Backbone(), num_views=(2,), seed=0, num_steps=NUM_STEPS)
@@ -113,11 +113,11 @@ def train(case: Case, *, broken: bool) -> list[tuple[int, dict[str, float], tupl
 
 
 def without_predictor(method: nn.Module) -> None:
-    """BYOL's online network then has to be its target, not to predict it."""
+    """Remove BYOL's predictor: the online network must then equal its target."""
     method.predictor = nn.Identity()
 
 
-# So high a rate that weights only jump about.
+# A rate so high that the weights do not converge.
 _WILD = OptimConfig(name="sgd", base_lr=1000.0, weight_decay=1e-4)
 _SIZES = {"dim": 16, "hidden_dim": 32}
 _QUEUE = {"dim": 16, "queue": QueueConfig(capacity=512), "momentum": 0.9}
@@ -128,22 +128,22 @@ _SPCL = SpCLConfig(memory=256, cluster_steps=10, fill_steps=4, k1=15, k2=4)
 _PATCHMIX = PatchMixConfig(**_SIZES, patch_size=2, keys="own", identity_smoothing=0.0)
 
 CASES = {
-    # Codes without an opinion: "lower epsilon" is what its authors tell whose loss stays at ln K.
+    # Uniform assignments: "lower epsilon" is the authors' advice for a loss that stays at ln K.
     "swav": Case(SwAVConfig(**_SIZES, num_prototypes=16, freeze_steps=0), {"epsilon": 1.0}),
     # Keys of the query encoder itself: "m = 0 fails to converge" (arXiv:1911.05722, table 3).
     "moco": Case(MoCoConfig(**_QUEUE), {"momentum": 0.0}),
     "mochi": Case(MoCHiConfig(**_QUEUE, **_MIXED), {"momentum": 0.0}),
-    # Of predictor and slow target one may go, not both (arXiv:2006.07733, table 5).
+    # Either the predictor or the slow target can be removed, not both (arXiv:2006.07733, table 5).
     "byol": Case(BYOLConfig(**_SIZES, momentum=0.9), {"momentum": 0.0}, spoil=without_predictor),
-    # Crops too small or too much changed to tell what they are of.
+    # Crops too small or too much changed to show their image.
     "simclr": Case(SimCLRConfig(dim=16, temperature=0.5), related=False),
     "supcon": Case(SupConConfig(dim=16), broken_optim=_WILD),
     "moco-v3": Case(MoCoV3Config(**_SIZES, temperature=0.2, momentum=0.9), broken_optim=_WILD),
     "patchmix": Case(_PATCHMIX, broken_optim=_WILD),
     "deepcluster-v2": Case(DeepClusterConfig(**_LABELS, cluster_steps=8), broken_optim=_WILD),
     "sela-v2": Case(_SELA, broken_optim=_WILD),
-    # Whoever is anybody's neighbour: one cluster has all images.
+    # All images are neighbours: one cluster has all of them.
     "spcl": Case(_SPCL, {"epsilon": 0.95}),
 }
-"""By method: its settings, and those that are known to make it collapse."""
+"""Cases by method."""
 NOTICED_BY = 150

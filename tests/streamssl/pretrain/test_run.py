@@ -1,4 +1,4 @@
-"""A whole run: from shards to checkpoints, stopped, resumed, and refused where it cannot work."""
+"""Whole runs: from shards to checkpoints; stopped, resumed and refused."""
 
 import fcntl
 import io
@@ -39,7 +39,7 @@ from tests.tinyrun import (
 
 
 def make_images(folder: Path, num: int = 40) -> Path:
-    """Image files, one folder a class."""
+    """Write image files, one folder for each class."""
     for number, entry in enumerate(entries_from_synthetic(num, size=32, num_classes=2).entries):
         path = folder / f"class{entry.label}" / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,8 +47,8 @@ def make_images(folder: Path, num: int = 40) -> Path:
     return folder
 
 
-def test_a_run_leaves_a_folder_that_tells_all(finished_run: Path) -> None:
-    """Settings, data, steps and checkpoints lie in one place, and nothing else does."""
+def test_run_folder_has_settings_data_steps_and_checkpoints(finished_run: Path) -> None:
+    """A run must be complete in one folder, without other files."""
     names = {path.name for path in finished_run.iterdir() if not path.name.startswith(".")}
     assert names == {
         *("config.toml", "data.toml", "manifest.parquet"),
@@ -62,24 +62,15 @@ def test_a_run_leaves_a_folder_that_tells_all(finished_run: Path) -> None:
     assert len({fields["digest"] for fields in log}) == 6
 
 
-def test_a_summary_says_how_it_went(shards_folder: Path, tmp_path: Path) -> None:
-    """What the command line prints at the end must be true."""
-    summary = train_here(tiny_swav(num_steps=3), shards_folder, tmp_path / "run")
-    assert summary.finished and summary.step == 3 and summary.num_samples == 3 * BATCH
-    assert summary.images_per_second > 0 and 0 <= summary.data_wait_share <= 1
-    assert summary.checkpoint == tmp_path / "run" / "checkpoints" / "step-00000003"
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/metrics", summary.metrics_url)
-
-
 @pytest.mark.parametrize(
     "config",
-    [tiny_swav(num_steps=9), tiny_moco(num_steps=9), tiny_swav(num_steps=9, precision="bf16")],
-    ids=["swav", "moco", "swav-bf16"],
+    [tiny_moco(num_steps=7), tiny_swav(num_steps=7, precision="bf16")],
+    ids=["moco", "swav-bf16"],
 )
-def test_a_run_that_was_stopped_twice_is_the_same_run(
+def test_run_that_was_stopped_twice_is_the_same_run(
     config: RunConfig, shards_folder: Path, tmp_path: Path
 ) -> None:
-    """Samples, losses and the last checkpoint are equal bit by bit, wherever it was stopped."""
+    """Samples, losses and the last checkpoint must be equal, bit by bit."""
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     train_here(config, shards_folder, unbroken)
     first = train_here(config, shards_folder, broken, stop=stop_at(broken, 3))
@@ -88,31 +79,34 @@ def test_a_run_that_was_stopped_twice_is_the_same_run(
     assert second.step == 5 and second.num_samples == 2 * BATCH
     assert train_here(config, shards_folder, broken).finished
     assert proof(broken) == proof(unbroken)
-    assert weights(broken, 9) == weights(unbroken, 9)
+    assert weights(broken, 7) == weights(unbroken, 7)
 
 
-def test_steps_behind_a_crash_are_repeated_alike(shards_folder: Path, tmp_path: Path) -> None:
-    """The log shows every step once, and the repeated ones had the same samples."""
+def test_steps_after_the_checkpoint_are_repeated(shards_folder: Path, tmp_path: Path) -> None:
+    """The log must have every step once, and repeated steps the same samples."""
     config, out = tiny_swav(save_every=2), tmp_path / "run"
     train_here(config, shards_folder, out, stop=stop_at(out, 5))
-    shutil.rmtree(out / "checkpoints" / "step-00000005")  # as if it had been killed in step 6
+    shutil.rmtree(out / "checkpoints" / "step-00000005")  # as after a kill in step 6
     train_here(config, shards_folder, out)
     assert [fields["step"] for fields in read_log(out)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_every_sample_comes_once_an_epoch(shards_folder: Path, tmp_path: Path) -> None:
-    """Ten batches of 16 are the 160 images, none twice."""
+def test_every_sample_comes_once_in_an_epoch(shards_folder: Path, tmp_path: Path) -> None:
+    """Ten batches of 16 must be the 160 images, and the summary must say so."""
     config = tiny_swav(num_steps=10, save_every=10)
     summary = train_here(config, shards_folder, tmp_path / "run")
     cursor = json.loads((summary.checkpoint / "state.json").read_text())["cursor"]
     assert cursor["num_samples"] == 160 and cursor["num_rejects"] == 0
     assert len({fields["digest"] for fields in read_log(tmp_path / "run")}) == 10
+    assert summary.finished and summary.step == 10 and summary.num_samples == 160
+    assert summary.images_per_second > 0 and 0 <= summary.data_wait_share <= 1
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/metrics", summary.metrics_url)
 
 
-def test_its_own_config_toml_gives_the_same_run(
+def test_config_toml_gives_the_same_run(
     shards_folder: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    """The file beside a run is the whole recipe: what was worked out from the data is in it."""
+    """The file must have all settings, also those that follow from the data."""
     config = read_toml(finished_run / "config.toml")
     assert config.stream.chunk_bytes and config.stream.chunks_per_block
     train_here(config, shards_folder, tmp_path / "again")
@@ -120,10 +114,8 @@ def test_its_own_config_toml_gives_the_same_run(
     assert read_toml(tmp_path / "again" / "config.toml") == config
 
 
-def test_what_is_worked_out_from_the_data_is_written_down(
-    shards_folder: Path, tmp_path: Path
-) -> None:
-    """A later version that would work it out otherwise must still resume this run."""
+def test_settings_that_follow_from_the_data_are_saved(shards_folder: Path, tmp_path: Path) -> None:
+    """A later version with other rules must still resume this run."""
     config = tiny_swav(num_steps=1)
     config = replace(config, stream=replace(config.stream, chunk_bytes=None, chunks_per_block=None))
     train_here(config, shards_folder, tmp_path / "run")
@@ -132,10 +124,10 @@ def test_what_is_worked_out_from_the_data_is_written_down(
     train_here(replace(config, num_steps=2), shards_folder, tmp_path / "run")
 
 
-def test_a_longer_run_goes_on_from_the_end(
+def test_longer_run_continues_from_the_end(
     shards_folder: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    """`num_steps` may be raised; without that a finished run says so."""
+    """`num_steps` can be raised; without it a finished run has a message."""
     out = tmp_path / "run"
     shutil.copytree(finished_run, out)
     with pytest.raises(ConfigError, match="has all its 6 steps; raise --num-steps"):
@@ -145,7 +137,7 @@ def test_a_longer_run_goes_on_from_the_end(
 
 
 def refusal(config: RunConfig, data: Path | str, out: Path) -> str:
-    """The sentence with which a run is refused, before it touched a file of `out`."""
+    """Return the message of a refused run, which must not touch a file of `out`."""
     before = sorted(out.rglob("*")) if out.exists() else None
     with pytest.raises(UserError) as error:
         train_here(config, Path(data), out)
@@ -154,7 +146,7 @@ def refusal(config: RunConfig, data: Path | str, out: Path) -> str:
 
 
 def test_other_settings_are_refused_by_name(shards_folder: Path, finished_run: Path) -> None:
-    """The setting that the user changed is named, not what follows from it."""
+    """The message must name the setting that the user changed, not one that follows from it."""
     for config, expected in (
         (tiny_swav(seed=3), "seed=0, now it is 3"),
         (
@@ -168,23 +160,19 @@ def test_other_settings_are_refused_by_name(shards_folder: Path, finished_run: P
     ):
         text = refusal(replace(config, num_steps=9), shards_folder, finished_run)
         assert f"started with {expected}" in text and "give a new --out" in text
-
-
-def test_another_method_is_refused_by_name(shards_folder: Path, finished_run: Path) -> None:
-    """Not with the first of the many settings that differ."""
     text = refusal(tiny_moco(num_steps=9), shards_folder, finished_run)
     assert "of method 'swav', this run trains 'moco'" in text
 
 
 def test_other_data_is_refused(finished_run: Path, tmp_path: Path) -> None:
-    """A cursor means nothing in other shards."""
+    """A cursor is invalid in other shards."""
     other = make_shards(tmp_path / "other", num=64, seed=5)
     with pytest.raises(CursorMismatch, match=r"belongs to other data .*resume with the --data"):
         train_here(tiny_swav(num_steps=9), other, finished_run)
 
 
-def test_a_batch_that_the_data_cannot_fill_is_refused(tmp_path: Path) -> None:
-    """The sentence has the number that would work; the run folder is not begun."""
+def test_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    """The message must name a batch size that works, and no folder may be left."""
     data = make_shards(tmp_path / "data", num=10)
     (tmp_path / "empty").mkdir()
     for out in (tmp_path / "run", tmp_path / "empty", tmp_path / "new" / "folders"):
@@ -196,17 +184,15 @@ def test_a_batch_that_the_data_cannot_fill_is_refused(tmp_path: Path) -> None:
 def test_data_of_rejects_only_is_refused_with_the_reasons(
     shards_folder: Path, tmp_path: Path
 ) -> None:
-    """A table of reasons, and no folder."""
+    """The user needs the table of reasons, and no folder."""
     config = tiny_swav(admission=AdmissionConfig(min_side=33))
     with pytest.raises(BudgetExceeded, match=r"too_small +160"):
         train_here(config, shards_folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_an_out_that_cannot_become_a_run_is_refused_first(
-    shards_folder: Path, tmp_path: Path
-) -> None:
-    """Before the data is looked at, and before images are packed."""
+def test_out_that_cannot_become_a_run_is_refused_first(shards_folder: Path, tmp_path: Path) -> None:
+    """Listing data or packing images first would waste hours."""
     file = tmp_path / "file"
     file.write_text("x")
     foreign = tmp_path / "foreign"
@@ -222,8 +208,8 @@ def test_an_out_that_cannot_become_a_run_is_refused_first(
         assert re.search(expected, refusal(tiny_swav(), tmp_path / "no such data", out))
 
 
-def test_what_a_killed_start_left_is_no_obstacle(shards_folder: Path, tmp_path: Path) -> None:
-    """A run that was killed before its first checkpoint begins again in the same folder."""
+def test_run_starts_again_after_a_killed_start(shards_folder: Path, tmp_path: Path) -> None:
+    """A kill before the first checkpoint must not block the folder."""
     out = tmp_path / "run"
     (out / "shards.tmp-77").mkdir(parents=True)
     (out / ".config.toml.draft").write_text("half")
@@ -248,10 +234,10 @@ def test_two_processes_cannot_train_into_one_folder(
     assert train_here(tiny_swav(num_steps=7), shards_folder, out).finished
 
 
-def test_a_damaged_checkpoint_is_a_sentence_and_the_one_before_it_works(
+def test_damaged_checkpoint_has_a_message_whose_remedy_works(
     shards_folder: Path, finished_run: Path, tmp_path: Path
 ) -> None:
-    """The remedy in the sentence must be one that helps."""
+    """After the remedy the run must continue from the checkpoint before."""
     out = tmp_path / "run"
     shutil.copytree(finished_run, out)
     newest = out / "checkpoints" / "step-00000006"
@@ -263,8 +249,8 @@ def test_a_damaged_checkpoint_is_a_sentence_and_the_one_before_it_works(
     assert train_here(config, shards_folder, out).step == 7
 
 
-def test_rejects_are_counted_and_the_rest_is_trained_on(tmp_path: Path) -> None:
-    """A broken image costs itself, shows in the log, and moves nobody else."""
+def test_rejects_are_counted_and_the_rest_is_trained(tmp_path: Path) -> None:
+    """A broken image must cost only itself, and be in the log."""
     data = make_shards(tmp_path / "data", num=96)
     shard = next(data.glob("*.tar"))
     content = bytearray(shard.read_bytes())
@@ -283,8 +269,8 @@ def test_rejects_are_counted_and_the_rest_is_trained_on(tmp_path: Path) -> None:
     assert all(fields["num_samples"] == BATCH for fields in log)
 
 
-def test_images_are_packed_first_and_found_again(tmp_path: Path) -> None:
-    """A folder of images is enough to start; a resume packs nothing."""
+def test_images_are_packed_once(tmp_path: Path) -> None:
+    """A folder of images is enough to start, and a resume must not pack again."""
     images, out = make_images(tmp_path / "images"), tmp_path / "run"
     (images / "notes.txt").write_text("x")
     texts = []
@@ -299,8 +285,8 @@ def test_images_are_packed_first_and_found_again(tmp_path: Path) -> None:
     assert "40 images already packed into" in texts[1] and "resuming at step 1" in texts[1]
 
 
-def test_shards_and_addresses_are_taken_as_they_are(shards_folder: Path, tmp_path: Path) -> None:
-    """Nothing is packed that is packed already."""
+def test_shards_and_addresses_are_used_unchanged(shards_folder: Path, tmp_path: Path) -> None:
+    """Shards must not be packed again."""
     packed = tmp_path / "packed"
     packed.mkdir()
     (packed / "0.TAR.GZ").touch()
@@ -311,7 +297,7 @@ def test_shards_and_addresses_are_taken_as_they_are(shards_folder: Path, tmp_pat
 
 
 def test_metrics_can_be_scraped_while_it_trains(tmp_path: Path) -> None:
-    """What Prometheus sees during the run agrees with the log at the same step."""
+    """Metrics during the run must agree with the log at the same step."""
     data = make_shards(tmp_path / "data", num=96, per_shard=20)
     sorted(data.glob("*.tar"))[1].write_bytes(b"no tar at all" * 200)
     text, seen = io.StringIO(), Counter()
@@ -351,7 +337,7 @@ def test_metrics_can_be_scraped_while_it_trains(tmp_path: Path) -> None:
         ({"metrics_port": -1}, "metrics_port=-1; it must be from 0"),
     ],
 )
-def test_a_placement_that_cannot_work_is_refused(options, expected: str) -> None:
-    """Before anything is read."""
+def test_invalid_placement_is_refused(options, expected: str) -> None:
+    """A wrong placement must fail before any data is read."""
     with pytest.raises(ConfigError, match=expected):
         Placement(**options)

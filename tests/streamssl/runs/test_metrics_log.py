@@ -36,7 +36,7 @@ def write_steps(out: Path, start: int, stop: int) -> None:
             log.write(report(step))
 
 
-def test_a_step_is_one_line_with_everything_in_it(tmp_path: Path) -> None:
+def test_step_is_one_line(tmp_path: Path) -> None:
     """Tools read this file line by line."""
     with RunLog(tmp_path, 0) as log:
         fields = log.write(report(1))
@@ -56,15 +56,15 @@ def test_a_step_is_one_line_with_everything_in_it(tmp_path: Path) -> None:
     }
 
 
-def test_a_step_is_on_disk_before_the_next_one_begins(tmp_path: Path) -> None:
+def test_step_is_written_before_the_next_one(tmp_path: Path) -> None:
     """A killed run must leave every step that it finished."""
     with RunLog(tmp_path, 0) as log:
         log.write(report(1))
         assert len(read_log(tmp_path)) == 1
 
 
-def test_steps_after_the_checkpoint_are_written_again_once(tmp_path: Path) -> None:
-    """After a crash each step stands in the file once, in order."""
+def test_steps_after_the_checkpoint_are_logged_once(tmp_path: Path) -> None:
+    """After a crash each step must be in the file once, in order."""
     write_steps(tmp_path, 0, 5)
     write_steps(tmp_path, 3, 7)
     assert [fields["step"] for fields in read_log(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
@@ -72,8 +72,8 @@ def test_steps_after_the_checkpoint_are_written_again_once(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("torn", ['{"step": 3, "lo', "{", "7", "null", '{"loss": 1}', "\ufffd"])
-def test_a_torn_line_is_left_out(torn: str, tmp_path: Path) -> None:
-    """A process that is killed while it writes leaves half a line."""
+def test_torn_line_is_dropped(torn: str, tmp_path: Path) -> None:
+    """A process that is killed during a write leaves half a line."""
     write_steps(tmp_path, 0, 2)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(torn)
@@ -81,7 +81,7 @@ def test_a_torn_line_is_left_out(torn: str, tmp_path: Path) -> None:
     assert [fields["step"] for fields in read_log(tmp_path)] == [1, 2, 3]
 
 
-def test_a_replay_on_other_samples_is_an_error(tmp_path: Path) -> None:
+def test_replay_on_other_samples_is_an_error(tmp_path: Path) -> None:
     """The promise of one order would be broken silently."""
     write_steps(tmp_path, 0, 5)
     with RunLog(tmp_path, 3) as log:
@@ -91,8 +91,8 @@ def test_a_replay_on_other_samples_is_an_error(tmp_path: Path) -> None:
     assert [fields["step"] for fields in read_log(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_what_the_user_changed_is_not_held_against_a_replay(tmp_path: Path) -> None:
-    """Other weights from block 2 on are other batches from there, and no broken promise."""
+def test_replay_of_changed_data_is_no_error(tmp_path: Path) -> None:
+    """Other weights from block 2 on give other batches from there."""
     write_steps(tmp_path, 0, 6)
     with RunLog(tmp_path, 2, changed_from=2) as log:
         with pytest.raises(ReplayDiffers, match="step 3 "):
@@ -103,8 +103,8 @@ def test_what_the_user_changed_is_not_held_against_a_replay(tmp_path: Path) -> N
         log.write(report(5))
 
 
-def test_the_log_is_read_by_step(tmp_path: Path) -> None:
-    """Whoever makes a batch again looks up its place and its digest."""
+def test_log_is_read_by_step(tmp_path: Path) -> None:
+    """`replay` needs the cursor and the digest of a batch."""
     write_steps(tmp_path, 0, 3)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "dig')
@@ -113,16 +113,16 @@ def test_the_log_is_read_by_step(tmp_path: Path) -> None:
     assert read_steps(tmp_path / "nowhere") == {}
 
 
-def test_a_new_run_has_nothing_to_compare_with(tmp_path: Path) -> None:
-    """Steps after the end of the log are new ones."""
+def test_new_steps_are_not_compared(tmp_path: Path) -> None:
+    """Steps after the end of the log have no digest to compare with."""
     write_steps(tmp_path, 0, 2)
     with RunLog(tmp_path, 2) as log:
         log.write(report(3, digest="anything"))
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_no_number_ends_the_run(loss: float, tmp_path: Path) -> None:
-    """Training on after that point costs days and learns nothing."""
+def test_loss_that_is_not_finite_ends_the_run(loss: float, tmp_path: Path) -> None:
+    """Training after it would cost days and learn nothing."""
     with (
         RunLog(tmp_path, 0) as log,
         pytest.raises(TrainingDiverged, match=r"loss is -?(nan|inf) at step 1; lower --optim"),
@@ -132,7 +132,7 @@ def test_a_loss_that_is_no_number_ends_the_run(loss: float, tmp_path: Path) -> N
 
 
 def test_every_line_is_strict_json(tmp_path: Path) -> None:
-    """NaN is no JSON; other languages' parsers refuse the line."""
+    """NaN is no JSON: parsers of other languages refuse the line."""
     write_steps(tmp_path, 0, 1)
     text = (tmp_path / "metrics.jsonl").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in {text}"))

@@ -13,9 +13,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
+
+from tests.loopback import LoopbackServer, QuietHandler, serving
 
 Fault = Literal[
     "refuse",  # the connection is reset before the response
@@ -54,11 +55,8 @@ _HOP = ("connection", "transfer-encoding", "keep-alive", "date", "server")
 FaultPlan = Callable[[str], Fault | None]
 
 
-class FaultProxy(ThreadingHTTPServer):
+class FaultProxy(LoopbackServer):
     """Forwards to `upstream`; `plan(path)` chooses the fault of the next GET of a shard."""
-
-    daemon_threads = True
-    request_queue_size = 64
 
     def __init__(self, upstream: str, plan: FaultPlan, stall_seconds: float) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -70,10 +68,6 @@ class FaultProxy(ThreadingHTTPServer):
         self.stopping = threading.Event()
         self._lock = threading.Lock()
 
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
     def next_fault(self, path: str) -> Fault | None:
         """Choose and count the fault of a request."""
         with self._lock:
@@ -83,12 +77,8 @@ class FaultProxy(ThreadingHTTPServer):
             self.counts[fault or "none"] += 1
             return fault
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore clients that disconnect: faults make them do so."""
 
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(QuietHandler):
     server: FaultProxy
     wbufsize = 0
 
@@ -207,25 +197,17 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(OSError):
             self.connection.close()
 
-    def log_message(self, *args: object) -> None:
-        """Keep the output of tests free of requests."""
-
 
 @contextmanager
 def fault_proxy(
     upstream: str, plan: FaultPlan = lambda _: None, stall_seconds: float = 5.0
 ) -> Iterator[FaultProxy]:
     """Run a proxy before `upstream`."""
-    proxy = FaultProxy(upstream, plan, stall_seconds)
-    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield proxy
-    finally:
-        proxy.stopping.set()
-        proxy.shutdown()
-        thread.join()
-        proxy.server_close()
+    with serving(FaultProxy(upstream, plan, stall_seconds)) as proxy:
+        try:
+            yield proxy
+        finally:
+            proxy.stopping.set()
 
 
 def _with_length(headers: dict[str, str], length: int) -> dict[str, str]:

@@ -1,26 +1,24 @@
 """Hugging Face Hub on loopback with one data set, and the part of its API that readers use."""
 
-import http.server
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha1, sha256
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.loopback import LoopbackServer, QuietHandler, serving
+
 DATASET = "datasets/me/set"
 
 
-class Hub(http.server.ThreadingHTTPServer):
+class Hub(LoopbackServer):
     """Server of `files`, which a test may change; `requests` lists the requested paths.
 
     Files in set/ are large: the Hub redirects to a signed address. `tag` returns the version that
     it sends for a file.
     """
-
-    daemon_threads = True
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -28,16 +26,8 @@ class Hub(http.server.ThreadingHTTPServer):
         self.refuses = False  # True if the signed addresses have expired
         self.tag: Callable[[bytes], str] = lambda data: sha256(data).hexdigest()
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore clients that disconnect: tests do so on purpose."""
 
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(QuietHandler):
     server: Hub
 
     def do_GET(self) -> None:
@@ -104,19 +94,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *args: object) -> None:
-        """Keep the output of tests free of requests."""
-
 
 @contextmanager
 def hub(files: dict[str, bytes]) -> Iterator[Hub]:
     """Run a Hub with these files."""
-    server = Hub(files)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(Hub(files)) as server:
         yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

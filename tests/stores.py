@@ -17,6 +17,7 @@ import pytest
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
+from tests.loopback import LoopbackServer, QuietHandler, serving
 from tests.tars import make_tar
 
 KEYS = {
@@ -69,14 +70,12 @@ def put_many(bucket: str, keys: Iterable[str], body: bytes) -> None:
         backend.put_object(bucket, key, body)
 
 
-class FileHandler(http.server.SimpleHTTPRequestHandler):
+class FileHandler(QuietHandler, http.server.SimpleHTTPRequestHandler):
     """Files with ranges and etags, unless the path begins with a special folder.
 
     /secret needs a query; /flat has no ranges; /dated has dates instead of etags; /bare has
     neither; /closed refuses HEAD; /endless sends no length; /packed declares gzip encoding.
     """
-
-    protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
         if self.path.startswith("/closed"):
@@ -130,16 +129,6 @@ class FileHandler(http.server.SimpleHTTPRequestHandler):
     def copyfile(self, source: Any, outputfile: Any) -> None:
         outputfile.write(source.read())
 
-    def log_message(self, *args: object) -> None:
-        """Keep the output of tests free of requests."""
-
-
-class _QuietServer(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore clients that disconnect: tests do so on purpose."""
-
 
 class BusyHandler(FileHandler):
     """Files of a slow server that throttles more than three concurrent requests."""
@@ -166,12 +155,5 @@ def web_server(folder: Path, handler: type[FileHandler] = FileHandler) -> Iterat
     def handle(*args: Any) -> FileHandler:
         return handler(*args, directory=str(folder))
 
-    server = _QuietServer(("127.0.0.1", 0), handle)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(LoopbackServer(("127.0.0.1", 0), handle)) as server:
+        yield server.address

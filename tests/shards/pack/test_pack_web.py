@@ -1,12 +1,10 @@
 """Downloads of images from a real web server on loopback, with the faults of the web."""
 
-import http.server
 import json
 import socket
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,26 +16,22 @@ from shards.pack.image_entries import entries_from_list
 from shards.pack.pack import PackConfig, pack
 from shards.pack.table_entries import entries_from_parquet
 from shards.stores.image_download import DownloadConfig, ImageDownloader
+from tests.loopback import LoopbackServer, QuietHandler, serving
 from tests.shards.pack.test_pack import jpeg, read_samples, shard_bytes
 
 QUICK = DownloadConfig(timeout_seconds=0.3, total_seconds=0.6, num_attempts=2, max_bytes=20_000)
 
 
-class Server(http.server.ThreadingHTTPServer):
+class Server(LoopbackServer):
     """Server that chooses its answer by the first part of the path."""
-
-    daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests, self.num_busy, self.max_busy = Counter(), 0, 0
         self.lock = threading.Lock()
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class Handler(QuietHandler):
     def do_GET(self):
         server = self.server
         with server.lock:
@@ -122,27 +116,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer_loop(self, _):
         self.send(b"", 302, Location=self.path)
 
-    def log_message(self, *_):
-        pass
-
-
-@contextmanager
-def serving():
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
 
 @pytest.fixture(scope="module")
 def server():
     """Server whose count of requests starts at zero for each test."""
-    with serving() as server:
+    with serving(Server()) as server:
         yield server
 
 
@@ -175,7 +153,7 @@ def test_a_failed_download_has_a_reason_in_bounded_time(server, path, reason, nu
     """One slow server would block ten thousand images; an endless body would fill the memory."""
     began = time.monotonic()
     with ImageDownloader(QUICK) as web, pytest.raises(FetchError) as caught:
-        web.get(f"{server.url}/{path}")
+        web.get(f"{server.address}/{path}")
     assert caught.value.reason == reason
     assert server.requests[f"/{path}"] == num_requests
     assert time.monotonic() - began < 8
@@ -203,8 +181,8 @@ def test_invalid_addresses_have_a_reason(address, reason):
 def test_transient_failures_are_retried_and_redirects_followed(server):
     """Images of a busy server would be lost."""
     with ImageDownloader(QUICK) as web:
-        assert web.get(f"{server.url}/busy/3.jpg") == jpeg(3)
-        assert web.get(f"{server.url}/moved/4.jpg") == jpeg(4)
+        assert web.get(f"{server.address}/busy/3.jpg") == jpeg(3)
+        assert web.get(f"{server.address}/moved/4.jpg") == jpeg(4)
     assert server.requests["/busy/3.jpg"] == 2
 
 
@@ -215,8 +193,8 @@ def make_table(path, urls, **columns):
 
 def test_a_table_of_addresses_becomes_samples_with_labels_and_captions(server, tmp_path):
     """Captions and ids would be joined with another image."""
-    urls = [f"{server.url}/good/{i}.jpg?signature=secret{i}" for i in range(6)]
-    urls[4] = f"{server.url}/page/4.jpg"
+    urls = [f"{server.address}/good/{i}.jpg?signature=secret{i}" for i in range(6)]
+    urls[4] = f"{server.address}/page/4.jpg"
     file = make_table(
         tmp_path / "in.parquet",
         urls,
@@ -244,7 +222,7 @@ def test_a_table_of_addresses_becomes_samples_with_labels_and_captions(server, t
 
 def test_the_order_of_responses_changes_no_byte(server, tmp_path):
     """Shards in the order of responses could not be made again."""
-    lines = [f"{server.url}/{'calm' if i % 3 else 'good'}/{i}.jpg" for i in range(20)]
+    lines = [f"{server.address}/{'calm' if i % 3 else 'good'}/{i}.jpg" for i in range(20)]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     source, made = entries_from_list(tmp_path / "list.txt"), []
     for connections in (1, 16):
@@ -258,7 +236,9 @@ def test_the_order_of_responses_changes_no_byte(server, tmp_path):
 
 def test_concurrent_requests_to_a_host_are_limited(server, tmp_path):
     """A small server would break down, and its images would be lost."""
-    (tmp_path / "list.txt").write_text("\n".join(f"{server.url}/calm/{i}.jpg" for i in range(24)))
+    (tmp_path / "list.txt").write_text(
+        "\n".join(f"{server.address}/calm/{i}.jpg" for i in range(24))
+    )
     source = entries_from_list(tmp_path / "list.txt")
     for per_host in (3, 8):
         server.max_busy = 0
@@ -269,7 +249,7 @@ def test_concurrent_requests_to_a_host_are_limited(server, tmp_path):
 
 def test_a_network_outage_stops_the_pack_which_can_be_resumed(server, tmp_path):
     """An hour without a network would leave a gap in the data set."""
-    lines = [f"{server.url}/{'down' if 10 <= i < 20 else 'good'}/{i}.jpg" for i in range(30)]
+    lines = [f"{server.address}/{'down' if 10 <= i < 20 else 'good'}/{i}.jpg" for i in range(30)]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     source, out = entries_from_list(tmp_path / "list.txt"), tmp_path / "out"
     config = PackConfig(samples_per_shard=10, seed=None)

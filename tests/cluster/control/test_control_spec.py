@@ -1,4 +1,4 @@
-"""The folder of Control: it is the one that the driver means, and says where Control is."""
+"""Folder of Control: it is shared with the driver, and names the address of Control."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from shards.errors import ConfigError
 
 
 def test_a_folder_that_the_head_cannot_see_is_refused(tmp_path: Path) -> None:
-    """The journals of Control would be written to a disk that goes with its node."""
+    """The journals of Control would lie on a disk that is lost with its node."""
     seen, elsewhere = tmp_path / "run" / ".control", tmp_path / "head" / "run" / ".control"
     seen.parent.mkdir()
     nonce = mark_folder(seen)
@@ -23,8 +23,8 @@ def test_a_folder_that_the_head_cannot_see_is_refused(tmp_path: Path) -> None:
         check_folder(elsewhere, nonce)
 
 
-def test_who_looks_at_a_run_is_told_where_its_control_is(tmp_path: Path) -> None:
-    """Otherwise status would have to guess among the runs of a cluster."""
+def test_the_folder_names_the_address_of_control(tmp_path: Path) -> None:
+    """`streamssl status` would have to guess among the runs of a cluster."""
     place = RunPlace("127.0.0.1:6379", "streamssl-1")
     write_place(tmp_path, place)
     assert read_place(tmp_path) == place

@@ -1,4 +1,4 @@
-"""The journal of a run: one writer at a time, the same entries for whoever reads."""
+"""Term journal: one writer at a time, the same entries for every reader."""
 
 import json
 
@@ -11,7 +11,7 @@ from shards.errors import UserError
 
 
 def test_a_newer_term_fences_the_older_one(tmp_path):
-    """Two Controls would decide two things."""
+    """Two Controls would make contradictory decisions."""
     folder = tmp_path / "journal"
     with TermJournal.open(folder) as old:
         assert old.append({"what": "a"})
@@ -24,8 +24,8 @@ def test_a_newer_term_fences_the_older_one(tmp_path):
             assert new.read() == [{"what": "a"}]
 
 
-def test_a_call_that_is_repeated_is_written_once(tmp_path):
-    """Calls are answered at least once; also across a change of terms."""
+def test_a_repeated_call_is_written_once(tmp_path):
+    """A call is repeated when its answer gets lost, also to the next Control."""
     with TermJournal.open(tmp_path) as old:
         assert old.append({"what": "a"}, "call 1")
         assert not old.append({"what": "a"}, "call 1")
@@ -34,8 +34,8 @@ def test_a_call_that_is_repeated_is_written_once(tmp_path):
         assert [entry["what"] for entry in new.read()] == ["a"]
 
 
-def test_a_line_that_was_torn_is_dropped_and_a_damaged_one_refused(tmp_path):
-    """A kill tears the last line only; anything else is a damaged disk."""
+def test_a_torn_line_is_dropped_and_a_damaged_one_refused(tmp_path):
+    """A kill tears only the last line; other damage would go unnoticed."""
     with TermJournal.open(tmp_path) as journal:
         journal.append({"what": "a"})
     path = tmp_path / "term-1.jsonl"
@@ -47,8 +47,8 @@ def test_a_line_that_was_torn_is_dropped_and_a_damaged_one_refused(tmp_path):
         TermJournal.open(tmp_path)
 
 
-def test_a_term_that_died_before_its_first_line_is_no_term_of_entries(tmp_path):
-    """A kill between making the file and writing to it."""
+def test_a_term_without_a_first_line_hides_no_entries(tmp_path):
+    """A Control may be killed between the creation of its file and the first line."""
     with TermJournal.open(tmp_path) as journal:
         journal.append({"what": "a"})
     (tmp_path / "term-2.jsonl").touch()
@@ -56,16 +56,16 @@ def test_a_term_that_died_before_its_first_line_is_no_term_of_entries(tmp_path):
         assert journal.term == 3 and journal.read() == [{"what": "a"}]
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    """The user must learn which disk is full."""
+def test_an_unwritable_folder_is_named(tmp_path):
+    """The user would not know which disk is full."""
     (tmp_path / "journal").write_text("a file")
     with pytest.raises(UserError, match="journal"):
         TermJournal.open(tmp_path / "journal")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.booleans()), max_size=25))
-def test_in_any_order_of_events_nobody_reads_what_another_did_not(tmp_path_factory, events):
+def test_no_order_of_events_shows_two_readers_different_entries(tmp_path_factory, events):
     """FencedError processes may write at any moment: every reading must extend the one before."""
     folder = tmp_path_factory.mktemp("journal")
     journals, before = [TermJournal.open(folder)], []
@@ -76,7 +76,7 @@ def test_in_any_order_of_events_nobody_reads_what_another_did_not(tmp_path_facto
         elif what == 1 and journal is not journals[-1]:
             with pytest.raises(FencedError):
                 journal.append({"lost": number})
-            # What it had under way when it was fenced reaches the disk all the same.
+            # A write that was under way when the term ended still reaches the disk.
             with (folder / f"term-{journal.term}.jsonl").open("ab") as file:
                 file.write(json.dumps({"lost": number}).encode() + (b"" if torn else b"\n"))
         else:

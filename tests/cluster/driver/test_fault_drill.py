@@ -1,4 +1,4 @@
-"""Drills, as far as they are decided without a cluster: whom to break, and what was seen."""
+"""Fault drills without a cluster: the choice of the target, and the observations."""
 
 from dataclasses import replace
 
@@ -58,8 +58,8 @@ STATUS = Status(
 )  # fmt: skip
 
 
-def test_whom_a_drill_breaks_is_named_or_the_first_that_will_do() -> None:
-    """A drill of readers that hits the trainer is no drill of readers."""
+def test_the_target_is_the_named_one_or_the_first_that_fits() -> None:
+    """A drill of readers would hit the trainer."""
     assert choose_target(STATUS, "kill-reader") == DrillTarget(
         names=("reader-1",), node="a", pid=11
     )
@@ -71,8 +71,8 @@ def test_whom_a_drill_breaks_is_named_or_the_first_that_will_do() -> None:
     assert choose_target(STATUS, "kill-node", "a").names == ("reader-1",)
 
 
-def test_what_cannot_be_broken_is_refused_with_what_can() -> None:
-    """The head would take the whole run along."""
+def test_an_impossible_target_is_refused_with_the_possible_ones() -> None:
+    """The loss of the head would end the run."""
     with pytest.raises(ConfigError, match="no reader 'reader-9' in this run; there are: reader-1,"):
         choose_target(STATUS, "kill-reader", "reader-9")
     with pytest.raises(ConfigError, match=r"no node 'head' that can be spared; .* on: a, b"):
@@ -82,51 +82,56 @@ def test_what_cannot_be_broken_is_refused_with_what_can() -> None:
         choose_target(alone, "kill-node")
 
 
-def seen(watch: DrillObserver, status: Status, now: float) -> list[str]:
-    return list(watch.observe(status, now))
+def observed(observer: DrillObserver, status: Status, now: float) -> list[str]:
+    return list(observer.observe(status, now))
 
 
-def test_a_watch_tells_when_it_was_noticed_and_when_all_was_well() -> None:
-    """Steps that were finished before anybody noticed prove nothing."""
-    watch = DrillObserver(STATUS, choose_target(STATUS, "kill-reader"))
-    assert seen(watch, replace(STATUS, step=101), 0.5) == []
+def test_notice_recovery_and_next_step_are_reported() -> None:
+    """A step that was finished before the notice would prove a recovery."""
+    observer = DrillObserver(STATUS, choose_target(STATUS, "kill-reader"))
+    assert observed(observer, replace(STATUS, step=101), 0.5) == []
     lost = TimedEvent(seconds=0.5, what="reader-1 is lost", why="it died")
     hurt = replace(STATUS, step=102, actors=STATUS.actors[1:], decisions=(*STATUS.decisions, lost))
-    assert seen(watch, hurt, 1.0) == ["   0.5 s  reader-1 is lost (it died)", "   1.0 s  noticed"]
-    assert seen(watch, replace(hurt, step=103), 1.5) == ["   1.5 s  step 103 is finished"]
-    assert not watch.is_done
+    assert observed(observer, hurt, 1.0) == [
+        "   0.5 s  reader-1 is lost (it died)",
+        "   1.0 s  noticed",
+    ]
+    assert observed(observer, replace(hurt, step=103), 1.5) == ["   1.5 s  step 103 is finished"]
+    assert not observer.is_done
     again = {**STATUS.readings, ("leases_reissued", "died"): 6.0}
     whole = replace(hurt, step=109, actors=(*hurt.actors, actor("reader-4", "a")), readings=again)
-    assert seen(watch, whole, 4.0) == ["   4.0 s  as many as before"]
-    assert watch.is_done
-    report = watch.report(whole)
+    assert observed(observer, whole, 4.0) == ["   4.0 s  as many as before"]
+    assert observer.is_done
+    report = observer.report(whole)
     assert isinstance(report, DrillReport)
     assert (report.noticed, report.continued, report.recovered) == (1.0, 1.5, 4.0)
     assert (report.first_step, report.last_step) == (100, 109)
     assert report.counts["leases_reissued"] == 4 and report.counts["readers_lost"] == 0
 
 
-def test_steps_that_died_with_the_only_trainer_are_told_of() -> None:
-    """'Nothing was lost' is a lie where a run goes back to its checkpoint."""
-    watch = DrillObserver(STATUS, choose_target(STATUS, "kill-trainer"))
-    seen(watch, replace(STATUS, step=104), 0.1)
+def test_steps_that_were_lost_with_the_only_trainer_are_reported() -> None:
+    """The report would say that no step was lost."""
+    observer = DrillObserver(STATUS, choose_target(STATUS, "kill-trainer"))
+    observed(observer, replace(STATUS, step=104), 0.1)
     without = tuple(one for one in STATUS.actors if one.role != "trainer")
-    seen(watch, replace(STATUS, step=90, world=0, actors=without), 0.5)
+    observed(observer, replace(STATUS, step=90, world=0, actors=without), 0.5)
     again = (*without, actor("trainer-2", "a"))
-    assert "step 91 is finished" in seen(watch, replace(STATUS, step=91, actors=again), 9.0)[0]
-    assert watch.report(STATUS).back_from == 104
+    assert (
+        "step 91 is finished" in observed(observer, replace(STATUS, step=91, actors=again), 9.0)[0]
+    )
+    assert observer.report(STATUS).back_from == 104
 
 
-def test_what_nobody_notices_is_not_called_mended() -> None:
-    """A reader that hung for a second was never missed."""
-    watch = DrillObserver(STATUS, choose_target(STATUS, "hang"))
-    assert seen(watch, replace(STATUS, step=200), 20.0) == []
-    report = watch.report(STATUS)
+def test_an_unnoticed_fault_has_no_recovery() -> None:
+    """A reader that hung for a second would count as recovered."""
+    observer = DrillObserver(STATUS, choose_target(STATUS, "hang"))
+    assert observed(observer, replace(STATUS, step=200), 20.0) == []
+    report = observer.report(STATUS)
     assert (report.noticed, report.continued, report.recovered) == (None, None, None)
 
 
-def test_fewer_are_enough_where_fewer_are_wanted() -> None:
-    """A run that let a reader go meanwhile would be watched for ever."""
-    watch = DrillObserver(STATUS, choose_target(STATUS, "kill-reader"))
+def test_fewer_actors_are_enough_if_fewer_are_wanted() -> None:
+    """A drill would never end after the autoscaler removed a reader."""
+    observer = DrillObserver(STATUS, choose_target(STATUS, "kill-reader"))
     fewer = replace(STATUS, step=101, actors=STATUS.actors[1:], wanted={"reader": 2, "trainer": 1})
-    assert seen(watch, fewer, 1.0)[-1] == "   1.0 s  as many as before"
+    assert observed(observer, fewer, 1.0)[-1] == "   1.0 s  as many as before"

@@ -1,4 +1,4 @@
-"""A reader on Ray: what it shares with others, and what keeps it from starting."""
+"""Reader on Ray: the memory that it shares, and errors at its start."""
 
 import sys
 from pathlib import Path
@@ -21,19 +21,19 @@ pytestmark = pytest.mark.ray
 
 
 @ray.remote(num_cpus=0)
-def look(job: CropJob) -> dict[str, Any]:
-    """How the list of a job lies in the memory of a process that was given the job."""
+def describe_subset(job: CropJob) -> dict[str, Any]:
+    """Return how the subset list of a job lies in the memory of this process."""
     assert job.subset is not None
     pairs = job.subset.pairs
     return {"owns": pairs.flags.owndata, "writes": pairs.flags.writeable, "length": len(pairs)}
 
 
 def test_a_subset_list_is_shared_by_the_readers_of_a_node(one_ray: None, tmp_path: Path) -> None:
-    """A list of a billion has 16 GB: a copy in every reader would fill any machine."""
+    """A list of a billion samples has 16 GB: a copy in every reader would fill any machine."""
     shards = MarkedShards(tmp_path / "shards", 1, {})
     subset = build_subset("uid", np.arange(200_000, dtype=np.uint64).reshape(-1, 2))
     job = ray.put(shards.job(subset=subset))
-    found = ray.get(look.remote(job), timeout=50)
+    found = ray.get(describe_subset.remote(job), timeout=50)
     assert found == {"owns": False, "writes": False, "length": 100_000}
 
 
@@ -41,10 +41,10 @@ def keep(metadata: object, image: object) -> bool:
     return True
 
 
-def test_a_predicate_that_a_node_does_not_have_ends_the_run_before_it_begins(
+def test_a_predicate_that_is_missing_on_a_node_fails_at_the_start(
     one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is the user's to mend; readers that die again and again would say nothing of it."""
+    """Readers would die repeatedly, and the user would not learn why."""
     here = ModuleType("known_to_the_trainer_alone")
     here.keep = keep  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, here.__name__, here)
@@ -59,8 +59,8 @@ def test_a_predicate_that_a_node_does_not_have_ends_the_run_before_it_begins(
     ray.kill(reader)
 
 
-def test_no_cluster_at_an_address_is_a_sentence() -> None:
-    """Not a stack of gRPC."""
+def test_an_address_without_a_cluster_is_refused_in_one_sentence() -> None:
+    """The user would see a stack of gRPC."""
     with (
         pytest.raises(
             ConfigError, match=r"no Ray cluster answers at 'nonsense://x'.*--cluster local"

@@ -1,4 +1,4 @@
-"""What readers and trainers would do with images, told before a run begins."""
+"""Throughput probe: rates of readers and trainers before a run begins."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from tests.cluster.marked import MarkedShards
 POOLS = {"reader": (Pool(),), "trainer": (Pool(),)}
 
 
-def test_the_slower_part_of_the_way_is_the_rate() -> None:
-    """Trainers that crop would be chosen though their readers, or they, cannot keep up."""
+def test_the_slowest_part_limits_the_rate() -> None:
+    """Trainers would crop although they, or their readers, are too slow."""
     rates = DecodeRates(cropping=100.0, verifying=300.0, trainer=1000.0)
     assert rates.by_readers(4) == 400.0
     assert rates.by_trainers(4, 2) == 1200.0
@@ -21,8 +21,8 @@ def test_the_slower_part_of_the_way_is_the_rate() -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(120)
-def test_rates_are_those_of_the_first_images(one_ray: None, tmp_path: Path) -> None:
-    """On the nodes that will do it, with the decoders that they have."""
+def test_rates_are_measured_on_the_first_images(one_ray: None, tmp_path: Path) -> None:
+    """The choice would ignore the decoders and the speed of the nodes."""
     shards = MarkedShards(tmp_path / "shards", 1, {})
     shard, chunk = shards.manifest.shards[0], shards.turn("plain0").chunk
     rates = measure_rates(shards.job(), shard, chunk, POOLS, {"num_cpus": 1})

@@ -71,7 +71,7 @@ class Options:
 
     @property
     def steps(self) -> float:
-        return self.eaten / self.batch_size
+        return self.trained_per_second / self.batch_size
 
 
 @dataclass(frozen=True)

@@ -285,16 +285,16 @@ def test_a_mixture_resumes_with_its_weights(synthetic_shards, mixed):
 
 def test_an_irregular_shard_is_known_after_a_resume(tmp_path):
     """A tar inside a tar would be read as samples again."""
-    inner = make_tar([(f"in{i}.jpg", encode(40, 40, seed=i)) for i in range(60)])
+    inner = make_tar([(f"in{i}.jpg", encode(40, 40, seed=i)) for i in range(40)])
     for shard in range(3):
-        good = [(f"{shard}{i:03d}.jpg", encode(40, 40, seed=i)) for i in range(40)]
+        good = [(f"{shard}{i:03d}.jpg", encode(40, 40, seed=i)) for i in range(20)]
         (tmp_path / f"{shard}.tar").write_bytes(
-            make_tar([*good[:20], (f"n{shard}.jpg", inner), (f"n{shard}.txt", b"."), *good[20:]])
+            make_tar([*good[:10], (f"n{shard}.jpg", inner), (f"n{shard}.txt", b"."), *good[10:]])
         )
     config = replace(CONFIG, admission=AdmissionConfig(max_reject_fraction=1.0))
-    whole = take(SampleStream(str(tmp_path), config), 400)
+    whole = take(SampleStream(str(tmp_path), config), 240)
     assert whole[-1].position.entries
-    for index in range(0, 360, 60):
+    for index in range(0, 210, 40):
         saved = json.loads(json.dumps(whole[index].position.state()))
         again = take(SampleStream(str(tmp_path), config, saved), 20)
         assert [place(p) for p in again] == [place(p) for p in whole[index + 1 : index + 21]]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ImageCms
 
 from shards.errors import BudgetExceeded, ConfigError
 from shards.images.image_header import ImageHeader, read_image_header
@@ -131,27 +131,6 @@ def test_colour_profile_is_ignored_or_converted_or_rejected():
         assert isinstance(image, ImageHeader) and image.to_srgb == (policy == "srgb")
     found = admit(sample(jpg=data), AdmissionConfig(icc_profile="reject"))
     assert isinstance(found, Reject) and found.reason == "icc_profile"
-
-
-def test_orientation_is_applied_or_ignored():
-    """Boxes would be drawn for a differently oriented image than is decoded."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = encoded(made_pixels(0, 20, 30), "JPEG", exif=exif)
-    for orientation, found in (("apply", (30, 20, 6)), ("ignore", (20, 30, 1))):
-        image = admit(sample(jpg=data), AdmissionConfig(orientation=orientation))
-        assert isinstance(image, ImageHeader)
-        assert (image.height, image.width, image.orientation) == found
-
-
-@pytest.mark.parametrize("background", ["white", "black", "drop"])
-def test_image_carries_its_background(background, files):
-    """Engines would blend transparency differently."""
-    config = AdmissionConfig(alpha=background)
-    image = admit(sample(png=files["png_alpha"]), config)
-    assert isinstance(image, ImageHeader) and image.background == background
-    opaque = admit(sample(png=files["png"]), config)
-    assert isinstance(opaque, ImageHeader) and opaque.background == "drop"
 
 
 def test_costly_formats_have_a_smaller_limit(files):

@@ -97,7 +97,7 @@ class ControlCore:
     def _make_planner(self, start: ControlStart) -> BatchPlanner:
         spec, order = self.spec, self.spec.order
         if start.begun:
-            journal = Journal.read(spec.journal, order.manifest, order.digest, anew=False)
+            journal = Journal.read(spec.journal, order.manifest, order.digest, replace_other=False)
         else:
             journal = Journal(order.manifest, order.digest, start.entries)
         sequencer = SequencerSpec(

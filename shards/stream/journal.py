@@ -154,15 +154,15 @@ class Journal:
             self._quarantine.setdefault(str(entry.value), entry.block)
 
     @classmethod
-    def read(cls, path: Path, manifest: str, order: str, *, anew: bool) -> "Journal":
+    def read(cls, path: Path, manifest: str, order: str, *, replace_other: bool) -> "Journal":
         """Read the journal at `path`; a missing file gives an empty journal.
 
-        If `anew`, a journal of another order counts as missing. Raises CursorMismatch for a journal
+        If `replace_other`, a journal of another order counts as missing. Raises CursorMismatch for a journal
         of another order, or a damaged one.
         """
         journal = cls(manifest, order)
         lines, header = _read_lines(path), journal._lines()[0]
-        if not lines or (anew and lines[0] != header):
+        if not lines or (replace_other and lines[0] != header):
             return journal
         if lines[0] != header:
             raise CursorMismatch(

@@ -54,7 +54,7 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlotSpec:
-    """What a sequence of slots is, and where it starts.
+    """Definition and start of a sequence of slots.
 
     `cursor` None is the beginning of the data. A pass must hold at least `batch_size` samples.
     Without a `journal`, discoveries are kept in memory.

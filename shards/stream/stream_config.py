@@ -12,7 +12,7 @@ _MAX_BATCHES_AHEAD = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamConfig:
-    """How the stream is ordered, batched and bounded.
+    """Order, batches and bounds of a stream.
 
     `chunk_bytes` and `chunks_per_block` are computed from the data if they are None. `max_bytes`
     bounds the crops that are held or in progress. At most `num_lookahead_blocks` incomplete blocks
@@ -38,7 +38,7 @@ class StreamConfig:
 
     @property
     def lookahead_bounds(self) -> LookaheadBounds:
-        """How far ahead of the next batch chunks may be requested."""
+        """Bounds on the chunks that are requested ahead of the next batch."""
         return LookaheadBounds(
             max_bytes=self.max_bytes,
             max_slots=_MAX_BATCHES_AHEAD * self.batch_size,

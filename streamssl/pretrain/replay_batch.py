@@ -35,7 +35,7 @@ def open_batch(
     config = read_toml(run / "config.toml")
     opened = open_data(data, reader) if data else open_saved_data(run)
     order = build_order(opened.manifest, config.stream, config.seed, subset=opened.subset_digest)
-    journal = Journal.read(run / JOURNAL, order.manifest, order.digest, anew=False)
+    journal = Journal.read(run / JOURNAL, order.manifest, order.digest, replace_other=False)
     order = order.reweighted(journal.weights)
     block, slot = _batch_begin(run, step, log)
     cursor = Cursor(manifest=order.manifest, order=order.digest, block=block, slot=slot)

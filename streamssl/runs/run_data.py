@@ -135,7 +135,7 @@ def open_journal(
 
     Also return the changes in words, and the first changed block, None if nothing changes.
     """
-    journal = Journal.read(path, order.manifest, order.digest, anew=cursor is None)
+    journal = Journal.read(path, order.manifest, order.digest, replace_other=cursor is None)
     since = 0 if cursor is None else cursor.block + 1
     changes = []
     weights = data.config.parsed_weights()

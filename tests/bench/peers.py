@@ -143,7 +143,7 @@ def _tree_bytes(pid: int) -> int:
 
 
 class Bench:
-    """All measurements of all loaders on one folder of shards."""
+    """Measurements of all loaders on one folder of shards."""
 
     def __init__(self, options: Options, folder: Path, scratch: Path) -> None:
         self.options, self.folder, self.scratch = options, folder, scratch

@@ -47,7 +47,7 @@ _MEMORY_BYTES = 4 << 30
 
 
 def limit_memory(num_bytes: int = _MEMORY_BYTES) -> None:
-    """Limit the memory of this process to this much more than is mapped now."""
+    """Limit this process to `num_bytes` on top of its mapped libraries."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + num_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

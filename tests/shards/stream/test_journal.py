@@ -10,8 +10,8 @@ from shards.stream.mixture import parse_weights
 HALVES, THIRDS = parse_weights([1, 1]), parse_weights([1, 2])
 
 
-def read(path, order="o", *, anew=False):
-    return Journal.read(path, "m", order, anew=anew)
+def read(path, order="o", *, replace_other=False):
+    return Journal.read(path, "m", order, replace_other=replace_other)
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_a_journal_of_another_order_is_refused_or_replaced(path):
     """Row 3 of other data is another shard."""
     with pytest.raises(CursorMismatch, match=r"belongs to other data or another order; put back"):
         read(path, "other")
-    fresh = read(path, "other", anew=True)
+    fresh = read(path, "other", replace_other=True)
     assert fresh.entries == ()
     with fresh.keep_in(path):
         fresh.add_irregular(7, 1)

@@ -1,7 +1,7 @@
-"""A Ray cluster on one machine that starts and ends its nodes itself: Ray's own autoscaler, with
-nodes that are processes here. Launches can be made slow, or fail, while it runs.
+"""Ray cluster on one machine whose autoscaler starts and ends nodes, which are processes here.
 
-Ray's own class for this looks for a file that its wheel lacks, and ends every Ray of the machine.
+Launches can be made slow, or fail, while it runs. Ray's own class for this needs a file that its
+wheel lacks, and ends every Ray of the machine.
 """
 
 import json
@@ -28,12 +28,12 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeP
 
 from tests.ray_clusters import QUICK_CHECKS
 
-_HEAD = "f" * 51 + "00000"  # what Ray's provider calls it
+_HEAD = "f" * 51 + "00000"  # its id in Ray's provider
 _TOKEN = "STREAMSSL_SCALING_CLUSTER"
 
 
 class OrderedProvider(FakeMultiNodeProvider):
-    """Ray's provider of nodes that are processes here; a file says which kinds cannot be had."""
+    """Ray's provider of nodes as local processes; a file lists the kinds without capacity."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
@@ -56,9 +56,9 @@ class OrderedProvider(FakeMultiNodeProvider):
 
 
 class ScalingCluster:
-    """A head, and kinds of nodes of which none is there before somebody needs it.
+    """A head, and kinds of nodes that are launched on demand.
 
-    `kinds` as in the `available_node_types` of `ray up`. At `address` it is joined, and its
+    `kinds` is as in the `available_node_types` of `ray up`. Drivers join at `address`; the
     autoscaler serves metrics at `autoscaler`.
     """
 
@@ -86,24 +86,24 @@ class ScalingCluster:
         assert started.returncode == 0, started.stdout + started.stderr
 
     def order(self, *, boot_seconds: float = 0.0, refused: tuple[str, ...] = ()) -> None:
-        """From now on: how long a launch takes, and which kinds cannot be had."""
+        """Set how long a launch takes, and which kinds have no capacity."""
         part = self._orders.with_suffix(".part")
         part.write_text(json.dumps({"boot_seconds": boot_seconds, "refused": refused}))
         part.replace(self._orders)
 
     def num_nodes(self) -> int:
-        """Those that run, the head not counted."""
+        """Return the number of running nodes without the head."""
         return sum("raylet/raylet " in _command(pid) for pid in self._pids()) - 1
 
     def kill_autoscaler(self) -> None:
-        """Nobody starts it again."""
+        """Kill the autoscaler; nothing starts it again."""
         monitors = [pid for pid in self._pids() if "autoscaler/v2/monitor.py" in _command(pid)]
         assert monitors, "no autoscaler runs"
         for pid in monitors:
             os.kill(pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """End its processes, which carry its token, and no other Ray."""
+        """End the processes of this cluster, which carry its token, and no other Ray."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in self._pids():
                 try:
@@ -154,7 +154,7 @@ class ScalingCluster:
             _TOKEN: self._token,
             "PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", "")))),
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-            # Ray's own ports for these are fixed: two clusters of one machine would collide.
+            # Ray's default ports are fixed: two clusters of one machine would collide.
             "AUTOSCALER_METRIC_PORT": str(self._metrics_port),
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
@@ -179,7 +179,7 @@ class ScalingCluster:
 def scaling_cluster(
     kinds: Mapping[str, Any], *, idle_seconds: float = 3.0
 ) -> Iterator[ScalingCluster]:
-    """A cluster that is gone afterwards; nobody is connected to it yet."""
+    """Start a cluster, and end it afterwards. This process is not connected to it."""
     folder = Path(tempfile.mkdtemp(prefix="rs", dir="/tmp"))
     try:
         cluster = ScalingCluster(folder, kinds, idle_seconds)

@@ -1,4 +1,4 @@
-"""Runs on clusters of several nodes: where they run, what is there of them, what they must show."""
+"""Runs on clusters of several nodes: start, processes, and the checks of their steps."""
 
 import signal
 import time
@@ -26,7 +26,7 @@ READERS, TRAINERS = "pool=readers", "pool=trainers"
 
 
 def endless(**changes: Any) -> RunConfig:
-    """A run that goes on until it is stopped, of batches that suit one, two and three ranks."""
+    """Return a run without end, with batches that fit one, two and three ranks."""
     method = SwAVConfig(
         num_prototypes=12,
         dim=8,
@@ -50,7 +50,7 @@ def on_cluster(
     *more: object,
     program: str = "streamssl.cli",
 ) -> Iterator[Run]:
-    """A run with its readers and trainers in their pools of the cluster at `address`."""
+    """Start a run with readers and trainers in their pools of the cluster at `address`."""
     pools = ("--reader-pool", READERS, "--trainer-pool", TRAINERS)
     pools = () if "--reader-pool" in more else pools
     options = ("--cluster", "auto", *pools, *more)
@@ -60,13 +60,13 @@ def on_cluster(
 
 
 def actors(cluster: RayCluster, kind: str) -> list[psutil.Process]:
-    """The processes of class 'Reader', 'Trainer' or 'Control' on all nodes."""
+    """Return the processes of class 'Reader', 'Trainer' or 'Control' on all nodes."""
     nodes = [cluster.head, *cluster.nodes()]
     return [process for node in nodes for process in workers_of(node, kind)]
 
 
-class Watch:
-    """Tells what a drill did to a run, and how long it took until it was noticed and mended."""
+class FaultTimer:
+    """Applies faults to a run, and prints how long notice and recovery took."""
 
     def __init__(self, run: Run, num_steps: int = 10) -> None:
         self._run, self._num_steps = run, num_steps
@@ -76,32 +76,32 @@ class Watch:
         what: str,
         do: Callable[[], object],
         noticed: Callable[[], bool],
-        mended: Callable[[], bool] = lambda: True,
+        recovered: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Do it, wait until it was noticed, until it was mended, and for some more steps."""
+        """Do something, wait for its notice, for the recovery, and for some more steps."""
         began = time.monotonic()
         do()
         self._run.wait_for(noticed, f"notice of: {what}")
         seen = time.monotonic() - began
-        self._run.wait_for(mended, f"end of: {what}")
-        well = time.monotonic() - began
-        self.go_on()
-        print(f"{what}: noticed after {seen:.1f} s, mended after {well:.1f} s")
+        self._run.wait_for(recovered, f"end of: {what}")
+        done = time.monotonic() - began
+        self.wait_for_steps()
+        print(f"{what}: noticed after {seen:.1f} s, recovered after {done:.1f} s")
 
-    def go_on(self) -> None:
-        """Wait for so many steps more."""
+    def wait_for_steps(self) -> None:
+        """Wait for `num_steps` more steps."""
         self._run.wait_for_step(self._run.last_step + self._num_steps)
 
 
 def stop(run: Run) -> None:
-    """One Ctrl-C; it must save and leave."""
+    """Send one Ctrl-C; the run must save and end."""
     run.process.send_signal(signal.SIGINT)
     assert run.end() == 130, run.text
     assert "Traceback" not in run.text, run.text
 
 
 def digests(config: RunConfig, data: Path, num: int) -> list[str]:
-    """Those of the first batches, as one thread gives them, undisturbed."""
+    """Return the digests of the first batches, from one undisturbed thread."""
     opened = open_data(DataConfig(patterns=(str(data),)), RangeReader())
     job = crop_job(config, opened, SourceConfig())
     order = build_order(opened.manifest, config.stream, config.seed)
@@ -111,7 +111,7 @@ def digests(config: RunConfig, data: Path, num: int) -> list[str]:
 
 
 def check_steps(config: RunConfig, data: Path, out: Path) -> int:
-    """Every step was done once, in order, on its own batch; how many there are."""
+    """Check that each step was done once, in order, on its own batch; return their number."""
     log = read_log(out)
     assert [fields["step"] for fields in log] == list(range(1, len(log) + 1))
     assert [fields["digest"] for fields in log] == digests(config, data, len(log))

@@ -1,4 +1,4 @@
-"""Everything is broken, again and again, in an order that a seed fixes; then the books are checked.
+"""Soak: breaks everything repeatedly, in an order fixed by a seed, then checks every step.
 
 python -m tests.drills.soak --minutes 5 --seed 0        (`make soak MINUTES=5`)
 """
@@ -25,7 +25,7 @@ NUM_READERS, NUM_TRAINERS = 2, 2
 
 
 class Chaos:
-    """A cluster, a run on it, and all that is done to them."""
+    """Faults of a cluster and of a run on it."""
 
     def __init__(self, cluster: RayCluster, run: Run, rng: random.Random) -> None:
         self.cluster, self.run, self._rng = cluster, run, rng
@@ -34,10 +34,10 @@ class Chaos:
         self._cut_off: list[tuple[float, RayNode]] = []
         self._replaced: list[RayNode] = []
 
-    def go_on(self, seconds: float) -> None:
-        """One fault after the other, some of them at once; each time the run must go on.
+    def break_for(self, seconds: float) -> None:
+        """Inject one or two faults at a time; after each, the run must continue.
 
-        None comes again before all others came.
+        No fault is repeated before all others came.
         """
         deeds: tuple[Callable[[], None], ...] = (
             self._kill_reader,
@@ -63,13 +63,13 @@ class Chaos:
         self._wake(all_of_them=True)
 
     def settle(self) -> None:
-        """Wait until everybody is there again."""
+        """Wait until all actors are back."""
         self.run.wait_for(
             lambda: (
                 self.run.metric("world_size") == NUM_TRAINERS
                 and self.run.metric("actors", role="reader") == NUM_READERS
             ),
-            "everybody",
+            "all actors",
         )
 
     def _pick(self, kind: str) -> list[psutil.Process]:
@@ -91,7 +91,7 @@ class Chaos:
         self._hang("Trainer")
 
     def _hang(self, kind: str) -> None:
-        """For long enough to be given up, or not."""
+        """Suspend a process, for long enough to be given up, or not."""
         for process in self._pick(kind):
             try:
                 process.suspend()
@@ -111,13 +111,13 @@ class Chaos:
         self._cut_off = [(at, node) for at, node in self._cut_off if at > now]
 
     def _lose_node(self) -> None:
-        """And another one of its pool comes."""
+        """Lose a node; another one of its pool replaces it."""
         if node := self._pick_node():
             self._replace(node)
             self.cluster.lose(node)
 
     def _take_node(self) -> None:
-        """With a notice beforehand."""
+        """Preempt a node, with a notice."""
         if node := self._pick_node():
             self._replace(node)
             self.cluster.drain(node, 60)
@@ -129,7 +129,7 @@ class Chaos:
             self._cut_off.append((time.monotonic() + self._rng.uniform(2, 15), node))
 
     def _pick_node(self) -> RayNode | None:
-        """One that nobody has come for yet."""
+        """Return a node that was not replaced yet."""
         fit = [node for node in self.cluster.nodes() if node not in self._replaced]
         return self._rng.choice(sorted(fit, key=lambda node: node.node_id)) if fit else None
 
@@ -161,7 +161,7 @@ def _wake(process: psutil.Process) -> None:
 
 
 def soak(minutes: float, seed: int, folder: Path) -> str:
-    """Break a run for so long, stop it, and check every step; what was done, in a sentence."""
+    """Break a run for so long, stop it, and check every step. Return a summary."""
     shards, out = make_shards(folder / "shards", num=230), folder / "run"
     with ray_cluster(persistent=True) as cluster:
         cluster.add("readers", num_cpus=2)
@@ -170,7 +170,7 @@ def soak(minutes: float, seed: int, folder: Path) -> str:
         with on_cluster(cluster.address, CONFIG, shards, out, *options) as run:
             run.wait_for_step(10)
             chaos = Chaos(cluster, run, random.Random(seed))
-            chaos.go_on(60 * minutes)
+            chaos.break_for(60 * minutes)
             chaos.settle()
             counts = {
                 name: run.metric(f"{name}_total")
@@ -180,8 +180,10 @@ def soak(minutes: float, seed: int, folder: Path) -> str:
             stop(run)
     num = check_steps(CONFIG, shards, out)
     done = ", ".join(f"{number} x {name}" for name, number in sorted(chaos.done.items()))
-    told = ", ".join(f"{name} {value:.0f}" for name, value in counts.items())
-    return f"seed {seed}: {done}; {num} steps, each once, on its own batch; {told}, term {term:.0f}"
+    counted = ", ".join(f"{name} {value:.0f}" for name, value in counts.items())
+    return (
+        f"seed {seed}: {done}; {num} steps, each once, on its own batch; {counted}, term {term:.0f}"
+    )
 
 
 def main() -> None:

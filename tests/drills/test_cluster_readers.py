@@ -1,4 +1,4 @@
-"""Readers are killed, hang, come back, vanish with their nodes, are cut off: no batch shows it."""
+"""Readers are killed, hang, return, are lost with nodes, are cut off: batches stay the same."""
 
 import time
 from pathlib import Path
@@ -7,14 +7,14 @@ import pytest
 
 from cluster.ray_internals import RayNode
 from shards.samples.admission_config import AdmissionConfig
-from tests.drills.cluster_runs import Watch, actors, check_steps, endless, on_cluster, stop
+from tests.drills.cluster_runs import FaultTimer, actors, check_steps, endless, on_cluster, stop
 from tests.drills.paced import Pace
 from tests.drills.processes import Run
 from tests.ray_clusters import RayCluster, ray_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-# Readers that always have something in hand: the trainer waits for them.
+# The trainer waits for the readers, so they always crop something.
 CONFIG = endless(admission=AdmissionConfig(predicate="tests.drills.paced:sleep"))
 
 
@@ -22,37 +22,37 @@ def lost(run: Run) -> float:
     return run.metric("readers_lost_total")
 
 
-def test_whatever_becomes_of_readers_the_batches_are_those_of_an_undisturbed_run(
+def test_faults_of_readers_change_no_batch(
     shards_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One fault after the other on one run of three readers, and at the end every digest."""
+    """A lost, repeated or late chunk would change a digest."""
     out, pace = tmp_path / "run", Pace(tmp_path, monkeypatch, 0.03)
     with ray_cluster() as cluster:
         cluster.add("trainers", num_cpus=1)
         first, second = cluster.add("readers"), cluster.add("readers")
         with on_cluster(cluster.address, CONFIG, shards_folder, out, "--readers", 3) as run:
             run.wait_for_step(20)
-            watch = Watch(run)
+            timer = FaultTimer(run)
 
             def all_there() -> bool:
                 return run.metric("actors", role="reader") == 3
 
             run.wait_for(all_there, "three readers")
             before = lost(run)
-            watch.after(
+            timer.after(
                 "a reader is killed",
                 lambda: actors(cluster, "Reader")[0].kill(),
                 lambda: lost(run) == before + 1,
                 all_there,
             )
             hung = actors(cluster, "Reader")[0]
-            watch.after(
+            timer.after(
                 "a reader hangs",
                 hung.suspend,
                 lambda: lost(run) == before + 2,
                 all_there,
             )
-            watch.after(
+            timer.after(
                 "a node is lost",
                 lambda: cluster.lose(second),
                 lambda: lost(run) > before + 2,
@@ -61,27 +61,27 @@ def test_whatever_becomes_of_readers_the_batches_are_those_of_an_undisturbed_run
             cluster.add("readers")
             run.wait_for(all_there, "three readers again")
             before = lost(run)
-            watch.after(
-                "a node is cut off, and works on",
+            timer.after(
+                "a node is cut off, and continues to work",
                 lambda: cluster.cut_off(first),
                 lambda: lost(run) > before and refused(run) > 0,
                 lambda: run.metric("actors", role="reader") >= 1,
             )
             cluster.come_back(first)
-            watch.go_on()
-            lose_all_for(20.0, cluster, run, watch)
+            timer.wait_for_steps()
+            lose_all_for(20.0, cluster, run, timer)
             stop(run)
     pace.set(0)
     assert check_steps(CONFIG, shards_folder, out) > 60
 
 
 def refused(run: Run) -> float:
-    """Late results of those that were given up."""
+    """Return the number of late results of readers that were given up."""
     return sum(run.metric("results_refused_total", reason=r) for r in ("fenced", "gone"))
 
 
-def lose_all_for(seconds: float, cluster: RayCluster, run: Run, watch: Watch) -> None:
-    """No reader anywhere for a while."""
+def lose_all_for(seconds: float, cluster: RayCluster, run: Run, timer: FaultTimer) -> None:
+    """Remove all readers for a while."""
     began = time.monotonic()
 
     def lose() -> None:
@@ -95,7 +95,7 @@ def lose_all_for(seconds: float, cluster: RayCluster, run: Run, watch: Watch) ->
             cluster.add("readers", num_cpus=3)
         return run.metric("actors", role="reader") == 3
 
-    watch.after(
+    timer.after(
         f"no reader for {seconds:g} s",
         lose,
         lambda: run.metric("actors", role="reader") == 0,
@@ -104,5 +104,5 @@ def lose_all_for(seconds: float, cluster: RayCluster, run: Run, watch: Watch) ->
 
 
 def of_pool(cluster: RayCluster) -> list[RayNode]:
-    """The nodes of readers."""
+    """Return the nodes of readers."""
     return [node for node in cluster.nodes() if cluster.pool_of(node) == "readers"]

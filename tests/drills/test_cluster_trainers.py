@@ -1,4 +1,4 @@
-"""Trainers are killed, hang, are taken away and come back: the steps go on, on the same batches."""
+"""Trainers are killed, hang, are preempted and replaced: the steps continue on the same batches."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from streamssl.checkpoint import load_tensors, take
 from streamssl.optim.optim_config import OptimConfig
 from streamssl.runs.placement import Placement
 from streamssl.training.train_state import build_state
-from tests.drills.cluster_runs import Watch, check_steps, endless, on_cluster, stop
+from tests.drills.cluster_runs import FaultTimer, check_steps, endless, on_cluster, stop
 from tests.drills.paced import Pace
 from tests.ray_clusters import ray_cluster, workers_of
 from tests.tinyrun import BACKBONE, CPU, read_log, stop_at, train_here
@@ -34,12 +34,12 @@ CONFIG = endless(
 TOLERANCE = 0.02
 
 
-def test_trainers_come_and_go_and_the_run_is_the_same_run(
+def test_changes_of_trainers_do_not_change_the_run(
     shards_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed, hung, replaced, taken away with notice: every step once, the weights of one process.
+    """Weights would differ from those of one process, or a step would be done twice.
 
-    That all ranks hold the same state is checked by the run itself, which would end otherwise.
+    The run itself checks that all ranks hold the same state.
     """
     out, pace = tmp_path / "run", Pace(tmp_path, monkeypatch, 0.05)
     with ray_cluster() as cluster:
@@ -53,21 +53,21 @@ def test_trainers_come_and_go_and_the_run_is_the_same_run(
                 return run.metric("world_size") == 3
 
             run.wait_for(all_there, "three ranks")
-            watch = Watch(run, num_steps=4)
-            watch.go_on()
-            watch.after(
+            timer = FaultTimer(run, num_steps=4)
+            timer.wait_for_steps()
+            timer.after(
                 "a trainer is killed",
                 workers_of(nodes[0], "Trainer")[0].kill,
                 lambda: run.metric("recoveries_total") >= 1,
             )
-            watch.after(
+            timer.after(
                 "a trainer hangs",
                 workers_of(nodes[1], "Trainer")[0].suspend,
                 lambda: run.metric("recoveries_total") >= 2,
                 all_there,
             )
             cluster.add("trainers", num_cpus=1)
-            watch.after(
+            timer.after(
                 "a trainer's node is taken away",
                 lambda: cluster.drain(nodes[2], 60),
                 lambda: not workers_of(nodes[2], "Trainer"),

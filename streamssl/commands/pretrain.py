@@ -71,7 +71,8 @@ class Pretrain:
     """Dollars per hour of a node of a pool, such as pool=readers=0.05, or 0.05 for each node:
     /metrics then shows the cost of the run."""
     tensorboard: bool = False
-    """Write loss and readings for TensorBoard, too, into the folder `tensorboard` of the run."""
+    """Write loss and readings for TensorBoard, too, into the folder `tensorboard` of the run; needs
+    the extra `tensorboard`."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     sizing: Annotated[Sizing | None, tyro.conf.Suppress] = None
 

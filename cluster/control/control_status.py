@@ -207,7 +207,7 @@ def _actor_statuses(core: ControlCore, now: float) -> tuple[ActorStatus, ...]:
                 step=member.heartbeat.committed if member else -1,
                 rank=ranks.index(name) if name in ranks else -1,
                 doing=member.heartbeat.doing if member else "",
-                heard_seconds=now - member.heard if member else 0.0,
+                heartbeat_age=now - member.heard if member else 0.0,
                 pool=_pool_of(core, one),
                 pages=one.pages,
             )

@@ -19,7 +19,7 @@ or null, never 0. New members may be added; those below keep their meaning withi
     sections   data of further parts of the page, each under its own name
 
 Members of `status`: `nodes` (node, address, labels, num_readers, num_trainers, cores, leaves_in,
-is_head), `actors` (name, role, node, pid, phase, step, rank, doing, heard_seconds, pool, pages),
+is_head), `actors` (name, role, node, pid, phase, step, rank, doing, heartbeat_age, pool, pages),
 `leases`, `decisions` and `recoveries` (seconds ago, what, why), `rates`, `wanted`, `scaling`,
 `pending`, `failed`, `pages` (of Control and the driver, by role).
 """

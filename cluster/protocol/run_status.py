@@ -25,7 +25,7 @@ class NodeStatus:
 class ActorStatus:
     """An actor. `phase` is reported by a trainer; a reader works or leaves.
 
-    `pool` is empty if its node is unknown, `pages` if it serves none.
+    `heartbeat_age` is in seconds. `pool` is empty if its node is unknown, `pages` if it serves none.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ActorStatus:
     step: int = -1
     rank: int = -1
     doing: str = ""
-    heard_seconds: float = 0.0
+    heartbeat_age: float = 0.0
     pool: str = ""
     pages: str = ""
 

@@ -162,7 +162,7 @@ def _actor_row(actor: ActorStatus) -> tuple[str, ...]:
         actor.phase + doing,
         str(actor.step) if is_trainer else "",
         str(actor.rank) if actor.rank >= 0 else "",
-        f"{actor.heard_seconds:.1f} s ago" if is_trainer else "",
+        f"{actor.heartbeat_age:.1f} s ago" if is_trainer else "",
     )
 
 

@@ -157,8 +157,8 @@ class Journal:
     def read(cls, path: Path, manifest: str, order: str, *, replace_other: bool) -> "Journal":
         """Read the journal at `path`; a missing file gives an empty journal.
 
-        If `replace_other`, a journal of another order counts as missing. Raises CursorMismatch for a journal
-        of another order, or a damaged one.
+        If `replace_other`, a journal of another order counts as missing. Raises CursorMismatch for
+        a journal of another order, or a damaged one.
         """
         journal = cls(manifest, order)
         lines, header = _read_lines(path), journal._lines()[0]

@@ -1,8 +1,8 @@
-"""Hold the product to vectors made with the official implementations: python -m tests.golden DIR.
+"""Compare the product with vectors of the official implementations: python -m tests.golden DIR.
 
-Every known *.npz of DIR goes through the product's own functions; files recorded on several ranks
-run on that many real gloo processes, and where it makes sense once more in one process with the
-global batch. Prints the largest absolute error of each file; exits with 1 if anything is off.
+Every known *.npz of DIR goes through the product's own functions. Files recorded on several ranks
+run on that many gloo processes, and some once more in one process with the global batch. Prints the
+largest absolute error of each file; exits with 1 if a comparison fails.
 """
 
 import argparse
@@ -80,7 +80,7 @@ RANK_CHECKS: Mapping[str, RankCheck] = {
 
 
 def check_folder(folder: Path) -> tuple[dict[str, Report], list[str]]:
-    """A report for every known file, and the names of the unknown ones."""
+    """Return a report for every known file, and the names of the unknown ones."""
     reports: dict[str, Report] = {}
     unknown: list[str] = []
     by_world: dict[int, list[Path]] = defaultdict(list)
@@ -105,7 +105,7 @@ def check_folder(folder: Path) -> tuple[dict[str, Report], list[str]]:
 
 
 def check_on_rank(group: ProcessGroup, paths: list[str]) -> dict[str, tuple[float, int, list[str]]]:
-    """What one rank finds in the files of its world size."""
+    """Return the results of one rank for the files of its world size."""
     found = {}
     for path in map(Path, paths):
         report = Report()

@@ -1,1 +1,1 @@
-"""How each file of golden vectors is compared with the product's own functions."""
+"""Comparison of each file of golden vectors with the product's own functions."""

@@ -1,4 +1,4 @@
-"""BYOL: the loss of both directions, and whole updates with LARS and the moving target."""
+"""BYOL: the loss of both directions, and whole updates with LARS and the momentum target."""
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ def _check_loss(here: Vectors, report: Report) -> None:
 
 
 class _Net(nn.Module):
-    """The network of the file: a linear projector with scale and offset, predictor, classifier."""
+    """Network of the file: a linear projector with scale and offset, predictor, classifier."""
 
     def __init__(self, weights: Vectors) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def _own(name: str) -> str:
 
 
 def check_byol_update(vectors: Vectors, report: Report) -> None:
-    """Gradients, LARS, then the target: in that order, step by step."""
+    """Compare gradients, LARS, then the target, step by step."""
     online = _Net(vectors.under("init/online"))
     target = MomentumCopy(_Net(vectors.under("init/target")))
     optimizer = _optimizer(online, vectors)

@@ -21,7 +21,7 @@ def check_deepcluster_rank(vectors: Vectors, report: Report, group: ProcessGroup
 
 
 def check_deepcluster_joined(vectors: Vectors, report: Report) -> None:
-    """One process with the memory of all ranks finds the same clusters and labels."""
+    """Compare one process with the memory of all ranks: the same clusters and labels."""
     ranks = [vectors.under(name) for name in vectors.match(r"(rank\d+)/")]
     rows = torch.cat([each.tensor("memory_embeddings") for each in ranks], dim=1)
     keys = torch.cat([each.tensor("memory_index") for each in ranks])
@@ -62,7 +62,7 @@ def _check_clusters(
     report: Report,
     group: ProcessGroup | None,
 ) -> LabelTable:
-    """Centroids of every head and the label of every sample; the table of them."""
+    """Compare the centroids of every head and the labels of all samples; return their table."""
     labels = []
     banks = first.tensor("memory_embeddings")
     for head in range(len(here.array("n_prototypes"))):

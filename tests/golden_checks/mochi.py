@@ -1,4 +1,4 @@
-"""MoCHi: the hardest keys, the mixtures that recorded draws make of them, the loss, the queue."""
+"""MoCHi: the hardest keys, their mixtures by recorded draws, the loss, the queue."""
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def _mixtures(here: Vectors, q: Tensor, rows: Tensor, report: Report) -> Tensor:
 
 
 def _compare_logits(here: Vectors, logits: Tensor, report: Report) -> None:
-    """What is left out is -inf in both."""
+    """Compare logits; excluded ones are -inf in both."""
     expected = here.tensor("logits")
     report.compare(here.prefix + "left out", logits.isinf().long(), expected.isinf().long())
     kept = expected.isfinite()
@@ -60,7 +60,7 @@ def _compare_logits(here: Vectors, logits: Tensor, report: Report) -> None:
 
 
 def _check_queue(here: Vectors, rows: Tensor, k: Tensor, report: Report) -> None:
-    """Keys enter, mixtures never do. Where they enter is read from the file."""
+    """Compare the queue: only keys enter, at the position of the file."""
     after = here.tensor("queue_after")
     start = int((after != rows).any(dim=1).long().argmax())
     queue = FeatureQueue(*rows.shape)

@@ -1,4 +1,4 @@
-"""MoCo from encoder outputs to the queue, and the momentum update, as training does them."""
+"""MoCo from encoder outputs to the queue, and the momentum update, as in training."""
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ def check_moco_rank(vectors: Vectors, report: Report, group: ProcessGroup) -> No
 
 
 def check_moco_joined(vectors: Vectors, report: Report) -> None:
-    """One process with the global batch: same logits and queue; the loss is the average."""
+    """Compare one process with the global batch: same logits and queue, the average loss."""
     ranks = [vectors.under(name) for name in vectors.match(r"(rank\d+)/")]
     queue = _queue_before(ranks[0])
     for step, here in ranks[0].steps():
@@ -78,7 +78,7 @@ def _queue_before(settings: Vectors) -> FeatureQueue:
 
 
 def _check_encoders(here: Vectors, momentum: float, report: Report) -> None:
-    """Queries, the momentum update, then keys: the heads of v1 and v2 stand for the encoders."""
+    """Compare queries, momentum update and keys, with the heads of v1 and v2 as encoders."""
     numbers = here.match(r"param_q(\d+)")
     if not numbers:
         return

@@ -29,7 +29,7 @@ def check_moco_v3_rank(vectors: Vectors, report: Report, group: ProcessGroup) ->
 
 
 def check_moco_v3_joined(vectors: Vectors, report: Report) -> None:
-    """One process with the global batch: the loss is the average of the ranks' losses."""
+    """Compare one process with the global batch: the average of the ranks' losses."""
     ranks = [vectors.under(name) for name in vectors.match(r"(rank\d+)/")]
     for case in ranks[0].match(r"([^/]+)/q1$"):
         parts = [part.under(case) for part in ranks]
@@ -57,7 +57,7 @@ def _check_losses(here: Vectors, report: Report, group: ProcessGroup | None) -> 
 
 
 def _check_encoders(here: Vectors, report: Report) -> None:
-    """Queries by the network as it is, keys by the copy after it moved."""
+    """Compute queries by the network, and keys by the copy after its update."""
     base = _encoder(here.tensor("base_param0"), here.tensor("base_param1"))
     copy = MomentumCopy(
         _encoder(here.tensor("mom_param0_before"), here.tensor("mom_param1_before"))

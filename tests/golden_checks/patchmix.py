@@ -61,7 +61,7 @@ def check_loss_rank(vectors: Vectors, report: Report, group: ProcessGroup) -> No
 
 
 def check_loss_joined(vectors: Vectors, report: Report) -> None:
-    """One process with the queries and keys of all ranks: the losses are the averages."""
+    """Compare one process with the queries and keys of all ranks: the average losses."""
     ranks = [vectors.under(name) for name in vectors.match(r"(rank\d+)/")]
     for step, _ in ranks[0].steps():
         parts = [each.under(f"step{step}") for each in ranks]
@@ -135,7 +135,7 @@ def _check_targets(
 
 
 def _own_ring(num: int, place: int, world: int) -> MixingRing:
-    """Upstream mixes each rank's images among themselves."""
+    """Return the rings of ranks: the authors' code mixes the images of each rank separately."""
     return MixingRing(0, num, num * world, start=num * place)
 
 

@@ -1,4 +1,4 @@
-"""Real processes in a real gloo group, for anything that must not depend on how many they are."""
+"""Gloo processes for comparisons on several ranks."""
 
 import tempfile
 from collections.abc import Callable
@@ -12,9 +12,9 @@ import torch.multiprocessing as mp
 
 
 def run_ranks(function: Callable[..., Any], num_ranks: int, *arguments: Any) -> list[Any]:
-    """Call `function(group, *arguments)` on every rank; results by rank.
+    """Call `function(group, *arguments)` on every rank; return the results by rank.
 
-    `function` must be importable, and results made of tensors, containers and plain values.
+    `function` must be importable; results are tensors, containers and plain values.
     """
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_work, (function, num_ranks, folder, arguments), nprocs=num_ranks)

@@ -1,4 +1,4 @@
-"""Learning rates and momenta, position by position."""
+"""Learning rates and momenta at every position."""
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def _check_mocov3(here: Vectors, report: Report) -> None:
 
 
 def _check_moco(case: str, here: Vectors, report: Report) -> None:
-    """The file has rates only: the first is the base, and its steps are where it falls by 10."""
+    """Derive the schedule from rates: the first is the base, milestones divide it by 10."""
     lr = here.array("lr")
     falls = lr[1:] < 0.5 * lr[:-1]
     if "v1" in case:

@@ -1,4 +1,4 @@
-"""SeLa's transport of samples to labels: plan, labels and how long it takes."""
+"""SeLa's transport of samples to labels: plan, labels and number of iterations."""
 
 import torch
 

@@ -28,7 +28,7 @@ def check_ntxent_rank(vectors: Vectors, report: Report, group: ProcessGroup) -> 
 
 
 def check_ntxent_joined(vectors: Vectors, report: Report) -> None:
-    """One process with the global batch: the mean of the losses, and the mean of the gradients."""
+    """Compare one process with the global batch: mean losses and mean gradients."""
     for case in vectors.match(r"([^/]+)/rank0/hidden$"):
         here = vectors.under(case)
         ranks = here.match(r"(rank\d+)/hidden$")
@@ -131,7 +131,7 @@ def _unit(here: Vectors) -> SelectiveKernels:
 def _check_statistics(
     here: Vectors, name: str, norm: nn.BatchNorm2d, num_values: int, report: Report
 ) -> None:
-    """Torch keeps the unbiased variance of a batch, Keras the biased one: n - 1 of n of it."""
+    """Convert torch's unbiased variance of a batch to the biased one of Keras."""
     assert norm.running_mean is not None and norm.running_var is not None
     assert norm.momentum is not None
     mean, variance = f"{name}_mean_after", f"{name}_var_after"

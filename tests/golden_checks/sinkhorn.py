@@ -48,7 +48,7 @@ def _codes(scores: Tensor, name: str, group: ProcessGroup | None) -> Tensor:
 
 
 def _compare(report: Report, name: str, codes: Tensor, expected: Tensor) -> None:
-    """Where upstream overflowed to NaN, ours must still be codes."""
+    """Check that our assignments are finite where the authors' code overflows to NaN."""
     report.compare(f"{name} row sums", codes.sum(dim=1), torch.ones(len(codes)))
     if expected.isfinite().all():
         report.compare(name, codes, expected)

@@ -1,4 +1,4 @@
-"""SpCL: the loss and its memory; neighbourhoods, density clusters and what is kept of them."""
+"""SpCL: the loss and its memory; neighbourhoods, density clusters and their reliable part."""
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def check_self_paced(vectors: Vectors, report: Report) -> None:
 
 
 def _check_neighbours(settings: Vectors, here: Vectors, report: Report) -> None:
-    """From features to clusters: near neighbours as sets at every cut, distances, labels."""
+    """Compare neighbours as sets, distances and labels, from features to clusters."""
     k1, k2 = settings.count("k1"), settings.count("k2")
     features = here.tensor("features").double()
     rank = nearest(features, k1)

@@ -1,4 +1,4 @@
-"""SupCon with labels, without, with a mask of any kind, and where nobody has a positive."""
+"""SupCon with labels, without, with any mask, and without positives."""
 
 import torch
 from torch import Tensor

@@ -17,7 +17,7 @@ from tests.golden_checks.vectors import Report, Vectors
 
 
 class Run:
-    """Prototypes, queues and optimizer of one recorded run; `step` replays a step of it."""
+    """Prototypes, queues and optimizer of one recorded run; `step` replays a step."""
 
     def __init__(self, settings: Vectors, group: ProcessGroup | None, num_joined: int = 1) -> None:
         first = settings.under("step0")
@@ -45,7 +45,7 @@ class Run:
     def step(
         self, step: int, lr: float, start: Tensor, features: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Values and gradients by the names of the file; the gradient of W is averaged."""
+        """Return values and gradients by the names of the file; the gradient of W is averaged."""
         self.optimizer.zero_grad()
         self.prototypes.weight.data.copy_(start)
         self.prototypes.normalise_()
@@ -85,7 +85,7 @@ class Run:
         return values, gradients
 
     def _queue_rows(self, num_rows: int) -> Tensor:
-        """This rank's rows (queues, rows, D), newest first, zeros where nothing came yet."""
+        """Return this rank's rows (queues, rows, D), newest first; zeros in empty slots."""
         full = self.queues[0].capacity // world_size(self.group)
         rows = torch.stack([queue.share(num_rows, self.group) for queue in self.queues])
         empty = rows.new_zeros(len(rows), full - rows.shape[1], rows.shape[2])
@@ -115,7 +115,7 @@ def _replay(settings: Vectors, report: Report, group: ProcessGroup | None) -> No
 
 
 def check_swav_joined(vectors: Vectors, report: Report) -> None:
-    """One process with the global batch: same codes, loss, prototypes; gradients are averages."""
+    """Compare one process with the global batch: same results, average gradients."""
     ranks = [vectors.under(name) for name in vectors.match(r"(rank\d+)/")]
     settings, num_ranks = ranks[0], len(ranks)
     run, rates = Run(settings, None, num_ranks), settings.array("lr")
@@ -162,6 +162,6 @@ def _compare_joined(
 
 
 def _interleave(parts: list[Tensor], num_crops: int) -> Tensor:
-    """Crop-major rows of ranks to crop-major rows of the global batch."""
+    """Return crop-major rows of the global batch from those of ranks."""
     by_crop = [part.view(num_crops, -1, part.shape[1]) for part in parts]
     return torch.cat(by_crop, dim=1).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""One file of golden vectors, and what was found when it was compared."""
+"""One file of golden vectors, and the report of its comparison."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass
 class Vectors:
-    """Arrays of one file under a prefix such as `queue/` or `rank0/`; notes which were read."""
+    """Arrays of one file under a prefix such as `queue/` or `rank0/`; records which were read."""
 
     arrays: dict[str, NDArray[Any]]
     prefix: str = ""
@@ -29,16 +29,16 @@ class Vectors:
         return Vectors(self.arrays, f"{self.prefix}{prefix}/", self.read)
 
     def names(self) -> list[str]:
-        """Names under the prefix, without it."""
+        """Return the names under the prefix, without it."""
         return [n.removeprefix(self.prefix) for n in self.arrays if n.startswith(self.prefix)]
 
     def match(self, pattern: str) -> list[str]:
-        """First group of every name that `pattern` matches from its start, each once, in order."""
+        """Return the first group of every name that `pattern` matches, each once, in order."""
         found = (re.match(pattern, name) for name in self.names())
         return list(dict.fromkeys(match[1] for match in found if match))
 
     def steps(self) -> Iterator[tuple[int, "Vectors"]]:
-        """Every `step{t}` under the prefix, in order."""
+        """Yield every `step{t}` under the prefix, in order."""
         for step in sorted(int(text) for text in self.match(r"step(\d+)/")):
             yield step, self.under(f"step{step}")
 
@@ -63,14 +63,14 @@ class Vectors:
 
 @dataclass
 class Report:
-    """The largest absolute error of all comparisons, and the sentences of those that failed."""
+    """Largest absolute error of all comparisons, and messages of those that failed."""
 
     largest: float = 0.0
     num_compared: int = 0
     failures: list[str] = field(default_factory=list)
 
     def compare(self, name: str, found: Any, expected: Any, *, rtol: float = 1e-5) -> None:
-        """Hold `found` to `expected`: |difference| <= 1e-6 + rtol |expected|, integers exactly."""
+        """Compare: |difference| <= 1e-6 + rtol |expected|; integers must be equal."""
         a, b = _as_array(found), _as_array(expected)
         self.num_compared += 1
         if a.shape != b.shape:

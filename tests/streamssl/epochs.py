@@ -1,7 +1,6 @@
-"""Steps of methods that must know who is in a batch: named samples with a colour of their own."""
+"""Steps of methods that need sample ids: samples with a colour or a pattern of their class."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ Label = Callable[[int], int]
 
 
 def who(numbers: Iterable[int], label: Label | None = None) -> SampleInfo:
-    """Samples by number, and maybe their labels."""
+    """Return samples by number, with labels if `label` is given."""
     known = list(numbers)
     offsets = torch.tensor(known, dtype=torch.int64) * 512
     ids = torch.stack([torch.zeros_like(offsets), offsets], dim=1)
@@ -24,7 +23,7 @@ def who(numbers: Iterable[int], label: Label | None = None) -> SampleInfo:
 
 
 def in_epochs(num_samples: int, batch: int) -> Callable[[int], list[int]]:
-    """The samples of a step when the same ones come again and again, each time in other order."""
+    """Return a function from step to samples, which return in another order each epoch."""
 
     def of_step(step: int) -> list[int]:
         epoch, place = divmod(step * batch, num_samples)
@@ -35,7 +34,7 @@ def in_epochs(num_samples: int, batch: int) -> Callable[[int], list[int]]:
 
 
 def coloured(numbers: list[int], num_views: int, size: int, step: int, classes: int = 4) -> Tensor:
-    """Crops (V * B, 3, S, S) of noise on the colour of the sample's class."""
+    """Return crops (V * B, 3, S, S) of noise on the colour of the sample's class."""
     generator = torch.Generator().manual_seed(99)
     colours = 2.0 * torch.randn(classes, 3, 1, 1, generator=generator)
     own = colours[torch.tensor(numbers) % classes].repeat(num_views, 1, 1, 1)
@@ -43,7 +42,7 @@ def coloured(numbers: list[int], num_views: int, size: int, step: int, classes: 
 
 
 def patterned(numbers: list[int], num_views: int, size: int, step: int, classes: int = 4) -> Tensor:
-    """Crops (V * B, 3, S, S) with the pattern of the sample's class, under any colour and noise."""
+    """Return crops (V * B, 3, S, S) of the class's pattern with random tint and noise."""
     generator = torch.Generator().manual_seed(98)
     patterns = torch.randn(classes, 3, 2, 2, generator=generator)
     patterns = patterns - patterns.mean(dim=(2, 3), keepdim=True)
@@ -55,7 +54,7 @@ def patterned(numbers: list[int], num_views: int, size: int, step: int, classes:
 
 @torch.no_grad()
 def classes_apart(encode: Callable[[Tensor], Tensor], classes: int = 4) -> float:
-    """Mean cosine of features of the same pattern, less that of others: 0 knows nothing."""
+    """Return the mean cosine of features of equal patterns minus that of others."""
     numbers = list(range(64))
     z = nn.functional.normalize(encode(patterned(numbers, 1, 16, 4321, classes)), dim=1)
     same = torch.tensor(numbers)[:, None] % classes == torch.tensor(numbers) % classes
@@ -64,7 +63,7 @@ def classes_apart(encode: Callable[[Tensor], Tensor], classes: int = 4) -> float
 
 
 def mine(numbers: list[int], group: ProcessGroup | None) -> list[int]:
-    """This rank's part of a global batch."""
+    """Return this rank's part of a global batch."""
     num = len(numbers) // world_size(group)
     return numbers[rank(group) * num : (rank(group) + 1) * num]
 
@@ -78,7 +77,7 @@ def run(
     lr: float = 0.1,
     label: Label | None = None,
 ) -> list[float]:
-    """Train as the trainer does, gradients averaged over ranks; the mean losses."""
+    """Train as the trainer does, with gradients averaged over ranks; return the mean losses."""
     parameters, losses = method.parameters_to_optimise(), []
     for step in steps:
         for parameter in parameters:
@@ -98,15 +97,14 @@ def run(
 
 @torch.no_grad()
 def descend(parameters: list[nn.Parameter], lr: float) -> None:
-    """Plain descent with decay; what has no gradient is left alone. A torch optimizer would cost
-    each process seconds of imports."""
+    """Update parameters that have a gradient by plain descent with decay."""
     for parameter in parameters:
         if parameter.grad is not None:
             parameter -= lr * (parameter.grad + 1e-4 * parameter)
 
 
 def average_gradients(method: Method) -> None:
-    """Over ranks, all in one go, as the trainer does."""
+    """Average all gradients over ranks at once, as the trainer does."""
     gradients = [p.grad for p in method.parameters_to_optimise() if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     mean = all_reduce_sum(flat, method.group) / world_size(method.group)
@@ -119,14 +117,9 @@ def average_gradients(method: Method) -> None:
 def split_views(
     views: list[Tensor], numbers: list[int], group: ProcessGroup | None
 ) -> list[Tensor]:
-    """This rank's crops of every view."""
+    """Return this rank's crops of every view."""
     num, place = len(numbers) // world_size(group), rank(group)
     return [
         torch.cat([view[place * num : (place + 1) * num] for view in crops.split(len(numbers))])
         for crops in views
     ]
-
-
-def state(method: Any) -> dict[str, Tensor]:
-    """A copy of everything that is saved."""
-    return {name: value.clone() for name, value in method.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The golden vectors, where they are at hand, and the checker itself."""
+"""The golden vectors, if they are present, and the checker itself."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[3] / "shared" / "golden"
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="the golden vectors are not beside the checkout")
 def test_the_product_reproduces_the_golden_vectors(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every known file passes; the rest is listed."""
+    """Every known file must pass; others are listed."""
     code = golden.main([str(FOLDER)])
     assert code == 0, capsys.readouterr().out
 

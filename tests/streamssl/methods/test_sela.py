@@ -138,5 +138,5 @@ def test_it_learns_to_separate_patterns(config: SeLaConfig) -> None:
         return [patterned(numbers, 2, 16, step), patterned(numbers, 1, 8, 500 + step)]
 
     before = classes_apart(encode)
-    run(method, range(240), views=of, numbers=in_epochs(32, 8), lr=0.05)
+    run(method, range(120), views=of, numbers=in_epochs(32, 8), lr=0.05)
     assert classes_apart(encode) > before + 0.1

@@ -48,7 +48,7 @@ class Scraper(threading.Thread):
                 with urllib.request.urlopen(f"{self._address}/metrics", timeout=10) as answer:
                     page = answer.read().decode()
             except OSError:
-                return  # the run has ended
+                continue  # the machine is busy
             found = {
                 f"{sample.name}{sorted(sample.labels.items())}": sample.value
                 for family in text_string_to_metric_families(page)

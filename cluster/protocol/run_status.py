@@ -25,7 +25,7 @@ class NodeStatus:
 class ActorStatus:
     """An actor. `phase` is reported by a trainer; a reader works or leaves.
 
-    `heartbeat_age` is in seconds. `pool` is empty if its node is unknown, `pages` if it serves none.
+    `heartbeat_age` is in seconds. `pool` is empty if the node is unknown, `pages` without pages.
     """
 
     name: str

@@ -48,7 +48,8 @@ class RunningLease:
 class LeaseSnapshot:
     """State of the table. `oldest` are the running leases granted longest ago, the oldest first.
 
-    The crops of `num_held` tasks lie in readers, `held_bytes` together; `deadline` is how long a reader may crop a chunk of up to 16 MiB.
+    The crops of `num_held` tasks lie in readers, `held_bytes` together. `deadline` is how long a
+    reader may crop a chunk of up to 16 MiB.
     """
 
     num_readers: int

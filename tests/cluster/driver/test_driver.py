@@ -115,30 +115,6 @@ def test_a_run_reaches_its_last_step_and_resumes_from_its_last_state(case: Case)
     assert more.term == 2
 
 
-@pytest.mark.slow
-def test_a_run_survives_two_deaths_of_control(case: Case) -> None:
-    """A step would be done twice, or the stop would not save."""
-    kept = Kept()
-    moments = iter([4, 9])
-    due = next(moments)
-
-    def stop() -> bool:
-        nonlocal due
-        if kept.records and kept.records[-1].step >= due:
-            if due == 20:
-                return True
-            ray.kill(ray.get_actor(CONTROL))
-            due = next(moments, 20)
-        return False
-
-    run_cluster(case.spec(10_000, seconds=0.1), kept, stop)
-    last = kept.records[-1].step
-    assert last >= 20
-    check(case, kept, 1, last)
-    assert kept.states[-1].step == last
-    assert kept.term == 3
-
-
 class Targets:
     """Scrape targets that /sd of `server` lists for single processes."""
 

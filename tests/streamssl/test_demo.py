@@ -14,6 +14,7 @@ from tests.tinyrun import read_log
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(200)
 def test_the_demo_prints_scores_and_next_commands(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -107,5 +107,6 @@ class MadeRun:
             wanted={"reader": 6, "trainer": 2}, scaling="6 readers: enough", rates={},
             nodes=nodes, actors=readers + trainers, leases=LEASES,
             decisions=(TimedEvent(seconds=self.step / 4, what="6 readers, not 4", why="starved"),),
-            recoveries=(TimedEvent(seconds=5.0, what="1.8 s", why="trainer-1.9 died"),), readings={},
+            recoveries=(TimedEvent(seconds=5.0, what="1.8 s", why="trainer-1.9 died"),),
+            readings={},
         )  # fmt: skip

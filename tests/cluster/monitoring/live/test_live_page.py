@@ -1,4 +1,4 @@
-"""The live page in a real browser draws all charts, agrees with /metrics, and loads nothing else."""
+"""The live page in a real browser draws all charts, and agrees with /metrics."""
 
 import json
 import re

@@ -21,7 +21,7 @@ PHASES: Final = (
 )  # fmt: skip
 
 MetricCatalogue = Mapping[str, Metric]
-"""All metrics of a run by name, without prefix and suffix."""
+"""Metrics of a run by name, without prefix and suffix."""
 
 
 def build_catalogue(*planes: tuple[Metric, ...]) -> MetricCatalogue:

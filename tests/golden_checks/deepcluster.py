@@ -38,7 +38,7 @@ def _replay(here: Vectors, first: Vectors, report: Report, group: ProcessGroup |
         num_crops = len(step.array("feats")) // labels.shape[1]
         scores = [step.tensor(f"scores{head}").requires_grad_() for head in range(len(labels))]
         targets = [labels_B.repeat(num_crops) for labels_B in labels]
-        # Upstream averages over the labelled crops of each rank by itself.
+        # The authors' code averages over the labelled crops of each rank.
         loss = label_loss(scores, targets, here.number("temperature"))
         loss.backward()
         report.compare(step.prefix + "loss", loss, step.array("loss"))

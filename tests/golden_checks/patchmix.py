@@ -18,7 +18,7 @@ from streamssl.methods.patchmix import (
 from streamssl.optim.schedules import rising_momentum
 from tests.golden_checks.vectors import Report, Vectors
 
-# Upstream does not hand its smoothing on to the targets of images that are not mixed.
+# The authors' code does not pass its smoothing to the targets of images that are not mixed.
 IDENTITY_SMOOTHING = 0.1
 PARTS = {
     "loss_src": "source",

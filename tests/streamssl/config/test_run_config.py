@@ -1,4 +1,4 @@
-"""A run as plain TOML: the same run comes back, and whatever is wrong in it is named."""
+"""A run as TOML: it is read back equal, and a wrong field is named."""
 
 import tomllib
 from collections.abc import Callable
@@ -23,7 +23,7 @@ EVERY_RUN = {**RECIPES, "demo": swav_demo, "tiny-swav": tiny_swav, "tiny-moco": 
 
 @pytest.mark.parametrize("name", EVERY_RUN)
 def test_a_run_read_from_its_toml_is_equal(name: str, tmp_path: Path) -> None:
-    """Nothing may get lost or change its type in the file."""
+    """The file must not lose a field or change its type."""
     config = EVERY_RUN[name]()
     write_toml(config, tmp_path / "config.toml")
     assert read_toml(tmp_path / "config.toml") == config

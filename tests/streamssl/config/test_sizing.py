@@ -24,7 +24,7 @@ def sized(
 
 
 def settings(config: RunConfig) -> dict[str, object]:
-    """All but where they are from."""
+    """Return all settings without their origins."""
     return flatten(to_fields(replace(config, origins={})))
 
 

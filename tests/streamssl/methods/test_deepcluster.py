@@ -150,5 +150,5 @@ def test_in_a_stream_clusters_have_equal_weights() -> None:
     torch.testing.assert_close(
         balanced_label_loss([scores], [equal], 0.1), label_loss([scores], [equal], 0.1)
     )
-    nobody = torch.full((7,), NO_LABEL)
-    assert float(balanced_label_loss([scores, scores], [nobody, nobody], 0.1)) == 0
+    unlabelled = torch.full((7,), NO_LABEL)
+    assert float(balanced_label_loss([scores, scores], [unlabelled, unlabelled], 0.1)) == 0

@@ -47,7 +47,7 @@ def units(num: int, dim: int, seed: int) -> Tensor:
 def test_the_loss_is_cross_entropy_with_class_means() -> None:
     """Up to the two constants of 1e-6 of the authors' code; unused labels do not count."""
     x, memory = units(5, 4, 0), units(9, 4, 1)
-    labels = torch.tensor([0, 0, 1, 1, 1, 3, 4, 0, 5])  # nobody has 2
+    labels = torch.tensor([0, 0, 1, 1, 1, 3, 4, 0, 5])  # no sample has label 2
     targets = torch.tensor([0, 1, 3, 5, 4])
     kept = labels.unique()
     means = torch.stack([memory[labels == label].mean(dim=0) for label in kept])

@@ -1,4 +1,4 @@
-"""How features and assignments are spread: the readings at their ends."""
+"""Readings of features and assignments at their extremes."""
 
 import math
 

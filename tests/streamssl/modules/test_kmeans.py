@@ -28,7 +28,7 @@ def plain_kmeans(rows: torch.Tensor, centroids: torch.Tensor, num: int) -> torch
 def test_kmeans_is_lloyds_algorithm_on_the_sphere() -> None:
     """Compared with a plain reference, from a start with an empty cluster."""
     rows = F.normalize(torch.rand(40, 6, generator=torch.Generator().manual_seed(1)), dim=1)
-    start = torch.cat([rows[:4], -rows[:1]])  # nobody is near the last
+    start = torch.cat([rows[:4], -rows[:1]])  # no row is near the last
     found = spherical_kmeans(rows, start, 5)
     torch.testing.assert_close(found, plain_kmeans(rows, start.clone(), 5))
     torch.testing.assert_close(found.norm(dim=1), torch.ones(5))

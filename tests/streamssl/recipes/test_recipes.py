@@ -59,7 +59,7 @@ def test_every_official_recipe_has_a_stream_variant(name: str) -> None:
 
 
 def built_for(config: Any, num_steps: int) -> list[Any]:
-    """What a run of so many steps does at some of them, as far as its settings say."""
+    """Return what the settings of a run of so many steps give at some steps."""
     config = replace(config, num_steps=num_steps)
     optim, schedule = config.optim, config.schedule
     rates = [schedule.lr(step, num_steps, optim.base_lr) for step in (0, 100, 9_999)]
@@ -118,5 +118,5 @@ MULTI_CROP = ("swav", "swav-large-batch", "deepcluster-v2", "sela-v2", "patchmix
 
 @pytest.mark.parametrize("name", [*MULTI_CROP, "simclr-multi-crop"])
 def test_multi_crop_methods_have_small_crops(name: str) -> None:
-    """Those with multi-crop by their authors, or in SwAV's paper."""
+    """Methods with multi-crop by their authors, or in SwAV's paper."""
     assert min(group.size for group in RECIPES[name]().crops.groups) == 96

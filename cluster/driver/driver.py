@@ -130,13 +130,13 @@ class Driver:
         """Run until every trainer has left; `stop()` is called several times a second."""
         try:
             self._create_control()
-            while not self._is_round_last(stop):
+            while not self._handle_next(stop):
                 pass
             self._finish_saving()
         finally:
             self._close()
 
-    def _is_round_last(self, stop: Callable[[], bool]) -> bool:
+    def _handle_next(self, stop: Callable[[], bool]) -> bool:
         """Wait for an event, and handle it. Return True at the end of the run."""
         refs = [self._orders, *self._fleet.refs()]
         done, _ = ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
@@ -148,14 +148,14 @@ class Driver:
         self._stopping |= stops
         self._check_saving()
         if self._orders in done:
-            return self._is_finished_by_orders()
+            return self._handle_orders()
         if events or stops:
             self._control.report.remote(self._report())
         if time.monotonic() - self._answered > _SILENCE_SECONDS:
             self._replace_control("it did not answer")
         return False
 
-    def _is_finished_by_orders(self) -> bool:
+    def _handle_orders(self) -> bool:
         """Execute the orders of Control, and request more. Return True at the end of the run."""
         try:
             orders: DriverOrders = ray.get(self._orders)

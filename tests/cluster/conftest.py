@@ -1,4 +1,4 @@
-"""One Ray for all tests of the control plane: it takes seconds to start."""
+"""Fixture of one Ray for all tests of the control plane: a Ray takes seconds to start."""
 
 import os
 from collections.abc import Iterator
@@ -14,6 +14,6 @@ from cluster.driver.ray_session import ray_session
 
 @pytest.fixture(scope="package")
 def one_ray() -> Iterator[None]:
-    """A Ray of three cores: two for the readers of the module, one for those of a test."""
+    """Start a Ray of three cores: two for the actors of a module, one for those of a test."""
     with ray_session("local", 3, 64 << 20):
         yield

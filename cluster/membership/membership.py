@@ -55,7 +55,7 @@ class Membership:
 
     @property
     def members(self) -> Mapping[str, Member]:
-        """All known trainers that are not lost."""
+        """Known trainers that are not lost."""
         return self._state.members
 
     @property

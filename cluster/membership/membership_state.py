@@ -43,7 +43,7 @@ class Joining:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """All members train. `growing_since`: since when the generation could be larger."""
+    """Every member trains. `growing_since`: since when the generation could be larger."""
 
     generation: Generation
     progress_at: float
@@ -52,7 +52,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Regrouping:
-    """All members train, and leave after the step under way."""
+    """Every member trains, and leaves after the step under way."""
 
     generation: Generation
     progress_at: float

@@ -129,7 +129,7 @@ class _PartialBatch:
 
 
 class BatchAssembly:
-    """All partial batches of one rank.
+    """Partial batches of one rank.
 
     Rows of at most `max_bytes` are held or requested beyond the next batch. One request asks for
     about `call_bytes`.

@@ -6,6 +6,7 @@ The decisions are those of `transitions.step`. Times are `now`, seconds of a ste
 from collections import Counter, deque
 from collections.abc import Mapping
 
+from cluster.membership.directives import directive_for
 from cluster.membership.failure_detector import MembershipConfig
 from cluster.membership.members import Generation, Member, alive
 from cluster.membership.membership_state import GENERATIONS_PER_TERM as GENERATIONS_PER_TERM
@@ -29,7 +30,7 @@ from cluster.membership.membership_state import (
     first_state,
 )
 from cluster.membership.step_timing import Recovery
-from cluster.membership.transitions import directive_for, step
+from cluster.membership.transitions import step
 from cluster.protocol.messages import Directive, HeartbeatMessage
 from cluster.protocol.step_log import Records, StepLog
 from shards.records import Cursor

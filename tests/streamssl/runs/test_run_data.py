@@ -62,15 +62,6 @@ def test_a_resumed_run_may_change_its_weights(folders: tuple[str, str], tmp_path
     assert len(ours) == 4 and ours[:2] == theirs[:2]
 
 
-def test_a_stopped_mixture_is_the_same_run(folders: tuple[str, str], tmp_path: Path) -> None:
-    """Each source has its own epochs; their mixture must have one order."""
-    mixed = DataConfig(patterns=folders, weights=("2", "1"))
-    run(mixed, tmp_path / "unbroken", num_steps=7)
-    run(mixed, tmp_path / "broken", num_steps=7, stop_at=3)
-    run(mixed, tmp_path / "broken", num_steps=7)
-    assert proof(tmp_path / "broken") == proof(tmp_path / "unbroken")
-
-
 def test_other_patterns_are_other_data(folders: tuple[str, str], tmp_path: Path) -> None:
     """Weights may change, sources may not; without weights all shards are one source."""
     mixed = DataConfig(patterns=folders, weights=("2", "1"))

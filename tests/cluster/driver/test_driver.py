@@ -33,7 +33,8 @@ from tests.cluster.counting import CountingLearner, Kept, first_state
 from tests.cluster.marked import RECIPE, MarkedShards, build_none
 from tests.cluster.monitoring.counted import fetch, scrape, some_ports
 
-pytestmark = pytest.mark.ray
+# Each actor imports torch, which takes many seconds on a busy machine.
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 STREAM = StreamConfig(batch_size=6, chunk_bytes=1 << 14, chunks_per_block=2)
 

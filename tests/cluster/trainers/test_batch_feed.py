@@ -24,7 +24,7 @@ from shards.stream.manifest import Manifest
 from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
 from tests.cluster.data_path import WAIT, DataPath
-from tests.cluster.marked import DIES, KILLS_READER, MarkedShards
+from tests.cluster.marked import KILLS_READER, MarkedShards
 
 pytestmark = pytest.mark.ray
 
@@ -249,21 +249,6 @@ def test_hanging_reader_is_declared_lost_and_refused_later(one_ray: None, tmp_pa
             for step in range(10, 14):
                 assert_same(feed.next(), expected[step])
                 path.tell("committed", step + 1)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_image_that_kills_readers_is_the_only_reject(one_ray: None, tmp_path: Path) -> None:
-    """After two dead readers the chunk is isolated, and its other images are kept."""
-    shards = MarkedShards(tmp_path / "shards", 4, {"dies": DIES})
-    with DataPath(shards.manifest, shards.job(), STREAM) as path, path.feed() as feed:
-        feed.enter(0, 1, 0)
-        batches = [feed.next() for _ in steps_with_restarts(path, 6)]
-        rejects = [reject for batch in batches for reject in batch.rejects]
-        assert {(reject.reason, reject.detail) for reject in rejects[:1]} == {
-            ("kills_decoder", "died of SIGSEGV")
-        }
-        assert path.tell("status")["counters"].reissued["died"] >= 2
 
 
 @pytest.mark.slow

@@ -93,9 +93,10 @@ def test_without_a_limit_the_queue_starts_at_its_step() -> None:
     assert not probe.has_started(5, is_full=False)
 
 
-def by_drift(config: RunConfig) -> tuple[RunConfig, int]:
-    """Return the run with a limit between its first two drifts, and the step of the second."""
-    method = config.method
+@pytest.fixture(scope="module")
+def by_drift() -> tuple[RunConfig, int]:
+    """Return a run with a limit between its first two drifts, and the step of the second."""
+    config, method = SWAV, SWAV.method
     idle = replace(config, method=replace(method, queue=replace(method.queue, start_step=1000)))
     found = [report.readings["queue_drift"] for report in learn(None, build(idle), 21)]
     first, second = found[10], found[20]
@@ -111,9 +112,9 @@ def assert_same_numbers(ours: list[StepReport], theirs: list[StepReport]) -> Non
         assert numbers_of(found) == pytest.approx(numbers, abs=1e-7, nan_ok=True)
 
 
-def test_changing_the_number_of_ranks_changes_nothing() -> None:
+def test_changing_the_number_of_ranks_changes_nothing(by_drift: tuple[RunConfig, int]) -> None:
     """Queue, drift and the start of the queue must be those of one process."""
-    config = by_drift(SWAV)[0]
+    config = by_drift[0]
     alone = build(config, torch.float64)
     expected = learn(None, alone, NUM_STEPS)
     member = build(config, torch.float64)
@@ -134,9 +135,9 @@ def test_changing_the_number_of_ranks_changes_nothing() -> None:
         torch.testing.assert_close(value, tensors[key], rtol=1e-8, atol=1e-9, msg=key)
 
 
-def test_a_restored_run_starts_its_queue_at_the_same_step() -> None:
+def test_a_restored_run_starts_its_queue_at_the_same_step(by_drift: tuple[RunConfig, int]) -> None:
     """Stopped at a measurement, between two, and at the start of the queue."""
-    config, start = by_drift(SWAV)
+    config, start = by_drift
     alone, last = build(config), build(config)
     expected = learn(None, alone, NUM_STEPS)
     found: list[StepReport] = []

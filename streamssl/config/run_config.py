@@ -58,7 +58,7 @@ _FREE_ON_RESUME = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """All settings that decide what is learned, besides the data.
+    """Settings that decide what is learned, besides the data.
 
     A batch is `stream.batch_size` images over all ranks.
     """

@@ -1,6 +1,5 @@
 """Records: frozen digests, cursors as JSON, pickles."""
 
-import json
 import pickle
 
 import numpy as np
@@ -31,11 +30,6 @@ def test_the_digest_changes_with_samples_epochs_and_order():
         make_batch(ids=((1, 512), (0, 0), (0, 1024))),
     ]
     assert len({batch.digest for batch in batches}) == 4 and len(batches[0]) == 3
-
-
-def test_a_cursor_survives_json():
-    """It is saved in the checkpoint as JSON."""
-    assert Cursor.from_json(json.loads(json.dumps(CURSOR.to_json()))) == CURSOR
 
 
 @pytest.mark.parametrize("saved", [{}, {"manifest": "m"}, {**CURSOR.to_json(), "shard": 3}])

@@ -7,13 +7,12 @@ import pytest
 
 from shards.crops import dali
 from shards.crops.dali import DaliEngine
-from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, byol, swav
 from shards.errors import ConfigError
 from shards.images.decode import decode
 from shards.images.image_header import read_image_header
 from tests.reference_crops import reference_crop
-from tests.shards.crops.made import drawn, encoded, made_pixels, shared_files
+from tests.shards.crops.made import drawn, encoded, made_pixels
 
 # These four views have every kind of step: blur, solarise, small crops.
 RECIPE = CropRecipe(
@@ -54,20 +53,6 @@ def test_crops_equal_the_reference(engine, images):
     assert np.percentile(found, 99) <= 3
 
 
-def test_both_engines_agree(engine, images):
-    """A run could not move from CPUs to a GPU."""
-    images = [*images, read_image_header(encoded(made_pixels(9, 180, 120), quality=95))]
-    parameters = drawn(RECIPE, images)
-    ours, theirs = (
-        OpenCVEngine(RECIPE).crop(images, parameters),
-        engine.crop(images, parameters),
-    )
-    for one, other in zip(ours.crops, theirs.crops, strict=True):
-        found = np.abs(one.astype(int) - other)
-        assert found.mean() < 0.8
-        assert np.percentile(found, 99) <= 8
-
-
 def test_crops_do_not_depend_on_order_batch_size_or_threads(engine, images):
     """A crop could not be made again from its id."""
     parameters = drawn(RECIPE, images)
@@ -98,26 +83,6 @@ def test_bad_images_cost_only_themselves(engine, images):
         np.testing.assert_array_equal(group[cropped.ok], other)
 
 
-def test_formats_that_dali_cannot_read_are_decoded_elsewhere(engine):
-    """GIF and AVIF would be lost."""
-    smooth = np.repeat(np.repeat(made_pixels(3, 12, 16), 8, axis=0), 8, axis=1)
-    images = [read_image_header(encoded(smooth, format_)) for format_ in ("GIF", "AVIF", "TIFF")]
-    parameters = drawn(RECIPE, images)
-    cropped = engine.crop(images, parameters)
-    assert cropped.ok.all()
-    ours = OpenCVEngine(RECIPE).crop(images, parameters)
-    assert np.abs(ours.crops[0].astype(int) - cropped.crops[0]).mean() < 0.8
-
-
-def test_an_image_that_ends_in_grey_is_rejected(engine):
-    """DALI fills missing pixels with grey, which would be trained on."""
-    whole = encoded(made_pixels(4, 200, 160), quality=90)
-    images = [read_image_header(whole[: len(whole) // 2] + b"\xff\xd9"), read_image_header(whole)]
-    cropped = engine.crop(images, drawn(RECIPE, images))
-    assert cropped.ok.tolist() == [False, True]
-    assert cropped.failures[0].reason == "truncated"
-
-
 def test_an_empty_batch_gives_empty_crops(engine):
     """A chunk of rejects would crash."""
     cropped = engine.crop([], drawn(RECIPE, []))
@@ -129,20 +94,6 @@ def test_a_missing_dali_is_reported_with_the_remedy(monkeypatch):
     monkeypatch.setattr(dali, "Pipeline", None)
     with pytest.raises(ConfigError, match="use the opencv engine, or install"):
         DaliEngine(RECIPE, 8, "cpu", 1)
-
-
-def test_both_engines_agree_on_real_images(engine):
-    """Real JPEGs have chroma subsampling that made images lack."""
-    files = shared_files("web-a.tar", 8)
-    images = [read_image_header(data) for name, data in files.items() if name.endswith(".jpg")]
-    parameters = drawn(RECIPE, images)
-    ours, theirs = (
-        OpenCVEngine(RECIPE).crop(images, parameters),
-        engine.crop(images, parameters),
-    )
-    found = np.abs(ours.crops[0].astype(int) - theirs.crops[0])
-    assert found.mean() < 0.8
-    assert np.percentile(found, 99) <= 8
 
 
 @pytest.mark.gpu

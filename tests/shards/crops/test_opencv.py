@@ -5,7 +5,7 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, byol, swav
@@ -151,42 +151,6 @@ def test_a_crop_does_not_depend_on_its_batch(images):
         np.testing.assert_array_equal(group, other[::-1])
     alone = engine.crop(images[3:4], parameters[3:4])
     np.testing.assert_array_equal(alone.crops[0][0], whole.crops[0][3])
-
-
-@pytest.mark.parametrize(
-    ("orientation", "format_"),
-    [
-        (1, "PNG"),
-        (2, "JPEG"),
-        (3, "PNG"),
-        (4, "JPEG"),
-        (5, "JPEG"),
-        (6, "PNG"),
-        (7, "JPEG"),
-        (8, "JPEG"),
-    ],
-)
-def test_exif_orientation_is_applied(orientation, format_):
-    """Phone images would lie on their side, and boxes would not fit."""
-    upright = smooth_pixels(1, 90, 140)
-    # Store the image so that its orientation turns it upright.
-    exif = Image.Exif()
-    undo = {6: 8, 8: 6}.get(orientation, orientation)
-    exif[0x0112] = undo
-    turning = Image.fromarray(upright)
-    turning.getexif()[0x0112] = undo
-    stored = np.asarray(ImageOps.exif_transpose(turning))
-    exif[0x0112] = orientation
-    options = {"quality": 95, "subsampling": 0} if format_ == "JPEG" else {}
-    turned = read_image_header(encoded(stored, format_, exif=exif, **options))
-    plain = read_image_header(encoded(upright, format_, **options))
-    assert (turned.height, turned.width) == (90, 140)
-    near = 0 if format_ == "PNG" else 1.5
-    assert np.abs(decode(turned).astype(int) - decode(plain)).mean() <= near
-    parameters = drawn(RECIPE, [plain])
-    crops = [OpenCVEngine(RECIPE).crop([image], parameters) for image in (turned, plain)]
-    for one, other in zip(crops[0].crops, crops[1].crops, strict=True):
-        assert np.abs(one.astype(int) - other).mean() < near + 0.5
 
 
 def test_a_reduced_decode_gives_the_same_crops():

@@ -215,12 +215,6 @@ def test_the_parameters_are_frozen():
     assert digest == "bbff7626724d95ac"
 
 
-def test_an_empty_batch_has_no_rows():
-    """A chunk of rejects would crash."""
-    shape = draw(swav(), 0, [], np.zeros((0, 2)), np.zeros((0, 2))).shape
-    assert shape == (0, 8, len(Parameter))
-
-
 def test_recipes_count_their_views_and_bytes():
     """Buffers would be too small."""
     assert swav().num_views == 8

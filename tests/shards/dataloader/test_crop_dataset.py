@@ -131,20 +131,6 @@ def test_a_stateful_dataloader_resumes_exactly(synthetic_shards, whole, num_work
         assert all(map(same, resumed, whole[used:])), used
 
 
-def test_the_state_of_a_dataset_is_that_of_its_latest_batch(synthetic_shards, whole):
-    """torchdata reads the state of the dataset if there is no worker."""
-    first = dataset(synthetic_shards)
-    fresh = first.state_dict()
-    batches = iter(DataLoader(first, batch_size=None))
-    assert take(batches, 5)[-1].state == first.state_dict() != fresh
-    again = dataset(synthetic_shards)
-    again.load_state_dict(first.state_dict())
-    assert again.state_dict() == first.state_dict()
-    assert all(map(same, take(again, 4), whole[5:]))
-    again.load_state_dict(fresh)
-    assert same(take(again, 1)[0], whole[0])
-
-
 def test_a_state_from_the_main_process_is_refused_with_a_worker(synthetic_shards):
     """The main process would answer with the start."""
     there = dataset(synthetic_shards)

@@ -72,12 +72,6 @@ def test_harmless_nested_tar_makes_a_shard_slow_and_not_bad(check):
     assert report.needs_walk_at == 0 and report.irregular_at is None and report.is_good
 
 
-def test_large_images_need_no_walk(check):
-    """One image as large as fifty others would make the shard slow."""
-    report, _, _ = check(make_tar(members(["0.jpg", "1.jpg"]) + members(["2.jpg"], 90_000)))
-    assert report.needs_walk_at is None and report.is_good
-
-
 @pytest.mark.parametrize(
     ("names", "repeated", "scattered", "first"),
     [

@@ -157,27 +157,6 @@ def test_a_store_without_any_readable_shard_ends_the_scan(tmp_path):
         scan.scan_all()
 
 
-def test_folders_written_by_img2dataset_are_good(tmp_path):
-    """Captions, tables and statistics of the downloader would be reported as faults."""
-    rng = np.random.default_rng(0)
-    extensions = [".jpg", ".jpeg", ".png", ".webp"]
-    for shard in range(2):
-        members = []
-        for index in rng.permutation(30):
-            key = f"{shard:05d}{index:04d}"
-            extension = extensions[index % 4]
-            image = encode(".png" if index % 7 == 0 else extension, 30 + index, 40, int(index))
-            entry = [(key + extension, image), (key + ".txt", b"a caption"),
-                     (key + ".json", b'{"uid": "0", "status": "success"}')]  # fmt: skip
-            members += [entry[i] for i in rng.permutation(3)]
-        (tmp_path / f"{shard:05d}.tar").write_bytes(make_tar(members))
-        (tmp_path / f"{shard:05d}.parquet").write_bytes(b"PAR1")
-        (tmp_path / f"{shard:05d}_stats.json").write_text("{}")
-    result = scanner(tmp_path).scan_all()
-    assert result.is_good and result.num_shards == 2 and result.stats.num_images == 60
-    assert result.stats.extensions["json"] == result.stats.extensions["txt"] == 60
-
-
 def test_every_hostile_image_is_counted_once(shared_data):
     """A malformed image from the web would stop the scan or be missing from the counts."""
     stats = scanner(shared_data / "nasty-a.tar").scan_all().stats

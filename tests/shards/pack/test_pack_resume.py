@@ -160,18 +160,6 @@ def test_a_killed_worker_is_named_and_finished_shards_stay(out):
     assert (out / "pack.unfinished.json").exists() and not list(out.glob(".*"))
 
 
-def test_the_error_of_a_worker_has_no_traceback(tmp_path, source, out):
-    """A traceback from another process would hide the cause."""
-
-    class RemoveTheFolder(PackProgress):
-        def begin(self, num_units, unit):  # noqa: ARG002
-            os.rename(out, tmp_path / "elsewhere")
-
-    message = r"\S+out cannot be written to \(No such file.*free space there, or give another"
-    with pytest.raises(UserError, match=message):
-        pack(source, out, CONFIG, num_workers=2, progress=RemoveTheFolder())
-
-
 def test_a_target_that_cannot_be_written_to_is_named(source, out):
     """A disk may be full or read-only."""
     with pytest.raises(UserError, match=r"/proc/out cannot be made \(.*; shards go into a folder"):

@@ -92,14 +92,6 @@ def test_a_stopped_pack_into_a_bucket_resumes(s3, s3_stores, bucket, images):
         pack(source, out, PackConfig(samples_per_shard=5))
 
 
-def test_a_prefix_that_holds_something_else_is_refused(s3, bucket, images):
-    """Two data sets would be mixed."""
-    s3.put_object(Bucket=bucket, Key="out/sub/thesis.tex", Body=b"mine")
-    with pytest.raises(UserError, match="is not a complete pack of these images"):
-        pack(entries_from_folder(images), f"s3://{bucket}/out", CONFIG)
-    assert set(objects(s3, bucket, "out")) == {"sub/thesis.tex"}
-
-
 def test_a_missing_bucket_is_named(s3, images):
     """The mistake must be found before any image is read."""
     with pytest.raises(PackFailed, match=r"s3://nosuchbucket1/x could not be .*; check address"):
@@ -119,15 +111,6 @@ def test_a_folder_of_a_bucket_is_packed_like_a_local_one(s3, bucket, images, tmp
     assert report.skipped == {"not_an_image": 2}
     pack(entries_from_folder(images), tmp_path / "near", CONFIG)
     assert shard_bytes(tmp_path / "far") == shard_bytes(tmp_path / "near")
-
-
-def test_a_replaced_object_is_left_out(s3, bucket, images, tmp_path):
-    """The digest of the input would not match the bytes in the shards."""
-    put_folder(s3, bucket, images)
-    source = entries_from_folder(f"s3://{bucket}/images")
-    s3.put_object(Bucket=bucket, Key="images/a/0.jpg", Body=jpeg(70))
-    report = pack(source, tmp_path / "out", CONFIG)
-    assert report.num_samples == 10 and report.skipped == {"changed": 1}
 
 
 def test_a_list_or_table_in_a_bucket_names_objects_but_no_local_files(s3, bucket, tmp_path):

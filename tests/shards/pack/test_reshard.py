@@ -5,13 +5,10 @@ import itertools
 import json
 import random
 import shutil
-import tarfile
-import warnings
 from collections import Counter
 
 import numpy as np
 import pytest
-from webdataset.writer import ShardWriter
 
 from shards.errors import ConfigError, ManifestError, UserError
 from shards.pack.pack import PackConfig, PackProgress, pack
@@ -19,7 +16,7 @@ from shards.pack.pack_input import open_source
 from shards.pack.table_entries import TableColumns
 from shards.samples.admission_config import AdmissionConfig
 from tests.shards.pack.helpers import Stop, StopAfter
-from tests.shards.pack.test_pack import jpeg, make_folder, read_with_webdataset, shard_bytes
+from tests.shards.pack.test_pack import jpeg, make_folder, shard_bytes
 from tests.tars import make_tar, samples_by_tarfile
 from tests.wild_tars import expected_samples, wild_tar
 
@@ -146,23 +143,6 @@ def test_colliding_keys_get_a_number_and_are_counted(tmp_path):
     assert shard_bytes(out) == shard_bytes(again)
 
 
-def test_shards_of_the_webdataset_writer_are_packed(tmp_path):
-    """Most buckets hold shards of this writer."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        with ShardWriter(f"{tmp_path}/w-%06d.tar", maxcount=7, verbose=0) as writer:
-            for i in range(20):
-                writer.write({"__key__": f"s{i:03d}", "jpg": jpeg(i), "cls": i, "json": {"n": i}})
-    report = pack(open_shards(f"{tmp_path}/w-*.tar"), tmp_path / "out")
-    rows = list(
-        read_with_webdataset(
-            tmp_path / "out", lambda dataset: dataset.decode().to_tuple("__key__", "cls", "json")
-        )
-    )
-    assert report.num_samples == 20
-    assert sorted(rows) == [(f"s{i:03d}", i, {"n": i}) for i in range(20)]
-
-
 def test_an_img2dataset_folder_is_packed_as_shards(shards, tmp_path):
     """Its Parquet and JSON files would be taken for the data."""
     for number in range(3):
@@ -260,19 +240,6 @@ def test_a_nested_tar_is_not_taken_for_samples_also_after_a_restart(tmp_path):
             pack(source, out, config, progress=StopAfter(units))
         pack(source, out, config)
         assert shard_bytes(out) == shard_bytes(tmp_path / "out")
-
-
-def test_long_names_get_pax_headers_that_all_readers_understand(tmp_path):
-    """Names cut after a hundred bytes would merge samples."""
-    names = ["x" * 150, "é" * 40, "folder/" * 20 + "長い名前", "plain"]
-    members = [(f"{name}.jpg", jpeg(i)) for i, name in enumerate(names)]
-    (tmp_path / "in.tar").write_bytes(make_tar(members, tarfile.PAX_FORMAT))
-    pack(open_shards(tmp_path / "in.tar"), tmp_path / "out")
-    assert {key for key, _ in samples_in(tmp_path / "out")} == set(names)
-    assert {s["__key__"] for s in read_with_webdataset(tmp_path / "out")} == set(names)
-    again = open_shards(tmp_path / "out")
-    pack(again, tmp_path / "again", PackConfig(seed=None))
-    assert samples_in(tmp_path / "again") == samples_in(tmp_path / "out")
 
 
 def test_a_folder_of_shards_and_images_needs_a_kind(tmp_path, shards):

@@ -149,11 +149,3 @@ def test_several_tables_are_one_source_in_the_order_of_their_names(write, tmp_pa
     write("c.parquet", url=["p/0.jpg"])
     with pytest.raises(UserError, match="the 2 files after it have different columns; they must"):
         open_source(f"{tmp_path}/*.parquet", "auto", "auto", TableColumns(), None)
-
-
-def test_a_changed_table_is_another_input(write, tmp_path):
-    """Two versions of a table would be mixed."""
-    pack(entries_from_parquet([write(path=PATHS)]), tmp_path / "out")
-    for columns in ({"path": PATHS[::-1]}, {"path": PATHS, "caption": list("abcd")}):
-        with pytest.raises(UserError, match="is not a complete pack of these images"):
-            pack(entries_from_parquet([write(**columns)]), tmp_path / "out")

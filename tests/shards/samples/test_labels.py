@@ -111,12 +111,6 @@ def test_labels_stay_with_the_rows_of_kept_crops(shard):
         assert len(found.crops[0]) == len(EXPECTED)
 
 
-def test_labels_are_read_only_if_configured(shard):
-    """Every JSON member would be parsed for nothing."""
-    cropper = ChunkCropper(replace(JOB, label=""), RangeReader())
-    assert cropper.crop(shard, Turn(Chunk(0, 0, shard.num_bytes), 0)).labels is None
-
-
 def test_batch_has_the_labels_of_its_samples(shard):
     """Mixing samples would separate images and labels."""
     reader = RangeReader()

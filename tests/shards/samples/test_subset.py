@@ -5,7 +5,6 @@ import json
 import mmap
 import pickle
 import tarfile
-import time
 from functools import partial
 
 import cv2
@@ -337,24 +336,3 @@ def test_invalid_metadata_raise_one_kind_of_error(data, message):
     """Untrusted JSON would end a reader."""
     with pytest.raises(MetadataError, match=message):
         read_metadata(Sample(0, 0, "k", {"json": data}))
-
-
-@pytest.mark.slow
-def test_selection_from_ten_million_takes_microseconds(tmp_path):
-    """Selection would take as long as decoding."""
-    rng = np.random.default_rng(0)
-    pairs = rng.integers(0, 1 << 63, (10_000_000, 2), np.uint64)
-    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
-    subset = load_subset(save(tmp_path / "a.npy", pairs))
-    chosen = rng.integers(0, len(pairs), 10_000)
-    samples = [
-        sample(uid=f"{int(pairs[row, 0]):016x}{int(pairs[row, 1]) ^ (row & 1):016x}")
-        for row in chosen.tolist()
-    ]
-    began, found = time.process_time(), 0
-    for start in range(0, len(samples), 100):
-        found += int(subset.select(samples[start : start + 100]).sum())
-    microseconds = 1e6 * (time.process_time() - began) / len(samples)
-    print(f"{microseconds:.2f} us a sample, {subset.num_bytes / len(subset):.2f} bytes an entry")
-    assert found == sum(row % 2 == 0 for row in chosen.tolist())
-    assert microseconds < 20  # about 3 on a quiet core

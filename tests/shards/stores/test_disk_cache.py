@@ -48,19 +48,6 @@ def content(start):
     return random.Random(start).randbytes(1000)
 
 
-def test_a_range_is_cached_once_for_all_readers(tmp_path):
-    """The next epoch would download each shard again."""
-    cache, counters = open_cache(tmp_path / "cache")
-    assert cache.get(SHARD, 5, 1005, counters) is None
-    cache.put(SHARD, 5, content(5), counters)
-    cache.put(SHARD, 5, content(5), counters)
-    again, _ = open_cache(tmp_path / "cache")
-    assert again.get(SHARD, 5, 1005, counters) == content(5)
-    counts = counters.snapshot()
-    assert (counts.cache_hits, counts.cache_misses, counts.cache_skipped) == (1, 1, 0)
-    assert num_bytes(tmp_path) == 1000 + HEAD
-
-
 @pytest.mark.parametrize(
     "other",
     [

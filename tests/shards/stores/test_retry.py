@@ -8,7 +8,7 @@ from aiohttp import ClientConnectorError, ClientPayloadError, ClientResponseErro
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from fsspec.exceptions import FSTimeoutError
 
-from shards.errors import ConfigError, ShardChanged
+from shards.errors import ConfigError
 from shards.stores.request_counters import RequestCounters
 from shards.stores.request_limit import RequestLimiter
 from shards.stores.retry import (
@@ -151,28 +151,6 @@ def test_waits_grow_and_are_random(monkeypatch):
     with pytest.raises(RetriesExhausted):
         client.call(lambda: 1 / 0)
     assert waits == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
-
-
-@pytest.mark.parametrize(
-    ("raised", "error"),
-    [
-        (FileNotFoundError(), RetriesExhausted),
-        (PermissionError(), RetriesExhausted),
-        (s3_error("PreconditionFailed", 412), RetriesExhausted),
-        (http_error(405), RetriesExhausted),
-        (ShardChanged("replaced"), ShardChanged),
-    ],
-)
-def test_permanent_failures_are_not_retried(raised, error):
-    """A retry would only hide the failure; errors of this project must keep their type."""
-    client, counters = make_client()
-
-    def request():
-        raise raised
-
-    with pytest.raises(error):
-        client.call(request)
-    assert counters.snapshot().requests == 1
 
 
 @pytest.mark.parametrize(

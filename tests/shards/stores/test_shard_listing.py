@@ -2,7 +2,6 @@
 
 import os
 import time
-import urllib.request
 
 import fsspec
 import pytest
@@ -184,25 +183,6 @@ def test_missing_credentials_are_named_quickly(s3, monkeypatch):
     ):
         list_shards("s3://bucket/set/{00..11}.tar")
     assert time.monotonic() - started < 10
-
-
-def test_wrong_credentials_are_named(s3, s3_address, s3_stores):
-    """A traceback of four libraries would hide the cause."""
-
-    def allow_unchecked(count):
-        address = f"{s3_address}/moto-api/reset-auth"
-        kind = {"Content-Type": "text/plain"}
-        with urllib.request.urlopen(
-            urllib.request.Request(address, str(count).encode(), headers=kind)
-        ):
-            pass
-
-    allow_unchecked(0)
-    try:
-        with pytest.raises(ManifestError, match=r"access to .* was refused \(.*does not exist"):
-            list_shards("s3://shelf/set/{00..11}.tar", s3_stores)
-    finally:
-        allow_unchecked(10**9)
 
 
 def test_shards_of_a_web_server_are_listed(folder):

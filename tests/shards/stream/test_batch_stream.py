@@ -4,9 +4,6 @@ Random readers, bounds and resumes are in `test_simulation`; real images and tar
 """
 
 import json
-import os
-import shutil
-import threading
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import replace
@@ -20,12 +17,11 @@ import pytest
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
 from shards.crops.sample_cropper import CropJob
-from shards.errors import BudgetExceeded, ConfigError, CursorMismatch, ShardUnreadable
+from shards.errors import BudgetExceeded, ConfigError, CursorMismatch
 from shards.records import Chunk, ChunkCrops, Cursor, Reason, Reject, Sample, ShardInfo
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
 from shards.stream.batch_stream import BatchStream, build_order, check_bytes
-from shards.stream.journal import Journal
 from shards.stream.manifest_listing import open_manifest
 from shards.stream.mixture import parse_weights
 from shards.stream.order import Order, OrderConfig
@@ -123,37 +119,6 @@ def test_reader_threads_yield_every_sample_once_per_epoch(manifest):
     assert sum(len(result.offsets) for result in results) >= 192
 
 
-@pytest.mark.parametrize("batch_size", [3, 7, 32, 50])
-def test_batch_size_does_not_change_the_order(batch_size):
-    """Batches must be cut from one sequence, across blocks and epochs; cursors only rise."""
-    made = MadeChunks(24)
-    alone = rows(take(made.stream(), 210))
-    batches = take(made.stream(replace(SMALL, batch_size=batch_size)), 200 // batch_size)
-    assert rows(batches) == alone[: len(rows(batches))]
-    assert {len(batch) for batch in batches} == {batch_size}
-    crossing = [batch for batch in batches if len(set(batch.epochs.tolist())) > 1]
-    assert bool(crossing) == (96 % batch_size != 0)
-    cursors = [(batch.cursor.block, batch.cursor.slot) for batch in batches]
-    assert all(one < other for one, other in pairwise(cursors))
-
-
-def test_seed_and_every_setting_change_the_digests():
-    """Otherwise a log of digests could not prove that two runs were the same."""
-    made, config = MadeChunks(24), replace(SMALL, batch_size=16)
-    variants = [
-        (config, 5),
-        (config, 6),
-        (replace(config, chunk_bytes=8192), 5),
-        (replace(config, chunks_per_block=6), 5),
-        (replace(config, batch_size=8), 5),
-    ]
-    firsts = {
-        next(iter(BatchStream(made.order(c, seed), c, LENIENT, made.submit))).digest
-        for c, seed in variants
-    }
-    assert len(firsts) == len(variants)
-
-
 def test_a_reject_does_not_move_other_samples():
     """One broken image must not shift the samples after it."""
     before = take(MadeChunks(24).stream(), 200)
@@ -236,26 +201,6 @@ def test_the_budget_counts_after_probation_and_across_a_resume():
         take(made.stream(config, strict, cursor=batches[30].cursor), 20)
 
 
-def test_an_unreadable_shard_ends_the_stream_at_its_first_sample(synthetic_shards, tmp_path):
-    """Batches before it must be unchanged, and no sample may be skipped silently."""
-    manifest = open_manifest(
-        str(shutil.copytree(synthetic_shards, tmp_path / "copy")), RangeReader()
-    )
-    order, removed = build_order(manifest, SMALL, 5), manifest.shards[1]
-    with ThreadReaders(manifest, JOB, 2) as readers:
-        expected = take(BatchStream(order, SMALL, LENIENT, readers.submit), 40)
-    os.unlink(removed.uri)
-    batches = []
-    with (
-        ThreadReaders(manifest, JOB, 2) as readers,
-        pytest.raises(ShardUnreadable, match="is gone") as caught,
-    ):
-        batches.extend(BatchStream(order, SMALL, LENIENT, readers.submit))
-    assert removed.uri in str(caught.value)
-    assert rows(batches) == rows(expected[: len(batches)])
-    assert len(batches) < 40 and not any(batch.ids[0, 0] == 1 for batch in batches)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -315,37 +260,6 @@ def test_settings_are_computed_from_the_data_or_refused(manifest):
     for name in ("batch_size", "num_lookahead_blocks"):
         with pytest.raises(ConfigError, match=f"{name}=0; it must be at least 1; raise --stream"):
             StreamConfig(**{name: 0})
-
-
-def test_closed_reader_threads_leave_no_work(manifest):
-    """A run that ends must not read any more."""
-    before = threading.active_count()
-    with ThreadReaders(manifest, JOB, 2) as readers:
-        futures = [readers.submit(turn) for turn in build_order(manifest, SMALL, 5).block(0)]
-    assert all(future.done() for future in futures) and threading.active_count() == before
-
-
-def test_a_crashed_image_is_in_quarantine_for_later_chunks():
-    """Each copy of the image would crash another process."""
-    made, turns = MadeChunks(16), []
-    crop = made.crop
-
-    def submit(turn):
-        turns.append(turn)
-        future = Future()
-        crashed = ("d" * 32,) if turn.chunk.start == 0 else ()
-        future.set_result(replace(crop(turn), crashed_images=crashed))
-        return future
-
-    config = replace(SMALL, batch_size=4, chunks_per_block=2, max_bytes=1)
-    order = made.order(config)
-    journal = Journal(order.manifest, order.digest)
-    take(BatchStream(order, config, LENIENT, submit, journal=journal), 60)
-    (entry,) = journal.entries
-    assert (entry.kind, entry.value) == ("quarantine", "d" * 32)
-    crashed = next(i for i, turn in enumerate(turns) if turn.chunk.start == 0)
-    assert not any(turn.quarantine for turn in turns[: crashed + 1])
-    assert all(turn.quarantine == {"d" * 32} for turn in turns[crashed + 3 :])
 
 
 FIRST = [(0, 0, at) for at in (29696, 0, 28672, 29184, 16384, 30208)]

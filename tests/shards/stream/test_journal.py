@@ -80,16 +80,6 @@ def test_a_journal_cut_anywhere_loses_only_its_last_entries(path):
         assert len(found) == max(0, whole[:length].count(b"\n") - 1)
 
 
-def test_an_earlier_discovery_takes_effect_earlier(path):
-    """After a change of weights a shard may come sooner than before."""
-    journal = read(path)
-    assert journal.add_irregular(3, 5)
-    assert (
-        journal.amend(5, turns(3))[0].chunk.walked
-        and not journal.amend(4, turns(3))[0].chunk.walked
-    )
-
-
 def turns(*shards):
     return [Turn(Chunk(shard, 0, 4096), 2) for shard in shards]
 

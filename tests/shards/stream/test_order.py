@@ -88,13 +88,6 @@ def test_an_epoch_covers_every_byte_exactly_once(sizes, chunk_bytes, per_block, 
     assert [len(block) for block in blocks[:-1]] == [per_block] * (len(blocks) - 1)
 
 
-def test_a_block_can_be_computed_alone():
-    """A resumed run starts in the middle."""
-    order = make_order()
-    whole = [order.block(block) for block in range(50)]
-    assert [order.block(block) for block in reversed(range(50))] == whole[::-1]
-
-
 def test_chunks_of_a_block_come_from_many_shards():
     """Neighbours in a shard often come from one web site."""
     order = make_order([1 << 20] * 64, per_block=16)
@@ -115,11 +108,6 @@ def test_the_permutation_is_uniform():
     assert abs(chi_square - degrees) < 5 * np.sqrt(2 * degrees)
     follows = (np.diff(places, axis=1) == 1).mean()
     assert follows < 3 / size
-
-
-def test_an_empty_block_has_no_slots():
-    """A block without samples would stop the stream."""
-    assert make_order().mix(0, 0).shape == (0,)
 
 
 def digest(*arrays):
@@ -164,13 +152,6 @@ def test_a_shard_that_is_read_whole_is_one_chunk():
     assert [chunk for chunk in chunks if chunk[0] % 2] == [(i, 0, 50_000 + i) for i in (1, 3, 5)]
     assert [chunk[2] - chunk[1] for chunk in chunks if chunk[0] == 0] == [4096] * 12 + [848]
     assert order.chunk(13) == Chunk(1, 0, 50_001)
-
-
-def test_ranks_get_consecutive_rows_of_a_batch():
-    """A row of no rank, or of two, loses or doubles a sample."""
-    for world in (1, 2, 4, 8):
-        rows = [row for rank in range(world) for row in range(64)[deal(64, rank, world)]]
-        assert rows == list(range(64))
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused():

@@ -176,15 +176,6 @@ def test_an_irregular_shard_is_exact_after_its_discovery(setting, whole):
     assert not {offset for block, offset in seen if block > entry.block} - truth
 
 
-@pytest.mark.parametrize("blocks", [1, 8])
-def test_chunks_requested_before_a_discovery_are_requested_again(setting, whole, blocks):
-    """The batches would depend on how far ahead the readers were."""
-    journal = setting.journal()
-    batches = list(islice(setting.stream(journal, num_lookahead_blocks=blocks), 120))
-    assert all(map(same, batches, whole[1]))
-    assert journal.entries == whole[0].entries
-
-
 def check_resumes(setting, whole, places, length):
     """Resume after each batch of `places`, with the journal of that time and with the latest."""
     journal, batches = whole

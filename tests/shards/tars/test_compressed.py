@@ -70,16 +70,6 @@ def expected(data):
     return [(s.offset, s.key, s.fields) for s in expected_samples(data)]
 
 
-@pytest.mark.parametrize("extension", PACKERS)
-def test_compressed_tar_gives_the_samples_of_the_tar_inside(pack, extension):
-    """A compressed dataset would have to be unpacked first."""
-    shard = pack(PACKERS[extension](PLAIN), extension)
-    assert shard.whole
-    found = cut_one(shard)
-    assert shape(found) == expected(PLAIN) and rejects(found) == []
-    assert {item.shard for item in found} == {7}
-
-
 def test_compressed_wild_tars_give_the_same_samples(pack):
     """Rare tar features would work only in uncompressed shards."""
     for seed in range(12):

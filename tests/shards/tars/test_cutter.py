@@ -80,14 +80,6 @@ def test_ranges_may_have_any_length(seed, blocks):
     assert contents(found) == samples_by_tarfile(data)
 
 
-def test_ids_are_header_offsets_for_every_chunk_size():
-    """The identity of a sample would depend on how it was read."""
-    data = wild_tar(1).data
-    ids = [[item.offset for item in cut_all(data, chunk_bytes)] for chunk_bytes in CHUNK_SIZES]
-    assert all(other == ids[0] for other in ids)
-    assert ids[0] == sorted(set(ids[0])) and all(offset % 512 == 0 for offset in ids[0])
-
-
 def test_prefix_field_is_part_of_the_name():
     """Two samples of different folders would be taken for one."""
     data = make_tar([(f"{'a' * 90}/{i % 2}{'b' * 40}/7.jpg", b"x") for i in range(6)])
@@ -119,20 +111,6 @@ def test_repeated_extension_begins_a_new_sample(extensions):
     data = make_tar(members)
     for chunk_bytes in CHUNK_SIZES:
         assert contents(cut_all(data, chunk_bytes, 1 << 12)) == samples_by_tarfile(data)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"".join(make_tar([(f"{k}{n}", d) for n, d in numbered(30)]) for k in "abc"),
-        make_tar([*numbered(60), ("last.tar", make_tar(numbered(3, 3000)))]),
-    ],
-    ids=["concatenated archives", "short tar as last member"],
-)
-def test_zeros_inside_a_shard_do_not_end_it(data):
-    """Samples after the first end mark would be lost, or those of a nested tar gained."""
-    for chunk_bytes in CHUNK_SIZES:
-        assert contents(cut_all(data, chunk_bytes)) == samples_by_tarfile(data)
 
 
 def test_v7_headers_are_found_in_the_middle():

@@ -31,7 +31,11 @@ def test_a_drill_reports_detection_recovery_and_cost(shards_folder: Path, tmp_pa
         run.wait_for_step(10)
         for fault, role, cost in (
             ("kill-reader", "reader", r"lost: no step and no sample"),
-            ("kill-trainer", "trainer", r"lost: the steps up to \d+, which only trainer-1\.\d+ had"),
+            (
+                "kill-trainer",
+                "trainer",
+                r"lost: the steps up to \d+, which only trainer-1\.\d+ had",
+            ),
         ):
             text = drilled(fault, out)
             assert re.match(rf"{fault}: {role}-1\.\d+ on node", text), text

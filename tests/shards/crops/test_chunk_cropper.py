@@ -1,38 +1,28 @@
 """ChunkCropper: crops are a pure function of bytes, chunk and epoch; bad samples are rejects."""
 
 import pickle
-from functools import partial
 
-import cv2
 import numpy as np
 import pytest
 
 from shards.crops.chunk_cropper import ChunkCropper
-from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
-from shards.crops.sample_cropper import CropJob
 from shards.records import Chunk, Turn
-from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
 from shards.stores.shard_listing import list_shards
+from tests.noise import noise
+from tests.shards.jobs import crop_job
 from tests.tars import make_tar
 
 RECIPE = cifar(counts=(2, 1), sizes=(16, 8), scales=((0.2, 1.0), (0.05, 0.2)))
-JOB = CropJob(
-    recipe=RECIPE, seed=3, admission=AdmissionConfig(), build_engine=partial(OpenCVEngine, RECIPE)
-)
-
-
-def png(seed, side=24):
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
-    return cv2.imencode(".png", pixels)[1].tobytes()
+JOB = crop_job(RECIPE, 3)
 
 
 @pytest.fixture
 def shard(tmp_path):
     """A shard of twelve samples; numbers 2, 5 and 7 are bad."""
-    images = [png(seed) for seed in range(12)]
-    images[2], images[5], images[7] = b"junk", png(5, 4), png(7)[:-40]
+    images = [noise(24, 24, seed=seed) for seed in range(12)]
+    images[2], images[5], images[7] = b"junk", noise(4, 4), noise(24, 24)[:-40]
     members = [(f"{i:03d}.png", data) for i, data in enumerate(images)]
     (tmp_path / "0.tar").write_bytes(make_tar(members))
     return list_shards(str(tmp_path / "0.tar"))[0]

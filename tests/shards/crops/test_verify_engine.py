@@ -1,13 +1,14 @@
 """VerifyingEngine: the verdicts of cropping engines."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 
 from shards.crops.isolated_process import IsolatedProcess
 from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import CropRecipe, swav
-from shards.crops.sample_cropper import CropJob, SampleCropper, no_crops
+from shards.crops.sample_cropper import SampleCropper, no_crops
 from shards.crops.verify_engine import VerifyingEngine
 from shards.images.image_header import ImageHeader
 from shards.records import Reject, Sample
@@ -15,12 +16,9 @@ from shards.samples.admission import admit
 from shards.samples.admission_config import AdmissionConfig
 from tests.hostile import valid
 from tests.shards.crops.made import drawn, encoded, made_pixels
+from tests.shards.jobs import crop_job
 
 RECIPE = CropRecipe(swav(counts=(1, 1), sizes=(24, 16)).groups)
-
-
-def build() -> OpenCVEngine:
-    return OpenCVEngine(RECIPE)
 
 
 def admitted(files):
@@ -45,9 +43,9 @@ def test_verdicts_equal_those_of_a_cropping_engine():
 
 def test_an_isolated_process_gives_the_same_verdicts():
     """A chunk that crashed readers would have other rejects."""
-    job = CropJob(
-        recipe=RECIPE, seed=0, admission=AdmissionConfig(), build_engine=build, only_verify=True
-    )
+    # An engine without torch, which the child process would import for seconds.
+    verify = partial(VerifyingEngine, RECIPE)
+    job = crop_job(RECIPE, only_verify=True, build_engine=verify)
     files = [encoded(made_pixels(seed, 40, 50)) for seed in range(2)]
     files.append(files[0][:300] + b"\xff\xd9")
     samples = [Sample(0, 512 * row, str(row), {"jpg": file}) for row, file in enumerate(files)]
@@ -60,7 +58,7 @@ def test_an_isolated_process_gives_the_same_verdicts():
 
 def test_empty_results_have_the_right_shape():
     """Results of chunks without samples are concatenated with others."""
-    job = CropJob(recipe=RECIPE, seed=0, admission=AdmissionConfig(), build_engine=build)
+    job = crop_job(RECIPE)
     assert [group.shape for group in no_crops(job)] == [(0, 1, 24, 24, 3), (0, 1, 16, 16, 3)]
     (rows,) = no_crops(dataclasses.replace(job, only_verify=True))
     assert rows.dtype == object and rows.shape == (0,)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -11,9 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import swav
-from shards.crops.sample_cropper import CropJob
 from shards.dataloader.crop_dataset import CropDataset
 from shards.dataloader.open_data import ReadConfig
 from shards.dataloader.tensors import to_tensors
@@ -25,6 +22,7 @@ from shards.stream.manifest_listing import open_manifest
 from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
 from tests.shards.dataloader.test_sample_stream import refuse
+from tests.shards.jobs import crop_job
 
 RECIPE = swav(counts=(2, 3), sizes=(16, 8))
 STREAM = StreamConfig(batch_size=12, chunk_bytes=4096, chunks_per_block=5)
@@ -60,13 +58,7 @@ def same(one, other):
 def expected(synthetic_shards):
     """The first batches of a run, without a loader."""
     manifest = open_manifest(str(synthetic_shards), RangeReader())
-    job = CropJob(
-        recipe=RECIPE,
-        seed=3,
-        admission=AdmissionConfig(),
-        build_engine=partial(OpenCVEngine, RECIPE),
-    )
-    with ThreadReaders(manifest, job) as readers:
+    with ThreadReaders(manifest, crop_job(RECIPE, 3)) as readers:
         order = build_order(manifest, STREAM, 3)
         return take(BatchStream(order, STREAM, AdmissionConfig(), readers.submit), 10)
 

@@ -3,7 +3,6 @@
 import json
 import threading
 from dataclasses import replace
-from functools import partial
 from itertools import islice, takewhile
 
 import cv2
@@ -12,9 +11,7 @@ import pytest
 import torch
 import webdataset as wds
 
-from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
-from shards.crops.sample_cropper import CropJob
 from shards.dataloader.open_data import ReadConfig, StreamPosition
 from shards.dataloader.sample_stream import SampleStream
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch
@@ -26,6 +23,8 @@ from shards.stream.batch_stream import BatchStream, build_order
 from shards.stream.manifest_listing import open_manifest
 from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
+from tests.noise import noise
+from tests.shards.jobs import crop_job
 from tests.tars import make_tar, samples_by_tarfile
 
 RECIPE = cifar(counts=(1,), sizes=(8,))
@@ -33,26 +32,21 @@ SMALL = StreamConfig(batch_size=4, chunk_bytes=4096, chunks_per_block=5)
 CONFIG = ReadConfig(stream=SMALL)
 
 
-def encode(height, width, extension=".jpg", seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    return cv2.imencode(extension, pixels)[1].tobytes()
-
-
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
     """Three shards with 60 good samples and bad ones; one image fails only in the decoder."""
     folder = tmp_path_factory.mktemp("mixed")
-    hidden = encode(50, 50, ".png")
+    hidden = noise(50, 50)
     bad = [
-        *(("b0.jpg", b""), ("b1.jpg", b"<html>"), ("b2.jpg", encode(50, 50)[:-300])),
-        *(("b3.png", encode(4, 50, ".png")), ("b4.txt", b"words")),
+        *(("b0.jpg", b""), ("b1.jpg", b"<html>"), ("b2.jpg", noise(50, 50, ".jpg")[:-300])),
+        *(("b3.png", noise(4, 50)), ("b4.txt", b"words")),
         ("b5.png", hidden[:200] + bytes(60) + hidden[260:]),
     ]
     for shard in range(3):
         good = [
             (f"{shard}{i:03d}.{name}", data)
             for i in range(20)
-            for name, data in (("jpg", encode(40, 40, seed=i)), ("cls", str(i).encode()))
+            for name, data in (("jpg", noise(40, 40, ".jpg", i)), ("cls", str(i).encode()))
         ]
         (folder / f"{shard}.tar").write_bytes(make_tar([*good[:20], *bad, *good[20:]]))
     return folder
@@ -84,13 +78,7 @@ def batches(folder, num, config=SMALL, seed=0, cursor=None):
     """Return batches of crops of the same data, as in a run."""
     manifest = open_manifest(str(folder), RangeReader())
     order = build_order(manifest, config, seed)
-    job = CropJob(
-        recipe=RECIPE,
-        seed=seed,
-        admission=AdmissionConfig(),
-        build_engine=partial(OpenCVEngine, RECIPE),
-    )
-    with ThreadReaders(manifest, job) as readers:
+    with ThreadReaders(manifest, crop_job(RECIPE, seed)) as readers:
         stream = BatchStream(order, config, AdmissionConfig(), readers.submit, cursor)
         return take(stream, num)
 
@@ -168,7 +156,7 @@ def even(metadata, image):
 def test_predicate_and_entropy_reject_as_in_a_run(synthetic_shards, tmp_path):
     """Settings of the user would be ignored, or counted under other reasons."""
     blank = cv2.imencode(".png", np.full((40, 40, 3), 200, np.uint8))[1].tobytes()
-    members = [(f"{i:03d}.png", blank if i % 3 else encode(40, 40, ".png", i)) for i in range(40)]
+    members = [(f"{i:03d}.png", blank if i % 3 else noise(40, 40, seed=i)) for i in range(40)]
     (tmp_path / "0.tar").write_bytes(make_tar(members))
     admission = AdmissionConfig(
         min_entropy=2.0,
@@ -285,9 +273,9 @@ def test_a_mixture_resumes_with_its_weights(synthetic_shards, mixed):
 
 def test_an_irregular_shard_is_known_after_a_resume(tmp_path):
     """A tar inside a tar would be read as samples again."""
-    inner = make_tar([(f"in{i}.jpg", encode(40, 40, seed=i)) for i in range(40)])
+    inner = make_tar([(f"in{i}.jpg", noise(40, 40, ".jpg", i)) for i in range(40)])
     for shard in range(3):
-        good = [(f"{shard}{i:03d}.jpg", encode(40, 40, seed=i)) for i in range(20)]
+        good = [(f"{shard}{i:03d}.jpg", noise(40, 40, ".jpg", i)) for i in range(20)]
         (tmp_path / f"{shard}.tar").write_bytes(
             make_tar([*good[:10], (f"n{shard}.jpg", inner), (f"n{shard}.txt", b"."), *good[10:]])
         )

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,14 +27,10 @@ from shards.samples.admission_config import AdmissionConfig
 from shards.samples.sample_check import SampleCheck
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest_listing import open_manifest
+from tests.noise import noise
 from tests.tars import make_tar
 
 HOSTILE = "</b><script>alert(1)</script>\"' onload=x\N{RIGHT-TO-LEFT OVERRIDE}gpj.\x00\udcff\n"
-
-
-def encode(height, width, extension=".jpg", seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    return cv2.imencode(extension, pixels)[1].tobytes()
 
 
 def draw(folder, num, **options):
@@ -82,7 +77,7 @@ def test_every_sample_is_shown_at_most_once(synthetic_shards):
 
 def test_sheet_reads_a_few_chunks_of_a_large_bucket(tmp_path):
     """Ten images would cost a read of a hundred shards."""
-    image = encode(64, 64)
+    image = noise(64, 64, ".jpg")
     for shard in range(100):
         members = [(f"{shard:03d}-{i:03d}.jpg", image) for i in range(40)]
         (tmp_path / f"{shard:03d}.tar").write_bytes(make_tar(members))
@@ -105,10 +100,10 @@ def test_sheet_reads_a_few_chunks_of_a_large_bucket(tmp_path):
 def test_reject_is_shown_with_its_reason(tmp_path):
     """The user could not see what a run leaves out."""
     members = [
-        ("good.jpg", encode(40, 60)), ("good.cls", b"3"),
-        ("tiny.png", encode(4, 4, ".png")),
+        ("good.jpg", noise(40, 60, ".jpg")), ("good.cls", b"3"),
+        ("tiny.png", noise(4, 4)),
         ("html.jpg", b"<html>gone</html>"),
-        ("cut.jpg", encode(50, 50)[:-300]),
+        ("cut.jpg", noise(50, 50, ".jpg")[:-300]),
         ("none.txt", b"only words"),
     ]  # fmt: skip
     (tmp_path / "0.tar").write_bytes(make_tar(members))
@@ -124,7 +119,7 @@ def test_reject_is_shown_with_its_reason(tmp_path):
 
 def test_rejected_images_are_not_decoded():
     """A decompression bomb would fill the memory of the viewer."""
-    bomb = encode(300, 300, ".png")
+    bomb = noise(300, 300)
     tile = sample_tile(
         Sample(0, 0, "bomb", {"png": bomb}), SampleCheck(AdmissionConfig(max_pixels=10_000))
     )
@@ -134,7 +129,7 @@ def test_rejected_images_are_not_decoded():
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (1000, 30), (2000, 1500), (1, 500)])
 def test_thumbnail_keeps_its_proportions(height, width):
     """A stretched image would look like bad data."""
-    shown = thumbnail(read_image_header(encode(height, width)))
+    shown = thumbnail(read_image_header(noise(height, width, ".jpg")))
     assert max(shown.shape[:2]) == min(192, max(height, width))
     share = max(shown.shape[:2]) / max(height, width)
     assert shown.shape[:2] == (max(1, round(height * share)), max(1, round(width * share)))
@@ -230,31 +225,20 @@ def test_text_is_cleaned_and_shortened():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_browser_shows_every_image(tmp_path, synthetic_shards, scheme):
+def test_browser_shows_every_image(tmp_path, synthetic_shards):
     """A browser would refuse a policy, a codec or a quote that the parser accepts."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("no chromium on the PATH")
     write_sheet(ContactSheet(HOSTILE, draw(synthetic_shards, 60)), tmp_path / "sheet.html")
     shot = tmp_path / "shot.png"
+    options = "--headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1200,1600"
+    files = (f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}")
+    page = (tmp_path / "sheet.html").as_uri()
     subprocess.run(
-        [
-            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-            *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,1600"),
-            *(
-                ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"]
-                * (scheme == "dark")
-            ),
-            *(f"--screenshot={shot}", (tmp_path / "sheet.html").as_uri()),
-        ],
-        check=True,
-        capture_output=True,
-        timeout=50,
+        [chromium, *options.split(), *files, page], check=True, capture_output=True, timeout=50
     )
     with Image.open(shot) as pil_image:
         pixels = np.asarray(pil_image.convert("RGB"))
-    paper = pixels[2, 2].astype(int)
-    assert (paper.mean() < 60) == (scheme == "dark")
     # Images have many colours; a page of broken images has a few.
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 5000

@@ -1,27 +1,18 @@
 """Scans: `verify` and `stats` report what a run would report, sample for sample."""
 
-from functools import partial
-
-import cv2
-import numpy as np
 import pytest
 
 from shards.crops.chunk_cropper import ChunkCropper
-from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
-from shards.crops.sample_cropper import CropJob
 from shards.errors import ShardUnreadable
 from shards.inspect.shard_scanner import ShardScanner
 from shards.records import Chunk, Turn
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest_listing import open_manifest
+from tests.noise import noise
+from tests.shards.jobs import crop_job
 from tests.tars import make_tar
-
-
-def encode(extension, height, width, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    return cv2.imencode(extension, pixels)[1].tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +20,16 @@ def mixed(tmp_path_factory):
     """Two shards: 40 good images of three formats, and one sample for every fault. Read only."""
     folder = tmp_path_factory.mktemp("mixed")
     good = [
-        (f"{i:04d}{extension}", encode(extension, 20 + i, 40, i))
+        (f"{i:04d}{extension}", noise(20 + i, 40, extension, i))
         for i in range(40)
         for extension in [(".jpg", ".png", ".webp")[i % 3]]
     ]
-    png = encode(".png", 50, 50)
+    png = noise(50, 50, ".png")
     bad = [
         ("b0.jpg", b""),
         ("b1.jpg", b"<html>gone</html>"),
-        ("b2.jpg", encode(".jpg", 50, 50)[:-300]),
-        ("b3.png", encode(".png", 4, 50)),
+        ("b2.jpg", noise(50, 50, ".jpg")[:-300]),
+        ("b3.png", noise(4, 50, ".png")),
         ("b4.txt", b"no image at all"),
         ("b5.png", png[:200] + bytes(60) + png[260:]),  # the header is right, the pixels are not
     ]
@@ -91,14 +82,7 @@ def test_pixels_show_the_rejects_of_a_run_in_a_report_per_shard(mixed):
     assert first.examples["empty"].key == "b0" and "empty" not in second.examples
     assert not first.is_good and not second.is_good and not result.is_good
 
-    recipe = cifar(sizes=(8,))
-    job = CropJob(
-        recipe=recipe,
-        seed=0,
-        admission=AdmissionConfig(),
-        build_engine=partial(OpenCVEngine, recipe),
-    )
-    cropper, reasons = ChunkCropper(job, RangeReader()), []
+    cropper, reasons = ChunkCropper(crop_job(cifar(sizes=(8,))), RangeReader()), []
     for index, shard in enumerate(open_manifest(str(mixed), RangeReader()).shards):
         crops = cropper.crop(shard, Turn(Chunk(index, 0, shard.num_bytes), 0))
         reasons += [reject.reason for reject in crops.rejects]
@@ -112,7 +96,7 @@ def test_pixels_show_the_rejects_of_a_run_in_a_report_per_shard(mixed):
 def test_a_scan_of_some_chunks_reads_only_these(tmp_path):
     """`stats --sample` on ten terabytes would read more than the sample."""
     for shard in range(4):
-        members = [(f"{i:04d}.png", encode(".png", 60, 60, i)) for i in range(200)]
+        members = [(f"{i:04d}.png", noise(60, 60, seed=i)) for i in range(200)]
         (tmp_path / f"{shard}.tar").write_bytes(make_tar(members))
     progress = []
     some = scanner(tmp_path, depth="headers", progress=progress.append).scan_some(3)
@@ -137,7 +121,7 @@ def test_admission_is_configurable_and_examples_come_first(mixed, num_threads):
 def test_an_unreadable_shard_is_reported_and_the_scan_continues(tmp_path):
     """One lost object would end the scan of a hundred thousand shards."""
     for shard in range(2):
-        (tmp_path / f"{shard}.tar").write_bytes(make_tar([("0.png", encode(".png", 30, 30))]))
+        (tmp_path / f"{shard}.tar").write_bytes(make_tar([("0.png", noise(30, 30, ".png"))]))
     scan = scanner(tmp_path, depth="headers")
     (tmp_path / "0.tar").unlink()
     result = scan.scan_all()
@@ -149,7 +133,7 @@ def test_an_unreadable_shard_is_reported_and_the_scan_continues(tmp_path):
 def test_a_store_without_any_readable_shard_ends_the_scan(tmp_path):
     """Each of a hundred thousand shards would be retried five times, for a week."""
     for shard in range(9):
-        (tmp_path / f"{shard}.tar").write_bytes(make_tar([("0.png", encode(".png", 30, 30))]))
+        (tmp_path / f"{shard}.tar").write_bytes(make_tar([("0.png", noise(30, 30, ".png"))]))
     scan = scanner(tmp_path)
     for path in tmp_path.iterdir():
         path.unlink()

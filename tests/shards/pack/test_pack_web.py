@@ -168,7 +168,7 @@ def test_a_failed_download_has_a_reason_in_bounded_time(server, path, reason, nu
         ("http://[::1/x.jpg", "bad_address"),
         ("http://127.0.0.1:99999/x.jpg", "bad_address"),
         ("://", "bad_address"),
-        (f"http://127.0.0.1:{closed_port()}/x.jpg", "unreachable"),
+        pytest.param(f"http://127.0.0.1:{closed_port()}/x.jpg", "unreachable", id="closed port"),
         ("http://no-such-host.invalid/x.jpg", "no_such_host|unreachable"),
     ],
 )

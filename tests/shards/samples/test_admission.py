@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
 from PIL import ImageCms
@@ -19,11 +18,8 @@ from shards.samples.admission import (
 )
 from shards.samples.admission_config import AdmissionConfig, check_budget
 from tests.hostile import HEIGHT, KINDS, WIDTH, png_of, valid
+from tests.noise import noise
 from tests.shards.crops.made import encoded, made_pixels
-
-
-def png(height, width):
-    return cv2.imencode(".png", np.zeros((height, width, 3), np.uint8))[1].tobytes()
 
 
 def sample(**fields):
@@ -50,7 +46,7 @@ def test_image_member_is_found_by_extension(fields, found):
 def test_format_does_not_depend_on_the_extension():
     """Images with a wrong extension, which are common on the web, would be lost."""
     for extension in IMAGE_EXTENSIONS:
-        image = admit(sample(**{extension: png(20, 30)}), AdmissionConfig())
+        image = admit(sample(**{extension: noise(20, 30)}), AdmissionConfig())
         assert isinstance(image, ImageHeader)
         assert (image.format, image.height, image.width) == ("png", 20, 30)
 
@@ -62,9 +58,9 @@ def test_format_does_not_depend_on_the_extension():
         ({}, "no_image", "members: nothing"),
         ({"jpg": b""}, "empty", "0 bytes"),
         ({"jpg": b"<html>"}, "not_an_image", "begins with b'<html>'"),
-        ({"png": png(7, 300)}, "too_small", "300x7, a side must have 8 pixels"),
-        ({"png": png(200, 300)}, "too_large", "300x200 is over 50000 pixels"),
-        ({"png": png(20, 30)[:40]}, "truncated", None),
+        ({"png": noise(7, 300)}, "too_small", "300x7, a side must have 8 pixels"),
+        ({"png": noise(200, 300)}, "too_large", "300x200 is over 50000 pixels"),
+        ({"png": noise(20, 30)[:40]}, "truncated", None),
     ],
 )
 def test_reject_names_sample_and_reason(fields, reason, detail):
@@ -198,9 +194,9 @@ def test_entropy_depends_on_the_background():
 def test_limits_are_inclusive():
     """An image of exactly the minimum side or the maximum pixels would be rejected."""
     config = AdmissionConfig(min_side=8, max_pixels=8 * 100, max_aspect_ratio=12.5)
-    assert isinstance(admit(sample(png=png(8, 100)), config), ImageHeader)
-    assert isinstance(admit(sample(png=png(8, 101)), config), Reject)
-    assert isinstance(admit(sample(png=png(7, 100)), config), Reject)
+    assert isinstance(admit(sample(png=noise(8, 100)), config), ImageHeader)
+    assert isinstance(admit(sample(png=noise(8, 101)), config), Reject)
+    assert isinstance(admit(sample(png=noise(7, 100)), config), Reject)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 
 from shards.crops.chunk_cropper import ChunkCropper
-from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
-from shards.crops.sample_cropper import CropJob
 from shards.crops.verify_engine import VerifyingEngine
 from shards.records import Chunk, Sample, Turn
-from shards.samples.admission_config import AdmissionConfig
 from shards.samples.labels import NO_LABEL, read_label, read_labels
 from shards.stores.range_reader import RangeReader
 from shards.stores.shard_listing import list_shards
@@ -21,17 +18,12 @@ from shards.stream.batch_stream import BatchStream, build_order
 from shards.stream.manifest_listing import open_manifest
 from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
-from tests.shards.crops.test_chunk_cropper import png
+from tests.noise import noise
+from tests.shards.jobs import crop_job
 from tests.tars import make_tar
 
 RECIPE = cifar(sizes=(16,))
-JOB = CropJob(
-    recipe=RECIPE,
-    seed=0,
-    admission=AdmissionConfig(),
-    build_engine=partial(OpenCVEngine, RECIPE),
-    label="cls",
-)
+JOB = crop_job(RECIPE, label="cls")
 
 
 def sample(offset=0, **fields):
@@ -87,7 +79,7 @@ def shard(tmp_path):
     """Ten images, three of them broken; image i has class i % 4, image 4 has none."""
     members = []
     for i in range(10):
-        data = b"junk" if i in (0, 5, 9) else png(i)
+        data = b"junk" if i in (0, 5, 9) else noise(24, 24, seed=i)
         members.append((f"{i:03d}.png", data))
         if i != 4:
             members.append((f"{i:03d}.cls", str(i % 4).encode()))

@@ -5,9 +5,7 @@ import json
 import mmap
 import pickle
 import tarfile
-from functools import partial
 
-import cv2
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -16,32 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.crops.chunk_cropper import ChunkCropper, check_subset
-from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
-from shards.crops.sample_cropper import CropJob
 from shards.errors import ConfigError
 from shards.records import Chunk, Sample, Turn
-from shards.samples.admission_config import AdmissionConfig
 from shards.samples.metadata import MetadataError, read_metadata
 from shards.samples.subset import build_subset, hash_key, pairs_of
 from shards.samples.subset_file import load_subset
 from shards.stores.range_reader import RangeReader
 from shards.stores.shard_listing import list_shards
+from tests.noise import noise
+from tests.shards.jobs import crop_job
 from tests.tars import make_tar
 
 RECIPE = cifar(counts=(2,), sizes=(16,), scales=((0.2, 1.0),))
 UIDS = [f"{number * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128):032x}" for number in range(40)]
 DATACOMP = np.dtype("u8,u8")
-
-
-def job(subset):
-    return CropJob(
-        recipe=RECIPE,
-        seed=1,
-        admission=AdmissionConfig(),
-        build_engine=partial(OpenCVEngine, RECIPE),
-        subset=subset,
-    )
 
 
 def as_datacomp(uids):
@@ -61,28 +48,13 @@ def sample(key="000", uid=None, **fields):
     return Sample(0, 0, key, {"jpg": b"", **metadata, **fields})
 
 
-def jpeg(number):
-    pixels = np.random.default_rng(number).integers(0, 256, (24, 24, 3), np.uint8)
-    return cv2.imencode(".jpg", pixels)[1].tobytes()
-
-
 def img2dataset_tar(uids, *, junk=()):
     """Build a shard like img2dataset, with the uids of DataComp; images in `junk` are broken."""
     members = []
     for number, uid in enumerate(uids):
         key = f"{number:09d}"
-        fields = {
-            "uid": uid,
-            "clip_b32_similarity_score": 0.31,
-            "key": key,
-            "status": "success",
-            "error_message": None,
-            "width": 24,
-            "height": 24,
-            "exif": '{"Image Orientation": "Horizontal (normal)"}',
-            "face_bboxes": [[0.1, 0.2, 0.3, 0.4]],
-        }
-        data = b"<html>" if number in junk else jpeg(number)
+        fields = {"uid": uid, "key": key, "status": "success", "error_message": None, "width": 24}
+        data = b"<html>" if number in junk else noise(24, 24, ".jpg", number)
         members += [
             (f"{key}.jpg", data),
             (f"{key}.json", json.dumps(fields).encode()),
@@ -100,7 +72,7 @@ def shard(tmp_path):
 
 def crop(shard, subset):
     turn = Turn(Chunk(0, 0, shard.num_bytes), 0)
-    return ChunkCropper(job(subset), RangeReader()).crop(shard, turn)
+    return ChunkCropper(crop_job(RECIPE, 1, subset=subset), RangeReader()).crop(shard, turn)
 
 
 def test_list_of_datacomp_selects_from_its_shards(shard, tmp_path):

@@ -7,16 +7,13 @@ import json
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from itertools import islice, pairwise
 from typing import get_args
 
 import numpy as np
 import pytest
 
-from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
-from shards.crops.sample_cropper import CropJob
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch
 from shards.records import Chunk, ChunkCrops, Cursor, Reason, Reject, Sample, ShardInfo
 from shards.samples.admission_config import AdmissionConfig
@@ -28,11 +25,10 @@ from shards.stream.order import Order, OrderConfig
 from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
 from shards.tars.chunk_reader import read_chunk
+from tests.shards.jobs import crop_job
 
 RECIPE = cifar(counts=(1, 2), sizes=(8, 4), scales=((0.2, 1.0), (0.05, 0.2)))
-JOB = CropJob(
-    recipe=RECIPE, seed=5, admission=AdmissionConfig(), build_engine=partial(OpenCVEngine, RECIPE)
-)
+JOB = crop_job(RECIPE, 5)
 LENIENT = AdmissionConfig(max_reject_fraction=1.0)
 SMALL = StreamConfig(batch_size=1, chunk_bytes=4096, chunks_per_block=5, max_bytes=60_000)
 

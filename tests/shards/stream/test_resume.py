@@ -7,18 +7,15 @@ import json
 import random
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 
-import cv2
 import fsspec
 import numpy as np
 import pytest
 
 from shards.crops.chunk_cropper import ChunkCropper
-from shards.crops.opencv import OpenCVEngine
 from shards.crops.recipe import cifar
-from shards.crops.sample_cropper import CropJob, image_digest
+from shards.crops.sample_cropper import image_digest
 from shards.records import Chunk, Cursor, Sample
 from shards.samples.admission_config import AdmissionConfig
 from shards.samples.subset_file import load_subset
@@ -32,6 +29,8 @@ from shards.stream.order import deal
 from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
 from shards.tars.chunk_reader import read_chunk
+from tests.noise import noise
+from tests.shards.jobs import crop_job
 from tests.tars import make_tar
 
 RECIPE = cifar(counts=(1, 1), sizes=(6, 4), scales=((0.2, 1.0), (0.05, 0.2)))
@@ -40,16 +39,11 @@ CONFIG = StreamConfig(batch_size=1, chunk_bytes=8192, chunks_per_block=4)
 QUARANTINED = "0003"
 
 
-def png(seed, side=12):
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
-    return cv2.imencode(".png", pixels)[1].tobytes()
-
-
 def plain_tar(first, num):
     """Return a tar of images with JSON members; every fifth image is broken."""
     members = []
     for number in range(first, first + num):
-        data = b"junk" if number % 5 == 1 else png(number)
+        data = b"junk" if number % 5 == 1 else noise(12, 12, seed=number)
         members += [(f"{number:04d}.png", data), (f"{number:04d}.json", b"{}")]
     return make_tar(members)
 
@@ -59,10 +53,12 @@ def deceiving_tar(first, num):
 
     Chunks inside that member look as if its members were samples.
     """
-    inner = make_tar([(f"inner{number:03d}.png", png(number, side=40)) for number in range(30)])
+    inner = make_tar(
+        [(f"inner{number:03d}.png", noise(40, 40, seed=number)) for number in range(30)]
+    )
     members = []
     for number in range(first, first + num):
-        members.append((f"{number:04d}.png", png(number)))
+        members.append((f"{number:04d}.png", noise(12, 12, seed=number)))
         if number == first + num // 2:
             members.append((f"{number:04d}.tar", inner))
     return make_tar(members)
@@ -87,13 +83,7 @@ class Setting:
         self.order = build_order(
             self.manifest, CONFIG, 3, subset=self.subset.digest, weights=[(0, self.weights)]
         )
-        self.job = CropJob(
-            recipe=RECIPE,
-            seed=3,
-            admission=AdmissionConfig(),
-            build_engine=partial(OpenCVEngine, RECIPE),
-            subset=self.subset,
-        )
+        self.job = crop_job(RECIPE, 3, subset=self.subset)
         self.cropper = ChunkCropper(self.job, self.reader)
         self.crops = {}
         shard = self.manifest.shards[0]

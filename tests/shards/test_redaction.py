@@ -110,7 +110,7 @@ def test_no_fault_of_a_web_server_shows_a_secret(tmp_path, caplog, capfd):
     plan = []
     with (
         web_server(shelf) as address,
-        fault_proxy(address, lambda _: plan.pop() if plan else None) as proxy,
+        fault_proxy(address, lambda _: plan.pop() if plan else None, stall_seconds=1.5) as proxy,
     ):
         host = proxy.address.removeprefix("http://")
         signed = f"http://me:PASSWORD@{host}/secret/05.tar?sig=SIGNATURE&t=SESSIONTOKEN"
@@ -148,7 +148,9 @@ def test_no_fault_of_s3_shows_a_key(s3, s3_address, monkeypatch, caplog, capfd):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "PASSWORD")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "SESSIONTOKEN")
     shown, plan = [], []
-    with fault_proxy(s3_address, lambda _: plan.pop() if plan else None) as proxy:
+    with fault_proxy(
+        s3_address, lambda _: plan.pop() if plan else None, stall_seconds=1.5
+    ) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
         reader = RangeReader(SourceConfig(retry=QUICK))
         (shard,) = list_shards("s3://shelf/set/05.tar", reader.stores)

@@ -116,9 +116,6 @@ def test_gpu_crops_do_not_depend_on_the_batch(images):
     """A crop could not be made again from its id."""
     parameters = drawn(RECIPE, images)
     engine = DaliEngine(RECIPE, 8, "gpu", 2)
-    whole, reverse = (
-        engine.crop(images, parameters),
-        engine.crop(images[::-1], parameters[::-1]),
-    )
+    whole, reverse = (engine.crop(images, parameters), engine.crop(images[::-1], parameters[::-1]))
     for group, other in zip(whole.crops, reverse.crops, strict=True):
         np.testing.assert_array_equal(group, other[::-1])

@@ -123,8 +123,7 @@ def test_a_view_without_jitter_has_neutral_factors():
 
 
 @pytest.mark.parametrize(
-    ("column", "probability"),
-    [(Parameter.FLIP, 0.5), (Parameter.GREY, 0.2), (Parameter.BLUR, 0.5)],
+    ("column", "probability"), [(Parameter.FLIP, 0.5), (Parameter.GREY, 0.2), (Parameter.BLUR, 0.5)]
 )
 def test_events_have_their_probability(column, probability):
     """A probability would be wrong, or the same event for all views of a sample."""

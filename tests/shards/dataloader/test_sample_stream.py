@@ -142,7 +142,7 @@ def test_admission_is_that_of_a_run(mixed):
     assert sorted(p.sample.key for p in first if p.sample.key.startswith("b")) == ["b5"] * 3
     reasons = first[-1].position.cursor.reject_reasons
     assert sum(reasons.values()) <= 15 and set(reasons) <= {
-        *("empty", "not_an_image", "truncated", "too_small", "no_image"),
+        *("empty", "not_an_image", "truncated", "too_small", "no_image")
     }
     later = next(placed for placed in SampleStream(str(mixed), CONFIG) if placed.epoch == 1)
     assert sum(later.position.cursor.reject_reasons.values()) >= 15

@@ -48,10 +48,7 @@ def test_only_ordinary_jpegs_are_plain(files):
     assert {kind for kind in jpegs if not read_image_header(files[kind]).plain} == {"jpeg_cmyk"}
     data = files["jpeg_progressive"]
     last = data.rindex(b"\xff\xda")
-    for odd in (
-        data[:last] + b"\xff\xd9",
-        data[:-2] + data[last:],
-    ):  # scan missing, scan twice
+    for odd in (data[:last] + b"\xff\xd9", data[:-2] + data[last:]):  # scan missing, scan twice
         assert not read_image_header(odd).plain
     data = files["jpeg"]
     assert not read_image_header(encoded(PIXELS, keep_rgb=True)).plain

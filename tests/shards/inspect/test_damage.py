@@ -38,9 +38,7 @@ def test_a_faulty_server_costs_time_and_no_sample(synthetic_shards: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"broken": 0.9}, {"num_chunks": 0}, {"bytes_per_second": 0}],
-    ids=str,
+    "wrong", [{"broken": 0.9}, {"num_chunks": 0}, {"bytes_per_second": 0}], ids=str
 )
 def test_settings_that_no_reader_survives_are_refused(wrong: dict[str, float]) -> None:
     """The drill would end with a failed read, which proves nothing."""

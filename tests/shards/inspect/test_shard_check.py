@@ -112,7 +112,7 @@ def test_compressed_shard_is_checked_in_parts(check):
 
 def test_wild_tars_are_counted_exactly(check):
     """Chunks of rare tars would hide samples from the counts."""
-    for seed in range(8):
+    for seed in range(4):
         wild = wild_tar(seed, nested=seed % 2 == 0)
         report, found, _ = check(wild.data, 4096)
         assert [item.offset for item in found if isinstance(item, Sample)] == [

@@ -240,11 +240,9 @@ def test_concurrent_requests_to_a_host_are_limited(server, tmp_path):
         "\n".join(f"{server.address}/calm/{i}.jpg" for i in range(24))
     )
     source = entries_from_list(tmp_path / "list.txt")
-    for per_host in (3, 8):
-        server.max_busy = 0
-        download = DownloadConfig(connections=32, per_host=per_host)
-        pack(source, tmp_path / str(per_host), download=download)
-        assert 1 < server.max_busy <= per_host
+    server.max_busy = 0
+    pack(source, tmp_path / "out", download=DownloadConfig(connections=32, per_host=3))
+    assert 1 < server.max_busy <= 3
 
 
 def test_a_network_outage_stops_the_pack_which_can_be_resumed(server, tmp_path):

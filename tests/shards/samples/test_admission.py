@@ -9,13 +9,7 @@ from PIL import ImageCms
 from shards.errors import BudgetExceeded, ConfigError
 from shards.images.image_header import ImageHeader, read_image_header
 from shards.records import Reject, Sample
-from shards.samples.admission import (
-    IMAGE_EXTENSIONS,
-    admit,
-    check_pixels,
-    entropy,
-    image_bytes,
-)
+from shards.samples.admission import IMAGE_EXTENSIONS, admit, check_pixels, entropy, image_bytes
 from shards.samples.admission_config import AdmissionConfig, check_budget
 from tests.hostile import HEIGHT, KINDS, WIDTH, png_of, valid
 from tests.noise import noise
@@ -170,10 +164,7 @@ def test_blank_images_are_rejected_if_configured():
     image = read_image_header(encoded(made_pixels(0, 300, 300)))
     config = AdmissionConfig(min_entropy=2.0)
     assert check_pixels(blank, AdmissionConfig()) is None
-    assert check_pixels(blank, config) == (
-        "blank",
-        "0.00 bits of entropy, at least 2 are required",
-    )
+    assert check_pixels(blank, config) == ("blank", "0.00 bits of entropy, at least 2 are required")
     assert check_pixels(image, config) is None
     broken = replace(image, data=b"no image")
     assert check_pixels(broken, config)[0] == "undecodable"
@@ -213,10 +204,7 @@ def test_limits_are_inclusive():
         ({"max_aspect_ratio": float("nan")}, "max_aspect_ratio=nan"),
         ({"max_bytes": 0}, "max_bytes=0; it must be at least 1"),
         ({"min_entropy": 9}, "min_entropy=9; it must be from 0 to 8 bits; 0 switches it off"),
-        (
-            {"predicate": "mine.keep"},
-            "predicate='mine.keep'; .*'package.module:function'; corr",
-        ),
+        ({"predicate": "mine.keep"}, "predicate='mine.keep'; .*'package.module:function'; corr"),
         ({"predicate": "os:system()"}, "predicate='os:system\\(\\)'"),
     ],
 )

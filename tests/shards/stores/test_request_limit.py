@@ -1,6 +1,5 @@
 """Request limit: additive increase while a store answers, half after a 503."""
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -81,11 +80,8 @@ def test_a_requested_pause_holds_for_all_threads_and_ends():
         with limiter.permit():
             waited.append(time.monotonic() - started)
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: work(), range(3)))
     assert len(waited) == 3 and min(waited) > 0.05
 
 

@@ -79,10 +79,7 @@ def test_a_link_counts_as_its_target(tmp_path):
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        (
-            "{00..14}.tar",
-            r"3 of 15 shards do not exist, the first is .*/12\.tar; .* correct the",
-        ),
+        ("{00..14}.tar", r"3 of 15 shards do not exist, the first is .*/12\.tar; .* correct the"),
         ("{00..01", r"the braces of .* do not match; write \{0000\.\.0099\}"),
         ("nothing-*.tar", r"no shard matches '.*nothing-\*\.tar'; give a folder, a glob"),
         ("missing", r"^/.*/missing does not exist; give a folder, a glob, a brace pattern or a sh"),

@@ -112,8 +112,7 @@ def test_a_journal_that_lost_entries_of_the_cursor_is_refused(path):
     journal.check(place)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(
-        CursorMismatch,
-        match=r"knows 3 entries of the journal, which has 2; .*: put journal",
+        CursorMismatch, match=r"knows 3 entries of the journal, which has 2; .*: put journal"
     ):
         read(path).check(place)
 

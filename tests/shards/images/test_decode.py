@@ -27,7 +27,7 @@ from tests.hostile import (
     swapping_profile,
     valid,
 )
-from tests.shards.crops.made import encoded, made_pixels, shared_files
+from tests.shards.crops.made import encoded, made_pixels
 
 PIXELS = image_pixels()
 # Mean difference in grey levels that a lossy format or a palette causes.
@@ -183,16 +183,6 @@ def test_unusable_profile_changes_nothing():
     for profile in (b"junk", whole[:300], whole[:128] + bytes(len(whole) - 128), grey):
         data = encoded(PIXELS, "PNG", icc_profile=profile)
         assert (decoded(data, icc_profile="srgb") == PIXELS).all()
-
-
-def test_real_files_are_turned_as_pillow_turns_them():
-    """An orientation number would be applied wrongly, or an invalid one applied."""
-    files = shared_files("made-a.tar")
-    for number in (*range(1, 9), 42):
-        data = files[f"exif_orientation_{number}.jpg"]
-        with Image.open(io.BytesIO(data)) as pil_image:
-            expected = np.asarray(ImageOps.exif_transpose(pil_image).convert("RGB"))
-        assert np.abs(decoded(data) - expected).mean() < 1
 
 
 @pytest.mark.parametrize("reduction", sorted(JPEG_REDUCTIONS))

@@ -44,9 +44,7 @@ class ReadConfig:
 
     def __post_init__(self) -> None:
         if self.num_readers < 1:
-            raise ConfigError(
-                f"num_readers={self.num_readers}; it must be at least 1; raise it"
-            )
+            raise ConfigError(f"num_readers={self.num_readers}; it must be at least 1; raise it")
         if self.weights:
             parse_weights(self.weights)
 

@@ -26,6 +26,8 @@ class PseudoLabels:
     labels: Indices
     compactness: NDArray[np.float32]
     independence: NDArray[np.float32]
+    cluster_compactness: NDArray[np.float32]
+    cluster_independence: NDArray[np.float32]
     threshold: float
 
 
@@ -54,7 +56,9 @@ def self_paced_labels(
     kept &= compactness <= cluster_compactness[labels]
     result = labels.copy()
     result[~kept] = num_labels + np.arange(np.count_nonzero(~kept))
-    return PseudoLabels(result, compactness, independence, threshold)
+    return PseudoLabels(
+        result, compactness, independence, cluster_compactness, cluster_independence, threshold
+    )
 
 
 def _classes(clusters: Indices) -> Indices:

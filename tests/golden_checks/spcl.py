@@ -68,10 +68,11 @@ def _check_labels(here: Vectors, report: Report, threshold: float | None) -> flo
     found = self_paced_labels(clusters, tight, loose, threshold)
     report.compare(here.prefix + "R_comp", found.compactness, here.array("R_comp"))
     report.compare(here.prefix + "R_indep", found.independence, here.array("R_indep"))
-    for name in ("compactness", "independence"):
-        short = "cluster_R_comp" if name == "compactness" else "cluster_R_indep"
-        value = getattr(found, f"cluster_{name}")
-        report.compare(here.prefix + short, value, here.array(short))
+    for name, value in (
+        ("cluster_R_comp", found.cluster_compactness),
+        ("cluster_R_indep", found.cluster_independence),
+    ):
+        report.compare(here.prefix + name, value, here.array(name))
     report.compare(here.prefix + "indep_thres", found.threshold, here.array("indep_thres"))
     report.compare(here.prefix + "pseudo_labels", found.labels, here.array("pseudo_labels"))
     return found.threshold

@@ -62,7 +62,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     folder = tmp_path_factory.mktemp("cropping") / "shards"
     folder.mkdir()
     for shard in range(3):
-        files = list(valid(shard).values())
+        files = list(valid().values())
         files += [data[: len(data) * 2 // 3] for data in files[::2]]
         files += [encoded(made_pixels(seed, 200 + seed, 260)) for seed in range(5)]
         files += [b"", b"no image"]

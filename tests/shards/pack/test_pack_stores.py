@@ -59,9 +59,10 @@ def put_folder(s3, bucket, folder):
 
 
 def test_a_pack_into_a_bucket_has_the_bytes_of_a_local_pack(
-    s3, s3_stores, bucket, images, tmp_path
+    s3, s3_stores, bucket, images, tmp_path, monkeypatch
 ):
     """A data set would depend on its store."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     source = entries_from_folder(images)
     pack(source, tmp_path / "here", CONFIG)
     report = pack(source, f"s3://{bucket}/there", CONFIG)
@@ -70,7 +71,7 @@ def test_a_pack_into_a_bucket_has_the_bytes_of_a_local_pack(
     assert (report.num_samples, report.num_shards, report.out) == (11, 3, f"s3://{bucket}/there")
     assert len(list_shards(f"s3://{bucket}/there", s3_stores)) == 3
     assert pack(source, f"s3://{bucket}/there/", CONFIG).reused
-    assert not list(Path(tempfile.gettempdir()).glob("streamssl-pack-*"))
+    assert not list(tmp_path.glob("streamssl-pack-*"))
 
 
 def test_a_stopped_pack_into_a_bucket_resumes(s3, s3_stores, bucket, images):

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import tempfile
-from pathlib import Path
 
 import fsspec
 import pyarrow as pa

@@ -25,10 +25,13 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Give all tests that start a Ray to one worker: two Rays on two cores wait for each other."""
+    """Give each file to one worker, so that it makes its fixtures once; all of Ray to one worker."""
     for item in items:
         if item.get_closest_marker("ray"):
+            # Two Rays on two cores would wait for each other.
             item.add_marker(pytest.mark.xdist_group("ray"))
+        elif not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,7 @@ LATE_IMPORTS = (
     r"(shards/stores/\w+|streamssl/(cli|demo|commands/\w+|pretrain/run_gallery"
     r"|runs/(crop_job|tensorboard_log)))\.py"
 )
+IMPORTED = {path: list(imported(tree)) for path, tree in TREES.items()}
 
 
 def where(path, node):
@@ -189,8 +190,8 @@ def test_a_library_is_known_only_behind_its_fence(library):
     """A library that every file imports cannot be replaced."""
     outside = [
         where(path, node)
-        for path, tree in TREES.items()
-        for name, node in imported(tree)
+        for path, names in IMPORTED.items()
+        for name, node in names
         if name.split(".")[0] == library
         and not re.fullmatch(FENCES[library], path.relative_to(ROOT).as_posix())
     ]
@@ -202,10 +203,10 @@ def test_imports_stand_at_the_top_of_a_file():
     inside = [
         where(path, node)
         for path, tree in TREES.items()
+        if not re.fullmatch(LATE_IMPORTS, path.relative_to(ROOT).as_posix())
         for function in ast.walk(tree)
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         for _, node in imported(function)
-        if not re.fullmatch(LATE_IMPORTS, path.relative_to(ROOT).as_posix())
     ]
     assert inside == []
 

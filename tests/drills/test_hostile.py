@@ -125,6 +125,7 @@ def read_by(tars: Path) -> Any:
 ENGINES = ["opencv", pytest.param("dali", marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_good_image_is_lost_next_to_bad_ones(engine, hostile, read_by):
     """A broken image would cost its neighbours, the reader, or the memory of the machine."""
@@ -135,6 +136,7 @@ def test_no_good_image_is_lost_next_to_bad_ones(engine, hostile, read_by):
     assert report["peak_bytes"] < MAX_BYTES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_file_gets_the_right_reason(engine, hostile, read_by):
     """Good images would be lost, bad ones used, or rejects counted under a wrong reason."""
@@ -275,6 +277,7 @@ def check_fuzz(first: int, last: int, marks: Path, timeout: float) -> None:
     assert seconds < 10, f"mutation {number} took {seconds:.1f} s"
 
 
+@pytest.mark.slow
 def test_mutated_images_only_give_verdicts(tmp_path):
     """A broken file would crash or hang a reader, or be kept by one engine only."""
     check_fuzz(0, 400, tmp_path / "marks", timeout=55)

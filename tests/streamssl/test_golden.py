@@ -11,6 +11,7 @@ from tests.golden_checks.vectors import Report, Vectors
 FOLDER = Path(__file__).parents[3] / "shared" / "golden"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FOLDER.is_dir(), reason="the golden vectors are not beside the checkout")
 def test_the_product_reproduces_the_golden_vectors(capsys: pytest.CaptureFixture[str]) -> None:
     """Every known file must pass; others are listed."""

@@ -135,6 +135,7 @@ class Targets:
             yield
 
 
+@pytest.mark.slow
 def test_status_and_pages_show_all_actors_and_a_stop_saves(case: Case) -> None:
     """Users without Prometheus would see nothing; counts of a process would be summed twice."""
     kept, metrics, pages, seen = Kept(), MetricsHub(CATALOGUE), {}, []
@@ -180,6 +181,7 @@ def test_status_and_pages_show_all_actors_and_a_stop_saves(case: Case) -> None:
     assert second.startswith("reader-") and second != first
 
 
+@pytest.mark.slow
 def test_an_exceeded_budget_is_the_error_of_the_run(case: Case) -> None:
     """The user would see only that some actor died."""
     strict = AdmissionConfig(min_side=64, probation=5, max_reject_fraction=0.1)
@@ -199,6 +201,7 @@ def test_readers_that_cannot_start_end_the_run_with_the_reason(case: Case) -> No
     assert not kept.begun
 
 
+@pytest.mark.slow
 def test_a_learner_that_cannot_be_built_is_the_error_of_the_run(case: Case) -> None:
     """The user must fix a setting that works on no node."""
     spec = replace(case.spec(), build=refuse)

@@ -19,6 +19,7 @@ def test_the_slowest_part_limits_the_rate() -> None:
     assert rates.by_trainers(4, 1) == 1000.0
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 def test_rates_are_measured_on_the_first_images(one_ray: None, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_received_rows_are_not_requested_again(running: SharedPath) -> None:
         assert feed.status()["calls"] == before
 
 
+@pytest.mark.slow
 def test_killed_reader_costs_no_row(running: SharedPath) -> None:
     """Trainers already wait for rows that it held."""
     running.restart()
@@ -141,6 +142,7 @@ def test_new_control_continues_at_the_step_of_the_trainers(running: SharedPath) 
             path.tell("committed", step + 1)
 
 
+@pytest.mark.slow
 def test_drained_reader_leaves_after_its_crops_were_used(
     running: SharedPath,
 ) -> None:
@@ -194,6 +196,7 @@ def test_unreadable_shard_raises_our_own_error(running: SharedPath) -> None:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+@pytest.mark.slow
 def test_readers_are_processes_of_low_priority(running: SharedPath) -> None:
     """Decoding must not slow down a trainer on the same machine."""
     for name in running.path.readers:

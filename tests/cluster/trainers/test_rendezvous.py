@@ -128,6 +128,7 @@ def test_dead_rank_0_is_noticed_at_once() -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_generations_at_one_store_never_meet() -> None:
     """A zombie of generation 1 must not take the place of a member of generation 2."""
     store, watch = RendezvousStore("127.0.0.1"), EndedWatch()

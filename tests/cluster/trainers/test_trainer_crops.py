@@ -100,7 +100,12 @@ def assert_same(ours: CropBatch, theirs: CropBatch, rows: slice) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    "engine", ["opencv", "dali-cpu", pytest.param("dali-gpu", marks=pytest.mark.gpu)]
+    "engine",
+    [
+        "opencv",
+        pytest.param("dali-cpu", marks=pytest.mark.slow),
+        pytest.param("dali-gpu", marks=pytest.mark.gpu),
+    ],
 )
 def test_trainers_make_the_crops_of_readers(
     path: DataPath, manifest: Manifest, engine: str
@@ -128,6 +133,7 @@ def test_trainers_make_the_crops_of_readers(
             path.tell("committed", step + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_verifying_readers_count_encoded_bytes(path: DataPath, manifest: Manifest) -> None:
     """Their memory would be counted as if it held crops, or not at all."""

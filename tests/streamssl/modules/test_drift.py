@@ -112,6 +112,7 @@ def assert_same_numbers(ours: list[StepReport], theirs: list[StepReport]) -> Non
         assert numbers_of(found) == pytest.approx(numbers, abs=1e-7, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_changing_the_number_of_ranks_changes_nothing(by_drift: tuple[RunConfig, int]) -> None:
     """Queue, drift and the start of the queue must be those of one process."""
     config = by_drift[0]

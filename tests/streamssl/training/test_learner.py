@@ -77,7 +77,7 @@ def numbers_of(report: StepReport) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("config", [swav(), moco()], ids=["swav", "moco"])
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_compute_what_one_computes(config: RunConfig, num_ranks: int) -> None:
     """Losses, readings, weights, batch norm, momenta, queue, prototypes, in float64."""
     alone = build(config, torch.float64)

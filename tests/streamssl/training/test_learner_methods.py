@@ -24,6 +24,7 @@ def run_of(name: str) -> RunConfig:
     return tiny_swav(method=method, crops=views, backbone=PLAIN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_ranks_compute_what_one_computes(name: str) -> None:
     """Losses, readings, weights, batch norm, momentum copies and queue, in float64."""

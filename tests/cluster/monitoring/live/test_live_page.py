@@ -126,6 +126,7 @@ def test_escaped_labels_agree_with_metrics():
     assert len(list(text_string_to_metric_families(page))) > 10
 
 
+@pytest.mark.slow
 def test_a_new_step_is_shown_within_three_seconds(browser):
     """A page that lags would be believed; one that was opened early would stay empty."""
     run = MadeRun(seconds=0)
@@ -147,6 +148,7 @@ def test_a_new_step_is_shown_within_three_seconds(browser):
     assert len(re.findall("[ML]", line)) >= 2 and line.count(",") >= 2
 
 
+@pytest.mark.slow
 def test_the_page_survives_a_restart_of_the_run(browser):
     """A page that was left open would show the run of yesterday."""
     first = ServedRun(MadeRun(seconds=120))
@@ -160,6 +162,7 @@ def test_the_page_survives_a_restart_of_the_run(browser):
             assert visit.page.inner_text("#progress").startswith("Step 60 ")
 
 
+@pytest.mark.slow
 def test_the_page_fits_a_phone_and_follows_the_colours_of_the_system(browser, served):
     """Text beside the screen or black on black cannot be read."""
     colours = (
@@ -177,6 +180,7 @@ def test_the_page_fits_a_phone_and_follows_the_colours_of_the_system(browser, se
     assert all(one != other for one, other in zip(light, dark, strict=True))
 
 
+@pytest.mark.slow
 def test_unanswered_questions_are_hidden_and_keys_stay_text(browser):
     """One process has no nodes; a key could inject a script."""
     evil = "<img src=x onerror=document.title='owned'>"

@@ -25,7 +25,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Give each file to one worker, so that it makes its fixtures once; all of Ray to one worker."""
+    """Give each file to one worker, which makes its fixtures once, and all of Ray to one."""
     for item in items:
         if item.get_closest_marker("ray"):
             # Two Rays on two cores would wait for each other.

@@ -35,6 +35,7 @@ def script_of(document):
     return "\n".join(match[1] for match in BLOCK.finditer(text))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_the_python_of_all_documents_runs(tmp_path):
     """A reader copies the code of a document; it must work as it stands."""

@@ -127,6 +127,7 @@ def test_killed_reader_costs_no_row(running: SharedPath) -> None:
     path.add_reader()
 
 
+@pytest.mark.slow
 def test_new_control_continues_at_the_step_of_the_trainers(running: SharedPath) -> None:
     """Its tasks have other numbers, so crops of old tasks must not be mistaken for theirs."""
     running.restart()

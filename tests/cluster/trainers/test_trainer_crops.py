@@ -103,7 +103,7 @@ def assert_same(ours: CropBatch, theirs: CropBatch, rows: slice) -> None:
     "engine",
     [
         "opencv",
-        pytest.param("dali-cpu", marks=pytest.mark.slow),
+        "dali-cpu",
         pytest.param("dali-gpu", marks=pytest.mark.gpu),
     ],
 )

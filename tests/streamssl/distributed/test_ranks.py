@@ -38,7 +38,6 @@ from tests.streamssl.tiny import TinyBackbone, built, images
 from tests.streamssl.tiny_methods import NUM_STEPS, TINY, build, views_of
 
 NUM_SAMPLES, NUM_CROPS, STEPS = 8, 3, 7
-Found = dict[int, list[dict[str, Any]]]  # by number of ranks, then by rank
 SMALL: dict[str, Any] = {"num_prototypes": (4, 3), "dim": 6, "hidden_dim": 8}
 STREAM: dict[str, Any] = {**SMALL, "mode": "stream", "memory": 20}
 SHARP: dict[str, Any] = {"exponent": 3.0, "tolerance": 1.0}
@@ -216,21 +215,26 @@ def train_tiny(group: ProcessGroup | None, method: Method, name: str) -> dict[st
 
 
 @pytest.fixture(scope="module")
-def found() -> Found:
-    """Return the results of one process, and of each of two and of four ranks."""
-    by_world = {
-        num: with_ranks(results, num, [build_methods() for _ in range(num)]) for num in (2, 4)
-    }
-    return {1: [results(None, build_methods())], **by_world}
+def alone() -> dict[str, Any]:
+    """Return the results of one process."""
+    return results(None, build_methods())
 
 
-def test_collectives_keep_rank_order_and_their_input(found: Found) -> None:
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def found(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """Return the results of each of two ranks; the drills compare four, too."""
+    num = request.param
+    return with_ranks(results, num, [build_methods() for _ in range(num)])
+
+
+def test_collectives_keep_rank_order_and_their_input(found: list[dict[str, Any]]) -> None:
     """Channels-last images must not be scrambled, and no input changed."""
-    for place, each in enumerate(found[2]):
+    for place, each in enumerate(found):
         collectives = each["collectives"]
         assert torch.equal(collectives["crops"], images(4, 6, 0))
-        assert collectives["sum"].tolist() == [3.0, -3.0]
-        assert collectives["max"].tolist() == [2.0, -1.0]
+        num = len(found)
+        assert collectives["sum"].tolist() == [num * (num + 1) / 2, -num * (num + 1) / 2]
+        assert collectives["max"].tolist() == [num, -1.0]
         assert collectives["first"].tolist() == [1.0, -1.0]
         assert collectives["first of none"].tolist() == []
         assert collectives["own"].tolist() == [place + 1.0, -place - 1.0]
@@ -248,15 +252,17 @@ FLOAT32 = ["sinkhorn", "swav", "swav uneven", "moco", "health"]
 
 
 @pytest.mark.parametrize("name", [*FLOAT32, "classification", *METHODS, *TINY])
-def test_ranks_compute_what_one_process_computes(found: Found, name: str) -> None:
+def test_ranks_compute_what_one_process_computes(
+    alone: dict[str, Any], found: list[dict[str, Any]], name: str
+) -> None:
     """Otherwise the number of GPUs would change what is learned."""
     rtol, atol = (1e-5, 1e-6) if name in FLOAT32 else (1e-9, 1e-11)
-    for each in (*found[2], *found[4]):
-        torch.testing.assert_close(each[name], found[1][0][name], rtol=rtol, atol=atol)
+    for each in found:
+        torch.testing.assert_close(each[name], alone[name], rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", ["deepcluster", "deepcluster stream", "sela", "sela stream"])
-def test_the_compared_steps_learned_from_labels(found: Found, name: str) -> None:
+def test_the_compared_steps_learned_from_labels(alone: dict[str, Any], name: str) -> None:
     """The comparison would prove little if every label were missing."""
-    losses = found[1][0][name]["losses"]
+    losses = alone[name]["losses"]
     assert losses[0] == 0.0 and min(losses[-4:]) > 0.02

@@ -94,6 +94,7 @@ def test_the_page_draws_all_charts_from_this_machine_only(browser, served):
     assert {url for url in requested if not url.startswith((served.url, "data:"))} == set()
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_numbers_of_metrics(browser, served):
     """The page and Prometheus would disagree."""
     lines = [line for line in served.get("metrics")[0].splitlines() if line[0] != "#"]

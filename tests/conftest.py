@@ -24,6 +24,7 @@ def pytest_addoption(parser):
     parser.addoption("--share", type=float, default=_SHARE, help="part of the cases, up to 1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Give each file to one worker, which makes its fixtures once, and all of Ray to one."""
     for item in items:

@@ -7,7 +7,7 @@ import pytest
 from tests.drills.cluster_runs import FaultTimer, actors, check_steps, endless, on_cluster, stop
 from tests.ray_clusters import ray_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.nightly, pytest.mark.ray]
 
 CONFIG = endless()
 

@@ -12,7 +12,7 @@ from tests.drills.paced import Pace
 from tests.drills.processes import Run
 from tests.ray_clusters import RayCluster, ray_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.nightly, pytest.mark.ray]
 
 # The trainer waits for the readers, so they always crop something.
 CONFIG = endless(admission=AdmissionConfig(predicate="tests.drills.paced:sleep"))

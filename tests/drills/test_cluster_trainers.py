@@ -17,7 +17,7 @@ from tests.drills.paced import Pace
 from tests.ray_clusters import ray_cluster, workers_of
 from tests.tinyrun import BACKBONE, CPU, read_log, stop_at, train_here
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.nightly, pytest.mark.ray]
 
 # Ranks add up in another order than one process: with large steps, that would grow. And each drops
 # paths of its own rows, which one process would not drop. A paced reader leaves the processors to

@@ -263,7 +263,7 @@ def test_ranks_get_the_batches_of_one_process_after_any_loss(seed):
     run(seed, 20)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_nothing_is_lost_in_many_orders_of_events(share):
     """A rare order of events breaks one run in a thousand."""

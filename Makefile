@@ -6,9 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
-# Tests run side by side; those that start a Ray share one process.
+# Files of tests run side by side; each makes its fixtures once.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations 20 --durations-min 1
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 20 --durations-min 1
 SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
 # Loopback Ray clusters made by tests need no token; stating it keeps Ray from writing one.
 export RAY_AUTH_MODE ?= disabled

@@ -24,17 +24,6 @@ def pytest_addoption(parser):
     parser.addoption("--share", type=float, default=_SHARE, help="part of the cases, up to 1")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Give each file to one worker, which makes its fixtures once, and all of Ray to one."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            # Two Rays on two cores would wait for each other.
-            item.add_marker(pytest.mark.xdist_group("ray"))
-        elif not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def share(request):
     """Return the part of thousands of random cases that runs: the first ones, so seeds stay."""

@@ -16,7 +16,7 @@ from streamssl.monitoring.learning_section import LEARNING_SECTION
 from tests.cluster.browser import Visit, needs_browser, open_browser
 from tests.cluster.monitoring.live.made_run import MadeRun
 
-pytestmark = [needs_browser, pytest.mark.xdist_group("browser")]
+pytestmark = needs_browser
 
 # Visible charts by id, and the number of their lines and bars.
 DRAWN = """[...document.querySelectorAll('.chart')].filter(one => one.offsetParent)

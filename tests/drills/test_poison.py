@@ -1,5 +1,6 @@
 """Images that crash decoders in whole streams: each costs only itself."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -36,7 +37,8 @@ def test_an_image_that_kills_readers_costs_only_itself(tmp_path: Path) -> None:
         path.replace_control(term=2, entries=entries)
         known = list(_lines(path, 1))
     assert found == known == expected(shards)
-    assert found[-1].endswith("{'kills_decoder': 4}")
+    # Twice in each of two passes; the order, which depends on the folder, may begin a third one.
+    assert re.search(r"\{'kills_decoder': [4-6]\}$", found[-1])
     assert [entry.kind for entry in entries] == ["quarantine"] * 2
     # Two deaths accuse a chunk. Two readers can hold it before that, and a third one where a busy
     # machine makes one of them look slow.

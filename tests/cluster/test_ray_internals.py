@@ -35,6 +35,7 @@ def test_settings_of_ray_are_restored() -> None:
     assert (may_listen_widely(), worker.print_to_stdstream) == before
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_ray")
 def test_the_head_answers_about_nodes_and_notices() -> None:

@@ -24,6 +24,7 @@ def test_nodes_are_found_by_pool_and_id() -> None:
     assert seen.find("b") is seen.alive[2] and seen.find("c") is None
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("one_ray")
 def test_a_local_ray_is_one_node_the_head() -> None:

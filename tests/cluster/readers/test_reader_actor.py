@@ -28,6 +28,7 @@ def describe_subset(job: CropJob) -> dict[str, Any]:
     return {"owns": pairs.flags.owndata, "writes": pairs.flags.writeable, "length": len(pairs)}
 
 
+@pytest.mark.slow
 def test_a_subset_list_is_shared_by_the_readers_of_a_node(one_ray: None, tmp_path: Path) -> None:
     """A list of a billion samples has 16 GB: a copy in every reader would fill any machine."""
     shards = MarkedShards(tmp_path / "shards", 1, {})
@@ -41,6 +42,7 @@ def keep(metadata: object, image: object) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_predicate_that_is_missing_on_a_node_fails_at_the_start(
     one_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,7 @@ def assert_same(ours: CropBatch, theirs: CropBatch, rows: slice) -> None:
     assert ours.rejects == theirs.rejects
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize(
     "engine",

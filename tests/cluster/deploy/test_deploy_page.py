@@ -113,7 +113,7 @@ def test_the_table_of_costs_is_the_output_of_the_program(program):
 
 
 def test_the_measured_rate_is_in_the_benchmarks(program):
-    """All numbers of the document follow from it."""
+    """The numbers of the document follow from it."""
     names, _ = program
     rows = (ROOT / "BENCHMARKS.md").read_text().splitlines()
     rate = round(2 * names["IMAGES_PER_CORE"])

@@ -218,7 +218,7 @@ def test_hanging_trainer_is_told_from_its_waiting_peers():
 
 
 def test_waiting_for_data_is_no_hang():
-    """All readers may be gone for a while; killing trainers would not help."""
+    """Readers may all be gone for a while; killing trainers would not help."""
     group = Group("a", "b", hang_seconds=5, wanted=2)
     group.run("a", "b")
     blamed = []

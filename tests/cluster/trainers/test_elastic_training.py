@@ -253,7 +253,7 @@ def test_hanging_trainer_is_left_behind() -> None:
 
 
 def test_newcomer_joins_after_a_step_and_receives_the_state() -> None:
-    """All leave after the same step, so no step is lost."""
+    """Members leave after the same step, so no step is lost."""
     server, states = MembershipServer(2, replace(LIMITS, gather_seconds=0.2)), MemoryStates()
     first = TrainerThread("t0", server, states, 80)
     first.batches.limit = 30
@@ -320,7 +320,7 @@ def test_trainer_without_control_gives_up() -> None:
 
 
 def test_states_that_drift_apart_end_the_run() -> None:
-    """All ranks must end at the next comparison, with the step in the message."""
+    """Every rank must end at the next comparison, with the step in the message."""
     _, _, trainers = start(2, 100, limit=14)
     until(reached(trainers, 14), "all train")
     trainers[1].learner.weights += 1e-9

@@ -42,7 +42,7 @@ def test_an_empty_cluster_keeps_its_centroid() -> None:
 
 
 def test_separate_clusters_are_found() -> None:
-    """All rows of a cluster must get the same number."""
+    """Rows of a cluster must get the same number."""
     rows, labels = blobs(20, 4, 6)
     head = Centroids(4, 6)
     found = head.fit_(rows, rows[:4], 10)

@@ -45,10 +45,10 @@ test: $(READY) ## Run the tests on every core (no GPU, no network)
 	$(PYTEST)
 
 drill: $(READY) ## Run the drills of every change: kill things, whole runs; ONLY=ray or 'not ray'
-	$(PYTEST) -m "slow and not nightly$(if $(ONLY), and $(ONLY))" --timeout 900 $(if $(SHARE),--share $(SHARE))
+	$(PYTEST) -m "slow and not nightly and not gpu$(if $(ONLY), and $(ONLY))" --timeout 900 $(if $(SHARE),--share $(SHARE))
 
 drill-all: $(READY) ## Run every drill and every random case, as the nightly workflow does
-	$(BIN)/python -m pytest -m "slow or nightly" --timeout 1800 --share $(or $(SHARE),1) --durations 20
+	$(BIN)/python -m pytest -m "(slow or nightly) and not gpu" --timeout 1800 --share $(or $(SHARE),1) --durations 20
 
 soak: $(READY) ## Break a run on a local cluster for MINUTES=5, in an order that SEED=0 fixes
 	$(BIN)/python -m tests.drills.soak --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0)

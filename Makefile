@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers
-# Files of tests run side by side; each makes its fixtures once.
-WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 20 --durations-min 1
+# Workers take tests in order of files, and from each other at the end; each makes its fixtures once.
+# Three on two cores: tests that start processes or wait for a time-out leave a core idle.
+WORKERS ?= 3
+PYTEST := $(BIN)/python -m pytest --durations 20 --durations-min 1
 SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
 # Loopback Ray clusters made by tests need no token; stating it keeps Ray from writing one.
 export RAY_AUTH_MODE ?= disabled
@@ -42,13 +43,14 @@ check: $(READY) ## Lint, format check and types
 	$(BIN)/mypy
 
 test: $(READY) ## Run the tests on every core (no GPU, no network)
-	$(PYTEST)
+	$(PYTEST) -n $(WORKERS) --dist worksteal
 
 drill: $(READY) ## Run the drills of every change: kill things, whole runs; ONLY=ray or 'not ray'
-	$(PYTEST) -m "slow and not nightly and not gpu$(if $(ONLY), and $(ONLY))" --timeout 900 $(if $(SHARE),--share $(SHARE))
+	$(PYTEST) -n 2 --dist loadfile -m "slow and not nightly and not gpu$(if $(ONLY), and $(ONLY))" \
+		--timeout 900 --share $(or $(SHARE),0.2)
 
 drill-all: $(READY) ## Run every drill and every random case, as the nightly workflow does
-	$(BIN)/python -m pytest -m "(slow or nightly) and not gpu" --timeout 1800 --share $(or $(SHARE),1) --durations 20
+	$(PYTEST) -m "(slow or nightly) and not gpu" --timeout 1800 --share $(or $(SHARE),1)
 
 soak: $(READY) ## Break a run on a local cluster for MINUTES=5, in an order that SEED=0 fixes
 	$(BIN)/python -m tests.drills.soak --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0)

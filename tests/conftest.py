@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 cv2.setNumThreads(1)
 
 # Which part of its cases a test with thousands of them runs.
-_SHARE = 0.2
+_SHARE = 0.1
 _SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 

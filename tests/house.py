@@ -1,6 +1,7 @@
 """Import graph of the project; `python -m tests.house > docs/architecture.md` draws it."""
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,8 +26,13 @@ def module_name(path: Path) -> str:
 
 
 FILES = sorted(path for plane in PLANES for path in (ROOT / plane).rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 MODULES = {module_name(path): path for path in FILES}
+
+
+@functools.cache
+def trees() -> dict[Path, ast.Module]:
+    """Return the parsed source of each file; parsing takes a second, so only tests call it."""
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, ast.AST]]:
@@ -57,22 +63,29 @@ def folder_of(module: str) -> str:
     return module.rpartition(".")[0]
 
 
-# Imports of each module at the top of its file: what must be loaded before it.
-IMPORTS = {
-    module_name(path): {
-        own
-        for name, node in imported(tree)
-        if node in tree.body and (own := own_module(name)) and own != module_name(path)
+@functools.cache
+def imported_names() -> dict[Path, list[tuple[str, ast.AST]]]:
+    """Return everything that each file imports, imports inside functions included."""
+    return {path: list(imported(tree)) for path, tree in trees().items()}
+
+
+def first_imports() -> dict[str, set[str]]:
+    """Return the imports of each module at the top of its file: what must be loaded before it."""
+    return {
+        module_name(path): {
+            own
+            for name, node in names
+            if node in trees()[path].body and (own := own_module(name)) and own != module_name(path)
+        }
+        for path, names in imported_names().items()
     }
-    for path, tree in TREES.items()
-}
 
 
 def all_imports() -> dict[str, set[str]]:
     """Return every import of every module, those inside functions included."""
     return {
-        module_name(path): {own_module(name) for name, _ in imported(tree)} - {None}
-        for path, tree in TREES.items()
+        module_name(path): {own_module(name) for name, _ in names} - {None}
+        for path, names in imported_names().items()
     }  # type: ignore[return-value]
 
 
@@ -119,7 +132,7 @@ def drawing() -> str:
         for node in sorted(nodes, key=lambda node: (-rank[node], node)):
             others = sorted(graph[node] - set(PLANES), key=lambda other: (-rank[other], other))
             names = ", ".join(other.removeprefix(f"{plane}.") for other in others)
-            purpose = (ast.get_docstring(TREES[MODULES[node]]) or "").partition("\n")[0]
+            purpose = (ast.get_docstring(trees()[MODULES[node]]) or "").partition("\n")[0]
             path = node.removeprefix(f"{plane}.").replace(".", "/")
             suffix = "/" if MODULES[node].name == "__init__.py" else ".py"
             lines.append(f"| {rank[node]} | `{path}{suffix}` | {purpose} | {names} |")

@@ -10,15 +10,16 @@ import pytest
 
 from tests.house import (
     FILES,
-    IMPORTS,
     PLANES,
     ROOT,
-    TREES,
     all_imports,
     circles,
     drawing,
+    first_imports,
     folder_graph,
     imported,
+    imported_names,
+    trees,
 )
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
@@ -62,7 +63,6 @@ LATE_IMPORTS = (
     r"(shards/stores/\w+|streamssl/(cli|demo|commands/\w+|pretrain/run_gallery"
     r"|runs/(crop_job|tensorboard_log)))\.py"
 )
-IMPORTED = {path: list(imported(tree)) for path, tree in TREES.items()}
 
 
 def where(path, node):
@@ -82,7 +82,7 @@ def test_planes_import_downward_only():
 
 def test_neither_modules_nor_folders_import_in_a_circle():
     """A module or folder on a circle cannot be read or tested alone."""
-    assert circles(IMPORTS) == {}
+    assert circles(first_imports()) == {}
     assert circles(folder_graph()) == {}
 
 
@@ -100,7 +100,7 @@ def test_file_and_class_names_are_unique():
             names[path.relative_to(ROOT).parts[0], path.name].append(path)
     assert {name: found for name, found in names.items() if len(found) > 1} == {}
     classes = Counter(
-        node.name for tree in TREES.values() for node in tree.body if isinstance(node, ast.ClassDef)
+        node.name for tree in trees().values() for node in tree.body if isinstance(node, ast.ClassDef)
     )
     assert [name for name, count in classes.items() if count > 1] == []
 
@@ -125,7 +125,7 @@ RIDDLES = {
 def test_docstrings_begin_with_a_verb_or_a_noun():
     """A reader must learn from the first word what kind of thing is described."""
     riddles = []
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 words = (ast.get_docstring(node) or "").split()
@@ -139,8 +139,8 @@ def test_every_field_of_a_dataclass_is_read():
     read = Counter()
     declared = []
     golden = (ROOT / "tests" / "golden_checks").glob("*.py")  # compare intermediate values, too
-    trees = {**TREES, **{path: ast.parse(path.read_text()) for path in golden}}
-    for path, tree in trees.items():
+    readers = {path: ast.parse(path.read_text()) for path in golden}
+    for path, tree in {**trees(), **readers}.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 read[node.attr] += 1
@@ -190,7 +190,7 @@ def test_a_library_is_known_only_behind_its_fence(library):
     """A library that every file imports cannot be replaced."""
     outside = [
         where(path, node)
-        for path, names in IMPORTED.items()
+        for path, names in imported_names().items()
         for name, node in names
         if name.split(".")[0] == library
         and not re.fullmatch(FENCES[library], path.relative_to(ROOT).as_posix())
@@ -202,7 +202,7 @@ def test_imports_stand_at_the_top_of_a_file():
     """An import inside a function hides a circle; only `LATE_IMPORTS` have them, to start fast."""
     inside = [
         where(path, node)
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         if not re.fullmatch(LATE_IMPORTS, path.relative_to(ROOT).as_posix())
         for function in ast.walk(tree)
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
@@ -216,7 +216,7 @@ def test_the_environment_and_the_arguments_are_read_in_command_lines_only():
     forbidden = {("os", "environ"), ("os", "getenv"), ("os", "putenv"), ("sys", "argv")}
     found = [
         where(path, node)
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
@@ -230,7 +230,7 @@ def test_nothing_is_evaluated_or_run_from_a_string():
     """Names in data must never become code."""
     found = [
         where(path, node)
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and (
@@ -245,7 +245,7 @@ def test_only_command_lines_print():
     """A library that prints cannot be used in another program."""
     found = [
         where(path, node)
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
@@ -264,7 +264,7 @@ def test_files_and_functions_fit_in_one_sitting():
     ]
     long += [
         f"{where(path, node)} {node.name}: {node.end_lineno - node.lineno + 1} lines"
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES
@@ -276,7 +276,7 @@ def test_every_file_says_what_it_is_for():
     """The first line is the table of contents."""
     silent = [
         str(path.relative_to(ROOT))
-        for path, tree in TREES.items()
+        for path, tree in trees().items()
         if tree.body and not ast.get_docstring(tree)
     ]
     assert silent == []
@@ -292,7 +292,7 @@ def test_every_import_is_a_stated_dependency():
              "nvidia": "nvidia-dali-cuda130"}  # fmt: skip
     used = {
         name.split(".")[0]
-        for tree in TREES.values()
+        for tree in trees().values()
         for name, _ in imported(tree)
         if name.split(".")[0] not in (*PLANES, *sys.stdlib_module_names)
     }

@@ -34,7 +34,7 @@ from tests.cluster.marked import RECIPE, MarkedShards, build_none
 from tests.cluster.monitoring.counted import fetch, scrape, some_ports
 
 # Each actor imports torch, which takes many seconds on a busy machine.
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(240)]
 
 STREAM = StreamConfig(batch_size=6, chunk_bytes=1 << 14, chunks_per_block=2)
 
@@ -135,7 +135,6 @@ class Targets:
             yield
 
 
-@pytest.mark.slow
 def test_status_and_pages_show_all_actors_and_a_stop_saves(case: Case) -> None:
     """Users without Prometheus would see nothing; counts of a process would be summed twice."""
     kept, metrics, pages, seen = Kept(), MetricsHub(CATALOGUE), {}, []
@@ -181,7 +180,6 @@ def test_status_and_pages_show_all_actors_and_a_stop_saves(case: Case) -> None:
     assert second.startswith("reader-") and second != first
 
 
-@pytest.mark.slow
 def test_an_exceeded_budget_is_the_error_of_the_run(case: Case) -> None:
     """The user would see only that some actor died."""
     strict = AdmissionConfig(min_side=64, probation=5, max_reject_fraction=0.1)
@@ -189,7 +187,6 @@ def test_an_exceeded_budget_is_the_error_of_the_run(case: Case) -> None:
         run_cluster(case.spec(job=case.shards.job(admission=strict)), Kept(), never)
 
 
-@pytest.mark.slow
 def test_readers_that_cannot_start_end_the_run_with_the_reason(case: Case) -> None:
     """The run would restart readers for ever."""
     job = replace(case.shards.job(), build_engine=partial(build_none, RECIPE))
@@ -201,7 +198,6 @@ def test_readers_that_cannot_start_end_the_run_with_the_reason(case: Case) -> No
     assert not kept.begun
 
 
-@pytest.mark.slow
 def test_a_learner_that_cannot_be_built_is_the_error_of_the_run(case: Case) -> None:
     """The user must fix a setting that works on no node."""
     spec = replace(case.spec(), build=refuse)

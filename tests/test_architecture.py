@@ -99,9 +99,8 @@ def test_file_and_class_names_are_unique():
         if path.name != "__init__.py":
             names[path.relative_to(ROOT).parts[0], path.name].append(path)
     assert {name: found for name, found in names.items() if len(found) > 1} == {}
-    classes = Counter(
-        node.name for tree in trees().values() for node in tree.body if isinstance(node, ast.ClassDef)
-    )
+    bodies = [node for tree in trees().values() for node in tree.body]
+    classes = Counter(node.name for node in bodies if isinstance(node, ast.ClassDef))
     assert [name for name, count in classes.items() if count > 1] == []
 
 

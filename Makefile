@@ -47,7 +47,7 @@ test: $(READY) ## Run the tests on every core (no GPU, no network)
 
 drill: $(READY) ## Run the drills of every change: kill things, whole runs; ONLY=ray or 'not ray'
 	$(PYTEST) -n 2 --dist loadfile -m "slow and not nightly and not gpu$(if $(ONLY), and $(ONLY))" \
-		--timeout 900 --share $(or $(SHARE),0.2)
+		--timeout 900 $(if $(SHARE),--share $(SHARE))
 
 drill-all: $(READY) ## Run every drill and every random case, as the nightly workflow does
 	$(PYTEST) -m "(slow or nightly) and not gpu" --timeout 1800 --share $(or $(SHARE),1)

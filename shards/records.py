@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import CursorMismatch
+from shards.member_names import NameRule
 
 Reason = Literal[
     "no_image",  # the sample has no member that could be an image
@@ -44,13 +45,14 @@ Reason = Literal[
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """One tar: its address, its length, and the version that was listed."""
+    """One tar: its address, its length, the version that was listed, and its rule of names."""
 
     uri: str
     num_bytes: int
     version: str  # an etag, or "<mtime>-<size>" where the store has none
     source: int = 0  # number of the pattern in a mixture
     whole: bool = False  # one chunk: compressed, or on a server without ranges
+    names: NameRule = NameRule()
 
 
 @dataclass(frozen=True, slots=True)

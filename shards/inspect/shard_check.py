@@ -30,7 +30,8 @@ class ShardReport:
     byte 0. `needs_walk_at`: start of the first chunk that makes a run walk the shard.
     `num_repeated`: samples whose key and an extension occurred before. `num_scattered`: samples
     whose key occurred before with other extensions only: probably members of one sample that are
-    not adjacent. `num_links`: links, whose targets may have been meant.
+    not adjacent. `num_links`: links, whose targets may have been meant. `num_hidden`: hidden files,
+    which are part of no sample.
     """
 
     shard: int
@@ -45,6 +46,7 @@ class ShardReport:
     num_scattered: int = 0
     first_scattered: int | None = None
     num_links: int = 0
+    num_hidden: int = 0
     unreadable: str | None = None
 
     @property
@@ -79,7 +81,7 @@ def _walk(
     row, size = report.shard, shard.num_bytes
     if shard.whole:
         whole = read_chunk(reader, shard, Chunk(row, 0, size))
-        found, report.num_links = whole.found, whole.num_links
+        found, report.num_links, report.num_hidden = whole.found, whole.num_links, whole.num_hidden
         for at in range(0, len(found), _SAMPLES_PER_PART):
             yield 0, found[at : at + _SAMPLES_PER_PART]
         yield size, []
@@ -89,12 +91,15 @@ def _walk(
     for start in range(0, size, chunk_bytes):
         chunk = Chunk(row, start, min(start + chunk_bytes, size), walked=True)
         try:
-            walked = cut_chunk(pages.read, size, chunk, starts=starts)
+            walked = cut_chunk(pages.read, size, chunk, starts=starts, names=shard.names)
         except NotATar as error:
             yield size, [Reject(row, 0, "", "broken_tar", str(error))]
             return
-        alone = cut_chunk(pages.read, size, replace(chunk, walked=False), starts=starts)
+        alone = cut_chunk(
+            pages.read, size, replace(chunk, walked=False), starts=starts, names=shard.names
+        )
         report.num_links += walked.num_links
+        report.num_hidden += walked.num_hidden
         if alone.found != walked.found and report.irregular_at is None:
             report.irregular_at = start
         if (alone.needs_walk or walked.needs_walk) and report.needs_walk_at is None:

@@ -37,11 +37,8 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """32 hex digits over source, name, length, version and kind of every shard."""
-        rows = [
-            [shard.source, redact(shard.uri), shard.num_bytes, shard.version, shard.whole]
-            for shard in self.shards
-        ]
+        """32 hex digits over source, name, length, version, kind and name rule of every shard."""
+        rows = [_identity(shard) for shard in self.shards]
         return blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
 
     def suggest_chunk_bytes(self) -> int:
@@ -68,3 +65,9 @@ class Manifest:
         """Return the number of chunks that fill about four batches, at least eight."""
         samples_per_chunk = max(1.0, self.samples_per_chunk(chunk_bytes))
         return max(8, int(np.ceil(4 * batch_size / samples_per_chunk)))
+
+
+def _identity(shard: ShardInfo) -> list[object]:
+    row = [shard.source, redact(shard.uri), shard.num_bytes, shard.version, shard.whole]
+    # The first rule is not named, so that the digest of most data is that of older versions.
+    return row if shard.names.keys == "first_dot" else [*row, shard.names.keys]

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import ManifestError
 from shards.files import write_atomic
+from shards.member_names import NameRule
 from shards.records import ShardInfo
 from shards.redaction import redact
 from shards.stream.manifest import Manifest
@@ -18,7 +19,7 @@ _COLUMNS = ("uri", "num_bytes", "version", "source", "whole")  # in the order of
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
-    """Save as Parquet: columns source, uri (redacted), num_bytes, version, whole."""
+    """Save as Parquet, one row for each shard; addresses are redacted."""
     shards = manifest.shards
     uris = [redact(shard.uri) for shard in shards]
     table = pa.table(
@@ -28,6 +29,8 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
             "num_bytes": pa.array([shard.num_bytes for shard in shards], pa.int64()),
             "version": [shard.version for shard in shards],
             "whole": pa.array([shard.whole for shard in shards], pa.bool_()),
+            "keys": [shard.names.keys for shard in shards],
+            "keep_hidden": pa.array([shard.names.keep_hidden for shard in shards], pa.bool_()),
         }
     )
     fields = {
@@ -50,7 +53,9 @@ def read_manifest(path: Path) -> Manifest:
         table = pq.read_table(path)
         fields = json.loads((table.schema.metadata or {})[_METADATA])
         rows = zip(*(table[name].to_pylist() for name in _COLUMNS), strict=True)
-        shards = tuple(ShardInfo(*row) for row in rows)
+        shards = tuple(
+            ShardInfo(*row, names=names) for row, names in zip(rows, _names(table), strict=True)
+        )
         manifest = Manifest(shards, fields["sample_bytes"], tuple(fields["patterns"]))
         redacted, digest = fields["redacted"], fields["digest"]
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
@@ -64,3 +69,11 @@ def read_manifest(path: Path) -> Manifest:
             f"saved; name them again: --data {' '.join(manifest.patterns) or 'PATTERN'}"
         )
     return manifest
+
+
+def _names(table: pa.Table) -> list[NameRule]:
+    """Return the name rule of each shard; files of version 0.2 have none, and kept hidden files."""
+    if "keys" not in table.column_names:
+        return [NameRule(keep_hidden=True)] * table.num_rows
+    columns = (table[name].to_pylist() for name in ("keys", "keep_hidden"))
+    return [NameRule(*row) for row in zip(*columns, strict=True)]

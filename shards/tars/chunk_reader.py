@@ -24,7 +24,7 @@ def read_chunk(
         if shard.whole:
             return cut_whole(reader, shard, chunk)
         known = starts.of_shard(shard) if starts else None
-        return cut_chunk(read, shard.num_bytes, chunk, starts=known)
+        return cut_chunk(read, shard.num_bytes, chunk, starts=known, names=shard.names)
     except NotATar as error:
         return CutChunk([Reject(chunk.shard, 0, "", "broken_tar", str(error))])
 
@@ -37,4 +37,6 @@ def read_shard_head(reader: RangeReader, shard: ShardInfo, num_bytes: int) -> Cu
     if shard.whole:
         return cut_whole_head(reader, shard, num_bytes)
     chunk = Chunk(0, 0, min(shard.num_bytes, num_bytes))
-    return cut_chunk(lambda a, b: reader.read(shard, a, b), shard.num_bytes, chunk)
+    return cut_chunk(
+        lambda a, b: reader.read(shard, a, b), shard.num_bytes, chunk, names=shard.names
+    )

@@ -10,6 +10,8 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import BinaryIO
 
 import zstandard
@@ -19,6 +21,7 @@ from shards.records import Chunk, Reason, Reject, ShardInfo
 from shards.redaction import redact
 from shards.stores.range_reader import RangeReader
 from shards.tars.cutter import CutChunk, cut_chunk
+from shards.member_names import NameRule
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # A shard may unpack to this multiple of its size, and always to 1 GiB; more is a bomb.
@@ -49,7 +52,8 @@ def cut_whole(reader: RangeReader, shard: ShardInfo, chunk: Chunk) -> CutChunk:
     with tempfile.TemporaryFile() as file:
         size, broken = _unpack(reader.read_whole(shard), limit, _writer(file, shard))
         file.flush()
-        return _cut_unpacked(lambda a, b: os.pread(file.fileno(), b - a, a), size, chunk, broken)
+        read = partial(_pread, file.fileno())
+        return _cut_unpacked(read, size, chunk.shard, broken, shard.names)
 
 
 def cut_whole_head(reader: RangeReader, shard: ShardInfo, num_bytes: int) -> CutChunk:
@@ -57,8 +61,12 @@ def cut_whole_head(reader: RangeReader, shard: ShardInfo, num_bytes: int) -> Cut
     first = next(reader.read_whole(shard))[:num_bytes]
     held = bytearray()
     size, broken = _unpack(iter([first]), _MAX_RATIO * num_bytes, held.extend)
-    found = _cut_unpacked(lambda a, b: bytes(held[a:b]), size, Chunk(0, 0, size), broken).found
-    return CutChunk([item for item in found if not isinstance(item, Reject)])
+    cut = _cut_unpacked(lambda a, b: bytes(held[a:b]), size, 0, broken, shard.names)
+    return replace(cut, found=[item for item in cut.found if not isinstance(item, Reject)])
+
+
+def _pread(file: int, start: int, stop: int) -> bytes:
+    return os.pread(file, stop - start, start)
 
 
 def _writer(file: BinaryIO, shard: ShardInfo) -> Callable[[bytes], object]:
@@ -161,15 +169,19 @@ def _steps(pieces: Iterable[bytes], step: int) -> Pieces:
 
 
 def _cut_unpacked(
-    read: Callable[[int, int], bytes], size: int, chunk: Chunk, broken: _BrokenStream | None
+    read: Callable[[int, int], bytes],
+    size: int,
+    row: int,
+    broken: _BrokenStream | None,
+    names: NameRule,
 ) -> CutChunk:
-    whole = Chunk(chunk.shard, 0, size)
+    whole = Chunk(row, 0, size)
     if broken is None:
-        return cut_chunk(read, size, whole)
+        return cut_chunk(read, size, whole, names=names)
     if broken.reason == "too_large":
-        return CutChunk([Reject(chunk.shard, 0, "", broken.reason, broken.detail)])
+        return CutChunk([Reject(row, 0, "", broken.reason, broken.detail)])
     try:
-        unpacked = cut_chunk(read, size, whole)
+        unpacked = cut_chunk(read, size, whole, names=names)
     except NotATar:
         if size >= _MIN_BYTES_TO_JUDGE:
             raise
@@ -180,5 +192,5 @@ def _cut_unpacked(
         detail = f"{last.detail}; {broken.detail}"
         found[-1] = Reject(last.shard, last.offset, last.key, broken.reason, detail)
     else:
-        found.append(Reject(chunk.shard, size, "", broken.reason, broken.detail))
+        found.append(Reject(row, size, "", broken.reason, broken.detail))
     return unpacked

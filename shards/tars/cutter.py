@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from shards.errors import NotATar
 from shards.records import Chunk, Reason, Reject, Sample
 from shards.tars.headers import BLOCK, ZEROS, TarHeaderError, TarMember, header_offsets, read_member
+from shards.member_names import NameRule
 from shards.tars.nested_tars import NestedTarScan
 from shards.tars.read_window import MIN_STEP, Read, ReadWindow
 from shards.tars.sample_starts import SampleStarts
@@ -44,12 +45,14 @@ class CutChunk:
     """Samples and rejects of one chunk, in file order.
 
     `needs_walk`: later chunks could take the content of a member of this chunk for members of the
-    shard itself. `num_links`: hard and symbolic links, which are part of no sample.
+    shard itself. `num_links`: hard and symbolic links, which are part of no sample, as are the
+    `num_hidden` files that the name rule leaves out.
     """
 
     found: list[Sample | Reject]
     needs_walk: bool = False
     num_links: int = 0
+    num_hidden: int = 0
 
 
 def cut_chunk(
@@ -58,8 +61,9 @@ def cut_chunk(
     chunk: Chunk,
     window_bytes: int = 1 << 18,
     starts: SampleStarts | None = None,
+    names: NameRule = NameRule(),
 ) -> CutChunk:
-    """Return the samples of `chunk` of a tar of `size` bytes.
+    """Return the samples of `chunk` of a tar of `size` bytes; `names` assigns members to them.
 
     `read(start, stop)` returns exactly these bytes. Damage, or the end of the file within a sample,
     gives a Reject; cutting continues after it. `starts` shortens walks of the same tar. Raises
@@ -71,7 +75,7 @@ def cut_chunk(
     if not chunk.walked:
         first = chunk.start - step if chunk.start else 0
         window = ReadWindow(read, size, first, chunk.stop + step, step)
-        begin = _synchronise(window, chunk)
+        begin = _synchronise(window, chunk, names)
     if begin is None:
         walked = starts or SampleStarts()
         begin = walked.before(chunk.start)
@@ -82,8 +86,9 @@ def cut_chunk(
             return CutChunk([])  # the first chunk reports the error
         raise NotATar(_describe_no_tar(window.get(0, BLOCK)))
     scan = NestedTarScan(window, chunk)
-    found = list(_group(window, chunk, begin, scan, walked))
-    return CutChunk(found, scan.needs_walk, scan.num_links)
+    members = _walk(window, begin, chunk.stop, names)
+    found = list(_group(window, chunk, members, scan, walked))
+    return CutChunk(found, scan.needs_walk, scan.num_links, scan.num_hidden)
 
 
 def _begins_with_tar(window: ReadWindow) -> bool:
@@ -109,14 +114,14 @@ def _describe_no_tar(head: bytes) -> str:
     )
 
 
-def _synchronise(window: ReadWindow, chunk: Chunk) -> int | None:
+def _synchronise(window: ReadWindow, chunk: Chunk, names: NameRule) -> int | None:
     """Return an offset up to `chunk.start` at which a sample certainly begins, or None."""
     while window.start > 0:
         seen: set[int] = set()
         for candidate in window.headers(chunk.start):
             begin = None
             if candidate not in seen:
-                begin = _sample_start(window, candidate, chunk, seen)
+                begin = _sample_start(_chain(window, candidate, names), chunk, seen)
             if begin is not None:
                 return begin
         back = chunk.start - window.start
@@ -126,15 +131,15 @@ def _synchronise(window: ReadWindow, chunk: Chunk) -> int | None:
     return 0
 
 
-def _sample_start(window: ReadWindow, candidate: int, chunk: Chunk, seen: set[int]) -> int | None:
-    """Return the first sample start that the chain of headers from `candidate` proves.
+def _sample_start(chain: Iterator[TarMember], chunk: Chunk, seen: set[int]) -> int | None:
+    """Return the first sample start that a chain of headers proves.
 
     The result is None if the chain breaks, or if no sample starts before the chunk. `seen` collects
-    the headers of failed chains: a candidate whose chain reaches one of them fails too.
+    the headers of failed chains: a chain that reaches one of them fails too.
     """
     begin, key, count = None, None, 0
     try:
-        for count, member in enumerate(_chain(window, candidate), start=1):
+        for count, member in enumerate(chain, start=1):
             if member.start in seen:
                 return None
             seen.add(member.start)
@@ -151,7 +156,7 @@ def _sample_start(window: ReadWindow, candidate: int, chunk: Chunk, seen: set[in
     return begin if count >= _TRUSTED_HEADERS else None
 
 
-def _chain(window: ReadWindow, offset: int) -> Iterator[TarMember]:
+def _chain(window: ReadWindow, offset: int, names: NameRule) -> Iterator[TarMember]:
     """Yield members that follow each other without a gap, to the end of the file.
 
     Raises TarHeaderError for anything else, zeros included: a nested tar ends with zeros.
@@ -162,17 +167,21 @@ def _chain(window: ReadWindow, offset: int) -> Iterator[TarMember]:
             if padding > _MAX_PADDING or window.peek(offset, window.size).strip(b"\0"):
                 raise TarHeaderError(offset, offset + BLOCK)
             return
-        member = read_member(window.peek, offset)
+        member = read_member(window.peek, offset, names)
         yield member
         offset = member.end
 
 
 def _group(
-    window: ReadWindow, chunk: Chunk, begin: int, scan: NestedTarScan, starts: SampleStarts | None
+    window: ReadWindow,
+    chunk: Chunk,
+    members: Iterator[TarMember | Reject],
+    scan: NestedTarScan,
+    starts: SampleStarts | None,
 ) -> Iterator[Sample | Reject]:
     """Group adjacent members with the same key into samples; yield those of the chunk."""
     current: _SampleBuilder | None = None
-    for member in _walk(window, begin, chunk.stop):
+    for member in members:
         if isinstance(member, Reject):
             if current is not None:
                 yield from current.finish()
@@ -252,7 +261,9 @@ class _SampleBuilder:
             yield Sample(self._shard, self._start, self._key, self._fields)
 
 
-def _walk(window: ReadWindow, begin: int, stop: int) -> Iterator[TarMember | Reject]:
+def _walk(
+    window: ReadWindow, begin: int, stop: int, names: NameRule
+) -> Iterator[TarMember | Reject]:
     """Yield the members from `begin` on; drop bytes that were passed.
 
     A range without headers is one Reject at its first block; the search for the next header goes up
@@ -261,7 +272,7 @@ def _walk(window: ReadWindow, begin: int, stop: int) -> Iterator[TarMember | Rej
     offset: int | None = begin
     while offset is not None and (offset := window.skip_zeros(offset)) < window.size:
         try:
-            member = read_member(window.get, offset)
+            member = read_member(window.get, offset, names)
         except TarHeaderError as damage:
             yield _damaged(window, damage)
             offset = window.find_header(damage.resume, stop)

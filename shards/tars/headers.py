@@ -12,6 +12,7 @@ from zlib import adler32
 
 from shards.tars.header_fields import BLOCK as BLOCK
 from shards.tars.header_fields import Get, number, padded, pax_records
+from shards.member_names import NameRule
 from shards.tars.sparse_files import SparseMap, SparseMapError, gnu_sparse_map, pax_sparse_map
 
 ZEROS = bytes(BLOCK)
@@ -35,7 +36,7 @@ class TarMember(NamedTuple):
 
     `num_bytes` are stored in the tar; a sparse file is longer than that. `hides_headers`: its
     extension headers contain blocks that look like tar headers. `link`: a hard or symbolic link,
-    which has a name and no bytes of its own.
+    which has a name and no bytes of its own. `hidden`: a file that `names` leaves out.
     """
 
     start: int
@@ -46,6 +47,9 @@ class TarMember(NamedTuple):
     sparse_map: SparseMap | None = None
     hides_headers: bool = False
     link: bool = False
+    hidden: bool = False
+    key: str = ""
+    extension: str = ""
 
     @property
     def data_stop(self) -> int:
@@ -56,17 +60,6 @@ class TarMember(NamedTuple):
         """Offset at which the next header may begin."""
         return self.data_start + padded(self.num_bytes)
 
-    @property
-    def key(self) -> str:
-        """Key of the sample: 'a/b.seg.PNG' -> 'a/b', up to the first dot of the file name."""
-        folder, slash, base = self.name.rpartition("/")
-        return folder + slash + base.partition(".")[0]
-
-    @property
-    def extension(self) -> str:
-        """Rest of the file name: 'a/b.seg.PNG' -> 'seg.png'."""
-        return self.name.rpartition("/")[2].partition(".")[2].lower()
-
 
 class TarHeaderError(Exception):
     """There is no valid member at `start`; the search for the next one continues at `resume`."""
@@ -76,10 +69,11 @@ class TarHeaderError(Exception):
         self.start, self.resume, self.found = start, resume, found
 
 
-def read_member(get: Get, start: int) -> TarMember:
+def read_member(get: Get, start: int, names: NameRule = NameRule()) -> TarMember:
     """Return the member whose first header is at `start`. Raises TarHeaderError.
 
-    `get(start, stop)` returns these bytes of the file, fewer at its end.
+    `get(start, stop)` returns these bytes of the file, fewer at its end. A member that is `regular`
+    is part of the sample `key`.
     """
     name: bytes | None = None
     records: list[tuple[bytes, bytes]] = []
@@ -122,9 +116,20 @@ def read_member(get: Get, start: int) -> TarMember:
     except SparseMapError:
         raise TarHeaderError(start, data_start, "a sparse file without a readable map") from None
     text = (name if name is not None else _short_name(header)).decode("utf-8", "surrogateescape")
-    regular = kind in _REGULAR and not text.endswith("/")
-    link = kind in _LINK
-    return TarMember(start, text, data_start, payload, regular, sparse_map, hides_headers, link)
+    is_file = kind in _REGULAR and not text.endswith("/")
+    hidden = is_file and names.leaves_out(text)
+    return TarMember(
+        start,
+        text,
+        data_start,
+        payload,
+        is_file and not hidden,
+        sparse_map,
+        hides_headers,
+        kind in _LINK,
+        hidden,
+        *names.split(text),
+    )
 
 
 def is_header(block: bytes) -> bool:

@@ -24,7 +24,7 @@ _MAX_SCAN_BYTES = 1 << 24
 
 class NestedTarScan:
     """Scan of the members of one chunk. `needs_walk`: later chunks could take inner headers for
-    headers of the shard. Also counts the links of the chunk.
+    headers of the shard. Also counts the links and the hidden files of the chunk.
     """
 
     def __init__(self, window: ReadWindow, chunk: Chunk) -> None:
@@ -36,7 +36,7 @@ class NestedTarScan:
         self._last: TarMember | None = None
         self._last_hides_headers = False
         self.needs_walk = False
-        self.num_links = 0
+        self.num_links = self.num_hidden = 0
 
     def visit(self, member: TarMember) -> None:
         """Visit the next member. For a member of a sample, call `scan` or `skip` too."""
@@ -44,6 +44,7 @@ class NestedTarScan:
         if not self._chunk.start <= member.start < self._chunk.stop:
             return
         self.num_links += member.link
+        self.num_hidden += member.hidden
         self.needs_walk |= self._is_relevant and member.hides_headers
         if not member.regular and member.num_bytes > _MAX_SCAN_BYTES:
             self.skip(member)

@@ -79,7 +79,7 @@ class ChunkCropper:
         samples: list[Sample] = []
         for item in items:
             if isinstance(item, Sample):
-                if turn.quarantine and image_digest(item) in turn.quarantine:
+                if turn.quarantine and image_digest(item, self._job.admission) in turn.quarantine:
                     detail = "a process died while it decoded this image"
                     rejects[item.offset] = reject(item, "kills_decoder", detail)
                 else:

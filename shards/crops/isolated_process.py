@@ -64,7 +64,7 @@ class IsolatedProcess:
         rejects: list[Reject] = []
         deaths: dict[str, str] = {}
         for sample in samples:
-            digest = image_digest(sample)
+            digest = image_digest(sample, self._job.admission)
             answer = deaths.get(digest) or self._crop_one(sample, epoch)
             if isinstance(answer, CroppedSamples):
                 rows.append(answer.crops)

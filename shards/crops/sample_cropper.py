@@ -16,8 +16,9 @@ from shards.crops.recipe import CropRecipe, draw
 from shards.crops.verify_engine import VerifyingEngine, as_rows
 from shards.images.image_header import ImageHeader, read_image_header
 from shards.records import Reject, Sample
-from shards.samples.admission import image_bytes, reject
+from shards.samples.admission import reject
 from shards.samples.admission_config import AdmissionConfig
+from shards.samples.image_member import find_image
 from shards.samples.labels import read_labels
 from shards.samples.predicate import resolve_predicate
 from shards.samples.sample_check import SampleCheck
@@ -126,6 +127,7 @@ def no_crops(job: CropJob) -> tuple[NDArray[np.uint8], ...]:
     )
 
 
-def image_digest(sample: Sample) -> str:
+def image_digest(sample: Sample, admission: AdmissionConfig) -> str:
     """Return the digest of the image bytes of a sample: 32 hex digits."""
-    return blake2b(image_bytes(sample) or b"", digest_size=16).hexdigest()
+    image = find_image(sample, admission.image_members) or b""
+    return blake2b(image, digest_size=16).hexdigest()

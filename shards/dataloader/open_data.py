@@ -17,7 +17,7 @@ from shards.samples.subset import Subset
 from shards.stores.range_reader import RangeReader, SourceConfig
 from shards.stream.batch_stream import build_order
 from shards.stream.journal import Journal, JournalEntry
-from shards.stream.manifest_listing import open_manifest
+from shards.stream.manifest_listing import Keys, open_manifest
 from shards.stream.mixture import Weights, parse_weights
 from shards.stream.order import Order
 from shards.stream.sample_slots import check_cursor
@@ -39,6 +39,7 @@ class ReadConfig:
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     subset: Subset | None = None
     weights: tuple[str | float, ...] = ()
+    keys: Keys = "auto"
     sources: SourceConfig = field(default_factory=SourceConfig)
     num_readers: int = 2
 
@@ -77,7 +78,9 @@ class OpenData:
             )
         self.config = config
         reader = RangeReader(config.sources)
-        self.manifest = open_manifest(given, reader, separate=bool(config.weights))
+        self.manifest = open_manifest(
+            given, reader, separate=bool(config.weights), keys=config.keys
+        )
         if config.subset is not None:
             check_subset(config.subset, self.manifest.shards, reader)
 

@@ -143,7 +143,7 @@ class _SampleReader:
         )
 
     def _judge(self, sample: Sample, turn: Turn) -> Sample | Reject:
-        if turn.quarantine and image_digest(sample) in turn.quarantine:
+        if turn.quarantine and image_digest(sample, self._config.admission) in turn.quarantine:
             detail = "a process died while it decoded this image"
             return reject(sample, "kills_decoder", detail)
         image = self._admit(sample)

@@ -30,6 +30,7 @@ __all__ = [
     "Format",
     "ImageHeader",
     "ImageError",
+    "has_image_magic",
     "read_image_header",
 ]
 
@@ -67,6 +68,11 @@ def read_image_header(data: bytes, formats: tuple[Format, ...] = ()) -> ImageHea
                 raise ImageError("format", f"{format_}; allowed are {', '.join(formats)}")
             return _checked(data, read)
     raise ImageError("not_an_image", f"begins with {data[:8]!r}")
+
+
+def has_image_magic(data: bytes) -> bool:
+    """Return True if bytes begin as those of a supported format do."""
+    return any(magic.match(data) for magic, _, _ in _READERS)
 
 
 def _checked(data: bytes, read: Callable[[bytes], ImageHeader]) -> ImageHeader:

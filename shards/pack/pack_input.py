@@ -21,7 +21,7 @@ from shards.pack.table_entries import TableColumns, entries_from_parquet
 from shards.redaction import redact
 from shards.samples.subset_file import load_subset
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest_listing import open_manifest
+from shards.stream.manifest_listing import Keys, open_manifest
 
 SourceKind = Literal["auto", "folder", "list", "parquet", "shards"]
 
@@ -30,7 +30,12 @@ _PATTERN: Final = re.compile(r"[*{\[]")
 
 
 def open_source(
-    name: str, kind: SourceKind, labels: LabelMode, columns: TableColumns, subset: str | None
+    name: str,
+    kind: SourceKind,
+    labels: LabelMode,
+    columns: TableColumns,
+    subset: str | None,
+    keys: Keys = "auto",
 ) -> PackSource:
     """Return the source that `name` refers to. Raises UserError or ShardUnreadable."""
     if kind == "auto":
@@ -41,7 +46,7 @@ def open_source(
             "the wanted images instead"
         )
     if kind == "shards":
-        return _open_shards(name, subset)
+        return _open_shards(name, subset, keys)
     if kind == "parquet":
         return entries_from_parquet(_parquet_files(name), columns, labels)
     return entries_from_list(name, labels) if kind == "list" else entries_from_folder(name, labels)
@@ -63,9 +68,9 @@ def check_apart(source: str, out: str) -> None:
         )
 
 
-def _open_shards(pattern: str, subset: str | None) -> ShardsSource:
+def _open_shards(pattern: str, subset: str | None, keys: Keys) -> ShardsSource:
     reader = RangeReader()
-    manifest = open_manifest(pattern, reader)
+    manifest = open_manifest(pattern, reader, keys=keys)
     chosen = None if subset is None else load_subset(subset)
     if chosen is not None:
         check_subset(chosen, manifest.shards, reader)

@@ -10,12 +10,7 @@ from shards.images.decode import JPEG_REDUCTIONS, can_reduce, decode
 from shards.images.image_header import ImageError, ImageHeader, read_image_header
 from shards.records import Reason, Reject, Sample
 from shards.samples.admission_config import AdmissionConfig
-
-# The image member is searched in this order. Its format is detected from its bytes, not from here.
-IMAGE_EXTENSIONS = (
-    *("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "jfif", "jpe"),
-    *("jp2", "j2k", "ppm", "pgm", "ico", "img", "image"),
-)
+from shards.samples.image_member import find_image
 
 # Entropy is measured on a small copy, so that noise and compression do not count as content.
 _COPY_SIDE: Final = 64
@@ -23,10 +18,9 @@ _COPY_SIDE: Final = 64
 
 def admit(sample: Sample, config: AdmissionConfig) -> ImageHeader | Reject:
     """Return the image of a sample after checks of its header, or a reject. Decodes no pixel."""
-    data = image_bytes(sample)
+    data = find_image(sample, config.image_members)
     if data is None:
-        found = ", ".join(sorted(sample.fields)) or "nothing"
-        return reject(sample, "no_image", f"members: {found}")
+        return reject(sample, "no_image", _describe_members(sample, config.image_members))
     try:
         if len(data) > config.max_bytes:
             raise ImageError("too_many_bytes", f"{len(data)} bytes, over {config.max_bytes}")
@@ -107,15 +101,9 @@ def entropy(image: ImageHeader) -> float:
     return float(np.abs(np.sum(shares * np.log2(shares))))
 
 
-def image_bytes(sample: Sample) -> bytes | None:
-    """Return the bytes of the image member, chosen by extension; None if there is none."""
-    for extension in IMAGE_EXTENSIONS:
-        if extension in sample.fields:
-            return sample.fields[extension]
-    for extension, data in sample.fields.items():  # such as "front.jpg"
-        if extension.rpartition(".")[2] in IMAGE_EXTENSIONS:
-            return data
-    return None
+def _describe_members(sample: Sample, wanted: tuple[str, ...]) -> str:
+    found = ", ".join(sorted(name or "(no extension)" for name in sample.fields)) or "nothing"
+    return f"members: {found}" + (f"; none is {' or '.join(wanted)}" if wanted else "")
 
 
 def reject(sample: Sample, reason: Reason, detail: str = "") -> Reject:

@@ -20,6 +20,9 @@ class AdmissionConfig:
     never decoded. `min_entropy` costs one more, reduced, decode of every image.
     """
 
+    image_member: str = ""
+    """Image of a sample with several, such as image.png, or image for any image.*; more names in
+    order of preference after commas; empty: the first by extension."""
     formats: tuple[Format, ...] = ()
     """Accepted formats, detected from the bytes; empty for all supported formats."""
     min_side: int = 8
@@ -52,6 +55,11 @@ class AdmissionConfig:
     """A run ends when more than this share of the samples is rejected."""
     probation: int = 1000
     """Number of samples before `max_reject_fraction` applies."""
+
+    @property
+    def image_members(self) -> tuple[str, ...]:
+        """Names in `image_member`, in order of preference."""
+        return tuple(name for name in self.image_member.replace(",", " ").split() if name)
 
     def __post_init__(self) -> None:
         if self.min_side < 1 or self.max_pixels < self.min_side**2:

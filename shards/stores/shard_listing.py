@@ -1,5 +1,6 @@
 """Listing of shards: brace patterns, globs, folders and single names become sorted shards."""
 
+import glob
 import posixpath
 import re
 from collections.abc import Iterable, Iterator
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from braceexpand import braceexpand
 
 from shards.errors import ManifestError
+from shards.member_names import is_hidden
 from shards.records import ShardInfo
 from shards.redaction import cause_to_show, redact, short
 from shards.stores.retry import RetriesExhausted, RetryConfig, error_code
@@ -18,6 +20,7 @@ from shards.stores.uploads import UNFINISHED
 _SHARD = re.compile(r"\.(tar|tar\.gz|tgz|tar\.zst)$", re.IGNORECASE)
 _COMPRESSED = re.compile(r"\.(tar\.gz|tgz|tar\.zst)$", re.IGNORECASE)
 _GLOB = re.compile(r"[*\[]")
+_PATTERN = re.compile(r"[*\[{?]")
 # Fewer shards of a folder are looked up one by one: that is cheaper than a huge listing.
 _MIN_NAMES_TO_LIST = 8
 _NUM_THREADS = 16
@@ -26,7 +29,9 @@ _NUM_THREADS = 16
 def list_shards(pattern: str, stores: Stores | None = None) -> list[ShardInfo]:
     """Expand a brace pattern, a glob, a folder or a single shard into shards, sorted by URI.
 
-    Raises ManifestError when nothing matches, a named shard is missing, or access is refused.
+    A path that exists is that path, whatever characters its name has. Hidden files of folders and
+    globs are no shards. Shards of 0 bytes are listed, if there are others. Raises ManifestError when
+    nothing matches, a named shard is missing, or access is refused.
     """
     stores = stores or Stores(RetryConfig())
     try:
@@ -40,23 +45,21 @@ def list_shards(pattern: str, stores: Stores | None = None) -> list[ShardInfo]:
             f"no shard matches {redact(pattern)!r}; give a folder, a glob such as 'dir/*.tar', "
             "a brace pattern such as 'dir/{0000..0099}.tar', or a single .tar file"
         )
-    empty = [shard.uri for shard in shards.values() if shard.num_bytes == 0]
-    if empty:
-        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+    if not any(shard.num_bytes for shard in shards.values()):
         raise ManifestError(
-            f"{redact(empty[0])}{more} holds 0 bytes; a shard is a tar of at least one sample; "
-            "remove it or leave it out of the pattern"
+            f"{redact(pattern)} holds 0 bytes in {len(shards)} shards; a shard is a tar of at least "
+            "one sample: write it again, or name other shards"
         )
     return [shards[uri] for uri in sorted(shards)]
 
 
 def _list(stores: Stores, pattern: str) -> Iterator[ListedFile]:
     plain: list[str] = []
-    names = _expand(pattern)
+    names = [pattern] if _exists(stores, pattern) else _expand(pattern)
     for name in names:
         store = stores.open(name) if len(names) == 1 or _is_glob(name) else None
-        if store is not None and _is_glob(name):
-            matches = store.glob(name)
+        if store is not None and _is_glob(name) and not _exists(stores, name):
+            matches = [entry for entry in store.glob(_escape(store, name)) if not _hidden(entry)]
             _check_finished(store, {posixpath.dirname(entry.uri) for entry in matches})
             yield from _with_sizes(store, matches)
         elif store is not None and (found := _find(store, name)) is not None:
@@ -77,6 +80,39 @@ def _expand(pattern: str) -> list[str]:
         ) from cause_to_show(pattern, error)
 
 
+def _exists(stores: Stores, name: str) -> bool:
+    """Return True if a name with the characters of a pattern is that of a file or a folder."""
+    if not _PATTERN.search(redact(name)):
+        return False
+    store = stores.open(name)
+    return _is_place(store, name)
+
+
+def _is_place(store: Store, name: str) -> bool:
+    try:
+        return store.look_up(name) is not None
+    except RetriesExhausted as exhausted:
+        if exhausted.failure.kind in ("refused", "gone"):
+            return False  # some stores answer so for a name that is a pattern
+        raise
+
+
+def _escape(store: Store, pattern: str) -> str:
+    """Escape the folders of a local pattern that exist: 'data [v2]/*.tar' -> 'data [[]v2]/*.tar'."""
+    if store_name(pattern) != "file":
+        return pattern
+    folder, _, rest = pattern.rpartition("/")
+    while folder and not _is_place(store, folder):
+        folder, _, part = folder.rpartition("/")
+        rest = f"{part}/{rest}"
+    return f"{glob.escape(folder)}/{rest}" if folder else pattern
+
+
+def _hidden(entry: ListedFile) -> bool:
+    """Return True for a file such as '._00000.tar', which macOS puts beside a shard."""
+    return is_hidden(posixpath.basename(redact(entry.uri)))
+
+
 def _is_glob(name: str) -> bool:
     return bool(_GLOB.search(redact(name))) or ("?" in name and store_name(name) == "file")
 
@@ -89,7 +125,9 @@ def _find(store: Store, name: str) -> list[ListedFile] | None:
     found = store.find(name)
     unfinished = [e.uri for e in found or () if posixpath.basename(e.uri) == UNFINISHED]
     _check_finished(store, map(posixpath.dirname, unfinished))
-    return None if found is None else [e for e in found if _SHARD.search(redact(e.uri))]
+    if found is None:
+        return None
+    return [e for e in found if _SHARD.search(redact(e.uri)) and not _hidden(e)]
 
 
 def _check_finished(store: Store, folders: Iterable[str]) -> None:

@@ -71,6 +71,15 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def read_name_rules(path: Path) -> dict[int, NameRule]:
+    """Return the name rule of each source in a saved manifest; empty if there is none."""
+    try:
+        table = pq.read_table(path)
+        return dict(zip(table["source"].to_pylist(), _names(table), strict=True))
+    except (OSError, KeyError, pa.ArrowException):
+        return {}
+
+
 def _names(table: pa.Table) -> list[NameRule]:
     """Return the name rule of each shard; files of version 0.2 have none, and kept hidden files."""
     if "keys" not in table.column_names:

@@ -22,7 +22,7 @@ from shards.redaction import redact
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest import Manifest
-from shards.stream.manifest_listing import open_manifest
+from shards.stream.manifest_listing import Keys, open_manifest
 from streamssl.commands.argument_parser import parse
 
 # The screen shows this many faults; the report lists all.
@@ -36,6 +36,9 @@ class ScanOptions:
 
     data: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Folders, globs, brace patterns or single tars."""
+    keys: Keys = "auto"
+    """Rule of sample keys: first_dot as in WebDataset, or last_dot for file names with dots; auto
+    takes what the shards show."""
     threads: int = 2
     """Number of threads that read, and of threads that decode."""
     json: bool = False
@@ -78,7 +81,7 @@ def verify(arguments: list[str], console: Console) -> int:
     """Report faults of shards; exit status 1 if there are any."""
     parsed = parse(Verify, "streamssl shards verify", arguments)
     reader = RangeReader()
-    manifest = open_manifest(parsed.data, reader)
+    manifest = open_manifest(parsed.data, reader, keys=parsed.keys)
     with _scanner(parsed, manifest, reader, console, manifest.num_bytes) as scanner:
         result = scanner.scan_all()
     fields = _counts(result, manifest) | _faults(result, manifest)
@@ -92,7 +95,7 @@ def stats(arguments: list[str], console: Console) -> int:
     """Count sizes, formats and rejects of shards."""
     parsed = parse(Stats, "streamssl shards stats", arguments)
     reader = RangeReader()
-    manifest = open_manifest(parsed.data, reader)
+    manifest = open_manifest(parsed.data, reader, keys=parsed.keys)
     num_bytes = parsed.sample * manifest.suggest_chunk_bytes() if parsed.sample else 1 << 62
     num_bytes = min(num_bytes, manifest.num_bytes)
     with _scanner(parsed, manifest, reader, console, num_bytes) as scanner:

@@ -14,6 +14,7 @@ from shards.pack.pack_input import SourceKind, check_apart, open_source
 from shards.pack.table_entries import TableColumns
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.image_download import DownloadConfig
+from shards.stream.manifest_listing import Keys
 from streamssl.commands.argument_parser import parse
 from streamssl.runs.pack_progress import show_packing
 
@@ -31,6 +32,9 @@ class Pack:
     """Kind of SOURCE; auto: detected from its name or its files."""
     labels: LabelMode = "auto"
     """auto: sub-folders are classes; none: no labels."""
+    keys: Keys = "auto"
+    """For shards: rule of sample keys, first_dot as in WebDataset, or last_dot for file names with
+    dots; auto takes what the shards show."""
     columns: TableColumns = field(default_factory=TableColumns)
     subset: str | None = None
     """For shards: a .parquet, .txt or .npy file of keys or uids; only these samples are packed."""
@@ -52,7 +56,7 @@ def pack_shards(arguments: list[str], console: Console) -> int:
     """Make shards from images, lists of addresses, or other shards."""
     parsed = parse(Pack, "streamssl shards pack", arguments)
     check_apart(parsed.source, parsed.out)
-    source = open_source(parsed.source, parsed.kind, parsed.labels, parsed.columns, parsed.subset)
+    source = open_source(parsed.source, parsed.kind, parsed.labels, parsed.columns, parsed.subset, parsed.keys)
     with show_packing(console) as progress:
         report = pack(
             source,

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from shards.errors import ConfigError
 from shards.redaction import redact
+from shards.stream.manifest_listing import Keys
 from streamssl.commands.argument_parser import parse, unknown
 from streamssl.config.run_config import RunConfig, read_toml
 from streamssl.config.sizing import Sizing
@@ -35,6 +36,9 @@ class Pretrain:
     A resumed run uses other weights from its next block on."""
     subset: str | None = None
     """A .parquet, .txt or .npy list of keys or uids: only these samples are the data."""
+    keys: Keys = "auto"
+    """Rule of sample keys: first_dot as in WebDataset, or last_dot for file names with dots; auto
+    takes what the shards show. A resumed run keeps its rule."""
     verified: tuple[Path, ...] = ()
     """Reports of `streamssl shards verify --report`: the irregular shards in them are read from
     byte 0."""
@@ -167,6 +171,7 @@ def run_pretrain(
         weights=parsed.weights,
         subset=parsed.subset,
         verified=parsed.verified,
+        keys=parsed.keys,
     )
     # Shards are listed while torch is imported. The thread is no daemon: Python must not exit in
     # the middle of that import.

@@ -14,7 +14,7 @@ from shards.inspect.sample_view import MAX_TILES, batch_tiles, draw_samples
 from shards.redaction import redact
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest_listing import open_manifest
+from shards.stream.manifest_listing import Keys, open_manifest
 from streamssl.commands.argument_parser import parse
 
 
@@ -25,6 +25,9 @@ class View:
     data: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Folders, globs, brace patterns or single tars. Give them with --run only if the run
     has signed addresses, which are not saved."""
+    keys: Keys = "auto"
+    """Rule of sample keys: first_dot as in WebDataset, or last_dot for file names with dots; auto
+    takes what the shards show."""
     out: Path
     """The sheet: a file that ends in .html or .png."""
     num: int = 64
@@ -70,7 +73,7 @@ def view(arguments: list[str], console: Console) -> int:
 
 def _samples(parsed: View) -> ContactSheet:
     reader = RangeReader()
-    manifest = open_manifest(parsed.data, reader)
+    manifest = open_manifest(parsed.data, reader, keys=parsed.keys)
     tiles = list(draw_samples(manifest, reader, parsed.admission, num=parsed.num, seed=parsed.seed))
     refused = sum(bool(tile.reason) for tile in tiles)
     plural = "s" if len(manifest.shards) > 1 else ""
@@ -85,14 +88,13 @@ def _batch(parsed: View, run: Path, step: int) -> ContactSheet:
     # Only a batch needs torch, because its crops are made again, and the files of a run.
     from shards.stream.manifest_file import read_manifest
     from streamssl.pretrain.replay_batch import open_batch
+    from streamssl.runs.file_names import MANIFEST
     from streamssl.runs.run_data import open_data, read_data
 
     reader = RangeReader()
     named = replace(read_data(run / "data.toml"), patterns=parsed.data) if parsed.data else None
     batch = open_batch(run, step, reader, named)  # raises if its digest is not the logged one
-    manifest = (
-        open_data(named, reader).manifest if named else read_manifest(run / "manifest.parquet")
-    )
+    manifest = open_data(named, reader, run).manifest if named else read_manifest(run / MANIFEST)
     tiles = list(batch_tiles(batch, manifest, reader, parsed.num))
     rejects = Counter(reject.reason for reject in batch.rejects)
     reasons = ", ".join(f"{count} {reason}" for reason, count in rejects.most_common())

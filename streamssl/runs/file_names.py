@@ -3,6 +3,7 @@
 from typing import Final
 
 JOURNAL: Final = "journal.jsonl"
+MANIFEST: Final = "manifest.parquet"
 # State of the control plane of a run on a cluster.
 CONTROL: Final = ".control"
 # Address at which a live run serves /metrics.

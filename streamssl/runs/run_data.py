@@ -18,14 +18,16 @@ from shards.samples.subset_file import load_subset
 from shards.stores.range_reader import RangeReader
 from shards.stream.journal import Journal
 from shards.stream.manifest import Manifest
-from shards.stream.manifest_listing import open_manifest
+from shards.stream.manifest_file import read_name_rules
+from shards.stream.manifest_listing import Keys, open_manifest
 from shards.stream.mixture import Weights, parse_weights
 from shards.stream.order import Order
+from streamssl.runs.file_names import MANIFEST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Values of `--data`, `--weights`, `--subset` and `--verified`.
+    """Values of `--data`, `--weights`, `--subset`, `--verified` and `--keys`.
 
     Without weights all patterns together are one source; with weights each pattern is a source.
     """
@@ -34,6 +36,7 @@ class DataConfig:
     weights: tuple[str, ...] = ()
     subset: str | None = None
     verified: tuple[Path, ...] = ()
+    keys: Keys = "auto"
 
     def __post_init__(self) -> None:
         if not self.patterns:
@@ -84,10 +87,19 @@ class OpenedData:
         return about if self.subset is None else min(about, len(self.subset))
 
 
-def open_data(config: DataConfig, reader: RangeReader) -> OpenedData:
-    """List the shards and read the first samples. Raises UserError, ShardUnreadable."""
+def open_data(config: DataConfig, reader: RangeReader, out: Path | None = None) -> OpenedData:
+    """List the shards and read the first samples.
+
+    A run in the folder `out` goes on with its rule of keys. Raises UserError, ShardUnreadable.
+    """
     subset = load_subset(config.subset) if config.subset else None
-    manifest = open_manifest(config.patterns, reader, separate=bool(config.weights))
+    manifest = open_manifest(
+        config.patterns,
+        reader,
+        separate=bool(config.weights),
+        keys=config.keys,
+        names=None if out is None else read_name_rules(out / MANIFEST),
+    )
     if subset is not None:
         check_subset(subset, manifest.shards, reader)
     irregular = {row for path in config.verified for row in read_verified(path, manifest)}
@@ -156,6 +168,8 @@ def write_data(config: DataConfig, path: Path) -> None:
     fields: dict[str, Any] = {"data": [redact(pattern) for pattern in config.patterns]}
     if config.weights:
         fields["weights"] = list(config.weights)
+    if config.keys != "auto":
+        fields["keys"] = config.keys
     if config.subset:
         file, mark, column = config.subset.partition("::")
         fields["subset"] = f"{Path(file).expanduser().resolve()}{mark}{column}"
@@ -170,6 +184,7 @@ def read_data(path: Path) -> DataConfig:
             patterns=tuple(fields["data"]),
             weights=tuple(fields.get("weights", ())),
             subset=fields.get("subset"),
+            keys=fields.get("keys", "auto"),
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(

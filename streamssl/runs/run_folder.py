@@ -15,7 +15,7 @@ from shards.pack.pack import pack
 from shards.stream.manifest_file import write_manifest
 from shards.stream.order import Order
 from streamssl.config.run_config import RunConfig, check_same, read_toml, write_toml
-from streamssl.runs.file_names import JOURNAL
+from streamssl.runs.file_names import JOURNAL, MANIFEST
 from streamssl.runs.pack_progress import show_packing
 from streamssl.runs.run_data import DataConfig, OpenedData, write_data
 
@@ -67,7 +67,7 @@ def write_folder(out: Path, config: RunConfig, data: OpenedData) -> None:
     """Save settings, data and manifest. The settings come first: they make the folder a run."""
     write_toml(config, out / "config.toml")
     write_data(data.config, out / "data.toml")
-    write_manifest(data.manifest, out / "manifest.parquet")
+    write_manifest(data.manifest, out / MANIFEST)
 
 
 def is_same_start(out: Path, config: RunConfig, order: Order) -> bool:

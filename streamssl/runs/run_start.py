@@ -25,4 +25,4 @@ def start_run(
     check_out(out)
     check_trainers(config.stream.batch_size, placement.trainers)
     with lock_folder(out):
-        yield open_data(prepare_data(data, out, console), RangeReader())
+        yield open_data(prepare_data(data, out, console), RangeReader(), out)

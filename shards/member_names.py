@@ -47,6 +47,9 @@ class NameRule:
         return not self.keep_hidden and is_hidden(name)
 
 
+WEBDATASET_NAMES: Final = NameRule()
+
+
 def is_hidden(name: str) -> bool:
     """Return True for names such as '.DS_Store', 'a/._b.jpg', '__MACOSX/a.jpg', 'Thumbs.db'."""
     return _HIDDEN.search(name) is not None

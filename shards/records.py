@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import CursorMismatch
-from shards.member_names import NameRule
+from shards.member_names import WEBDATASET_NAMES, NameRule
 
 Reason = Literal[
     "no_image",  # the sample has no member that could be an image
@@ -52,7 +52,7 @@ class ShardInfo:
     version: str  # an etag, or "<mtime>-<size>" where the store has none
     source: int = 0  # number of the pattern in a mixture
     whole: bool = False  # one chunk: compressed, or on a server without ranges
-    names: NameRule = NameRule()
+    names: NameRule = WEBDATASET_NAMES
 
 
 @dataclass(frozen=True, slots=True)

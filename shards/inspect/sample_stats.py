@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from shards.images.image_header import ImageHeader
+from shards.inspect.layout_report import LayoutCounts
 from shards.records import Reject
 
 
@@ -54,6 +55,7 @@ class SampleStats:
     examples: dict[str, Reject] = field(default_factory=dict)
     shorter_sides: RoundedHistogram = field(default_factory=RoundedHistogram)
     longer_sides: RoundedHistogram = field(default_factory=RoundedHistogram)
+    layout: LayoutCounts = field(default_factory=LayoutCounts)
     aspect_ratios: RoundedHistogram = field(default_factory=RoundedHistogram)
     sizes: RoundedHistogram = field(default_factory=RoundedHistogram)
 
@@ -82,6 +84,7 @@ class SampleStats:
         self.num_decoded += other.num_decoded
         self.decode_seconds += other.decode_seconds
         self.formats.update(other.formats)
+        self.layout.merge(other.layout)
         self.extensions.update(other.extensions)
         self.rejects.update(other.rejects)
         for mine, others in (

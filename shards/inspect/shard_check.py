@@ -13,11 +13,14 @@ from shards.redaction import redact
 from shards.stores.range_reader import RangeReader
 from shards.tars.chunk_reader import read_chunk
 from shards.tars.cutter import cut_chunk
+from shards.tars.headers import BLOCK
 from shards.tars.sample_starts import SampleStarts
 
 Found = list[Sample | Reject]
 
 _PAGE = 1 << 20
+# A tar ends with two blocks of zeros.
+_END_BYTES = 2 * BLOCK
 # A shard that is read whole is passed on in parts of this many samples.
 _SAMPLES_PER_PART = 256
 
@@ -31,7 +34,8 @@ class ShardReport:
     `num_repeated`: samples whose key and an extension occurred before. `num_scattered`: samples
     whose key occurred before with other extensions only: probably members of one sample that are
     not adjacent. `num_links`: links, whose targets may have been meant. `num_hidden`: hidden files,
-    which are part of no sample.
+    which are part of no sample. `has_end`: the tar ends with two blocks of zeros, which a writer
+    that was interrupted leaves out.
     """
 
     shard: int
@@ -47,13 +51,14 @@ class ShardReport:
     first_scattered: int | None = None
     num_links: int = 0
     num_hidden: int = 0
+    has_end: bool = True
     unreadable: str | None = None
 
     @property
     def is_good(self) -> bool:
         """True if every sample can be used as it is."""
         faults = self.rejects or self.num_scattered or self.unreadable is not None
-        return not faults and self.irregular_at is None
+        return bool(self.num_samples and self.has_end and not faults and self.irregular_at is None)
 
 
 def walk_shard(
@@ -87,7 +92,7 @@ def _walk(
         yield size, []
         return
     pages = _PageCache(lambda a, b: reader.read(shard, a, b), size, 3 * chunk_bytes)
-    starts = SampleStarts()
+    starts, stop = SampleStarts(), 0
     for start in range(0, size, chunk_bytes):
         chunk = Chunk(row, start, min(start + chunk_bytes, size), walked=True)
         try:
@@ -100,10 +105,14 @@ def _walk(
         )
         report.num_links += walked.num_links
         report.num_hidden += walked.num_hidden
+        stop = max(stop, walked.stop)
         if alone.found != walked.found and report.irregular_at is None:
             report.irregular_at = start
         if (alone.needs_walk or walked.needs_walk) and report.needs_walk_at is None:
             report.needs_walk_at = start
+        if chunk.stop == size:
+            ending = pages.read(stop, min(size, stop + _END_BYTES)) if stop < size else b""
+            report.has_end = ending == bytes(_END_BYTES)
         yield chunk.stop - start, walked.found
 
 

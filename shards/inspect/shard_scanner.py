@@ -167,6 +167,7 @@ class ShardScanner:
         for future in pending:
             total.merge(future.result())
         report.num_samples = total.num_samples
+        total.layout.num_hidden += report.num_hidden
         report.rejects, report.examples = dict(total.rejects), total.examples
         return report, total, seconds
 
@@ -179,6 +180,7 @@ class ShardScanner:
 
     def _examine(self, found: Found) -> SampleStats:
         stats = SampleStats(num_samples=len(found))
+        stats.layout.add(found)
         admitted: list[tuple[Sample, ImageHeader]] = []
         for item in found:
             if isinstance(item, Sample):

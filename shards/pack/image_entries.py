@@ -21,7 +21,7 @@ from shards.pack.store_lookup import StoreLookup
 from shards.records import ShardInfo
 from shards.redaction import redact
 from shards.samples import synthetic_images as synthetic
-from shards.samples.admission import IMAGE_EXTENSIONS
+from shards.samples.image_member import IMAGE_EXTENSIONS
 
 LabelMode = Literal["auto", "none"]
 # Name, path or address, entry of a store's listing, label.

@@ -56,3 +56,10 @@ def _are_parts_of_names(prefixes: Counter[str]) -> bool:
     if any(_ENDS_IN_NUMBER.search(prefix) for prefix in prefixes):
         return True
     return len(prefixes) > _MAX_KINDS or (num >= _MIN_MEMBERS and 2 * len(prefixes) > num)
+
+
+def join_names(names: Counter[str], max_names: int) -> str:
+    """Return the most frequent names as words: 'cls, json and 3 more'."""
+    shown = [name or "(no extension)" for name, _ in names.most_common(max_names)]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

@@ -3,7 +3,7 @@
 import glob
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from braceexpand import braceexpand
@@ -30,8 +30,8 @@ def list_shards(pattern: str, stores: Stores | None = None) -> list[ShardInfo]:
     """Expand a brace pattern, a glob, a folder or a single shard into shards, sorted by URI.
 
     A path that exists is that path, whatever characters its name has. Hidden files of folders and
-    globs are no shards. Shards of 0 bytes are listed, if there are others. Raises ManifestError when
-    nothing matches, a named shard is missing, or access is refused.
+    globs are no shards. Shards of 0 bytes are listed, if there are others. Raises ManifestError
+    when nothing matches, a named shard is missing, or access is refused.
     """
     stores = stores or Stores(RetryConfig())
     try:
@@ -47,10 +47,33 @@ def list_shards(pattern: str, stores: Stores | None = None) -> list[ShardInfo]:
         )
     if not any(shard.num_bytes for shard in shards.values()):
         raise ManifestError(
-            f"{redact(pattern)} holds 0 bytes in {len(shards)} shards; a shard is a tar of at least "
-            "one sample: write it again, or name other shards"
+            f"{redact(pattern)} holds 0 bytes in {len(shards)} shards; a shard is a tar of at "
+            "least one sample: write it again, or name other shards"
         )
     return [shards[uri] for uri in sorted(shards)]
+
+
+def find_unfinished(shards: Sequence[ShardInfo], stores: Stores) -> tuple[str, ...]:
+    """Return the shards without the `_stats.json` that img2dataset writes after each, if others
+    have one."""
+    folders: dict[str, list[str]] = {}
+    for shard in shards:
+        if not shard.uri.startswith("http"):  # each look-up is a request
+            folders.setdefault(posixpath.dirname(shard.uri), []).append(shard.uri)
+    unfinished: list[str] = []
+    for folder, uris in folders.items():
+        store = stores.open(uris[0])
+        probes = {uris[0], uris[len(uris) // 2], uris[-1]}
+        if not any(_look_up_each(store, [_stats_file(uri) for uri in sorted(probes)])):
+            continue
+        present = {entry.uri for entry in store.list_folder(folder, "")}
+        present = {posixpath.basename(uri) for uri in present}
+        unfinished += [u for u in uris if posixpath.basename(_stats_file(u)) not in present]
+    return tuple(unfinished)
+
+
+def _stats_file(uri: str) -> str:
+    return f"{_SHARD.sub('', uri)}_stats.json"
 
 
 def _list(stores: Stores, pattern: str) -> Iterator[ListedFile]:
@@ -98,7 +121,7 @@ def _is_place(store: Store, name: str) -> bool:
 
 
 def _escape(store: Store, pattern: str) -> str:
-    """Escape the folders of a local pattern that exist: 'data [v2]/*.tar' -> 'data [[]v2]/*.tar'."""
+    """Escape the local folders that exist: 'data [v2]/*.tar' -> 'data [[]v2]/*.tar'."""
     if store_name(pattern) != "file":
         return pattern
     folder, _, rest = pattern.rpartition("/")

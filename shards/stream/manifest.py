@@ -24,7 +24,7 @@ class Manifest:
     `sample_bytes` is the mean size of a sample in its tar, headers included, estimated from a few
     shards; it only sizes chunks and is not part of the digest. `patterns` are the names that the
     user gave; `sample_bytes_of` is `sample_bytes` for each source. `empty` names listed shards of 0
-    bytes, which are left out.
+    bytes, which are left out; `unfinished` those that a downloader may still write.
     """
 
     shards: tuple[ShardInfo, ...]
@@ -32,6 +32,7 @@ class Manifest:
     patterns: tuple[str, ...] = field(default=(), compare=False)
     sample_bytes_of: tuple[float, ...] = field(default=(), compare=False)
     empty: tuple[str, ...] = field(default=(), compare=False)
+    unfinished: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
     def num_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,7 +55,8 @@ def read_manifest(path: Path) -> Manifest:
         fields = json.loads((table.schema.metadata or {})[_METADATA])
         rows = zip(*(table[name].to_pylist() for name in _COLUMNS), strict=True)
         shards = tuple(
-            ShardInfo(*row, names=names) for row, names in zip(rows, _names(table), strict=True)
+            replace(ShardInfo(*row), names=names)
+            for row, names in zip(rows, _names(table), strict=True)
         )
         manifest = Manifest(shards, fields["sample_bytes"], tuple(fields["patterns"]))
         redacted, digest = fields["redacted"], fields["digest"]

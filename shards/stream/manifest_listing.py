@@ -7,12 +7,12 @@ from typing import Literal
 import numpy as np
 
 from shards.errors import ManifestError, NotATar
-from shards.member_names import KeyRule, NameRule
+from shards.member_names import WEBDATASET_NAMES, KeyRule, NameRule
 from shards.records import Sample, ShardInfo
 from shards.redaction import redact
 from shards.samples.key_rule import detect_key_rule
 from shards.stores.range_reader import RangeReader
-from shards.stores.shard_listing import list_shards
+from shards.stores.shard_listing import find_unfinished, list_shards
 from shards.stream.manifest import Manifest
 from shards.tars.chunk_reader import read_shard_head
 from shards.tars.headers import BLOCK, is_header
@@ -53,7 +53,7 @@ def open_manifest(
     shards: list[ShardInfo] = []
     sizes: list[list[float]] = []
     for number, found in enumerate(sources):
-        rule = (names or {}).get(number, NameRule())
+        rule = (names or {}).get(number, WEBDATASET_NAMES)
         rule = rule if keys == "auto" else replace(rule, keys=keys)
         is_known = keys != "auto" or number in (names or {})
         probes = [_Probe(replace(shard, names=rule), reader) for shard in _spread(found)]
@@ -66,7 +66,9 @@ def open_manifest(
         sizes.append(_sample_bytes(probes))
     means = tuple(float(np.mean(probed)) for probed in sizes)
     sample_bytes = float(np.mean([size for probed in sizes for size in probed]))
-    return Manifest(tuple(shards), sample_bytes, patterns, means, empty)
+    return Manifest(
+        tuple(shards), sample_bytes, patterns, means, empty, find_unfinished(shards, reader.stores)
+    )
 
 
 class _Probe:

@@ -17,11 +17,11 @@ from typing import BinaryIO
 import zstandard
 
 from shards.errors import NotATar, ShardUnreadable
+from shards.member_names import NameRule
 from shards.records import Chunk, Reason, Reject, ShardInfo
 from shards.redaction import redact
 from shards.stores.range_reader import RangeReader
 from shards.tars.cutter import CutChunk, cut_chunk
-from shards.member_names import NameRule
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # A shard may unpack to this multiple of its size, and always to 1 GiB; more is a bomb.

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from shards.errors import NotATar
+from shards.member_names import WEBDATASET_NAMES, NameRule
 from shards.records import Chunk, Reason, Reject, Sample
 from shards.tars.headers import BLOCK, ZEROS, TarHeaderError, TarMember, header_offsets, read_member
-from shards.member_names import NameRule
 from shards.tars.nested_tars import NestedTarScan
 from shards.tars.read_window import MIN_STEP, Read, ReadWindow
 from shards.tars.sample_starts import SampleStarts
@@ -46,13 +46,14 @@ class CutChunk:
 
     `needs_walk`: later chunks could take the content of a member of this chunk for members of the
     shard itself. `num_links`: hard and symbolic links, which are part of no sample, as are the
-    `num_hidden` files that the name rule leaves out.
+    `num_hidden` files that the name rule leaves out. `stop`: end of the last member that was seen.
     """
 
     found: list[Sample | Reject]
     needs_walk: bool = False
     num_links: int = 0
     num_hidden: int = 0
+    stop: int = 0
 
 
 def cut_chunk(
@@ -61,7 +62,7 @@ def cut_chunk(
     chunk: Chunk,
     window_bytes: int = 1 << 18,
     starts: SampleStarts | None = None,
-    names: NameRule = NameRule(),
+    names: NameRule = WEBDATASET_NAMES,
 ) -> CutChunk:
     """Return the samples of `chunk` of a tar of `size` bytes; `names` assigns members to them.
 
@@ -88,7 +89,7 @@ def cut_chunk(
     scan = NestedTarScan(window, chunk)
     members = _walk(window, begin, chunk.stop, names)
     found = list(_group(window, chunk, members, scan, walked))
-    return CutChunk(found, scan.needs_walk, scan.num_links, scan.num_hidden)
+    return CutChunk(found, scan.needs_walk, scan.num_links, scan.num_hidden, scan.stop)
 
 
 def _begins_with_tar(window: ReadWindow) -> bool:

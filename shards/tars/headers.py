@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import adler32
 
+from shards.member_names import WEBDATASET_NAMES, NameRule
 from shards.tars.header_fields import BLOCK as BLOCK
 from shards.tars.header_fields import Get, number, padded, pax_records
-from shards.member_names import NameRule
 from shards.tars.sparse_files import SparseMap, SparseMapError, gnu_sparse_map, pax_sparse_map
 
 ZEROS = bytes(BLOCK)
@@ -69,7 +69,7 @@ class TarHeaderError(Exception):
         self.start, self.resume, self.found = start, resume, found
 
 
-def read_member(get: Get, start: int, names: NameRule = NameRule()) -> TarMember:
+def read_member(get: Get, start: int, names: NameRule = WEBDATASET_NAMES) -> TarMember:
     """Return the member whose first header is at `start`. Raises TarHeaderError.
 
     `get(start, stop)` returns these bytes of the file, fewer at its end. A member that is `regular`

@@ -38,6 +38,11 @@ class NestedTarScan:
         self.needs_walk = False
         self.num_links = self.num_hidden = 0
 
+    @property
+    def stop(self) -> int:
+        """End of the member that was visited last; 0 before the first."""
+        return 0 if self._last is None else self._last.end
+
     def visit(self, member: TarMember) -> None:
         """Visit the next member. For a member of a sample, call `scan` or `skip` too."""
         self._last, self._last_hides_headers = member, member.hides_headers

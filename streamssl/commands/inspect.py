@@ -15,6 +15,7 @@ from rich.table import Table
 
 from shards.errors import ConfigError
 from shards.files import write_atomic
+from shards.inspect.layout_report import listing_lines
 from shards.inspect.shard_check import ShardReport
 from shards.inspect.shard_scanner import Depth, ScanResult, ShardScanner
 from shards.records import Reject
@@ -85,10 +86,14 @@ def verify(arguments: list[str], console: Console) -> int:
     with _scanner(parsed, manifest, reader, console, manifest.num_bytes) as scanner:
         result = scanner.scan_all()
     fields = _counts(result, manifest) | _faults(result, manifest)
+    fields |= {"layout": _layout(result, manifest, parsed)}
     _write(fields, parsed, console)
     if not parsed.json:
-        _print_faults(result, console)
-    return 0 if result.is_good else 1
+        _print_faults(result, manifest, console)
+        _print_layout(fields["layout"], console)
+    # A rule of keys that was detected, not chosen, tells of names that other tools misread.
+    is_usual = parsed.keys != "auto" or {s.names.keys for s in manifest.shards} == {"first_dot"}
+    return 0 if result.is_good and is_usual and not manifest.empty + manifest.unfinished else 1
 
 
 def stats(arguments: list[str], console: Console) -> int:
@@ -104,7 +109,8 @@ def stats(arguments: list[str], console: Console) -> int:
         else:
             result = scanner.scan_all()
     fields = _counts(result, manifest) | _sizes(result)
-    _write(fields, parsed, console)
+    layout = _layout(result, manifest, parsed)
+    _write(fields | {"layout": layout}, parsed, console)
     if not parsed.json:
         table = Table(
             title=" ".join(map(redact, parsed.data)), title_justify="left", show_header=False
@@ -117,6 +123,7 @@ def stats(arguments: list[str], console: Console) -> int:
                 f"scanned {result.scanned_chunks:,} of {result.num_chunks:,} chunks; there are "
                 f"about {_estimated_samples(result):,} samples in all shards"
             )
+        _print_layout(layout, console)
     return 1 if any(report.unreadable for report in result.shards) else 0
 
 
@@ -187,8 +194,28 @@ def _faults(result: ScanResult, manifest: Manifest) -> dict[str, Any]:
         "repeated_keys": sum(report.num_repeated for report in result.shards),
         "scattered_keys": sum(report.num_scattered for report in result.shards),
         "links": sum(report.num_links for report in result.shards),
+        "hidden": sum(report.num_hidden for report in result.shards),
+        "without_samples": [r.uri for r in result.shards if not r.num_samples],
+        "without_end": [r.uri for r in result.shards if not r.has_end],
+        "empty": list(map(redact, manifest.empty)),
+        "unfinished": list(map(redact, manifest.unfinished)),
         "shard_reports": [_shard_fields(report) for report in result.shards],
     }
+
+
+def _layout(result: ScanResult, manifest: Manifest, parsed: ScanOptions) -> list[str]:
+    """Return what is unusual in the layout, a line each."""
+    rules = {shard.names for shard in manifest.shards}
+    rule = max(rules, key=lambda names: names.keys == "last_dot")
+    return [
+        *listing_lines(manifest),
+        *result.stats.layout.lines(rule, parsed.admission.image_members),
+    ]
+
+
+def _print_layout(lines: list[str], console: Console) -> None:
+    for line in lines:
+        console.print(f"layout: {line}", markup=False)
 
 
 def _shard_fields(report: ShardReport) -> dict[str, Any]:
@@ -206,6 +233,8 @@ def _shard_fields(report: ShardReport) -> dict[str, Any]:
         "scattered_keys": report.num_scattered,
         "first_scattered_at_byte": report.first_scattered,
         "links": report.num_links,
+        "hidden": report.num_hidden,
+        "has_end": report.has_end,
         "unreadable": report.unreadable,
     }
 
@@ -214,7 +243,7 @@ def _place(reject: Reject) -> dict[str, Any]:
     return {"byte": reject.offset, "key": reject.key, "detail": reject.detail}
 
 
-def _print_faults(result: ScanResult, console: Console) -> None:
+def _print_faults(result: ScanResult, manifest: Manifest, console: Console) -> None:
     stats = result.stats
     console.print(
         f"{stats.num_samples:,} samples in {result.num_shards} shards, "
@@ -226,7 +255,8 @@ def _print_faults(result: ScanResult, console: Console) -> None:
         where = f"{result.shards[first.shard].uri}, byte {first.offset}, key {first.key!r}"
         line = f"  {reason:<16} {count:>8,}   first: {where}: {first.detail}"
         console.print(line, markup=False)
-    lines = [line for report in result.shards for line in _shard_faults(report)]
+    lines = [f"empty: {redact(uri)}: 0 bytes; write it again" for uri in manifest.empty]
+    lines += [line for report in result.shards for line in _shard_faults(report)]
     for line in lines[:_MAX_SHOWN]:
         console.print(line, markup=False)
     if len(lines) > _MAX_SHOWN:
@@ -237,6 +267,13 @@ def _shard_faults(report: ShardReport) -> Iterator[str]:
     """Yield a line for every fault of a shard as a whole."""
     if report.unreadable is not None:
         yield f"unreadable: {report.unreadable}"
+    elif not report.num_samples:
+        yield f"without samples: {report.uri}: a run finds nothing in it; write it again"
+    if not report.has_end:
+        yield (
+            f"no end: {report.uri}: the two blocks of zeros that end a tar are missing, so its "
+            "writer was interrupted and samples may be missing; write it again"
+        )
     if report.irregular_at is not None:
         yield (
             f"irregular: {report.uri}, byte {report.irregular_at}: a member contains data "

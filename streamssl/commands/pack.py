@@ -56,7 +56,9 @@ def pack_shards(arguments: list[str], console: Console) -> int:
     """Make shards from images, lists of addresses, or other shards."""
     parsed = parse(Pack, "streamssl shards pack", arguments)
     check_apart(parsed.source, parsed.out)
-    source = open_source(parsed.source, parsed.kind, parsed.labels, parsed.columns, parsed.subset, parsed.keys)
+    source = open_source(
+        parsed.source, parsed.kind, parsed.labels, parsed.columns, parsed.subset, parsed.keys
+    )
     with show_packing(console) as progress:
         report = pack(
             source,

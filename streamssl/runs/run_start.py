@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.membership.world_sizes import check_trainers
+from shards.inspect.layout_report import probe_layout
 from shards.stores.range_reader import RangeReader
 from streamssl.config.run_config import RunConfig
 from streamssl.runs.placement import Placement
@@ -25,4 +26,8 @@ def start_run(
     check_out(out)
     check_trainers(config.stream.batch_size, placement.trainers)
     with lock_folder(out):
-        yield open_data(prepare_data(data, out, console), RangeReader(), out)
+        reader = RangeReader()
+        opened = open_data(prepare_data(data, out, console), reader, out)
+        for line in probe_layout(opened.manifest, reader, config.admission).lines:
+            console.print(f"data: {line}", highlight=False, markup=False)
+        yield opened

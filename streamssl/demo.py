@@ -67,7 +67,7 @@ def demo(config: DemoConfig, console: Console, stop: Callable[[], bool]) -> bool
         run, str(train), str(test), ("raw pixels", "untrained", "trained"), KnnConfig()
     )
     keep_score(run, scores.score)
-    console.print(f"k-NN accuracy on {scores.num_test:,} images that were not trained on:")
+    console.print(f"k-NN accuracy on {scores.test.num_images:,} images that were not trained on:")
     table = Table()
     for column in ("encoder", "k=20", "k=200"):
         table.add_column(column, justify="left" if column == "encoder" else "right")

@@ -1,11 +1,10 @@
 """Labelled images in file order, each once: the input of an evaluation.
 
-There are no random crops: an image becomes its central square in one size. The label is the whole
-number in the `cls` member of a sample, or in field `label` or `cls` of its `json` member.
+There are no random crops: an image becomes its central square in one size. Labels are those of
+`samples.labels`, which training reads, too; samples without one are counted and left out.
 """
 
 import itertools
-import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,10 +17,12 @@ from shards.crops.engine import Engine, use_one_core
 from shards.crops.recipe import CropRecipe, Parameter, ViewGroup, draw
 from shards.errors import BudgetExceeded, UserError
 from shards.images.image_header import ImageHeader
+from shards.inspect.class_names import ClassNames
 from shards.records import Chunk, Reject, Sample
 from shards.redaction import redact
 from shards.samples.admission import admit
 from shards.samples.admission_config import AdmissionConfig
+from shards.samples.labels import Label, find_label, label_candidates
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest import Manifest
 from shards.stream.order import Order, OrderConfig
@@ -36,29 +37,44 @@ BuildEngine = Callable[[CropRecipe], Engine]
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """`images` (N, S, S, 3) uint8 RGB, `labels` (N,) int64, and the number of rejects by reason."""
+    """Some images of a set.
+
+    `images` (N, S, S, 3) are uint8 RGB. `labels` are N labels as the samples have them, `names` the
+    same with the names of `classes.txt` in place of numbers. `rejects` counts samples that cannot
+    be read, by reason; `num_unlabelled` have no label.
+    """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: tuple[Label, ...]
+    names: tuple[Label, ...]
     rejects: dict[str, int] = field(default_factory=dict)
+    num_unlabelled: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledSet:
+    """Shards of an evaluation. `label` names the label as in `samples.labels`; empty for the usual
+    names."""
+
+    manifest: Manifest
+    reader: RangeReader
+    label: str = ""
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
 
 
 def iter_labelled(
-    manifest: Manifest,
-    reader: RangeReader,
-    size: int,
-    build_engine: BuildEngine,
-    num_threads: int = 2,
+    data: LabelledSet, size: int, build_engine: BuildEngine, num_threads: int = 2
 ) -> Iterator[LabelledImages]:
-    """Yield every labelled image of `manifest` as `size` x `size` pixels, in order, in parts.
+    """Yield every labelled image of `data` as `size` x `size` pixels, in order, in parts.
 
-    Raises UserError at the first sample without a label, BudgetExceeded if there is no image.
+    Raises UserError if there is no label, BudgetExceeded if there is no image.
     """
+    manifest = data.manifest
     config = OrderConfig(seed=0, chunk_bytes=manifest.suggest_chunk_bytes(), chunks_per_block=1)
     order = Order(manifest.shards, manifest.digest, config)
-    part_reader = _PartReader(manifest, reader, build_engine, size)
+    part_reader = _PartReader(data, build_engine, size)
     rejects: Counter[str] = Counter()
-    num_images = 0
+    num_images = num_unlabelled = 0
     pending: deque[tuple[Chunk, Future[tuple[LabelledImages, bool]]]] = deque()
     remaining = iter(range(order.num_chunks))
     irregular: set[int] = set()  # shards that must be walked from byte 0, see `shards.tars.cutter`
@@ -79,39 +95,16 @@ def iter_labelled(
                 irregular.add(chunk.shard)
             rejects.update(part.rejects)
             num_images += len(part.labels)
+            num_unlabelled += part.num_unlabelled
             yield part
+    if num_unlabelled and not num_images:
+        raise UserError(part_reader.describe_no_label(num_unlabelled))
     if not num_images:
         raise BudgetExceeded(
             "every sample of the labelled shards was rejected; at least one image is needed; "
             "look at the reasons, and at the shards with `streamssl shards verify`",
             rejects,
         )
-
-
-def read_class_number(sample: Sample, uri: str) -> int:
-    """Return the class number of a sample. Raises UserError if it has none."""
-    try:
-        return _find_class_number(sample)
-    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        members = ", ".join(sorted(sample.fields))
-        raise UserError(
-            f"sample {sample.key!r} of {redact(uri)} has no label (members: {members}); every "
-            f"sample needs a whole number in {sample.key}.cls, or as 'label' in {sample.key}.json: "
-            "`streamssl shards pack` writes them for a folder with a sub-folder for each class"
-        ) from error
-
-
-def _find_class_number(sample: Sample) -> int:
-    found = sample.fields.get("cls")
-    if found is None:
-        fields = json.loads(sample.fields.get("json", b"{}"))
-        found = fields.get("label", fields.get("cls"))
-    label = int(found)
-    if isinstance(found, bool) or (isinstance(found, float) and label != found):
-        raise ValueError(f"{found!r} is not a whole number")
-    if not 0 <= label < 1 << 63:
-        raise ValueError(f"{found!r} is no class number")
-    return label
 
 
 def central_square(size: int) -> CropRecipe:
@@ -125,32 +118,51 @@ def central_square(size: int) -> CropRecipe:
 class _PartReader:
     """Reads the labelled images of single chunks. Thread-safe."""
 
-    def __init__(
-        self, manifest: Manifest, reader: RangeReader, build_engine: BuildEngine, size: int
-    ) -> None:
-        self._manifest, self._reader, self._size = manifest, reader, size
-        self._build_engine = build_engine
+    def __init__(self, data: LabelledSet, build_engine: BuildEngine, size: int) -> None:
+        self._data, self._build_engine, self._size = data, build_engine, size
         self._starts = SampleStartCache()
+        self._names = ClassNames(data.manifest.shards, data.reader)
+        self._unlabelled: Sample | None = None
 
     def read(self, chunk: Chunk) -> tuple[LabelledImages, bool]:
         """Return the labelled images of a chunk, and its `needs_walk`."""
-        shard = self._manifest.shards[chunk.shard]
-        cut = read_chunk(self._reader, shard, chunk, self._starts)
+        shard = self._data.manifest.shards[chunk.shard]
+        cut = read_chunk(self._data.reader, shard, chunk, self._starts)
         rejects: Counter[str] = Counter()
         admitted: list[ImageHeader] = []
-        labels: list[int] = []
+        labels: list[Label] = []
+        num_unlabelled = 0
         for item in cut.found:
-            image = item if isinstance(item, Reject) else admit(item, AdmissionConfig())
+            image = item if isinstance(item, Reject) else admit(item, self._data.admission)
             if isinstance(image, Reject):
                 rejects[image.reason] += 1
             elif isinstance(item, Sample):
-                admitted.append(image)
-                labels.append(read_class_number(item, shard.uri))
+                label = find_label(item, self._data.label)
+                if label is None:
+                    num_unlabelled += 1
+                    self._unlabelled = self._unlabelled or item
+                else:
+                    admitted.append(image)
+                    labels.append(label)
         engine = self._build_engine(central_square(self._size))
         cropped = engine.crop(admitted, _parameters(admitted, self._size))
         rejects.update(reason for _, reason, _ in cropped.failures)
-        kept = np.array(labels, dtype=np.int64)[cropped.ok]
-        return LabelledImages(cropped.crops[0][:, 0], kept, dict(rejects)), cut.needs_walk
+        kept = tuple(label for label, ok in zip(labels, cropped.ok, strict=True) if ok)
+        names = tuple(self._names.name(chunk.shard, label) for label in kept)
+        part = LabelledImages(cropped.crops[0][:, 0], kept, names, dict(rejects), num_unlabelled)
+        return part, cut.needs_walk
+
+    def describe_no_label(self, num_samples: int) -> str:
+        """Return the message for a set without any label."""
+        sample, wanted = self._unlabelled, self._data.label
+        assert sample is not None
+        found = ", ".join(label_candidates(sample)) or "none"
+        return (
+            f"none of {num_samples} samples of {redact(self._data.manifest.patterns[0])} has a "
+            f"label ({wanted or 'cls, label or class, as member or JSON field'}); an evaluation "
+            f"needs them; "
+            f"members and JSON fields of the first are {found}: name one with --label"
+        )
 
 
 def _parameters(images: list[ImageHeader], size: int) -> NDArray[np.float32]:

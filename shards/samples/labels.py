@@ -1,11 +1,15 @@
-"""Labels of samples as whole numbers, for methods that learn from labels.
+"""Labels of samples: one reader for training, packing and evaluation.
 
-The label named `cls` is the member `cls`, or else field `cls` of the JSON member. Whole numbers
-from 0 to 2^31 are taken as they are. Any other text becomes a number above that, a hash of its
-bytes, so equal words are equal everywhere. From a list, such as hashtags, each
-epoch draws one entry.
+The label named `cls` is the member `cls`, or else field `cls` of the JSON member; `meta.label` is a
+field of a field. A label is a class number from 0 or a word: 3, 3.0 and "3" are equal. Negative
+numbers, null, NaN and empty text are no label. From a list, such as hashtags, each epoch draws one
+entry. Methods get whole numbers: class numbers below 2^31 as they are, any other label as a larger
+number, a hash of its text, so equal words are equal everywhere.
 """
 
+import math
+import re
+import unicodedata
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Final
@@ -14,10 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.records import Sample
-from shards.samples.metadata import MetadataError, read_metadata
+from shards.samples.image_member import image_extension
+from shards.samples.metadata import MetadataError, read_field, read_metadata
 
 NO_LABEL: Final = -1
+# Names that are tried in this order where the user named none.
+USUAL_NAMES: Final = ("cls", "label", "class")
 _FIRST_HASH: Final = 1 << 31
+_MAX_CANDIDATES: Final = 20
+_NUMBER: Final = re.compile(r"([+-]?)(\d{1,18})(\.0*)?", re.ASCII)
+
+Label = int | str
 
 
 def read_labels(samples: Sequence[Sample], name: str, epoch: int) -> NDArray[np.int64]:
@@ -26,25 +37,73 @@ def read_labels(samples: Sequence[Sample], name: str, epoch: int) -> NDArray[np.
 
 
 def read_label(sample: Sample, name: str, epoch: int) -> int:
-    """Return the label of one sample in `epoch`, or `NO_LABEL`."""
+    """Return the label of one sample in `epoch` as a number, or `NO_LABEL`."""
+    label = find_label(sample, name, epoch)
+    return NO_LABEL if label is None else _number(label)
+
+
+def find_label(sample: Sample, name: str = "", epoch: int = 0) -> Label | None:
+    """Return the label of one sample: a class number or a word; None if it has none.
+
+    Without a `name` the first of `USUAL_NAMES` that gives a label is taken.
+    """
+    for each in (name,) if name else USUAL_NAMES:
+        label = _read(sample, each, epoch)
+        if label is not None:
+            return label
+    return None
+
+
+def _read(sample: Sample, name: str, epoch: int) -> Label | None:
     member = sample.fields.get(name)
     if member is not None:
-        return _number(member.decode(errors="replace"))
+        return plain_label(member.decode("utf-8-sig", errors="replace"))
     try:
-        value = read_metadata(sample).get(name)
+        value = read_field(sample, name)
     except MetadataError:
-        return NO_LABEL
+        return None
     if isinstance(value, list):
         value = value[_draw(sample, epoch) % len(value)] if value else None
-    return NO_LABEL if value is None or isinstance(value, dict | list) else _number(value)
+    return plain_label(value)
 
 
-def _number(value: Any) -> int:
-    text = str(value).strip()
-    if text.isascii() and text.isdigit() and int(text) < _FIRST_HASH:
-        return int(text)
-    if not text:
-        return NO_LABEL
+def plain_label(value: Any) -> Label | None:
+    """Return a value as a class number or a word; None if it is no label."""
+    if value is None or isinstance(value, dict | list):
+        return None
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
+        value = None if math.isnan(value) else int(value)
+    text = "" if value is None else str(value).strip()
+    text = text.lower() if isinstance(value, bool) else unicodedata.normalize("NFC", text)
+    if number := _NUMBER.fullmatch(text):
+        is_negative = number[1] == "-" and int(number[2]) > 0
+        return None if is_negative else int(number[2])
+    return text or None
+
+
+def label_candidates(sample: Sample) -> list[str]:
+    """Return the members and JSON fields of a sample that could be a label, for a message."""
+    found = [name for name in sample.fields if name != "json" and not image_extension(name)]
+    try:
+        fields = read_metadata(sample)
+    except MetadataError:
+        fields = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            found += [f"{name}.{inner}" for inner, one in value.items() if _is_plain(one)]
+        elif _is_plain(value):
+            found.append(name)
+    return found[:_MAX_CANDIDATES]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _number(label: Label) -> int:
+    if isinstance(label, int) and label < _FIRST_HASH:
+        return label
+    text = str(label)
     digest = blake2b(text.encode(), digest_size=8, person=b"streamssl label").digest()
     return max(int.from_bytes(digest, "little") >> 1, _FIRST_HASH)
 

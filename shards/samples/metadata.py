@@ -1,7 +1,10 @@
 """Metadata of a sample: its JSON member, which is untrusted."""
 
+import functools
 import json
 from typing import Any
+
+import msgspec
 
 from shards.records import Sample
 
@@ -30,3 +33,43 @@ def read_metadata(sample: Sample) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise MetadataError(f"the json member is a {type(found).__name__}, not an object")
     return found
+
+
+def read_field(sample: Sample, name: str) -> Any:
+    """Return one field of the JSON member; 'meta.label' is field `label` of the object `meta`.
+
+    A name with dots of its own is found, too. The other fields are skipped, so that a member may
+    have any length. The result is None without such a field. Raises MetadataError.
+    """
+    data = sample.fields.get("json")
+    if data is None:
+        return None
+    if len(data) > MAX_BYTES:
+        return _skip_to(data, name)
+    found: Any = read_metadata(sample)
+    if name in found:
+        return found[name]
+    for part in name.split("."):
+        if not isinstance(found, dict):
+            return None
+        found = found.get(part)
+    return found
+
+
+def _skip_to(data: bytes, name: str) -> Any:
+    try:
+        found = _decoder(tuple(name.split("."))).decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise MetadataError(f"the json member: {type(error).__name__}: {error}") from error
+    for _ in name.split("."):
+        found = getattr(found, "field", None)
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _decoder(path: tuple[str, ...]) -> "msgspec.json.Decoder[Any]":
+    """Return a decoder of one field that builds no object for the others."""
+    kind: Any = Any
+    for part in reversed(path):
+        kind = msgspec.defstruct("Wanted", [("field", kind, None)], rename={"field": part})
+    return msgspec.json.Decoder(kind)

@@ -1,14 +1,17 @@
 """`streamssl evaluate`: score the encoder of a run."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 from shards.errors import UserError
 from streamssl.commands.argument_parser import parse
+from streamssl.evaluation.set_options import SetCounts, SetOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,8 +28,7 @@ class EvaluateKnn:
     """Numbers of neighbours that vote; one accuracy for each."""
     temperature: float = 0.1
     """Temperature of the vote weights; smaller is sharper."""
-    size: int | None = None
-    """Side of the images in pixels; None: the run's largest crop."""
+    sets: Annotated[SetOptions, tyro.conf.arg(name="")] = field(default_factory=SetOptions)
     baselines: bool = False
     """Score raw pixels and the untrained encoder too."""
     follow: bool = False
@@ -57,16 +59,17 @@ def _score(parsed: EvaluateKnn, run: Path, encoders: Any, console: Console) -> N
     from streamssl.evaluation.scores import SCORES, keep_score
 
     config = KnnConfig(ks=parsed.ks, temperature=parsed.temperature)
-    scores = knn_of_run(run, parsed.train, parsed.test, encoders, config, parsed.size)
+    scores = knn_of_run(run, parsed.train, parsed.test, encoders, config, parsed.sets)
     folder, _ = find_checkpoint(run)
     try:
         keep_score(folder, scores.score)
     except OSError as error:
         console.print(f"{folder / SCORES} could not be written ({error}); the score is below")
     console.print(
-        f"k-NN accuracy in % at step {scores.step}: {scores.num_train:,} training and "
-        f"{scores.num_test:,} test images"
+        f"k-NN accuracy in % at step {scores.step}: {scores.train.num_images:,} training and "
+        f"{scores.test.num_images:,} test images"
     )
+    _print_left_out({"training": scores.train, "test": scores.test}, console)
     table = Table()
     table.add_column("encoder")
     for k in parsed.ks:
@@ -89,8 +92,7 @@ class EvaluateRetrieval:
     """Labelled shards that are ranked."""
     ranks: tuple[int, ...] = (1, 5, 10)
     """Numbers of first images among which a match counts; one share of queries for each."""
-    size: int | None = None
-    """Side of the images in pixels; None: the run's largest crop."""
+    sets: Annotated[SetOptions, tyro.conf.arg(name="")] = field(default_factory=SetOptions)
     baselines: bool = False
     """Score raw pixels and the untrained encoder too."""
 
@@ -106,7 +108,7 @@ def evaluate_retrieval(arguments: list[str], console: Console) -> int:
         parsed.gallery,
         _encoders(parsed.baselines),
         parsed.ranks,
-        parsed.size,
+        parsed.sets,
     )
     counts = next(iter(scores.by_encoder.values()))
     unmatched = (
@@ -114,8 +116,9 @@ def evaluate_retrieval(arguments: list[str], console: Console) -> int:
     )
     console.print(
         f"retrieval in % at step {scores.step}: {counts.num_queries:,} queries{unmatched}, "
-        f"{scores.num_gallery:,} images in the gallery"
+        f"{scores.gallery.num_images:,} images in the gallery"
     )
+    _print_left_out({"query": scores.query, "gallery": scores.gallery}, console)
     table = Table()
     table.add_column("encoder")
     for column in ("mAP", *(f"rank-{k}" for k in parsed.ranks)):
@@ -125,6 +128,12 @@ def evaluate_retrieval(arguments: list[str], console: Console) -> int:
         table.add_row(encoder, *(f"{number:.1f}" for number in numbers))
     console.print(table)
     return 0
+
+
+def _print_left_out(counts: Mapping[str, SetCounts], console: Console) -> None:
+    for which, count in counts.items():
+        if text := count.describe(which):
+            console.print(text, markup=False)
 
 
 def _encoders(baselines: bool) -> Any:

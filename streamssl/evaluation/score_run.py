@@ -1,47 +1,56 @@
 """Scores of the encoder of a run on labelled shards."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from shards.crops.opencv import OpenCVEngine
 from shards.errors import ConfigError
-from shards.inspect.labelled_images import iter_labelled
+from shards.inspect.labelled_images import LabelledSet
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest import Manifest
 from shards.stream.manifest_listing import open_manifest
 from streamssl import checkpoint
 from streamssl.config.run_config import RunConfig, read_toml
-from streamssl.evaluation.knn import Features, KnnConfig, embed, knn_accuracy, raw_pixel_features
+from streamssl.evaluation.knn import KnnConfig, knn_accuracy
+from streamssl.evaluation.labelled_sets import (
+    EmbeddedSet,
+    check_known,
+    embed_set,
+    number_classes,
+)
 from streamssl.evaluation.retrieval import RetrievalScore, retrieve
 from streamssl.evaluation.scores import KnnScore
+from streamssl.evaluation.set_options import SetCounts, SetOptions
 from streamssl.modules.backbones import build_backbone
 
 Encoder = Literal["raw pixels", "untrained", "trained"]
 _POLL_SECONDS = 1.0
-_Embedded = tuple[Features, NDArray[np.int64]]
+_Both = tuple[EmbeddedSet, EmbeddedSet]
 
 
 @dataclass(frozen=True, slots=True)
 class KnnResult:
-    """Top-1 accuracy in percent by encoder and k, and the numbers of images."""
+    """Top-1 accuracy in percent by encoder and k, and the counts of both sets."""
 
     accuracy: dict[Encoder, dict[int, float]]
-    num_train: int
-    num_test: int
+    train: SetCounts
+    test: SetCounts
     step: int
 
     @property
     def score(self) -> KnnScore:
         """Score of the trained encoder, in the form that is saved."""
-        return KnnScore(self.step, self.accuracy["trained"], self.num_train, self.num_test)
+        return KnnScore(
+            self.step,
+            self.accuracy["trained"],
+            self.train.num_images,
+            self.test.num_images,
+            self.test.num_left_out,
+        )
 
 
 def knn_of_run(
@@ -50,20 +59,22 @@ def knn_of_run(
     test: str,
     encoders: tuple[Encoder, ...] = ("trained",),
     config: KnnConfig | None = None,
-    size: int | None = None,
+    options: SetOptions | None = None,
 ) -> KnnResult:
     """Return the k-NN accuracy on the shards `test`, with neighbours from the shards `train`.
 
-    `run` is a run folder (its newest checkpoint) or one checkpoint of it. `size` is in pixels, by
-    default that of the run's largest crop. Raises UserError.
+    `run` is a run folder (its newest checkpoint) or one checkpoint of it. Raises UserError.
     """
     accuracy: dict[Encoder, dict[int, float]] = {}
-    num_train = num_test = 0
-    step, found = _features_of_run(run, (train, test), encoders, size)
-    for encoder, ((train_x, train_y), (test_x, test_y)) in found:
-        accuracy[encoder] = knn_accuracy(train_x, train_y, test_x, test_y, config)
-        num_train, num_test = len(train_y), len(test_y)
-    return KnnResult(accuracy, num_train, num_test, step)
+    counts = SetCounts(0), SetCounts(0)
+    sets = {"training": train, "test": test}
+    step, found = _features_of_run(run, sets, encoders, options or SetOptions())
+    for encoder, (first, second) in found:
+        check_known(first, second)
+        train_y, test_y = number_classes(first, second)
+        accuracy[encoder] = knn_accuracy(first.features, train_y, second.features, test_y, config)
+        counts = first.counts, second.counts
+    return KnnResult(accuracy, *counts, step)
 
 
 def iter_checkpoints(run: Path) -> Iterator[Path]:
@@ -92,10 +103,11 @@ def iter_checkpoints(run: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalResult:
-    """Retrieval scores by encoder, and the number of images in the gallery."""
+    """Retrieval scores by encoder, and the counts of both sets."""
 
     by_encoder: dict[Encoder, RetrievalScore]
-    num_gallery: int
+    query: SetCounts
+    gallery: SetCounts
     step: int
 
 
@@ -105,42 +117,50 @@ def retrieval_of_run(
     gallery: str,
     encoders: tuple[Encoder, ...] = ("trained",),
     ranks: tuple[int, ...] = (1, 5, 10),
-    size: int | None = None,
+    options: SetOptions | None = None,
 ) -> RetrievalResult:
     """Return the retrieval scores of the images of `query` in the shards `gallery`.
 
     The other arguments are those of `knn_of_run`. Raises UserError.
     """
     by_encoder: dict[Encoder, RetrievalScore] = {}
-    num_gallery = 0
-    step, found = _features_of_run(run, (query, gallery), encoders, size)
-    for encoder, ((query_x, query_y), (gallery_x, gallery_y)) in found:
-        by_encoder[encoder] = retrieve(query_x, query_y, gallery_x, gallery_y, ranks)
-        num_gallery = len(gallery_y)
-    return RetrievalResult(by_encoder, num_gallery, step)
+    counts = SetCounts(0), SetCounts(0)
+    sets = {"query": query, "gallery": gallery}
+    step, found = _features_of_run(run, sets, encoders, options or SetOptions())
+    for encoder, (first, second) in found:
+        query_y, gallery_y = number_classes(first, second)
+        by_encoder[encoder] = retrieve(first.features, query_y, second.features, gallery_y, ranks)
+        counts = first.counts, second.counts
+    return RetrievalResult(by_encoder, *counts, step)
 
 
 def _features_of_run(
-    run: Path, patterns: tuple[str, str], encoders: tuple[Encoder, ...], size: int | None
-) -> tuple[int, Iterator[tuple[Encoder, tuple[_Embedded, _Embedded]]]]:
-    """Return the step of the checkpoint, and features and labels of both sets by encoder."""
+    run: Path, patterns: Mapping[str, str], encoders: tuple[Encoder, ...], options: SetOptions
+) -> tuple[int, Iterator[tuple[Encoder, _Both]]]:
+    """Return the step of the checkpoint, and both sets, given by name, for each encoder."""
     folder, newest = find_checkpoint(run)
     settings = read_toml(folder / "config.toml")
     step = int(checkpoint.read_fields(newest)["step"])
     reader = RangeReader()
-    first, second = (open_manifest(pattern, reader) for pattern in patterns)
-    pixels = size or settings.largest_crop
+    sets = {
+        which: LabelledSet(
+            manifest=open_manifest(pattern, reader, keys=options.keys),
+            reader=reader,
+            label=options.label,
+            admission=settings.admission,
+        )
+        for which, pattern in patterns.items()
+    }
+    pixels = options.size or settings.largest_crop
 
-    def embed_both() -> Iterator[tuple[Encoder, tuple[_Embedded, _Embedded]]]:
+    def embed_both() -> Iterator[tuple[Encoder, _Both]]:
         for encoder in encoders:
             backbone = _build(settings, encoder, newest)
-            yield (
-                encoder,
-                (
-                    _features(backbone, first, reader, pixels),
-                    _features(backbone, second, reader, pixels),
-                ),
+            first, second = (
+                embed_set(backbone, which, data, pixels, options.max_left_out)
+                for which, data in sets.items()
             )
+            yield encoder, (first, second)
 
     return step, embed_both()
 
@@ -168,22 +188,3 @@ def _build(settings: RunConfig, encoder: Encoder, newest: Path) -> nn.Module | N
         checkpoint.load_backbone(newest, backbone)
     moved: nn.Module = backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
-
-
-def _features(
-    backbone: nn.Module | None, manifest: Manifest, reader: RangeReader, size: int
-) -> _Embedded:
-    """Return features and labels of all labelled images; images are not kept."""
-    labels: list[NDArray[np.int64]] = []
-
-    def images() -> Iterator[NDArray[np.uint8]]:
-        for part in iter_labelled(manifest, reader, size, OpenCVEngine):
-            if len(part.labels):
-                labels.append(part.labels)
-                yield part.images
-
-    if backbone is None:
-        features = np.concatenate([raw_pixel_features(part) for part in images()])
-    else:
-        features = embed(backbone, images())
-    return features, np.concatenate(labels)

@@ -13,12 +13,16 @@ _TAIL_BYTES = 1 << 14  # longer than any line
 
 @dataclass(frozen=True, slots=True)
 class KnnScore:
-    """k-NN accuracy in percent of the encoder of `step`, by number of neighbours."""
+    """k-NN accuracy in percent of the encoder of `step`, by number of neighbours.
+
+    `num_left_out` test samples could not be read or have no label.
+    """
 
     step: int
     knn: Mapping[int, float]
     num_train: int
     num_test: int
+    num_left_out: int = 0
 
     @property
     def headline(self) -> float:
@@ -33,6 +37,7 @@ def keep_score(out: Path, score: KnnScore) -> None:
         "knn": {str(k): accuracy for k, accuracy in score.knn.items()},
         "num_train": score.num_train,
         "num_test": score.num_test,
+        "num_left_out": score.num_left_out,
     }
     with (out / SCORES).open("a") as file:
         file.write(json.dumps(fields) + "\n")
@@ -61,9 +66,9 @@ def _parse(line: str) -> KnnScore | None:
     try:
         fields: Any = json.loads(line)
         knn = {int(k): float(accuracy) for k, accuracy in fields["knn"].items()}
-        score = KnnScore(
-            int(fields["step"]), knn, int(fields["num_train"]), int(fields["num_test"])
-        )
+        counts = (int(fields[name]) for name in ("step", "num_train", "num_test"))
+        step, num_train, num_test = counts
+        score = KnnScore(step, knn, num_train, num_test, int(fields.get("num_left_out", 0)))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return score if knn else None

@@ -1,0 +1,54 @@
+"""Options of the labelled sets of an evaluation, and what is told of their samples."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shards.errors import ConfigError
+from shards.stream.manifest_listing import Keys
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetOptions:
+    """Reading of the labelled sets of an evaluation."""
+
+    label: str = ""
+    """Label of a sample: a member such as cls, or a JSON field such as meta.label; empty: cls,
+    label or class."""
+    size: int | None = None
+    """Side of the images in pixels; None: the run's largest crop."""
+    keys: Keys = "auto"
+    """Rule of sample keys: first_dot as in WebDataset, or last_dot for file names with dots; auto
+    takes what the shards show."""
+    max_left_out: float = 0.1
+    """Share of unreadable samples above which a set is not scored."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_left_out <= 1:
+            raise ConfigError(
+                f"max_left_out={self.max_left_out}; it is a share from 0 to 1: give --max-left-out "
+                "0.1"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SetCounts:
+    """Number of images of a set, and of samples that were left out."""
+
+    num_images: int
+    rejects: Mapping[str, int] = field(default_factory=dict)
+    num_unlabelled: int = 0
+
+    @property
+    def num_left_out(self) -> int:
+        return sum(self.rejects.values()) + self.num_unlabelled
+
+    def describe(self, which: str) -> str:
+        """Return in words how many samples were left out, and why; empty if none was."""
+        reasons = dict(self.rejects)
+        if self.num_unlabelled:
+            reasons["no label"] = self.num_unlabelled
+        if not reasons:
+            return ""
+        total = self.num_images + self.num_left_out
+        words = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+        return f"{self.num_left_out:,} of {total:,} {which} samples were left out: {words}"

@@ -6,10 +6,11 @@ folders contain them.
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 KeyRule = Literal["first_dot", "last_dot"]
-KEY_RULES: Final[tuple[KeyRule, ...]] = get_args(KeyRule)
+# What a user may ask for: "auto" takes the rule that the shards show.
+Keys = Literal["auto", KeyRule]
 
 # A name that begins with a dot, a file that an operating system leaves, or a file in its folder.
 _HIDDEN: Final = re.compile(

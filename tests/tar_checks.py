@@ -4,6 +4,7 @@ import random
 import time
 
 from shards.errors import NotATar
+from shards.member_names import WEBDATASET_NAMES
 from shards.records import Chunk, Reject, Sample
 from shards.tars.cutter import CutChunk, cut_chunk
 from shards.tars.sample_starts import SampleStarts
@@ -13,9 +14,9 @@ CHUNK_SIZES = (1024, 4096, 7680, 16384, 65536, 1 << 20)
 WINDOWS = (1 << 12, 1 << 16, 1 << 18)
 
 
-def cut_bytes(data, chunk, window_bytes=1 << 18, starts=None):
+def cut_bytes(data, chunk, window_bytes=1 << 18, starts=None, names=WEBDATASET_NAMES):
     """Cut one chunk of a tar in memory."""
-    found = cut_chunk(lambda a, b: data[a:b], len(data), chunk, window_bytes, starts)
+    found = cut_chunk(lambda a, b: data[a:b], len(data), chunk, window_bytes, starts, names)
     assert all(chunk.start <= item.offset < chunk.stop for item in found.found)
     return found
 
@@ -28,11 +29,11 @@ def chunks_of(data, chunk_bytes, walked=False):
     ]
 
 
-def cut_all(data, chunk_bytes=4096, window_bytes=1 << 18, walked=False):
+def cut_all(data, chunk_bytes=4096, window_bytes=1 << 18, walked=False, names=WEBDATASET_NAMES):
     """Cut all chunks of a tar; `needs_walk` is set if any chunk sets it."""
     found, needs_walk = [], False
     for chunk in chunks_of(data, chunk_bytes, walked):
-        part = cut_bytes(data, chunk, window_bytes)
+        part = cut_bytes(data, chunk, window_bytes, names=names)
         found += part.found
         needs_walk |= part.needs_walk
     return CutChunk(found, needs_walk)

@@ -11,13 +11,14 @@ from typing import Any, Final
 
 from shards.crops.chunk_cropper import check_subset
 from shards.errors import ConfigError, CursorMismatch
+from shards.member_names import Keys
 from shards.records import Cursor
 from shards.samples.admission_config import AdmissionConfig
 from shards.samples.subset import Subset
 from shards.stores.range_reader import RangeReader, SourceConfig
 from shards.stream.batch_stream import build_order
 from shards.stream.journal import Journal, JournalEntry
-from shards.stream.manifest_listing import Keys, open_manifest
+from shards.stream.manifest_listing import open_manifest
 from shards.stream.mixture import Weights, parse_weights
 from shards.stream.order import Order
 from shards.stream.sample_slots import check_cursor

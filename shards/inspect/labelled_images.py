@@ -32,6 +32,9 @@ from shards.tars.sample_starts import SampleStartCache
 # Share of the central square that is kept: 224 of 256 pixels of large crops, all of small ones.
 _LARGE_SHARE, _SMALL_SIDE = 0.875, 64
 
+# A set whose first samples have no label, this many of them, has none.
+_MAX_UNLABELLED = 1000
+
 BuildEngine = Callable[[CropRecipe], Engine]
 
 
@@ -96,6 +99,8 @@ def iter_labelled(
             rejects.update(part.rejects)
             num_images += len(part.labels)
             num_unlabelled += part.num_unlabelled
+            if num_unlabelled >= _MAX_UNLABELLED and not num_images:
+                break
             yield part
     if num_unlabelled and not num_images:
         raise UserError(part_reader.describe_no_label(num_unlabelled))

@@ -27,8 +27,6 @@ _MAX_NAMES = 4
 _APART = 0.1
 # Members that describe an image; alone they are parts of a sample that lies apart.
 _SIDE_CARS = frozenset({"cls", "json", "txt", "caption", "label", "id"})
-# Keys that are remembered: enough for the chunks of a probe.
-_MAX_KEYS = 1 << 17
 
 
 @dataclass(slots=True)
@@ -37,7 +35,8 @@ class LayoutCounts:
 
     `images_in_sample` counts samples by their number of images; `several` and `without` count the
     members of samples with several images, and without any. `with_image` counts the members beside
-    images. `num_repeated` keys are those of the sample before; `num_again` were seen earlier.
+    images. `num_repeated` keys are those of the sample before, `num_again` were seen earlier in the
+    shard, and `num_apart` groups without an image have the key of an image in it.
     """
 
     num_samples: int = 0
@@ -45,17 +44,15 @@ class LayoutCounts:
     num_hidden: int = 0
     num_repeated: int = 0
     num_again: int = 0
+    num_apart: int = 0
     images_in_sample: Counter[int] = field(default_factory=Counter)
     several: Counter[str] = field(default_factory=Counter)
     without: Counter[str] = field(default_factory=Counter)
     with_image: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
-    keys_with_image: set[str] = field(default_factory=set)
-    keys_without: set[str] = field(default_factory=set)
 
-    def add(self, found: Iterable[Sample | Reject], num_hidden: int = 0) -> None:
-        """Count the samples of a part of a shard, in file order."""
-        self.num_hidden += num_hidden
+    def add(self, found: Iterable[Sample | Reject], keys: "ShardKeys | None" = None) -> None:
+        """Count the samples of a part of a shard, in file order; `keys` are those before it."""
         key = None
         for item in found:
             if isinstance(item, Reject):
@@ -75,15 +72,13 @@ class LayoutCounts:
             else:
                 self.without.update(item.fields.keys())
                 self.examples.setdefault("without", item.key)
-            keys = self.keys_with_image if images else self.keys_without
+            is_again = keys is not None and keys.add(item.key, has_image=bool(images))
             if item.key == key:
                 self.num_repeated += 1
                 self.examples.setdefault("repeated", item.key)
-            elif item.key in keys:
+            elif is_again:
                 self.num_again += 1
                 self.examples.setdefault("again", item.key)
-            if len(keys) < _MAX_KEYS:
-                keys.add(item.key)
             key = item.key
 
     def merge(self, other: "LayoutCounts") -> None:
@@ -93,13 +88,12 @@ class LayoutCounts:
         self.num_hidden += other.num_hidden
         self.num_repeated += other.num_repeated
         self.num_again += other.num_again
+        self.num_apart += other.num_apart
         self.images_in_sample.update(other.images_in_sample)
         self.several.update(other.several)
         self.without.update(other.without)
         self.with_image.update(other.with_image)
         self.examples = other.examples | self.examples
-        self.keys_with_image |= other.keys_with_image
-        self.keys_without |= other.keys_without
 
     @property
     def lies_apart(self) -> bool:
@@ -107,7 +101,7 @@ class LayoutCounts:
         alone = self.images_in_sample[0]
         if alone < _APART * self.num_samples or alone == self.num_samples:
             return False
-        if 2 * len(self.keys_with_image & self.keys_without) >= alone:
+        if 2 * self.num_apart >= alone:
             return True
         beside = sum(self.with_image[name] for name in self.without)
         return self.without.keys() <= _SIDE_CARS and beside <= sum(self.without.values())
@@ -132,8 +126,8 @@ class LayoutCounts:
         if self.num_again and not self.lies_apart:
             yield (
                 f"{self.num_again:,} of {self.num_samples:,} samples have a key that was seen "
-                f"before, such as {self.examples['again']!r}: each is a sample of its own, but a "
-                "list of keys selects all of them"
+                f"before in their shard{_such_as(self.examples.get('again'))}: each is a sample of "
+                "its own, but a list of keys selects all of them"
             )
 
     def _about_images(self, wanted: Sequence[str]) -> Iterator[str]:
@@ -160,6 +154,26 @@ class LayoutCounts:
             )
 
 
+class ShardKeys:
+    """Keys of one shard that were seen, of samples with an image and of others."""
+
+    def __init__(self) -> None:
+        self._with_image: set[str] = set()
+        self._others: set[str] = set()
+
+    def add(self, key: str, *, has_image: bool) -> bool:
+        """Add a key; return True if a sample of the same kind had it before."""
+        keys = self._with_image if has_image else self._others
+        is_known = key in keys
+        keys.add(key)
+        return is_known
+
+    @property
+    def num_apart(self) -> int:
+        """Number of keys that samples with an image and others share."""
+        return len(self._with_image & self._others)
+
+
 @dataclass(frozen=True, slots=True)
 class LayoutReport:
     """Unusual properties of the data, a line each, and the counts that show them."""
@@ -181,8 +195,11 @@ def probe_layout(
         rows = [row for row, shard in enumerate(manifest.shards) if shard.source == source]
         counts = LayoutCounts()
         for row in sorted({rows[0], rows[len(rows) // 2], rows[-1]})[:_NUM_SHARDS]:
+            keys = ShardKeys()
             for cut in _probe(row, manifest.shards[row], reader):
-                counts.add(cut.found, cut.num_hidden)
+                counts.add(cut.found, keys)
+                counts.num_hidden += cut.num_hidden
+            counts.num_apart += keys.num_apart
         found = counts.lines(manifest.shards[rows[0]].names, admission.image_members)
         where = f"{redact(manifest.patterns[source])}: " if num_sources > 1 else ""
         lines += [f"{where}{line}" for line in found]
@@ -218,6 +235,10 @@ def listing_lines(manifest: Manifest) -> Iterator[str]:
 def _first(uris: Sequence[str]) -> str:
     more = f" (and {len(uris) - 1:,} more)" if len(uris) > 1 else ""
     return f"{redact(uris[0])}{more}"
+
+
+def _such_as(example: str | None) -> str:
+    return "" if example is None else f", such as {example!r}"
 
 
 def _name(sample: Sample, extension: str) -> str:

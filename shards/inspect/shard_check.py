@@ -66,11 +66,12 @@ def walk_shard(
 ) -> Iterator[tuple[int, Found]]:
     """Yield (bytes passed, samples) for consecutive parts of a shard, in file order.
 
-    Fills in the fields of `report` about chunks and keys. Raises ShardUnreadable.
+    Fills in the fields of `report` about samples, chunks and keys. Raises ShardUnreadable.
     """
     keys = _KeyTable()
     for num_bytes, found in _walk(reader, shard, report, chunk_bytes):
         keys.add(found)
+        report.num_samples += len(found)
         yield num_bytes, found
     keys.report(report)
 

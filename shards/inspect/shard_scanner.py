@@ -166,8 +166,10 @@ class ShardScanner:
             report.unreadable = str(error)
         for future in pending:
             total.merge(future.result())
-        report.num_samples = total.num_samples
-        total.layout.num_hidden += report.num_hidden
+        layout = total.layout
+        layout.num_hidden += report.num_hidden
+        layout.num_again += max(0, report.num_repeated - layout.num_repeated)
+        layout.num_apart += report.num_scattered
         report.rejects, report.examples = dict(total.rejects), total.examples
         return report, total, seconds
 

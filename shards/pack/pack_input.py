@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from shards.crops.chunk_cropper import check_subset
 from shards.errors import ConfigError
+from shards.member_names import Keys
 from shards.pack.image_entries import (
     LabelMode,
     entries_from_folder,
@@ -21,7 +22,7 @@ from shards.pack.table_entries import TableColumns, entries_from_parquet
 from shards.redaction import redact
 from shards.samples.subset_file import load_subset
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest_listing import Keys, open_manifest
+from shards.stream.manifest_listing import open_manifest
 
 SourceKind = Literal["auto", "folder", "list", "parquet", "shards"]
 

@@ -22,8 +22,9 @@ from shards.samples.image_member import image_extension
 from shards.samples.metadata import MetadataError, read_field, read_metadata
 
 NO_LABEL: Final = -1
-# Names that are tried in this order where the user named none.
-USUAL_NAMES: Final = ("cls", "label", "class")
+# Members, and then JSON fields, that are tried in this order where the user named none.
+_USUAL_MEMBERS: Final = ("cls", "label", "class")
+_USUAL_FIELDS: Final = ("label", "cls", "class")
 _FIRST_HASH: Final = 1 << 31
 _MAX_CANDIDATES: Final = 20
 _NUMBER: Final = re.compile(r"([+-]?)(\d{1,18})(\.0*)?", re.ASCII)
@@ -45,19 +46,17 @@ def read_label(sample: Sample, name: str, epoch: int) -> int:
 def find_label(sample: Sample, name: str = "", epoch: int = 0) -> Label | None:
     """Return the label of one sample: a class number or a word; None if it has none.
 
-    Without a `name` the first of `USUAL_NAMES` that gives a label is taken.
+    Without a `name` it is a member cls, label or class, or else a JSON field of these names.
     """
-    for each in (name,) if name else USUAL_NAMES:
-        label = _read(sample, each, epoch)
-        if label is not None:
-            return label
-    return None
+    members = (name,) if name else _USUAL_MEMBERS
+    for each in members:
+        if each in sample.fields:
+            return plain_label(sample.fields[each].decode("utf-8-sig", errors="replace"))
+    labels = (_read(sample, each, epoch) for each in ((name,) if name else _USUAL_FIELDS))
+    return next((label for label in labels if label is not None), None)
 
 
 def _read(sample: Sample, name: str, epoch: int) -> Label | None:
-    member = sample.fields.get(name)
-    if member is not None:
-        return plain_label(member.decode("utf-8-sig", errors="replace"))
     try:
         value = read_field(sample, name)
     except MetadataError:

@@ -1,6 +1,7 @@
 """Listing of shards: brace patterns, globs, folders and single names become sorted shards."""
 
 import glob
+import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +37,8 @@ def list_shards(pattern: str, stores: Stores | None = None) -> list[ShardInfo]:
     stores = stores or Stores(RetryConfig())
     try:
         found = list(_list(stores, pattern))
+        if not found and store_name(pattern) != "file" and _PATTERN.search(redact(pattern)):
+            found = list(_list_literally(stores, pattern))
         shards = {shard.uri: shard for shard in _shards(stores, found)}
     except RetriesExhausted as exhausted:
         cause = cause_to_show(pattern, exhausted.error)
@@ -78,11 +81,11 @@ def _stats_file(uri: str) -> str:
 
 def _list(stores: Stores, pattern: str) -> Iterator[ListedFile]:
     plain: list[str] = []
-    names = [pattern] if _exists(stores, pattern) else _expand(pattern)
+    names = [pattern] if _exists(pattern) else _expand(pattern)
     for name in names:
         store = stores.open(name) if len(names) == 1 or _is_glob(name) else None
-        if store is not None and _is_glob(name) and not _exists(stores, name):
-            matches = [entry for entry in store.glob(_escape(store, name)) if not _hidden(entry)]
+        if store is not None and _is_glob(name) and not _exists(name):
+            matches = [entry for entry in store.glob(_escape(name)) if not _hidden(entry)]
             _check_finished(store, {posixpath.dirname(entry.uri) for entry in matches})
             yield from _with_sizes(store, matches)
         elif store is not None and (found := _find(store, name)) is not None:
@@ -95,40 +98,53 @@ def _list(stores: Stores, pattern: str) -> Iterator[ListedFile]:
 def _expand(pattern: str) -> list[str]:
     if "{" not in pattern:
         return [pattern]
+    folder, rest = _existing_folder(pattern)
     try:
-        return list(braceexpand(pattern))
+        return [f"{folder}{name}" for name in braceexpand(rest)]
     except ValueError as error:
         raise ManifestError(
             f"the braces of {redact(pattern)!r} do not match; write {{0000..0099}} or {{a,b}}"
         ) from cause_to_show(pattern, error)
 
 
-def _exists(stores: Stores, name: str) -> bool:
-    """Return True if a name with the characters of a pattern is that of a file or a folder."""
-    if not _PATTERN.search(redact(name)):
-        return False
+def _list_literally(stores: Stores, name: str) -> Iterator[ListedFile]:
+    """List a folder or a shard of a store whose name has the characters of a pattern."""
     store = stores.open(name)
-    return _is_place(store, name)
-
-
-def _is_place(store: Store, name: str) -> bool:
     try:
-        return store.look_up(name) is not None
+        found = _find(store, name)
+        if found is not None:
+            yield from _with_sizes(store, found)
+        elif (entry := store.look_up(name)) is not None:
+            yield entry
     except RetriesExhausted as exhausted:
-        if exhausted.failure.kind in ("refused", "gone"):
-            return False  # some stores answer so for a name that is a pattern
-        raise
+        if exhausted.failure.kind not in ("gone", "refused"):
+            raise  # some stores refuse such a name
 
 
-def _escape(store: Store, pattern: str) -> str:
+def _exists(name: str) -> bool:
+    """Return True for the name of a local file or folder, whatever characters it has."""
+    return store_name(name) == "file" and os.path.exists(_local_path(name))
+
+
+def _escape(pattern: str) -> str:
     """Escape the local folders that exist: 'data [v2]/*.tar' -> 'data [[]v2]/*.tar'."""
+    folder, rest = _existing_folder(pattern)
+    return f"{glob.escape(folder)}{rest}"
+
+
+def _existing_folder(pattern: str) -> tuple[str, str]:
+    """Split a local pattern after the last folder that exists; other stores have none."""
     if store_name(pattern) != "file":
-        return pattern
-    folder, _, rest = pattern.rpartition("/")
-    while folder and not _is_place(store, folder):
-        folder, _, part = folder.rpartition("/")
+        return "", pattern
+    folder, slash, rest = _local_path(pattern).rpartition("/")
+    while folder and not os.path.isdir(folder):
+        folder, slash, part = folder.rpartition("/")
         rest = f"{part}/{rest}"
-    return f"{glob.escape(folder)}/{rest}" if folder else pattern
+    return f"{folder}{slash}", rest
+
+
+def _local_path(name: str) -> str:
+    return os.path.expanduser(name.removeprefix("file://"))
 
 
 def _hidden(entry: ListedFile) -> bool:

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 
 from shards.errors import ManifestError, NotATar
-from shards.member_names import WEBDATASET_NAMES, KeyRule, NameRule
+from shards.member_names import WEBDATASET_NAMES, Keys, NameRule
 from shards.records import Sample, ShardInfo
 from shards.redaction import redact
 from shards.samples.key_rule import detect_key_rule
@@ -16,8 +15,6 @@ from shards.stores.shard_listing import find_unfinished, list_shards
 from shards.stream.manifest import Manifest
 from shards.tars.chunk_reader import read_shard_head
 from shards.tars.headers import BLOCK, is_header
-
-Keys = Literal["auto", KeyRule]
 
 _NUM_PROBES = 3
 _PROBE_BYTES = 1 << 20

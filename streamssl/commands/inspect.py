@@ -18,12 +18,13 @@ from shards.files import write_atomic
 from shards.inspect.layout_report import listing_lines
 from shards.inspect.shard_check import ShardReport
 from shards.inspect.shard_scanner import Depth, ScanResult, ShardScanner
+from shards.member_names import Keys
 from shards.records import Reject
 from shards.redaction import redact
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest import Manifest
-from shards.stream.manifest_listing import Keys, open_manifest
+from shards.stream.manifest_listing import open_manifest
 from streamssl.commands.argument_parser import parse
 
 # The screen shows this many faults; the report lists all.

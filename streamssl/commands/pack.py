@@ -8,13 +8,13 @@ import tyro
 from rich.console import Console
 
 from shards.errors import ConfigError
+from shards.member_names import Keys
 from shards.pack.image_entries import LabelMode
 from shards.pack.pack import PackConfig, PackReport, pack
 from shards.pack.pack_input import SourceKind, check_apart, open_source
 from shards.pack.table_entries import TableColumns
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.image_download import DownloadConfig
-from shards.stream.manifest_listing import Keys
 from streamssl.commands.argument_parser import parse
 from streamssl.runs.pack_progress import show_packing
 

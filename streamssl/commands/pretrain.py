@@ -11,8 +11,8 @@ import tyro
 from rich.console import Console
 
 from shards.errors import ConfigError
+from shards.member_names import Keys
 from shards.redaction import redact
-from shards.stream.manifest_listing import Keys
 from streamssl.commands.argument_parser import parse, unknown
 from streamssl.config.run_config import RunConfig, read_toml
 from streamssl.config.sizing import Sizing

@@ -11,10 +11,11 @@ from rich.console import Console
 from shards.errors import ConfigError
 from shards.inspect.contact_sheet import ContactSheet, check_suffix, write_sheet
 from shards.inspect.sample_view import MAX_TILES, batch_tiles, draw_samples
+from shards.member_names import Keys
 from shards.redaction import redact
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
-from shards.stream.manifest_listing import Keys, open_manifest
+from shards.stream.manifest_listing import open_manifest
 from streamssl.commands.argument_parser import parse
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from shards.errors import ConfigError
-from shards.stream.manifest_listing import Keys
+from shards.member_names import Keys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ import tomli_w
 from shards.crops.chunk_cropper import check_subset
 from shards.errors import ConfigError
 from shards.files import write_atomic
+from shards.member_names import Keys
 from shards.records import Cursor
 from shards.redaction import redact
 from shards.samples.subset import Subset
@@ -19,7 +20,7 @@ from shards.stores.range_reader import RangeReader
 from shards.stream.journal import Journal
 from shards.stream.manifest import Manifest
 from shards.stream.manifest_file import read_name_rules
-from shards.stream.manifest_listing import Keys, open_manifest
+from shards.stream.manifest_listing import open_manifest
 from shards.stream.mixture import Weights, parse_weights
 from shards.stream.order import Order
 from streamssl.runs.file_names import MANIFEST

@@ -10,6 +10,7 @@ from shards.crops.isolated_process import IsolatedProcess
 from shards.crops.sample_cropper import SampleCropper, image_digest
 from shards.errors import DecoderLost
 from shards.records import Chunk, Sample, Turn
+from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
 from shards.stores.shard_listing import list_shards
 from tests.shards.killers import (
@@ -49,7 +50,9 @@ def assert_only(crashing, samples, cropped):
     assert [(r.offset, r.reason) for r in cropped.rejects] == [
         (sample.offset, "kills_decoder") for sample in crashing
     ]
-    assert set(cropped.crashed_images) == {image_digest(sample) for sample in crashing}
+    assert set(cropped.crashed_images) == {
+        image_digest(sample, AdmissionConfig()) for sample in crashing
+    }
 
 
 def test_a_crash_or_a_hang_costs_only_its_image():

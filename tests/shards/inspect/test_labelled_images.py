@@ -11,8 +11,7 @@ from torchvision.transforms import v2
 
 from shards.crops.opencv import OpenCVEngine
 from shards.errors import BudgetExceeded, ShardUnreadable, UserError
-from shards.inspect.labelled_images import iter_labelled, read_class_number
-from shards.records import Sample
+from shards.inspect.labelled_images import LabelledSet, iter_labelled
 from shards.samples.synthetic_images import CLASS_NAMES, balanced_labels
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest_listing import open_manifest
@@ -30,8 +29,9 @@ def smooth(height, width, seed=0):
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def parts_of(manifest, size, num_threads=2):
-    return list(iter_labelled(manifest, RangeReader(), size, OpenCVEngine, num_threads))
+def parts_of(manifest, size, num_threads=2, label=""):
+    data = LabelledSet(manifest=manifest, reader=RangeReader(), label=label)
+    return list(iter_labelled(data, size, OpenCVEngine, num_threads))
 
 
 def read_all(manifest, size, num_threads=2):
@@ -39,7 +39,7 @@ def read_all(manifest, size, num_threads=2):
     parts = parts_of(manifest, size, num_threads)
     rejects = sum((Counter(part.rejects) for part in parts), Counter())
     images = np.concatenate([part.images for part in parts])
-    return images, np.concatenate([part.labels for part in parts]), rejects
+    return images, [label for part in parts for label in part.labels], rejects
 
 
 def open_shard(path, members):
@@ -53,52 +53,9 @@ def test_every_image_comes_once_in_shard_order(synthetic_shards):
     images, labels, rejects = read_all(manifest, 32)
     assert images.shape == (96, 32, 32, 3) and not rejects
     expected = balanced_labels(96, seed=0, num_classes=len(CLASS_NAMES))
-    assert Counter(labels.tolist()) == Counter(expected.tolist())
+    assert Counter(labels) == Counter(expected.tolist())
     again = read_all(manifest, 32, num_threads=1)
-    assert np.array_equal(images, again[0]) and np.array_equal(labels, again[1])
-
-
-@pytest.mark.parametrize(
-    ("fields", "label"),
-    [
-        ({"cls": b"7"}, 7),
-        ({"cls": b" 12\n"}, 12),
-        ({"cls": b"0", "json": b'{"label": 5}'}, 0),
-        ({"json": b'{"label": 5, "cls": 6}'}, 5),
-        ({"json": b'{"cls": 6}'}, 6),
-        ({"json": b'{"label": "9"}'}, 9),
-        ({"json": b'{"label": 3.0}'}, 3),
-    ],
-)
-def test_label_is_read_from_cls_or_json(fields, label):
-    """Shards of users with either form would have no labels."""
-    assert read_class_number(Sample(0, 0, "k", {"jpg": b"", **fields}), "s.tar") == label
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"cls": b"cat"},
-        {"cls": b"-1"},
-        {"cls": b"9" * 5000},
-        {"json": b"{}"},
-        {"json": b"\xff\xfe\xfd"},
-        {"json": b"[" * 100_000},
-        {"json": b'{"label": 3.7}'},
-        {"json": b'{"label": true}'},
-        {"json": b'{"label": [1]}'},
-    ],
-)
-def test_sample_without_label_is_named_with_the_remedy(fields):
-    """A wrong label would be guessed, or the user would get a traceback."""
-    sample = Sample(0, 0, "000017", {"jpg": b"", **fields})
-    message = (
-        r"sample '000017' of s3://b/0\.tar has no label \(members: .*jpg.*\); every sample needs a "
-        r"whole number in 000017\.cls, or as 'label' in 000017\.json: `streamssl shards pack`"
-    )
-    with pytest.raises(UserError, match=message):
-        read_class_number(sample, "s3://key:secret@b/0.tar?sig=x")
+    assert np.array_equal(images, again[0]) and labels == again[1]
 
 
 def test_small_images_are_used_whole(tmp_path):
@@ -110,7 +67,7 @@ def test_small_images_are_used_whole(tmp_path):
         for member in ((f"{i}.png", png(image)), (f"{i}.cls", b"%d" % i))
     ]
     found, labels, _ = read_all(open_shard(tmp_path / "a.tar", members), 32)
-    assert np.array_equal(found, np.stack(images)) and labels.tolist() == [*range(5)]
+    assert np.array_equal(found, np.stack(images)) and labels == [*range(5)]
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (500, 333), (256, 700), (225, 224)])
@@ -150,7 +107,7 @@ def test_images_inside_a_nested_tar_are_not_used(tmp_path):
     manifest = open_shard(tmp_path / "a.tar", members)
     assert manifest.num_bytes > 3 * manifest.suggest_chunk_bytes()
     _, labels, rejects = read_all(manifest, 8)
-    assert labels.tolist() == list(range(200)) and not rejects
+    assert labels == list(range(200)) and not rejects
 
 
 def test_rejects_are_counted_and_labels_stay_with_their_images(tmp_path):
@@ -162,7 +119,7 @@ def test_rejects_are_counted_and_labels_stay_with_their_images(tmp_path):
         members += [(f"{i}.png", data), (f"{i}.json", json.dumps({"label": i}).encode())]
     members += [("6.txt", b"only words")]
     images, labels, rejects = read_all(open_shard(tmp_path / "a.tar", members), 8)
-    assert labels.tolist() == [0, 2, 3, 5]
+    assert labels == [0, 2, 3, 5]
     assert images[:, 4, 4, 0].tolist() == [0, 20, 30, 50]
     assert rejects == {"not_an_image": 1, "truncated": 1, "no_image": 1}
 
@@ -174,12 +131,48 @@ def test_shards_without_any_image_end_with_the_reasons(tmp_path):
         parts_of(manifest, 8)
 
 
-def test_shards_without_labels_end_at_the_first_sample(tmp_path):
-    """The user would learn it after an hour of reading."""
+def test_shards_without_labels_end_early_and_name_the_fields(tmp_path, monkeypatch):
+    """The user would learn it after an hour of reading, and search for the name of the label."""
+    monkeypatch.setattr("shards.inspect.labelled_images._MAX_UNLABELLED", 20)
     image = png(np.zeros((16, 16, 3), np.uint8))
-    manifest = open_shard(tmp_path / "a.tar", [(f"{i}.png", image) for i in range(30)])
-    with pytest.raises(UserError, match=r"sample '0' of .*a\.tar has no label \(members: png\)"):
-        next(iter_labelled(manifest, RangeReader(), 8, OpenCVEngine))
+    field = json.dumps({"meta": {"kind": 3}, "url": "x"}).encode()
+    members = [m for i in range(30) for m in ((f"{i:02}.png", image), (f"{i:02}.json", field))]
+    manifest = open_shard(tmp_path / "a.tar", members)
+    message = (
+        r"a\.tar has a label \(cls, label or class.*of the first are meta\.kind, url: name one"
+    )
+    with pytest.raises(UserError, match=message):
+        parts_of(manifest, 8)
+    with pytest.raises(UserError, match=r"has a label \(tag\)"):
+        parts_of(manifest, 8, label="tag")
+    found = [label for part in parts_of(manifest, 8, label="meta.kind") for label in part.labels]
+    assert found == [3] * 30
+
+
+def test_samples_without_a_label_are_counted_and_left_out(tmp_path):
+    """One missing label would end an evaluation of a million images."""
+    image = png(np.zeros((16, 16, 3), np.uint8))
+    members = []
+    for i in range(12):
+        members += [(f"{i:02}.png", image)]
+        members += [(f"{i:02}.cls", [b"-1", b"cat\n", b"2"][i % 3])] if i < 9 else []
+    parts = parts_of(open_shard(tmp_path / "a.tar", members), 8)
+    assert [label for part in parts for label in part.labels] == ["cat", 2] * 3
+    assert sum(part.num_unlabelled for part in parts) == 6
+
+
+def test_class_numbers_have_the_names_of_the_file_beside_their_shard(tmp_path):
+    """Number 1 means another class in each pack."""
+    image = png(np.zeros((16, 16, 3), np.uint8))
+    for name, classes in (("a", "cat\ndog\n"), ("b", "dog\nemu\n")):
+        (tmp_path / name).mkdir()
+        members = [m for i in (0, 1) for m in ((f"{i}.png", image), (f"{i}.cls", b"%d" % i))]
+        (tmp_path / name / "0.tar").write_bytes(make_tar(members))
+        (tmp_path / name / "classes.txt").write_text(classes)
+    manifest = open_manifest([f"{tmp_path}/a", f"{tmp_path}/b"], RangeReader())
+    parts = parts_of(manifest, 8)
+    assert [label for part in parts for label in part.labels] == [0, 1, 0, 1]
+    assert [name for part in parts for name in part.names] == ["cat", "dog", "dog", "emu"]
 
 
 def test_missing_shard_ends_the_reading(tmp_path):

@@ -9,8 +9,9 @@ from PIL import ImageCms
 from shards.errors import BudgetExceeded, ConfigError
 from shards.images.image_header import ImageHeader, read_image_header
 from shards.records import Reject, Sample
-from shards.samples.admission import IMAGE_EXTENSIONS, admit, check_pixels, entropy, image_bytes
+from shards.samples.admission import admit, check_pixels, entropy
 from shards.samples.admission_config import AdmissionConfig, check_budget
+from shards.samples.image_member import IMAGE_EXTENSIONS, find_image
 from tests.hostile import HEIGHT, KINDS, WIDTH, png_of, valid
 from tests.noise import noise
 from tests.shards.crops.made import encoded, made_pixels
@@ -34,7 +35,7 @@ def sample(**fields):
 )
 def test_image_member_is_found_by_extension(fields, found):
     """The mask or the caption would be decoded instead."""
-    assert image_bytes(sample(**fields)) == found
+    assert find_image(sample(**fields)) == found
 
 
 def test_format_does_not_depend_on_the_extension():

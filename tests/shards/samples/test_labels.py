@@ -42,6 +42,12 @@ def tagged(value):
         (tagged(" 7\n"), 7),
         (tagged(0), 0),
         (tagged(["3"]), 3),
+        (tagged(7.0), 7),
+        (tagged("7.0"), 7),
+        (sample(tag=b"\xef\xbb\xbf7\r\n"), 7),
+        (tagged(-1), NO_LABEL),
+        (sample(tag=b"-1\n"), NO_LABEL),
+        (tagged(float("nan")), NO_LABEL),
         (tagged(None), NO_LABEL),
         (tagged(""), NO_LABEL),
         (tagged([]), NO_LABEL),
@@ -59,7 +65,7 @@ def test_label_is_a_member_or_a_json_field(given, label):
 
 def test_words_become_large_numbers_that_are_equal_everywhere():
     """A word would differ between processes, or be taken for a class number."""
-    words = ["cat", "dog", "Cat", "-3", "2.5", True, 1 << 40]
+    words = ["cat", "dog", "Cat", "3rd", "2.5", True, 1 << 40]
     labels = [read_label(tagged(word), "tag", 0) for word in words]
     assert len(set(labels)) == len(words) and all(1 << 31 <= label < 1 << 63 for label in labels)
     assert labels[0] == 3790442931510345597

@@ -72,8 +72,19 @@ def test_a_link_counts_as_its_target(tmp_path):
     assert list_shards(str(tmp_path / "links" / "*.tar")) == [shard]
     assert list_shards(str(tmp_path / "links" / "0.tar")) == [shard]
     (tmp_path / "links" / "1.tar").symlink_to(tmp_path / "nothing")
-    with pytest.raises(ManifestError, match=r"links/1\.tar holds 0 bytes"):
-        list_shards(str(tmp_path / "links"))
+    assert [one.num_bytes for one in list_shards(str(tmp_path / "links"))] == [shard.num_bytes, 0]
+
+
+@pytest.mark.parametrize("name", ["data [v2]", "what?", "star*", "{a,b}"])
+def test_a_path_that_exists_is_that_path(tmp_path, name):
+    """Folders with the characters of a pattern could not be named."""
+    (tmp_path / name).mkdir()
+    (tmp_path / "whatX").mkdir()
+    for path in (tmp_path / name / "0.tar", tmp_path / name / "._0.tar", tmp_path / "whatX/1.tar"):
+        path.write_bytes(tar_bytes())
+    for pattern in (name, f"{name}/*.tar", f"{name}/0.tar", f"{name}/{{0,0}}.tar"):
+        found = [shard.uri for shard in list_shards(f"{tmp_path}/{pattern}")]
+        assert found == [f"{tmp_path}/{name}/0.tar"], pattern
 
 
 @pytest.mark.parametrize(
@@ -87,8 +98,8 @@ def test_a_link_counts_as_its_target(tmp_path):
         ("00.tar/below.tar", r"00\.tar/below\.tar does not exist; give"),
         ("missing/{00..20}.tar", r"missing/\{00\.\.20\}\.tar' does not exist; give a folder"),
         ("empty", r"no shard matches .*; give a folder, a glob such as"),
-        ("zero.tar", r"zero\.tar holds 0 bytes; a shard is .*; remove it"),
-        ("zero*.tar", r"zero\.tar \(and 1 more\) holds 0 bytes; a shard is .*; remove it"),
+        ("zero.tar", r"zero\.tar holds 0 bytes in 1 shards; a shard is a tar of at least one"),
+        ("zero*.tar", r"zero\*\.tar holds 0 bytes in 2 shards; a shard is .*: write it again"),
         ("bel*", r"below is a folder; a shard is a \.tar file: give the folder itself"),
     ],
 )

@@ -74,6 +74,8 @@ def test_a_manifest_file_lists_the_shards_without_secrets(tmp_path):
         "num_bytes": 12,
         "version": "v",
         "whole": False,
+        "keys": "first_dot",
+        "keep_hidden": False,
     }
     assert [row["num_bytes"] for row in rows[1:]] == [1000 + i for i in range(5)]
 

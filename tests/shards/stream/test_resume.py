@@ -89,7 +89,7 @@ class Setting:
         shard = self.manifest.shards[0]
         first = read_chunk(self.reader, shard, Chunk(0, 0, shard.num_bytes)).found
         (known,) = [s for s in first if isinstance(s, Sample) and s.key == QUARANTINED]
-        self.crashing = image_digest(known)
+        self.crashing = image_digest(known, AdmissionConfig())
 
     def journal(self, entries=()):
         """Return the journal of a run; the crashing image is known from block 4 on."""

@@ -13,20 +13,21 @@ from hypothesis import strategies as st
 from webdataset.writer import ShardWriter, TarWriter
 
 from shards.errors import NotATar
+from shards.member_names import WEBDATASET_NAMES, NameRule
 from shards.records import Chunk, Reject, Sample
 from shards.tars.cutter import cut_chunk
 from shards.tars.sample_starts import SampleStarts
 from tests import tar_checks
-from tests.tar_checks import check_damaged, check_wild
+from tests.tar_checks import check_damaged, check_wild, cut_bytes
 from tests.tars import make_tar, samples_by_tarfile
 from tests.wild_tars import header, pad, pax, wild_tar, with_checksum
 
 CHUNK_SIZES = (4096, 16384, 65536, 1 << 20)
 
 
-def cut_all(data, chunk_bytes=4096, window_bytes=1 << 18):
+def cut_all(data, chunk_bytes=4096, window_bytes=1 << 18, names=WEBDATASET_NAMES):
     """Samples and rejects of a whole tar, cut in chunks of `chunk_bytes`."""
-    return tar_checks.cut_all(data, chunk_bytes, window_bytes).found
+    return tar_checks.cut_all(data, chunk_bytes, window_bytes, names=names).found
 
 
 def contents(found):
@@ -89,15 +90,51 @@ def test_prefix_field_is_part_of_the_name():
 
 def test_key_ends_at_the_first_dot_of_the_file_name():
     """Keys and extensions would differ from the webdataset convention."""
-    names = ["v1.0/a/0.jpg", "v1.0/a/0.SEG.png", "v1.0/a/1.jpg", "b/1.jpg", ".hidden", "bare"]
-    found = cut_all(make_tar([(name, b"x") for name in names]))
-    assert [(item.key, sorted(item.fields)) for item in found] == [
+    names = ["v1.0/a/0.jpg", "v1.0/a/0.SEG.png", "v1.0/a/1.jpg", "b/1.jpg", "bare"]
+    data = make_tar([(name, b"x") for name in names])
+    assert [(item.key, sorted(item.fields)) for item in cut_all(data)] == [
         ("v1.0/a/0", ["jpg", "seg.png"]),
         ("v1.0/a/1", ["jpg"]),
         ("b/1", ["jpg"]),
-        ("", ["hidden"]),
         ("bare", [""]),
     ]
+
+
+def test_key_may_end_at_the_last_dot_of_the_file_name():
+    """Images whose names have dots, such as times, would become one sample, used once."""
+    members = [
+        (f"c.0/16330{i // 4}.{i % 4 * 25:02d}.{end}", b"%d" % i)
+        for i in range(200)
+        for end in ("PNG", "cls")
+    ]
+    data = make_tar(members)
+    found = cut_all(data, 4096, names=NameRule("last_dot"))
+    keys = [name.rpartition(".")[0] for name, _ in members[::2]]
+    assert [item.key for item in found] == keys
+    assert [item.fields for item in found] == [
+        {"png": b"%d" % i, "cls": b"%d" % i} for i in range(200)
+    ]
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    ["a/._{}", "a/.DS_Store", "a/Thumbs.db", "a/DESKTOP.INI", "__MACOSX/a/{}", "a/@eaDir/{}"],
+)
+def test_hidden_files_between_members_are_part_of_no_sample(hidden):
+    """Samples would be torn at them, and lose their labels."""
+    members = []
+    for i in range(40):
+        for end in ("jpg", "cls"):
+            members += [(hidden.format(f"{i}.{end}"), b"junk"), (f"a/{i}.{end}", b"%d" % i)]
+    data = make_tar(members)
+    cut = cut_bytes(data, Chunk(3, 0, len(data)))
+    assert [item.fields for item in cut.found] == [
+        {"jpg": b"%d" % i, "cls": b"%d" % i} for i in range(40)
+    ]
+    assert cut.num_hidden == 80
+    assert cut_all(data, 512) == cut.found
+    kept = cut_all(data, names=NameRule(keep_hidden=True))
+    assert len(kept) > 40  # as runs of version 0.1 read them
 
 
 @pytest.mark.parametrize("extensions", [("jpg",), ("jpg", "cls"), ("jpg", "cls", "txt")])

@@ -1,0 +1,83 @@
+"""Layout report: each unusual layout is told in one line, and an ordinary one in none."""
+
+import pytest
+
+from shards.inspect.layout_report import probe_layout
+from shards.samples.admission_config import AdmissionConfig
+from shards.stores.range_reader import RangeReader
+from shards.stream.manifest_listing import open_manifest
+from tests.noise import noise
+from tests.tars import make_tar
+
+IMAGE = noise(24, 24)
+
+
+def members(*ends, num=40, template="{:05}"):
+    return [
+        (template.format(i) + end, IMAGE if end.endswith("png") else b"1")
+        for i in range(num)
+        for end in ends
+    ]
+
+
+def lines_of(folder, admission=None, **shards):
+    for name, content in shards.items():
+        (folder / f"{name}.tar").write_bytes(content)
+    reader = RangeReader()
+    manifest = open_manifest(str(folder), reader)
+    return list(probe_layout(manifest, reader, admission or AdmissionConfig()).lines)
+
+
+BY_KIND = members(".png") + members(".cls")
+HIDDEN = [m for name, data in members(".png") for m in ((f"._{name}", b"x"), (name, data))]
+TWICE = [m for pair in zip(members(".png"), members(".png"), strict=True) for m in pair]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (members(".png", ".cls", ".json"), None),
+        (members(".png"), None),
+        (BY_KIND, "40 of 80 groups of members have no image, only cls: members of one sample lie"),
+        (HIDDEN, "40 hidden files"),
+        (members(".mask.png", ".image.png"), "40 of 40 samples have several images (mask.png, ima"),
+        (
+            members(".png", template="a.b.{:05}"),
+            "file names have dots, such as a.b.00000.png: keys",
+        ),
+        (
+            members(".png") + members(".html", template="x{:05}"),
+            "40 of 80 samples have no image, s",
+        ),
+        (TWICE, "40 of 80 samples have the key of the sample before, such as '00000'"),
+        (members(".png") * 2, "40 of 80 samples have a key that was seen before in their shard,"),
+    ],
+)
+def test_an_unusual_layout_is_one_line(tmp_path, content, line):
+    """Half of the data or all labels would be lost without a word."""
+    found = lines_of(tmp_path, s=make_tar(content))
+    assert [one[: len(line)] for one in found] == [line] if line else found == []
+
+
+def test_a_named_member_is_no_longer_reported(tmp_path):
+    """A report that repeats a choice is not read."""
+    data = make_tar(members(".mask.png", ".image.png"))
+    assert lines_of(tmp_path, AdmissionConfig(image_member="image"), s=data) == []
+
+
+def test_large_shards_are_read_in_three_places(tmp_path):
+    """The labels at the end of a shard that is sorted by kind would not be seen."""
+    large = [(name, data * 300) for name, data in members(".png")]
+    assert sum(len(data) for _, data in large) > 4 << 20
+    (line,) = lines_of(tmp_path, s=make_tar(large + members(".cls")))
+    assert "lie apart" in line
+
+
+def test_empty_and_unfinished_shards_are_named(tmp_path):
+    """A failed upload, or a download that goes on, would be taken for the whole data."""
+    data = make_tar(members(".png", num=8))
+    (tmp_path / "0_stats.json").write_text("{}")
+    (tmp_path / "1_stats.json").write_text("{}")
+    empty, unfinished = lines_of(tmp_path, **{"0": data, "1": b"", "2": data})
+    assert empty.startswith(f"{tmp_path}/1.tar holds 0 bytes and is left out")
+    assert unfinished.startswith(f"{tmp_path}/2.tar has no _stats.json beside it")

@@ -150,7 +150,7 @@ def test_unusable_data_is_one_sentence(recipe: str, capsys: Capture, tmp_path: P
         "empty": r"no image found in",
         "text.tar": r"text\.tar is not a tar: .*streamssl shards pack",
         "zip.tar": r"zip\.tar is not a tar: it begins with a gzip file; .*streamssl shards pack",
-        "nil.tar": r"nil\.tar holds 0 bytes; .*remove it",
+        "nil.tar": r"nil\.tar holds 0 bytes in 1 shards; .*write it again",
         "hollow.tar": r"no sample was found at the start of \S+hollow\.tar",
         "bad.tar": r"^every sample(.|\n)*not_an_image +20",
     }.items():

@@ -71,7 +71,7 @@ def test_an_image_in_the_gallery_is_found_first(finished_run: Path, shards_folde
     data = str(shards_folder)
     encoders = ("raw pixels", "trained")
     scores = retrieval_of_run(finished_run, data, data, encoders, ranks=(1,))
-    assert (scores.num_gallery, scores.step) == (160, 6)
+    assert (scores.gallery.num_images, scores.step) == (160, 6)
     for found in scores.by_encoder.values():
         assert found.rank == {1: 100.0} and 0 < found.mean_average_precision < 100
 

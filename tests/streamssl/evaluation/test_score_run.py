@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 
 from shards.errors import BudgetExceeded, ConfigError, ManifestError, UserError
+from shards.pack.image_entries import entries_from_folder
+from shards.pack.pack import pack
 from streamssl.evaluation.knn import KnnConfig
 from streamssl.evaluation.score_run import KnnResult, find_checkpoint, knn_of_run
+from streamssl.evaluation.set_options import SetOptions
+from tests.noise import noise
 from tests.tinyrun import make_shards
 
 FIVE = KnnConfig(ks=(1, 5))
+SMALL = SetOptions(size=16)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def scores(finished_run: Path, shards_folder: Path, test_shards: str) -> KnnResu
 
 def test_a_run_is_scored_with_its_baselines(scores: KnnResult) -> None:
     """Without raw pixels and the untrained encoder a score means nothing."""
-    assert (scores.num_train, scores.num_test, scores.step) == (160, 50, 6)
+    assert (scores.train.num_images, scores.test.num_images, scores.step) == (160, 50, 6)
     assert list(scores.accuracy) == ["raw pixels", "untrained", "trained"]
     for accuracy in scores.accuracy.values():
         assert list(accuracy) == [1, 5] and all(0 <= value <= 100 for value in accuracy.values())
@@ -61,7 +66,7 @@ def test_an_older_checkpoint_can_be_scored(
     older = finished_run / "checkpoints" / "step-00000002"
     assert find_checkpoint(older) == (finished_run, older)
     assert find_checkpoint(finished_run)[1].name == "step-00000006"
-    assert knn_of_run(older, str(shards_folder), test_shards, config=FIVE, size=16).step == 2
+    assert knn_of_run(older, str(shards_folder), test_shards, config=FIVE, options=SMALL).step == 2
 
 
 def test_unusable_runs_and_shards_are_refused(
@@ -88,16 +93,60 @@ def test_unusable_runs_and_shards_are_refused(
 def test_unusable_images_are_refused(
     finished_run: Path, shards_folder: Path, tmp_path: Path
 ) -> None:
-    """An image without a label must be named; rejects alone must give their reasons."""
+    """A set without labels must name its fields; rejects alone must give their reasons."""
     source = sorted(shards_folder.glob("*.tar"))[0]
     with tarfile.open(source) as old, tarfile.open(tmp_path / "bare.tar", "w") as new:
         for member in old:
             if not member.name.endswith(".cls"):
                 new.addfile(member, old.extractfile(member))
-    with pytest.raises(UserError, match=r"bare\.tar has no label \(members: jpg\); every sample"):
+    with pytest.raises(UserError, match=r"none of 60 samples of .*bare\.tar has a label"):
         knn_of_run(finished_run, str(tmp_path / "bare.tar"), str(shards_folder), config=FIVE)
     data = make_shards(tmp_path / "data", num=10)
     for path in data.glob("*.tar"):
         path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0"))
     with pytest.raises(BudgetExceeded, match=r"not_an_image +10"):
         knn_of_run(finished_run, str(shards_folder), str(data), config=FIVE)
+
+
+def class_folders(root: Path, classes: range) -> Path:
+    """Shards of a folder of classes; all images of a class are equal."""
+    for number in classes:
+        folder = root / f"class{number}"
+        folder.mkdir(parents=True)
+        for index in range(3):
+            (folder / f"{index}.png").write_bytes(noise(16, 16, seed=number))
+    out = root.with_name(f"{root.name}-shards")
+    pack(entries_from_folder(root), out)
+    return out
+
+
+def test_classes_of_two_packs_are_matched_by_name(finished_run: Path, tmp_path: Path) -> None:
+    """A test set without the first class would have every number moved by one, and score 0."""
+    train = class_folders(tmp_path / "train", range(5))
+    test = class_folders(tmp_path / "test", range(1, 5))
+    one = KnnConfig(ks=(1,))
+    found = knn_of_run(finished_run, str(train), str(test), ("raw pixels",), one)
+    assert found.accuracy == {"raw pixels": {1: 100.0}}
+    message = r"test classes class0 have no training image, whose classes are class1, class2.*other"
+    with pytest.raises(UserError, match=message):
+        knn_of_run(finished_run, str(test), str(train), ("raw pixels",), one)
+
+
+def test_unreadable_samples_are_counted_and_refused_above_a_share(
+    finished_run: Path, shards_folder: Path, tmp_path: Path
+) -> None:
+    """Half of a test set would be scored as if it were all of it."""
+    data = make_shards(tmp_path / "data", num=40)
+    (path,) = data.glob("*.tar")
+    path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0", 10))
+    message = (
+        r"10 of 40 test samples were left out: not_an_image 10; more than 10% .*--max-left-out"
+    )
+    with pytest.raises(UserError, match=message):
+        knn_of_run(finished_run, str(shards_folder), str(data), ("raw pixels",), FIVE)
+    allowed = SetOptions(max_left_out=0.25)
+    found = knn_of_run(
+        finished_run, str(shards_folder), str(data), ("raw pixels", "trained"), FIVE, allowed
+    )
+    assert found.test.describe("test") == "10 of 40 test samples were left out: not_an_image 10"
+    assert (found.score.num_test, found.score.num_left_out) == (30, 10)

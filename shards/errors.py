@@ -18,6 +18,7 @@ A bad *sample* is not an exception but a `records.Reject`, counted against a bud
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 
 class StreamSSLError(Exception):
@@ -57,15 +58,25 @@ class NotATar(ShardUnreadable):
 
 
 class BudgetExceeded(UserError):
-    """More samples were rejected than the budget allows; `reasons` maps a reason to its count."""
+    """More samples were rejected than the budget allows.
 
-    def __init__(self, message: str, reasons: Mapping[str, int]) -> None:
-        table = "".join(f"\n  {reason:<16} {count}" for reason, count in sorted(reasons.items()))
-        super().__init__(message + table)
-        self._message, self.reasons = message, dict(reasons)
+    `reasons` maps a reason to its count, `first` to the first reject in words.
+    """
 
-    def __reduce__(self) -> tuple[type["BudgetExceeded"], tuple[str, dict[str, int]]]:
-        return type(self), (self._message, self.reasons)  # for pickle
+    def __init__(
+        self, message: str, reasons: Mapping[str, int], first: Mapping[str, str] | None = None
+    ) -> None:
+        examples = first or {}
+        rows = [
+            f"\n  {reason:<16} {count}"
+            + (f"   first: {examples[reason]}" if reason in examples else "")
+            for reason, count in sorted(reasons.items())
+        ]
+        super().__init__(message + "".join(rows))
+        self._message, self.reasons, self._first = message, dict(reasons), dict(examples)
+
+    def __reduce__(self) -> tuple[type["BudgetExceeded"], tuple[Any, ...]]:
+        return type(self), (self._message, self.reasons, self._first)  # for pickle
 
 
 class PackFailed(StreamSSLError):

@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from shards.errors import ConfigError, UserError
 from shards.member_names import NameRule
 from shards.records import Chunk, Reject, Sample, ShardInfo
 from shards.redaction import redact
 from shards.samples.admission_config import AdmissionConfig
 from shards.samples.image_member import image_members, is_named
 from shards.samples.key_rule import join_names
+from shards.samples.labels import Label, find_label, label_candidates
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest import Manifest
 from shards.tars.chunk_reader import read_chunk, read_shard_head
@@ -36,7 +38,8 @@ class LayoutCounts:
     `images_in_sample` counts samples by their number of images; `several` and `without` count the
     members of samples with several images, and without any. `with_image` counts the members beside
     images. `num_repeated` keys are those of the sample before, `num_again` were seen earlier in the
-    shard, and `num_apart` groups without an image have the key of an image in it.
+    shard, and `num_apart` groups without an image have the key of an image in it. Of the samples
+    with an image `num_labelled` have the label that was asked for; `labels` counts its values.
     """
 
     num_samples: int = 0
@@ -45,13 +48,21 @@ class LayoutCounts:
     num_repeated: int = 0
     num_again: int = 0
     num_apart: int = 0
+    num_labelled: int = 0
+    labels: Counter[Label] = field(default_factory=Counter)
+    candidates: tuple[str, ...] = ()
     images_in_sample: Counter[int] = field(default_factory=Counter)
     several: Counter[str] = field(default_factory=Counter)
     without: Counter[str] = field(default_factory=Counter)
     with_image: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def add(self, found: Iterable[Sample | Reject], keys: "ShardKeys | None" = None) -> None:
+    def add(
+        self,
+        found: Iterable[Sample | Reject],
+        keys: "ShardKeys | None" = None,
+        label: str = "",
+    ) -> None:
         """Count the samples of a part of a shard, in file order; `keys` are those before it."""
         key = None
         for item in found:
@@ -69,6 +80,7 @@ class LayoutCounts:
             if images:
                 self.with_image.update(others)
                 self.examples.setdefault("image", _name(item, images[0]))
+                self._add_label(item, label)
             else:
                 self.without.update(item.fields.keys())
                 self.examples.setdefault("without", item.key)
@@ -81,6 +93,14 @@ class LayoutCounts:
                 self.examples.setdefault("again", item.key)
             key = item.key
 
+    def _add_label(self, sample: Sample, name: str) -> None:
+        label = find_label(sample, name) if name else None
+        if label is not None:
+            self.num_labelled += 1
+            self.labels[label] += 1
+        elif name and not self.candidates:
+            self.candidates = tuple(label_candidates(sample))
+
     def merge(self, other: "LayoutCounts") -> None:
         """Add the counts of another part."""
         self.num_samples += other.num_samples
@@ -89,6 +109,9 @@ class LayoutCounts:
         self.num_repeated += other.num_repeated
         self.num_again += other.num_again
         self.num_apart += other.num_apart
+        self.num_labelled += other.num_labelled
+        self.labels.update(other.labels)
+        self.candidates = self.candidates or other.candidates
         self.images_in_sample.update(other.images_in_sample)
         self.several.update(other.several)
         self.without.update(other.without)
@@ -183,11 +206,12 @@ class LayoutReport:
 
 
 def probe_layout(
-    manifest: Manifest, reader: RangeReader, admission: AdmissionConfig
+    manifest: Manifest, reader: RangeReader, admission: AdmissionConfig, label: str = ""
 ) -> LayoutReport:
     """Read up to 1 MiB at the start, in the middle and at the end of three shards of each source.
 
-    The result says what a run would do with the data. Raises ShardUnreadable.
+    The result says what a run that learns from `label` would do with the data. Raises UserError if
+    it would reject too many samples, or has no label; ShardUnreadable.
     """
     total, lines = LayoutCounts(), [*listing_lines(manifest)]
     num_sources = manifest.shards[-1].source + 1
@@ -197,14 +221,51 @@ def probe_layout(
         for row in sorted({rows[0], rows[len(rows) // 2], rows[-1]})[:_NUM_SHARDS]:
             keys = ShardKeys()
             for cut in _probe(row, manifest.shards[row], reader):
-                counts.add(cut.found, keys)
+                counts.add(cut.found, keys, label)
                 counts.num_hidden += cut.num_hidden
             counts.num_apart += keys.num_apart
         found = counts.lines(manifest.shards[rows[0]].names, admission.image_members)
         where = f"{redact(manifest.patterns[source])}: " if num_sources > 1 else ""
         lines += [f"{where}{line}" for line in found]
         total.merge(counts)
+    _check_images(total, admission, lines)
+    if label:
+        _check_labels(total, label)
+        lines += _about_labels(total, label)
     return LayoutReport(total, tuple(lines))
+
+
+def _check_images(counts: LayoutCounts, admission: AdmissionConfig, lines: Sequence[str]) -> None:
+    alone, total = counts.images_in_sample[0], counts.num_samples
+    if alone > admission.max_reject_fraction * total:
+        raise UserError(
+            f"{alone:,} of the first {total:,} samples have no image, more than "
+            f"{admission.max_reject_fraction:.0%} must not be rejected: {'; '.join(lines)}; or "
+            "raise --admission.max-reject-fraction"
+        )
+
+
+def _check_labels(counts: LayoutCounts, label: str) -> None:
+    if counts.num_labelled or not counts.num_samples:
+        return
+    found = ", ".join(counts.candidates) or "none"
+    raise ConfigError(
+        f"label={label!r}, but none of the first {counts.num_samples:,} samples has it; members "
+        f"and JSON fields that could be labels are {found}: name one with --label"
+    )
+
+
+def _about_labels(counts: LayoutCounts, label: str) -> Iterator[str]:
+    num_images = counts.num_samples - counts.images_in_sample[0]
+    if counts.num_labelled < num_images:
+        yield (
+            f"{num_images - counts.num_labelled:,} of {num_images:,} images have no label {label!r}"
+        )
+    if len(counts.labels) == counts.num_labelled > 1:
+        yield (
+            f"no two of {counts.num_labelled:,} images have the same label {label!r}, so none has "
+            "a positive: name a label that images share with --label"
+        )
 
 
 def _probe(row: int, shard: ShardInfo, reader: RangeReader) -> Iterator[CutChunk]:

@@ -97,8 +97,16 @@ class AdmissionConfig:
             raise ConfigError(f"probation={self.probation}; it must be at least 0")
 
 
-def check_budget(config: AdmissionConfig, num_samples: int, reasons: Mapping[str, int]) -> None:
-    """Raise BudgetExceeded if too many of the samples so far were rejected."""
+def check_budget(
+    config: AdmissionConfig,
+    num_samples: int,
+    reasons: Mapping[str, int],
+    first: Mapping[str, str] | None = None,
+) -> None:
+    """Raise BudgetExceeded if too many of the samples so far were rejected.
+
+    `first` describes the first reject of each reason.
+    """
     num_rejects = sum(reasons.values())
     decided = num_samples + num_rejects
     if decided >= config.probation and num_rejects > config.max_reject_fraction * decided:
@@ -107,4 +115,5 @@ def check_budget(config: AdmissionConfig, num_samples: int, reasons: Mapping[str
             f"{config.max_reject_fraction:.0%}; look at the data, or raise "
             "--admission.max-reject-fraction",
             reasons,
+            first,
         )

@@ -40,11 +40,11 @@ class EmptyPassGuard:
         if counts.num_chunks == self._order.num_chunks_of(source):
             self._complete.append(counts)
 
-    def check(self, reasons: Mapping[str, int]) -> None:
+    def check(self, reasons: Mapping[str, int], first: Mapping[str, str]) -> None:
         """Raise BudgetExceeded or ConfigError if an epoch that ended has too few samples."""
         for counts in self._complete:
             if counts.num_kept == 0:
-                self._refuse(counts, reasons)
+                self._refuse(counts, reasons, first)
             # One of several sources may be small, and repeat as often as its weight demands.
             if counts.num_kept < self._batch_size and self._order.num_sources == 1:
                 raise ConfigError(
@@ -54,7 +54,9 @@ class EmptyPassGuard:
                 )
         self._complete.clear()
 
-    def _refuse(self, counts: _EpochCounts, reasons: Mapping[str, int]) -> None:
+    def _refuse(
+        self, counts: _EpochCounts, reasons: Mapping[str, int], first: Mapping[str, str]
+    ) -> None:
         source = " of one of the sources" if self._order.num_sources > 1 else ""
         if counts.num_unselected and not counts.num_rejects:
             raise ConfigError(
@@ -66,4 +68,5 @@ class EmptyPassGuard:
             f"every sample of the data{source} was rejected; a pass must hold at least one "
             "image; see the reasons, and check the shards with `streamssl shards verify`",
             reasons,
+            first,
         )

@@ -105,7 +105,7 @@ class Order:
     ) -> None:
         self.config = config
         self.manifest = manifest
-        self._shards = shards
+        self.shards = shards
         self._sizes = np.array([shard.num_bytes for shard in shards], dtype=np.int64)
         whole = np.array([shard.whole for shard in shards], dtype=bool)
         counts = np.where(whole, 1, -(-self._sizes // config.chunk_bytes))
@@ -122,7 +122,7 @@ class Order:
 
     def reweighted(self, weights: Sequence[tuple[int, Weights]]) -> "Order":
         """Return the same order with other weights."""
-        return Order(self._shards, self.manifest, self.config, weights)
+        return Order(self.shards, self.manifest, self.config, weights)
 
     @cached_property
     def digest(self) -> str:

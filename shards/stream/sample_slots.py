@@ -13,6 +13,7 @@ import numpy as np
 
 from shards.errors import CursorMismatch
 from shards.records import Cursor, Reject, Turn
+from shards.redaction import redact
 from shards.samples.admission_config import AdmissionConfig, check_budget
 from shards.stream.empty_pass import EmptyPassGuard
 from shards.stream.journal import Journal
@@ -98,6 +99,7 @@ class OrderedSlots(Generic[R]):
         self._num_samples = start.num_samples
         self._num_unselected = start.num_unselected
         self._reasons = Counter(start.reject_reasons)
+        self._first: dict[str, str] = {}  # the first reject of each reason since the start
         self._rejects: list[Reject] = []  # since the last `take_left_out`
         self._num_unselected_taken = start.num_unselected
 
@@ -105,7 +107,7 @@ class OrderedSlots(Generic[R]):
         while True:
             yield from self._kept(self._lookahead.wait())
             self._lookahead.leave()
-            self._guard.check(self._reasons)
+            self._guard.check(self._reasons, self._first)
 
     def _kept(self, block: Block[R]) -> Iterator[KeptSample[R]]:
         entries, num_unselected = self._enter(block)
@@ -118,7 +120,8 @@ class OrderedSlots(Generic[R]):
             if isinstance(entry, Reject):
                 self._reasons[entry.reason] += 1
                 self._rejects.append(entry)
-                check_budget(self._admission, self._num_samples, self._reasons)
+                self._first.setdefault(entry.reason, self._describe(entry))
+                check_budget(self._admission, self._num_samples, self._reasons, self._first)
             else:
                 self._num_samples += 1
                 yield entry
@@ -192,6 +195,10 @@ class OrderedSlots(Generic[R]):
                 f"{len(entries)} slots; remove this checkpoint to resume from the one before it"
             )
         return entries, num_unselected
+
+    def _describe(self, reject: Reject) -> str:
+        uri = redact(self._order.shards[reject.shard].uri)
+        return f"{uri}, byte {reject.offset}, key {reject.key!r}: {reject.detail}"
 
     def _start_next_block(self, num_unselected: int) -> None:
         # The position after the last slot of a block is the start of the next block.

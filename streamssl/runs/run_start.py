@@ -28,6 +28,6 @@ def start_run(
     with lock_folder(out):
         reader = RangeReader()
         opened = open_data(prepare_data(data, out, console), reader, out)
-        for line in probe_layout(opened.manifest, reader, config.admission).lines:
+        for line in probe_layout(opened.manifest, reader, config.admission, config.label).lines:
             console.print(f"data: {line}", highlight=False, markup=False)
         yield opened

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from shards.errors import ConfigError, UserError
+from shards.errors import ConfigError
 from shards.member_names import NameRule
 from shards.records import Chunk, Reject, Sample, ShardInfo
 from shards.redaction import redact
@@ -210,8 +210,8 @@ def probe_layout(
 ) -> LayoutReport:
     """Read up to 1 MiB at the start, in the middle and at the end of three shards of each source.
 
-    The result says what a run that learns from `label` would do with the data. Raises UserError if
-    it would reject too many samples, or has no label; ShardUnreadable.
+    The result says what a run that learns from `label` would do with the data. Raises ConfigError
+    if no sample has the label; ShardUnreadable.
     """
     total, lines = LayoutCounts(), [*listing_lines(manifest)]
     num_sources = manifest.shards[-1].source + 1
@@ -228,21 +228,10 @@ def probe_layout(
         where = f"{redact(manifest.patterns[source])}: " if num_sources > 1 else ""
         lines += [f"{where}{line}" for line in found]
         total.merge(counts)
-    _check_images(total, admission, lines)
     if label:
         _check_labels(total, label)
         lines += _about_labels(total, label)
     return LayoutReport(total, tuple(lines))
-
-
-def _check_images(counts: LayoutCounts, admission: AdmissionConfig, lines: Sequence[str]) -> None:
-    alone, total = counts.images_in_sample[0], counts.num_samples
-    if alone > admission.max_reject_fraction * total:
-        raise UserError(
-            f"{alone:,} of the first {total:,} samples have no image, more than "
-            f"{admission.max_reject_fraction:.0%} must not be rejected: {'; '.join(lines)}; or "
-            "raise --admission.max-reject-fraction"
-        )
 
 
 def _check_labels(counts: LayoutCounts, label: str) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from shards.errors import ConfigError
 from shards.inspect.layout_report import probe_layout
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
@@ -81,3 +82,30 @@ def test_empty_and_unfinished_shards_are_named(tmp_path):
     empty, unfinished = lines_of(tmp_path, **{"0": data, "1": b"", "2": data})
     assert empty.startswith(f"{tmp_path}/1.tar holds 0 bytes and is left out")
     assert unfinished.startswith(f"{tmp_path}/2.tar has no _stats.json beside it")
+
+
+def test_a_run_without_labels_is_refused_before_it_starts(tmp_path):
+    """A supervised run would train for days on samples without a positive."""
+    (tmp_path / "0.tar").write_bytes(make_tar(members(".png", ".json")))
+    reader = RangeReader()
+    manifest = open_manifest(str(tmp_path), reader)
+    with pytest.raises(ConfigError, match=r"label='cls', but none of the first 40 samples has it"):
+        probe_layout(manifest, reader, AdmissionConfig(), "cls")
+
+
+@pytest.mark.parametrize(
+    ("label", "line"),
+    [
+        (lambda i: b"%d" % (i % 4), None),
+        (lambda i: b"%d" % i, "no two of 40 images have the same label 'cls', so none has a posi"),
+        (lambda i: b"-1" if i % 2 else b"3", "20 of 40 images have no label 'cls'"),
+    ],
+)
+def test_labels_that_teach_nothing_are_told(tmp_path, label, line):
+    """Labels of -1 would be one large class, and labels that differ give no positive."""
+    content = [(name, label(int(name[:5])) if name.endswith("cls") else data)
+               for name, data in members(".png", ".cls")]  # fmt: skip
+    (tmp_path / "0.tar").write_bytes(make_tar(content))
+    reader = RangeReader()
+    found = probe_layout(open_manifest(str(tmp_path), reader), reader, AdmissionConfig(), "cls")
+    assert [one[: len(line)] for one in found.lines] == [line] if line else not found.lines

@@ -229,18 +229,20 @@ def probe_layout(
         lines += [f"{where}{line}" for line in found]
         total.merge(counts)
     if label:
-        _check_labels(total, label)
+        _check_labels(total, label, lines)
         lines += _about_labels(total, label)
     return LayoutReport(total, tuple(lines))
 
 
-def _check_labels(counts: LayoutCounts, label: str) -> None:
+def _check_labels(counts: LayoutCounts, label: str, lines: Sequence[str]) -> None:
     if counts.num_labelled or not counts.num_samples:
         return
+    none = f"label={label!r}, but none of the first {counts.num_samples:,} images has it"
+    if counts.lies_apart:
+        raise ConfigError(f"{none}: {'; '.join(lines)}")
     found = ", ".join(counts.candidates) or "none"
     raise ConfigError(
-        f"label={label!r}, but none of the first {counts.num_samples:,} samples has it; members "
-        f"and JSON fields that could be labels are {found}: name one with --label"
+        f"{none}; members and JSON fields that could be labels are {found}: name one with --label"
     )
 
 

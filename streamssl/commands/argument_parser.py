@@ -4,7 +4,7 @@ import difflib
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -15,10 +15,14 @@ from shards.errors import ConfigError
 
 T = TypeVar("T")
 
+# Options that messages name often, without the group that they belong to.
+_SHORT_NAMES: Final = {"--image-member": "--admission.image-member"}
+
 
 def parse(kind: type[T], program: str, arguments: list[str], default: T | None = None) -> T:
     """Return `kind` from `arguments`. Raises ConfigError; raises SystemExit(0) after --help."""
     options: dict[str, Any] = {} if default is None else {"default": default}
+    arguments = [_full_name(word) for word in arguments]
 
     def refuse(event: events.ParseErrorEvent) -> NoReturn:
         names = list(_option_names(kind if default is None else default))
@@ -29,6 +33,11 @@ def parse(kind: type[T], program: str, arguments: list[str], default: T | None =
         return tyro.cli(
             kind, prog=program, args=arguments, config=(tyro.conf.AvoidSubcommands,), **options
         )
+
+
+def _full_name(word: str) -> str:
+    name, mark, value = word.partition("=")
+    return f"{_SHORT_NAMES.get(name.replace('_', '-'), name)}{mark}{value}"
 
 
 def _mistake(event: events.ParseErrorEvent, arguments: list[str], names: list[str]) -> str:

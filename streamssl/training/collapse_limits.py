@@ -26,7 +26,10 @@ class CollapseLimit:
         )
 
 
-_SLOWER = "lower --optim.base-lr, or raise --method.momentum if a copy of the network makes targets"
+_SLOWER = (
+    "if the images themselves are alike, such as masks, name others with --image-member; otherwise "
+    "lower --optim.base-lr, or raise --method.momentum if a copy of the network makes targets"
+)
 
 # Measured in docs/is-it-learning.md: in drills (tests/drills/collapsing.py) and on CIFAR-10,
 # healthy runs are far on the other side of each limit after their first 50 steps.

@@ -89,7 +89,7 @@ def test_a_run_without_labels_is_refused_before_it_starts(tmp_path):
     (tmp_path / "0.tar").write_bytes(make_tar(members(".png", ".json")))
     reader = RangeReader()
     manifest = open_manifest(str(tmp_path), reader)
-    with pytest.raises(ConfigError, match=r"label='cls', but none of the first 40 samples has it"):
+    with pytest.raises(ConfigError, match=r"label='cls', but none of the first 40 images has it"):
         probe_layout(manifest, reader, AdmissionConfig(), "cls")
 
 

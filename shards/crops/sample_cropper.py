@@ -18,6 +18,7 @@ from shards.images.image_header import ImageHeader, read_image_header
 from shards.records import Reject, Sample
 from shards.samples.admission import reject
 from shards.samples.admission_config import AdmissionConfig
+from shards.samples.class_numbers import ClassNumbers
 from shards.samples.image_member import find_image
 from shards.samples.labels import read_labels
 from shards.samples.predicate import resolve_predicate
@@ -34,7 +35,8 @@ class CropJob:
     """Everything that a reader needs besides the turn. Pickled to each reader once.
 
     Every reader calls `build_engine` once. `subset` None means all samples. `label` names the
-    source of labels (see `samples.labels`); empty means no labels. `sources` configures transport
+    source of labels (see `samples.labels`); empty means no labels. `class_numbers` gives the
+    classes of shards that were packed apart one number each. `sources` configures transport
     and does not change the data. With `only_verify` readers return verified encoded images, and
     trainers crop them. Raises ConfigError if the predicate of `admission` is not found.
     """
@@ -46,6 +48,7 @@ class CropJob:
     subset: Subset | None = None
     sources: SourceConfig = field(default_factory=SourceConfig)
     label: str = ""
+    class_numbers: ClassNumbers | None = None
     only_verify: bool = False
 
     def __post_init__(self) -> None:
@@ -92,8 +95,15 @@ class SampleCropper:
         labels = None
         if self._job.label:
             kept = [sample for (sample, _), ok in zip(admitted, cropped.ok, strict=True) if ok]
-            labels = read_labels(kept, self._job.label, epoch)
+            labels = self._labels(kept, epoch)
         return CroppedSamples(cropped.crops, tuple(rejects), labels=labels)
+
+    def _labels(self, samples: Sequence[Sample], epoch: int) -> NDArray[np.int64]:
+        labels, numbers = read_labels(samples, self._job.label, epoch), self._job.class_numbers
+        if numbers is None:
+            return labels
+        rows = zip(samples, labels.tolist(), strict=True)
+        return np.array([numbers.number(s.shard, label) for s, label in rows], dtype=np.int64)
 
     def try_out(self) -> bool:
         """Return True if the engine crops a plain image."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from shards.records import ShardInfo
+from shards.samples.class_numbers import ClassNumbers, join_classes
 from shards.samples.labels import Label
 from shards.stores.range_reader import RangeReader
 
@@ -22,15 +23,26 @@ class ClassNames:
 
     def __init__(self, shards: Sequence[ShardInfo], reader: RangeReader) -> None:
         folders = [posixpath.dirname(shard.uri) for shard in shards]
-        by_folder = {folder: _read(folder, reader) for folder in sorted(set(folders))}
-        self._of_shard = [by_folder[folder] for folder in folders]
-        self.lists = tuple(names for names in by_folder.values() if names)
-        self.is_complete = all(by_folder.values())
+        self._by_folder = {folder: _read(folder, reader) for folder in dict.fromkeys(folders)}
+        self._folders = folders
 
     def name(self, shard: int, label: Label) -> Label:
         """Return the name of a class number of a shard; the label itself if it has none."""
-        names = self._of_shard[shard]
+        names = self._by_folder[self._folders[shard]]
         return names[label] if isinstance(label, int) and label < len(names) else label
+
+    def numbers(self) -> ClassNumbers | None:
+        """Return the class numbers of a run over all shards; None if no folder has names."""
+        lists = list(dict.fromkeys(self._by_folder.values()))
+        if not any(lists):
+            return None
+        places = {names: place for place, names in enumerate(lists)}
+        return join_classes(lists, [places[self._by_folder[folder]] for folder in self._folders])
+
+    @property
+    def unnamed(self) -> list[str]:
+        """Folders without names, if others have them."""
+        return [folder for folder, names in self._by_folder.items() if not names]
 
 
 def _read(folder: str, reader: RangeReader) -> tuple[str, ...]:

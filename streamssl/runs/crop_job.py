@@ -25,6 +25,7 @@ def crop_job(config: RunConfig, data: OpenedData, sources: SourceConfig | None =
         subset=data.subset,
         sources=sources or SourceConfig(),
         label=config.label,
+        class_numbers=data.class_numbers,
     )
 
 

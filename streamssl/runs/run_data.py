@@ -14,6 +14,7 @@ from shards.files import write_atomic
 from shards.member_names import Keys
 from shards.records import Cursor
 from shards.redaction import redact
+from shards.samples.class_numbers import ClassNumbers
 from shards.samples.subset import Subset
 from shards.samples.subset_file import load_subset
 from shards.stores.range_reader import RangeReader
@@ -60,12 +61,16 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class OpenedData:
-    """Shards, the selected samples, and the irregular shards, which must be read from byte 0."""
+    """Shards, the selected samples, and the irregular shards, which must be read from byte 0.
+
+    `class_numbers` are those of a run with labels, if the shards have names of classes.
+    """
 
     config: DataConfig
     manifest: Manifest
     subset: Subset | None
     irregular: tuple[int, ...]
+    class_numbers: ClassNumbers | None = None
 
     @property
     def subset_digest(self) -> str:

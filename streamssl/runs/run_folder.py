@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from shards.errors import ConfigError
+from shards.files import write_atomic
+from shards.inspect.class_names import CLASSES_FILE
 from shards.pack.image_entries import entries_from_folder
 from shards.pack.pack import pack
 from shards.stream.manifest_file import write_manifest
@@ -68,6 +70,9 @@ def write_folder(out: Path, config: RunConfig, data: OpenedData) -> None:
     write_toml(config, out / "config.toml")
     write_data(data.config, out / "data.toml")
     write_manifest(data.manifest, out / MANIFEST)
+    if data.class_numbers is not None:
+        text = "".join(f"{name}\n" for name in data.class_numbers.names)
+        write_atomic(out / CLASSES_FILE, text)
 
 
 def is_same_start(out: Path, config: RunConfig, order: Order) -> bool:

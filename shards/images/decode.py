@@ -32,6 +32,8 @@ from PIL import (
 from shards.images.color_profile import to_srgb
 from shards.images.formats.bitmaps import largest_icon, single_icon_file
 from shards.images.formats.common import Background, Format, ImageError, ImageHeader
+from shards.images.formats.jpeg_xl import bare_codestream
+from shards.images.formats.optional_codecs import OPTIONAL_PLUGINS
 from shards.records import Reason
 
 Pixels = NDArray[np.uint8]
@@ -59,6 +61,7 @@ _PLUGINS: Final[dict[Format, type[ImageFile.ImageFile]]] = {
     "ico": IcoImagePlugin.IcoImageFile,
     "qoi": QoiImagePlugin.QoiImageFile,
     "psd": PsdImagePlugin.PsdImageFile,
+    **OPTIONAL_PLUGINS,
 }
 _ORIENTATION_TAG = 0x0112
 _STRIP: Final = 256
@@ -191,6 +194,8 @@ def _open_plugin(image: ImageHeader) -> Iterator[ImageFile.ImageFile]:
                 plugin = PngImagePlugin.PngImageFile
             else:
                 data = single_icon_file(data)
+        elif image.format == "jxl":
+            data = bare_codestream(data)
         with plugin(io.BytesIO(data)) as pil_image:
             yield pil_image
     except Exception as error:

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from shards.images.decode import JPEG_REDUCTIONS, can_reduce, decode
+from shards.images.formats.foreign import foreign_member
 from shards.images.image_header import ImageError, ImageHeader, read_image_header
 from shards.records import Reason, Reject, Sample
 from shards.samples.admission_config import AdmissionConfig
@@ -103,7 +104,11 @@ def entropy(image: ImageHeader) -> float:
 
 def _describe_members(sample: Sample, wanted: tuple[str, ...]) -> str:
     found = ", ".join(sorted(name or "(no extension)" for name in sample.fields)) or "nothing"
-    return f"members: {found}" + (f"; none is {' or '.join(wanted)}" if wanted else "")
+    text = f"members: {found}" + (f"; none is {' or '.join(wanted)}" if wanted else "")
+    for name, data in sorted(sample.fields.items()):
+        if (foreign := foreign_member(name, data)) is not None:
+            return f"{text}; {name or 'it'} is {foreign}"
+    return text
 
 
 def reject(sample: Sample, reason: Reason, detail: str = "") -> Reject:

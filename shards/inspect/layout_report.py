@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from shards.inspect.pixel_counts import PixelCounts, probe_pixels
 from shards.member_names import NameRule
 from shards.records import Chunk, Reject, Sample, ShardInfo
 from shards.redaction import redact
@@ -38,6 +39,7 @@ class LayoutCounts:
     `images_in_sample` counts samples by their number of images; `several` and `without` count the
     members of samples with several images, and without any. `with_image` counts the members beside
     images. `num_repeated` keys are those of the sample before; `num_again` were seen earlier.
+    `pixels` counts what the headers of images say.
     """
 
     num_samples: int = 0
@@ -52,6 +54,7 @@ class LayoutCounts:
     examples: dict[str, str] = field(default_factory=dict)
     keys_with_image: set[str] = field(default_factory=set)
     keys_without: set[str] = field(default_factory=set)
+    pixels: PixelCounts = field(default_factory=PixelCounts)
 
     def add(self, found: Iterable[Sample | Reject], num_hidden: int = 0) -> None:
         """Count the samples of a part of a shard, in file order."""
@@ -100,6 +103,7 @@ class LayoutCounts:
         self.examples = other.examples | self.examples
         self.keys_with_image |= other.keys_with_image
         self.keys_without |= other.keys_without
+        self.pixels.merge(other.pixels)
 
     @property
     def lies_apart(self) -> bool:
@@ -112,7 +116,7 @@ class LayoutCounts:
         beside = sum(self.with_image[name] for name in self.without)
         return self.without.keys() <= _SIDE_CARS and beside <= sum(self.without.values())
 
-    def lines(self, names: NameRule, image_members_wanted: Sequence[str]) -> Iterator[str]:
+    def lines(self, names: NameRule, admission: AdmissionConfig) -> Iterator[str]:
         """Yield what is unusual."""
         if names.keys == "last_dot":
             yield (
@@ -121,7 +125,7 @@ class LayoutCounts:
             )
         if self.num_hidden:
             yield f"{self.num_hidden:,} hidden files, such as .DS_Store, are part of no sample"
-        yield from self._about_images(image_members_wanted)
+        yield from self._about_images(admission.image_members)
         if self.num_repeated:
             yield (
                 f"{self.num_repeated:,} of {self.num_samples:,} samples have the key of the sample "
@@ -135,6 +139,7 @@ class LayoutCounts:
                 f"before, such as {self.examples['again']!r}: each is a sample of its own, but a "
                 "list of keys selects all of them"
             )
+        yield from self.pixels.lines(admission.sixteen_bit)
 
     def _about_images(self, wanted: Sequence[str]) -> Iterator[str]:
         alone, total = self.images_in_sample[0], self.num_samples
@@ -179,11 +184,13 @@ def probe_layout(
     num_sources = manifest.shards[-1].source + 1
     for source in range(num_sources):
         rows = [row for row, shard in enumerate(manifest.shards) if shard.source == source]
-        counts = LayoutCounts()
+        counts, samples = LayoutCounts(), list[Sample]()
         for row in sorted({rows[0], rows[len(rows) // 2], rows[-1]})[:_NUM_SHARDS]:
             for cut in _probe(row, manifest.shards[row], reader):
                 counts.add(cut.found, cut.num_hidden)
-        found = counts.lines(manifest.shards[rows[0]].names, admission.image_members)
+                samples += [item for item in cut.found if isinstance(item, Sample)]
+        counts.pixels = probe_pixels(samples, admission)
+        found = counts.lines(manifest.shards[rows[0]].names, admission)
         where = f"{redact(manifest.patterns[source])}: " if num_sources > 1 else ""
         lines += [f"{where}{line}" for line in found]
         total.merge(counts)

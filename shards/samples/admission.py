@@ -64,6 +64,8 @@ def _with_settings(image: ImageHeader, config: AdmissionConfig) -> ImageHeader:
     """Return the image with the decode settings of `config`."""
     if image.alpha and config.alpha in ("white", "black"):
         image = replace(image, background=config.alpha)
+    if image.bits > 8 and config.sixteen_bit in ("stretch", "percentiles"):
+        image = replace(image, deep_levels=config.sixteen_bit)
     if image.icc_profile and config.icc_profile == "srgb":
         image = replace(image, to_srgb=True)
     if image.orientation != 1 and config.orientation == "ignore":

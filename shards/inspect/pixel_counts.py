@@ -90,11 +90,12 @@ class PixelCounts:
                 "--admission.sixteen-bit stretch keeps the bits in use"
             )
         if self.dropped:
+            bands = ", ".join(map(str, sorted(self.dropped)))
             yield (
-                f"{self.dropped.total():,} of {self.num_images:,} images have "
-                f"{', '.join(map(str, sorted(self.dropped)))} bands: the first three are used as red, green and blue, "
-                "or the first as grey where there are two, and the others are dropped; choose "
-                "others before you pack, such as `gdal_translate -b 4 -b 3 -b 2 FILE OUT.tif`"
+                f"{self.dropped.total():,} of {self.num_images:,} images have {bands} bands: the "
+                "first three are used as red, green and blue, or the first as grey where there are "
+                "two, and the others are dropped; choose others before you pack, such as "
+                "`gdal_translate -b 4 -b 3 -b 2 FILE OUT.tif`"
             )
 
 

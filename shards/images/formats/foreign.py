@@ -158,5 +158,6 @@ def foreign_member(extension: str, data: bytes) -> ForeignFormat | None:
 
     The result is None for an unknown format and for members that only describe an image.
     """
-    found = foreign_format(data) or _BY_EXTENSION.get(extension.rpartition(".")[2])
-    return None if found is None or found.side_car else found
+    by_name = _BY_EXTENSION.get(extension.rpartition(".")[2])
+    found = (foreign_format(data), by_name)
+    return next((format_ for format_ in found if format_ and not format_.side_car), None)

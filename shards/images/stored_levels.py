@@ -1,6 +1,7 @@
 """Stored levels of an image: all bands, with all their bits, and how they become eight bits."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,8 +25,8 @@ class StoredLevels:
     With `inverted` 0 is white.
     """
 
-    colours: NDArray[np.generic]
-    opacity: NDArray[np.generic] | None
+    colours: NDArray[Any]
+    opacity: NDArray[Any] | None
     bits: int
     inverted: bool = False
 
@@ -124,7 +125,7 @@ def measure_bits(image: ImageHeader) -> int:
     return 0 if stored is None else stored.bits_in_use
 
 
-def _scaled(levels: NDArray[np.generic], low: float, scale: float) -> NDArray[np.uint8]:
+def _scaled(levels: NDArray[Any], low: float, scale: float) -> NDArray[np.uint8]:
     scaled = (np.nan_to_num(levels.astype(np.float64)) - low) * scale
     eight_bits: NDArray[np.uint8] = np.clip(scaled, 0, 255).astype(np.uint8)
     return eight_bits

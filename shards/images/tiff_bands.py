@@ -8,7 +8,7 @@ in planes are decoded one by one.
 import io
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -49,7 +49,7 @@ class TiffBands:
     With `inverted` 0 is white.
     """
 
-    levels: NDArray[np.generic]
+    levels: NDArray[Any]
     num_colours: int
     alpha: int | None
     inverted: bool
@@ -105,7 +105,7 @@ def _first(tags: _Tags, tag: int, default: int) -> int:
 
 def _interleaved(
     data: bytes, order: str, tags: _Tags, num_bands: int, *, big: bool
-) -> NDArray[np.generic]:
+) -> NDArray[Any]:
     width = _first(tags, _WIDTH, 0)
     tile_width = _first(tags, _TILE_WIDTH, 0)
     grey = dict(tags)
@@ -124,7 +124,7 @@ def _interleaved(
 
 def _plane(
     data: bytes, order: str, tags: _Tags, index: int, num_bands: int, *, big: bool
-) -> NDArray[np.generic]:
+) -> NDArray[Any]:
     plane = dict(tags)
     for tag in (_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES):
         if places := tags.get(tag):
@@ -133,7 +133,7 @@ def _plane(
     return _decode_grey(data, order, plane, big=big)
 
 
-def _decode_grey(data: bytes, order: str, tags: _Tags, *, big: bool) -> NDArray[np.generic]:
+def _decode_grey(data: bytes, order: str, tags: _Tags, *, big: bool) -> NDArray[Any]:
     """Decode one band (H, W) that these tags describe."""
     bits = _first(tags, _BITS, 1)
     num_bytes = _first(tags, _WIDTH, 0) * _first(tags, _HEIGHT, 0) * bits // 8
@@ -182,7 +182,7 @@ def _with_directory(data: bytes, order: str, tags: _Tags, *, big: bool) -> bytes
     return b"".join([head, data[len(head) :], values, count, *entries, bytes(size)])
 
 
-def _divided(levels: NDArray[np.generic], alpha: int) -> NDArray[np.generic]:
+def _divided(levels: NDArray[Any], alpha: int) -> NDArray[Any]:
     """Divide colours by the opacity that they were multiplied with."""
     opacity = levels[..., alpha : alpha + 1].astype(np.float64)
     full = 1.0 if levels.dtype.kind == "f" else float(np.iinfo(levels.dtype).max)

@@ -65,7 +65,7 @@ _FOREIGN: Final = (
     ForeignFormat("an XML document", _NO_IMAGE, _PROLOG + rb"<[\w?!]", ("xml",), side_car=True),
     ForeignFormat(
         "DICOM",
-        "save its pixels as PNG, such as `dcm2img FILE FILE.png` of DCMTK",
+        "save its pixels as PNG; `pydicom.dcmread(FILE).pixel_array` reads them",
         rb"(?s).{128}DICM|\x02\0\0\0UL\x04\0",
         ("dcm", "dicom", "ima"),
     ),

@@ -119,6 +119,16 @@ def test_declared_transparency_among_bands_is_blended(extra, at):
     assert (decode(admitted(tiff(levels, extra=extra), alpha="drop")) == levels[..., :3]).all()
 
 
+def test_premultiplied_colours_are_divided_by_their_opacity():
+    """Edges of a drawing would be dark."""
+    levels = bands(5)
+    levels[..., 3] = np.maximum(steps(levels.shape), 1)
+    opacity = levels[..., [3]].astype(int)
+    shown = (levels[..., :3] * opacity + 255 * (255 - opacity)) / 255
+    levels[..., :3] = levels[..., :3] * opacity // 255
+    assert np.abs(decode(admitted(tiff(levels, extra=[1, 0]))) - shown).max() <= 2
+
+
 def test_truncated_bands_are_rejected():
     """The directory that is appended would be taken for pixels."""
     levels = bands(6)
@@ -242,7 +252,7 @@ def test_floats_are_stretched_to_their_largest_level(top):
 
 def test_transparent_colour_of_a_deep_png_is_blended_when_stretched():
     """The setting would show the colour that is declared invisible."""
-    deep = PIXELS.astype(">u2") << 4
+    deep = (PIXELS.astype(np.uint16) << 4).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in deep)
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
         [

@@ -89,7 +89,7 @@ def has_image_magic(data: bytes) -> bool:
 def _checked(data: bytes, read: Callable[[bytes], ImageHeader]) -> ImageHeader:
     try:
         image = read(data)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         # The parsers do not check for the end of the data: reading beyond it means truncation.
         raise ImageError("truncated", f"the header ends after {len(data)} bytes") from error
     if image.height < 1 or image.width < 1:

@@ -64,7 +64,7 @@ def read_tiff_bands(data: bytes) -> TiffBands | None:
     big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
     try:
         tags, _ = read_directory(data, order, _TAGS, _MAX_VALUES, big=big)
-    except struct.error as error:
+    except (struct.error, OverflowError) as error:
         raise ImageError("truncated", f"the directory ends after {len(data)} bytes") from error
     photometric = _first(tags, _PHOTOMETRIC, _WHITE_IS_ZERO)
     if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
@@ -147,8 +147,8 @@ def _decode_grey(data: bytes, order: str, tags: _Tags, *, big: bool) -> NDArray[
         _PHOTOMETRIC: (_BLACK_IS_ZERO,),
         _SAMPLE_FORMAT: tags.get(_SAMPLE_FORMAT, (1,))[:1],
     }
-    file = _with_directory(data, order, tags, big=big)
     try:
+        file = _with_directory(data, order, tags, big=big)
         if bits in _BY_OPENCV:
             levels = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_UNCHANGED)
             if levels is not None and levels.ndim == 2:

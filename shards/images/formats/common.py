@@ -29,6 +29,8 @@ DeepLevels = Literal["scale", "stretch", "percentiles"]
 TAKE_THREE_BANDS: Final = "take three, such as `gdal_translate -b 1 -b 2 -b 3 FILE THREE.tif`"
 # Pixel limit of formats that Pillow decodes in Python, at a microsecond or more per pixel.
 _MAX_SLOW_PIXELS: Final = 4_000_000
+# Memory that decoding a JPEG takes.
+_BYTES_PER_PIXEL: Final = 9
 ORIENTATION_TAG = 0x0112
 
 
@@ -76,6 +78,8 @@ class ImageHeader:
         """Decode cost per pixel in time and memory, relative to a JPEG."""
         if self.format == "jpeg2000":
             return 3.0
+        if self.format == "tiff" and self.num_dropped_bands:  # all bands are decoded
+            return max(1.0, (self.num_bands * self.bits / 8 + 3) / _BYTES_PER_PIXEL)
         costly = self.cmyk or (self.format == "webp" and self.num_frames > 1)
         return 2.0 if costly else 1.0
 

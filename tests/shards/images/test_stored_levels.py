@@ -1,6 +1,7 @@
 """More than eight bits, and other bands than colours: kept as configured, never laid on white."""
 
 import io
+import random
 import struct
 import zlib
 
@@ -15,7 +16,7 @@ from shards.images.stored_levels import measure_bits
 from shards.records import Sample
 from shards.samples.admission import admit
 from shards.samples.admission_config import AdmissionConfig
-from tests.hostile import image_pixels, png_chunk, steps
+from tests.hostile import image_pixels, mutate, png_chunk, steps
 
 PIXELS = image_pixels()
 HEIGHT, WIDTH = PIXELS.shape[:2]
@@ -138,6 +139,27 @@ def test_truncated_bands_are_rejected():
     assert longer != data
     with pytest.raises(ImageError, match="truncated"):
         decode(read_image_header(longer))
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about broken files
+def test_damaged_bands_raise_only_image_errors():
+    """A broken directory would end a reader."""
+    rng = random.Random(0)
+    wholes = [
+        tiff(bands(6)),
+        tiff(bands(13, np.uint16), photometric=1, deflate=True, predictor=2, tile=32),
+        tiff(bands(5), planes=True, deflate=True, extra=[2, 0]),
+    ]
+    for number in range(150):
+        try:
+            image = read_image_header(mutate(rng, wholes[number % 3]))
+            if image.height * image.width < 200_000:
+                decode(image)
+        except ImageError:
+            continue
+    far = b"II+\0\x08\0\0\0" + bytes(7) + b"\xff" + bytes(40)
+    with pytest.raises(ImageError, match="truncated"):
+        read_image_header(far)
 
 
 @pytest.mark.parametrize("num_bands", [4, 2])

@@ -288,7 +288,7 @@ def test_every_import_is_a_stated_dependency():
     lines = [*project["dependencies"], *(one for name in extras for one in extras[name])]
     stated = {re.split(r"[^a-z0-9-]", line)[0] for line in lines}
     names = {"faiss": "faiss-cpu", "cv2": "opencv-python-headless", "PIL": "pillow",
-             "nvidia": "nvidia-dali-cuda130"}  # fmt: skip
+             "nvidia": "nvidia-dali-cuda130", "pillow_jxl": "pillow-jxl-plugin"}  # fmt: skip
     used = {
         name.split(".")[0]
         for tree in trees().values()

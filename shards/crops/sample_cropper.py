@@ -38,7 +38,8 @@ class CropJob:
     source of labels (see `samples.labels`); empty means no labels. `class_numbers` gives the
     classes of shards that were packed apart one number each. `sources` configures transport
     and does not change the data. With `only_verify` readers return verified encoded images, and
-    trainers crop them. Raises ConfigError if the predicate of `admission` is not found.
+    trainers crop them; `with_bits` then measures the bits in use. Raises ConfigError if the
+    predicate of `admission` is not found.
     """
 
     recipe: CropRecipe
@@ -50,6 +51,7 @@ class CropJob:
     label: str = ""
     class_numbers: ClassNumbers | None = None
     only_verify: bool = False
+    with_bits: bool = False
 
     def __post_init__(self) -> None:
         if self.admission.predicate:
@@ -73,8 +75,11 @@ class SampleCropper:
     def __init__(self, job: CropJob) -> None:
         self._job = job
         self._judge = SampleCheck(job.admission)
-        engine = VerifyingEngine(job.recipe) if job.only_verify else job.build_engine()
-        self._images = ImageCropper(engine, job.seed)
+        if job.only_verify:
+            verifying = VerifyingEngine(job.recipe, with_bits=job.with_bits)
+            self._images = ImageCropper(verifying, job.seed)
+        else:
+            self._images = ImageCropper(job.build_engine(), job.seed)
 
     def crop(self, samples: Sequence[Sample], epoch: int) -> CroppedSamples:
         """Return every sample as a row of crops or as a reject. Decodes admitted images only."""

@@ -5,6 +5,7 @@ at every reduction alike. Accepted images are returned encoded.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +14,18 @@ from shards.crops.engine import CropFailure, CroppedImages
 from shards.crops.recipe import CropRecipe
 from shards.images.decode import JPEG_REDUCTIONS, can_reduce, decode_stored
 from shards.images.image_header import ImageError, ImageHeader
+from shards.images.stored_levels import measure_bits
 
 
 class VerifyingEngine:
-    """Returns the encoded images: one array (ok.sum(),) of `ImageHeader` for all groups."""
+    """Returns the encoded images: one array (ok.sum(),) of `ImageHeader` for all groups.
 
-    def __init__(self, recipe: CropRecipe) -> None:
+    With `with_bits` it also measures their `bits_in_use`.
+    """
+
+    def __init__(self, recipe: CropRecipe, *, with_bits: bool = False) -> None:
         self.recipe = recipe
+        self._with_bits = with_bits
 
     def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:  # noqa: ARG002
         """Return the images that an engine of this recipe can crop, and failures of the others."""
@@ -32,8 +38,14 @@ class VerifyingEngine:
                 failures.append(CropFailure(index, error.reason, error.detail))
             else:
                 ok[index] = True
-        rows = as_rows([images[index] for index in np.flatnonzero(ok).tolist()])
+        good = [images[index] for index in np.flatnonzero(ok).tolist()]
+        rows = as_rows([self._measured(image) for image in good])
         return CroppedImages((rows,), ok, failures)
+
+    def _measured(self, image: ImageHeader) -> ImageHeader:
+        if not self._with_bits or image.bits <= 8:
+            return image
+        return replace(image, bits_in_use=measure_bits(image))
 
 
 def as_rows(images: Sequence[ImageHeader]) -> NDArray[np.uint8]:

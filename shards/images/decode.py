@@ -29,9 +29,13 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from shards.images.blend import blend, blend_on, strips
 from shards.images.color_profile import to_srgb
 from shards.images.formats.bitmaps import largest_icon, single_icon_file
-from shards.images.formats.common import Background, Format, ImageError, ImageHeader
+from shards.images.formats.common import Format, ImageError, ImageHeader
+from shards.images.formats.jpeg_xl import bare_codestream
+from shards.images.formats.optional_codecs import OPTIONAL_PLUGINS
+from shards.images.stored_levels import read_levels
 from shards.records import Reason
 
 Pixels = NDArray[np.uint8]
@@ -59,9 +63,9 @@ _PLUGINS: Final[dict[Format, type[ImageFile.ImageFile]]] = {
     "ico": IcoImagePlugin.IcoImageFile,
     "qoi": QoiImagePlugin.QoiImageFile,
     "psd": PsdImagePlugin.PsdImageFile,
+    **OPTIONAL_PLUGINS,
 }
 _ORIENTATION_TAG = 0x0112
-_STRIP: Final = 256
 _FILL, _FILL_OF_CMYK = 128, 64
 _BLOCK: Final = 8
 
@@ -99,8 +103,8 @@ def decode_stored(image: ImageHeader, reduction: int = 1) -> Pixels:
     """Decode the image as stored, before its orientation is applied. Raises ImageError."""
     height, width = image.stored_size
     expected = (-(-height // reduction), -(-width // reduction), 3)
-    pixels: Pixels | None = None
-    if image.format in _READ_BY_OPENCV:
+    pixels = _decode_levels(image)
+    if pixels is None and image.format in _READ_BY_OPENCV:
         pixels = _decode_with_opencv(image, reduction)
     if pixels is None or pixels.shape != expected:
         pixels = _decode_with_pillow(image)
@@ -112,6 +116,17 @@ def decode_stored(image: ImageHeader, reduction: int = 1) -> Pixels:
     if image.format == "jpeg" and _ends_in_fill(image, pixels, reduction):
         raise ImageError("truncated", "the data end before the image: its last rows are plain grey")
     return to_srgb(pixels, _profile(image)) if image.to_srgb else pixels
+
+
+def _decode_levels(image: ImageHeader) -> Pixels | None:
+    """Decode from the stored levels; None if this image does not need them, or has none."""
+    has_bands = image.format == "tiff" and image.num_dropped_bands > 0
+    if not has_bands and (image.bits <= 8 or image.deep_levels == "scale"):
+        return None
+    stored = read_levels(image)
+    if stored is None:
+        return None
+    return blend(*stored.eight_bits(image), image.background)
 
 
 def orient_pixels(pixels: Pixels, orientation: int, *, mirror: bool = False) -> Pixels:
@@ -152,8 +167,8 @@ def _decode_with_opencv(image: ImageHeader, reduction: int) -> Pixels | None:
     if pixels.dtype != np.uint8 or pixels.shape[2:] != (4,):
         return None
     flat = np.empty((*pixels.shape[:2], 3), np.uint8)
-    for rows in _strips(len(flat)):
-        flat[rows] = _blend_on(pixels[rows], image.background, code=cv2.COLOR_BGRA2RGB)
+    for rows in strips(len(flat)):
+        flat[rows] = blend_on(pixels[rows], image.background, code=cv2.COLOR_BGRA2RGB)
     return flat
 
 
@@ -191,11 +206,13 @@ def _open_plugin(image: ImageHeader) -> Iterator[ImageFile.ImageFile]:
                 plugin = PngImagePlugin.PngImageFile
             else:
                 data = single_icon_file(data)
+        elif image.format == "jxl":
+            data = bare_codestream(data)
         with plugin(io.BytesIO(data)) as pil_image:
             yield pil_image
     except Exception as error:
         # On broken files decoders raise almost any exception; each costs one sample.
-        detail = f"{type(error).__name__}: {error}"
+        detail = " ".join(f"{type(error).__name__}: {error}".split())
         reason: Reason = "truncated" if "truncated" in detail else "undecodable"
         raise ImageError(reason, detail) from error
 
@@ -205,35 +222,16 @@ def _to_rgb(pil_image: Image.Image, image: ImageHeader) -> Pixels:
         return _grey_to_rgb(pil_image, image)
     pixels = np.empty((pil_image.height, pil_image.width, 3), np.uint8)
     transparent = pil_image.has_transparency_data
-    for rows in _strips(pil_image.height):
+    for rows in strips(pil_image.height):
         strip = pil_image.crop((0, rows.start, pil_image.width, rows.stop))
         if transparent and image.background != "drop":
-            pixels[rows] = _blend_on(np.asarray(strip.convert("RGBA")), image.background)
+            pixels[rows] = blend_on(np.asarray(strip.convert("RGBA")), image.background)
         elif transparent and pil_image.mode == "P":
             # Convert to RGBA first: Pillow warns if the transparency of a palette is dropped.
             pixels[rows] = np.asarray(strip.convert("RGBA"))[..., :3]
         else:
             pixels[rows] = np.asarray(strip.convert("RGB"))
     return pixels
-
-
-def _strips(height: int) -> Iterator[slice]:
-    """Yield rows to convert at a time: whole copies of a large image would need most memory."""
-    for top in range(0, height, _STRIP):
-        yield slice(top, min(top + _STRIP, height))
-
-
-def _blend_on(pixels: Pixels, background: Background, *, code: int = cv2.COLOR_RGBA2RGB) -> Pixels:
-    """Blend RGBA pixels (H, W, 4), or the input of `code`, on white or black: RGB (H, W, 3)."""
-    colours = cv2.cvtColor(np.ascontiguousarray(pixels), code)
-    opacity = cv2.extractChannel(pixels, 3)
-    if opacity.min() == 255:
-        return colours
-    opacity = cv2.merge((opacity, opacity, opacity))
-    if background == "black":
-        return cv2.multiply(colours, opacity, scale=1 / 255)
-    # On white, opacity scales the difference of the colours to white.
-    return cv2.bitwise_not(cv2.multiply(cv2.bitwise_not(colours), opacity, scale=1 / 255))
 
 
 def _grey_to_rgb(pil_image: Image.Image, image: ImageHeader) -> Pixels:
@@ -245,7 +243,7 @@ def _grey_to_rgb(pil_image: Image.Image, image: ImageHeader) -> Pixels:
     shift = image.bits - 8 if image.format == "tiff" and 8 < image.bits < 16 else 8
     transparency = pil_image.info.get("transparency")
     pixels = np.empty((*levels.shape, 3), np.uint8)
-    for rows in _strips(len(levels)):
+    for rows in strips(len(levels)):
         if pil_image.mode == "F":
             grey = np.nan_to_num(levels[rows]) * (255.0 if is_fraction else 1.0)
         else:

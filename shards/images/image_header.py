@@ -17,8 +17,10 @@ from shards.images.formats.bitmaps import (
 )
 from shards.images.formats.codecs import read_avif_header, read_jpeg2000_header, read_psd_header
 from shards.images.formats.common import FORMATS, Background, Format, ImageError, ImageHeader
+from shards.images.formats.foreign import foreign_format
 from shards.images.formats.gif import read_gif_header
 from shards.images.formats.jpeg import read_jpeg_header
+from shards.images.formats.optional_codecs import read_heic_header, read_jxl_header
 from shards.images.formats.png import read_png_header
 from shards.images.formats.tiff import read_tiff_header
 from shards.images.formats.webp import read_webp_header
@@ -44,7 +46,14 @@ _READERS: Final[tuple[tuple[re.Pattern[bytes], Format, Callable[[bytes], ImageHe
     (re.compile(rb"\x89PNG\r\n\x1a\n"), "png", read_png_header),
     (re.compile(rb"(?s)RIFF....WEBP"), "webp", read_webp_header),
     (re.compile(rb"GIF8[79]a"), "gif", read_gif_header),
-    (re.compile(rb"(?s)....ftyp(avif|avis|mif1|msf1)"), "avif", read_avif_header),
+    # A HEIF may name its codec as the first of its brands, or as one of the others.
+    (
+        re.compile(rb"(?s)....ftyp(?:avi[fs]|(?:mif1|mif2|msf1|miaf)....(?:....){0,16}?avi[fs])"),
+        "avif",
+        read_avif_header,
+    ),
+    (re.compile(rb"(?s)....ftyp(?:he[iv][cxms]|mif1|mif2|msf1|miaf)"), "heic", read_heic_header),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"), "jxl", read_jxl_header),
     (re.compile(rb"BM"), "bmp", read_bmp_header),
     (re.compile(rb"II[*+]\0|MM\0[*+]"), "tiff", read_tiff_header),
     (re.compile(rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n"), "jpeg2000", read_jpeg2000_header),
@@ -67,7 +76,9 @@ def read_image_header(data: bytes, formats: tuple[Format, ...] = ()) -> ImageHea
             if formats and format_ not in formats:
                 raise ImageError("format", f"{format_}; allowed are {', '.join(formats)}")
             return _checked(data, read)
-    raise ImageError("not_an_image", f"begins with {data[:8]!r}")
+    foreign = foreign_format(data)
+    begin = f"begins with {data[:8]!r}"
+    raise ImageError("not_an_image", begin if foreign is None else f"{foreign} ({begin})")
 
 
 def has_image_magic(data: bytes) -> bool:
@@ -78,7 +89,7 @@ def has_image_magic(data: bytes) -> bool:
 def _checked(data: bytes, read: Callable[[bytes], ImageHeader]) -> ImageHeader:
     try:
         image = read(data)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         # The parsers do not check for the end of the data: reading beyond it means truncation.
         raise ImageError("truncated", f"the header ends after {len(data)} bytes") from error
     if image.height < 1 or image.width < 1:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from shards.errors import ConfigError
+from shards.inspect.pixel_counts import PixelCounts, probe_pixels
 from shards.member_names import NameRule
 from shards.records import Chunk, Reject, Sample, ShardInfo
 from shards.redaction import redact
@@ -40,6 +41,7 @@ class LayoutCounts:
     images. `num_repeated` keys are those of the sample before, `num_again` were seen earlier in the
     shard, and `num_apart` groups without an image have the key of an image in it. Of the samples
     with an image `num_labelled` have the label that was asked for; `labels` counts its values.
+    `pixels` counts what the headers of images say.
     """
 
     num_samples: int = 0
@@ -56,6 +58,7 @@ class LayoutCounts:
     without: Counter[str] = field(default_factory=Counter)
     with_image: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    pixels: PixelCounts = field(default_factory=PixelCounts)
 
     def add(
         self,
@@ -117,6 +120,7 @@ class LayoutCounts:
         self.without.update(other.without)
         self.with_image.update(other.with_image)
         self.examples = other.examples | self.examples
+        self.pixels.merge(other.pixels)
 
     @property
     def lies_apart(self) -> bool:
@@ -129,7 +133,7 @@ class LayoutCounts:
         beside = sum(self.with_image[name] for name in self.without)
         return self.without.keys() <= _SIDE_CARS and beside <= sum(self.without.values())
 
-    def lines(self, names: NameRule, image_members_wanted: Sequence[str]) -> Iterator[str]:
+    def lines(self, names: NameRule, admission: AdmissionConfig) -> Iterator[str]:
         """Yield what is unusual."""
         if names.keys == "last_dot":
             yield (
@@ -138,7 +142,7 @@ class LayoutCounts:
             )
         if self.num_hidden:
             yield f"{self.num_hidden:,} hidden files, such as .DS_Store, are part of no sample"
-        yield from self._about_images(image_members_wanted)
+        yield from self._about_images(admission.image_members)
         if self.num_repeated:
             yield (
                 f"{self.num_repeated:,} of {self.num_samples:,} samples have the key of the sample "
@@ -152,6 +156,7 @@ class LayoutCounts:
                 f"before in their shard{_such_as(self.examples.get('again'))}: each is a sample of "
                 "its own, but a list of keys selects all of them"
             )
+        yield from self.pixels.lines(admission.sixteen_bit)
 
     def _about_images(self, wanted: Sequence[str]) -> Iterator[str]:
         alone, total = self.images_in_sample[0], self.num_samples
@@ -217,14 +222,16 @@ def probe_layout(
     num_sources = manifest.shards[-1].source + 1
     for source in range(num_sources):
         rows = [row for row, shard in enumerate(manifest.shards) if shard.source == source]
-        counts = LayoutCounts()
+        counts, samples = LayoutCounts(), list[Sample]()
         for row in sorted({rows[0], rows[len(rows) // 2], rows[-1]})[:_NUM_SHARDS]:
             keys = ShardKeys()
             for cut in _probe(row, manifest.shards[row], reader):
                 counts.add(cut.found, keys, label)
                 counts.num_hidden += cut.num_hidden
+                samples += [item for item in cut.found if isinstance(item, Sample)]
             counts.num_apart += keys.num_apart
-        found = counts.lines(manifest.shards[rows[0]].names, admission.image_members)
+        counts.pixels = probe_pixels(samples, admission)
+        found = counts.lines(manifest.shards[rows[0]].names, admission)
         where = f"{redact(manifest.patterns[source])}: " if num_sources > 1 else ""
         lines += [f"{where}{line}" for line in found]
         total.merge(counts)

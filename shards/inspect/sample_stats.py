@@ -61,6 +61,7 @@ class SampleStats:
 
     def add_reject(self, reject: Reject) -> None:
         self.rejects[reject.reason] += 1
+        self.layout.pixels.add_reject(reject)
         self._keep_first(reject)
 
     def add_image(self, image: ImageHeader) -> None:
@@ -70,6 +71,7 @@ class SampleStats:
         self.num_pixels += short * long
         self.image_bytes += len(image.data)
         self.formats[image.format] += 1
+        self.layout.pixels.add(image)
         self.shorter_sides.add(short)
         self.longer_sides.add(long)
         self.aspect_ratios.add(image.width / image.height)

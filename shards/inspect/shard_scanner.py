@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -22,6 +22,7 @@ from shards.crops.verify_engine import VerifyingEngine
 from shards.errors import ShardUnreadable
 from shards.images.decode import decode
 from shards.images.image_header import ImageError, ImageHeader
+from shards.images.stored_levels import measure_bits
 from shards.inspect.sample_stats import SampleStats
 from shards.inspect.shard_check import Found, ShardReport, new_report, walk_shard
 from shards.records import Chunk, Reject, Sample
@@ -38,6 +39,8 @@ Depth = Literal["headers", "pixels"]
 _RECIPE = CropRecipe((ViewGroup(num_views=1, size=16, scale=(1.0, 1.0)),))
 # A few images of every chunk are decoded at full size to measure the time.
 _MAX_TIMED, _TIMED_PER_PART = 512, 8
+# Some images of more than eight bits are decoded to measure the bits that they use.
+_MAX_MEASURED, _MEASURED_PER_PART = 1024, 32
 # If so many shards cannot be read at the start, the store is at fault.
 _MAX_UNREADABLE = 8
 
@@ -92,6 +95,7 @@ class ShardScanner:
             len(manifest.shards), manifest.num_bytes, self._order.num_chunks, chunk_bytes
         )
         self._timed = threading.Semaphore(_MAX_TIMED)
+        self._to_measure = threading.Semaphore(_MAX_MEASURED)
         self._stop = threading.Event()
         self._local = threading.local()
         self._children: list[IsolatedProcess] = []
@@ -192,13 +196,14 @@ class ShardScanner:
                 stats.add_reject(image)
             elif isinstance(item, Sample):
                 admitted.append((item, image))
-        refused: set[int] = set()
+        images = [image for _, image in admitted]
         if self._depth == "pixels":
             outcome = self._verifier().crop([sample for sample, _ in admitted], 0)
             for reject in outcome.rejects:
                 stats.add_reject(reject)
-                refused.add(reject.offset)
-        images = [image for sample, image in admitted if sample.offset not in refused]
+            images = list(outcome.crops[0])
+        else:
+            images = self._measured(images)
         for image in images:
             stats.add_image(image)
         self._time_decoding(stats, images[:_TIMED_PER_PART])
@@ -214,6 +219,7 @@ class ShardScanner:
                 admission=self._admission,
                 build_engine=partial(VerifyingEngine, _RECIPE),
                 only_verify=True,
+                with_bits=True,
             )
             if self._isolated:
                 verifier = IsolatedProcess(job)
@@ -222,6 +228,15 @@ class ShardScanner:
                 verifier = SampleCropper(job)
             self._local.verifier = verifier
         return verifier
+
+    def _measured(self, images: list[ImageHeader]) -> list[ImageHeader]:
+        """Measure the bits that some of the images use, which decodes these."""
+        deep = [index for index, image in enumerate(images) if image.bits > 8]
+        for index in deep[:_MEASURED_PER_PART]:
+            if not self._to_measure.acquire(blocking=False):
+                break
+            images[index] = replace(images[index], bits_in_use=measure_bits(images[index]))
+        return images
 
     def _time_decoding(self, stats: SampleStats, images: list[ImageHeader]) -> None:
         for image in () if self._isolated else images:

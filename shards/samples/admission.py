@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from shards.images.decode import JPEG_REDUCTIONS, can_reduce, decode
+from shards.images.formats.foreign import foreign_member
 from shards.images.image_header import ImageError, ImageHeader, read_image_header
 from shards.records import Reason, Reject, Sample
 from shards.samples.admission_config import AdmissionConfig
@@ -63,6 +64,8 @@ def _with_settings(image: ImageHeader, config: AdmissionConfig) -> ImageHeader:
     """Return the image with the decode settings of `config`."""
     if image.alpha and config.alpha in ("white", "black"):
         image = replace(image, background=config.alpha)
+    if image.bits > 8 and config.sixteen_bit in ("stretch", "percentiles"):
+        image = replace(image, deep_levels=config.sixteen_bit)
     if image.icc_profile and config.icc_profile == "srgb":
         image = replace(image, to_srgb=True)
     if image.orientation != 1 and config.orientation == "ignore":
@@ -103,7 +106,11 @@ def entropy(image: ImageHeader) -> float:
 
 def _describe_members(sample: Sample, wanted: tuple[str, ...]) -> str:
     found = ", ".join(sorted(name or "(no extension)" for name in sample.fields)) or "nothing"
-    return f"members: {found}" + (f"; none is {' or '.join(wanted)}" if wanted else "")
+    text = f"members: {found}" + (f"; none is {' or '.join(wanted)}" if wanted else "")
+    for name, data in sorted(sample.fields.items()):
+        if (foreign := foreign_member(name, data)) is not None:
+            return f"{text}; {name or 'it'} is {foreign}"
+    return text
 
 
 def reject(sample: Sample, reason: Reason, detail: str = "") -> Reject:

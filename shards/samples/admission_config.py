@@ -43,8 +43,9 @@ class AdmissionConfig:
     """Transparency: blend on white (as web pages do) or black, drop it, or reject the image."""
     cmyk: Literal["convert", "reject"] = "convert"
     """CMYK colours: convert them without their profile, or reject."""
-    sixteen_bit: Literal["scale", "reject"] = "scale"
-    """More than eight bits per channel: keep the upper eight, or reject."""
+    sixteen_bit: Literal["scale", "stretch", "percentiles", "reject"] = "scale"
+    """More than eight bits per channel: keep the upper eight; stretch keeps the upper eight of the
+    bits that an image uses, percentiles stretches its 1st to 99th percentile; or reject."""
     icc_profile: Literal["ignore", "srgb", "reject"] = "ignore"
     """Colour profile: ignore it, convert RGB to sRGB on the CPU, or reject."""
     min_entropy: float = 0.0

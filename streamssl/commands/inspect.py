@@ -210,7 +210,7 @@ def _layout(result: ScanResult, manifest: Manifest, parsed: ScanOptions) -> list
     rule = max(rules, key=lambda names: names.keys == "last_dot")
     return [
         *listing_lines(manifest),
-        *result.stats.layout.lines(rule, parsed.admission.image_members),
+        *result.stats.layout.lines(rule, parsed.admission),
     ]
 
 
@@ -307,6 +307,9 @@ def _sizes(result: ScanResult) -> dict[str, Any]:
     reading = result.scanned_bytes / result.read_seconds if result.read_seconds else 0
     return {
         "formats": dict(stats.formats.most_common()),
+        "bands": dict(stats.layout.pixels.bands.most_common()),
+        "bits": dict(stats.layout.pixels.bits.most_common()),
+        "bits_in_use": dict(stats.layout.pixels.bits_in_use.most_common()),
         "members": dict(stats.extensions.most_common()),
         "megapixels": round(stats.num_pixels / 1e6, 1),
         "shorter_side": stats.shorter_sides.percentiles(_PERCENTS),

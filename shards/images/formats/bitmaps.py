@@ -29,7 +29,8 @@ def read_bmp_header(data: bytes) -> ImageHeader:
         refuse_short(data, offset + stride * height)
     else:
         refuse_slow(height, width, "a BMP with run lengths")
-    return ImageHeader(data, "bmp", height, width, alpha=image.mode == "RGBA")
+    alpha = image.mode == "RGBA"
+    return ImageHeader(data, "bmp", height, width, alpha=alpha, num_bands=3 + alpha)
 
 
 _SPACE = rb"(?:\s|#[^\r\n]*[\r\n])"
@@ -58,7 +59,7 @@ def _ppm_image(
 ) -> ImageHeader:
     if kind == b"f":
         refuse_short(data, start + 4 * height * width)
-        return ImageHeader(data, "ppm", height, width, bits=32)
+        return ImageHeader(data, "ppm", height, width, bits=32, num_bands=1)
     max_value = int(rest[0]) if rest else 1
     if not 0 < max_value < 1 << 16:
         raise ImageError("broken_header", f"a PPM with maximum value {max_value}")
@@ -73,7 +74,14 @@ def _ppm_image(
         or kind in b"23"
     ):
         refuse_slow(height, width, "such a PPM")
-    return ImageHeader(data, "ppm", height, width, bits=16 if max_value > 255 else 8)
+    return ImageHeader(
+        data,
+        "ppm",
+        height,
+        width,
+        bits=max(8, max_value.bit_length()),
+        num_bands=3 if kind in b"36" else 1,
+    )
 
 
 def read_qoi_header(data: bytes) -> ImageHeader:
@@ -82,7 +90,7 @@ def read_qoi_header(data: bytes) -> ImageHeader:
     if channels not in (3, 4):
         raise ImageError("broken_header", f"a QOI with {channels} channels")
     refuse_slow(height, width, "a QOI")
-    return ImageHeader(data, "qoi", height, width, alpha=channels == 4)
+    return ImageHeader(data, "qoi", height, width, alpha=channels == 4, num_bands=channels)
 
 
 _ICON_ENTRY: Final = struct.Struct("<BBBBHHII")
@@ -94,7 +102,9 @@ def read_ico_header(data: bytes) -> ImageHeader:
     if inner.startswith(_PNG_MAGIC):
         png = read_png_header(inner)
         height, width = png.stored_size
-        return ImageHeader(data, "ico", height, width, bits=png.bits, alpha=png.alpha)
+        return ImageHeader(
+            data, "ico", height, width, bits=png.bits, alpha=png.alpha, num_bands=png.num_bands
+        )
     # The bitmap has twice the height: colours, then a mask.
     (length,) = struct.unpack_from("<I", inner)
     if length < 40:
@@ -102,7 +112,7 @@ def read_ico_header(data: bytes) -> ImageHeader:
     width, height = struct.unpack_from("<ii", inner, 4)
     if not 0 < width <= 256 or not 0 < height // 2 <= 256:
         raise ImageError("broken_header", f"an icon of {width} x {height // 2} pixels")
-    return ImageHeader(data, "ico", height // 2, width, alpha=True)
+    return ImageHeader(data, "ico", height // 2, width, alpha=True, num_bands=4)
 
 
 def largest_icon(data: bytes) -> bytes:

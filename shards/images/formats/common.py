@@ -7,13 +7,30 @@ from typing import Final, Literal, get_args
 from shards.records import Reason
 
 Format = Literal[
-    "jpeg", "png", "webp", "gif", "avif", "bmp", "tiff", "jpeg2000", "ppm", "ico", "qoi", "psd"
+    "jpeg",
+    "png",
+    "webp",
+    "gif",
+    "avif",
+    "bmp",
+    "tiff",
+    "jpeg2000",
+    "ppm",
+    "ico",
+    "qoi",
+    "psd",
+    "heic",
+    "jxl",
 ]
 FORMATS: Final[tuple[str, ...]] = get_args(Format)
 Background = Literal["white", "black", "drop"]
+DeepLevels = Literal["scale", "stretch", "percentiles"]
 
+TAKE_THREE_BANDS: Final = "take three, such as `gdal_translate -b 1 -b 2 -b 3 FILE THREE.tif`"
 # Pixel limit of formats that Pillow decodes in Python, at a microsecond or more per pixel.
 _MAX_SLOW_PIXELS: Final = 4_000_000
+# Memory that decoding a JPEG takes.
+_BYTES_PER_PIXEL: Final = 9
 ORIENTATION_TAG = 0x0112
 
 
@@ -34,7 +51,9 @@ class ImageHeader:
     first of `num_frames` frames is used. `bits` counts the bits per channel. `alpha`: there may be
     transparency, which is blended on `background`; "drop" ignores it. `plain`: the file has no
     unusual features, so every decoder gives the same pixels. `to_srgb`: convert the colours from
-    the embedded profile to sRGB.
+    the embedded profile to sRGB. `num_bands` counts the channels that are stored; an image of other
+    bands than colours and transparency keeps its first three, or one. `deep_levels`: how more than
+    eight bits become eight. `bits_in_use`: bits of the largest level, 0 if it was not measured.
     """
 
     data: bytes
@@ -50,14 +69,25 @@ class ImageHeader:
     plain: bool = False
     background: Background = "drop"
     to_srgb: bool = False
+    num_bands: int = 3
+    deep_levels: DeepLevels = "scale"
+    bits_in_use: int = 0
 
     @property
     def weight(self) -> float:
         """Decode cost per pixel in time and memory, relative to a JPEG."""
         if self.format == "jpeg2000":
             return 3.0
+        if self.format == "tiff" and self.num_dropped_bands:  # all bands are decoded
+            return max(1.0, (self.num_bands * self.bits / 8 + 3) / _BYTES_PER_PIXEL)
         costly = self.cmyk or (self.format == "webp" and self.num_frames > 1)
         return 2.0 if costly else 1.0
+
+    @property
+    def num_dropped_bands(self) -> int:
+        """Number of stored channels that are neither colours nor transparency."""
+        colours = 4 if self.cmyk else 3 if self.num_bands >= 3 else 1
+        return max(0, self.num_bands - colours - self.alpha)
 
     @property
     def stored_size(self) -> tuple[int, int]:

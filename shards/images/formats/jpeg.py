@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Final
 
 from shards.images.formats.common import ImageError, ImageHeader, exif_orientation, orient_size
+from shards.images.formats.foreign import JPEG_LS
 
 _START_OF_SCAN, _END, _START, _RESTART_INTERVAL, _HEIGHT_FOLLOWS = 0xDA, 0xD9, 0xD8, 0xDD, 0xDC
 _HUFFMAN_TABLES, _QUANTISERS = 0xC4, 0xDB
@@ -22,6 +23,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _DECODABLE_FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
 _HUFFMAN_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _PROGRESSIVE = 0xC2
+_JPEG_LS_FRAME = 0xF7
 _WITHOUT_SEGMENT = frozenset({0x00, 0x01, 0xFF, *range(0xD0, 0xD8)})
 # Markers that may follow entropy data: tables, scans, application data, comments, the end.
 _BETWEEN_SCANS = frozenset({0xC4, 0xCC, 0xDA, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)})
@@ -129,7 +131,11 @@ class _JpegWalk:
         data = self.data
         precision, height, width, num_components = struct.unpack_from(">BHHB", data, body)
         if marker not in _DECODABLE_FRAMES or precision != 8:
-            raise ImageError("undecodable", f"JPEG process {marker:02X}, {precision} bits")
+            raise ImageError(
+                "undecodable",
+                f"JPEG process {marker:02X}, {precision} bits: no decoder here has it; convert it "
+                "to PNG",
+            )
         if self.frame is not None:
             raise ImageError("broken_header", "a second JPEG frame header")
         rows = [data[row : row + 3] for row in range(body + 6, body + 6 + 3 * num_components, 3)]
@@ -270,6 +276,8 @@ def read_jpeg_header(data: bytes) -> ImageHeader:
             continue
         if marker in (_END, _START) or (marker == _START_OF_SCAN and walk.frame is None):
             raise ImageError("broken_header", "a JPEG without a frame header")
+        if marker == _JPEG_LS_FRAME:
+            raise ImageError("not_an_image", str(JPEG_LS))
         place = walk.read_segment(place, marker)
     walk.follow_scans(place)
     assert walk.frame is not None
@@ -282,6 +290,7 @@ def read_jpeg_header(data: bytes) -> ImageHeader:
         cmyk=len(walk.frame.ids) == 4,
         icc_profile=walk.icc_profile,
         plain=walk.plain,
+        num_bands=len(walk.frame.ids),
     )
 
 

@@ -13,6 +13,7 @@ _BIT_DEPTHS: Final = {
     4: (8, 16),  # grey and alpha
     6: (8, 16),  # RGB and alpha
 }
+_NUM_BANDS: Final = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 
 
 def read_png_header(data: bytes) -> ImageHeader:
@@ -48,4 +49,5 @@ def read_png_header(data: bytes) -> ImageHeader:
         alpha=colour in (4, 6) or b"tRNS" in names,
         icc_profile=b"iCCP" in names,
         plain=plain,
+        num_bands=_NUM_BANDS[colour],
     )

@@ -13,8 +13,8 @@ _WANTED = frozenset(
     | {_EXTRA_SAMPLES, _ICC_PROFILE}
 )
 _WHOLE_NUMBERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
-_MAX_VALUES = 16  # of a tag; no wanted tag has more
-_RGB, _CMYK = 2, 5
+_MAX_VALUES = 1 << 12  # of a tag; a wanted tag has one for each band at most
+_PALETTE, _CMYK = 3, 5
 # A decoder allocates one whole tile, however small the image is.
 _MAX_TILE_BYTES: Final = 1 << 26
 
@@ -23,7 +23,7 @@ def read_tiff_header(data: bytes) -> ImageHeader:
     """Return the header of the first image of a TIFF."""
     order = "<" if data.startswith(b"II") else ">"
     (magic,) = struct.unpack_from(f"{order}H", data, 2)
-    tags, following = _read_directory(data, order, big=magic == 43)
+    tags, following = read_directory(data, order, _WANTED, _MAX_VALUES, big=magic == 43)
     width, height = (tags.get(tag, ()) for tag in (_WIDTH, _HEIGHT))
     if len(width) != 1 or len(height) != 1:
         raise ImageError("broken_header", "a TIFF without dimensions")
@@ -35,23 +35,27 @@ def read_tiff_header(data: bytes) -> ImageHeader:
     if tile * samples * bits > 8 * _MAX_TILE_BYTES:
         raise ImageError("too_large", f"tiles of {tile} pixels, {samples} samples, {bits} bits")
     extra = tags.get(_EXTRA_SAMPLES, ())
-    unnamed = photometric == _RGB and samples == 4 and not extra
     return ImageHeader(
         data,
         "tiff",
         *orient_size((height[0], width[0]), orientation),
         num_frames=2 if 0 < following < len(data) else 1,
         bits=max(bits, 8),
-        alpha=unnamed or bool({1, 2} & set(extra)),
+        # A band is transparency only if it is declared: the fourth of a satellite is infrared.
+        alpha=bool({1, 2} & set(extra)),
         cmyk=photometric == _CMYK,
         icc_profile=_ICC_PROFILE in tags,
+        num_bands=3 if photometric == _PALETTE else samples,
     )
 
 
-def _read_directory(
-    data: bytes, order: str, *, big: bool
+def read_directory(
+    data: bytes, order: str, wanted: frozenset[int], max_values: int, *, big: bool
 ) -> tuple[dict[int, tuple[int, ...]], int]:
-    """Return the wanted tags of the first directory, and the offset of the next one or 0."""
+    """Return the wanted tags of the first directory, and the offset of the next one or 0.
+
+    A tag of more than `max_values` numbers, or of other than whole numbers, is empty.
+    """
     offset, count = (f"{order}Q", f"{order}Q") if big else (f"{order}I", f"{order}H")
     (place,) = struct.unpack_from(offset, data, 8 if big else 4)
     (num_entries,) = struct.unpack_from(count, data, place)
@@ -60,11 +64,11 @@ def _read_directory(
     tags: dict[int, tuple[int, ...]] = {}
     for entry in range(place, place + step * min(num_entries, 1 << 16), step):
         tag, kind = struct.unpack_from(f"{order}HH", data, entry)
-        if tag not in _WANTED:
+        if tag not in wanted:
             continue
         (num_values,) = struct.unpack_from(offset, data, entry + 4)
         tags[tag] = ()
-        if kind in _WHOLE_NUMBERS and 0 < num_values <= _MAX_VALUES:
+        if kind in _WHOLE_NUMBERS and 0 < num_values <= max_values:
             form = f"{order}{num_values}{_WHOLE_NUMBERS[kind]}"
             value = entry + step - inline
             if struct.calcsize(form) > inline:

@@ -52,6 +52,7 @@ def read_webp_header(data: bytes) -> ImageHeader:
         alpha=alpha,
         icc_profile=icc_profile,
         plain=plain and num_frames == 0,
+        num_bands=3 + alpha,
     )
 
 

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from shards.errors import ConfigError
 
+_NUM_CHANNELS = 3
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackboneConfig:
@@ -35,4 +37,9 @@ class BackboneConfig:
             raise ConfigError(
                 f"selective_kernels={self.selective_kernels}; it must be from 0, for none, to 1; "
                 "SimCLR v2 has 0.0625"
+            )
+        if self.options.get("in_chans", _NUM_CHANNELS) != _NUM_CHANNELS:
+            raise ConfigError(
+                f"backbone.options has in_chans={self.options['in_chans']}; images have "
+                f"{_NUM_CHANNELS} channels here: red, green and blue; leave in_chans out"
             )

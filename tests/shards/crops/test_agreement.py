@@ -51,7 +51,12 @@ def assert_agree(ours, theirs):
 
 @pytest.mark.parametrize(
     "policy",
-    [{}, {"alpha": "black"}, {"alpha": "drop"}, {"animated": "reject", "sixteen_bit": "reject"}],
+    [
+        {},
+        {"alpha": "black", "sixteen_bit": "stretch"},
+        {"alpha": "drop", "sixteen_bit": "percentiles"},
+        {"animated": "reject", "sixteen_bit": "reject"},
+    ],
     ids=["defaults", "black", "drop", "reject"],
 )
 def test_engines_agree_on_every_format_under_every_policy(engines, policy):

@@ -47,6 +47,10 @@ WRONG: dict[str, tuple[Callable[[Tables], Any], str]] = {
     "no method": (lambda t: t.pop("method"), r"method\.name=None; it must be one of swav, moco"),
     "method is no table": (lambda t: t.update(method=3), r"method=3; it must be a table"),
     "options are no table": (lambda t: t["backbone"].update(options=3), "options=3; it must be a"),
+    "other channels": (
+        lambda t: t["backbone"].update(options={"in_chans": 4}),
+        r"in_chans=4; images have 3 channels here: red, green and blue; leave in_chans out",
+    ),
     "word for a number": (lambda t: t.update(num_steps="many"), r"^num_steps='many': .*integer"),
     "half a step": (lambda t: t.update(num_steps=2.5), r"^num_steps=2\.5: .*integer"),
     "number in a part": (lambda t: t["optim"].update(base_lr="x"), r"^optim\.base_lr='x': "),

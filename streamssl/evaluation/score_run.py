@@ -138,8 +138,8 @@ def _features_of_run(
     run: Path, patterns: Mapping[str, str], encoders: tuple[Encoder, ...], options: SetOptions
 ) -> tuple[int, Iterator[tuple[Encoder, _Both]]]:
     """Return the step of the checkpoint, and both sets, given by name, for each encoder."""
-    folder, newest = find_checkpoint(run)
-    settings = read_toml(folder / "config.toml")
+    _, newest = find_checkpoint(run)
+    settings = read_toml(checkpoint.find_settings(newest))
     step = int(checkpoint.read_fields(newest)["step"])
     reader = RangeReader()
     sets = {
@@ -165,10 +165,17 @@ def _features_of_run(
     return step, embed_both()
 
 
-def find_checkpoint(run: Path) -> tuple[Path, Path]:
-    """Return the run folder and the checkpoint for a path to either. Raises ConfigError."""
+def find_checkpoint(run: Path) -> tuple[Path | None, Path]:
+    """Return the run folder and the checkpoint for a path to either. Raises UserError.
+
+    The folder is None for a checkpoint that was copied out of its run.
+    """
     if (run / "state.json").exists():
-        return run.parent.parent, run
+        folder = run.absolute().parent.parent
+        is_of_run = (
+            run.absolute().parent.name == "checkpoints" and (folder / "config.toml").exists()
+        )
+        return folder if is_of_run else None, run
     checkpoints = checkpoint.list_checkpoints(run)
     if not checkpoints:
         raise ConfigError(

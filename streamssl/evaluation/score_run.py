@@ -14,6 +14,7 @@ from shards.inspect.labelled_images import LabelledSet
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest_listing import open_manifest
 from streamssl import checkpoint
+from streamssl.config.parts.backbone_config import BackboneConfig
 from streamssl.config.run_config import RunConfig, read_toml
 from streamssl.evaluation.knn import KnnConfig, knn_accuracy
 from streamssl.evaluation.labelled_sets import (
@@ -141,6 +142,8 @@ def _features_of_run(
     _, newest = find_checkpoint(run)
     settings = read_toml(checkpoint.find_settings(newest))
     step = int(checkpoint.read_fields(newest)["step"])
+    if "untrained" in encoders and settings.backbone.weights:
+        _build(settings, "untrained", newest)  # its file may be gone: told before any shard is read
     reader = RangeReader()
     sets = {
         which: LabelledSet(
@@ -190,8 +193,23 @@ def _build(settings: RunConfig, encoder: Encoder, newest: Path) -> nn.Module | N
         return None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)  # gives the initial weights of the run
-    backbone = build_backbone(settings.backbone, settings.largest_crop)
+    network = settings.backbone
     if encoder == "trained":
+        backbone = build_backbone(network.without_weights(), settings.largest_crop)
         checkpoint.load_backbone(newest, backbone)
+    else:
+        backbone = _build_untrained(network, settings.largest_crop)
     moved: nn.Module = backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
+
+
+def _build_untrained(network: BackboneConfig, crop_size: int) -> nn.Module:
+    try:
+        return build_backbone(network, crop_size)
+    except ConfigError as error:
+        if not network.weights:
+            raise
+        raise ConfigError(
+            f"the untrained encoder of this run is {network.weights}, which cannot be loaded "
+            f"({error}); put it back, or leave --baselines out: the trained encoder needs no file"
+        ) from error

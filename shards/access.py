@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def explain_denied(error: OSError, path: Path | str | None = None) -> str:
     name = error.filename if isinstance(error.filename, str) else path
     if name is None:
         return f"{error}; run as a user with this permission"
-    path = Path(name)
+    # An atomic write begins with a hidden draft of the file that the user knows.
+    path = Path(re.sub(r"\.([^/]+)\.draft$", r"\1", str(name)))
     if error.errno == errno.EROFS:
         return f"{path} cannot be written: its file system is read-only; name a folder on another"
     closed = _closed_folder(path)

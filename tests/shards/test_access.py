@@ -21,14 +21,14 @@ def test_each_refusal_names_what_its_owner_can_type() -> None:
         said = []
         with other_user():
             # Without root the owner itself loses the rights.
-            for path in (inside, secret, place / "new.json"):
+            for path in (inside, secret, place / ".new.json.draft"):
                 error = PermissionError(13, "Permission denied", str(path))
                 with pytest.raises(AccessDenied) as denied:
                     raise_denied(error)
                 said.append(str(denied.value))
         assert f"for the folder {place}/closed; ask its owner for `chmod a+x" in said[0]
         assert "b.json cannot be read: permission denied; ask its owner for `chmod -R" in said[1]
-        assert "new.json cannot be written: permission denied; ask the owner of" in said[2]
+        assert "/new.json cannot be written: permission denied; ask the owner of" in said[2]
     raise_denied(FileNotFoundError(2, "gone", "x"))
     with pytest.raises(AccessDenied, match="file system is read-only"):
         raise_denied(OSError(30, "Read-only file system", "/x"))

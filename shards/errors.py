@@ -3,6 +3,7 @@
     StreamSSLError
       UserError                 the user can correct it: found, allowed, remedy; exit status 2
         ConfigError             a setting that cannot work
+        AccessDenied            the system refuses access to a file, which is not damaged
         ManifestError           no shard matches, a listing fails, credentials are refused
         CursorMismatch          a saved cursor that belongs to other data or another order
         BudgetExceeded          too many samples were rejected; carries the table of reasons
@@ -31,6 +32,10 @@ class UserError(StreamSSLError):
 
 class ConfigError(UserError):
     """A setting, or a combination of settings, that cannot work."""
+
+
+class AccessDenied(UserError):
+    """The system refuses access to a file or a folder; the message says what its owner can do."""
 
 
 class ManifestError(UserError):

@@ -1,8 +1,9 @@
 """Checkpoints: the whole state of a run, written at once or not at all.
 
 A checkpoint is a folder `checkpoints/step-00001000` with `state.safetensors` (every tensor of the
-method and of the optimizer) and `state.json` (step, cursor, numbers). It is written under another
-name, flushed to disk and then renamed: a folder with the right name is whole. No pickle.
+method and of the optimizer), `state.json` (step, cursor, numbers) and `config.toml` (the settings
+of its run, so that a copy can be scored alone). It is written under another name, flushed to disk
+and then renamed: a folder with the right name is whole. No pickle.
 """
 
 import json
@@ -11,6 +12,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cluster.protocol.learner import LearnerState
+from shards.access import check_readable, raise_denied
 from shards.errors import ConfigError, UserError
 from shards.files import flush_path
+from shards.plain_json import to_json
 from shards.records import Cursor
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -45,10 +49,11 @@ class TrainState:
     cursor: Cursor | None = None
 
 
-def save(out: Path, state: LearnerState, method_name: str, keep: int) -> Path:
+def save(out: Path, state: LearnerState, method_name: str, keep: int, settings: str = "") -> Path:
     """Write a checkpoint atomically, and remove all but the last `keep` of them.
 
-    Raises UserError when it cannot be written; earlier ones stay whole.
+    `settings` is the text of the run's config.toml. Raises UserError when it cannot be written;
+    earlier ones stay whole.
     """
     assert state.cursor is not None, "nothing was trained yet"
     folder = out / "checkpoints"
@@ -61,7 +66,7 @@ def save(out: Path, state: LearnerState, method_name: str, keep: int) -> Path:
         "numbers": dict(state.fields),
     }
     try:
-        draft = _write_draft(folder, dict(state.tensors), fields)
+        draft = _write_draft(folder, dict(state.tensors), fields, settings)
         if target.exists():  # the same step again, after a resume from an older one
             _remove(target)
         draft.rename(target)
@@ -69,6 +74,7 @@ def save(out: Path, state: LearnerState, method_name: str, keep: int) -> Path:
         for old in list_checkpoints(out)[:-keep]:
             _remove(old)
     except (OSError, SafetensorError) as error:
+        raise_denied(error, folder)
         raise UserError(
             f"the checkpoint of step {state.step} cannot be written to {folder} ({error}); make "
             "room there, then start the same command again: it goes on from the one before it"
@@ -79,18 +85,29 @@ def save(out: Path, state: LearnerState, method_name: str, keep: int) -> Path:
 def list_checkpoints(out: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
     folder = out / "checkpoints"
-    if not folder.is_dir():
+    try:
+        return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    except OSError as error:
+        raise_denied(error, folder)
+        raise
+
+
+def find_settings(checkpoint: Path) -> Path:
+    """Return the config.toml of a checkpoint: its own, or that of its run in an older one."""
+    own = checkpoint / "config.toml"
+    return own if own.exists() else checkpoint.parent.parent / "config.toml"
 
 
 def read_fields(checkpoint: Path) -> dict[str, Any]:
-    """Read the fields of `state.json`. Raises ConfigError when they cannot be read."""
+    """Read the fields of `state.json`. Raises UserError when they cannot be read."""
     try:
         fields: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
         if not isinstance(fields, dict) or not fields.keys() >= _FIELDS:
             raise ValueError(f"it lacks one of {', '.join(sorted(_FIELDS))}")
     except (OSError, ValueError) as error:
+        raise_denied(error, checkpoint)
         raise ConfigError(
             f"{checkpoint} holds no readable state.json ({error}); a checkpoint is a folder such "
             "as runs/a/checkpoints/step-00001000: name one, or remove the damaged one"
@@ -122,10 +139,11 @@ def restore(checkpoint: Path, state: TrainState, method_name: str) -> None:
 
 
 def read(checkpoint: Path) -> LearnerState:
-    """Read a whole checkpoint. Raises ConfigError when it cannot be read."""
+    """Read a whole checkpoint. Raises UserError when it cannot be read."""
     fields = read_fields(checkpoint)
     cursor = Cursor.from_json(fields["cursor"])
-    return LearnerState(fields["step"], cursor, load_tensors(checkpoint), fields["numbers"])
+    numbers = {name: nan if x is None else x for name, x in fields["numbers"].items()}
+    return LearnerState(fields["step"], cursor, load_tensors(checkpoint), numbers)
 
 
 def take(state: TrainState) -> LearnerState:
@@ -151,7 +169,8 @@ def fill(state: TrainState, taken: LearnerState, where: Path | str) -> None:
 
 
 def load_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """Load every tensor of a checkpoint by name, on the CPU. Raises ConfigError."""
+    """Load every tensor of a checkpoint by name, on the CPU. Raises UserError."""
+    check_readable(checkpoint / "state.safetensors")  # safetensors calls a refused file missing
     try:
         tensors = load_file(checkpoint / "state.safetensors")
     except (OSError, SafetensorError) as error:
@@ -247,14 +266,20 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def _write_draft(folder: Path, tensors: dict[str, Tensor], fields: dict[str, Any]) -> Path:
+def _write_draft(
+    folder: Path, tensors: dict[str, Tensor], fields: dict[str, Any], settings: str
+) -> Path:
     """Write a whole checkpoint under the name of a draft, and flush it to disk."""
     for left_behind in folder.glob(f"{_DRAFT}*"):  # by a process that was killed
         shutil.rmtree(left_behind)
     draft = folder / f"{_DRAFT}{os.getpid()}"
     draft.mkdir(parents=True)
+    (draft / "state.json").write_text(to_json(fields, indent=1))
+    if settings:
+        (draft / "config.toml").write_bytes(settings.encode())
     save_file(tensors, draft / "state.safetensors")
-    (draft / "state.json").write_text(json.dumps(fields, indent=1))
+    # Safetensors creates files that only their owner can read, whatever the umask is.
+    shutil.copymode(draft / "state.json", draft / "state.safetensors")
     for path in (*draft.iterdir(), draft):
         flush_path(path)
     return draft

@@ -28,6 +28,7 @@ from typing import Any
 
 from rich.console import Console
 
+from shards.access import explain_denied
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
 
 _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StreamSSLError as error:
         print(f"streamssl: {error}", file=sys.stderr)
         return 1
+    except PermissionError as error:
+        print(f"streamssl: {explain_denied(error)}", file=sys.stderr)
+        return _USER_ERROR
     except KeyboardInterrupt:
         print("streamssl: interrupted", file=sys.stderr)
         return _INTERRUPTED

@@ -1,7 +1,10 @@
 """Runs of seconds: the smallest network, on shards of synthetic images."""
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +91,26 @@ def make_shards(folder: Path, num: int = 160, seed: int = 0, per_shard: int = 60
     source = entries_from_synthetic(num, seed=seed, size=32)
     pack(source, folder, PackConfig(samples_per_shard=per_shard))
     return folder
+
+
+@contextmanager
+def other_user() -> Iterator[None]:
+    """Act as a user without rights over the files of this one; root has all rights otherwise."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+
+
+@contextmanager
+def reachable_folder() -> Iterator[Path]:
+    """Yield a new folder that every user may enter, unlike `tmp_path`."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def quiet() -> Console:

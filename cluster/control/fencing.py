@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from shards.access import raise_denied
 from shards.errors import StreamSSLError, UserError
 from shards.files import DurableLines, flush_path, read_whole_lines
 
@@ -45,7 +46,7 @@ class TermJournal:
                 term = newest_term(folder) + 1
                 path = folder / f"term-{term}.jsonl"
                 try:
-                    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+                    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
                 except FileExistsError:
                     continue  # another process has that term
                 flush_path(folder)
@@ -149,6 +150,7 @@ def _entries(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:
+    raise_denied(error, folder)
     return UserError(
         f"the journal in {folder} cannot be written ({error}); its entries must be on disk before "
         "they take effect: make room there, then start the same command again"

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from shards.access import raise_denied
 from shards.errors import ConfigError
 from shards.files import write_atomic
 
@@ -28,6 +29,7 @@ def read_place(folder: Path) -> RunPlace:
     try:
         return RunPlace(**json.loads((folder / _PLACE).read_text()))
     except (OSError, ValueError, TypeError) as error:
+        raise_denied(error, folder)
         raise ConfigError(
             f"{folder.parent} names no Ray cluster ({error}); only a run that was started with "
             "--cluster has a Control: name the folder of such a run, or give --address"

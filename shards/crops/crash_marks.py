@@ -35,7 +35,7 @@ class CrashMarks:
     def __enter__(self) -> "CrashMarks":
         self._made = not self._path.parent.exists()
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self._deaths = dict(_read_deaths(self._path.read_bytes()))
         os.ftruncate(self._file, 0)
         return self

@@ -17,6 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
+from shards.access import raise_denied
 from shards.errors import CursorMismatch, UserError
 from shards.files import DurableLines, read_whole_lines, write_atomic
 from shards.records import Cursor, Turn
@@ -212,10 +213,15 @@ class Journal:
 
 
 def _read_lines(path: Path) -> list[str]:
-    return [line.decode(errors="replace") for line in read_whole_lines(path)]
+    try:
+        return [line.decode(errors="replace") for line in read_whole_lines(path)]
+    except PermissionError as error:
+        raise_denied(error, path)
+        raise
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
+    raise_denied(error, path)
     return UserError(
         f"the journal {path} cannot be written ({error}); each entry must be on disk before it "
         "takes effect: make room there, then start the same command again"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.access import raise_denied
 from shards.errors import ManifestError
 from shards.files import write_atomic
 from shards.member_names import NameRule
@@ -61,6 +62,7 @@ def read_manifest(path: Path) -> Manifest:
         manifest = Manifest(shards, fields["sample_bytes"], tuple(fields["patterns"]))
         redacted, digest = fields["redacted"], fields["digest"]
     except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+        raise_denied(error, path)
         raise ManifestError(
             f"{path} cannot be read as a manifest ({error}); give the folder of a run of this "
             "version, or name the shards with --data"
@@ -78,7 +80,8 @@ def read_name_rules(path: Path) -> dict[int, NameRule]:
     try:
         table = pq.read_table(path)
         return dict(zip(table["source"].to_pylist(), _names(table), strict=True))
-    except (OSError, KeyError, pa.ArrowException):
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise_denied(error, path)
         return {}
 
 

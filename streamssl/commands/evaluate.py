@@ -61,10 +61,13 @@ def _score(parsed: EvaluateKnn, run: Path, encoders: Any, console: Console) -> N
     config = KnnConfig(ks=parsed.ks, temperature=parsed.temperature)
     scores = knn_of_run(run, parsed.train, parsed.test, encoders, config, parsed.sets)
     folder, _ = find_checkpoint(run)
-    try:
-        keep_score(folder, scores.score)
-    except OSError as error:
-        console.print(f"{folder / SCORES} could not be written ({error}); the score is below")
+    if folder is None:
+        console.print(f"{run} is a checkpoint without its run; the score is not saved")
+    else:
+        try:
+            keep_score(folder, scores.score)
+        except OSError as error:
+            console.print(f"{folder / SCORES} could not be written ({error}); the score is below")
     console.print(
         f"k-NN accuracy in % at step {scores.step}: {scores.train.num_images:,} training and "
         f"{scores.test.num_images:,} test images"

@@ -13,12 +13,14 @@ from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from shards.access import raise_denied
 from shards.errors import ConfigError
 from shards.files import write_atomic
 from shards.inspect.layout_report import listing_lines
 from shards.inspect.shard_check import ShardReport
 from shards.inspect.shard_scanner import Depth, ScanResult, ShardScanner
 from shards.member_names import Keys
+from shards.plain_json import to_json
 from shards.records import Reject
 from shards.redaction import redact
 from shards.samples.admission_config import AdmissionConfig
@@ -154,11 +156,12 @@ def _scanner(
 def _write(fields: dict[str, Any], parsed: ScanOptions, console: Console) -> None:
     """Write the JSON report to the screen and to a file, as the options demand."""
     if parsed.json:
-        console.out(json.dumps(fields))
+        console.out(to_json(fields))
     if parsed.report is not None:
         try:
-            write_atomic(parsed.report, json.dumps(fields, indent=1) + "\n")
+            write_atomic(parsed.report, to_json(fields, indent=1) + "\n")
         except OSError as error:
+            raise_denied(error, parsed.report)
             raise ConfigError(
                 f"report={parsed.report} cannot be written ({error.strerror}); name a file in a "
                 "folder that exists"

@@ -1,7 +1,5 @@
 """`streamssl pretrain`: train a recipe on shards."""
 
-import contextlib
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,11 +146,6 @@ def placement_of(parsed: Pretrain) -> "Placement":
     )
 
 
-def _import_training() -> None:
-    with contextlib.suppress(ImportError):  # raised again where the module is used
-        from streamssl.pretrain import run as run
-
-
 def run_pretrain(
     parsed: Pretrain,
     console: Console,
@@ -164,6 +157,7 @@ def run_pretrain(
     console.print(f"{parsed.run.method_name} from {' '.join(map(redact, parsed.data))}")
     placement = placement or placement_of(parsed)
     from streamssl.runs.run_data import DataConfig
+    from streamssl.runs.run_folder import check_out
     from streamssl.runs.run_start import start_run
 
     data = DataConfig(
@@ -173,13 +167,11 @@ def run_pretrain(
         verified=parsed.verified,
         keys=parsed.keys,
     )
-    # Shards are listed while torch is imported. The thread is no daemon: Python must not exit in
-    # the middle of that import.
-    threading.Thread(target=_import_training).start()
-    with start_run(parsed.run, data, parsed.out, placement, console) as opened:
-        from streamssl.pretrain.run import check_libraries, pretrain_started
+    check_out(parsed.out)
+    from streamssl.pretrain.run import check_settings, pretrain_started
 
-        check_libraries(parsed.run, placement)
+    check_settings(parsed.run, placement, parsed.out)
+    with start_run(parsed.run, data, parsed.out, placement, console) as opened:
         summary = pretrain_started(
             parsed.run, opened, parsed.out, placement, console, stop, sizing=parsed.sizing
         )

@@ -9,6 +9,7 @@ import tomli_w
 import tyro
 from pydantic import TypeAdapter, ValidationError
 
+from shards.access import raise_denied
 from shards.crops.recipe import CropRecipe
 from shards.errors import ConfigError
 from shards.files import write_atomic
@@ -168,7 +169,12 @@ def _explain(error: Any) -> str:
 
 def write_toml(config: RunConfig, path: Path) -> None:
     """Save a run so that `read_toml` returns the same one; replaces the file atomically."""
-    write_atomic(path, tomli_w.dumps(to_fields(config)))
+    write_atomic(path, toml_of(config))
+
+
+def toml_of(config: RunConfig) -> str:
+    """Return a run as the text of its config.toml."""
+    return tomli_w.dumps(to_fields(config))
 
 
 def read_toml(path: Path) -> RunConfig:
@@ -176,6 +182,7 @@ def read_toml(path: Path) -> RunConfig:
     try:
         return from_fields(tomllib.loads(path.read_text()))
     except (OSError, ValueError) as error:  # invalid TOML and UTF-8 are ValueErrors
+        raise_denied(error, path)
         raise ConfigError(
             f"{path} cannot be read as a configuration ({error}); give the config.toml of a run"
         ) from error

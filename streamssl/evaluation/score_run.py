@@ -14,6 +14,7 @@ from shards.inspect.labelled_images import LabelledSet
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest_listing import open_manifest
 from streamssl import checkpoint
+from streamssl.config.parts.backbone_config import BackboneConfig
 from streamssl.config.run_config import RunConfig, read_toml
 from streamssl.evaluation.knn import KnnConfig, knn_accuracy
 from streamssl.evaluation.labelled_sets import (
@@ -138,9 +139,11 @@ def _features_of_run(
     run: Path, patterns: Mapping[str, str], encoders: tuple[Encoder, ...], options: SetOptions
 ) -> tuple[int, Iterator[tuple[Encoder, _Both]]]:
     """Return the step of the checkpoint, and both sets, given by name, for each encoder."""
-    folder, newest = find_checkpoint(run)
-    settings = read_toml(folder / "config.toml")
+    _, newest = find_checkpoint(run)
+    settings = read_toml(checkpoint.find_settings(newest))
     step = int(checkpoint.read_fields(newest)["step"])
+    if "untrained" in encoders and settings.backbone.weights:
+        _build(settings, "untrained", newest)  # its file may be gone: told before any shard is read
     reader = RangeReader()
     sets = {
         which: LabelledSet(
@@ -165,10 +168,17 @@ def _features_of_run(
     return step, embed_both()
 
 
-def find_checkpoint(run: Path) -> tuple[Path, Path]:
-    """Return the run folder and the checkpoint for a path to either. Raises ConfigError."""
+def find_checkpoint(run: Path) -> tuple[Path | None, Path]:
+    """Return the run folder and the checkpoint for a path to either. Raises UserError.
+
+    The folder is None for a checkpoint that was copied out of its run.
+    """
     if (run / "state.json").exists():
-        return run.parent.parent, run
+        folder = run.absolute().parent.parent
+        is_of_run = (
+            run.absolute().parent.name == "checkpoints" and (folder / "config.toml").exists()
+        )
+        return folder if is_of_run else None, run
     checkpoints = checkpoint.list_checkpoints(run)
     if not checkpoints:
         raise ConfigError(
@@ -183,8 +193,23 @@ def _build(settings: RunConfig, encoder: Encoder, newest: Path) -> nn.Module | N
         return None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(settings.seed)  # gives the initial weights of the run
-    backbone = build_backbone(settings.backbone, settings.largest_crop)
+    network = settings.backbone
     if encoder == "trained":
+        backbone = build_backbone(network.without_weights(), settings.largest_crop)
         checkpoint.load_backbone(newest, backbone)
+    else:
+        backbone = _build_untrained(network, settings.largest_crop)
     moved: nn.Module = backbone.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
+
+
+def _build_untrained(network: BackboneConfig, crop_size: int) -> nn.Module:
+    try:
+        return build_backbone(network, crop_size)
+    except ConfigError as error:
+        if not network.weights:
+            raise
+        raise ConfigError(
+            f"the untrained encoder of this run is {network.weights}, which cannot be loaded "
+            f"({error}); put it back, or leave --baselines out: the trained encoder needs no file"
+        ) from error

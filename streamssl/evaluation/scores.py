@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from shards.plain_json import to_json
+
 SCORES: Final = "scores.jsonl"
 _TAIL_BYTES = 1 << 14  # longer than any line
 
@@ -40,7 +42,7 @@ def keep_score(out: Path, score: KnnScore) -> None:
         "num_left_out": score.num_left_out,
     }
     with (out / SCORES).open("a") as file:
-        file.write(json.dumps(fields) + "\n")
+        file.write(to_json(fields) + "\n")
 
 
 def read_scores(out: Path) -> dict[int, KnnScore]:

@@ -51,7 +51,7 @@ class BuildContext:
     """Inputs of a method's constructor besides its settings.
 
     `num_views`: views of each view group. `group`: the ranks that share a global batch, or None for
-    one process.
+    one process. Unless `fresh`, all weights come from a checkpoint afterwards.
     """
 
     backbone: nn.Module
@@ -59,6 +59,7 @@ class BuildContext:
     num_steps: int = 0
     seed: int = 0
     group: ProcessGroup | None = None
+    fresh: bool = True
 
     @property
     def num_crops(self) -> int:

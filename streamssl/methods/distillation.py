@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shards.access import raise_denied
 from shards.errors import ConfigError
 from streamssl import checkpoint
 from streamssl.config.methods.distillation_config import DistillationConfig
@@ -36,8 +37,8 @@ def distillation_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float
 
 
 def load_teacher(place: Path) -> Classifier:
-    """Load the classifier of a fine-tuning run, as in its config.toml. Raises ConfigError."""
-    path = place.parent.parent / "config.toml"
+    """Load the classifier of a fine-tuning run, as in its config.toml. Raises UserError."""
+    path = checkpoint.find_settings(place)
     try:
         tables = tomllib.loads(path.read_text())
         method, backbone = tables["method"], tables["backbone"]
@@ -47,9 +48,10 @@ def load_teacher(place: Path) -> Classifier:
                 "classes to teach: give the folder of such a run"
             )
         crop_size = max(group["size"] for group in tables["crops"]["groups"])
-        encoder = build_backbone(BackboneConfig(**backbone), crop_size)
+        encoder = build_backbone(BackboneConfig(**backbone).without_weights(), crop_size)
         teacher = Classifier(encoder, method["num_classes"], method["head_layers"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        raise_denied(error, path)
         raise ConfigError(
             f"{path} does not describe a teacher ({type(error).__name__}: {error}); give the "
             "folder of a run of fine-tune"

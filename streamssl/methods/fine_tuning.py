@@ -91,7 +91,8 @@ class FineTune(Method):
         super().__init__(context)
         check_single(context.num_views, "fine-tuning")
         classifier = Classifier(context.backbone, config.num_classes, config.head_layers)
-        classifier.load_start(newest_checkpoint(config.start, "start"))
+        if context.fresh:
+            classifier.load_start(newest_checkpoint(config.start, "start"))
         self.head, self.classes = classifier.head, classifier.classes
 
     def loss(

@@ -31,6 +31,7 @@ from streamssl.runs.run_data import DataConfig, OpenedData
 from streamssl.runs.run_setup import PreparedRun, open_run
 from streamssl.runs.run_start import start_run
 from streamssl.runs.tensorboard_log import check_tensorboard
+from streamssl.training.backbone_check import check_backbone
 from streamssl.training.learner import PretrainLearner
 from streamssl.training.trainer import train
 
@@ -63,17 +64,21 @@ def pretrain(
     User errors are found before anything is written. `sizing` determines the sizes that `config`
     leaves open; by default `config` itself is the recipe. Raises UserError.
     """
-    check_libraries(config, placement)
+    check_settings(config, placement, out)
     data = DataConfig(patterns=(data,)) if isinstance(data, str) else data
     with start_run(config, data, out, placement, console) as opened:
         return pretrain_started(config, opened, out, placement, console, stop, sizing=sizing)
 
 
-def check_libraries(config: RunConfig, placement: Placement) -> None:
-    """Raise ConfigError if a GPU or a library is missing that the settings need."""
+def check_settings(config: RunConfig, placement: Placement, out: Path) -> None:
+    """Raise ConfigError if a GPU or a library is missing, or the encoder cannot work.
+
+    Called before any shard is read or packed.
+    """
     check_engine(config, placement)
     if placement.tensorboard:
         check_tensorboard()
+    check_backbone(config, fresh=not checkpoint.list_checkpoints(out))
 
 
 def pretrain_started(

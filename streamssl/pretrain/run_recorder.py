@@ -14,6 +14,7 @@ from cluster.protocol.driver_protocol import RunReport
 from cluster.protocol.learner import LearnerState
 from cluster.protocol.step_report import StepReport
 from streamssl import checkpoint
+from streamssl.config.run_config import toml_of
 from streamssl.monitoring.exported_readings import exported, set_collapsing
 from streamssl.runs.metrics_log import RunLog
 from streamssl.runs.placement import Placement
@@ -55,7 +56,8 @@ class RunRecorder:
     def save(self, state: LearnerState) -> None:
         """Write a checkpoint. May be called by another thread than the other methods."""
         run = self._run
-        checkpoint.save(run.out, state, run.config.method_name, run.config.keep)
+        settings = toml_of(run.config)
+        checkpoint.save(run.out, state, run.config.method_name, run.config.keep, settings)
 
     def take_report(self, report: RunReport) -> None:
         """Pass the report of Control to the metrics."""

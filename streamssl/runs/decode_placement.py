@@ -15,6 +15,7 @@ from cluster.readers.throughput_probe import DecodeRates, measure_rates
 from shards.crops.sample_cropper import CropJob
 from shards.errors import ConfigError
 from shards.files import write_atomic
+from shards.plain_json import to_json
 from streamssl.config.run_config import RunConfig
 from streamssl.runs.file_names import CONTROL
 from streamssl.runs.placement import DecodePlace, Placement
@@ -128,4 +129,4 @@ def _read(run: PreparedRun) -> dict[str, Any]:
 def _write(run: PreparedRun, fields: Mapping[str, Any]) -> None:
     folder = run.out / CONTROL
     folder.mkdir(exist_ok=True)
-    write_atomic(folder / _FILE, json.dumps(fields))
+    write_atomic(folder / _FILE, to_json(fields))

@@ -1,5 +1,6 @@
 """RunLog: metrics.jsonl, one line for each step, which also proves the order of the samples.
 
+A reading that is not finite is null in the file, since JSON has no NaN, and NaN when it is read.
 After a crash the steps after the newest checkpoint are trained again. Their digests must be those
 of the log: a different one is an error.
 """
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.protocol.step_report import StepReport
+from shards.access import raise_denied
 from shards.files import read_whole_lines, write_atomic
+from shards.plain_json import to_json
 from streamssl.errors import ReplayDiffers, TrainingDiverged
 from streamssl.runs.tensorboard_log import TensorBoardLog, step_scalars
 
@@ -32,14 +35,18 @@ class RunLog:
         path, self._events = out / "metrics.jsonl", events
         self._expected: dict[int, str] = {}
         kept: list[bytes] = []
-        for line in read_whole_lines(path):
+        for line in _read_lines(path):
             fields = _parse(line)
             if fields is not None and fields["step"] <= start_step:
                 kept.append(line + b"\n")
             elif fields is not None and not _is_changed(fields, changed_from):
                 self._expected[fields["step"]] = fields["digest"]
-        write_atomic(path, b"".join(kept))
-        self._file = path.open("a")
+        try:
+            write_atomic(path, b"".join(kept))
+            self._file = path.open("a")
+        except OSError as error:
+            raise_denied(error, path)
+            raise
 
     def write(self, report: StepReport) -> dict[str, Any]:
         """Append one step and return its line. Raises ReplayDiffers, TrainingDiverged."""
@@ -67,7 +74,7 @@ class RunLog:
             "data_wait_seconds": round(report.data_wait_seconds, 4),
             "readings": dict(report.readings),
         }
-        self._file.write(json.dumps(fields) + "\n")
+        self._file.write(to_json(fields) + "\n")
         self._file.flush()
         if self._events is not None:
             self._events.write(report.step, step_scalars(fields))
@@ -87,8 +94,16 @@ class RunLog:
 
 def read_log(out: Path) -> dict[int, dict[str, Any]]:
     """Return the lines of metrics.jsonl by step."""
-    lines = read_whole_lines(out / "metrics.jsonl")
+    lines = _read_lines(out / "metrics.jsonl")
     return {fields["step"]: fields for line in lines if (fields := _parse(line)) is not None}
+
+
+def _read_lines(path: Path) -> list[bytes]:
+    try:
+        return read_whole_lines(path)
+    except OSError as error:
+        raise_denied(error, path)
+        raise
 
 
 def _is_changed(fields: dict[str, Any], changed_from: int | None) -> bool:
@@ -101,7 +116,11 @@ def _is_changed(fields: dict[str, Any], changed_from: int | None) -> bool:
 def _parse(line: bytes) -> dict[str, Any] | None:
     """Return the fields of a line; None for a damaged one."""
     try:
-        fields: dict[str, Any] = json.loads(line)
+        fields: Any = json.loads(line)
     except ValueError:
         return None
-    return fields if isinstance(fields, dict) and {"step", "digest"} <= fields.keys() else None
+    if not isinstance(fields, dict) or not {"step", "digest"} <= fields.keys():
+        return None
+    if isinstance(readings := fields.get("readings"), dict):
+        fields["readings"] = {name: math.nan if x is None else x for name, x in readings.items()}
+    return fields

@@ -8,6 +8,7 @@ from typing import Any
 
 import tomli_w
 
+from shards.access import raise_denied
 from shards.crops.chunk_cropper import check_subset
 from shards.errors import ConfigError
 from shards.files import write_atomic
@@ -123,6 +124,7 @@ def read_verified(path: Path, manifest: Manifest) -> set[int]:
         named = [*fields["irregular"], *fields.get("walked", ())]
         digest, uris = str(fields["manifest"]), {str(uri) for uri in named}
     except (OSError, ValueError, KeyError, TypeError) as error:
+        raise_denied(error, path)
         raise ConfigError(
             f"--verified {path} is not a report ({type(error).__name__}: {error}); write one with "
             "`streamssl shards verify PATTERN --report report.json`"
@@ -193,6 +195,7 @@ def read_data(path: Path) -> DataConfig:
             keys=fields.get("keys", "auto"),
         )
     except (OSError, ValueError, KeyError) as error:
+        raise_denied(error, path)
         raise ConfigError(
             f"{path} cannot be read ({error}); a run of this version writes it: name the folder of "
             "such a run"

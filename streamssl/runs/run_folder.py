@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from shards.access import raise_denied
 from shards.errors import ConfigError
 from shards.files import write_atomic
 from shards.inspect.class_names import CLASSES_FILE
@@ -47,6 +48,7 @@ def lock_folder(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
     except OSError as error:
+        raise_denied(error, out)
         raise ConfigError(f"{out} cannot be written to ({error}); give another --out") from error
     with lock:
         try:
@@ -80,7 +82,8 @@ def is_same_start(out: Path, config: RunConfig, order: Order) -> bool:
     try:
         check_same(read_toml(out / "config.toml"), config)
         header = json.loads((out / JOURNAL).read_text().partition("\n")[0])
-    except (ConfigError, OSError, ValueError):
+    except (ConfigError, OSError, ValueError) as error:
+        raise_denied(error, out / JOURNAL)
         return False
     return bool(header.get("order") == order.digest)
 

@@ -45,7 +45,7 @@ def open_run(config: RunConfig, data: OpenedData, out: Path, console: Console) -
     config = _resolve(config, order)
     check_bytes(data.manifest, order, config.stream, config.crops.num_bytes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    state = build_state(config, device)
+    state = build_state(config, device, fresh=not checkpoint.list_checkpoints(out))
     resumed = _resume(config, order, state, out)
     if state.step >= config.num_steps:
         raise ConfigError(

@@ -9,6 +9,7 @@ Shape letters: B samples of this rank, N rows that are measured, D feature.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -71,12 +72,14 @@ class HealthWatch:
 
     A limit is crossed when a reading was beyond it in three checks in a row. The first steps do not
     count: fresh networks give all images about the same feature, and losses begin at their plateau.
-    A resumed run starts the counts anew.
+    A resumed run starts the counts anew. A reading that stops being finite is told, too; before its
+    first value, as in an empty queue, a reading is NaN.
     """
 
     def __init__(self, num_steps: int, warmup_steps: int = 0) -> None:
         # A hundredth of a long run: SwAV's authors freeze its prototypes for half as long.
         self._grace = max(_MIN_GRACE_STEPS, warmup_steps, num_steps // 100)
+        self._was_finite: dict[str, bool] = {}
         self._counts = dict.fromkeys((limit.reading for limit in LIMITS), 0)
 
     @classmethod
@@ -84,11 +87,20 @@ class HealthWatch:
         return cls(config.num_steps, config.schedule.warmup_steps)
 
     def check(self, step: int, readings: Mapping[str, float]) -> HealthCheck:
-        """Check the readings of a finished step, if it is the turn of this step."""
+        """Check the readings of a finished step; limits only if it is the turn of this step."""
+        lost = [x for x in readings if self._was_finite.get(x) and not isfinite(readings[x])]
+        messages = [
+            f"step {step}: {name} is {readings[name]}, no longer a finite number; metrics.jsonl "
+            "has null for it"
+            for name in lost
+        ]
+        found_finite = {name: True for name, found in readings.items() if isfinite(found)}
+        # Told once: a lost reading stays False.
+        self._was_finite = {**found_finite, **self._was_finite, **dict.fromkeys(lost, False)}
         if step % EVERY:
-            return HealthCheck()
+            return HealthCheck(messages=tuple(messages))
         limits = [limit for limit in LIMITS if limit.reading in readings]
-        crossed, messages = [], []
+        crossed = []
         for limit in limits:
             found, count = readings[limit.reading], self._counts[limit.reading]
             is_beyond = step > self._grace and limit.is_crossed(found)

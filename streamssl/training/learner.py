@@ -29,8 +29,9 @@ from streamssl.training.train_state import build_state
 
 
 def build_learner(config: RunConfig) -> "PretrainLearner":
-    """Build a learner on the first GPU that torch sees, or on the CPU."""
-    return PretrainLearner(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    """Build a learner on the first GPU, or on the CPU; its state is loaded afterwards."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return PretrainLearner(config, device, build_state(config, device, fresh=False))
 
 
 class PretrainLearner:

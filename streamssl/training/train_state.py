@@ -1,4 +1,4 @@
-"""Build the method and the optimizer of a run, with fresh weights."""
+"""Build the method and the optimizer of a run, with fresh weights, or to be filled."""
 
 import torch
 
@@ -10,11 +10,17 @@ from streamssl.modules.backbones import build_backbone
 from streamssl.optim.optimizers import build_optimizer
 
 
-def build_state(config: RunConfig, device: torch.device) -> TrainState:
-    """Build method and optimizer with fresh weights that depend on `config.seed` alone."""
+def build_state(config: RunConfig, device: torch.device, *, fresh: bool = True) -> TrainState:
+    """Build method and optimizer with the weights of step 0.
+
+    They depend on `config.seed`, and on the weights that the settings name. Unless `fresh`, those
+    are not loaded: the state is then to be filled from a checkpoint.
+    """
     torch.manual_seed(config.seed)
+    backbone = config.backbone if fresh else config.backbone.without_weights()
     context = BuildContext(
-        backbone=build_backbone(config.backbone, config.largest_crop),
+        backbone=build_backbone(backbone, config.largest_crop),
+        fresh=fresh,
         num_views=tuple(group.num_views for group in config.crops.groups),
         num_steps=config.num_steps,
         seed=config.seed,

@@ -1,9 +1,12 @@
 """A checkpoint is whole or absent, and a restored state equals the saved one, bit by bit."""
 
 import json
+import math
+import os
 import re
 import resource
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,13 +16,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shards.errors import ConfigError, UserError
+from shards.errors import AccessDenied, ConfigError, UserError
 from streamssl import checkpoint
 from streamssl.checkpoint import TrainState
 from streamssl.config.run_config import RunConfig
 from streamssl.optim.optim_config import OptimConfig
 from streamssl.training.train_state import build_state
-from tests.tinyrun import CPU, assert_same, tiny_moco, tiny_swav, train_on_noise
+from tests.tinyrun import (
+    CPU,
+    assert_same,
+    other_user,
+    reachable_folder,
+    tiny_moco,
+    tiny_swav,
+    train_on_noise,
+)
 
 OPTIMIZERS = {
     "sgd": OptimConfig(name="sgd", base_lr=0.05),
@@ -214,3 +225,44 @@ def test_step_and_cursor_are_plain_json(place: Path) -> None:
     fields = json.loads((place / "state.json").read_text())
     assert (fields["step"], fields["method"], fields["cursor"]["slot"]) == (2, "swav", 32)
     assert len(json.dumps(fields["cursor"])) < 2000
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_a_checkpoint_has_the_rights_that_the_umask_gives(
+    state: TrainState, tmp_path: Path, umask: int, mode: int
+) -> None:
+    """Safetensors makes files of 0600: a colleague could read all of a run but its weights."""
+    state.step = 2
+    before = os.umask(umask)
+    try:
+        place = checkpoint.save(tmp_path, checkpoint.take(state), "swav", 3, "seed = 0")
+    finally:
+        os.umask(before)
+    files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in place.iterdir()}
+    assert files == dict.fromkeys(("config.toml", "state.json", "state.safetensors"), mode)
+    assert stat.S_IMODE(place.stat().st_mode) == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors", "checkpoints"])
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(
+    state: TrainState, name: str
+) -> None:
+    """The old remedy was to remove it: a colleague would have deleted weeks of training."""
+    with reachable_folder() as out:
+        place = save(out, state, step=2)
+        (place.parent if name == "checkpoints" else place / name).chmod(0)
+        with other_user(), pytest.raises(AccessDenied, match="permission denied") as denied:
+            for found in checkpoint.list_checkpoints(out):
+                checkpoint.read(found)
+        assert "remove" not in str(denied.value)
+        with other_user(), pytest.raises(AccessDenied, match=r"cannot be (written|reached)"):
+            save(out, state, step=3)
+        place.parent.chmod(0o755)
+
+
+def test_a_checkpoint_holds_plain_json(state: TrainState, tmp_path: Path) -> None:
+    """Other readers of JSON refuse NaN, and an optimizer must get its own number back."""
+    taken = replace(checkpoint.take(state), fields={"0.ratio": float("nan")})
+    place = checkpoint.save(tmp_path, taken, "swav", 3)
+    assert json.loads((place / "state.json").read_text())["numbers"] == {"0.ratio": None}
+    assert math.isnan(checkpoint.read(place).fields["0.ratio"])

@@ -1,6 +1,6 @@
 """Settings of the encoder."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from shards.errors import ConfigError
@@ -20,6 +20,9 @@ class BackboneConfig:
     `selective_kernels`: above 0, the bottlenecks of a ResNet select between two kernels (SimCLR v2
     has 0.0625: the width of the selecting network, relative to the channels). `patches`: "moco-v3"
     freezes a random first layer and fixed sine positions in a transformer.
+
+    The options `pretrained` and `checkpoint_path` name initial weights. Only a new run loads them:
+    every checkpoint holds all weights.
     """
 
     name: str = "resnet50"
@@ -43,3 +46,19 @@ class BackboneConfig:
                 f"backbone.options has in_chans={self.options['in_chans']}; images have "
                 f"{_NUM_CHANNELS} channels here: red, green and blue; leave in_chans out"
             )
+
+    @property
+    def weights(self) -> str:
+        """Source of the initial weights, a file or a name; "" if they are random."""
+        if path := self.options.get("checkpoint_path"):
+            return str(path)
+        if not self.options.get("pretrained"):
+            return ""
+        overlay = self.options.get("pretrained_cfg_overlay")
+        file = overlay.get("file") if isinstance(overlay, dict) else None
+        return str(file) if file else f"the pretrained weights of {self.name!r}"
+
+    def without_weights(self) -> "BackboneConfig":
+        """Return the same network with random weights, to be filled from a checkpoint."""
+        names = ("checkpoint_path", "pretrained")
+        return replace(self, options={k: v for k, v in self.options.items() if k not in names})

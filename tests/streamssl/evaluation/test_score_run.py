@@ -2,18 +2,23 @@
 
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from shards.errors import BudgetExceeded, ConfigError, ManifestError, UserError
 from shards.pack.image_entries import entries_from_folder
 from shards.pack.pack import pack
+from streamssl.cli import main
 from streamssl.evaluation.knn import KnnConfig
 from streamssl.evaluation.score_run import KnnResult, find_checkpoint, knn_of_run
 from streamssl.evaluation.set_options import SetOptions
+from streamssl.modules.backbones import build_backbone
 from tests.noise import noise
-from tests.tinyrun import make_shards
+from tests.tinyrun import make_shards, tiny_swav, train_here
 
 FIVE = KnnConfig(ks=(1, 5))
 SMALL = SetOptions(size=16)
@@ -69,6 +74,42 @@ def test_an_older_checkpoint_can_be_scored(
     assert knn_of_run(older, str(shards_folder), test_shards, config=FIVE, options=SMALL).step == 2
 
 
+def test_a_checkpoint_that_left_its_run_is_scored(
+    finished_run: Path, shards_folder: Path, test_shards: str, tmp_path: Path
+) -> None:
+    """A colleague gets a checkpoint, not a run; its score must not go into a foreign folder."""
+    newest = finished_run / "checkpoints" / "step-00000006"
+    alone = shutil.copytree(newest, tmp_path / "mine" / "best")
+    assert find_checkpoint(alone) == (None, alone)
+    data = str(shards_folder)
+    found = [knn_of_run(run, data, test_shards, config=FIVE) for run in (alone, newest)]
+    assert found[0].accuracy == found[1].accuracy
+    command = ["evaluate", "knn", "--run", str(alone), "--train", data, "--test", test_shards]
+    assert main([*command, "--ks", "5"]) == 0
+    assert list((tmp_path / "mine").iterdir()) == [alone]
+
+
+def test_a_network_from_a_file_is_resumed_and_scored_without_the_file(
+    shards_folder: Path, test_shards: str, tmp_path: Path
+) -> None:
+    """The file may be gone after months; the checkpoint holds all weights."""
+    plain = replace(tiny_swav().backbone, stem="imagenet")
+    file = tmp_path / "start.safetensors"
+    tensors = build_backbone(plain, 32).state_dict()
+    save_file({**tensors, "fc.weight": torch.zeros(10, 8)}, file)
+    begun = replace(plain, options={**plain.options, "checkpoint_path": str(file)})
+    config = tiny_swav(backbone=begun, num_steps=2)
+    train_here(config, shards_folder, tmp_path / "run")
+    file.rename(tmp_path / "moved")
+    train_here(replace(config, num_steps=4), shards_folder, tmp_path / "run")
+    data = str(shards_folder)
+    assert knn_of_run(tmp_path / "run", data, test_shards, config=FIVE).step == 4
+    with pytest.raises(ConfigError, match=r"start\.safetensors, which cannot be .*leave --basel"):
+        knn_of_run(tmp_path / "run", data, test_shards, ("trained", "untrained"), FIVE)
+    with pytest.raises(ConfigError, match=r"No such file.*name weights of this network"):
+        train_here(config, shards_folder, tmp_path / "new")
+
+
 def test_unusable_runs_and_shards_are_refused(
     finished_run: Path, shards_folder: Path, test_shards: str, tmp_path: Path
 ) -> None:
@@ -82,6 +123,7 @@ def test_unusable_runs_and_shards_are_refused(
         knn_of_run(finished_run, train, test_shards, config=KnnConfig(ks=(20, 200)))
     moved = tmp_path / "copy" / "checkpoints" / "step-00000006"
     shutil.copytree(finished_run / "checkpoints" / "step-00000006", moved)
+    (moved / "config.toml").unlink()
     with pytest.raises(ConfigError, match=r"config\.toml cannot be read"):
         knn_of_run(moved, train, test_shards)
     shutil.copy(finished_run / "config.toml", tmp_path / "copy")

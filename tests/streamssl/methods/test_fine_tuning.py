@@ -1,5 +1,6 @@
 """SimCLR v2's stages, one after the other: pretrained, fine-tuned, taught to another net."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from streamssl.checkpoint import list_checkpoints, load_tensors
+from streamssl.checkpoint import list_checkpoints, load_tensors, restore
 from streamssl.config.methods.distillation_config import DistillationConfig
 from streamssl.config.methods.fine_tuning_config import FineTuneConfig
 from streamssl.config.methods.simclr_config import SimCLRConfig
@@ -124,3 +125,20 @@ def test_a_label_that_is_no_class_is_refused(stages: dict[str, Path]) -> None:
     samples = SampleInfo(ids, ids[:, 0], torch.tensor([0, 10]))
     with pytest.raises(ConfigError, match="a label of 10 with num_classes=10"):
         method.loss([torch.zeros(2, 3, 32, 32)], step=0, samples=samples)
+
+
+def test_a_start_and_a_teacher_may_be_copies_and_a_resume_needs_no_start(
+    stages: dict[str, Path], tmp_path: Path
+) -> None:
+    """A start of months ago may be gone, and a colleague has a checkpoint instead of a run."""
+    copies = {
+        name: shutil.copytree(list_checkpoints(stages[name])[-1], tmp_path / name)
+        for name in ("pretrained", "tuned")
+    }
+    assert build_state(tuned_from(copies["pretrained"]), CPU).step == 0
+    assert build_state(taught_by(copies["tuned"]), CPU).step == 0
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
+        build_state(tuned_from(tmp_path / "gone"), CPU)
+    state = build_state(tuned_from(tmp_path / "gone"), CPU, fresh=False)
+    restore(list_checkpoints(stages["tuned"])[-1], state, "fine-tune")
+    assert state.step > 0

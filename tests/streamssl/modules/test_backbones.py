@@ -1,6 +1,9 @@
 """Backbones: any timm network, the right stem, words that help."""
 
+from pathlib import Path
+
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -100,3 +103,65 @@ def test_a_half_stem_sees_every_other_pixel_and_only_resnets_have_it() -> None:
     assert isinstance(model.maxpool, nn.Identity)
     with pytest.raises(ConfigError, match=r"only ResNets.*use stem='small' or 'auto'"):
         build_backbone(BackboneConfig(name="vgg11", stem="half"), 32)
+
+
+def saved(path: Path, prefix: str = "", without: str = "-") -> Path:
+    """Save the weights of a tiny ResNet with its classifier."""
+    tensors = timm.create_model("resnet18", **TINY_RESNET).state_dict()
+    kept = {f"{prefix}{k}": v for k, v in tensors.items() if not k.startswith(without)}
+    torch.save({"state_dict": kept}, path)
+    return path
+
+
+def begun(options: dict[str, object], **changes: object) -> nn.Module:
+    settings = {"name": "resnet18", "stem": "imagenet", "options": {**TINY_RESNET, **options}}
+    return build_backbone(BackboneConfig(**{**settings, **changes}), 32)  # type: ignore[arg-type]
+
+
+def test_weights_of_a_file_are_loaded_without_their_classifier(tmp_path: Path) -> None:
+    """timm's checkpoint_path refused every file with a classifier."""
+    file = saved(tmp_path / "a.pth")
+    wanted = torch.load(file)["state_dict"]["layer4.0.conv2.weight"]
+    overlay = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+    for options in ({"checkpoint_path": str(file)}, overlay):
+        assert torch.equal(begun(options).layer4[0].conv2.weight, wanted)
+    other = BackboneConfig(options=overlay).without_weights()
+    assert (other.weights, BackboneConfig(options=overlay).weights) == ("", str(file))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "without", "changes", "said"),
+    [
+        (
+            "encoder.",
+            "-",
+            {},
+            r"lacks 65 of the 65 tensors.*conv1\.weight, which would stay random",
+        ),
+        ("", "layer3", {}, r"lacks 15 of the 65 tensors .*such as layer3\.0\.conv1\.weight"),
+        (
+            "",
+            "-",
+            {"stem": "auto"},
+            r"stem='auto'.* random ones \(1, such as conv1\.weight\); give",
+        ),
+        ("", "-", {"options": {"channels": (8, 8, 16, 32)}}, "size mismatch for layer4"),
+    ],
+)
+def test_weights_that_would_stay_random_are_refused(
+    tmp_path: Path, prefix: str, without: str, changes: dict[str, object], said: str
+) -> None:
+    """timm logs a line about unexpected keys, and the run begins from noise."""
+    file = saved(tmp_path / "a.pth", prefix, without)
+    options = {"checkpoint_path": str(file)}
+    options |= changes.pop("options", {})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=said):
+        begun(options, **changes)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    """A folder, a missing file and other bytes each raise another error in timm."""
+    (tmp_path / "junk.pth").write_bytes(b"junk" * 100)
+    for name in ("junk.pth", "gone.pth", ""):
+        with pytest.raises(ConfigError, match=r"cannot be loaded into.*name weights of this"):
+            begun({"checkpoint_path": str(tmp_path / name)})

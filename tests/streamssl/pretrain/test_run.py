@@ -4,8 +4,10 @@ import fcntl
 import io
 import json
 import math
+import os
 import re
 import shutil
+import stat
 import urllib.request
 from collections import Counter
 from dataclasses import replace
@@ -18,6 +20,7 @@ from rich.console import Console
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch, UserError
 from shards.pack.image_entries import entries_from_synthetic
 from shards.samples.admission_config import AdmissionConfig
+from streamssl.cli import main
 from streamssl.config.methods.swav_config import SwAVConfig
 from streamssl.config.run_config import RunConfig, read_toml
 from streamssl.pretrain.run import pretrain
@@ -341,3 +344,19 @@ def test_invalid_placement_is_refused(options, expected: str) -> None:
     """A wrong placement must fail before any data is read."""
     with pytest.raises(ConfigError, match=expected):
         Placement(**options)
+
+
+def test_all_files_of_a_run_and_its_shards_have_the_rights_of_the_umask(tmp_path: Path) -> None:
+    """A group reads the runs of its members, and others must not if the umask says so."""
+    before = os.umask(0o027)
+    try:
+        data = make_shards(tmp_path / "data", num=40)
+        train_here(tiny_swav(num_steps=2), data, tmp_path / "run")
+        report = tmp_path / "report.json"
+        assert main(["shards", "verify", str(data), "--report", str(report)]) == 0
+    finally:
+        os.umask(before)
+    assert report.exists()
+    for path in tmp_path.rglob("*"):
+        wanted = 0o750 if path.is_dir() else 0o640
+        assert stat.S_IMODE(path.stat().st_mode) == wanted, path

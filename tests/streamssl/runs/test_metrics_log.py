@@ -2,16 +2,21 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.protocol.step_report import StepReport
+from shards.errors import AccessDenied
 from shards.records import Cursor, Reject
 from streamssl.errors import ReplayDiffers, TrainingDiverged
+from streamssl.monitoring.catalogue import CATALOGUE
+from streamssl.monitoring.exported_readings import exported
 from streamssl.runs.metrics_log import RunLog
 from streamssl.runs.metrics_log import read_log as read_steps
-from tests.tinyrun import read_log
+from tests.tinyrun import other_user, reachable_folder, read_log
 
 
 def report(step: int, *, loss: float = 1.0, digest: str | None = None) -> StepReport:
@@ -136,3 +141,34 @@ def test_every_line_is_strict_json(tmp_path: Path) -> None:
     write_steps(tmp_path, 0, 1)
     text = (tmp_path / "metrics.jsonl").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in {text}"))
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file(tmp_path: Path) -> None:
+    """NaN is no JSON: jq, browsers and other languages would refuse the line."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    odd = {"queue_age_max": math.nan, "gradient_norm": math.inf, "plain": 2.0}
+    with RunLog(tmp_path, 0) as log:
+        log.write(replace(report(1), readings=odd))
+    line = (tmp_path / "metrics.jsonl").read_text()
+    read = json.loads(line, parse_constant=refuse)["readings"]
+    assert read == {"queue_age_max": None, "gradient_norm": None, "plain": 2.0}
+    # Logs of earlier versions have the bare words.
+    old = line.replace('"step": 1', '"step": 2').replace("null", "NaN")
+    (tmp_path / "metrics.jsonl").write_text(line + old)
+    for fields in read_steps(tmp_path).values():
+        assert math.isnan(fields["readings"]["queue_age_max"])
+        hub = MetricsHub(CATALOGUE)
+        hub.values.set(exported(fields))
+        assert json.loads(hub.state_page({}).body, parse_constant=refuse)
+        assert "queue_age_max" not in str(hub.values.get(("queue_age_steps", "max")))
+
+
+def test_a_log_that_may_not_be_read_is_told_as_such() -> None:
+    """Only the owner can help; a new --out would train everything again."""
+    with reachable_folder() as out:
+        (out / "metrics.jsonl").touch(mode=0)
+        with other_user(), pytest.raises(AccessDenied, match=r"metrics\.jsonl cannot be read"):
+            read_steps(out)

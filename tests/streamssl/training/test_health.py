@@ -180,3 +180,12 @@ def test_plateau_is_the_loss_of_equal_features(name: str) -> None:
         method.queue.rows.copy_(method.loss(views_of(name, 0), step=0).features[:1])
     output = method.loss(views_of(name, 0), step=0)
     assert output.loss.item() == pytest.approx(output.plateau, rel=1e-6)
+
+
+def test_a_reading_that_stops_being_finite_is_told_once() -> None:
+    """The log has null for it, as for a queue that is still empty: nobody would notice."""
+    watch = HealthWatch(100)
+    steps = [{"age": math.nan, "norm": 1.0}, {"age": 2.0, "norm": math.inf}, {"norm": math.nan}]
+    said = [watch.check(step, readings).messages for step, readings in enumerate(steps, start=1)]
+    told = "step 2: norm is inf, no longer a finite number; metrics.jsonl has null for it"
+    assert said == [(), (told,), ()]

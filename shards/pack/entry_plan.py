@@ -73,6 +73,7 @@ class ImagesSource:
     sizes: NDArray[np.int64] | None = None
     content: str = ""
     is_far: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:

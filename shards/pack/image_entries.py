@@ -23,7 +23,7 @@ from shards.redaction import redact
 from shards.samples import synthetic_images as synthetic
 from shards.samples.image_member import IMAGE_EXTENSIONS
 
-LabelMode = Literal["auto", "none"]
+LabelMode = Literal["auto", "required", "none"]
 # Name, path or address, entry of a store's listing, label.
 _Row = tuple[str, str, ShardInfo | None, int | None]
 

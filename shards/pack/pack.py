@@ -44,8 +44,9 @@ class PackReport:
     """Totals of a pack. `skipped` counts the images that were left out, by reason.
 
     `digest` covers the digests of all shards, in order. `num_renamed` samples have a new key
-    because theirs was taken, `num_unselected` are not in the subset list. `reused` is True if the
-    pack was complete already; `num_found` shards were complete already.
+    because theirs was taken, `num_unselected` are not in the subset list, `num_hidden` files are
+    those of operating systems. `reused` is True if the pack was complete already; `num_found`
+    shards were complete already.
     """
 
     out: str
@@ -55,6 +56,7 @@ class PackReport:
     digest: str
     num_renamed: int = 0
     num_unselected: int = 0
+    num_hidden: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
     reused: bool = False
     num_found: int = 0
@@ -99,6 +101,8 @@ def pack(
     # A size limit decides which images are packed, so it is part of the inputs.
     inputs = describe(source, config, max_image_bytes=download.max_bytes, **rules)
     work = _PackRun(source, str(out), config, target, inputs, progress or PackProgress())
+    for note in source.notes:
+        work.progress.message(note)
     try:
         with target.hold(work.progress.message) as scratch:
             if work.begin():
@@ -258,6 +262,7 @@ class _PackRun:
             digest=digest.hexdigest(),
             num_renamed=sum(shard.num_renamed for shard in made),
             num_unselected=sum(shard.num_unselected for shard in made),
+            num_hidden=sum(shard.num_hidden for shard in made),
             skipped=dict(sorted(skipped.items())),
             num_found=self._num_found,
         )

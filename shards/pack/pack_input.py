@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal
 
-from shards.crops.chunk_cropper import check_subset
 from shards.errors import ConfigError
 from shards.pack.image_entries import (
     LabelMode,
@@ -14,14 +13,13 @@ from shards.pack.image_entries import (
     is_far,
     is_image,
 )
+from shards.pack.join import Join
 from shards.pack.pack_plan import PackSource
-from shards.pack.reshard import ShardsSource
+from shards.pack.shards_input import open_shards
 from shards.pack.store_lookup import StoreLookup
 from shards.pack.table_entries import TableColumns, entries_from_parquet
 from shards.redaction import redact
-from shards.samples.subset_file import load_subset
-from shards.stores.range_reader import RangeReader
-from shards.stream.manifest_listing import Keys, open_manifest
+from shards.stream.manifest_listing import Keys
 
 SourceKind = Literal["auto", "folder", "list", "parquet", "shards"]
 
@@ -35,7 +33,9 @@ def open_source(
     labels: LabelMode,
     columns: TableColumns,
     subset: str | None,
+    *,
     keys: Keys = "auto",
+    join: Join = "auto",
 ) -> PackSource:
     """Return the source that `name` refers to. Raises UserError or ShardUnreadable."""
     if kind == "auto":
@@ -46,7 +46,7 @@ def open_source(
             "the wanted images instead"
         )
     if kind == "shards":
-        return _open_shards(name, subset, keys)
+        return open_shards(name, labels, subset, keys, join)
     if kind == "parquet":
         return entries_from_parquet(_parquet_files(name), columns, labels)
     return entries_from_list(name, labels) if kind == "list" else entries_from_folder(name, labels)
@@ -66,15 +66,6 @@ def check_apart(source: str, out: str) -> None:
             f"{redact(out)} is inside {redact(source)}; the next start would pack the "
             "shards too: give a place outside of it"
         )
-
-
-def _open_shards(pattern: str, subset: str | None, keys: Keys) -> ShardsSource:
-    reader = RangeReader()
-    manifest = open_manifest(pattern, reader, keys=keys)
-    chosen = None if subset is None else load_subset(subset)
-    if chosen is not None:
-        check_subset(chosen, manifest.shards, reader)
-    return ShardsSource(name=redact(pattern), manifest=manifest, subset=chosen)
 
 
 def _detect_kind(name: str) -> SourceKind:

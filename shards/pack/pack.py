@@ -101,10 +101,10 @@ def pack(
     # A size limit decides which images are packed, so it is part of the inputs.
     inputs = describe(source, config, max_image_bytes=download.max_bytes, **rules)
     work = _PackRun(source, str(out), config, target, inputs, progress or PackProgress())
-    for note in source.notes:
-        work.progress.message(note)
     try:
         with target.hold(work.progress.message) as scratch:
+            for note in source.notes:
+                work.progress.message(note)
             if work.begin():
                 return work.reuse()
             job = PackJob(

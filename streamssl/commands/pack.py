@@ -9,9 +9,9 @@ from rich.console import Console
 
 from shards.errors import ConfigError
 from shards.pack.image_entries import LabelMode
-from shards.pack.join import Join
 from shards.pack.pack import PackConfig, PackReport, pack
-from shards.pack.pack_input import SourceKind, check_apart, open_source
+from shards.pack.sources.join import Join
+from shards.pack.sources.pack_input import SourceKind, check_apart, open_source
 from shards.pack.table_entries import TableColumns
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.image_download import DownloadConfig

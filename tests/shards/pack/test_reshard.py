@@ -11,7 +11,7 @@ import pytest
 
 from shards.errors import ConfigError, ManifestError, UserError
 from shards.pack.pack import PackConfig, PackProgress, pack
-from shards.pack.pack_input import open_source
+from shards.pack.sources.pack_input import open_source
 from shards.pack.table_entries import TableColumns
 from shards.samples.admission_config import AdmissionConfig
 from tests.shards.pack.helpers import Stop, StopAfter

@@ -4,6 +4,7 @@ A sample is planned, shuffled and read like a single image; its members are read
 the input shards.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 
 from shards.errors import ConfigError
 from shards.pack.fetch import ImageFetcher
-from shards.pack.member_index import MemberGroup, MemberIndex, StoredMember
 from shards.pack.pack_plan import (
     PackConfig,
     SamplesRead,
@@ -25,6 +25,7 @@ from shards.pack.pack_plan import (
     shard_bounds,
     shuffled,
 )
+from shards.pack.sources.member_index import MemberGroup, MemberIndex, StoredMember
 from shards.records import Sample, ShardInfo
 from shards.redaction import redact
 from shards.samples.subset import Subset
@@ -136,7 +137,7 @@ def check_can_join(shards: Sequence[ShardInfo]) -> None:
         remedy = "copy the shards to a folder of this machine and pack that"
     else:
         tool = "zstd -d" if whole.endswith(".zst") else "gunzip -k"
-        remedy = f"unpack each, such as `{tool} {whole}`, and pack the .tar"
+        remedy = f"unpack each, such as `{tool} {shlex.quote(whole)}`, and pack the .tar"
     raise ConfigError(
         f"members of one sample lie apart in {whole}; only a plain .tar that can be read in ranges "
         f"is joined: {remedy}, or give --join no to keep the groups as they are"

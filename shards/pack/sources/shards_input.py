@@ -9,10 +9,10 @@ from shards.errors import ConfigError
 from shards.inspect.class_names import CLASSES_FILE
 from shards.inspect.layout_report import probe_layout
 from shards.pack.image_entries import LabelMode
-from shards.pack.join import Join, JoinedSource, check_can_join
-from shards.pack.member_index import MemberIndex, index_members
 from shards.pack.pack_plan import PackSource
 from shards.pack.reshard import ShardsSource
+from shards.pack.sources.join import Join, JoinedSource, check_can_join
+from shards.pack.sources.member_index import MemberIndex, index_members
 from shards.pack.store_lookup import StoreLookup
 from shards.records import Sample, ShardInfo
 from shards.redaction import redact

@@ -64,7 +64,7 @@ def _check_no_table(pattern: str, uris: Sequence[str]) -> None:
 def _table_error(name: str) -> ManifestError:
     command = shlex.join(["streamssl", "shards", "pack", name, "OUT"])
     return ManifestError(
-        f"{name} is Parquet, not a shard; a shard is a tar of images: pack the images of its rows "
+        f"{name} holds Parquet, no shards; a shard is a tar of images: pack the images of the rows "
         f"with `{command}`, and give OUT instead"
     )
 

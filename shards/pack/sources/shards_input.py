@@ -149,7 +149,8 @@ def _check_labels(shard: ShardInfo, reader: RangeReader) -> None:
     samples = [item for item in found if isinstance(item, Sample)]
     if any(find_label(sample) is not None for sample in samples):
         return
-    names = sorted({name for sample in samples for name in label_candidates(sample)})
+    candidates = {name for sample in samples for name in label_candidates(sample)}
+    names = sorted(filter(str.isidentifier, candidates))
     others = f", only {', '.join(names[:8])}" if names else ""
     raise ConfigError(
         f"--labels required, but {redact(shard.uri)} has no label in a member cls, label or class, "

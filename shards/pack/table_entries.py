@@ -208,11 +208,9 @@ def choose_column(
 def has_addresses(schema: pa.Schema, columns: TableColumns) -> bool:
     """Return True if a column holds URLs or paths, by its name and its type."""
     wanted = (columns.address.lower(),) if columns.address else _ADDRESSES
-    return any(
-        field.name.lower() in wanted
-        and any(is_text(field.type) for is_text in (pa.types.is_string, pa.types.is_large_string))
-        for field in schema
-    )
+    found = [field.type for field in schema if field.name.lower() in wanted]
+    plain = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in found]
+    return any(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in plain)
 
 
 def table_labels(

@@ -181,6 +181,7 @@ def _source(
 ) -> ImagesSource:
     hidden_column = metadata.label_column if labels == "none" else ""
     taken: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
     entries = []
     for name in found.images:
         file = found.files[name]
@@ -189,10 +190,10 @@ def _source(
             for extension, other in sorted(side_cars.get(name, {}).items())
             if extension != "cls"
         }
-        taken.update(beside)
+        taken.update(beside.keys())
         fields = _fields(metadata, name, hidden_column)
         doubled = fields.keys() & beside.keys()
-        taken.update(f"{extension} kept, not the metadata" for extension in doubled)
+        kept.update(doubled)
         entries.append(
             ImageEntry(
                 name,
@@ -207,6 +208,8 @@ def _source(
     if taken:
         parts = ", ".join(f"{count:,} .{extension}" for extension, count in sorted(taken.items()))
         found.notes.append(f"members beside the images: {parts}")
+    for extension, count in sorted(kept.items()):
+        found.notes.append(f"{count:,} .{extension} files are kept instead of the metadata")
     sizes = [found.files[name].num_bytes for name in found.images]
     beside_sizes = np.array([entry.num_bytes_beside for entry in entries], np.int64)
     return ImagesSource(

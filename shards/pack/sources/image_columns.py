@@ -51,8 +51,9 @@ def image_column(schema: pa.Schema, columns: TableColumns, file: str) -> str | N
             return name
     if has_addresses(schema, columns):
         return None
-    for name in (*_of_usual(found, _BYTES), *(found if len(found) == 1 else ())):
-        return name
+    if not columns.address:
+        for name in (*_of_usual(found, _BYTES), *(found if len(found) == 1 else ())):
+            return name
     wanted = "" if not columns.address else f" and columns.address={columns.address!r} is no text"
     raise ConfigError(
         f"{file} has the columns {kinds}{wanted}; one must hold images (binary, or a struct with "

@@ -16,6 +16,7 @@ from shards.stream.manifest_listing import Keys
 from tests.shards.pack.test_pack import jpeg, shard_bytes
 from tests.shards.pack.test_reshard import as_set, samples_in
 from tests.tars import make_tar
+from tests.wild_tars import STYLES, member
 
 KINDS = ("jpg", "cls", "txt", "json", "seg.png")
 
@@ -93,6 +94,26 @@ def test_a_plain_tar_of_a_folder_is_joined(tmp_path):
     assert as_set(samples_in(tmp_path / "out")) == as_set(expected)
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_every_kind_of_header_is_joined(tmp_path, style):
+    """Sparse files, long names and sizes in extension headers are read at other offsets."""
+    rng = random.Random(style)
+    members = [(name, data + bytes(600) + data) for name, data in by_kind(range(20), "jpg", "cls")]
+    data = b"".join(member(name.encode(), data, style, rng) for name, data in members)
+    (tmp_path / "x.tar").write_bytes(data + bytes(1024))
+    pack(open_joined(tmp_path / "x.tar"), tmp_path / "out")
+    assert as_set(samples_in(tmp_path / "out")) == as_set(wanted(members))
+
+
+def test_shards_of_a_store_are_joined_in_ranges(s3, tmp_path):
+    """A data set in a bucket would have to be copied first."""
+    s3.create_bucket(Bucket="torn")
+    members = by_kind(range(40), "jpg", "cls")
+    s3.put_object(Bucket="torn", Key="in/x.tar", Body=make_tar(members))
+    pack(open_joined("s3://torn/in"), tmp_path / "out")
+    assert as_set(samples_in(tmp_path / "out")) == as_set(wanted(members))
+
+
 def test_adjacent_members_are_packed_as_before(tmp_path):
     """Shards that are well ordered would be packed in another order than by older versions."""
     folder = write(tmp_path / "in", x=[m for i in range(50) for m in sample(i, "jpg", "cls")])
@@ -124,14 +145,14 @@ def test_equal_keys_of_two_shards_stay_two_samples(tmp_path):
 
 def test_a_repeated_member_and_a_lonely_one_are_kept_and_told(tmp_path):
     """Two images of one key would become one, or members without an image would be lost."""
-    members = by_kind(range(20), "jpg", "cls") + [("a/0003.jpg", jpeg(77)), ("a/99.txt", b"alone")]
+    members = [*by_kind(range(20), "jpg", "cls"), ("a/0003.jpg", jpeg(77)), ("a/99.txt", b"x")]
     source = open_joined(write(tmp_path / "in", x=members))
     pack(source, tmp_path / "out")
     found = samples_in(tmp_path / "out")
     assert Counter(data for _, f in found for data in f.values()) == Counter(
         data for _, data in members
     )
-    assert len(found) == 22 and ("a/99", {"txt": b"alone"}) in found
+    assert len(found) == 22 and ("a/99", {"txt": b"x"}) in found
     assert any("1 groups without an image, such as 'a/99'" in note for note in source.notes)
     assert any("1 keys have several samples, such as 'a/0003'" in note for note in source.notes)
 
@@ -179,7 +200,7 @@ def test_class_names_are_kept_and_must_agree(tmp_path):
     """A number would mean another class in the new shards."""
     members = [m for i in range(9) for m in sample(i, "jpg", "cls")]
     for name in ("a", "b"):
-        write(tmp_path / "in", **{})
+        write(tmp_path / "in")
         write(tmp_path / "in" / name, x=members)
         (tmp_path / "in" / name / "classes.txt").write_text("cät\ndog\n", "utf-8")
     pack(open_joined(tmp_path / "in"), tmp_path / "out")

@@ -54,8 +54,9 @@ def check_no_splits(root: str, images: Sequence[str]) -> None:
     folders = [name.split("/")[:-1] for name in images]
     common = _common(folders)
     inner = {tuple(folder[len(common) :]) for folder in folders}
-    for depth in range(min(map(len, inner), default=0)):
-        names = sorted({folder[depth] for folder in inner})
+    # Images beside the splits do not make them classes.
+    for depth in range(max(1, min(map(len, inner), default=0))):
+        names = sorted({folder[depth] for folder in inner if len(folder) > depth})
         if len(names) < 2 or not all(map(_SPLIT.fullmatch, names)):
             continue
         place = "/".join([root.rstrip("/"), *common])

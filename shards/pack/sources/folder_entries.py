@@ -95,7 +95,7 @@ def entries_from_folder(
 
 def _sort_files(listed: Iterator[tuple[str, str, ShardInfo | None]], found: _Folder) -> None:
     """Divide the listed files into images, metadata and others; count those that are left out."""
-    unclear: dict[str, Callable[[], bytes]] = {}
+    unclear: dict[str, tuple[str, ShardInfo | None]] = {}
     order: list[str] = []
     for name, place, info in listed:
         if is_hidden(name) or "/." in f"/{name}":
@@ -114,17 +114,19 @@ def _sort_files(listed: Iterator[tuple[str, str, ShardInfo | None]], found: _Fol
         else:
             found.others.append(name)
         if unknown and not image:
-            unclear[name] = lambda place=place, info=info: _read_head(place, info)  # type: ignore[misc]
+            unclear[name] = place, info
+    reader = RangeReader()
     with ThreadPoolExecutor(_NUM_READS) as pool:
-        heads = dict(zip(unclear, pool.map(lambda read: read(), unclear.values()), strict=True))
+        read = pool.map(lambda name: _read_head(reader, *unclear[name]), unclear)
+        heads = dict(zip(unclear, read, strict=True))
     for name in order:
         is_one = name not in heads or has_image_magic(heads[name])
         (found.images if is_one else found.others).append(name)
 
 
-def _read_head(place: str, info: ShardInfo | None) -> bytes:
+def _read_head(reader: RangeReader, place: str, info: ShardInfo | None) -> bytes:
     if info is not None:
-        return RangeReader().read(info, 0, min(info.num_bytes, _MAGIC_BYTES))
+        return reader.read(info, 0, min(info.num_bytes, _MAGIC_BYTES))
     try:
         with open(place, "rb") as file:
             return file.read(_MAGIC_BYTES)

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shards.errors import UserError
@@ -29,7 +30,7 @@ from shards.pack.pack_plan import (
     shuffled,
 )
 from shards.pack.sources.image_columns import ImageColumns, choose_columns, class_label, holds_bytes
-from shards.pack.sources.parquet_files import TableFile, open_parquet
+from shards.pack.sources.parquet_files import TableFile, open_parquet, refuse_damage
 from shards.pack.table_entries import (
     TableColumns,
     plain_value,
@@ -237,40 +238,47 @@ def open_image_table(
     """Return the rows of Parquet files, of which only labels and row groups are read."""
     groups: list[tuple[int, int, int, int]] = []
     tables: list[pa.Table] = []
-    chosen: ImageColumns | None = None
-    names_of_classes: tuple[str, ...] = ()
+    shared: tuple[ImageColumns, tuple[str, ...], pa.DataType | None] | None = None
     for number, file in enumerate(files):
-        with open_parquet(file, RangeReader()) as parquet:
+        with refuse_damage(file), open_parquet(file, RangeReader()) as parquet:
             schema, metadata = parquet.schema_arrow, parquet.metadata
-            mine = choose_columns(schema, columns, image, file.name)
-            chosen = chosen or mine
-            if mine != chosen or not holds_bytes(schema.field(image).type):
+            chosen = choose_columns(schema, columns, image, file.name)
+            if labels != "none" and chosen.label:
+                tables.append(_label_table(parquet, chosen.label))
+            kind = tables[-1].schema[0].type if tables else None
+            mine = chosen, class_label(schema, chosen.label), kind
+            shared = shared or mine
+            if mine != shared or not holds_bytes(schema.field(image).type):
                 raise UserError(
-                    f"{files[0].name} and {file.name} have different columns; they must have "
-                    "the same: pack them one by one"
+                    f"{files[0].name} and {file.name} have different columns or classes; they must "
+                    "have the same: pack them one by one"
                 )
-            if chosen.label and labels != "none":
-                names_of_classes = class_label(schema, chosen.label) or names_of_classes
-                tables.append(parquet.read(columns=[chosen.label]).rename_columns(["label"]))
             for group in range(metadata.num_row_groups):
                 part = metadata.row_group(group)
                 groups.append((number, group, part.num_rows, part.total_byte_size))
-    assert chosen is not None, "at least one file is given"
-    table = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
+    assert shared is not None, "at least one file is given"
+    chosen, class_names, _ = shared
+    table = pa.concat_tables(tables) if tables else pa.table({})
     found, names = table_labels(table, files[0].name, labels)
-    numbers = None if found is None else np.asarray(found, np.int64)
     origin = f"images from column {image}"
-    if numbers is not None:
+    if found is not None:
         origin += f", labels from column {chosen.label}"
     return ImageTable(
         name=files[0].name if len(files) == 1 else f"{len(files)} Parquet files",
         files=tuple(files),
         columns=chosen,
         groups=np.array(groups, np.int64).reshape(-1, 4),
-        labels=numbers,
-        class_names=names or (names_of_classes if numbers is not None else ()),
+        labels=None if found is None else np.asarray(found, np.int64),
+        class_names=names or (class_names if found is not None else ()),
         notes=(origin,),
     )
+
+
+def _label_table(parquet: pq.ParquetFile, column: str) -> pa.Table:
+    labels = parquet.read(columns=[column])[column]
+    if pa.types.is_dictionary(labels.type):
+        labels = labels.cast(labels.type.value_type)
+    return pa.table({"label": labels})
 
 
 def _bytes(data: bytes | None, _: ImageFetcher) -> bytes:

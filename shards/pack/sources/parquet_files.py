@@ -54,9 +54,15 @@ def find_table_file(place: str) -> TableFile:
 
 def read_schema(file: TableFile) -> pa.Schema:
     """Return the columns of a Parquet file. Raises UserError if it is none."""
+    with refuse_damage(file), open_parquet(file, RangeReader()) as parquet:
+        return parquet.schema_arrow
+
+
+@contextmanager
+def refuse_damage(file: TableFile) -> Iterator[None]:
+    """Raise UserError for a file that is not Parquet."""
     try:
-        with open_parquet(file, RangeReader()) as parquet:
-            return parquet.schema_arrow
+        yield
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{file.name} cannot be read as Parquet ({short(error)}); a file with a column of "

@@ -112,6 +112,7 @@ def test_classes_are_the_folders_that_hold_the_images(tmp_path, names, classes):
         ("x y/Training/1.jpg", "x y/validation/2.jpg", "x y/test_images/3.jpg"),
         ("train2017/1.jpg", "val2017/2.jpg", "unlabeled2017/3.jpg"),
         ("cat/train/1.jpg", "dog/test/2.jpg"),
+        ("train/a/1.jpg", "test/2.jpg", "logo.jpg"),
     ],
 )
 def test_splits_are_refused_with_commands_that_work(tmp_path, names, monkeypatch):

@@ -118,6 +118,33 @@ def test_a_table_without_images_is_refused(tmp_path, columns, named, message):
         open_table(file, **named)
 
 
+@pytest.mark.parametrize("label", [[0.5], ["word"], None, [1]])
+def test_files_with_other_columns_or_classes_are_refused(tmp_path, label):
+    """Numbers of the second file would be read as classes of the first, or end in a traceback."""
+    names = {"info": {"features": {"label": {"names": ["cat", "dog"]}}}}
+    write(tmp_path / "in" / "a.parquet", image=STRUCTS[:1], label=[0])
+    columns = {"image": STRUCTS[:1]} | ({} if label is None else {"label": label})
+    write(tmp_path / "in" / "b.parquet", metadata={"huggingface": json.dumps(names)}, **columns)
+    with pytest.raises(UserError, match=r"have different columns or classes; .* one by one"):
+        open_table(tmp_path / "in")
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    """A traceback of a library would hide the file."""
+    good = write(tmp_path / "in" / "a.parquet", image=STRUCTS)
+    (tmp_path / "in" / "b.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(UserError, match=r"b\.parquet cannot be read as Parquet .*write it again"):
+        open_table(tmp_path / "in")
+    data = bytearray((tmp_path / "in" / "a.parquet").read_bytes())
+    data[40:4000] = bytes(3960)
+    source = open_table(good)
+    (tmp_path / "in" / "a.parquet").write_bytes(data)
+    with pytest.raises(UserError, match=r"no image found in .* \(12 changed\)"):
+        pack(source, tmp_path / "out")
+    report, _ = packed(good, tmp_path / "again")
+    assert report.num_samples + sum(report.skipped.values()) == 12
+
+
 def test_required_labels_must_be_a_column(tmp_path):
     """The labels would be missed after the pack."""
     file = write(tmp_path / "x.parquet", image=STRUCTS)

@@ -84,7 +84,7 @@ def entries_from_folder(
     if left:
         found.skipped["not_an_image"] += len(left)
         found.notes.append(f"not taken: {count_extensions(left)}")
-    if labels == "required" and not chosen.numbers:
+    if labels == "required" and not chosen.numbers and not chosen.in_json:
         raise UserError(
             f"--labels required, but {found.name} has no labels; a label is a .cls file beside an "
             "image, a column label of metadata.jsonl, or the folder of the image if there are at "

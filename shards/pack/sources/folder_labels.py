@@ -7,19 +7,26 @@ from shards.pack.image_entries import LabelMode
 from shards.pack.sources.class_folders import describe_classes, find_classes
 from shards.pack.sources.image_metadata import ImageMetadata
 from shards.pack.sources.side_cars import SideCars, extension_of
-from shards.samples.labels import USUAL_NAMES, Label, plain_label
+from shards.records import Sample
+from shards.samples.labels import USUAL_NAMES, Label, find_label, plain_label
 
 # A longer file is no label.
 _MAX_LABEL_BYTES = 1 << 12
+# JSON side-cars that are searched for a label.
+_NUM_JSON = 16
 
 
 @dataclass(frozen=True, slots=True)
 class FolderLabels:
-    """Class number of each labelled image, and the names of the classes if labels are words."""
+    """Class number of each labelled image, and the names of the classes if labels are words.
+
+    `in_json` is True if the JSON side-cars have labels, which stay where they are.
+    """
 
     numbers: Mapping[str, int] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    in_json: bool = False
 
 
 def find_labels(
@@ -48,14 +55,24 @@ def find_labels(
         origin = f"of column {column} of the metadata"
     elif by_folder is not None:
         numbers = {name: number for number, name in enumerate(by_folder.names)}
+        notes = [describe_classes(by_folder.names, f"sub-folders of {root}")]
+        if _in_json(side_cars, read):
+            notes.append("the .json files have labels, too: the names of the folders are taken")
         return FolderLabels(
             {image: numbers[name] for image, name in zip(images, by_folder.of_image, strict=True)},
             by_folder.names,
-            (describe_classes(by_folder.names, f"sub-folders of {root}"),),
+            tuple(notes),
         )
     else:
-        return FolderLabels()
+        return FolderLabels(in_json=_in_json(side_cars, read))
     return _number(found, origin, images, is_in_folders=by_folder is not None)
+
+
+def _in_json(side_cars: SideCars, read: Callable[[Sequence[str]], list[bytes | None]]) -> bool:
+    """Return True if one of the first JSON side-cars has a label."""
+    names = [files["json"] for files in side_cars.values() if "json" in files]
+    found = [Sample(-1, 0, "", {"json": data or b""}) for data in read(names[:_NUM_JSON])]
+    return any(find_label(sample) is not None for sample in found)
 
 
 def _label(data: bytes | None) -> Label | None:

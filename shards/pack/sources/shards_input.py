@@ -11,6 +11,7 @@ from shards.inspect.layout_report import probe_layout
 from shards.pack.image_entries import LabelMode
 from shards.pack.pack_plan import PackSource
 from shards.pack.reshard import ShardsSource
+from shards.pack.sources.class_folders import describe_classes
 from shards.pack.sources.join import Join, JoinedSource, check_can_join
 from shards.pack.sources.member_index import MemberIndex, index_members
 from shards.pack.store_lookup import StoreLookup
@@ -29,7 +30,7 @@ from shards.tars.chunk_reader import read_shard_head
 _HEAD_BYTES = 1 << 20
 # Local shards up to this size are searched for members that lie apart, header by header; from
 # others only a few parts are read.
-_MAX_CHEAP_BYTES = 1 << 32
+_MAX_CHEAP_BYTES = 1 << 30
 # Share of groups that complement an earlier group of their key by chance.
 _MAX_CHANCE = 0.1
 
@@ -45,6 +46,8 @@ def open_shards(
         check_subset(chosen, manifest.shards, reader)
     notes = list(_listing_notes(manifest))
     names = () if labels == "none" else _class_names(manifest.shards, reader, notes)
+    if names:
+        notes.append(describe_classes(names, f"from {CLASSES_FILE}"))
     if join == "yes" or (join == "auto" and _may_lie_apart(manifest, reader)):
         check_can_join(manifest.shards)
         index = index_members(manifest.shards, reader)

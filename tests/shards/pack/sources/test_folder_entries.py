@@ -184,6 +184,15 @@ def test_required_labels_and_no_labels(tmp_path):
     assert source.class_names == ()
 
 
+def test_labels_in_json_side_cars_count(tmp_path):
+    """They would be refused as missing, or lose against the folders without a word."""
+    files = images("1.jpg", "2.jpg") | {"1.json": b'{"label": 3}'}
+    assert entries_from_folder(make_folder(tmp_path / "in", files), "required").entries
+    files = images("a/1.jpg", "b/2.jpg") | {"b/2.json": b'{"label": 3}'}
+    source = entries_from_folder(make_folder(tmp_path / "two", files))
+    assert "the .json files have labels, too: the names of the folders are taken" in source.notes
+
+
 def test_a_changed_side_car_is_another_input(tmp_path):
     """A finished pack would be taken for that of the new labels."""
     folder = make_folder(tmp_path / "in", images("1.jpg") | {"1.txt": b"a"})

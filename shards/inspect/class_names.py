@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from shards.records import ShardInfo
-from shards.samples.class_numbers import ClassNumbers, join_classes
+from shards.samples.class_numbers import CLASSES_FILE, ClassNumbers, join_classes
 from shards.samples.labels import Label
 from shards.stores.range_reader import RangeReader
 
-CLASSES_FILE: Final = "classes.txt"
 # A larger file is no list of classes.
 _MAX_BYTES: Final = 1 << 24
 

@@ -25,6 +25,7 @@ from shards.pack.pack_plan import (
 )
 from shards.records import Sample
 from shards.samples.subset import Subset
+from shards.tars.header_fields import padded
 from shards.tars.headers import BLOCK
 
 # Assumed size of an image that was not listed.
@@ -41,11 +42,22 @@ _EXTENSIONS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFile:
+    """File that can be read. `version` differs when the bytes differ."""
+
+    name: str
+    read: Callable[[ImageFetcher], bytes]
+    version: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ImageEntry:
     """One image that can be read. `version` differs when the bytes differ.
 
     Without an `extension` the member is named after the format of the bytes. `fields` are members
-    beside the image, by extension. `read` must be picklable for several workers.
+    beside the image, by extension; `files` are those that are read with it. `read` must be
+    picklable for several workers.
     """
 
     name: str
@@ -55,6 +67,23 @@ class ImageEntry:
     label: int | None = None
     key: str | None = None
     fields: Mapping[str, bytes] = field(default_factory=dict)
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> list[object]:
+        """Values that differ when the members differ; those of most images are four."""
+        row: list[object] = [self.name, self.version, self.extension, self.label]
+        if self.fields or self.files:
+            fields = [[name, blake2b(data).hexdigest()] for name, data in self.fields.items()]
+            row += [fields, [[name, file.version] for name, file in self.files.items()]]
+        return row
+
+    @property
+    def num_bytes_beside(self) -> int:
+        """Bytes of the members beside the image in a tar, without the label."""
+        sizes = [len(data) for data in self.fields.values()]
+        sizes += [file.num_bytes for file in self.files.values()]
+        return sum(BLOCK + padded(size) for size in sizes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +91,9 @@ class ImagesSource:
     """Images in a fixed order; class number i is called `class_names[i]`, if names are known.
 
     `skipped` counts, by reason, the files that were found but cannot be packed. `sizes` (N,) int64
-    are approximate bytes. `content` is a digest of the entries, if it is known without reading
-    each. `is_far` is True if reads mostly wait for a network.
+    are approximate bytes, and `sizes_beside` those of the members beside each image. `content` is a
+    digest of the entries, if it is known without reading each. `is_far` is True if reads mostly
+    wait for a network.
     """
 
     name: str
@@ -71,16 +101,17 @@ class ImagesSource:
     class_names: tuple[str, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
     sizes: NDArray[np.int64] | None = None
+    sizes_beside: NDArray[np.int64] | None = None
     content: str = ""
     is_far: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """See `PackSource.digest`."""
         digest = blake2b(self.content.encode(), digest_size=16)
         for entry in self.entries if not self.content else ():
-            row = [entry.name, entry.version, entry.extension, entry.label]
-            digest.update(json.dumps(row).encode() + b"\n")
+            digest.update(json.dumps(entry.identity).encode() + b"\n")
         digest.update(json.dumps(self.class_names).encode())
         return digest.hexdigest()
 
@@ -102,6 +133,8 @@ class ImagesSource:
         lengths = BLOCK + -(-sizes // BLOCK) * BLOCK
         if len(self.entries) and self.entries[0].label is not None:
             lengths = lengths + 2 * BLOCK
+        if self.sizes_beside is not None:
+            lengths = lengths + self.sizes_beside
         bounds = shard_bounds(lengths[order], config.samples_per_shard, config.max_bytes)
         cost = int(lengths.sum()) + _COST_PER_IMAGE * len(order)
         return ImagesPlan(self, order, bounds, cost)
@@ -151,15 +184,17 @@ class ImagesTask:
     def read(self, fetcher: ImageFetcher, subset: Subset | None) -> Iterator[SamplesRead]:
         """See `ShardTask.read`."""
         assert subset is None, "a subset list chooses from shards"
-        read = partial(_read, fetcher)
+        read = partial(read_entry, fetcher)
         yield from fetcher.in_order(read, self.entries) if self.is_far else map(read, self.entries)
 
 
-def _read(fetcher: ImageFetcher, row: tuple[int, ImageEntry]) -> SamplesRead:
+def read_entry(fetcher: ImageFetcher, row: tuple[int, ImageEntry]) -> SamplesRead:
+    """Return the sample of an entry, which is row `row[0]` of its source, or why it has none."""
     number, entry = row
     try:
         data = entry.read(fetcher)
         format_ = read_image_header(data).format
+        beside = {extension: file.read(fetcher) for extension, file in entry.files.items()}
     except FetchError as error:
         return SamplesRead(1, skipped=(SkippedSample(entry.name, error.reason, error.lost),))
     except ImageError as error:
@@ -167,11 +202,11 @@ def _read(fetcher: ImageFetcher, row: tuple[int, ImageEntry]) -> SamplesRead:
     fields = {entry.extension or _EXTENSIONS.get(format_, "img"): data}
     if entry.label is not None:
         fields["cls"] = str(entry.label).encode()
-    key = _safe_key(entry.key) or f"{number:08d}{_safe_stem(entry.name)}"
-    return SamplesRead(1, samples=(Sample(-1, number, key, fields | dict(entry.fields)),))
+    key = _safe_key(entry.key) or f"{number:08d}{safe_stem(entry.name)}"
+    return SamplesRead(1, samples=(Sample(-1, number, key, fields | beside | dict(entry.fields)),))
 
 
-def _safe_stem(name: str) -> str:
+def safe_stem(name: str) -> str:
     """'cats/My cát.v2.jpg' -> '-My_cat_v2': a key has no dot, slash, space or accent."""
     stem = Path(name).stem
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()

@@ -1,4 +1,4 @@
-"""Sources of single images: a folder, a list of files, synthetic images.
+"""Sources of single images: a list of files, synthetic images; and entries of files.
 
 A source lists its images without opening them; workers read them one by one.
 """
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
 from shards.errors import UserError
-from shards.pack.entry_plan import UNKNOWN_BYTES, ImageEntry, ImagesSource
+from shards.pack.entry_plan import UNKNOWN_BYTES, ImageEntry, ImagesSource, StoredFile
 from shards.pack.fetch import ImageFetcher, file_version
 from shards.pack.store_lookup import StoreLookup
 from shards.records import ShardInfo
@@ -23,33 +23,22 @@ from shards.redaction import redact
 from shards.samples import synthetic_images as synthetic
 from shards.samples.image_member import IMAGE_EXTENSIONS
 
-LabelMode = Literal["auto", "none"]
-# Name, path or address, entry of a store's listing, label.
-_Row = tuple[str, str, ShardInfo | None, int | None]
-
-
-def entries_from_folder(folder: Path | str, labels: LabelMode = "auto") -> ImagesSource:
-    """Return the images below `folder`, local or in a store, sorted by path.
-
-    With "auto" the direct sub-folders of `folder` are the classes, numbered by sorted name, if
-    there are at least two and each image is in one of them. Otherwise, and with "none", the images
-    have no labels.
-    """
-    skipped: Counter[str] = Counter()
-    if is_far(str(folder)):
-        found: list[_Row] = list(_list_store(str(folder)))
-    else:
-        path = Path(folder).expanduser()
-        if not path.is_dir():
-            raise UserError(f"{folder} is not a folder; images are packed from one; check the path")
-        found = [(name, str(path / name), None, None) for name in _iter_files(path, skipped)]
-    images = [row[0] for row in found if is_image(row[0])]
-    parents = {name.partition("/")[0] if "/" in name else "" for name in images}
-    labelled = labels == "auto" and len(parents) > 1 and "" not in parents
-    class_names = tuple(sorted(parents)) if labelled else ()
-    numbers = {name: number for number, name in enumerate(class_names)}
-    rows = [(*row[:3], numbers.get(row[0].partition("/")[0])) for row in found]
-    return _source(redact(str(folder)), rows, class_names, skipped, is_far(str(folder)))
+LabelMode = Literal["auto", "required", "none"]
+# Files that are never opened to search for an image: text, code, tables, arrays, archives, sound.
+_NO_IMAGES: Final = frozenset(
+    {
+        *("txt", "text", "md", "rst", "log", "csv", "tsv", "json", "jsonl", "ndjson", "xml"),
+        *("yaml", "yml", "toml", "ini", "cfg", "conf", "html", "htm", "css", "js", "py", "ipynb"),
+        *("sh", "c", "cpp", "h", "java", "m", "r", "tex", "bib", "pdf", "doc", "docx", "xls"),
+        *("xlsx", "ppt", "pptx", "cls", "label", "class", "caption", "url", "srt", "vtt", "lnk"),
+        *("npy", "npz", "mat", "pt", "pth", "pkl", "pickle", "h5", "hdf5", "parquet", "arrow"),
+        *("feather", "db", "sqlite", "lmdb", "tfrecord", "idx", "zip", "tar", "gz", "tgz", "zst"),
+        *("bz2", "xz", "7z", "rar", "mp3", "wav", "flac", "ogg", "mp4", "avi", "mov", "mkv"),
+        *("webm", "sha256", "md5"),
+    }
+)
+# Name, path or address, label.
+_Row = tuple[str, str, int | None]
 
 
 def entries_from_list(file: Path | str, labels: LabelMode = "auto") -> ImagesSource:
@@ -75,11 +64,11 @@ def entries_from_list(file: Path | str, labels: LabelMode = "auto") -> ImagesSou
     skipped: Counter[str] = Counter()
     parent = parent_of(str(file))
     found = [
-        (path, place_of(path, parent), None,
+        (path, place_of(path, parent),
          None if name is None else numbers[name] if class_names else int(name))
         for path, name in rows
     ]  # fmt: skip
-    far = any(is_far(place) for _, place, _, _ in found)
+    far = any(is_far(place) for _, place, _ in found)
     return _source(redact(str(file)), found, class_names, skipped, far)
 
 
@@ -111,6 +100,11 @@ def entries_from_synthetic(
 def is_image(name: str) -> bool:
     """Return True if a file name has the extension of an image."""
     return _extension(name) in IMAGE_EXTENSIONS
+
+
+def may_be_image(name: str) -> bool:
+    """Return True if the first bytes of a file must decide: its name says nothing."""
+    return _extension(name) not in _NO_IMAGES
 
 
 def is_far(place: str) -> bool:
@@ -162,29 +156,33 @@ def _source(
 
 def _open(row: _Row, skipped: Counter[str]) -> Iterator[tuple[ImageEntry, int]]:
     """Yield the entry of a row and its size; count a row that cannot be an image."""
-    name, place, info, label = row
-    if info is None and "://" in place:
+    name, place, label = row
+    if "://" in place:
         yield entry_at(name, place, label), UNKNOWN_BYTES
         return
-    extension = _extension(name)
-    if not is_image(name):
+    if not is_image(name) and not may_be_image(name):
         skipped["not_an_image"] += 1
         return
-    if info is not None:
-        get = partial(_read_listed, info)
-        yield ImageEntry(name, extension, get, info.version, label), info.num_bytes
+    file = stored_file(name, place)
+    if file is None:
+        skipped["unreadable"] += 1
         return
+    extension = _extension(name) if is_image(name) else ""
+    yield ImageEntry(name, extension, file.read, file.version, label), file.num_bytes
+
+
+def stored_file(name: str, place: str, info: ShardInfo | None = None) -> StoredFile | None:
+    """Return a local file, or the listed one of a store; None if it cannot be read."""
+    if info is not None:
+        return StoredFile(name, partial(_read_listed, info), info.version, info.num_bytes)
     try:
         status = os.stat(place)
     except (OSError, ValueError):
-        skipped["unreadable"] += 1
-        return
+        return None
     if not stat.S_ISREG(status.st_mode):  # a pipe or a device may never end
-        skipped["unreadable"] += 1
-        return
+        return None
     version = file_version(status)
-    read = partial(_read_file, place, version)
-    yield ImageEntry(name, extension, read, version, label), status.st_size
+    return StoredFile(name, partial(_read_file, place, version), version, status.st_size)
 
 
 def _read_file(path: str, version: str, fetcher: ImageFetcher) -> bytes:
@@ -201,34 +199,6 @@ def _download(address: str, fetcher: ImageFetcher) -> bytes:
 
 def _draw(seed: int, index: int, label: int, size: int, _: ImageFetcher | None = None) -> bytes:
     return synthetic.encode_jpeg(synthetic.make_image(seed, index, label, size))
-
-
-def _iter_files(folder: Path, skipped: Counter[str]) -> Iterator[str]:
-    """Yield the paths of all files below `folder`, relative to it, sorted within each folder."""
-
-    def count(_: OSError) -> None:
-        skipped["unreadable"] += 1
-
-    root = len(os.path.join(folder, ""))
-    for parent, folders, files in os.walk(folder, onerror=count):
-        folders.sort()
-        # Links to folders are not followed: they may form a circle.
-        skipped["linked_folder"] += sum(os.path.islink(os.path.join(parent, f)) for f in folders)
-        for name in sorted(files):
-            yield os.path.join(parent, name)[root:]
-
-
-def _list_store(folder: str) -> Iterator[_Row]:
-    files = StoreLookup().files_below(folder)
-    if files is None:
-        raise UserError(
-            f"{redact(folder)} is not a folder of its store; images are packed from one; check "
-            "the address"
-        )
-    root = len(folder.rstrip("/")) + 1
-    for file in files:
-        info = ShardInfo(file.uri, file.num_bytes or 0, file.version)
-        yield file.uri[root:], file.uri, info, None
 
 
 def _read_text(file: str) -> str:

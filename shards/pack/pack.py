@@ -27,11 +27,11 @@ from shards.pack.shard_maker import PackJob, shard_name, sidecar_name
 from shards.pack.worker_pool import make_shards
 from shards.redaction import redact
 from shards.samples.admission_config import AdmissionConfig
+from shards.samples.class_numbers import CLASSES_FILE
 from shards.samples.predicate import resolve_predicate
 from shards.stores.image_download import DownloadConfig
 from shards.stores.uploads import UNFINISHED
 
-CLASSES_FILE: Final = "classes.txt"
 REPORT_FILE: Final = "pack.json"
 # Concurrent reads of side-cars: they are small, and a store answers each slowly.
 _NUM_READS: Final = 16
@@ -44,8 +44,9 @@ class PackReport:
     """Totals of a pack. `skipped` counts the images that were left out, by reason.
 
     `digest` covers the digests of all shards, in order. `num_renamed` samples have a new key
-    because theirs was taken, `num_unselected` are not in the subset list. `reused` is True if the
-    pack was complete already; `num_found` shards were complete already.
+    because theirs was taken, `num_unselected` are not in the subset list, `num_hidden` files are
+    those of operating systems. `reused` is True if the pack was complete already; `num_found`
+    shards were complete already.
     """
 
     out: str
@@ -55,6 +56,7 @@ class PackReport:
     digest: str
     num_renamed: int = 0
     num_unselected: int = 0
+    num_hidden: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
     reused: bool = False
     num_found: int = 0
@@ -101,6 +103,8 @@ def pack(
     work = _PackRun(source, str(out), config, target, inputs, progress or PackProgress())
     try:
         with target.hold(work.progress.message) as scratch:
+            for note in source.notes:
+                work.progress.message(note)
             if work.begin():
                 return work.reuse()
             job = PackJob(
@@ -258,6 +262,7 @@ class _PackRun:
             digest=digest.hexdigest(),
             num_renamed=sum(shard.num_renamed for shard in made),
             num_unselected=sum(shard.num_unselected for shard in made),
+            num_hidden=sum(shard.num_hidden for shard in made),
             skipped=dict(sorted(skipped.items())),
             num_found=self._num_found,
         )

@@ -66,7 +66,8 @@ class SamplesRead:
     """Some samples of a shard in their order, and those that were left out between them.
 
     `units` is the progress in units of the source. `num_unselected` samples are not in the subset
-    list. `leaps` holds input shards in which a member is longer than a chunk.
+    list, `num_hidden` files of operating systems are in none. `leaps` holds input shards in which a
+    member is longer than a chunk.
     """
 
     units: int
@@ -74,6 +75,7 @@ class SamplesRead:
     skipped: Sequence[SkippedSample] = ()
     num_unselected: int = 0
     leaps: tuple[int, ...] = ()
+    num_hidden: int = 0
 
 
 class ShardTask(Protocol):
@@ -124,6 +126,10 @@ class PackSource(Protocol):
     @property
     def skipped(self) -> Mapping[str, int]:
         """Number of files that cannot be packed, by reason."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines for the user: what was found, and what is unusual."""
 
     @property
     def unit(self) -> Literal["images", "bytes"]: ...
@@ -183,6 +189,7 @@ class ShardStats:
     digest: str
     num_renamed: int = 0
     num_unselected: int = 0
+    num_hidden: int = 0
     leaps: tuple[int, ...] = ()
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 

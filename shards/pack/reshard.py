@@ -41,13 +41,14 @@ class ShardsSource:
     subset: Subset | None = None
     class_names: tuple[str, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """See `PackSource.digest`."""
         subset = "" if self.subset is None else self.subset.digest
-        text = f"{self.manifest.digest}/{subset}"
-        return blake2b(text.encode(), digest_size=16).hexdigest()
+        text = f"{self.manifest.digest}/{subset}{''.join(self.class_names)}"
+        return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
 
     @property
     def unit(self) -> Literal["images", "bytes"]:
@@ -157,6 +158,7 @@ def _read(
         skipped,
         num_found - len(samples),
         (chunk.shard,) if cut.needs_walk else (),
+        cut.num_hidden,
     )
 
 

@@ -79,7 +79,7 @@ class ShardMaker:
     def _write(self, task: ShardTask, draft: Path, advance: Advance) -> ShardStats:
         left_out: dict[str, list[str]] = {}
         lost: Counter[str] = Counter()
-        num_read = num_unselected = 0
+        num_read = num_unselected = num_hidden = 0
         leaps: set[int] = set()
         with ShardFile(draft) as file:
             for found in task.read(self._fetcher, self._job.subset):
@@ -95,6 +95,7 @@ class ShardMaker:
                     lost[entry.reason] += entry.lost
                 num_read += len(found.samples) + len(found.skipped)
                 num_unselected += found.num_unselected
+                num_hidden += found.num_hidden
                 leaps.update(found.leaps)
                 advance(found.units)
         _check_lost(shard_name(self._job.config, task.number), self._job.download, num_read, +lost)
@@ -106,6 +107,7 @@ class ShardMaker:
             digest=file.digest,
             num_renamed=file.num_renamed,
             num_unselected=num_unselected,
+            num_hidden=num_hidden,
             leaps=tuple(sorted(leaps)),
             left_out=dict(sorted(left_out.items())),
         )

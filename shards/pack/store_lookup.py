@@ -30,6 +30,11 @@ class StoreLookup:
             return None
         return sorted((e for e in found if not e.is_folder), key=lambda entry: entry.uri)
 
+    def matching(self, pattern: str) -> list[ListedFile]:
+        """Return the files that match a glob, sorted by address."""
+        found = self._request(pattern, lambda store: store.glob(pattern))
+        return sorted((e for e in found if not e.is_folder), key=lambda entry: entry.uri)
+
     def look_up(self, uri: str) -> ShardInfo | None:
         """Return the file of that name, if there is one."""
         listed = self._request(uri, lambda store: store.look_up(uri))

@@ -23,7 +23,7 @@ from shards.pack.store_lookup import StoreLookup
 from shards.redaction import redact, short
 
 _ADDRESSES: Final = ("url", "path", "uri")
-_LABELS: Final = ("label", "class")
+_LABELS: Final = ("label", "class", "cls")
 _KEYS: Final = ("key", "uid")
 _CAPTIONS: Final = ("caption", "text")
 
@@ -32,10 +32,12 @@ _CAPTIONS: Final = ("caption", "text")
 class TableColumns:
     """Columns of a Parquet file by purpose. An empty name stands for the usual ones."""
 
+    image: str = ""
+    """Column of encoded images: bytes, or a struct of bytes and path; usually image or jpg."""
     address: str = ""
     """Column of URLs or paths; usually url, path or uri."""
     label: str = ""
-    """Column of class numbers or names, for .cls; usually label or class."""
+    """Column of class numbers or names, for .cls; usually label, class or cls."""
     key: str = ""
     """Column of sample keys, also written to .json; usually key or uid."""
     caption: str = ""
@@ -53,7 +55,10 @@ def entries_from_parquet(
     no column of addresses.
     """
     columns = columns or TableColumns()
-    digest = blake2b(repr((asdict(columns), labels)).encode(), digest_size=16)
+    # A pack that an older version began knows neither images in columns, nor required labels.
+    named = {name: value for name, value in asdict(columns).items() if name != "image"}
+    settings = repr((named, "none" if labels == "none" else "auto"))
+    digest = blake2b(settings.encode(), digest_size=16)
     tables: list[pa.Table] = []
     for file in files:
         data = _read(file)
@@ -66,7 +71,7 @@ def entries_from_parquet(
             f"{redact(files[0])} and the {len(files) - 1} files after it have different columns; "
             "they must have the same; pack them one by one"
         ) from error
-    numbers, class_names = _labels(table, redact(files[0]), labels)
+    numbers, class_names = table_labels(table, redact(files[0]), labels)
     rows = _TableEntries(table, numbers, parent_of(files[0]))
     return ImagesSource(
         name=redact(files[0]) if len(files) == 1 else f"{len(files)} Parquet files",
@@ -113,7 +118,7 @@ class _TableEntries(Sequence[ImageEntry]):
         fields: dict[str, bytes] = {}
         extras = {name.removeprefix(_JSON): self._value(name, row) for name in self._extras}
         if extras:
-            fields["json"] = json.dumps(_plain(extras), ensure_ascii=False).encode()
+            fields["json"] = json.dumps(plain_value(extras), ensure_ascii=False).encode()
         caption = self._value(_CAPTION, row)
         if caption is not None:
             fields["txt"] = str(caption).encode("utf-8", "surrogatepass")
@@ -160,39 +165,63 @@ def _parse(data: bytes, file: str, columns: TableColumns) -> pa.Table:
 
 def _wanted(names: Sequence[str], columns: TableColumns, file: str) -> dict[str, str]:
     """Return for each column of the combined table its name in the file."""
-    wanted: dict[str, str] = {}
-    for ours, named, usual in (
-        (_ADDRESS, columns.address, _ADDRESSES),
-        (_LABEL, columns.label, _LABELS),
-        (_KEY, columns.key, _KEYS),
-        (_CAPTION, columns.caption, _CAPTIONS),
-    ):
-        if named and named not in names:
-            raise ConfigError(
-                f"columns.{ours}={named!r}, but {file} has no such column; it has "
-                f"{', '.join(names)}: name one of these"
-            )
-        found = [name for word in usual for name in names if name.lower() == word]
-        if named or found:
-            wanted[ours] = named or found[0]
-    if _ADDRESS not in wanted:
+    wanted = purposes(names, columns, file)
+    address = choose_column(names, columns.address, _ADDRESSES, _ADDRESS, file)
+    if address is None:
         raise ConfigError(
             f"{file} has the columns {', '.join(names)}, none is {', '.join(_ADDRESSES)}; one must "
             "hold URLs or paths: name it with --columns.address"
         )
+    wanted = {_ADDRESS: address, **wanted}
     in_json = [wanted[_KEY]] if _KEY in wanted else []
     if columns.others == "json":
         in_json = [name for name in names if name not in (*map(wanted.get, (_LABEL, _CAPTION)),)]
     return wanted | {f"{_JSON}{name}": name for name in in_json}
 
 
-def _labels(
+def purposes(names: Sequence[str], columns: TableColumns, file: str) -> dict[str, str]:
+    """Return the columns of labels, keys and captions, by purpose. Raises ConfigError."""
+    found = {
+        ours: choose_column(names, named, usual, ours, file)
+        for ours, named, usual in (
+            (_LABEL, columns.label, _LABELS),
+            (_KEY, columns.key, _KEYS),
+            (_CAPTION, columns.caption, _CAPTIONS),
+        )
+    }
+    return {ours: name for ours, name in found.items() if name is not None}
+
+
+def choose_column(
+    names: Sequence[str], named: str, usual: Sequence[str], purpose: str, file: str
+) -> str | None:
+    """Return the column of a purpose: the `named` one, else the first of the usual names."""
+    if named and named not in names:
+        raise ConfigError(
+            f"columns.{purpose}={named!r}, but {file} has no such column; it has "
+            f"{', '.join(names)}: name one of these"
+        )
+    found = (name for word in usual for name in names if name.lower() == word)
+    return named or next(found, None)
+
+
+def has_addresses(schema: pa.Schema, columns: TableColumns) -> bool:
+    """Return True if a column holds URLs or paths, by its name and its type."""
+    wanted = (columns.address.lower(),) if columns.address else _ADDRESSES
+    found = [field.type for field in schema if field.name.lower() in wanted]
+    plain = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in found]
+    return any(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in plain)
+
+
+def table_labels(
     table: pa.Table, file: str, labels: LabelMode
 ) -> tuple[Sequence[int] | None, tuple[str, ...]]:
-    """Return a class number for each row, and the class names if the labels are names."""
+    """Return a class number for each row of column `label`, and the names if labels are names."""
     if labels == "none" or _LABEL not in table.column_names:
         return None, ()
     column = table[_LABEL].combine_chunks()
+    if column.null_count == len(column):
+        return None, ()
     if column.null_count:
         raise UserError(
             f"{column.null_count} of {len(column)} rows of {file} have no label; all rows have a "
@@ -213,12 +242,12 @@ def _labels(
     return pc.index_in(column, pa.array(names, column.type)).to_numpy(), tuple(names)
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """Return `value` with each part that JSON cannot hold converted."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {str(name): plain_value(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [plain_value(part) for part in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+CLASSES_FILE: Final = "classes.txt"
 
 
 @dataclass(frozen=True, slots=True)

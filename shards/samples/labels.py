@@ -23,7 +23,7 @@ from shards.samples.metadata import MetadataError, read_field, read_metadata
 
 NO_LABEL: Final = -1
 # Members, and then JSON fields, that are tried in this order where the user named none.
-_USUAL_MEMBERS: Final = ("cls", "label", "class")
+USUAL_NAMES: Final = ("cls", "label", "class")
 _USUAL_FIELDS: Final = ("label", "cls", "class")
 _FIRST_HASH: Final = 1 << 31
 _MAX_CANDIDATES: Final = 20
@@ -48,7 +48,7 @@ def find_label(sample: Sample, name: str = "", epoch: int = 0) -> Label | None:
 
     Without a `name` it is a member cls, label or class, or else a JSON field of these names.
     """
-    members = (name,) if name else _USUAL_MEMBERS
+    members = (name,) if name else USUAL_NAMES
     for each in members:
         if each in sample.fields:
             return plain_label(sample.fields[each].decode("utf-8-sig", errors="replace"))

@@ -4,6 +4,7 @@ import glob
 import os
 import posixpath
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,6 +44,7 @@ def list_shards(pattern: str, stores: Stores | None = None) -> list[ShardInfo]:
     except RetriesExhausted as exhausted:
         cause = cause_to_show(pattern, exhausted.error)
         raise ManifestError(_explain(pattern, exhausted)) from cause
+    _check_no_table(pattern, [entry.uri for entry in found] or [pattern])
     if not shards:
         raise ManifestError(
             f"no shard matches {redact(pattern)!r}; give a folder, a glob such as 'dir/*.tar', "
@@ -54,6 +56,20 @@ def list_shards(pattern: str, stores: Stores | None = None) -> list[ShardInfo]:
             "least one sample: write it again, or name other shards"
         )
     return [shards[uri] for uri in sorted(shards)]
+
+
+def _check_no_table(pattern: str, uris: Sequence[str]) -> None:
+    """Refuse Parquet files, which hold images or their addresses but are no shards."""
+    if any(redact(uri).lower().endswith(".parquet") for uri in uris):
+        raise _table_error(redact(pattern))
+
+
+def _table_error(name: str) -> ManifestError:
+    command = shlex.join(["streamssl", "shards", "pack", name, "OUT"])
+    return ManifestError(
+        f"{name} holds Parquet, no shards; a shard is a tar of images: pack the images of the rows "
+        f"with `{command}`, and give OUT instead"
+    )
 
 
 def find_unfinished(shards: Sequence[ShardInfo], stores: Stores) -> tuple[str, ...]:
@@ -166,7 +182,10 @@ def _find(store: Store, name: str) -> list[ListedFile] | None:
     _check_finished(store, map(posixpath.dirname, unfinished))
     if found is None:
         return None
-    return [e for e in found if _SHARD.search(redact(e.uri)) and not _hidden(e)]
+    shards = [e for e in found if _SHARD.search(redact(e.uri)) and not _hidden(e)]
+    if not shards and any(redact(e.uri).lower().endswith(".parquet") for e in found):
+        raise _table_error(redact(name))
+    return shards
 
 
 def _check_finished(store: Store, folders: Iterable[str]) -> None:

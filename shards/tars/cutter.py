@@ -35,9 +35,9 @@ _MAX_BACK = 1 << 25
 # Longer runs of zeros at the end are not padding.
 _MAX_PADDING = 1 << 20
 # A sample is held in memory as a whole; no image needs more than this.
-_MAX_SAMPLE_BYTES = 1 << 29
+MAX_SAMPLE_BYTES = 1 << 29
 # A sparse file may be this many times as long as it is stored; more is a bomb.
-_MAX_EXPANSION = 16
+MAX_EXPANSION = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def cut_chunk(
             return CutChunk([])  # the first chunk reports the error
         raise NotATar(_describe_no_tar(window.get(0, BLOCK)))
     scan = NestedTarScan(window, chunk)
-    members = _walk(window, begin, chunk.stop, names)
+    members = walk_members(window, begin, chunk.stop, names)
     found = list(_group(window, chunk, members, scan, walked))
     return CutChunk(found, scan.needs_walk, scan.num_links, scan.num_hidden, scan.stop)
 
@@ -233,10 +233,10 @@ class _SampleBuilder:
         if member.data_stop > window.size:
             available = max(0, window.size - member.data_start)
             self._refuse("truncated_tar", f"{member.name}: {available} of {member.num_bytes} bytes")
-        elif self._num_bytes > _MAX_SAMPLE_BYTES:
-            detail = f"{member.name}: the sample is over {_MAX_SAMPLE_BYTES} bytes"
+        elif self._num_bytes > MAX_SAMPLE_BYTES:
+            detail = f"{member.name}: the sample is over {MAX_SAMPLE_BYTES} bytes"
             self._refuse("too_large", detail)
-        elif whole > _MAX_EXPANSION * (member.end - member.start):
+        elif whole > MAX_EXPANSION * (member.end - member.start):
             self._refuse("too_large", f"{member.name}: {whole} bytes, almost all of them holes")
         if self._reject is not None:
             self._scan.skip(member)
@@ -262,7 +262,7 @@ class _SampleBuilder:
             yield Sample(self._shard, self._start, self._key, self._fields)
 
 
-def _walk(
+def walk_members(
     window: ReadWindow, begin: int, stop: int, names: NameRule
 ) -> Iterator[TarMember | Reject]:
     """Yield the members from `begin` on; drop bytes that were passed.

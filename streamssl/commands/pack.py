@@ -11,7 +11,8 @@ from shards.errors import ConfigError
 from shards.member_names import Keys
 from shards.pack.image_entries import LabelMode
 from shards.pack.pack import PackConfig, PackReport, pack
-from shards.pack.pack_input import SourceKind, check_apart, open_source
+from shards.pack.sources.join import Join
+from shards.pack.sources.pack_input import SourceKind, check_apart, open_source
 from shards.pack.table_entries import TableColumns
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.image_download import DownloadConfig
@@ -31,10 +32,14 @@ class Pack:
     kind: SourceKind = "auto"
     """Kind of SOURCE; auto: detected from its name or its files."""
     labels: LabelMode = "auto"
-    """auto: sub-folders are classes; none: no labels."""
+    """auto: labels of .cls files, of metadata or of a table, or else the folders that hold the
+    images are classes; required: the same, and refused without any; none: no labels."""
     keys: Keys = "auto"
     """For shards: rule of sample keys, first_dot as in WebDataset, or last_dot for file names with
     dots; auto takes what the shards show."""
+    join: Join = "auto"
+    """For shards: join the members of a key that are not adjacent into one sample; auto: if the
+    shards show such members."""
     columns: TableColumns = field(default_factory=TableColumns)
     subset: str | None = None
     """For shards: a .parquet, .txt or .npy file of keys or uids; only these samples are packed."""
@@ -57,7 +62,13 @@ def pack_shards(arguments: list[str], console: Console) -> int:
     parsed = parse(Pack, "streamssl shards pack", arguments)
     check_apart(parsed.source, parsed.out)
     source = open_source(
-        parsed.source, parsed.kind, parsed.labels, parsed.columns, parsed.subset, parsed.keys
+        parsed.source,
+        parsed.kind,
+        parsed.labels,
+        parsed.columns,
+        parsed.subset,
+        keys=parsed.keys,
+        join=parsed.join,
     )
     with show_packing(console) as progress:
         report = pack(
@@ -70,7 +81,7 @@ def pack_shards(arguments: list[str], console: Console) -> int:
             progress=progress,
         )
     for line in _lines(report):
-        console.print(line)
+        console.print(line, markup=False)
     return 0
 
 
@@ -88,5 +99,7 @@ def _lines(report: PackReport) -> Iterator[str]:
         yield f"{report.num_unselected:,} samples are not in the subset list"
     if report.num_renamed:
         yield f"{report.num_renamed:,} samples have a new key: their shard had theirs already"
+    if report.num_hidden:
+        yield f"{report.num_hidden:,} hidden files, such as .DS_Store, are left out"
     for reason, count in sorted(report.skipped.items()):
         yield f"skipped {count:,}: {reason}"

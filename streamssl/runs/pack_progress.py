@@ -45,7 +45,7 @@ class _ProgressBar(PackProgress):
             self._waiting, self._shown = 0, time.monotonic()
 
     def message(self, text: str) -> None:
-        self._bar.console.print(text)
+        self._bar.console.print(text, markup=False, highlight=False)
 
 
 class _ProgressLines(PackProgress):
@@ -69,4 +69,4 @@ class _ProgressLines(PackProgress):
             self.message(f"{self._done:,} of {self._total:,} {self._unit}, {rate:,.0f} a second")
 
     def message(self, text: str) -> None:
-        self._console.print(text)
+        self._console.print(text, markup=False, highlight=False)

@@ -12,9 +12,12 @@ from rich.console import Console
 from shards.access import raise_denied
 from shards.errors import ConfigError
 from shards.files import write_atomic
-from shards.inspect.class_names import CLASSES_FILE
-from shards.pack.image_entries import entries_from_folder
+from shards.member_names import is_hidden
+from shards.pack.image_entries import is_image
 from shards.pack.pack import pack
+from shards.pack.sources.folder_entries import entries_from_folder
+from shards.pack.sources.image_metadata import METADATA_NAMES
+from shards.samples.class_numbers import CLASSES_FILE
 from shards.stream.manifest_file import write_manifest
 from shards.stream.order import Order
 from streamssl.config.run_config import RunConfig, check_same, read_toml, write_toml
@@ -100,7 +103,7 @@ def prepare_data(data: DataConfig, out: Path, console: Console) -> DataConfig:
 
 def _prepare(pattern: str, target: Path, console: Console) -> str:
     folder = Path(pattern).expanduser()
-    if "://" in pattern or not folder.is_dir() or any(map(_has_shards, folder.rglob("*"))):
+    if "://" in pattern or not folder.is_dir() or _holds_no_images(folder):
         return pattern if "://" in pattern else str(folder)
     with show_packing(console) as progress:
         report = pack(entries_from_folder(folder), target, num_workers=None, progress=progress)
@@ -114,5 +117,15 @@ def _prepare(pattern: str, target: Path, console: Console) -> str:
     return str(target)
 
 
-def _has_shards(path: Path) -> bool:
-    return path.name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.zst"))
+def _holds_no_images(folder: Path) -> bool:
+    """Return True for shards, and for tables, which the listing of shards names with a remedy."""
+    has_table = has_image = False
+    for path in folder.rglob("*"):
+        name = path.name.lower()
+        if is_hidden(name):
+            continue
+        if name.endswith((".tar", ".tar.gz", ".tgz", ".tar.zst")):
+            return True
+        has_table = has_table or (name.endswith(".parquet") and name not in METADATA_NAMES)
+        has_image = has_image or is_image(name)
+    return has_table and not has_image

@@ -9,9 +9,10 @@ from rich.console import Console
 
 from cluster.membership.world_sizes import check_trainers
 from shards.errors import ConfigError
-from shards.inspect.class_names import CLASSES_FILE, ClassNames
+from shards.inspect.class_names import ClassNames
 from shards.inspect.layout_report import probe_layout
 from shards.redaction import redact
+from shards.samples.class_numbers import CLASSES_FILE
 from shards.stores.range_reader import RangeReader
 from streamssl.config.run_config import RunConfig
 from streamssl.runs.placement import Placement

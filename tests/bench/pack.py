@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from shards.pack.image_entries import entries_from_folder
 from shards.pack.pack import PackConfig, PackReport, pack
+from shards.pack.sources.folder_entries import entries_from_folder
 
 
 def measure(folder: Path, config: PackConfig, num_workers: int) -> tuple[float, PackReport]:

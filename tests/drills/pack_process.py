@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from shards.pack.image_entries import entries_from_folder
 from shards.pack.pack import PackConfig, pack
+from shards.pack.sources.folder_entries import entries_from_folder
 
 CONFIG = PackConfig(samples_per_shard=40)
 

@@ -19,8 +19,9 @@ import pytest
 
 from shards.errors import ManifestError
 from shards.pack.fetch import ImageFetcher
-from shards.pack.image_entries import entries_from_folder, entries_from_synthetic
+from shards.pack.image_entries import entries_from_synthetic
 from shards.pack.pack import pack
+from shards.pack.sources.folder_entries import entries_from_folder
 from shards.stores.image_download import DownloadConfig
 from shards.stores.shard_listing import list_shards
 from tests.drills.pack_process import CONFIG

@@ -10,8 +10,9 @@ import pytest
 
 from shards.errors import ManifestError, PackFailed, UserError
 from shards.pack.entry_plan import ImageEntry
-from shards.pack.image_entries import entries_from_folder, entries_from_synthetic
+from shards.pack.image_entries import entries_from_synthetic
 from shards.pack.pack import ImagesSource, PackConfig, PackProgress, pack
+from shards.pack.sources.folder_entries import entries_from_folder
 from shards.stores.shard_listing import list_shards
 from tests.shards.pack.helpers import Stop, StopAfter, kill_worker
 from tests.shards.pack.test_pack import jpeg, make_folder, shard_bytes
@@ -124,7 +125,8 @@ def test_a_second_pack_waits_with_a_message_and_reuses_the_first(source, expecte
 
     assert not pack(source, out, CONFIG, progress=StartTheOther()).reused
     other.join()
-    assert waiting.messages == [f"another process packs into {out} at this moment; waiting for it"]
+    wait = f"another process packs into {out} at this moment; waiting for it"
+    assert waiting.messages == [wait, *source.notes]
     assert reports[0].reused and contents(out) == expected
 
 

@@ -12,8 +12,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from shards.errors import ManifestError, PackFailed, UserError
-from shards.pack.image_entries import entries_from_folder, entries_from_list
+from shards.pack.image_entries import entries_from_list
 from shards.pack.pack import PackConfig, pack
+from shards.pack.sources.folder_entries import entries_from_folder
 from shards.pack.table_entries import entries_from_parquet
 from shards.stores import uploads
 from shards.stores.retry import RetryConfig

@@ -10,7 +10,7 @@ import pytest
 
 from shards.errors import ConfigError, UserError
 from shards.pack.pack import PackConfig, pack
-from shards.pack.pack_input import open_source
+from shards.pack.sources.pack_input import open_source
 from shards.pack.table_entries import TableColumns, entries_from_parquet
 from tests.shards.pack.test_pack import jpeg, make_folder, read_samples
 

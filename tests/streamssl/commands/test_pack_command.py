@@ -10,6 +10,7 @@ from rich.console import Console
 from shards.samples.synthetic_images import encode_jpeg, make_image
 from streamssl.cli import main
 from streamssl.runs.pack_progress import show_packing
+from tests.tars import make_tar, samples_by_tarfile
 
 Capture = pytest.CaptureFixture[str]
 
@@ -65,6 +66,36 @@ def test_skipped_and_renamed_samples_are_printed_by_reason(
     assert "20 samples have a new key: their shard had theirs already" in text
 
 
+def test_what_was_found_is_printed_before_the_work(
+    images: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    """The user would learn from the evaluation which labels the shards have."""
+    (images / "._x.jpg").write_bytes(b"half a file")
+    (images / "a" / "[b].xml").write_text("<x/>")
+    code, text, _ = run(capsys, images, tmp_path / "out", "--labels", "required")
+    assert code == 0 and f"2 classes: a, b (sub-folders of {images})\nnot taken: 1 .xml\n" in text
+    assert "skipped 1: hidden" in text
+
+
+def test_members_that_lie_apart_are_joined_and_verify_is_content(
+    images: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    """Packed again as they lie, labels would get new keys, and nothing would tell."""
+    files = sorted(images.rglob("*.jpg"))
+    members = [(path.name, path.read_bytes()) for path in files]
+    members += [(f"{path.stem}.cls", b"%d" % (int(path.stem) % 7)) for path in files]
+    (tmp_path / "apart.tar").write_bytes(make_tar(members))
+    code, text, _ = run(capsys, tmp_path / "apart.tar", tmp_path / "out")
+    assert code == 0 and "20 samples joined from 40 groups of members\n" in text
+    assert main(["shards", "verify", str(tmp_path / "out")]) == 0
+    assert "20 samples in 1 shards, 0 rejected" in capsys.readouterr().out
+    (packed,) = (tmp_path / "out").glob("*.tar")
+    for key, fields in samples_by_tarfile(packed.read_bytes()):
+        assert int(fields["cls"]) == int(key) % 7
+    code, text, _ = run(capsys, tmp_path / "apart.tar", tmp_path / "as-is", "--join", "no")
+    assert code == 0 and "40 samples in 1 shards" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -79,6 +110,7 @@ def test_skipped_and_renamed_samples_are_printed_by_reason(
         ("images out --download.timeout-seconds 0", "timeout_seconds=0.0; it must be more than 0"),
         ("images s4://out", "the store 's4', which is unknown; allowed are a local"),
         ("images out --subset x.npy", "subset='x.npy' with a folder of images; a subset list"),
+        ("images out --join maybe", r"--join='maybe'; allowed are auto, yes, no"),
         ("images out --kind zip", r"--kind='zip'; allowed are auto, folder"),
         ("images http://127.0.0.1/x", "is on the web; shards are written to a folder or to a st"),
     ],

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from shards.errors import BudgetExceeded, ConfigError, ManifestError, UserError
-from shards.pack.image_entries import entries_from_folder
 from shards.pack.pack import pack
+from shards.pack.sources.folder_entries import entries_from_folder
 from streamssl.cli import main
 from streamssl.evaluation.knn import KnnConfig
 from streamssl.evaluation.score_run import KnnResult, find_checkpoint, knn_of_run

@@ -20,6 +20,7 @@ from rich.console import Console
 from shards.errors import BudgetExceeded, ConfigError, CursorMismatch, UserError
 from shards.pack.image_entries import entries_from_synthetic
 from shards.samples.admission_config import AdmissionConfig
+from shards.samples.synthetic_images import encode_jpeg, make_image
 from streamssl.cli import main
 from streamssl.config.methods.swav_config import SwAVConfig
 from streamssl.config.run_config import RunConfig, read_toml
@@ -297,6 +298,27 @@ def test_shards_and_addresses_are_used_unchanged(shards_folder: Path, tmp_path: 
     data = DataConfig(patterns=patterns)
     assert prepare_data(data, tmp_path / "out", quiet()) == data
     assert not (tmp_path / "out").exists()
+
+
+def test_a_local_folder_is_packed_as_the_command_packs_it(tmp_path: Path) -> None:
+    """A run would train on hidden files or on test images, or call a table a folder of images."""
+    jpeg = encode_jpeg(make_image(0, 0, 0, 32))
+    for name in ("in/train/a/1.jpg", "in/train/b/2.jpg", "in/train/b/._2.jpg", "in/test/a/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg)
+    (tmp_path / "in" / "train" / "a" / "1.txt").write_text("caption")
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "x.parquet").write_bytes(b"PAR1")
+    text = io.StringIO()
+    console = Console(file=text, soft_wrap=True)
+    data = DataConfig(patterns=(str(tmp_path / "in" / "train"), str(tmp_path / "table")))
+    done = prepare_data(data, tmp_path / "out", console)
+    assert done.patterns == (str(tmp_path / "out" / "shards-0"), str(tmp_path / "table"))
+    assert "2 classes: a, b (sub-folders of" in text.getvalue()
+    assert "members beside the images: 1 .txt" in text.getvalue()
+    assert "2 images packed into" in text.getvalue() and "1 files skipped" in text.getvalue()
+    with pytest.raises(UserError, match=r"in holds the splits test, train; .* pack them apart"):
+        prepare_data(DataConfig(patterns=(str(tmp_path / "in"),)), tmp_path / "x", console)
 
 
 def test_metrics_can_be_scraped_while_it_trains(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from shards.errors import ConfigError
-from shards.stores.retry import RequestFailure, RetriesExhausted, RetryConfig, call_with_retries
+from shards.stores.failures.error_kinds import RequestFailure
+from shards.stores.retry import RetriesExhausted, RetryConfig, call_with_retries
 
 if TYPE_CHECKING:
     import aiohttp

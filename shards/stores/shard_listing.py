@@ -12,7 +12,8 @@ from shards.errors import ManifestError
 from shards.member_names import is_hidden
 from shards.records import ShardInfo
 from shards.redaction import cause_to_show, redact, short
-from shards.stores.retry import RetriesExhausted, RetryConfig, error_code
+from shards.stores.failures.error_kinds import error_code
+from shards.stores.retry import RetriesExhausted, RetryConfig
 from shards.stores.store import ListedFile, Store, store_name
 from shards.stores.store_clients import Stores
 from shards.stores.uploads import UNFINISHED

@@ -29,9 +29,7 @@ class StoreFolder:
     def __init__(self, uri: str, retry: RetryConfig | None = None) -> None:
         self._root = uri.rstrip("/")
         self._protocol = uri.partition("://")[0]
-        stores = Stores(retry or RetryConfig())
-        self._store = stores.open(uri)
-        self._filesystem: Any = stores.filesystem(uri)
+        self._store = Stores(retry or RetryConfig()).open(uri)
         if self._protocol in ("http", "https"):
             raise ManifestError(
                 f"{redact(uri)!r} is on the web; shards are written to a folder or to a store such "
@@ -54,21 +52,21 @@ class StoreFolder:
         """Return all bytes of an object; None if it does not exist."""
         data: bytes | None = None
         with self._explained("read"), _ignore_missing():
-            data = self._store.client.call(lambda: self._filesystem.cat_file(self._uri(name)))
+            data = self._store.client.call(lambda: self._store.filesystem.cat_file(self._uri(name)))
         return data
 
     def put(self, name: str, file: Path) -> None:
         """Upload a local file."""
-        self._put(name, lambda uri: self._filesystem.put_file(str(file), uri))
+        self._put(name, lambda uri: self._store.filesystem.put_file(str(file), uri))
 
     def write(self, name: str, data: bytes) -> None:
         """Upload bytes."""
-        self._put(name, lambda uri: self._filesystem.pipe_file(uri, data))
+        self._put(name, lambda uri: self._store.filesystem.pipe_file(uri, data))
 
     def remove(self, name: str) -> None:
         """Delete an object, if it exists."""
         with self._explained("written to"), _ignore_missing():
-            self._store.client.call(lambda: self._filesystem.rm_file(self._uri(name)))
+            self._store.client.call(lambda: self._store.filesystem.rm_file(self._uri(name)))
 
     def _put(self, name: str, write: Callable[[str], object]) -> None:
         """Create an object that readers see whole or not at all."""
@@ -78,9 +76,9 @@ class StoreFolder:
                 call(lambda: write(self._uri(name)))
                 return
             draft = self._uri(f".{name}{_DRAFT}")
-            call(lambda: self._filesystem.makedirs(self._root, exist_ok=True))
+            call(lambda: self._store.filesystem.makedirs(self._root, exist_ok=True))
             call(lambda: write(draft))
-            call(lambda: self._filesystem.mv(draft, self._uri(name)))
+            call(lambda: self._store.filesystem.mv(draft, self._uri(name)))
 
     def _uri(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -13,6 +13,7 @@ from shards.member_names import is_hidden
 from shards.records import ShardInfo
 from shards.redaction import cause_to_show, redact, short
 from shards.stores.failures.error_kinds import error_code
+from shards.stores.failures.remedies import refusal
 from shards.stores.retry import RetriesExhausted, RetryConfig
 from shards.stores.store import ListedFile, Store, store_name
 from shards.stores.store_clients import Stores
@@ -65,9 +66,12 @@ def find_unfinished(shards: Sequence[ShardInfo], stores: Stores) -> tuple[str, .
     for folder, uris in folders.items():
         store = stores.open(uris[0])
         probes = {uris[0], uris[len(uris) // 2], uris[-1]}
-        if not any(_look_up_each(store, [_stats_file(uri) for uri in sorted(probes)])):
-            continue
-        present = {entry.uri for entry in store.list_folder(folder, "")}
+        try:
+            if not any(_look_up_each(store, [_stats_file(uri) for uri in sorted(probes)])):
+                continue
+            present = {entry.uri for entry in store.list_folder(folder, "")}
+        except RetriesExhausted:
+            continue  # the shards may be readable all the same: S3 refuses what it does not list
         present = {posixpath.basename(uri) for uri in present}
         unfinished += [u for u in uris if posixpath.basename(_stats_file(u)) not in present]
     return tuple(unfinished)
@@ -232,11 +236,8 @@ def _shards(stores: Stores, listed: Iterable[ListedFile]) -> Iterator[ShardInfo]
 def _explain(pattern: str, exhausted: RetriesExhausted) -> str:
     name, kind = redact(pattern), exhausted.failure.kind
     reason = short(exhausted.error, pattern)
-    if kind == "refused" or "credential" in reason.lower():
-        return (
-            f"access to {name!r} was refused ({reason}); check the credentials in the "
-            "environment and the bucket's policy"
-        )
+    if kind in ("refused", "certificate") or "credential" in reason.lower():
+        return refusal(pattern, exhausted.failure, exhausted.error)
     if error_code(exhausted.error) in ("NoSuchBucket", "ContainerNotFound"):
         return (
             f"there is no bucket {store_name(pattern)!r}; give the name of one that "

@@ -4,10 +4,11 @@ import posixpath
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from shards.errors import ManifestError, PackFailed
 from shards.redaction import cause_to_show, redact, short
+from shards.stores.failures.remedies import refusal
 from shards.stores.retry import RetriesExhausted, RetryConfig
 from shards.stores.store_clients import Stores
 
@@ -90,6 +91,12 @@ class StoreFolder:
             yield
         except RetriesExhausted as exhausted:
             error = exhausted.error
+            if exhausted.failure.kind in ("refused", "certificate"):
+                raise PackFailed(
+                    f"{refusal(self._root, exhausted.failure, error)}; a pack must be able to "
+                    "list, read and write its store; then start the same command again: it goes "
+                    "on where it was"
+                ) from cause_to_show(self._root, error)
             raise PackFailed(
                 f"{redact(self._root)} could not be {what} in {exhausted.num_attempts} attempts "
                 f"({short(error)}); a pack must be able to list, read and write its store; check "

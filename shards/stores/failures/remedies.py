@@ -31,6 +31,17 @@ _BUNDLES |= dict.fromkeys(
 _CA_FILE: Final = "SSL_CERT_FILE"
 
 
+def refusal(uri: str, failure: RequestFailure, error: BaseException) -> str:
+    """Return a sentence for a request that a store refused for good: found, allowed, remedy."""
+    if failure.kind == "certificate":
+        return certificate_trouble(uri, error)
+    also = ", also by a new client" if failure.may_be_expired else ""
+    return hub_trouble(uri, error) or (
+        f"access to {redact(uri)!r} was refused ({short(error, uri)}){also}; "
+        f"{access_remedy(uri, failure)}"
+    )
+
+
 def access_remedy(uri: str, failure: RequestFailure) -> str:
     """Return what to do after access to `uri` was refused."""
     protocol = uri.partition("://")[0]

@@ -17,7 +17,6 @@ from shards.stores.retry import (
     RetryConfig,
     RetryingClient,
     call_with_retries,
-    throttled_wait,
 )
 
 # Attributes of a connection key that the error's message needs.

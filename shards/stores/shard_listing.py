@@ -212,7 +212,11 @@ def _look_up_each(store: Store, uris: list[str]) -> list[ListedFile | None]:
     if len(uris) < 2:
         return [store.look_up(uri) for uri in uris]
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return list(pool.map(store.look_up, uris))
+        try:
+            return list(pool.map(store.look_up, uris))
+        except KeyboardInterrupt:
+            store.client.stop()  # the pool waits for its threads
+            raise
 
 
 def _shards(stores: Stores, listed: Iterable[ListedFile]) -> Iterator[ShardInfo]:

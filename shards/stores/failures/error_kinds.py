@@ -57,6 +57,8 @@ _HUB_TYPES = {
     "DisabledRepoError": "RepoDisabled",
     "RepositoryNotFoundError": "RepoNotFound",
 }
+# What the Hub says in a header when a token is not valid.
+_INVALID_TOKEN = "Invalid credentials"
 _HUB_CODES = tuple(_HUB_TYPES.values())
 _CREDENTIAL_TYPES = (
     r"Credential|Unauthorized|Forbidden|RefreshError|TokenRetrieval|SSOToken|Authentication"
@@ -113,12 +115,15 @@ def classify_error(error: BaseException) -> RequestFailure:
 def hub_code(error: BaseException) -> str:
     """Return why the Hub does not show a repository, such as GatedRepo; "" for other errors."""
     for part in chain(error):
-        code = _response(part)[1]
+        status, code, headers = _response(part)
         if code in _HUB_CODES:
             return code
-        for kind in type(part).__mro__:
-            if kind.__name__ in _HUB_TYPES:
-                return _HUB_TYPES[kind.__name__]
+        names = [kind.__name__ for kind in type(part).__mro__]
+        for name in names:
+            if name in _HUB_TYPES:
+                return _HUB_TYPES[name]
+        if "HfHubHTTPError" in names and status == 401 and _INVALID_TOKEN not in str(headers):
+            return "RepoNotFound"  # as the Hub answers who is not logged in
     return ""
 
 

@@ -306,6 +306,66 @@ def test_aws_endpoint_url_chooses_the_service(bucket):
     assert bucket.requests[0][1].startswith("/b?list-type=2")
 
 
+# Repositories of the Hub.
+
+ACCEPT = (
+    r"is in a gated repository; .*: accept them on https://huggingface\.co/datasets/me/set, then "
+    r"log in with `hf auth login`, or HF_TOKEN=hf_"
+)
+PRIVATE = (
+    r"the Hub shows no such repository; it does not exist, or it is private: check the name on "
+    r"https://huggingface\.co/datasets/me/set .*, or log in .*: `hf auth login`, or HF_TOKEN=hf_"
+)
+REVISION = (
+    r"the repository has no such revision; give a branch, tag or commit that https://.*me/set"
+)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "message"),
+    [
+        ((403, "GatedRepo", ""), ACCEPT),
+        ((401, "GatedRepo", ""), ACCEPT),
+        ((401, "RepoNotFound", ""), PRIVATE),
+        ((404, "RepoNotFound", ""), PRIVATE),
+        ((401, "", ""), PRIVATE),
+        ((404, "RevisionNotFound", ""), REVISION),
+        (
+            (403, "", "Access to this resource is disabled."),
+            "has disabled this repository, see https",
+        ),
+        (
+            (401, "", "Invalid credentials in Authorization header"),
+            "renew the credentials: `hf auth",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["set", "set/0.tar", "set/{0..9}.tar", "set/*.tar"])
+def test_a_repository_that_the_hub_does_not_show_says_why(fake_hub, refusal, message, name):
+    """A data set whose terms were not accepted looked like a spelling mistake."""
+    fake_hub.refusal = refusal
+    with pytest.raises(ManifestError, match=message):
+        list_shards(f"hf://{DATASET}/{name}", Stores(QUICK))
+
+
+def test_a_repository_that_becomes_gated_ends_the_run_with_that_reason(fake_hub):
+    """The credentials were blamed, which are valid."""
+    reader = RangeReader(SourceConfig(retry=QUICK))
+    (shard,) = list_shards(f"hf://{DATASET}/set/3.tar", reader.stores)
+    fake_hub.refusal = (403, "GatedRepo", "")
+    with pytest.raises(ShardUnreadable, match=ACCEPT + r".*; then start the same command again"):
+        reader.read(shard, 0, 700)
+    fake_hub.refusal = (404, "EntryNotFound", "")
+    with pytest.raises(ShardUnreadable, match=r"set/3\.tar is gone"):
+        reader.read(shard, 0, 700)
+
+
+def test_a_file_that_a_repository_lacks_is_named(fake_hub):
+    """The repository would be blamed for a wrong file name."""
+    with pytest.raises(ManifestError, match=r"set/77\.tar does not exist; give a folder"):
+        list_shards(f"hf://{DATASET}/set/77.tar", Stores(QUICK))
+
+
 # Certificates.
 
 READ = """

@@ -132,8 +132,8 @@ def _unreadable(
         also = ", also by a new client" if exhausted.failure.may_be_expired else ""
         return ShardUnreadable(
             f"access to {name} was refused ({reason}){also}; it was listed before, so the "
-            f"credentials may have run out: renew them, {again}; "
-            f"{access_remedy(shard.uri, exhausted.failure)}"
+            f"credentials may have run out: renew them "
+            f"({access_remedy(shard.uri, exhausted.failure, exhausted.error)}), {again}"
         )
     times = f"{exhausted.num_attempts} attempt{'s' if exhausted.num_attempts > 1 else ''}"
     return ShardUnreadable(

@@ -60,11 +60,10 @@ _HUB_TYPES = {
 # What the Hub says in a header when a token is not valid.
 _INVALID_TOKEN = "Invalid credentials"
 _HUB_CODES = tuple(_HUB_TYPES.values())
-_CREDENTIAL_TYPES = (
-    r"Credential|Unauthorized|Forbidden|RefreshError|TokenRetrieval|SSOToken|Authentication"
-)
+# Types of errors of credentials that once worked; the others have none, or wrong ones.
+_EXPIRED_TYPES = r"RefreshError|TokenRetrieval|SSOToken|CredentialRetrieval|ClientAuthentication"
 _BY_TYPE: tuple[tuple[str, ErrorKind], ...] = (
-    (_CREDENTIAL_TYPES, "refused"),
+    (rf"Credential|Unauthorized|Forbidden|{_EXPIRED_TYPES}", "refused"),
     (r"Timeout|TimedOut", "timeout"),
     (r"Connection|Connect|Disconnected|Payload|IncompleteRead|Streaming|Protocol|Network", "reset"),
 )
@@ -134,7 +133,7 @@ def _may_be_expired(error: BaseException) -> bool:
     # S3 names no code in the answer to HEAD, whatever the reason is.
     is_head = isinstance(getattr(error, "response", None), dict) and code in ("400", "403")
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
-    return status == 401 or is_head or re.search(_CREDENTIAL_TYPES, names) is not None
+    return status == 401 or is_head or re.search(_EXPIRED_TYPES, names) is not None
 
 
 def _is_about_certificates(error: BaseException, parts: Sequence[BaseException]) -> bool:

@@ -4,7 +4,7 @@ import os.path
 from typing import Final
 
 from shards.redaction import redact, short
-from shards.stores.failures.error_kinds import RequestFailure, hub_code
+from shards.stores.failures.error_kinds import RequestFailure, error_code, hub_code
 
 _AWS: Final = (
     "AWS_PROFILE, or AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY and, for temporary ones, "
@@ -38,11 +38,11 @@ def refusal(uri: str, failure: RequestFailure, error: BaseException) -> str:
     also = ", also by a new client" if failure.may_be_expired else ""
     return hub_trouble(uri, error) or (
         f"access to {redact(uri)!r} was refused ({short(error, uri)}){also}; "
-        f"{access_remedy(uri, failure)}"
+        f"{access_remedy(uri, failure, error)}"
     )
 
 
-def access_remedy(uri: str, failure: RequestFailure) -> str:
+def access_remedy(uri: str, failure: RequestFailure, error: BaseException) -> str:
     """Return what to do after access to `uri` was refused."""
     protocol = uri.partition("://")[0]
     if protocol in ("http", "https"):
@@ -55,10 +55,12 @@ def access_remedy(uri: str, failure: RequestFailure) -> str:
     if protocol not in _CREDENTIALS:
         return "check who may read it: `ls -l` shows it" if "://" not in uri else "check who may"
     sources = _CREDENTIALS[protocol]
-    if failure.may_be_expired:
+    has_no_reason = error_code(error).isdigit()  # S3 names none in the answer to HEAD
+    if failure.may_be_expired and not has_no_reason:
         return f"renew the credentials: {sources}"
     public = f"; or {_PUBLIC[protocol]}" if protocol in _PUBLIC else ""
-    return f"check the credentials ({sources}) and the bucket's policy{public}"
+    do = "check or renew" if failure.may_be_expired else "check"
+    return f"{do} the credentials ({sources}) and the bucket's policy{public}"
 
 
 def certificate_trouble(uri: str, error: BaseException) -> str:

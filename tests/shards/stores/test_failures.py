@@ -6,8 +6,10 @@ import sys
 import threading
 import time
 
+import fsspec
 import pytest
 from fsspec import config as fsspec_config
+from fsspec.implementations.memory import MemoryFileSystem
 from huggingface_hub import constants
 
 from shards.errors import ManifestError, ShardUnreadable, StreamStopped
@@ -27,7 +29,7 @@ from shards.stores.shard_listing import list_shards
 from shards.stores.store_clients import Stores
 from tests.hub import DATASET
 from tests.loopback import LoopbackServer, QuietHandler, serving
-from tests.shards.stores.test_retry import http_error, s3_error
+from tests.shards.stores.test_retry import CloudError, http_error, s3_error
 from tests.stores import FileHandler, tar_bytes
 from tests.tls import use_tls
 
@@ -79,7 +81,7 @@ _LISTING = (
 def bucket(monkeypatch, tmp_path):
     """S3 server that records requests; keys are in a file, which a test may write anew."""
     server = LoopbackServer(("127.0.0.1", 0), _Store)
-    server.requests, server.refuse = [], lambda request: ""
+    server.requests, server.refuse = [], lambda _: ""
     server.keys = tmp_path / "credentials"
     _write_keys(server, "OLD")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_CA_BUNDLE"):
@@ -214,7 +216,7 @@ def test_a_client_is_made_anew_once_when_its_token_has_expired(bucket, code):
     assert reader.read(shard, 700, 900) == tar_bytes()[700:900]
     tokens = [headers["X-Amz-Security-Token"] for _, _, headers in bucket.requests]
     assert tokens == ["token-OLD", "token-NEW", "token-NEW"]
-    bucket.refuse = lambda request: code
+    bucket.refuse = lambda _: code
     bucket.requests.clear()
     message = rf"refused \(.*{code}.*\), also by a new client; .*renew the credentials: AWS_PROFILE"
     with pytest.raises(ShardUnreadable, match=message + ".*AWS_SESSION_TOKEN"):
@@ -251,11 +253,47 @@ def test_an_expired_token_is_renewed_for_a_single_name_too(bucket):
     """S3 names no code in the answer to HEAD: a plain 400 would be tried five times in vain."""
     bucket.refuse = lambda request: "" if "token-NEW" in str(request.headers) else "ExpiredToken"
     stores = Stores(QUICK)
-    with pytest.raises(ManifestError, match="renew the credentials: AWS_PROFILE"):
+    with pytest.raises(ManifestError, match=r"check or renew the credentials \(AWS_PROFILE"):
         list_shards("s3://b/set/0.tar", stores)
     assert len(bucket.requests) <= 4  # botocore asks for the region, too
     _write_keys(bucket, "NEW")
     assert [shard.uri for shard in list_shards("s3://b/set/0.tar", stores)] == ["s3://b/set/0.tar"]
+
+
+class CloudStore(MemoryFileSystem):
+    """Store that refuses a client with 401 when it is older than `valid_from`."""
+
+    protocol = "cloud"
+    store, pseudo_dirs = {}, [""]
+    valid_from, num_made, num_requests = 0, 0, 0
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        type(self).num_made += 1
+        self.number = self.num_made
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        type(self).num_requests += 1
+        if self.number < self.valid_from:
+            raise CloudError(code=401)
+        return super().cat_file(path, start=start, end=end, **kwargs)
+
+
+@pytest.mark.parametrize("num_more", [1, 9])
+def test_the_client_of_any_store_is_made_anew_once(num_more):
+    """Google's and Azure's tokens end, too; without a bound a refusal would be asked for ever."""
+    fsspec.register_implementation("cloud", CloudStore, clobber=True)
+    CloudStore.clear_instance_cache()
+    reader = RangeReader(SourceConfig(retry=QUICK))
+    fsspec.filesystem("cloud").pipe_file("cloud://data/0.tar", tar_bytes())
+    (shard,) = list_shards("cloud://data/0.tar", reader.stores)
+    CloudStore.valid_from, CloudStore.num_requests = CloudStore.num_made + num_more, 0
+    if num_more == 1:
+        assert reader.read(shard, 0, 700) == tar_bytes()[:700]
+    else:
+        with pytest.raises(ShardUnreadable, match=r"refused \(.*\), also by a new client; it was"):
+            reader.read(shard, 0, 700)
+    assert CloudStore.num_requests == 2
 
 
 # The variables that the messages name.
@@ -263,13 +301,13 @@ def test_an_expired_token_is_renewed_for_a_single_name_too(bucket):
 
 def test_a_refused_bucket_names_the_variables_that_help(bucket):
     """A public bucket looked like a wrong password."""
-    bucket.refuse = lambda request: "AccessDenied"
+    bucket.refuse = lambda _: "AccessDenied"
+    variables = {"AWS_PROFILE", "FSSPEC_S3_ANON=true", "FSSPEC_S3_REQUESTER_PAYS=true",
+                 "AWS_ENDPOINT_URL=https://..."}  # fmt: skip
     for pattern in ("s3://b/set", "s3://b/set/0.tar", "s3://b/set/*.tar"):
         with pytest.raises(ManifestError, match=r"access to .* was refused") as refused:
             list_shards(pattern, Stores(QUICK))
-    for name in ("AWS_PROFILE", "FSSPEC_S3_ANON=true", "FSSPEC_S3_REQUESTER_PAYS=true",
-                 "AWS_ENDPOINT_URL=https"):  # fmt: skip
-        assert name in str(refused.value)
+        assert {name for name in variables if name in str(refused.value)} == variables
 
 
 @pytest.mark.parametrize(

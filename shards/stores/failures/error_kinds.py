@@ -63,7 +63,7 @@ _HUB_CODES = tuple(_HUB_TYPES.values())
 # Types of errors of credentials that once worked; the others have none, or wrong ones.
 _EXPIRED_TYPES = r"RefreshError|TokenRetrieval|SSOToken|CredentialRetrieval|ClientAuthentication"
 _BY_TYPE: tuple[tuple[str, ErrorKind], ...] = (
-    (rf"Credential|Unauthorized|Forbidden|{_EXPIRED_TYPES}", "refused"),
+    (rf"Credential|Unauthorized|Forbidden|ProfileNotFound|{_EXPIRED_TYPES}", "refused"),
     (r"Timeout|TimedOut", "timeout"),
     (r"Connection|Connect|Disconnected|Payload|IncompleteRead|Streaming|Protocol|Network", "reset"),
 )

@@ -344,6 +344,22 @@ def test_aws_endpoint_url_chooses_the_service(bucket):
     assert bucket.requests[0][1].startswith("/b?list-type=2")
 
 
+def test_aws_profile_chooses_the_keys(bucket, monkeypatch):
+    """The remedy would not work; and a profile that is not there would be asked for five times."""
+    with bucket.keys.open("a") as file:
+        file.write("[other]\naws_access_key_id = THEIRS\naws_secret_access_key = s\n")
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    assert len(list_shards("s3://b/set", Stores(QUICK))) == 1
+    assert "Credential=THEIRS/" in bucket.requests[0][2]["Authorization"]
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    stores = Stores(QUICK)
+    with pytest.raises(
+        ManifestError, match=r"refused \(The .* profile \(nobody\) could not be found"
+    ):
+        list_shards("s3://b/set", stores)
+    assert stores.counters.snapshot().retries == {}
+
+
 # Repositories of the Hub.
 
 ACCEPT = (

@@ -34,3 +34,18 @@ def test_a_run_that_its_store_ends_has_saved_its_last_step(synthetic_shards, tmp
         train_here(config, data, broken)
     assert proof(broken) == proof(unbroken)
     assert weights(broken, 30) == weights(unbroken, 30)
+
+
+def test_a_run_is_stopped_at_once_while_its_store_asks_for_fewer_requests(
+    synthetic_shards, tmp_path
+):
+    """One Ctrl-C would wait for minutes, with the readers."""
+    config, out = tiny_swav(num_steps=30, save_every=1000), tmp_path / "run"
+    with web_server(synthetic_shards) as address, fault_proxy(address) as proxy:
+        names = ",".join(sorted(path.name for path in synthetic_shards.glob("*.tar")))
+        late = stop_at(out, 4)
+        proxy.plan = lambda _: "status_429" if late() else None
+        data = f"{proxy.address}/{{{names}}}"
+        summary = train_here(config, data, out, stop=lambda: proxy.counts["status_429"] > 2)
+    assert not summary.finished and summary.step == read_log(out)[-1]["step"]
+    assert summary.checkpoint.name == f"step-{summary.step:08d}"

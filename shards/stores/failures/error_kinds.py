@@ -102,7 +102,7 @@ def classify_error(error: BaseException) -> RequestFailure:
     if hub_code(error):
         return RequestFailure("refused")
     kinds = (_kind_by_response(part) or _kind_by_type(part) for part in parts)
-    kind = next(filter(None, kinds), "other")
+    kind: ErrorKind = next(filter(None, kinds), "other")
     headers = [_response(part)[2] for part in parts]
     wait = max(map(retry_after, headers))
     if kind == "throttled" and not wait:

@@ -6,6 +6,9 @@ from typing import Final
 from shards.redaction import redact, short
 from shards.stores.failures.error_kinds import RequestFailure, error_code, hub_code
 
+_S3: Final = ("s3", "s3a")
+_GCS: Final = ("gs", "gcs")
+_OF_AZURE: Final = ("az", "abfs", "abfss")
 _AWS: Final = (
     "AWS_PROFILE, or AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY and, for temporary ones, "
     "AWS_SESSION_TOKEN"
@@ -14,20 +17,26 @@ _GOOGLE: Final = "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-de
 _AZURE: Final = "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with a key or SAS"
 _HUB: Final = "`hf auth login`, or HF_TOKEN"
 # Where each store finds its credentials.
-_CREDENTIALS: Final = dict.fromkeys(("s3", "s3a"), _AWS) | dict.fromkeys(("gs", "gcs"), _GOOGLE)
-_CREDENTIALS |= dict.fromkeys(("az", "abfs", "abfss"), _AZURE) | {"hf": _HUB}
+_CREDENTIALS: Final = {
+    **dict.fromkeys(_S3, _AWS),
+    **dict.fromkeys(_GCS, _GOOGLE),
+    **dict.fromkeys(_OF_AZURE, _AZURE),
+    "hf": _HUB,
+}
 # What else makes a refused request work.
 _PUBLIC_S3: Final = (
     "set FSSPEC_S3_ANON=true for a public bucket, FSSPEC_S3_REQUESTER_PAYS=true for one whose "
     "readers pay, AWS_ENDPOINT_URL=https://... for another S3 service"
 )
-_PUBLIC: Final = dict.fromkeys(("s3", "s3a"), _PUBLIC_S3)
-_PUBLIC |= dict.fromkeys(("gs", "gcs"), "set FSSPEC_GS_TOKEN=anon for a public bucket")
+_PUBLIC: Final = {
+    **dict.fromkeys(_S3, _PUBLIC_S3),
+    **dict.fromkeys(_GCS, "set FSSPEC_GS_TOKEN=anon for a public bucket"),
+}
 # Variables with the file of the certificates that are accepted, in the order of their use.
-_BUNDLES: Final = dict.fromkeys(("s3", "s3a"), ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"))
-_BUNDLES |= dict.fromkeys(
-    ("gs", "gcs", "az", "abfs", "abfss"), ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-)
+_BUNDLES: Final = {
+    **dict.fromkeys(_S3, ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")),
+    **dict.fromkeys((*_GCS, *_OF_AZURE), ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")),
+}
 _CA_FILE: Final = "SSL_CERT_FILE"
 
 

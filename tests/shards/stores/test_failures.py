@@ -10,7 +10,6 @@ import fsspec
 import pytest
 from fsspec import config as fsspec_config
 from fsspec.implementations.memory import MemoryFileSystem
-from huggingface_hub import constants
 
 from shards.errors import ManifestError, ShardUnreadable, StreamStopped
 from shards.stores.failures.asked_waits import rate_limit_reset
@@ -302,11 +301,12 @@ def test_the_client_of_any_store_is_made_anew_once(num_more):
 def test_a_refused_bucket_names_the_variables_that_help(bucket):
     """A public bucket looked like a wrong password."""
     bucket.refuse = lambda _: "AccessDenied"
+    stores = Stores(QUICK)
     variables = {"AWS_PROFILE", "FSSPEC_S3_ANON=true", "FSSPEC_S3_REQUESTER_PAYS=true",
                  "AWS_ENDPOINT_URL=https://..."}  # fmt: skip
     for pattern in ("s3://b/set", "s3://b/set/0.tar", "s3://b/set/*.tar"):
         with pytest.raises(ManifestError, match=r"access to .* was refused") as refused:
-            list_shards(pattern, Stores(QUICK))
+            list_shards(pattern, stores)
         assert {name for name in variables if name in str(refused.value)} == variables
 
 
@@ -450,9 +450,9 @@ def secure(request, tmp_path, monkeypatch):
         yield "s3://b/set/0.tar", "AWS_CA_BUNDLE", use_tls(server, tmp_path)
     elif request.param == "hf":
         server = request.getfixturevalue("fake_hub")
-        monkeypatch.setattr(
-            "huggingface_hub.constants.ENDPOINT", server.address.replace("http", "https")
-        )
+        address = server.address.replace("http", "https")
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         yield f"hf://{DATASET}/set/0.tar", "SSL_CERT_FILE", use_tls(server, tmp_path)
     else:
 
@@ -483,7 +483,7 @@ def test_a_certificate_is_tried_once_and_the_message_names_what_helps(
         # Libraries read the variable when they are imported.
         done = subprocess.run(
             [sys.executable, "-c", READ, uri],
-            env=os.environ | {variable: str(file), "HF_ENDPOINT": constants.ENDPOINT},
+            env=os.environ | {variable: str(file)},
             capture_output=True,
             text=True,
             timeout=50,

@@ -24,6 +24,7 @@ class Hub(LoopbackServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files, self.requests = files, list[str]()
         self.refuses = False  # True if the signed addresses have expired
+        self.num_throttled = 0  # requests that are answered with 429 before the others
         # Status, X-Error-Code and X-Error-Message of each answer.
         self.refusal: tuple[int, str, str] | None = None
         self.tag: Callable[[bytes], str] = lambda data: sha256(data).hexdigest()
@@ -36,7 +37,10 @@ class _Handler(QuietHandler):
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(path)
         files = self.server.files
-        if self.server.refusal is not None:
+        if self.server.num_throttled:
+            self.server.num_throttled -= 1
+            self._refuse(429, "", "")
+        elif self.server.refusal is not None:
             self._refuse(*self.server.refusal)
         elif path in (f"/api/{DATASET}", f"/api/{DATASET}/revision/main"):
             self._send_json({"id": "me/set", "sha": "0" * 40, "siblings": []})

@@ -31,10 +31,20 @@ class FsspecStore:
 
     def find(self, folder: str) -> list[ListedFile] | None:
         """See `Store.find`."""
-        if not self.client.call(lambda: self.filesystem.isdir(folder)):
+        if not self._is_folder(folder):
             return None
         found = self.client.call(lambda: self.filesystem.find(folder, detail=True))
         return [self._listed(info) for info in found.values()]
+
+    def _is_folder(self, name: str) -> bool:
+        """Return True for a folder. `isdir` alone says no if the store does not answer."""
+        try:
+            info = self.client.call(lambda: self.filesystem.info(name))
+        except RetriesExhausted as exhausted:
+            if exhausted.failure.kind != "gone":
+                raise
+            return bool(self.client.call(lambda: self.filesystem.isdir(name)))
+        return bool(info["type"] == "directory")
 
     def glob(self, pattern: str) -> list[ListedFile]:
         """See `Store.glob`."""

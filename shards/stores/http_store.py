@@ -38,6 +38,10 @@ class HttpStore(FsspecStore):
         super().__init__(filesystem, root, retry, client)
         self._with_ranges: dict[str, bool] = {}
 
+    def _is_folder(self, name: str) -> bool:
+        """Return True for a page with links; each address exists as a file, too."""
+        return bool(self.client.call(lambda: self.filesystem.isdir(name)))
+
     def look_up(self, uri: str) -> ListedFile | None:
         """See `Store.look_up`. Sends HEAD; if that is refused, requests one byte."""
         try:

@@ -120,7 +120,7 @@ def _is_place(store: Store, name: str) -> bool:
     try:
         return store.look_up(name) is not None
     except RetriesExhausted as exhausted:
-        if exhausted.failure.kind in ("refused", "gone"):
+        if exhausted.failure.kind in ("refused", "gone", "bad_request"):
             return False  # some stores answer so for a name that is a pattern
         raise
 

@@ -64,6 +64,7 @@ _HUB_CODES = tuple(_HUB_TYPES.values())
 _EXPIRED_TYPES = r"RefreshError|TokenRetrieval|SSOToken|CredentialRetrieval|ClientAuthentication"
 _BY_TYPE: tuple[tuple[str, ErrorKind], ...] = (
     (rf"Credential|Unauthorized|Forbidden|ProfileNotFound|{_EXPIRED_TYPES}", "refused"),
+    (r"ParamValidation", "bad_request"),  # a name that S3 cannot have
     (r"Timeout|TimedOut", "timeout"),
     (r"Connection|Connect|Disconnected|Payload|IncompleteRead|Streaming|Protocol|Network", "reset"),
 )

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import fsspec
 import pytest
@@ -29,7 +30,7 @@ from shards.stores.store_clients import Stores
 from tests.hub import DATASET
 from tests.loopback import LoopbackServer, QuietHandler, serving
 from tests.shards.stores.test_retry import CloudError, http_error, s3_error
-from tests.stores import FileHandler, tar_bytes
+from tests.stores import FileHandler, tar_bytes, web_server
 from tests.tls import use_tls
 
 QUICK = RetryConfig(num_attempts=3, first_wait_seconds=0.0, longest_wait_seconds=0.0)
@@ -298,6 +299,19 @@ def test_the_client_of_any_store_is_made_anew_once(num_more):
 # The variables that the messages name.
 
 
+def test_a_signed_address_that_expired_is_signed_again(folder):
+    """Who has a signed address has no credentials that could be checked."""
+    with web_server(folder) as address:
+        reader = RangeReader(SourceConfig(retry=QUICK))
+        (shard,) = list_shards(f"{address}/secret/05.tar?key=SIGNATURE", reader.stores)
+        old = replace(shard, uri=f"{address}/secret/05.tar?key=EXPIREDVALUE")
+        with pytest.raises(ShardUnreadable, match="a signed address expires, so sign it again"):
+            reader.read(old, 0, 700)
+        with pytest.raises(ManifestError, match="signed address expires, so sign it") as refused:
+            list_shards(old.uri, reader.stores)
+        assert "EXPIREDVALUE" not in str(refused.value)
+
+
 def test_a_refused_bucket_names_the_variables_that_help(bucket):
     """A public bucket looked like a wrong password."""
     bucket.refuse = lambda _: "AccessDenied"
@@ -400,6 +414,16 @@ def test_a_repository_that_the_hub_does_not_show_says_why(fake_hub, refusal, mes
     fake_hub.refusal = refusal
     with pytest.raises(ManifestError, match=message):
         list_shards(f"hf://{DATASET}/{name}", Stores(QUICK))
+
+
+@pytest.mark.parametrize("name", ["set", "set/*.tar"])
+def test_a_hub_that_asks_for_fewer_requests_is_asked_again(fake_hub, monkeypatch, name):
+    """A folder was called missing, because its Hub did not answer."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # has its own
+    fake_hub.num_throttled = 9
+    stores = Stores(QUICK)
+    assert len(list_shards(f"hf://{DATASET}/{name}", stores)) == 10
+    assert fake_hub.num_throttled == 0 and set(stores.counters.snapshot().retries) == {"throttled"}
 
 
 def test_a_repository_that_becomes_gated_ends_the_run_with_that_reason(fake_hub):

@@ -56,8 +56,9 @@ class S3Store:
     def look_up(self, uri: str) -> ListedFile | None:
         """See `Store.look_up`."""
         bucket, key = self._split(uri)
-        if not key:
-            return ListedFile(uri, None, "", is_folder=True)
+        if not key:  # a pattern is not the name of a bucket
+            is_name = not re.search(r"[{}*?\[\]]", bucket)
+            return ListedFile(uri, None, "", is_folder=True) if is_name else None
         try:
             head = self.client.call(lambda: self._call("head_object", Bucket=bucket, Key=key))
         except RetriesExhausted as exhausted:

@@ -12,8 +12,7 @@ from shards.errors import ShardUnreadable
 from shards.records import ShardInfo
 from shards.redaction import cause_to_show, redact, short
 from shards.stores.disk_cache import CacheConfig, DiskCache
-from shards.stores.failures.error_kinds import hub_code
-from shards.stores.failures.remedies import access_remedy, refusal
+from shards.stores.failures.remedies import lost_access
 from shards.stores.request_counters import TransportCounts
 from shards.stores.retry import RetriesExhausted, RetryConfig
 from shards.stores.store import RangeSource, changed_error, store_name
@@ -126,15 +125,8 @@ def _unreadable(
             "new run on the shards that are left"
         )
     again = "then start the same command again: it goes on where it was"
-    if kind == "certificate" or hub_code(exhausted.error):
-        return ShardUnreadable(f"{refusal(shard.uri, exhausted.failure, exhausted.error)}; {again}")
-    if kind == "refused":
-        also = ", also by a new client" if exhausted.failure.may_be_expired else ""
-        return ShardUnreadable(
-            f"access to {name} was refused ({reason}){also}; it was listed before, so the "
-            f"credentials may have run out: renew them "
-            f"({access_remedy(shard.uri, exhausted.failure, exhausted.error)}), {again}"
-        )
+    if kind in ("refused", "certificate"):
+        return ShardUnreadable(lost_access(shard.uri, exhausted.failure, exhausted.error, again))
     times = f"{exhausted.num_attempts} attempt{'s' if exhausted.num_attempts > 1 else ''}"
     return ShardUnreadable(
         f"{name} could not be read at bytes {start}-{stop} in {times} ({reason}); check the "

@@ -6,6 +6,7 @@ from typing import Final
 from shards.redaction import redact, short
 from shards.stores.failures.error_kinds import RequestFailure, error_code, hub_code
 
+_HTTP: Final = ("http", "https")
 _S3: Final = ("s3", "s3a")
 _GCS: Final = ("gs", "gcs")
 _OF_AZURE: Final = ("az", "abfs", "abfss")
@@ -51,10 +52,27 @@ def refusal(uri: str, failure: RequestFailure, error: BaseException) -> str:
     )
 
 
+def lost_access(uri: str, failure: RequestFailure, error: BaseException, again: str) -> str:
+    """Return a sentence for a shard that is refused after it was listed; `again` goes on."""
+    if failure.kind == "certificate" or hub_code(error):
+        return f"{refusal(uri, failure, error)}; {again}"
+    protocol = uri.partition("://")[0]
+    also = ", also by a new client" if failure.may_be_expired else ""
+    sources = f" ({_CREDENTIALS[protocol]})" if protocol in _CREDENTIALS else ""
+    do = f"the credentials may have run out: renew them{sources}"
+    if protocol in _HTTP and redact(uri) != uri:
+        do = "its signature may have run out: a signed address expires, so sign it again"
+    public = f"; or {_PUBLIC[protocol]}" if protocol in _PUBLIC else ""
+    return (
+        f"access to {redact(uri)} was refused ({short(error, uri)}){also}; it was listed before, "
+        f"so {do}, {again}{public}"
+    )
+
+
 def access_remedy(uri: str, failure: RequestFailure, error: BaseException) -> str:
     """Return what to do after access to `uri` was refused."""
     protocol = uri.partition("://")[0]
-    if protocol in ("http", "https"):
+    if protocol in _HTTP:
         if redact(uri) != uri:
             return "a signed address expires, so sign it again; or correct user and password"
         return (

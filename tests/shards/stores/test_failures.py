@@ -218,7 +218,7 @@ def test_a_client_is_made_anew_once_when_its_token_has_expired(bucket, code):
     assert tokens == ["token-OLD", "token-NEW", "token-NEW"]
     bucket.refuse = lambda _: code
     bucket.requests.clear()
-    message = rf"refused \(.*{code}.*\), also by a new client; .*renew the credentials: AWS_PROFILE"
+    message = rf"refused \(.*{code}.*\), also by a new client; .* renew them \(AWS_PROFILE"
     with pytest.raises(ShardUnreadable, match=message + ".*AWS_SESSION_TOKEN"):
         reader.read(shard, 0, 700)
     assert len(bucket.requests) == 2

@@ -4,8 +4,8 @@ from typing import Final, get_args
 
 from shards.metric import Key, Metric, MetricGroup, Readings, charted
 from shards.records import Reason
+from shards.stores.failures.error_kinds import ErrorKind
 from shards.stores.request_counters import TransportCounts
-from shards.stores.retry import ErrorKind
 
 _input = MetricGroup("input")
 

@@ -30,6 +30,7 @@ from rich.console import Console
 
 from shards.access import explain_denied
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
+from shards.redaction import notes
 
 _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
 
@@ -41,15 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     try:
         return _dispatch(arguments, console)
-    except UserError as error:
-        print(f"streamssl: {error}", file=sys.stderr)
-        return _USER_ERROR
-    except StreamStopped as error:
-        print(f"streamssl: {error}", file=sys.stderr)
-        return _INTERRUPTED
     except StreamSSLError as error:
-        print(f"streamssl: {error}", file=sys.stderr)
-        return 1
+        for line in (str(error), *notes(error)):
+            print(f"streamssl: {line}", file=sys.stderr)
+        if isinstance(error, StreamStopped):
+            return _INTERRUPTED
+        return _USER_ERROR if isinstance(error, UserError) else 1
     except PermissionError as error:
         print(f"streamssl: {explain_denied(error)}", file=sys.stderr)
         return _USER_ERROR

@@ -24,6 +24,9 @@ class Hub(LoopbackServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files, self.requests = files, list[str]()
         self.refuses = False  # True if the signed addresses have expired
+        self.num_throttled = 0  # requests that are answered with 429 before the others
+        # Status, X-Error-Code and X-Error-Message of each answer.
+        self.refusal: tuple[int, str, str] | None = None
         self.tag: Callable[[bytes], str] = lambda data: sha256(data).hexdigest()
 
 
@@ -34,7 +37,12 @@ class _Handler(QuietHandler):
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(path)
         files = self.server.files
-        if path in (f"/api/{DATASET}", f"/api/{DATASET}/revision/main"):
+        if self.server.num_throttled:
+            self.server.num_throttled -= 1
+            self._refuse(429, "", "")
+        elif self.server.refusal is not None:
+            self._refuse(*self.server.refusal)
+        elif path in (f"/api/{DATASET}", f"/api/{DATASET}/revision/main"):
             self._send_json({"id": "me/set", "sha": "0" * 40, "siblings": []})
         elif tree := re.fullmatch(rf"/api/{DATASET}/tree/main/?(.*)", path):
             rows = self._tree(tree[1], "recursive=true" in self.path.lower())
@@ -50,6 +58,9 @@ class _Handler(QuietHandler):
 
     def do_POST(self) -> None:
         self.server.requests.append(self.path)
+        if self.server.refusal is not None:
+            self._refuse(*self.server.refusal)
+            return
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         names = parse_qs(body)["paths"]
         self._send_json([self._row(name) for name in names if name in self.server.files])
@@ -83,6 +94,10 @@ class _Handler(QuietHandler):
         first, last = map(int, re.findall(r"\d+", self.headers["Range"]))
         about = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
         self._send(206, data[first : last + 1], headers | about)
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": message}
+        self._send(status, b"{}", {name: value for name, value in headers.items() if value})
 
     def _send_json(self, answer: object, status: int = 200) -> None:
         self._send(status, json.dumps(answer).encode(), {"Content-Type": "application/json"})

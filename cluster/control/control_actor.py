@@ -81,10 +81,7 @@ class Control:
         return (await self._ready()).beat(beat)
 
     async def plans(self, member: str, first: int, count: int) -> Plans:
-        """Return plans from step `first` on, as soon as there is one.
-
-        Raises the error that ended the stream.
-        """
+        """Return plans from step `first` on, as soon as there is one."""
         core = await self._ready()
         deadline = time.monotonic() + _WAIT_SECONDS
         while True:

@@ -84,6 +84,7 @@ class ControlCore:
         self.members.restore(start.state.step, start.state.cursor)
         self.stopping = False
         self.error: BaseException | None = None
+        self._end_of_data: BaseException | None = None  # is raised when the last state is safe
         self.saved: StateRef | None = None
         self._last_event, self._knows_actors = 0, False
         self._scaled_at = self.began
@@ -127,9 +128,13 @@ class ControlCore:
     def plans(self, member: str, first: int, count: int) -> Plans:
         """Return the present plans among these steps; none to a trainer that was given up."""
         count = min(count, self.spec.num_steps - first)
+        none = Plans(self.term, (), {})
         if count <= 0 or not self.begun or member not in self.members.members:
-            return Plans(self.term, (), {})
-        return self.planner.plans(first, count)
+            return none
+        try:
+            return self.planner.plans(first, count)
+        except Exception:  # `tick` ends the run; a trainer that raised it would lose its state
+            return none
 
     def missing(self, member: str, task: int, reader: str) -> None:
         """Note that a reader did not give the crops of a task that it should hold."""
@@ -175,6 +180,7 @@ class ControlCore:
         """Return everything that the driver has to do."""
         create, kill = self.actors.requests()
         records = self.members.records(report.recorded, report.history)
+        finished = self._is_finished() and not records.records
         return DriverOrders(
             last_event=self._last_event,
             create=create,
@@ -182,8 +188,8 @@ class ControlCore:
             data_ready=self._is_data_ready(),
             records=records,
             state=self.saved,
-            finished=self._is_finished() and not records.records,
-            error=self.error,
+            finished=finished,
+            error=self.error or (self._end_of_data if finished else None),
         )
 
     def take_event(self, event: ActorEvent, now: float) -> None:
@@ -322,10 +328,22 @@ class ControlCore:
         reason = self.members.gave_up or self.actors.policy.gave_up
         if reason:
             self.error = self.error or RestartLoop(f"gave up because {reason}")
+        committed = max(self.members.min_committed, self.state.step)
+        if self.stopping or committed >= self.spec.num_steps:
+            return
         try:
-            self.planner.plans(max(self.members.min_committed, self.state.step), 1)
+            self.planner.plans(committed, 1)
         except Exception as error:  # the stream ended before the next step
+            self._end_without_data(error, committed)
+
+    def _end_without_data(self, error: Exception, committed: int) -> None:
+        """End the run with the error of its stream, once the steps before it are saved."""
+        if not self.begun or committed <= self.state.step:
             self.error = self.error or error
+            return
+        self.stopping, self._end_of_data = True, error
+        self.members.stop_without_data(f"the data ended: {type(error).__name__}", time.monotonic())
+        self.actors.close()
 
     def __enter__(self) -> "ControlCore":
         return self

@@ -131,7 +131,11 @@ class Membership:
 
     def stop(self, now: float) -> None:
         """Ask all trainers to finish the step under way, save the state, and leave."""
-        self._step(StopAsked(), now)
+        self._step(StopAsked("the user asked for it"), now)
+
+    def stop_without_data(self, why: str, now: float) -> None:
+        """Ask all trainers to save the state and leave: no data comes for another step."""
+        self._step(StopAsked(why, starved=True), now)
 
     def silent(self, now: float) -> list[str]:
         """Return trainers that must be killed and then reported by `lost`.

@@ -199,7 +199,10 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
-    """The user wants the run to end."""
+    """The run must end, for this reason. `starved`: no data comes for the step under way."""
+
+    why: str
+    starved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

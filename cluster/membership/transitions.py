@@ -63,8 +63,8 @@ def step(
             transition.drained(name)
         case Saved(saved_step, cursor):
             transition.saved(saved_step, cursor)
-        case StopAsked():
-            transition.stop_asked()
+        case StopAsked(why, starved):
+            transition.stop_asked(why, starved)
         case Looked():
             transition.looked()
     return transition.state, tuple(transition.outputs)
@@ -110,10 +110,12 @@ class _Transition:
         if saved_step >= self.state.saved_step:
             self._change(saved_step=saved_step, saved_cursor=cursor)
 
-    def stop_asked(self) -> None:
+    def stop_asked(self, why: str, starved: bool) -> None:
         if not isinstance(self.state.stage, Stopping | Finished):
             self._change(stage=Stopping(self.state.stage, self._now))
-            self._tell("all stop", "the user asked for it")
+            self._tell("all stop", why)
+            if starved and isinstance(self.state.inner_stage, Active):
+                self._break("all stop, and no data comes for the step under way")
 
     def looked(self) -> None:
         self._change(detector=self.state.detector.look(self._now))

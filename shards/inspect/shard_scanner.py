@@ -140,6 +140,9 @@ class ShardScanner:
         decoders = ThreadPoolExecutor(self._num_threads, "decoder", use_one_core)
         try:
             yield readers, decoders
+        except KeyboardInterrupt:
+            self._reader.stores.stop()  # a store that asks for fewer requests would be waited for
+            raise
         finally:
             self._stop.set()
             readers.shutdown(cancel_futures=True)

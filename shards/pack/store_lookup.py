@@ -6,6 +6,7 @@ from typing import TypeVar
 from shards.errors import ManifestError
 from shards.records import ShardInfo
 from shards.redaction import cause_to_show, redact, short
+from shards.stores.failures.remedies import refusal
 from shards.stores.range_reader import RangeReader
 from shards.stores.retry import RetriesExhausted
 from shards.stores.store import ListedFile, Store
@@ -51,6 +52,9 @@ class StoreLookup:
         try:
             return request(self._reader.stores.open(uri))
         except RetriesExhausted as exhausted:
+            if exhausted.failure.kind in ("refused", "certificate"):
+                text = refusal(uri, exhausted.failure, exhausted.error)
+                raise ManifestError(text) from cause_to_show(uri, exhausted.error)
             raise ManifestError(
                 f"{redact(uri)} could not be read in {exhausted.num_attempts} attempts "
                 f"({short(exhausted.error)}); it must exist and be readable; check address, "

@@ -26,24 +26,34 @@ class FsspecStore:
     def __init__(
         self, filesystem: Any, root: str, retry: RetryConfig, client: RetryingClient
     ) -> None:
-        self._fs, self._root, self._retry = filesystem, root, retry
+        self.filesystem, self._root, self._retry = filesystem, root, retry
         self.client = client
 
     def find(self, folder: str) -> list[ListedFile] | None:
         """See `Store.find`."""
-        if not self.client.call(lambda: self._fs.isdir(folder)):
+        if not self._is_folder(folder):
             return None
-        found = self.client.call(lambda: self._fs.find(folder, detail=True))
+        found = self.client.call(lambda: self.filesystem.find(folder, detail=True))
         return [self._listed(info) for info in found.values()]
+
+    def _is_folder(self, name: str) -> bool:
+        """Return True for a folder. `isdir` alone says no if the store does not answer."""
+        try:
+            info = self.client.call(lambda: self.filesystem.info(name))
+        except RetriesExhausted as exhausted:
+            if exhausted.failure.kind != "gone":
+                raise
+            return bool(self.client.call(lambda: self.filesystem.isdir(name)))
+        return bool(info["type"] == "directory")
 
     def glob(self, pattern: str) -> list[ListedFile]:
         """See `Store.glob`."""
-        found = self.client.call(lambda: self._fs.glob(pattern, detail=True))
+        found = self.client.call(lambda: self.filesystem.glob(pattern, detail=True))
         return [self._listed(info) for info in found.values()]
 
     def list_folder(self, folder: str, prefix: str) -> list[ListedFile]:  # noqa: ARG002
         """See `Store.list_folder`. fsspec cannot filter by prefix, so all members are listed."""
-        found = self.client.call(lambda: self._fs.ls(folder, detail=True))
+        found = self.client.call(lambda: self.filesystem.ls(folder, detail=True))
         return [self._listed(info) for info in found]
 
     def look_up(self, uri: str) -> ListedFile | None:
@@ -80,11 +90,17 @@ class FsspecStore:
 
     def _bounded(self, call: str, uri: str, num_bytes: int, **options: Any) -> Any:
         """Call fsspec with one read timeout for each megabyte."""
-        if not self._fs.async_impl:
-            return getattr(self._fs, call)(uri, **options)
+        if not self.filesystem.async_impl:
+            return getattr(self.filesystem, call)(uri, **options)
         reads = 1 + num_bytes // _MIN_BYTES_PER_TIMEOUT
         seconds = self._retry.connect_timeout_seconds + reads * self._retry.read_timeout_seconds
-        return sync(self._fs.loop, getattr(self._fs, f"_{call}"), uri, timeout=seconds, **options)
+        return sync(
+            self.filesystem.loop,
+            getattr(self.filesystem, f"_{call}"),
+            uri,
+            timeout=seconds,
+            **options,
+        )
 
     def _info(self, uri: str) -> Mapping[str, Any]:
         info: Mapping[str, Any] = self._bounded("info", uri, 0)

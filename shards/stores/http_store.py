@@ -13,8 +13,9 @@ from fsspec.asyn import sync
 
 from shards.records import ShardInfo
 from shards.redaction import redact
+from shards.stores.failures.error_kinds import UnexpectedResponse
 from shards.stores.fsspec_store import FsspecStore
-from shards.stores.retry import RetriesExhausted, RetryConfig, RetryingClient, UnexpectedResponse
+from shards.stores.retry import RetriesExhausted, RetryConfig, RetryingClient
 from shards.stores.store import (
     ListedFile,
     RangeSource,
@@ -37,10 +38,16 @@ class HttpStore(FsspecStore):
         super().__init__(filesystem, root, retry, client)
         self._with_ranges: dict[str, bool] = {}
 
+    def _is_folder(self, name: str) -> bool:
+        """Return True for a page with links; each address exists as a file, too."""
+        return bool(self.client.call(lambda: self.filesystem.isdir(name)))
+
     def look_up(self, uri: str) -> ListedFile | None:
         """See `Store.look_up`. Sends HEAD; if that is refused, requests one byte."""
         try:
-            found: ListedFile = self.client.call(lambda: sync(self._fs.loop, self._look_up, uri))
+            found: ListedFile = self.client.call(
+                lambda: sync(self.filesystem.loop, self._look_up, uri)
+            )
         except RetriesExhausted as exhausted:
             if exhausted.failure.kind == "gone":
                 return None
@@ -51,13 +58,15 @@ class HttpStore(FsspecStore):
         """See `Store.can_range`. Requests one byte, once for each folder."""
         folder = redact(uri).rpartition("/")[0]
         if folder not in self._with_ranges:
-            status = self.client.call(lambda: sync(self._fs.loop, self._status_of_a_byte, uri))
+            status = self.client.call(
+                lambda: sync(self.filesystem.loop, self._status_of_a_byte, uri)
+            )
             self._with_ranges[folder] = status == 206
         return self._with_ranges[folder]
 
     def fetch(self, shard: ShardInfo, start: int, stop: int, sink: bytearray) -> None:
         """See `RangeSource.fetch`."""
-        sync(self._fs.loop, self._fetch, shard, start, stop, sink)
+        sync(self.filesystem.loop, self._fetch, shard, start, stop, sink)
 
     @contextmanager
     def one_pass(self, shard: ShardInfo) -> Iterator[RangeSource]:
@@ -69,14 +78,14 @@ class HttpStore(FsspecStore):
         try:
             yield stream
         finally:
-            self._fs.loop.call_soon_threadsafe(stream.close)
+            self.filesystem.loop.call_soon_threadsafe(stream.close)
 
     async def get(self, shard: ShardInfo, byte_range: str = "") -> ClientResponse:
         """Return the response to a GET whose headers do not contradict the listed version."""
         headers = {"Range": byte_range} if byte_range else {}
         if has_tag(shard) and not shard.version.startswith("W/"):  # a weak one never matches
             headers["If-Match"] = f'"{shard.version}"'
-        response = await send(self._fs, "GET", shard.uri, headers)
+        response = await send(self.filesystem, "GET", shard.uri, headers)
         if not is_same_version(response.headers, shard):
             response.close()
             raise changed_error(shard)
@@ -85,7 +94,7 @@ class HttpStore(FsspecStore):
     @property
     def loop(self) -> Any:
         """Event loop of the filesystem."""
-        return self._fs.loop
+        return self.filesystem.loop
 
     async def _fetch(self, shard: ShardInfo, start: int, stop: int, sink: bytearray) -> None:
         async with await self.get(shard, f"bytes={start}-{stop - 1}") as response:
@@ -93,18 +102,18 @@ class HttpStore(FsspecStore):
             await read_until(response, len(sink) + stop - start, sink)
 
     async def _look_up(self, uri: str) -> ListedFile:
-        async with await send(self._fs, "HEAD", uri, {}, check=False) as head:
+        async with await send(self.filesystem, "HEAD", uri, {}, check=False) as head:
             size = head.headers.get("Content-Length")
             if head.status == 200 and size is not None:
                 return ListedFile(uri, int(size), version_of(head.headers, int(size)))
-        async with await send(self._fs, "GET", uri, {"Range": "bytes=0-0"}) as response:
+        async with await send(self.filesystem, "GET", uri, {"Range": "bytes=0-0"}) as response:
             total = response.headers.get("Content-Range", "").rpartition("/")[2]
             size = total if response.status == 206 else response.headers.get("Content-Length", "")
             num_bytes = int(size) if size.isdigit() else None
             return ListedFile(uri, num_bytes, version_of(response.headers, num_bytes))
 
     async def _status_of_a_byte(self, uri: str) -> int:
-        async with await send(self._fs, "GET", uri, {"Range": "bytes=0-0"}) as response:
+        async with await send(self.filesystem, "GET", uri, {"Range": "bytes=0-0"}) as response:
             return response.status
 
 

@@ -38,7 +38,7 @@ class HubStore(FsspecStore):
     def fetch(self, shard: ShardInfo, start: int, stop: int, sink: bytearray) -> None:
         """See `RangeSource.fetch`."""
         address = self._address(shard.uri)
-        headers = dict(self._fs._api._build_hf_headers())
+        headers = dict(self.filesystem._api._build_hf_headers())
         headers["Range"] = f"bytes={start}-{stop - 1}"
         response = sync(self._web.loop, send, self._web, "GET", address, headers)
         try:
@@ -64,17 +64,19 @@ class HubStore(FsspecStore):
 
     def _address(self, uri: str) -> str:
         """Return the download address of a file. The first call sends a request to the Hub."""
-        place = self._fs.resolve_path(uri)
+        place = self.filesystem.resolve_path(uri)
         if hasattr(place, "bucket_id"):
-            return f"{self._fs.endpoint}/buckets/{place.bucket_id}/resolve/{quote(place.path)}"
+            return (
+                f"{self.filesystem.endpoint}/buckets/{place.bucket_id}/resolve/{quote(place.path)}"
+            )
         repository = _FOLDERS.get(place.repo_type, "") + place.repo_id
         revision = quote(place.revision, safe="")
         path = quote(place.path_in_repo)
-        return f"{self._fs.endpoint}/{repository}/resolve/{revision}/{path}"
+        return f"{self.filesystem.endpoint}/{repository}/resolve/{revision}/{path}"
 
     def _info(self, uri: str) -> Mapping[str, Any]:
         # Without these options it would answer from its cache, and without the version.
-        info: Mapping[str, Any] = self._fs.info(uri, refresh=True, expand_info=True)
+        info: Mapping[str, Any] = self.filesystem.info(uri, refresh=True, expand_info=True)
         return _with_tag(info)
 
     def _listed(self, info: Mapping[str, Any]) -> ListedFile:

@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from shards.errors import ConfigError
-from shards.stores.retry import RequestFailure, RetriesExhausted, RetryConfig, call_with_retries
+from shards.stores.failures.asked_waits import rate_limit_reset, retry_after
+from shards.stores.failures.error_kinds import RequestFailure
+from shards.stores.retry import RetriesExhausted, RetryConfig, call_with_retries
 
 if TYPE_CHECKING:
     import aiohttp
 
 _PIECE_BYTES: Final = 1 << 16
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 10.0
+# A host that only asks for fewer requests for so long is given up: its images are lost.
+_MAX_THROTTLED_SECONDS: Final = 150.0
 _MAX_REDIRECTS: Final = 10
 _TRANSIENT_STATUS: Final = (408, 425, 429, 500, 502, 503, 504)
 _HEADERS: Final = {
@@ -35,11 +39,14 @@ _HEADERS: Final = {
 
 
 class FetchError(Exception):
-    """An image cannot be downloaded. `lost`: a network failure that may pass."""
+    """An image cannot be downloaded. `lost`: a network failure that may pass, as `failure` says."""
 
-    def __init__(self, reason: str, *, lost: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, lost: bool = False, failure: RequestFailure | None = None
+    ) -> None:
         super().__init__(reason)
         self.reason, self.lost = reason, lost
+        self.failure = failure or RequestFailure("other" if lost else "refused")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +60,8 @@ class DownloadConfig:
     total_seconds: float = 60.0
     """Give up an attempt that is not done after so long."""
     num_attempts: int = 3
-    """Maximum number of requests for one image, after failures that may pass."""
+    """Maximum number of requests for one image, after failures that may pass; more for a host that
+    asks for fewer requests, until it has sent no image for two minutes."""
     connections: int = 32
     """Maximum number of concurrent requests of a worker."""
     per_host: int = 8
@@ -95,6 +103,8 @@ class ImageDownloader:
             longest_wait_seconds=_LONGEST_WAIT_SECONDS,
         )
         self._hosts: dict[str, _HostLimit] = {}
+        # Time of the first answer with which a host asked for fewer requests, since its last image.
+        self._throttled_since: dict[str, float] = {}
         self._aborted = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="web", daemon=True)
@@ -107,7 +117,7 @@ class ImageDownloader:
             return call_with_retries(
                 lambda: bytes(self._run(self._request(url))),
                 self._retry,
-                classify=_classify,
+                classify=_failure_of,
                 sleep=lambda seconds: self._run(self._pause(seconds)),
             )
         except RetriesExhausted as exhausted:
@@ -187,8 +197,8 @@ class ImageDownloader:
                 self._session.get(url, max_redirects=_MAX_REDIRECTS) as response,
             ):
                 if response.status != 200:
-                    lost = response.status in _TRANSIENT_STATUS
-                    raise FetchError(f"http_{response.status}", lost=lost)
+                    raise self._refused(parts.hostname, response)
+                self._throttled_since.pop(parts.hostname, None)
                 return await self._read_body(response)
         except (aiohttp.NonHttpUrlClientError, ValueError) as error:
             raise FetchError("bad_address") from error
@@ -198,6 +208,17 @@ class ImageDownloader:
             aiohttp.http_exceptions.HttpProcessingError,
         ) as error:
             raise _fetch_error(error) from error
+
+    def _refused(self, host: str, response: "aiohttp.ClientResponse") -> FetchError:
+        reason, lost = f"http_{response.status}", response.status in _TRANSIENT_STATUS
+        wait = retry_after(response.headers)
+        if response.status != 429 and not (response.status == 503 and wait):
+            return FetchError(reason, lost=lost)
+        now = self._loop.time()
+        if now - self._throttled_since.setdefault(host, now) > _MAX_THROTTLED_SECONDS:
+            return FetchError(reason, lost=True, failure=RequestFailure("refused"))
+        wait = wait or rate_limit_reset(response.headers)
+        return FetchError(reason, lost=True, failure=RequestFailure("throttled", wait))
 
     @asynccontextmanager
     async def _permit(self, host: str) -> AsyncIterator[None]:
@@ -225,8 +246,8 @@ class ImageDownloader:
         return data
 
 
-def _classify(error: Exception) -> RequestFailure:
-    return RequestFailure("other" if isinstance(error, FetchError) and error.lost else "refused")
+def _failure_of(error: Exception) -> RequestFailure:
+    return error.failure if isinstance(error, FetchError) else RequestFailure("refused")
 
 
 def _fetch_error(error: Exception) -> FetchError:

@@ -15,7 +15,7 @@ class LocalStore:
     """Local files; the version is read from the open file that is read."""
 
     def __init__(self, filesystem: Any, client: RetryingClient) -> None:
-        self._fs = filesystem
+        self.filesystem = filesystem
         self.client = client
 
     def find(self, folder: str) -> list[ListedFile] | None:
@@ -28,7 +28,7 @@ class LocalStore:
     def glob(self, pattern: str) -> list[ListedFile]:
         """See `Store.glob`."""
         path = self._path(pattern)
-        return self.client.call(lambda: [_listed(found) for found in self._fs.glob(path)])
+        return self.client.call(lambda: [_listed(found) for found in self.filesystem.glob(path)])
 
     def list_folder(self, folder: str, prefix: str) -> list[ListedFile]:
         """See `Store.list_folder`."""
@@ -69,7 +69,7 @@ class LocalStore:
 
     def _path(self, uri: str) -> str:
         """Return an absolute path, without file:// and with ~ expanded."""
-        path: str = self._fs._strip_protocol(uri)
+        path: str = self.filesystem._strip_protocol(uri)
         return path
 
 

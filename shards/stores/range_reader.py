@@ -12,6 +12,7 @@ from shards.errors import ShardUnreadable
 from shards.records import ShardInfo
 from shards.redaction import cause_to_show, redact, short
 from shards.stores.disk_cache import CacheConfig, DiskCache
+from shards.stores.failures.remedies import lost_access
 from shards.stores.request_counters import TransportCounts
 from shards.stores.retry import RetriesExhausted, RetryConfig
 from shards.stores.store import RangeSource, changed_error, store_name
@@ -123,14 +124,11 @@ def _unreadable(
             f"{name} is gone; it was there when the shards were listed; put it back, or start a "
             "new run on the shards that are left"
         )
-    if kind == "refused":
-        return ShardUnreadable(
-            f"access to {name} was refused ({reason}); it was listed before, so the credentials "
-            "may have run out: renew them, then start the same command again: it goes on where "
-            "it was"
-        )
+    again = "then start the same command again: it goes on where it was"
+    if kind in ("refused", "certificate"):
+        return ShardUnreadable(lost_access(shard.uri, exhausted.failure, exhausted.error, again))
     times = f"{exhausted.num_attempts} attempt{'s' if exhausted.num_attempts > 1 else ''}"
     return ShardUnreadable(
         f"{name} could not be read at bytes {start}-{stop} in {times} ({reason}); check the "
-        "network and the store, then start the same command again: it goes on where it was"
+        f"network and the store, {again}"
     )

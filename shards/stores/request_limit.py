@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from shards.errors import StreamStopped
+
 _START = 16.0
 _MIN_LIMIT, _MAX_LIMIT = 1 / 16, 256.0
 _MAX_PAUSE_SECONDS = 10.0
@@ -48,6 +50,7 @@ class RequestLimiter:
         self._limit, self._clock = limit or AdaptiveLimit(), clock
         self._num_busy = 0
         self._closed_until = float("-inf")
+        self._stopped = False
         self._changed = threading.Condition()
 
     @property
@@ -79,9 +82,26 @@ class RequestLimiter:
             self._limit.decrease(began, now, self._num_busy)
             self._closed_until = max(self._closed_until, now + retry_after)
 
+    def pause(self, seconds: float) -> None:
+        """Wait so long. Raises StreamStopped after `stop`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped, seconds)
+            self._check_not_stopped()
+
+    def stop(self) -> None:
+        """End all waits for a request; they and later ones raise StreamStopped."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _check_not_stopped(self) -> None:
+        if self._stopped:
+            raise StreamStopped("stopped while it waited for its store")
+
     def _enter(self) -> float:
         with self._changed:
             while True:
+                self._check_not_stopped()
                 now = self._clock()
                 if now < self._closed_until:
                     self._changed.wait(self._closed_until - now)

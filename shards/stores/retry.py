@@ -1,78 +1,57 @@
-"""Retries of failed requests: the kind of an error, whether to try again, and after how long."""
+"""Retries of failed requests: whether to try again, and after how long."""
 
+import logging
 import random
-import re
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 from shards.errors import ConfigError, StreamSSLError
-from shards.redaction import chain
+from shards.stores.failures.error_kinds import RequestFailure, classify_error
 from shards.stores.request_counters import RequestCounters
 from shards.stores.request_limit import RequestLimiter
 
 T = TypeVar("T")
 
-ErrorKind = Literal[
-    "reset",  # the connection broke
-    "timeout",  # nothing arrived for too long
-    "short",  # fewer bytes than requested
-    "wrong_range",  # other bytes than requested
-    "throttled",  # the store asks for fewer requests: 429, 503, SlowDown
-    "server",  # the store failed: 500, 502, 504
-    "other",  # any other error of a library
-    "gone",  # the object does not exist: 404, 410
-    "refused",  # access is denied: 401, 403
-    "changed",  # another object has this name: 412, 416
-    "bad_request",  # the store does not accept the request: the rest of 4xx
-]
-_PERMANENT = ("gone", "refused", "changed", "bad_request")
-_BY_STATUS: dict[int, ErrorKind] = {
-    401: "refused", 403: "refused", 404: "gone", 408: "timeout", 410: "gone", 412: "changed",
-    416: "changed", 425: "server", 429: "throttled", 503: "throttled",
-}  # fmt: skip
-# S3 and compatible stores may send these codes with a status that says less.
-_BY_CODE: tuple[tuple[str, ErrorKind], ...] = (
-    (r"SlowDown|Throttl|TooManyRequests|RequestLimitExceeded|ServiceUnavailable|ServerBusy"
-     r"|BandwidthLimitExceeded", "throttled"),
-    (r"RequestTimeout$", "timeout"),
-    (r"InternalError", "server"),
-    (r"NoSuch(Key|Bucket|Version)|BlobNotFound|ContainerNotFound", "gone"),
-    (r"PreconditionFailed|InvalidRange|ConditionNotMet", "changed"),
-    (r"AccessDenied|AllAccessDisabled|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken"
-     r"|InvalidToken|RequestTimeTooSkewed|AuthenticationFailed", "refused"),
-)  # fmt: skip
-_BY_TYPE: tuple[tuple[str, ErrorKind], ...] = (
-    (r"Credential|Unauthorized|Forbidden", "refused"),
-    (r"Timeout|TimedOut", "timeout"),
-    (r"Connection|Connect|Disconnected|Payload|IncompleteRead|Streaming|Protocol|Network", "reset"),
-)
-# A store that asks for a longer pause gets its next request after this long.
-_MAX_RETRY_AFTER = 60.0
+_log = logging.getLogger(__name__)
+
 # An attempt that received so many bytes made progress: attempts are counted from 1 again.
 _PROGRESS_BYTES = 1 << 16
+# A user who sees no step for so long wants to know why; not more often than this.
+_MIN_WAIT_TO_TELL, _TELL_SECONDS = 5.0, 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryConfig:
     """Number and spacing of attempts of a failed request (seconds, full jitter).
 
-    An attempt fails when there is no connection after `connect_timeout_seconds`, or when nothing
-    arrives for `read_timeout_seconds`, however many bytes came before.
+    A store that asks for fewer requests is given more time: `num_throttled_attempts` with waits of
+    up to `longest_throttled_wait_seconds`, of which at least half is waited. With the defaults a
+    request is given up after two to four minutes in which each answer was 429 or 503. An attempt
+    fails when there is no connection after `connect_timeout_seconds`, or when nothing arrives for
+    `read_timeout_seconds`, however many bytes came before.
     """
 
     num_attempts: int = 5
     first_wait_seconds: float = 0.2
     longest_wait_seconds: float = 10.0
+    num_throttled_attempts: int = 16
+    longest_throttled_wait_seconds: float = 30.0
     connect_timeout_seconds: float = 10.0
     read_timeout_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        if self.num_attempts < 1:
+        for name in ("num_attempts", "num_throttled_attempts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}; it must be at least 1: 1 means no retries"
+                )
+        if not self.longest_throttled_wait_seconds >= 0:
             raise ConfigError(
-                f"num_attempts={self.num_attempts}; it must be at least 1: 1 means no retries"
+                f"longest_throttled_wait_seconds={self.longest_throttled_wait_seconds}; it must be "
+                "at least 0: 30 is plenty"
             )
         if not 0 <= self.first_wait_seconds <= self.longest_wait_seconds:
             raise ConfigError(
@@ -87,23 +66,6 @@ class RetryConfig:
                 )
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFailure:
-    """Kind of a failure, and how many seconds the store wants us to wait."""
-
-    kind: ErrorKind
-    retry_after: float = 0.0
-
-    @property
-    def is_permanent(self) -> bool:
-        """True if a retry would only hide the failure."""
-        return self.kind in _PERMANENT
-
-
-class UnexpectedResponse(Exception):
-    """The server sent something other than the requested bytes."""
-
-
 class RetriesExhausted(Exception):
     """A request failed for good, with `error` as its last error after `num_attempts`."""
 
@@ -113,17 +75,54 @@ class RetriesExhausted(Exception):
 
 
 class RetryingClient:
-    """Sends requests to one store: limited, counted, and repeated after transient failures."""
+    """Sends requests to one store: limited, counted, and repeated after transient failures.
+
+    `renew` makes the client of the store anew, so that it reads its credentials again.
+    """
 
     def __init__(
-        self, retry: RetryConfig, limiter: RequestLimiter, counters: RequestCounters, name: str
+        self,
+        retry: RetryConfig,
+        limiter: RequestLimiter,
+        counters: RequestCounters,
+        name: str,
+        renew: Callable[[], object] = lambda: None,
     ) -> None:
         self._retry, self._limiter, self._counters, self._name = retry, limiter, counters, name
+        self._renew, self._renewing = renew, threading.Lock()
+        self._num_renewed = 0
+        self._told_at = float("-inf")
 
     def call(self, request: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-        """Return the result of `request`. Raises as `call_with_retries` does."""
+        """Return the result of `request`. Raises as `call_with_retries` does.
+
+        A request that fails because its credentials may have expired is sent once more, by a new
+        client.
+        """
+        renewed = self._num_renewed
+        try:
+            return self._call(request, progress)
+        except RetriesExhausted as exhausted:
+            if not exhausted.failure.may_be_expired:
+                raise
+            self._count(exhausted.failure)
+        with self._renewing:
+            if self._num_renewed == renewed:  # else another thread was first
+                self._renew()
+                self._num_renewed += 1
+        return self._call(request, progress)
+
+    def stop(self) -> None:
+        """End all waits: these requests and later ones raise StreamStopped."""
+        self._limiter.stop()
+
+    def _call(self, request: Callable[[], T], progress: Callable[[], int]) -> T:
         return call_with_retries(
-            lambda: self._attempt(request), self._retry, progress=progress, on_retry=self._count
+            lambda: self._attempt(request),
+            self._retry,
+            progress=progress,
+            on_retry=self._count,
+            sleep=self._pause,
         )
 
     def _attempt(self, request: Callable[[], T]) -> T:
@@ -149,6 +148,17 @@ class RetryingClient:
     def _count(self, failure: RequestFailure) -> None:
         self._counters.add_retry(failure.kind)
 
+    def _pause(self, seconds: float) -> None:
+        now = time.monotonic()
+        if seconds >= _MIN_WAIT_TO_TELL and now - self._told_at >= _TELL_SECONDS:
+            self._told_at = now
+            _log.warning(
+                "%s asks for fewer requests, or does not answer; the next one follows in %.0f s",
+                self._name,
+                seconds,
+            )
+        self._limiter.pause(seconds)
+
 
 def call_with_retries(
     attempt: Callable[[], T],
@@ -164,7 +174,7 @@ def call_with_retries(
     `progress` returns the number of bytes received so far: attempts are counted from the last one
     that made progress. Raises RetriesExhausted; errors of this project pass through unchanged.
     """
-    num_failed, wait = 0, config.first_wait_seconds
+    num_failed = num_throttled = 0
     while True:
         before = progress()
         try:
@@ -174,99 +184,29 @@ def call_with_retries(
         except Exception as error:
             failure, last = (classify or classify_error)(error), error
         if progress() - before >= _PROGRESS_BYTES:
-            num_failed, wait = 0, config.first_wait_seconds
-        num_failed += 1
-        if failure.is_permanent or num_failed >= config.num_attempts:
-            raise RetriesExhausted(failure, last, num_failed)
+            num_failed = num_throttled = 0
+        throttled = failure.kind == "throttled"
+        num_throttled += throttled
+        num_failed += not throttled
+        if (
+            failure.is_permanent
+            or num_failed >= config.num_attempts
+            or num_throttled >= config.num_throttled_attempts
+        ):
+            raise RetriesExhausted(failure, last, num_failed + num_throttled)
         on_retry(failure)
-        (sleep or time.sleep)(failure.retry_after + random.uniform(0, wait))
-        wait = min(2 * wait, config.longest_wait_seconds)
+        if throttled:
+            shortest, longest = throttled_wait(num_throttled, config)
+        else:
+            shortest, longest = 0.0, _doubled(num_failed, config, config.longest_wait_seconds)
+        (sleep or time.sleep)(failure.retry_after + random.uniform(shortest, longest))
 
 
-def classify_error(error: BaseException) -> RequestFailure:
-    """Return the kind of an error of any library.
-
-    The outermost error in the chain decides: a body that broke is a broken connection, although
-    a library may report status 400 as its cause.
-    """
-    parts = list(chain(error))
-    retry_after = max(_retry_after(_response(part)[2]) for part in parts)
-    kinds = (_kind_by_response(part) or _kind_by_type(part) for part in parts)
-    return RequestFailure(next(filter(None, kinds), "other"), retry_after)
+def throttled_wait(num_throttled: int, config: RetryConfig) -> tuple[float, float]:
+    """Return the bounds of the wait after so many answers that asked for fewer requests."""
+    longest = _doubled(num_throttled, config, config.longest_throttled_wait_seconds)
+    return longest / 2, longest
 
 
-def _kind_by_response(error: BaseException) -> ErrorKind | None:
-    status, code, _ = _response(error)
-    for pattern, kind in _BY_CODE:
-        if code and re.match(pattern, code):
-            return kind
-    if status in _BY_STATUS:
-        return _BY_STATUS[status]
-    if status >= 500:
-        return "server"
-    # Libraries also use 400 for an answer that they cannot parse: that may pass.
-    return "bad_request" if status > 400 else None
-
-
-def _kind_by_type(error: BaseException) -> ErrorKind | None:
-    if isinstance(error, UnexpectedResponse):
-        return "wrong_range"
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return "gone"
-    if isinstance(error, PermissionError):
-        return "refused"
-    if isinstance(error, OSError) and str(error).startswith("Forbidden"):
-        return "refused"  # gcsfs raises a plain OSError for 403
-    if isinstance(error, FileExistsError):
-        return "changed"  # gcsfs raises it for 412
-    if isinstance(error, TimeoutError):
-        return "timeout"
-    if isinstance(error, ConnectionError):
-        return "reset"
-    if isinstance(error, EOFError):
-        return "short"
-    names = " ".join(kind.__name__ for kind in type(error).__mro__)
-    return next((kind for pattern, kind in _BY_TYPE if re.search(pattern, names)), None)
-
-
-def error_code(error: BaseException) -> str:
-    """Return the store's own name of an error, such as NoSuchBucket; "" if it has none."""
-    return next((code for part in chain(error) if (code := _response(part)[1])), "")
-
-
-def _response(error: BaseException) -> tuple[int, str, Mapping[str, str]]:
-    """Return status, error code and headers of the response that a library's error carries."""
-    response: Any = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        fields = response.get("ResponseMetadata", {})
-        code = response.get("Error", {}).get("Code", "")
-        status = _status(fields.get("HTTPStatusCode")) or _status(code)
-        return status, str(code), fields.get("HTTPHeaders", {})
-    carriers = [carrier for carrier in (error, response) if carrier is not None]
-    statuses = (
-        _status(getattr(carrier, name, 0))
-        for carrier in carriers
-        for name in ("status", "status_code", "code")
-    )
-    status = next(filter(None, statuses), 0)
-    found = (getattr(carrier, "headers", None) for carrier in carriers)
-    headers: Mapping[str, str] = next(filter(None, found), {})
-    code = str(getattr(error, "error_code", "") or "")
-    return status, code, headers
-
-
-def _status(value: Any) -> int:
-    text = str(value)
-    return int(text) if text.isdigit() and len(text) == 3 else 0
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Return the Retry-After header, a number or a date, as seconds from now."""
-    text = next((str(v) for name, v in headers.items() if str(name).lower() == "retry-after"), "")
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return min(float(text), _MAX_RETRY_AFTER)
-    try:
-        seconds = parsedate_to_datetime(text).timestamp() - time.time()
-    except (TypeError, ValueError):
-        return 0.0
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER)
+def _doubled(num_failed: int, config: RetryConfig, longest: float) -> float:
+    return min(config.first_wait_seconds * 2.0 ** min(num_failed - 1, 60), longest)

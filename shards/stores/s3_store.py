@@ -30,7 +30,7 @@ class S3Store:
     """One bucket."""
 
     def __init__(self, filesystem: Any, protocol: str, client: RetryingClient) -> None:
-        self._fs, self._protocol = filesystem, protocol
+        self.filesystem, self._protocol = filesystem, protocol
         self.client = client
 
     def find(self, folder: str) -> list[ListedFile] | None:
@@ -56,8 +56,9 @@ class S3Store:
     def look_up(self, uri: str) -> ListedFile | None:
         """See `Store.look_up`."""
         bucket, key = self._split(uri)
-        if not key:
-            return ListedFile(uri, None, "", is_folder=True)
+        if not key:  # a pattern is not the name of a bucket
+            is_name = not re.search(r"[{}*?\[\]]", bucket)
+            return ListedFile(uri, None, "", is_folder=True) if is_name else None
         try:
             head = self.client.call(lambda: self._call("head_object", Bucket=bucket, Key=key))
         except RetriesExhausted as exhausted:
@@ -77,7 +78,7 @@ class S3Store:
 
     def fetch(self, shard: ShardInfo, start: int, stop: int, sink: bytearray) -> None:
         """See `RangeSource.fetch`."""
-        sync(self._fs.loop, self._fetch, shard, start, stop, sink)
+        sync(self.filesystem.loop, self._fetch, shard, start, stop, sink)
 
     async def _fetch(self, shard: ShardInfo, start: int, stop: int, sink: bytearray) -> None:
         bucket, key = self._split(shard.uri)
@@ -110,19 +111,21 @@ class S3Store:
             where |= {"ContinuationToken": page["NextContinuationToken"]}
 
     def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
-        result: dict[str, Any] = sync(self._fs.loop, self._request, method, **arguments)
+        result: dict[str, Any] = sync(self.filesystem.loop, self._request, method, **arguments)
         return result
 
     async def _request(self, method: str, **arguments: Any) -> dict[str, Any]:
         """Send a request once, with the settings that s3fs applies to all requests."""
-        await self._fs.set_session()
-        client = await self._fs.get_s3(arguments["Bucket"])
+        await self.filesystem.set_session()
+        client = await self.filesystem.get_s3(arguments["Bucket"])
         call = getattr(client, method)
-        result: dict[str, Any] = await call(**self._fs._get_s3_method_kwargs(call, **arguments))
+        result: dict[str, Any] = await call(
+            **self.filesystem._get_s3_method_kwargs(call, **arguments)
+        )
         return result
 
     def _split(self, uri: str) -> tuple[str, str]:
-        bucket, key, _ = self._fs.split_path(uri)
+        bucket, key, _ = self.filesystem.split_path(uri)
         return bucket, key
 
     def _listed(self, bucket: str, key: str, num_bytes: int, fields: dict[str, Any]) -> ListedFile:

@@ -14,7 +14,9 @@ from shards.errors import ManifestError
 from shards.member_names import is_hidden
 from shards.records import ShardInfo
 from shards.redaction import cause_to_show, redact, short
-from shards.stores.retry import RetriesExhausted, RetryConfig, error_code
+from shards.stores.failures.error_kinds import error_code
+from shards.stores.failures.remedies import refusal
+from shards.stores.retry import RetriesExhausted, RetryConfig
 from shards.stores.store import ListedFile, Store, store_name
 from shards.stores.store_clients import Stores
 from shards.stores.uploads import UNFINISHED
@@ -83,9 +85,12 @@ def find_unfinished(shards: Sequence[ShardInfo], stores: Stores) -> tuple[str, .
     for folder, uris in folders.items():
         store = stores.open(uris[0])
         probes = {uris[0], uris[len(uris) // 2], uris[-1]}
-        if not any(_look_up_each(store, [_stats_file(uri) for uri in sorted(probes)])):
-            continue
-        present = {entry.uri for entry in store.list_folder(folder, "")}
+        try:
+            if not any(_look_up_each(store, [_stats_file(uri) for uri in sorted(probes)])):
+                continue
+            present = {entry.uri for entry in store.list_folder(folder, "")}
+        except RetriesExhausted:
+            continue  # the shards may be readable all the same: S3 refuses what it does not list
         present = {posixpath.basename(uri) for uri in present}
         unfinished += [u for u in uris if posixpath.basename(_stats_file(u)) not in present]
     return tuple(unfinished)
@@ -133,7 +138,7 @@ def _list_literally(stores: Stores, name: str) -> Iterator[ListedFile]:
         elif (entry := store.look_up(name)) is not None:
             yield entry
     except RetriesExhausted as exhausted:
-        if exhausted.failure.kind not in ("gone", "refused"):
+        if exhausted.failure.kind not in ("gone", "refused", "bad_request"):
             raise  # some stores refuse such a name
 
 
@@ -242,7 +247,11 @@ def _look_up_each(store: Store, uris: list[str]) -> list[ListedFile | None]:
     if len(uris) < 2:
         return [store.look_up(uri) for uri in uris]
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return list(pool.map(store.look_up, uris))
+        try:
+            return list(pool.map(store.look_up, uris))
+        except KeyboardInterrupt:
+            store.client.stop()  # the pool waits for its threads
+            raise
 
 
 def _shards(stores: Stores, listed: Iterable[ListedFile]) -> Iterator[ShardInfo]:
@@ -266,11 +275,8 @@ def _shards(stores: Stores, listed: Iterable[ListedFile]) -> Iterator[ShardInfo]
 def _explain(pattern: str, exhausted: RetriesExhausted) -> str:
     name, kind = redact(pattern), exhausted.failure.kind
     reason = short(exhausted.error, pattern)
-    if kind == "refused" or "credential" in reason.lower():
-        return (
-            f"access to {name!r} was refused ({reason}); check the credentials in the "
-            "environment and the bucket's policy"
-        )
+    if kind in ("refused", "certificate") or "credential" in reason.lower():
+        return refusal(pattern, exhausted.failure, exhausted.error)
     if error_code(exhausted.error) in ("NoSuchBucket", "ContainerNotFound"):
         return (
             f"there is no bucket {store_name(pattern)!r}; give the name of one that "

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from shards.errors import ShardChanged, ShardUnreadable
 from shards.records import ShardInfo
 from shards.redaction import redact
-from shards.stores.retry import RetryingClient, UnexpectedResponse
+from shards.stores.failures.error_kinds import UnexpectedResponse
+from shards.stores.retry import RetryingClient
 
 # Fields that hold the version of an object, the best one first: on Google's stores the etag changes
 # with the access rights of an object, the generation only with its bytes.
@@ -43,6 +44,8 @@ class Store(RangeSource, Protocol):
     """One bucket, one host, or the local files. Threads may share it."""
 
     client: RetryingClient
+    filesystem: Any
+    """The client of fsspec; a new one may take its place at any moment."""
 
     def find(self, folder: str) -> list[ListedFile] | None:
         """Return all files below `folder`; None if it is not a folder."""

@@ -7,6 +7,8 @@ take longer to import than most commands on local files take to run.
 import logging
 import os
 import threading
+from collections import deque
+from functools import partial
 from typing import Any
 
 from shards.errors import ManifestError
@@ -29,6 +31,11 @@ _VERBOSE_LOGGERS = (
     "httpx", "httpx2", "huggingface_hub", "s3fs", "urllib3",
 )  # fmt: skip
 _MAX_LOCAL_READS = 1024.0
+# Credentials last an hour, and a request minutes.
+_NUM_REPLACED = 4
+# Words of the environment for options of s3fs that are true or false.
+_FLAGS = ("anon", "requester_pays")
+_FALSE_WORDS = ("", "0", "false", "no", "off", "none", "null")
 
 
 class Stores:
@@ -57,17 +64,20 @@ class Stores:
                 self._stores[name] = self._make(name)
             return self._stores[name]
 
-    def filesystem(self, uri: str) -> Any:
-        """Return the fsspec filesystem that holds `uri`, for writing."""
-        name = store_name(uri)
-        return self._open_filesystem(name, name.partition("://")[0])
+    def stop(self) -> None:
+        """End all waits for stores: these requests and later ones raise StreamStopped."""
+        with self._lock:
+            for store in self._stores.values():
+                store.client.stop()
 
     def _make(self, name: str) -> Store:
         protocol = name.partition("://")[0]
         filesystem = self._open_filesystem(name, protocol)
         is_local = protocol == "file"
         limiter = RequestLimiter(AdaptiveLimit(_MAX_LOCAL_READS) if is_local else None)
-        client = RetryingClient(self._retry, limiter, self._counters, name)
+        client = RetryingClient(
+            self._retry, limiter, self._counters, name, partial(self._renew, name)
+        )
         if is_local:
             return LocalStore(filesystem, client)
         if protocol in _S3:
@@ -87,15 +97,25 @@ class Stores:
 
         return FsspecStore(filesystem, name, self._retry, client)
 
-    def _open_filesystem(self, name: str, protocol: str) -> Any:
+    def _renew(self, name: str) -> None:
+        """Make the client of a store anew: it reads its credentials again."""
+        with self._lock:
+            store = self._stores[name]
+            # Kept alive for the requests that other threads have under way.
+            self._replaced.append(store.filesystem)
+            store.filesystem = self._open_filesystem(name, name.partition("://")[0], anew=True)
+
+    def _open_filesystem(self, name: str, protocol: str, *, anew: bool = False) -> Any:
         import fsspec
 
         try:
-            options = _options(protocol, self._retry)
+            options = _options(protocol, self._retry) | (
+                {"skip_instance_cache": True} if anew else {}
+            )
             if protocol in _AZURE and "@" in name:  # the account is in the address
                 options |= fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(name)
             key = (protocol, options.get("account_name", ""))
-            if key not in self._filesystems:
+            if anew or key not in self._filesystems:
                 _quieten_loggers()
                 self._filesystems[key] = fsspec.filesystem(protocol, **options)
             return self._filesystems[key]
@@ -123,6 +143,7 @@ class Stores:
         self._counters = RequestCounters()
         self._stores: dict[str, Store] = {}
         self._filesystems: dict[tuple[str, str], Any] = {}
+        self._replaced: deque[Any] = deque(maxlen=_NUM_REPLACED)
 
 
 def _options(protocol: str, retry: RetryConfig) -> dict[str, Any]:
@@ -139,7 +160,7 @@ def _options(protocol: str, retry: RetryConfig) -> dict[str, Any]:
             "retries": {"max_attempts": 0},
             "max_pool_connections": 64,
         }
-        options |= {"config_kwargs": config, "skip_instance_cache": True}
+        options |= {"config_kwargs": config, "skip_instance_cache": True} | _flags()
     elif protocol in _HTTP:
         # Some servers declare a .tar.gz as a tar in gzip encoding; it is wanted as it is stored.
         client_options = {
@@ -156,6 +177,21 @@ def _options(protocol: str, retry: RetryConfig) -> dict[str, Any]:
             "read_timeout": retry.read_timeout_seconds,
         }
     return options
+
+
+def _flags() -> dict[str, bool]:
+    """Return the options of FSSPEC_S3_ANON and FSSPEC_S3_REQUESTER_PAYS.
+
+    fsspec understands `true` and `false`; each other word, also `False`, would mean yes.
+    """
+    from fsspec.config import conf
+
+    given = {name: value for protocol in _S3 for name, value in conf.get(protocol, {}).items()}
+    return {
+        name: str(given[name]).strip().lower() not in _FALSE_WORDS
+        for name in _FLAGS
+        if name in given
+    }
 
 
 def _client_timeout(retry: RetryConfig) -> Any:

@@ -4,10 +4,11 @@ import posixpath
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from shards.errors import ManifestError, PackFailed
 from shards.redaction import cause_to_show, redact, short
+from shards.stores.failures.remedies import refusal
 from shards.stores.retry import RetriesExhausted, RetryConfig
 from shards.stores.store_clients import Stores
 
@@ -29,9 +30,7 @@ class StoreFolder:
     def __init__(self, uri: str, retry: RetryConfig | None = None) -> None:
         self._root = uri.rstrip("/")
         self._protocol = uri.partition("://")[0]
-        stores = Stores(retry or RetryConfig())
-        self._store = stores.open(uri)
-        self._filesystem: Any = stores.filesystem(uri)
+        self._store = Stores(retry or RetryConfig()).open(uri)
         if self._protocol in ("http", "https"):
             raise ManifestError(
                 f"{redact(uri)!r} is on the web; shards are written to a folder or to a store such "
@@ -54,21 +53,21 @@ class StoreFolder:
         """Return all bytes of an object; None if it does not exist."""
         data: bytes | None = None
         with self._explained("read"), _ignore_missing():
-            data = self._store.client.call(lambda: self._filesystem.cat_file(self._uri(name)))
+            data = self._store.client.call(lambda: self._store.filesystem.cat_file(self._uri(name)))
         return data
 
     def put(self, name: str, file: Path) -> None:
         """Upload a local file."""
-        self._put(name, lambda uri: self._filesystem.put_file(str(file), uri))
+        self._put(name, lambda uri: self._store.filesystem.put_file(str(file), uri))
 
     def write(self, name: str, data: bytes) -> None:
         """Upload bytes."""
-        self._put(name, lambda uri: self._filesystem.pipe_file(uri, data))
+        self._put(name, lambda uri: self._store.filesystem.pipe_file(uri, data))
 
     def remove(self, name: str) -> None:
         """Delete an object, if it exists."""
         with self._explained("written to"), _ignore_missing():
-            self._store.client.call(lambda: self._filesystem.rm_file(self._uri(name)))
+            self._store.client.call(lambda: self._store.filesystem.rm_file(self._uri(name)))
 
     def _put(self, name: str, write: Callable[[str], object]) -> None:
         """Create an object that readers see whole or not at all."""
@@ -78,9 +77,9 @@ class StoreFolder:
                 call(lambda: write(self._uri(name)))
                 return
             draft = self._uri(f".{name}{_DRAFT}")
-            call(lambda: self._filesystem.makedirs(self._root, exist_ok=True))
+            call(lambda: self._store.filesystem.makedirs(self._root, exist_ok=True))
             call(lambda: write(draft))
-            call(lambda: self._filesystem.mv(draft, self._uri(name)))
+            call(lambda: self._store.filesystem.mv(draft, self._uri(name)))
 
     def _uri(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -92,6 +91,12 @@ class StoreFolder:
             yield
         except RetriesExhausted as exhausted:
             error = exhausted.error
+            if exhausted.failure.kind in ("refused", "certificate"):
+                raise PackFailed(
+                    f"{refusal(self._root, exhausted.failure, error)}; a pack must be able to "
+                    "list, read and write its store; then start the same command again: it goes "
+                    "on where it was"
+                ) from cause_to_show(self._root, error)
             raise PackFailed(
                 f"{redact(self._root)} could not be {what} in {exhausted.num_attempts} attempts "
                 f"({short(error)}); a pack must be able to list, read and write its store; check "

@@ -62,4 +62,5 @@ class ThreadReaders:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._source.stores.stop()  # a store that asks for fewer requests would be waited for
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cluster.monitoring.metrics_hub import MetricsHub
 from shards.crops.crash_marks import CrashMarks
-from shards.errors import StreamStopped
+from shards.errors import StreamSSLError, StreamStopped
 from shards.stores.range_reader import SourceConfig
 from shards.stream.batch_stream import BatchStream
 from shards.stream.thread_readers import ThreadReaders
@@ -122,7 +122,11 @@ def _train(
         console.print(f"live page at {server.page}", highlight=False)
         console.print(f"metrics at {server.url}", highlight=False)
         train_so = _train_here if placement.cluster == "none" else train_on_cluster
-        progress = train_so(run, placement, metrics, console, stop)
+        try:
+            progress = train_so(run, placement, metrics, console, stop)
+        except StreamSSLError as error:
+            _tell_saved(run, error)
+            raise
         saved = checkpoint.list_checkpoints(run.out)
         if not progress.num_samples or not saved:
             raise StreamStopped("stopped before anything was saved")
@@ -136,6 +140,14 @@ def _train(
             metrics_url=server.url,
             checkpoint=saved[-1],
         )
+
+
+def _tell_saved(run: PreparedRun, error: StreamSSLError) -> None:
+    """Add to an error from which step the same command goes on."""
+    saved = checkpoint.list_checkpoints(run.out)
+    if saved and not isinstance(error, StreamStopped):
+        step = checkpoint.read_fields(saved[-1])["step"]
+        error.add_note(f"step {step} is saved; the same command continues from there")
 
 
 def _train_here(

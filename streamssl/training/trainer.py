@@ -4,6 +4,7 @@ It opens nothing and scales nothing: batches, learner and reporter are arguments
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from cluster.protocol.learner import LearnerState, StopVote
 from cluster.protocol.messages import Doing
@@ -25,27 +26,30 @@ def train(
     """Train `learner` on `batches` until its last step, or until `stop()` after a step.
 
     A stream that was stopped ends the training after the last whole step. `save` is called every
-    `config.save_every` steps and at the end. `batches` must begin at the cursor of the learner.
-    Raises StreamEnded when there are too few.
+    `config.save_every` steps and at the end, also at an end by an error of `batches`, which is
+    raised then. `batches` must begin at the cursor of the learner. Raises StreamEnded when there
+    are too few.
     """
     config, iterator = learner.config, iter(batches)
+    loop = TrainingLoop(config.num_steps, config.save_every, save)
+    loop.saved_step = learner.step
 
     def next_batch() -> CropBatch:
-        batch = next(iterator, None)
+        try:
+            batch = next(iterator, None)
+        except Exception:  # no store or sample may cost the steps before it
+            loop.save(learner)
+            raise
         if batch is None:
+            loop.save(learner)
             raise StreamEnded(
                 f"the stream ended at step {learner.step} of {config.num_steps}; "
                 "ask for fewer steps, or give more data"
             )
         return batch
 
-    control = _OneProcess(report, stop)
-    loop = TrainingLoop(config.num_steps, config.save_every, save)
-    loop.saved_step = learner.step
-    try:
-        loop.run(learner, next_batch, control)
-    except StreamStopped:
-        loop.save(learner)
+    with suppress(StreamStopped):
+        loop.run(learner, next_batch, _OneProcess(report, stop))
 
 
 class _OneProcess:

@@ -304,6 +304,19 @@ def test_stop_ends_a_step_that_waits_for_data():
     assert directive.over == group.number and directive.stop
 
 
+def test_an_end_of_the_data_ends_the_step_that_waits_for_it_at_once():
+    """The run would wait for data that never comes before it saves."""
+    group = Group("a", "b", wanted=2, stop_seconds=3)
+    group.run("a", "b", committed=4)
+    group.membership.stop_without_data("the data ended", group.now)
+    directive = group.say("running", "a", "b", committed=4, doing="data")
+    assert directive.over == group.number and directive.stop
+    number = group.number
+    group.say("broken", "a", "b", committed=4)
+    group.say("left", "a", "b", committed=4)
+    assert group.number == number and group.membership.members.keys() == {"a", "b"}
+
+
 def test_end_of_training_is_no_loss():
     """The last trainer to leave would be taken for a survivor."""
     group = Group("a", "b", wanted=2)

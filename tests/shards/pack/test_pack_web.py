@@ -73,6 +73,15 @@ class Handler(QuietHandler):
         else:
             self.answer_good(rest)
 
+    def answer_throttled(self, rest):
+        if self.server.requests[self.path] < 6:
+            self.send(b"later", 429, **({"RateLimit": '"api";r=0;t=0'} if "2" in rest else {}))
+        else:
+            self.answer_good(rest)
+
+    def answer_banned(self, _):
+        self.send(b"never", 429)
+
     def answer_down(self, _):
         self.send(b"never", 503)
 
@@ -157,6 +166,21 @@ def test_a_failed_download_has_a_reason_in_bounded_time(server, path, reason, nu
     assert caught.value.reason == reason
     assert server.requests[f"/{path}"] == num_requests
     assert time.monotonic() - began < 8
+
+
+def test_a_host_that_asks_for_fewer_requests_is_waited_for_but_not_for_ever(server, monkeypatch):
+    """A busy host would lose its images after two requests; one that bans us would be asked for
+    minutes for each of a million images."""
+    monkeypatch.setattr("shards.stores.image_download._FIRST_WAIT_SECONDS", 0.001)
+    with ImageDownloader(QUICK) as web:
+        for number in (1, 2):
+            assert web.get(f"{server.address}/throttled/{number}.jpg") == jpeg(number)
+        monkeypatch.setattr("shards.stores.image_download._MAX_THROTTLED_SECONDS", 0.05)
+        for number in (1, 2):
+            with pytest.raises(FetchError, match="http_429") as caught:
+                web.get(f"{server.address}/banned/{number}.jpg")
+            assert caught.value.lost
+    assert server.requests["/banned/1.jpg"] > 2 and server.requests["/banned/2.jpg"] == 1
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from fsspec.exceptions import FSTimeoutError
 
 from shards.errors import ConfigError
+from shards.stores.failures.error_kinds import UnexpectedResponse, classify_error
 from shards.stores.request_counters import RequestCounters
 from shards.stores.request_limit import RequestLimiter
 from shards.stores.retry import (
     RetriesExhausted,
     RetryConfig,
     RetryingClient,
-    UnexpectedResponse,
-    classify_error,
+    call_with_retries,
 )
 
 # Attributes of a connection key that the error's message needs.
@@ -145,11 +145,10 @@ def test_attempts_are_counted_from_the_last_progress():
 def test_waits_grow_and_are_random(monkeypatch):
     """A thousand readers that retry at the same moment cause the next failure."""
     waits = []
-    monkeypatch.setattr("shards.stores.retry.time.sleep", waits.append)
     monkeypatch.setattr("shards.stores.retry.random.uniform", lambda low, high: high - low)
-    client, _ = make_client(num_attempts=7, first_wait_seconds=1.0, longest_wait_seconds=10.0)
+    config = RetryConfig(num_attempts=7, first_wait_seconds=1.0, longest_wait_seconds=10.0)
     with pytest.raises(RetriesExhausted):
-        client.call(lambda: 1 / 0)
+        call_with_retries(lambda: 1 / 0, config, sleep=waits.append)
     assert waits == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 
 

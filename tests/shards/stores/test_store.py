@@ -6,7 +6,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from shards.errors import ShardChanged
 from shards.records import ShardInfo
-from shards.stores.retry import RetryConfig, UnexpectedResponse
+from shards.stores.failures.error_kinds import UnexpectedResponse
+from shards.stores.retry import RetryConfig
 from shards.stores.store import check_content_range, is_same_version
 from shards.stores.store_clients import Stores
 
@@ -84,7 +85,7 @@ def test_each_azure_account_has_its_own_client():
     fsspec.register_implementation("abfs", AzureLike, clobber=True)
     stores = Stores(RetryConfig())
     first, anagram, container = (
-        stores.filesystem(f"abfs://{name}.dfs.core.windows.net/0.tar")
+        stores.open(f"abfs://{name}.dfs.core.windows.net/0.tar").filesystem
         for name in ("c@anna", "c@naan", "d@anna")
     )
     assert first is not anagram and first is container

@@ -12,8 +12,8 @@ from cluster.protocol.lease_counters import Late, Loss
 from cluster.protocol.process_counts import PROCESS_PREFIX
 from shards.input_metrics import INPUT_METRICS, store_readings
 from shards.records import Reason
+from shards.stores.failures.error_kinds import ErrorKind
 from shards.stores.request_counters import BucketCounts, TransportCounts
-from shards.stores.retry import ErrorKind
 from streamssl.monitoring.catalogue import CATALOGUE, METRICS
 from streamssl.monitoring.exported_readings import EXPORTED
 from streamssl.monitoring.metrics_page import page

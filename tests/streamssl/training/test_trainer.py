@@ -1,5 +1,6 @@
 """Training in one process: reports, schedules, checkpoints and the end."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cluster.protocol.step_report import StepReport
-from shards.errors import StreamEnded
+from shards.errors import BudgetExceeded, ConfigError, ShardUnreadable, StreamEnded
+from shards.records import CropBatch
 from streamssl.checkpoint import TrainState
 from streamssl.config.run_config import RunConfig
 from streamssl.training.gradient_step import samples_of
@@ -47,6 +49,35 @@ def test_stream_that_ends_early_has_a_message() -> None:
     with pytest.raises(StreamEnded, match="ended at step 4 of 6; ask for fewer steps, or give"):
         run(config, state, num_batches=4)
     assert state.step == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ShardUnreadable("access to s3://b/0.tar was refused"),
+        BudgetExceeded("too many", {"decode": 9}),
+        ConfigError("an epoch has 3 samples"),
+        OSError("from a library"),
+    ],
+)
+def test_an_error_of_the_data_saves_the_steps_before_it(error: Exception) -> None:
+    """A store that refuses access would cost the steps since the last checkpoint."""
+    config = tiny_swav(num_steps=50, save_every=100)
+    state, saved = build_state(config, CPU), []
+
+    def batches() -> Iterator[CropBatch]:
+        yield from made_batches(config, 3)
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        train(
+            PretrainLearner(config, CPU, state),
+            batches(),
+            report=lambda _: None,
+            save=lambda kept: saved.append((kept.step, kept.cursor)),
+        )
+    assert raised.value is error
+    assert saved == [(3, list(made_batches(config, 3))[-1].cursor)]
 
 
 @pytest.mark.parametrize(

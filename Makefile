@@ -42,7 +42,7 @@ check: $(READY) ## Lint, format check and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(READY) ## Run the tests on every core (no GPU, no network)
+test: $(READY) ## Run the tests, WORKERS=3 at a time (no GPU, no network)
 	$(PYTEST) -n $(WORKERS) --dist worksteal
 
 drill: $(READY) ## Run the drills of every change: kill things, whole runs; ONLY=ray or 'not ray'

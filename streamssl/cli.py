@@ -20,6 +20,7 @@ Each command imports its own module, so that no command waits for the libraries 
 
 import contextlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,9 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("streamssl: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
         return 1
+
+
+def _output_is_closed() -> bool:
+    """Return True if the reader of the output left, as `head` does; the rest is then dropped."""
+    output = select.poll()
+    output.register(sys.stdout, 0)  # errors are reported without being asked for
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _dispatch(arguments: list[str], console: Console) -> int:

@@ -122,7 +122,7 @@ def read_by(tars: Path) -> Any:
     return read
 
 
-ENGINES = ["opencv", pytest.param("dali", marks=pytest.mark.slow)]
+ENGINES = ["opencv", "dali"]
 
 
 @pytest.mark.slow

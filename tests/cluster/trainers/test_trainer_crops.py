@@ -101,12 +101,7 @@ def assert_same(ours: CropBatch, theirs: CropBatch, rows: slice) -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    "engine",
-    [
-        "opencv",
-        "dali-cpu",
-        pytest.param("dali-gpu", marks=pytest.mark.gpu),
-    ],
+    "engine", ["opencv", "dali-cpu", pytest.param("dali-gpu", marks=pytest.mark.gpu)]
 )
 def test_trainers_make_the_crops_of_readers(
     path: DataPath, manifest: Manifest, engine: str

@@ -88,6 +88,13 @@ def test_an_epoch_covers_every_byte_exactly_once(sizes, chunk_bytes, per_block, 
     assert [len(block) for block in blocks[:-1]] == [per_block] * (len(blocks) - 1)
 
 
+def test_chunks_of_a_block_come_from_many_shards():
+    """Neighbours in a shard often come from one web site."""
+    order = make_order([1 << 20] * 64, per_block=16)
+    shards = [len({chunk.shard for chunk in block}) for block in epoch_of(order, 0)]
+    assert np.mean(shards) > 12
+
+
 def test_the_permutation_is_uniform():
     """The data would be read in file order."""
     size, draws = 64, 400

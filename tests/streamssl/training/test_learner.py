@@ -156,10 +156,7 @@ def test_broken_step_is_undone_bit_by_bit(make: Any, num_sums: int | None) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "config",
-    [pytest.param(SWAV_OF_TWELVE, id="swav"), pytest.param(MOCO_OF_TWELVE, id="moco")],
-)
+@pytest.mark.parametrize("config", [SWAV_OF_TWELVE, MOCO_OF_TWELVE], ids=["swav", "moco"])
 def test_changing_world_sizes_compute_what_one_rank_computes(config: RunConfig) -> None:
     """Three ranks, two, a broken step, three again: a disturbed run must be the same run.
 

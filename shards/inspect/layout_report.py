@@ -16,7 +16,7 @@ from shards.redaction import redact
 from shards.samples.admission_config import AdmissionConfig
 from shards.samples.image_member import image_members, is_named
 from shards.samples.key_rule import join_names
-from shards.samples.labels import Label, find_label, label_candidates
+from shards.samples.labels import USUAL_NAMES, Label, find_label, label_candidates
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest import Manifest
 from shards.tars.chunk_reader import read_chunk, read_shard_head
@@ -26,6 +26,8 @@ _NUM_SHARDS = 3
 _PROBE_BYTES = 1 << 20
 # Names in one line; the others are counted.
 _MAX_NAMES = 4
+# Different labels that are counted; more are as good as all different.
+_MAX_LABELS = 10_000
 # Share of groups without an image from which members may lie apart.
 _APART = 0.1
 # Members that describe an image; alone they are parts of a sample that lies apart.
@@ -40,7 +42,8 @@ class LayoutCounts:
     members of samples with several images, and without any. `with_image` counts the members beside
     images. `num_repeated` keys are those of the sample before, `num_again` were seen earlier in the
     shard, and `num_apart` groups without an image have the key of an image in it. Of the samples
-    with an image `num_labelled` have the label that was asked for; `labels` counts its values.
+    with an image `num_labelled` have the label that was asked for; `labels` counts its values, up to
+    10,000 of them.
     `pixels` counts what the headers of images say.
     """
 
@@ -64,10 +67,15 @@ class LayoutCounts:
         self,
         found: Iterable[Sample | Reject],
         keys: "ShardKeys | None" = None,
-        label: str = "",
+        label: str | None = None,
+        key_before: str | None = None,
     ) -> None:
-        """Count the samples of a part of a shard, in file order; `keys` are those before it."""
-        key = None
+        """Count the samples of a part of a shard, in file order.
+
+        `keys` are those of the parts before it, and `key_before` is the last of them. A `label` of
+        "" is any of the usual names.
+        """
+        key = key_before
         for item in found:
             if isinstance(item, Reject):
                 key = None
@@ -96,11 +104,12 @@ class LayoutCounts:
                 self.examples.setdefault("again", item.key)
             key = item.key
 
-    def _add_label(self, sample: Sample, name: str) -> None:
-        label = find_label(sample, name) if name else None
+    def _add_label(self, sample: Sample, name: str | None) -> None:
+        label = None if name is None else find_label(sample, name)
         if label is not None:
             self.num_labelled += 1
-            self.labels[label] += 1
+            if len(self.labels) < _MAX_LABELS or label in self.labels:
+                self.labels[label] += 1
         elif name and not self.candidates:
             self.candidates = tuple(label_candidates(sample))
 
@@ -113,7 +122,9 @@ class LayoutCounts:
         self.num_again += other.num_again
         self.num_apart += other.num_apart
         self.num_labelled += other.num_labelled
-        self.labels.update(other.labels)
+        for value, count in other.labels.items():
+            if len(self.labels) < _MAX_LABELS or value in self.labels:
+                self.labels[value] += count
         self.candidates = self.candidates or other.candidates
         self.images_in_sample.update(other.images_in_sample)
         self.several.update(other.several)
@@ -134,11 +145,12 @@ class LayoutCounts:
         return self.without.keys() <= _SIDE_CARS and beside <= sum(self.without.values())
 
     def lines(self, names: NameRule, admission: AdmissionConfig) -> Iterator[str]:
-        """Yield what is unusual."""
+        """Yield what is unusual in the members; `pixels` has lines of its own."""
         if names.keys == "last_dot":
             yield (
                 f"file names have dots, such as {self.examples.get('image', '')}: keys end at the "
-                "last dot of a name; --keys first_dot takes them as WebDataset does"
+                "last dot of a name, as with --keys last_dot; WebDataset, and --keys first_dot, "
+                "end them at the first dot"
             )
         if self.num_hidden:
             yield f"{self.num_hidden:,} hidden files, such as .DS_Store, are part of no sample"
@@ -149,14 +161,12 @@ class LayoutCounts:
                 f"before, such as {self.examples['repeated']!r}: each is a sample of its own, and "
                 "the last one takes the other members"
             )
-
         if self.num_again and not self.lies_apart:
             yield (
                 f"{self.num_again:,} of {self.num_samples:,} samples have a key that was seen "
                 f"before in their shard{_such_as(self.examples.get('again'))}: each is a sample of "
                 "its own, but a list of keys selects all of them"
             )
-        yield from self.pixels.lines(admission.sixteen_bit)
 
     def _about_images(self, wanted: Sequence[str]) -> Iterator[str]:
         alone, total = self.images_in_sample[0], self.num_samples
@@ -211,12 +221,17 @@ class LayoutReport:
 
 
 def probe_layout(
-    manifest: Manifest, reader: RangeReader, admission: AdmissionConfig, label: str = ""
+    manifest: Manifest,
+    reader: RangeReader,
+    admission: AdmissionConfig,
+    label: str = "",
+    *,
+    with_pixels: bool = True,
 ) -> LayoutReport:
     """Read up to 1 MiB at the start, in the middle and at the end of three shards of each source.
 
-    The result says what a run that learns from `label` would do with the data. Raises ConfigError
-    if no sample has the label; ShardUnreadable.
+    The result says what a run that learns from `label` would do with the data, without its images
+    if `with_pixels` is False. Raises ConfigError if no sample has the label; ShardUnreadable.
     """
     total, lines = LayoutCounts(), [*listing_lines(manifest)]
     num_sources = manifest.shards[-1].source + 1
@@ -226,18 +241,20 @@ def probe_layout(
         for row in sorted({rows[0], rows[len(rows) // 2], rows[-1]})[:_NUM_SHARDS]:
             keys = ShardKeys()
             for cut in _probe(row, manifest.shards[row], reader):
-                counts.add(cut.found, keys, label)
+                counts.add(cut.found, keys, label or None)
                 counts.num_hidden += cut.num_hidden
                 samples += [item for item in cut.found if isinstance(item, Sample)]
             counts.num_apart += keys.num_apart
-        counts.pixels = probe_pixels(samples, admission)
-        found = counts.lines(manifest.shards[rows[0]].names, admission)
+        found = [*counts.lines(manifest.shards[rows[0]].names, admission)]
+        if with_pixels:
+            counts.pixels = probe_pixels(samples, admission)
+            found += counts.pixels.lines(admission.sixteen_bit)
         where = f"{redact(manifest.patterns[source])}: " if num_sources > 1 else ""
         lines += [f"{where}{line}" for line in found]
         total.merge(counts)
     if label:
         _check_labels(total, label, lines)
-        lines += _about_labels(total, label)
+        lines += label_lines(total, label)
     return LayoutReport(total, tuple(lines))
 
 
@@ -253,16 +270,16 @@ def _check_labels(counts: LayoutCounts, label: str, lines: Sequence[str]) -> Non
     )
 
 
-def _about_labels(counts: LayoutCounts, label: str) -> Iterator[str]:
+def label_lines(counts: LayoutCounts, label: str) -> Iterator[str]:
+    """Yield what is unusual in the labels; "" stands for those with the usual names."""
     num_images = counts.num_samples - counts.images_in_sample[0]
+    named = f"label {label!r}" if label else f"label ({', '.join(USUAL_NAMES)})"
     if counts.num_labelled < num_images:
-        yield (
-            f"{num_images - counts.num_labelled:,} of {num_images:,} images have no label {label!r}"
-        )
+        yield f"{num_images - counts.num_labelled:,} of {num_images:,} images have no {named}"
     if len(counts.labels) == counts.num_labelled > 1:
         yield (
-            f"no two of {counts.num_labelled:,} images have the same label {label!r}, so none has "
-            "a positive: name a label that images share with --label"
+            f"no two of {counts.num_labelled:,} images have the same {named}, so none has a "
+            "positive: name a label that images share with --label"
         )
 
 

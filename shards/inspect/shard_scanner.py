@@ -157,6 +157,7 @@ class ShardScanner:
         shard = self._manifest.shards[row]
         report, total, seconds = new_report(row, shard), SampleStats(), 0.0
         pending: deque[Future[SampleStats]] = deque()
+        key_before: str | None = None
         parts = walk_shard(self._reader, shard, report, self._result.chunk_bytes)
         try:
             while not self._stop.is_set():
@@ -165,7 +166,8 @@ class ShardScanner:
                 seconds += time.monotonic() - began
                 if found is None:
                     break
-                pending.append(decoders.submit(self._examine, found))
+                pending.append(decoders.submit(self._examine, found, key_before))
+                key_before = _last_key(found, key_before)
                 if len(pending) > 2:
                     total.merge(pending.popleft().result())
                 self._progress(num_bytes)
@@ -187,9 +189,9 @@ class ShardScanner:
         seconds = time.monotonic() - began
         return chunk, self._examine(found), seconds
 
-    def _examine(self, found: Found) -> SampleStats:
+    def _examine(self, found: Found, key_before: str | None = None) -> SampleStats:
         stats = SampleStats(num_samples=len(found))
-        stats.layout.add(found)
+        stats.layout.add(found, label="", key_before=key_before)
         admitted: list[tuple[Sample, ImageHeader]] = []
         for item in found:
             if isinstance(item, Sample):
@@ -252,3 +254,11 @@ class ShardScanner:
                 continue  # with depth "headers", broken images are still among these
             stats.decode_seconds += time.thread_time() - began
             stats.num_decoded += 1
+
+
+def _last_key(found: Found, before: str | None) -> str | None:
+    """Return the key of the last sample; None after a reject, which may be part of any sample."""
+    last = found[-1] if found else None
+    if last is None:
+        return before
+    return last.key if isinstance(last, Sample) else None

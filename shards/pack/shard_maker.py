@@ -158,7 +158,8 @@ class ShardFile:
     """Tar that is written sample by sample. Leaving its context without an error completes it.
 
     Headers are plain USTAR, with a PAX header for a name that does not fit. A key that the shard
-    has already gets a number.
+    has already gets a number, and dots of a file name become underscores: WebDataset ends a key at
+    the first dot.
     """
 
     def __init__(self, path: Path) -> None:
@@ -174,7 +175,8 @@ class ShardFile:
 
     def add(self, key: str, fields: Mapping[str, bytes]) -> None:
         """Append a sample: a member `<key>.<extension>` for each field."""
-        key = self._unique_key(key)
+        folder, slash, name = key.rpartition("/")
+        key = self._unique_key(folder + slash + name.replace(".", "_"))
         for extension, data in fields.items():
             self._write(_header(f"{key}.{extension}" if extension else key, len(data)))
             self._write(data)

@@ -1,6 +1,6 @@
 """`streamssl evaluate`: score the encoder of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,9 +41,16 @@ def evaluate_knn(arguments: list[str], console: Console) -> int:
     from streamssl.evaluation.score_run import iter_checkpoints
 
     baselines = parsed.baselines
+    told: set[str] = set()
+
+    def tell(line: str) -> None:
+        if line not in told:  # --follow scores the same sets again and again
+            told.add(line)
+            console.print(line, markup=False)
+
     for run in iter_checkpoints(parsed.run) if parsed.follow else (parsed.run,):
         try:
-            _score(parsed, run, _encoders(baselines), console)
+            _score(parsed, run, _encoders(baselines), console, tell)
         except UserError:
             if run.exists():
                 raise
@@ -52,14 +59,20 @@ def evaluate_knn(arguments: list[str], console: Console) -> int:
     return 0
 
 
-def _score(parsed: EvaluateKnn, run: Path, encoders: Any, console: Console) -> None:
+def _score(
+    parsed: EvaluateKnn,
+    run: Path,
+    encoders: Any,
+    console: Console,
+    tell: Callable[[str], None],
+) -> None:
     """Score one checkpoint, print the scores and keep them in the folder of its run."""
     from streamssl.evaluation.knn import KnnConfig
     from streamssl.evaluation.score_run import find_checkpoint, knn_of_run
     from streamssl.evaluation.scores import SCORES, keep_score
 
     config = KnnConfig(ks=parsed.ks, temperature=parsed.temperature)
-    scores = knn_of_run(run, parsed.train, parsed.test, encoders, config, parsed.sets)
+    scores = knn_of_run(run, parsed.train, parsed.test, encoders, config, parsed.sets, tell)
     folder, _ = find_checkpoint(run)
     if folder is None:
         console.print(f"{run} is a checkpoint without its run; the score is not saved")
@@ -112,6 +125,7 @@ def evaluate_retrieval(arguments: list[str], console: Console) -> int:
         _encoders(parsed.baselines),
         parsed.ranks,
         parsed.sets,
+        lambda line: console.print(line, markup=False),
     )
     counts = next(iter(scores.by_encoder.values()))
     unmatched = (

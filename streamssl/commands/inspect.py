@@ -16,7 +16,7 @@ from rich.table import Table
 from shards.access import raise_denied
 from shards.errors import ConfigError
 from shards.files import write_atomic
-from shards.inspect.layout_report import listing_lines
+from shards.inspect.layout_report import label_lines, listing_lines
 from shards.inspect.shard_check import ShardReport
 from shards.inspect.shard_scanner import Depth, ScanResult, ShardScanner
 from shards.member_names import Keys
@@ -92,10 +92,20 @@ def verify(arguments: list[str], console: Console) -> int:
     fields |= {"layout": _layout(result, manifest, parsed)}
     _write(fields, parsed, console)
     if not parsed.json:
+        console.print(
+            f"{result.stats.num_samples:,} samples in {result.num_shards} shards, "
+            f"{result.stats.rejects.total():,} rejected",
+            markup=False,
+        )
         _print_faults(result, manifest, console)
         _print_layout(fields["layout"], console)
-    # A rule of keys that was detected, not chosen, tells of names that other tools misread.
+    # Names that other tools misread are a fault, unless the user chose their rule.
     is_usual = parsed.keys != "auto" or {s.names.keys for s in manifest.shards} == {"first_dot"}
+    if not is_usual and not parsed.json:
+        console.print(
+            "not good: tools that cut keys at the first dot join images of these shards; `streamssl "
+            "shards pack SHARDS OUT` writes names without dots, and --keys last_dot accepts them"
+        )
     return 0 if result.is_good and is_usual and not manifest.empty + manifest.unfinished else 1
 
 
@@ -126,6 +136,7 @@ def stats(arguments: list[str], console: Console) -> int:
                 f"scanned {result.scanned_chunks:,} of {result.num_chunks:,} chunks; there are "
                 f"about {_estimated_samples(result):,} samples in all shards"
             )
+        _print_faults(result, manifest, console)
         _print_layout(layout, console)
     return 1 if any(report.unreadable for report in result.shards) else 0
 
@@ -211,9 +222,12 @@ def _layout(result: ScanResult, manifest: Manifest, parsed: ScanOptions) -> list
     """Return what is unusual in the layout, a line each."""
     rules = {shard.names for shard in manifest.shards}
     rule = max(rules, key=lambda names: names.keys == "last_dot")
+    layout = result.stats.layout
     return [
         *listing_lines(manifest),
-        *result.stats.layout.lines(rule, parsed.admission),
+        *layout.lines(rule, parsed.admission),
+        *layout.pixels.lines(parsed.admission.sixteen_bit),
+        *(label_lines(layout, "") if layout.num_labelled else ()),
     ]
 
 
@@ -249,14 +263,10 @@ def _place(reject: Reject) -> dict[str, Any]:
 
 def _print_faults(result: ScanResult, manifest: Manifest, console: Console) -> None:
     stats = result.stats
-    console.print(
-        f"{stats.num_samples:,} samples in {result.num_shards} shards, "
-        f"{stats.rejects.total():,} rejected",
-        markup=False,
-    )
     for reason, count in stats.rejects.most_common():
         first = stats.examples[reason]
-        where = f"{result.shards[first.shard].uri}, byte {first.offset}, key {first.key!r}"
+        uri = redact(manifest.shards[first.shard].uri)
+        where = f"{uri}, byte {first.offset}, key {first.key!r}"
         line = f"  {reason:<16} {count:>8,}   first: {where}: {first.detail}"
         console.print(line, markup=False)
     lines = [f"empty: {redact(uri)}: 0 bytes; write it again" for uri in manifest.empty]
@@ -314,6 +324,7 @@ def _sizes(result: ScanResult) -> dict[str, Any]:
         "bits": dict(stats.layout.pixels.bits.most_common()),
         "bits_in_use": dict(stats.layout.pixels.bits_in_use.most_common()),
         "members": dict(stats.extensions.most_common()),
+        "labels": {"images": stats.layout.num_labelled, "different": len(stats.layout.labels)},
         "megapixels": round(stats.num_pixels / 1e6, 1),
         "shorter_side": stats.shorter_sides.percentiles(_PERCENTS),
         "longer_side": stats.longer_sides.percentiles(_PERCENTS),

@@ -1,8 +1,8 @@
 """Scores of the encoder of a run on labelled shards."""
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from shards.errors import ConfigError
 from shards.inspect.labelled_images import LabelledSet
+from shards.inspect.layout_report import probe_layout
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest_listing import open_manifest
 from streamssl import checkpoint
@@ -31,6 +32,11 @@ from streamssl.modules.backbones import build_backbone
 Encoder = Literal["raw pixels", "untrained", "trained"]
 _POLL_SECONDS = 1.0
 _Both = tuple[EmbeddedSet, EmbeddedSet]
+Tell = Callable[[str], None]
+
+
+def _tell_nobody(_: str) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +67,17 @@ def knn_of_run(
     encoders: tuple[Encoder, ...] = ("trained",),
     config: KnnConfig | None = None,
     options: SetOptions | None = None,
+    tell: Tell = _tell_nobody,
 ) -> KnnResult:
     """Return the k-NN accuracy on the shards `test`, with neighbours from the shards `train`.
 
-    `run` is a run folder (its newest checkpoint) or one checkpoint of it. Raises UserError.
+    `run` is a run folder (its newest checkpoint) or one checkpoint of it. `tell` receives what is
+    unusual in the sets, a line each. Raises UserError.
     """
     accuracy: dict[Encoder, dict[int, float]] = {}
     counts = SetCounts(0), SetCounts(0)
     sets = {"training": train, "test": test}
-    step, found = _features_of_run(run, sets, encoders, options or SetOptions())
+    step, found = _features_of_run(run, sets, encoders, options or SetOptions(), tell)
     for encoder, (first, second) in found:
         check_known(first, second)
         train_y, test_y = number_classes(first, second)
@@ -119,6 +127,7 @@ def retrieval_of_run(
     encoders: tuple[Encoder, ...] = ("trained",),
     ranks: tuple[int, ...] = (1, 5, 10),
     options: SetOptions | None = None,
+    tell: Tell = _tell_nobody,
 ) -> RetrievalResult:
     """Return the retrieval scores of the images of `query` in the shards `gallery`.
 
@@ -127,7 +136,7 @@ def retrieval_of_run(
     by_encoder: dict[Encoder, RetrievalScore] = {}
     counts = SetCounts(0), SetCounts(0)
     sets = {"query": query, "gallery": gallery}
-    step, found = _features_of_run(run, sets, encoders, options or SetOptions())
+    step, found = _features_of_run(run, sets, encoders, options or SetOptions(), tell)
     for encoder, (first, second) in found:
         query_y, gallery_y = number_classes(first, second)
         by_encoder[encoder] = retrieve(first.features, query_y, second.features, gallery_y, ranks)
@@ -136,7 +145,11 @@ def retrieval_of_run(
 
 
 def _features_of_run(
-    run: Path, patterns: Mapping[str, str], encoders: tuple[Encoder, ...], options: SetOptions
+    run: Path,
+    patterns: Mapping[str, str],
+    encoders: tuple[Encoder, ...],
+    options: SetOptions,
+    tell: Tell,
 ) -> tuple[int, Iterator[tuple[Encoder, _Both]]]:
     """Return the step of the checkpoint, and both sets, given by name, for each encoder."""
     _, newest = find_checkpoint(run)
@@ -145,15 +158,21 @@ def _features_of_run(
     if "untrained" in encoders and settings.backbone.weights:
         _build(settings, "untrained", newest)  # its file may be gone: told before any shard is read
     reader = RangeReader()
+    admission = settings.admission
+    if options.image_member is not None:
+        admission = replace(admission, image_member=options.image_member)
     sets = {
         which: LabelledSet(
             manifest=open_manifest(pattern, reader, keys=options.keys),
             reader=reader,
             label=options.label,
-            admission=settings.admission,
+            admission=admission,
         )
         for which, pattern in patterns.items()
     }
+    for which, data in sets.items():
+        for line in probe_layout(data.manifest, reader, admission, with_pixels=False).lines:
+            tell(f"{which} set: {line}")
     pixels = options.size or settings.largest_crop
 
     def embed_both() -> Iterator[tuple[Encoder, _Both]]:

@@ -19,6 +19,8 @@ class SetOptions:
     keys: Keys = "auto"
     """Rule of sample keys: first_dot as in WebDataset, or last_dot for file names with dots; auto
     takes what the shards show."""
+    image_member: str | None = None
+    """Image of a sample with several, such as image.png; None: as in the run."""
     max_left_out: float = 0.1
     """Share of unreadable samples above which a set is not scored."""
 

@@ -91,6 +91,11 @@ def _may_lie_apart(manifest: Manifest, reader: RangeReader) -> bool:
 
 
 def _listing_notes(manifest: Manifest) -> Iterator[str]:
+    if any(shard.names.keys == "last_dot" for shard in manifest.shards):
+        yield (
+            "keys end at the last dot of a file name; their other dots become underscores, since "
+            "WebDataset ends a key at the first dot"
+        )
     if manifest.empty:
         yield f"{_first(manifest.empty)} holds 0 bytes: nothing is packed from it"
     if manifest.unfinished:

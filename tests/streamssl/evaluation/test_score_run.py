@@ -119,7 +119,7 @@ def test_unusable_runs_and_shards_are_refused(
         knn_of_run(tmp_path, train, test_shards)
     with pytest.raises(ManifestError, match="no such"):
         knn_of_run(finished_run, train, str(tmp_path / "no such"))
-    with pytest.raises(ConfigError, match=r"k=200 on 160 training images; .*choose a smaller"):
+    with pytest.raises(ConfigError, match=r"k=200 on 160 training images; .*such as --ks 20"):
         knn_of_run(finished_run, train, test_shards, config=KnnConfig(ks=(20, 200)))
     moved = tmp_path / "copy" / "checkpoints" / "step-00000006"
     shutil.copytree(finished_run / "checkpoints" / "step-00000006", moved)

@@ -44,7 +44,9 @@ def _write_shards(root: Path) -> None:
     _write_tar(root / "masks" / "a.tar", masks)
     images = [(f"{i:03}.png", _image(i)) for i in everyone]
     _write_tar(root / "apart" / "a.tar", images + [(f"{i:03}.cls", _cls(i)) for i in everyone])
-    fields = [json.dumps({"id": i, "meta": {"species": "oak" if i % 2 else "elm"}}) for i in everyone]
+    fields = [
+        json.dumps({"id": i, "meta": {"species": "oak" if i % 2 else "elm"}}) for i in everyone
+    ]
     trees = [m for i in everyone for m in (images[i], (f"{i:03}.json", fields[i].encode()))]
     _write_tar(root / "trees" / "a.tar", trees)
     _write_tar(root / "scans" / "a.tar", [(f"{i:03}.png", _scan(i)) for i in everyone])

@@ -45,7 +45,7 @@ def evaluate_knn(arguments: list[str], console: Console) -> int:
         try:
             _score(parsed, run, _encoders(baselines), console)
         except UserError:
-            if run.exists():
+            if not parsed.follow or run.exists():
                 raise
             continue  # --keep of the run removed it: a newer checkpoint exists
         baselines = False  # their scores do not change

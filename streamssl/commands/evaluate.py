@@ -11,7 +11,7 @@ from rich.table import Table
 
 from shards.errors import UserError
 from streamssl.commands.argument_parser import parse
-from streamssl.evaluation.set_options import SetCounts, SetOptions
+from streamssl.evaluation.set_options import SetCounts, SetOptions, describe_numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,6 +137,8 @@ def _print_left_out(counts: Mapping[str, SetCounts], console: Console) -> None:
     for which, count in counts.items():
         if text := count.describe(which):
             console.print(text, markup=False)
+    if text := describe_numbers(counts):
+        console.print(text, markup=False)
 
 
 def _encoders(baselines: bool) -> Any:

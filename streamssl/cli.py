@@ -39,8 +39,9 @@ _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Without soft wrap a pipe would get lines that are broken at an assumed width.
-    console = Console(highlight=False, soft_wrap=True)
+    # Without soft wrap a pipe would get lines that are broken at an assumed width; with markup a
+    # folder called 'data [v2]' would be shown as 'data '.
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     try:
         return _dispatch(arguments, console)
     except StreamSSLError as error:

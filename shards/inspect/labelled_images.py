@@ -22,7 +22,7 @@ from shards.records import Chunk, Reject, Sample
 from shards.redaction import redact
 from shards.samples.admission import admit
 from shards.samples.admission_config import AdmissionConfig
-from shards.samples.labels import Label, find_label, label_candidates
+from shards.samples.labels import Label, describe_candidates, find_label, label_candidates
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest import Manifest
 from shards.stream.order import Order, OrderConfig
@@ -161,12 +161,10 @@ class _PartReader:
         """Return the message for a set without any label."""
         sample, wanted = self._unlabelled, self._data.label
         assert sample is not None
-        found = ", ".join(label_candidates(sample)) or "none"
         return (
             f"none of {num_samples} samples of {redact(self._data.manifest.patterns[0])} has a "
             f"label ({wanted or 'cls, label or class, as member or JSON field'}); an evaluation "
-            f"needs them; "
-            f"members and JSON fields of the first are {found}: name one with --label"
+            f"needs them; {describe_candidates(label_candidates(sample))}"
         )
 
 

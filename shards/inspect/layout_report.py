@@ -16,7 +16,13 @@ from shards.redaction import redact
 from shards.samples.admission_config import AdmissionConfig
 from shards.samples.image_member import image_members, is_named
 from shards.samples.key_rule import join_names
-from shards.samples.labels import USUAL_NAMES, Label, find_label, label_candidates
+from shards.samples.labels import (
+    USUAL_NAMES,
+    Label,
+    describe_candidates,
+    find_label,
+    label_candidates,
+)
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest import Manifest
 from shards.tars.chunk_reader import read_chunk, read_shard_head
@@ -42,9 +48,8 @@ class LayoutCounts:
     members of samples with several images, and without any. `with_image` counts the members beside
     images. `num_repeated` keys are those of the sample before, `num_again` were seen earlier in the
     shard, and `num_apart` groups without an image have the key of an image in it. Of the samples
-    with an image `num_labelled` have the label that was asked for; `labels` counts its values, up to
-    10,000 of them.
-    `pixels` counts what the headers of images say.
+    with an image `num_labelled` have the label that was asked for; `labels` counts its values, up
+    to 10,000 of them. `pixels` counts what the headers of images say.
     """
 
     num_samples: int = 0
@@ -245,6 +250,7 @@ def probe_layout(
                 counts.num_hidden += cut.num_hidden
                 samples += [item for item in cut.found if isinstance(item, Sample)]
             counts.num_apart += keys.num_apart
+        _check_image_member(samples, admission)
         found = [*counts.lines(manifest.shards[rows[0]].names, admission)]
         if with_pixels:
             counts.pixels = probe_pixels(samples, admission)
@@ -258,16 +264,26 @@ def probe_layout(
     return LayoutReport(total, tuple(lines))
 
 
+def _check_image_member(samples: Sequence[Sample], admission: AdmissionConfig) -> None:
+    """Raise ConfigError if samples have images, and none is the one that the user named."""
+    wanted = admission.image_members
+    found = Counter(name for sample in samples for name in image_members(sample))
+    if not wanted or not found or any(is_named(name, want) for name in found for want in wanted):
+        return
+    raise ConfigError(
+        f"image_member={admission.image_member!r}, but none of the first {len(samples):,} samples "
+        f"has it; their images are {join_names(found, _MAX_NAMES)}: name one with --image-member, "
+        "or leave it out"
+    )
+
+
 def _check_labels(counts: LayoutCounts, label: str, lines: Sequence[str]) -> None:
     if counts.num_labelled or not counts.num_samples:
         return
-    none = f"label={label!r}, but none of the first {counts.num_samples:,} images has it"
+    none = f"label={label!r}, but none of the first {counts.num_samples:,} samples has it"
     if counts.lies_apart:
         raise ConfigError(f"{none}: {'; '.join(lines)}")
-    found = ", ".join(counts.candidates) or "none"
-    raise ConfigError(
-        f"{none}; members and JSON fields that could be labels are {found}: name one with --label"
-    )
+    raise ConfigError(f"{none}; {describe_candidates(counts.candidates)}")
 
 
 def label_lines(counts: LayoutCounts, label: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Counts of bits and bands of images: what does not reach the encoder is told, with a remedy."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from shards.records import Reject, Sample
 from shards.samples.admission import admit
 from shards.samples.admission_config import AdmissionConfig
 
+# The part of a detail after 'members: cls, svg; none is image; svg is '.
+_FOREIGN_MEMBER = re.compile(r"; (?!none is )[^;]*? is (.*)")
 # The engine only verifies, so this recipe decides nothing.
 _RECIPE = CropRecipe((ViewGroup(num_views=1, size=16, scale=(1.0, 1.0)),))
 # So many images of more than eight bits are decoded for a probe.
@@ -61,8 +64,11 @@ class PixelCounts:
 
     def add_reject(self, reject: Reject) -> None:
         """Count a reject by the format that its detail names."""
-        name, colon, remedy = reject.detail.partition(": ")
-        if reject.reason == "not_an_image" and colon:
+        detail = reject.detail if reject.reason == "not_an_image" else ""
+        if reject.reason == "no_image" and (member := _FOREIGN_MEMBER.search(reject.detail)):
+            detail = member[1]
+        name, colon, remedy = detail.partition(": ")
+        if colon:
             self.foreign[name] += 1
             self.remedies.setdefault(name, remedy.partition(" (begins")[0])
 

@@ -215,6 +215,11 @@ def _read_text(file: str) -> str:
             f"the list {redact(file)} cannot be read ({reason}); a text file with one path a line "
             f"is needed; check the path"
         )
+    if b"\0" in data:
+        raise UserError(
+            f"{redact(file)} is no text; a list has a path or an address a line: pack an image by "
+            "the name of its folder, and other kinds with --kind"
+        )
     return data.decode("utf-8-sig", "surrogateescape")
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shards.records import Sample
 from shards.samples.image_member import image_extension
-from shards.samples.metadata import MetadataError, read_field, read_metadata
+from shards.samples.metadata import MetadataError, read_field, read_short_fields
 
 NO_LABEL: Final = -1
 # Members, and then JSON fields, that are tried in this order where the user named none.
@@ -83,16 +83,23 @@ def plain_label(value: Any) -> Label | None:
 def label_candidates(sample: Sample) -> list[str]:
     """Return the members and JSON fields of a sample that could be a label, for a message."""
     found = [name for name in sample.fields if name != "json" and not image_extension(name)]
-    try:
-        fields = read_metadata(sample)
-    except MetadataError:
-        fields = {}
-    for name, value in fields.items():
+    for name, value in read_short_fields(sample).items():
         if isinstance(value, dict):
             found += [f"{name}.{inner}" for inner, one in value.items() if _is_plain(one)]
         elif _is_plain(value):
             found.append(name)
     return found[:_MAX_CANDIDATES]
+
+
+def describe_candidates(names: Sequence[str]) -> str:
+    """Return what a user can do where a label is missing, and these names could be meant."""
+    if not names:
+        return (
+            "the samples have no member and no JSON field that could be a label: name shards with "
+            "labels, or take a method that needs none"
+        )
+    found = ", ".join(names)
+    return f"members and JSON fields that could be labels are {found}: name one with --label"
 
 
 def _is_plain(value: Any) -> bool:

@@ -10,6 +10,8 @@ from shards.records import Sample
 
 # Web pages put a few kilobytes there; as Python objects they may take thirty times their bytes.
 MAX_BYTES = 1 << 20
+# A longer value is no label.
+_SHORT_BYTES = 1 << 10
 
 
 class MetadataError(ValueError):
@@ -33,6 +35,20 @@ def read_metadata(sample: Sample) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise MetadataError(f"the json member is a {type(found).__name__}, not an object")
     return found
+
+
+def read_short_fields(sample: Sample) -> dict[str, Any]:
+    """Return the fields of the JSON member that are short, however long the others are.
+
+    The result is empty if there are none, or if the member cannot be used.
+    """
+    try:
+        if len(sample.fields.get("json", b"")) <= MAX_BYTES:
+            return read_metadata(sample)
+        raw = msgspec.json.decode(sample.fields["json"], type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return {}
+    return {name: json.loads(bytes(one)) for name, one in raw.items() if len(one) <= _SHORT_BYTES}
 
 
 def read_field(sample: Sample, name: str) -> Any:

@@ -23,6 +23,7 @@ from shards.stores.uploads import UNFINISHED
 
 _SHARD = re.compile(r"\.(tar|tar\.gz|tgz|tar\.zst)$", re.IGNORECASE)
 _COMPRESSED = re.compile(r"\.(tar\.gz|tgz|tar\.zst)$", re.IGNORECASE)
+_IMAGE = re.compile(r"\.(jpe?g|png|webp|tiff?|gif|bmp|avif|heic|jxl)$", re.IGNORECASE)
 _GLOB = re.compile(r"[*\[]")
 _PATTERN = re.compile(r"[*\[{?]")
 # Fewer shards of a folder are looked up one by one: that is cheaper than a huge listing.
@@ -67,11 +68,21 @@ def _check_no_table(pattern: str, uris: Sequence[str]) -> None:
 
 
 def _table_error(name: str) -> ManifestError:
-    command = shlex.join(["streamssl", "shards", "pack", name, "OUT"])
     return ManifestError(
         f"{name} holds Parquet, no shards; a shard is a tar of images: pack the images of the rows "
-        f"with `{command}`, and give OUT instead"
+        f"with `{_pack_command(name)}`, and give OUT instead"
     )
+
+
+def _image_error(name: str) -> ManifestError:
+    return ManifestError(
+        f"{name} holds images, no shards; a shard is a tar of images: pack them with "
+        f"`{_pack_command(name)}`, and give OUT instead"
+    )
+
+
+def _pack_command(name: str) -> str:
+    return shlex.join(["streamssl", "shards", "pack", name, "OUT"])
 
 
 def find_unfinished(shards: Sequence[ShardInfo], stores: Stores) -> tuple[str, ...]:
@@ -188,6 +199,8 @@ def _find(store: Store, name: str) -> list[ListedFile] | None:
     if found is None:
         return None
     shards = [e for e in found if _SHARD.search(redact(e.uri)) and not _hidden(e)]
+    if not shards and any(_IMAGE.search(redact(e.uri)) and not _hidden(e) for e in found):
+        raise _image_error(redact(name))
     if not shards and any(redact(e.uri).lower().endswith(".parquet") for e in found):
         raise _table_error(redact(name))
     return shards

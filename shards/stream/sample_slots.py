@@ -211,7 +211,8 @@ def check_cursor(order: Order, cursor: Cursor) -> None:
     if cursor.manifest != order.manifest:
         raise CursorMismatch(
             f"the checkpoint belongs to other data (manifest {cursor.manifest}, now "
-            f"{order.manifest}); resume with the --data it was started with, or give a new --out"
+            f"{order.manifest}); resume with the --data and --keys it was started with, or give a "
+            "new --out"
         )
     if cursor.order != order.digest:
         raise CursorMismatch(

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from shards.errors import UserError
 from streamssl.commands.argument_parser import parse
-from streamssl.evaluation.set_options import SetCounts, SetOptions
+from streamssl.evaluation.set_options import SetCounts, SetOptions, describe_numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ def evaluate_knn(arguments: list[str], console: Console) -> int:
         try:
             _score(parsed, run, _encoders(baselines), console, tell)
         except UserError:
-            if run.exists():
+            if not parsed.follow or run.exists():
                 raise
             continue  # --keep of the run removed it: a newer checkpoint exists
         baselines = False  # their scores do not change
@@ -151,6 +151,8 @@ def _print_left_out(counts: Mapping[str, SetCounts], console: Console) -> None:
     for which, count in counts.items():
         if text := count.describe(which):
             console.print(text, markup=False)
+    if text := describe_numbers(counts):
+        console.print(text, markup=False)
 
 
 def _encoders(baselines: bool) -> Any:

@@ -103,8 +103,9 @@ def verify(arguments: list[str], console: Console) -> int:
     is_usual = parsed.keys != "auto" or {s.names.keys for s in manifest.shards} == {"first_dot"}
     if not is_usual and not parsed.json:
         console.print(
-            "not good: tools that cut keys at the first dot join images of these shards; `streamssl "
-            "shards pack SHARDS OUT` writes names without dots, and --keys last_dot accepts them"
+            "not good: tools that cut keys at the first dot join images of these shards; "
+            "`streamssl shards pack SHARDS OUT` writes names without dots, and --keys last_dot "
+            "accepts them"
         )
     return 0 if result.is_good and is_usual and not manifest.empty + manifest.unfinished else 1
 

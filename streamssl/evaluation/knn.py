@@ -181,9 +181,10 @@ def _check_pair(
             f"{test_features.shape[1]}; they must have as many; embed both with one encoder"
         )
     if max(config.ks) > len(train_labels):
+        usable = max(1, min(20, len(train_labels) // 4))
         raise ConfigError(
             f"k-NN with k={max(config.ks)} on {len(train_labels)} training images; k may be up "
-            f"to their number; choose a smaller k"
+            f"to their number: choose smaller ones, such as --ks {usable}"
         )
     unknown = np.setdiff1d(test_labels, train_labels)
     if len(unknown):

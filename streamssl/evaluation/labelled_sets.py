@@ -56,7 +56,8 @@ def embed_set(
         features = np.concatenate([raw_pixel_features(part) for part in images()])
     else:
         features = embed(backbone, images())
-    counts = SetCounts(len(labels), dict(rejects), num_unlabelled)
+    is_named = names != labels or all(isinstance(label, str) for label in labels)
+    counts = SetCounts(len(labels), dict(rejects), num_unlabelled, is_named=is_named)
     num_read = len(labels) + num_unlabelled
     if rejects.total() > max_left_out * (num_read + rejects.total()):
         raise UserError(
@@ -72,10 +73,10 @@ def number_classes(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the labels of both sets as numbers that mean the same class.
 
-    Classes are matched by the names in `classes.txt` if both sets have them, else by their labels.
+    Classes are matched by name if both sets have names, in `classes.txt` or as labels, else by
+    number.
     """
-    both_named = first.names != first.labels and second.names != second.labels
-    labels = (first.names, second.names) if both_named else (first.labels, second.labels)
+    labels = _compared(first, second)
     known = {*labels[0], *labels[1]}
     order = sorted(known, key=lambda label: (isinstance(label, str), label))
     numbers = {label: number for number, label in enumerate(order)}
@@ -91,12 +92,19 @@ def check_known(first: EmbeddedSet, second: EmbeddedSet) -> None:
     unknown = np.isin(second_N, first_N, invert=True)
     if not unknown.any():
         return
-    names = [name for name, is_unknown in zip(second.names, unknown, strict=True) if is_unknown]
+    found, known = _compared(second, first)
+    names = [name for name, is_unknown in zip(found, unknown, strict=True) if is_unknown]
     raise UserError(
         f"the {second.which} classes {_shown(names)} have no {first.which} image, whose classes "
-        f"are {_shown(first.names)}; every {second.which} class needs one: name sets with the "
+        f"are {_shown(known)}; every {second.which} class needs one: name sets with the "
         "same classes, or another --label"
     )
+
+
+def _compared(first: EmbeddedSet, second: EmbeddedSet) -> tuple[Sequence[Label], Sequence[Label]]:
+    if first.counts.is_named and second.counts.is_named:
+        return first.names, second.names
+    return first.labels, second.labels
 
 
 def _shown(names: Sequence[Label]) -> str:

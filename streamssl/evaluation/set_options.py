@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from shards.errors import ConfigError
 from shards.member_names import Keys
+from shards.samples.class_numbers import CLASSES_FILE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,11 +35,15 @@ class SetOptions:
 
 @dataclass(frozen=True, slots=True)
 class SetCounts:
-    """Number of images of a set, and of samples that were left out."""
+    """Number of images of a set, and of samples that were left out.
+
+    `is_named`: its classes have names, in `classes.txt` or as labels.
+    """
 
     num_images: int
     rejects: Mapping[str, int] = field(default_factory=dict)
     num_unlabelled: int = 0
+    is_named: bool = False
 
     @property
     def num_left_out(self) -> int:
@@ -54,3 +59,15 @@ class SetCounts:
         total = self.num_images + self.num_left_out
         words = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
         return f"{self.num_left_out:,} of {total:,} {which} samples were left out: {words}"
+
+
+def describe_numbers(counts: Mapping[str, SetCounts]) -> str:
+    """Return in words that only one of two sets has names of classes; empty if both or none has."""
+    named = [which for which, count in counts.items() if count.is_named]
+    unnamed = [which for which in counts if which not in named]
+    if not named or not unnamed:
+        return ""
+    return (
+        f"the {unnamed[0]} shards have no {CLASSES_FILE}, and the {named[0]} shards have names of "
+        "classes: numbers are compared as they are, and must mean the same classes"
+    )

@@ -2,6 +2,8 @@
 
 import fcntl
 import json
+import shlex
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -103,8 +105,23 @@ def prepare_data(data: DataConfig, out: Path, console: Console) -> DataConfig:
 
 def _prepare(pattern: str, target: Path, console: Console) -> str:
     folder = Path(pattern).expanduser()
-    if "://" in pattern or not folder.is_dir() or _holds_no_images(folder):
+    if "://" in pattern or not folder.is_dir():
         return pattern if "://" in pattern else str(folder)
+    found = _count_kinds(folder)
+    if found["shard"]:
+        if found["image"]:
+            command = shlex.join(
+                ["streamssl", "shards", "pack", pattern, "OUT", "--kind", "folder"]
+            )
+            console.print(
+                f"data: {found['image']:,} files of images beside the shards of {pattern} are not "
+                f"read: `{command}` packs them",
+                highlight=False,
+                markup=False,
+            )
+        return str(folder)
+    if found["table"] and not found["image"]:
+        return str(folder)  # the listing of shards names tables with a remedy
     with show_packing(console) as progress:
         report = pack(entries_from_folder(folder), target, num_workers=None, progress=progress)
     done = "already packed into" if report.reused else "packed into"
@@ -113,19 +130,19 @@ def _prepare(pattern: str, target: Path, console: Console) -> str:
         f"{pattern} holds images and no tar: {report.num_samples} images {done} {target} "
         f"({report.num_shards} shards{skipped})",
         highlight=False,
+        markup=False,
     )
     return str(target)
 
 
-def _holds_no_images(folder: Path) -> bool:
-    """Return True for shards, and for tables, which the listing of shards names with a remedy."""
-    has_table = has_image = False
+def _count_kinds(folder: Path) -> Counter[str]:
+    """Count the shards, the tables and the images below a folder."""
+    kinds: Counter[str] = Counter()
     for path in folder.rglob("*"):
         name = path.name.lower()
         if is_hidden(name):
             continue
-        if name.endswith((".tar", ".tar.gz", ".tgz", ".tar.zst")):
-            return True
-        has_table = has_table or (name.endswith(".parquet") and name not in METADATA_NAMES)
-        has_image = has_image or is_image(name)
-    return has_table and not has_image
+        kinds["shard"] += name.endswith((".tar", ".tar.gz", ".tgz", ".tar.zst"))
+        kinds["table"] += name.endswith(".parquet") and name not in METADATA_NAMES
+        kinds["image"] += is_image(name)
+    return kinds

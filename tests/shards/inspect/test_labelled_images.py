@@ -139,7 +139,7 @@ def test_shards_without_labels_end_early_and_name_the_fields(tmp_path, monkeypat
     members = [m for i in range(30) for m in ((f"{i:02}.png", image), (f"{i:02}.json", field))]
     manifest = open_shard(tmp_path / "a.tar", members)
     message = (
-        r"a\.tar has a label \(cls, label or class.*of the first are meta\.kind, url: name one"
+        r"a\.tar has a label \(cls, label or class.*could be labels are meta\.kind, url: name one"
     )
     with pytest.raises(UserError, match=message):
         parts_of(manifest, 8)

@@ -47,7 +47,7 @@ TWICE = [m for pair in zip(members(".png"), members(".png"), strict=True) for m 
             "file names have dots, such as a.b.00000.png: keys",
         ),
         (
-            members(".png") + members(".html", template="x{:05}"),
+            members(".png") + members(".bin", template="x{:05}"),
             "40 of 80 samples have no image, s",
         ),
         (TWICE, "40 of 80 samples have the key of the sample before, such as '00000'"),
@@ -89,8 +89,39 @@ def test_a_run_without_labels_is_refused_before_it_starts(tmp_path):
     (tmp_path / "0.tar").write_bytes(make_tar(members(".png", ".json")))
     reader = RangeReader()
     manifest = open_manifest(str(tmp_path), reader)
-    with pytest.raises(ConfigError, match=r"label='cls', but none of the first 40 images has it"):
+    with pytest.raises(
+        ConfigError, match=r"label='cls', but none of the first 40 samples has it; the samp"
+    ):
         probe_layout(manifest, reader, AdmissionConfig(), "cls")
+
+
+@pytest.mark.parametrize("name", ["label", "meta.kind"])
+def test_fields_of_a_long_json_are_named(tmp_path, name):
+    """The remedy would be to name one of no fields, though --label finds them."""
+    outer, _, inner = name.partition(".")
+    value = '{"kind": "cat"}' if inner else "3"
+    text = f'{{"boxes": [{"0.5, " * (1 << 18)}0], "{outer}": {value}}}'
+    (tmp_path / "0.tar").write_bytes(make_tar([("0.png", IMAGE), ("0.json", text.encode())]))
+    reader = RangeReader()
+    manifest = open_manifest(str(tmp_path), reader)
+    with pytest.raises(ConfigError, match=rf"could be labels are {name}: name one with --label"):
+        probe_layout(manifest, reader, AdmissionConfig(), "cls")
+    assert probe_layout(manifest, reader, AdmissionConfig(), name).counts.num_labelled == 1
+
+
+def test_an_image_member_that_no_sample_has_is_refused(tmp_path):
+    """The run would read all of its data before it ends for want of an image."""
+    wanted = AdmissionConfig(image_member="photo,picture")
+    with pytest.raises(ConfigError, match=r"none of the first 40 .* are mask.png, image.png: name"):
+        lines_of(tmp_path, wanted, s=make_tar(members(".mask.png", ".image.png")))
+    assert lines_of(tmp_path, AdmissionConfig(image_member="photo,image")) == []
+
+
+def test_members_that_are_no_images_are_named_with_a_remedy(tmp_path):
+    """Only `verify` would tell what to do with a shard of drawings."""
+    drawings = [(f"{i:03}.svg", b"<svg xmlns='x'/>") for i in range(9)]
+    found = lines_of(tmp_path, s=make_tar(members(".png") + drawings))
+    assert found[1].startswith("not read: an SVG drawing (9 of the samples): draw it as PNG, such")
 
 
 @pytest.mark.parametrize(

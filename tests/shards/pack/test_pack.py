@@ -204,6 +204,9 @@ def test_missing_paths_and_labels_are_named(tmp_path):
         entries_from_folder(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"nowhere cannot be read \(No such file"):
         entries_from_list(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"image.png is no text; .* the name of its folder"):
+        make_folder(tmp_path, {"image.png": b"\x89PNG\r\n\x1a\n\0\0"})
+        entries_from_list(tmp_path / "image.png")
 
 
 def test_a_source_without_images_is_refused_and_leaves_no_files(tmp_path):

@@ -225,3 +225,23 @@ def test_a_file_without_a_length_is_refused(folder):
         pytest.raises(ManifestError, match=r"05\.tar has no known length; the server must answer"),
     ):
         list_shards(f"{address}/endless/05.tar", Stores(QUICK))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            ["a/0.JPG", "a/0.txt"],
+            "holds images, no shards; .* pack them with `streamssl shards pack",
+        ),
+        (["a/0.png", "metadata.parquet"], "holds images, no shards"),
+        (["._0.png", "notes.txt"], "no shard matches"),
+    ],
+)
+def test_a_folder_of_images_is_no_folder_of_shards(tmp_path, files, message):
+    """Who names images to a command of shards must not be told to give a folder."""
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ManifestError, match=message):
+        list_shards(str(tmp_path))

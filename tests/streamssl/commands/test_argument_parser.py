@@ -7,7 +7,7 @@ them breaks these tests.
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -21,6 +21,7 @@ class Part:
 
     base_lr: float = 0.1
     kind: Literal["swav", "constant"] = "swav"
+    table: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +56,11 @@ def test_arguments_become_values_of_their_types() -> None:
             [*GIVEN, "--part.base_rate", "3"],
             "^unknown option --part.base_rate; did you mean --part.base-",
         ),
+        (
+            [*GIVEN, "--part.table.rate", "3"],
+            r"^--part.table.rate is no option .* table \[part.table\] of a config.toml holds",
+        ),
+        ([*GIVEN, "--part.table", "3"], r"^--part.table is no option of the command line; table"),
         ([*GIVEN, "--zzz"], "^unknown option --zzz; `p --help` lists"),
         ([*GIVEN, "stray"], "^unknown argument stray; `p --help` lists"),
         (["--out", "o"], "^--data is missing; `p --help` lists"),

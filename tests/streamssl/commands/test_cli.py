@@ -250,6 +250,14 @@ def test_knn_prints_a_table_with_baselines_and_keeps_the_score(
     assert newest_score(run).step == 6 and newest_score(run).headline == 100.0
 
 
+def test_a_run_that_does_not_exist_has_no_score(tmp_path: Path, capsys: Capture) -> None:
+    """A misspelt name would look like success: nothing printed, exit status 0."""
+    sets = ["--train", tmp_path, "--test", tmp_path]
+    for follow in ([], ["--follow"]):
+        text = refused(capsys, "evaluate", "knn", "--run", tmp_path / "no", *sets, *follow)
+        assert "no checkpoint; give the folder of a run" in text or "not the folder of a" in text
+
+
 def test_a_process_ends_with_code_2_and_one_line(tmp_path: Path) -> None:
     """A shell script reads the exit code and stderr."""
     done = subprocess.run(

@@ -46,6 +46,15 @@ def test_sheet_of_samples_is_written(shards: Path, tmp_path: Path, capsys: Captu
         assert pil_image.width > 600
 
 
+def test_names_with_brackets_are_printed_as_they_are(
+    shards: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The terminal library would take '[v2]' for a style and leave it out."""
+    data = shutil.copytree(shards, tmp_path / "data [v2]")
+    assert view(data, "--out", tmp_path / "sheet [a].html", "--num", 2) == 0
+    assert capsys.readouterr().out.startswith(f"{data}: 3 shards, ")
+
+
 def test_admission_options_apply_to_a_sheet(shards: Path, tmp_path: Path) -> None:
     """The user could not try out which images a setting rejects."""
     out = tmp_path / "sheet.html"

@@ -78,7 +78,7 @@ def test_a_collapsed_encoder_is_no_better_than_chance():
 def test_settings_that_cannot_work_are_refused():
     """A temperature of zero gives infinite weights; a clamped k reports a wrong name."""
     features, labels = make_rows(0, 50)
-    with pytest.raises(ConfigError, match=r"k=200 on 50 training images.*smaller k"):
+    with pytest.raises(ConfigError, match=r"k=200 on 50 training images.*such as --ks 12"):
         knn_accuracy(features, labels, features, labels)
     for settings, message in (
         ({"ks": ()}, r"ks=\(\)"),

@@ -15,9 +15,10 @@ from shards.pack.sources.folder_entries import entries_from_folder
 from streamssl.cli import main
 from streamssl.evaluation.knn import KnnConfig
 from streamssl.evaluation.score_run import KnnResult, find_checkpoint, knn_of_run
-from streamssl.evaluation.set_options import SetOptions
+from streamssl.evaluation.set_options import SetOptions, describe_numbers
 from streamssl.modules.backbones import build_backbone
 from tests.noise import noise
+from tests.tars import make_tar
 from tests.tinyrun import make_shards, tiny_swav, train_here
 
 FIVE = KnnConfig(ks=(1, 5))
@@ -119,7 +120,7 @@ def test_unusable_runs_and_shards_are_refused(
         knn_of_run(tmp_path, train, test_shards)
     with pytest.raises(ManifestError, match="no such"):
         knn_of_run(finished_run, train, str(tmp_path / "no such"))
-    with pytest.raises(ConfigError, match=r"k=200 on 160 training images; .*choose a smaller"):
+    with pytest.raises(ConfigError, match=r"k=200 on 160 training images; .*such as --ks 20"):
         knn_of_run(finished_run, train, test_shards, config=KnnConfig(ks=(20, 200)))
     moved = tmp_path / "copy" / "checkpoints" / "step-00000006"
     shutil.copytree(finished_run / "checkpoints" / "step-00000006", moved)
@@ -172,6 +173,23 @@ def test_classes_of_two_packs_are_matched_by_name(finished_run: Path, tmp_path: 
     message = r"test classes class0 have no training image, whose classes are class1, class2.*other"
     with pytest.raises(UserError, match=message):
         knn_of_run(finished_run, str(test), str(train), ("raw pixels",), one)
+
+
+@pytest.mark.parametrize(
+    ("label", "told"), [(b"class%d", ""), (b"%d", "the training shards have ")]
+)
+def test_names_of_one_set_meet_words_or_numbers_of_the_other(
+    finished_run: Path, tmp_path: Path, label: bytes, told: str
+) -> None:
+    """Words would be refused although the classes are the same; numbers would score 0 silently."""
+    test = class_folders(tmp_path / "test", range(3))
+    members = [m for i in range(3) for m in
+               ((f"{i}.png", noise(16, 16, seed=i)), (f"{i}.cls", label % i))]  # fmt: skip
+    (tmp_path / "train.tar").write_bytes(make_tar(members))
+    sets = str(tmp_path / "train.tar"), str(test)
+    found = knn_of_run(finished_run, *sets, ("raw pixels",), KnnConfig(ks=(1,)))
+    assert found.accuracy == {"raw pixels": {1: 100.0}}
+    assert describe_numbers({"training": found.train, "test": found.test})[:25] == told
 
 
 def test_unreadable_samples_are_counted_and_refused_above_a_share(

@@ -300,6 +300,18 @@ def test_shards_and_addresses_are_used_unchanged(shards_folder: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def test_images_beside_shards_are_told(tmp_path: Path) -> None:
+    """A folder with one forgotten tar would be trained on that tar alone, without a word."""
+    for name in ("in/a.tar", "in/b/0.jpg", "in/b/1.PNG", "in/b/._1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    text = io.StringIO()
+    data = DataConfig(patterns=(str(tmp_path / "in"),))
+    assert prepare_data(data, tmp_path / "out", Console(file=text, soft_wrap=True)) == data
+    assert text.getvalue().startswith(f"data: 2 files of images beside the shards of {tmp_path}/in")
+    assert f"`streamssl shards pack {tmp_path}/in OUT --kind folder` packs them" in text.getvalue()
+
+
 def test_a_local_folder_is_packed_as_the_command_packs_it(tmp_path: Path) -> None:
     """A run would train on hidden files or on test images, or call a table a folder of images."""
     jpeg = encode_jpeg(make_image(0, 0, 0, 32))

@@ -49,8 +49,8 @@ class EmptyPassGuard:
             if counts.num_kept < self._batch_size and self._order.num_sources == 1:
                 raise ConfigError(
                     f"batch_size={self._batch_size}, but a pass over the data holds only "
-                    f"{counts.num_kept} images; give more data, or --stream.batch-size of at most "
-                    f"{counts.num_kept}"
+                    f"{counts.num_kept} images{_rejected(counts.num_rejects, reasons)}; give more "
+                    f"data, or --stream.batch-size of at most {counts.num_kept}"
                 )
         self._complete.clear()
 
@@ -70,3 +70,12 @@ class EmptyPassGuard:
             reasons,
             first,
         )
+
+
+def _rejected(num_rejects: int, reasons: Mapping[str, int]) -> str:
+    if not num_rejects:
+        return ""
+    words = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+    return (
+        f", and {num_rejects:,} rejected samples ({words}), which `streamssl shards verify` shows"
+    )

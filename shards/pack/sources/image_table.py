@@ -5,6 +5,7 @@ batches, so no table is ever held in memory.
 """
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -251,7 +252,8 @@ def open_image_table(
             if mine != shared or not holds_bytes(schema.field(image).type):
                 raise UserError(
                     f"{files[0].name} and {file.name} have different columns or classes; they must "
-                    "have the same: pack them one by one"
+                    "have the same: pack each by itself, such as "
+                    f"`streamssl shards pack {shlex.quote(file.name)} OUT`"
                 )
             for group in range(metadata.num_row_groups):
                 part = metadata.row_group(group)

@@ -3,7 +3,8 @@
 import pytest
 
 from shards.errors import ConfigError
-from shards.inspect.layout_report import probe_layout
+from shards.inspect.layout_report import LayoutCounts, label_lines, probe_layout
+from shards.records import Sample
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest_listing import open_manifest
@@ -140,3 +141,25 @@ def test_labels_that_teach_nothing_are_told(tmp_path, label, line):
     reader = RangeReader()
     found = probe_layout(open_manifest(str(tmp_path), reader), reader, AdmissionConfig(), "cls")
     assert [one[: len(line)] for one in found.lines] == [line] if line else not found.lines
+
+
+def test_a_key_is_repeated_over_the_border_of_two_parts():
+    """A pair at the border was counted as two samples of one key that lie apart."""
+    both = [Sample(0, offset, "a", {"png": IMAGE}) for offset in (0, 512)]
+    counts = LayoutCounts()
+    counts.add(both[:1], label="")
+    counts.add(both[1:], label="", key_before="a")
+    assert (counts.num_repeated, counts.num_again) == (1, 0)
+
+
+def test_images_without_a_label_are_counted_up_to_many_classes():
+    """Statistics of a billion images with labels of their own must not fill the memory."""
+    labels = [b"-1", *(b"%d" % number for number in range(10_010))]
+    samples = [Sample(0, 0, str(at), {"png": b"", "cls": text}) for at, text in enumerate(labels)]
+    counts = LayoutCounts()
+    counts.add(samples, label="")
+    total = LayoutCounts()
+    total.merge(counts)
+    assert (total.num_labelled, len(total.labels)) == (10_010, 10_000)
+    (line,) = label_lines(total, "")
+    assert line == "1 of 10,011 images have no label (cls, label, class)"

@@ -19,7 +19,7 @@ from shards.stores.image_download import DownloadConfig, ImageDownloader
 from tests.loopback import LoopbackServer, QuietHandler, serving
 from tests.shards.pack.test_pack import jpeg, read_samples, shard_bytes
 
-QUICK = DownloadConfig(timeout_seconds=0.3, total_seconds=0.6, num_attempts=2, max_bytes=20_000)
+QUICK = DownloadConfig(timeout_seconds=0.3, total_seconds=0.9, num_attempts=2, max_bytes=20_000)
 
 
 class Server(LoopbackServer):

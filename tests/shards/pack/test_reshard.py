@@ -143,6 +143,18 @@ def test_colliding_keys_get_a_number_and_are_counted(tmp_path):
     assert shard_bytes(out) == shard_bytes(again)
 
 
+def test_dots_of_file_names_become_underscores(tmp_path):
+    """Every tool but ours would join the images of the new shards."""
+    names = [f"cam.1/2024.05.{day:02d}" for day in range(1, 29)]
+    members = [(f"{name}.{end}", jpeg(1)) for name in names for end in ("jpg", "cls")]
+    (tmp_path / "0.tar").write_bytes(make_tar(members))
+    source = open_shards(tmp_path)
+    assert source.notes[0].startswith("keys end at the last dot of a file name; their other dots")
+    pack(source, tmp_path / "out")
+    keys = sorted(key for key, _ in samples_in(tmp_path / "out"))
+    assert keys == [f"cam.1/2024_05_{day:02d}" for day in range(1, 29)]
+
+
 def test_an_img2dataset_folder_is_packed_as_shards(shards, tmp_path):
     """Its Parquet and JSON files would be taken for the data."""
     for number in range(3):

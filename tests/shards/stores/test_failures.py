@@ -416,7 +416,7 @@ def test_a_repository_that_the_hub_does_not_show_says_why(fake_hub, refusal, mes
         list_shards(f"hf://{DATASET}/{name}", Stores(QUICK))
 
 
-@pytest.mark.parametrize("name", ["set", "set/*.tar"])
+@pytest.mark.parametrize("name", [pytest.param("set", marks=pytest.mark.slow), "set/*.tar"])
 def test_a_hub_that_asks_for_fewer_requests_is_asked_again(fake_hub, monkeypatch, name):
     """A folder was called missing, because its Hub did not answer."""
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # has its own
@@ -461,7 +461,7 @@ else:
 """
 
 
-@pytest.fixture(params=["s3", "http", "hf"])
+@pytest.fixture(params=["s3", "http", pytest.param("hf", marks=pytest.mark.slow)])
 def secure(request, tmp_path, monkeypatch):
     """(address of a shard, variable, file of the certificate) of a server that signs itself."""
     for name in ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):

@@ -66,12 +66,43 @@ def test_stats_are_printed_as_table_or_json(shards_folder: Path, capsys: Capture
     found = json.loads(shown(capsys, "shards", "stats", shards_folder, "--json"))
     assert found["shards"] == 3 and found["samples"] == found["images"] == 160
     assert found["formats"] == {"jpeg": 160} and found["members"] == {"cls": 160, "jpg": 160}
+    assert found["labels"] == {"images": 160, "different": 10}
     assert found["shorter_side"]["p50"] == 32 and found["rejected"] == 0
     assert found["samples_per_shard"] == [40, 60] and found["decoded_per_second_per_core"] > 0
     text = shown(capsys, "shards", "stats", shards_folder, "--depth", "pixels")
     assert found.pop("layout") == [] and "layout:" not in text
     for name in found:
         assert name.replace("_", " ") in text
+
+
+def test_names_with_dots_are_not_good_until_their_rule_is_chosen(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    """Other tools see a quarter of the images, and nobody would know."""
+    names = (f"cam/1633024{at:03d}.250000.jpg" for at in range(20))
+    members = [(name, encode_jpeg(make_image(0, at, 0, 32))) for at, name in enumerate(names)]
+    shard = tmp_path / "0.tar"
+    shard.write_bytes(make_tar(members))
+    assert main(["shards", "verify", str(shard)]) == 1
+    assert "not good: tools that cut keys at the first dot" in capsys.readouterr().out
+    text = shown(capsys, "shards", "verify", shard, "--keys", "last_dot")
+    assert "20 samples in 1 shards" in text and "not good" not in text
+    shown(capsys, "shards", "pack", shard, tmp_path / "out")
+    assert "layout" not in shown(capsys, "shards", "verify", tmp_path / "out")
+
+
+def test_statistics_name_what_is_wrong(capsys: Capture, tmp_path: Path) -> None:
+    """A count of rejects without a place, or an empty shard among others, cannot be mended."""
+    jpeg = encode_jpeg(make_image(0, 0, 0, 32))
+    (tmp_path / "0.tar").write_bytes(make_tar([("a.jpg", jpeg), ("a.cls", b"-1"), ("b.jpg", jpeg)]))
+    (tmp_path / "1.tar").write_bytes(make_tar([]))
+    (tmp_path / "2.tar").write_bytes(make_tar([("c.jpg", jpeg[:200]), ("d.jpg", b"")]))
+    (tmp_path / "3.tar").write_bytes(make_tar([("e.jpg", jpeg), ("e.cls", b"4")]))
+    text = shown(capsys, "shards", "stats", tmp_path)
+    assert re.search(r"^without samples: \S+1\.tar: a run finds nothing in it", text, re.MULTILINE)
+    assert re.search(r"first: \S+2\.tar, byte 1024, key 'd'", text)
+    assert re.search(r"layout: \d of \d images have no label \(cls, label, class\)", text)
+    assert "key 'd'" in shown(capsys, "shards", "stats", tmp_path, "--sample", 4)
 
 
 def test_stats_of_some_chunks_are_marked_as_an_estimate(

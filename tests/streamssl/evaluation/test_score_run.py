@@ -192,6 +192,28 @@ def test_names_of_one_set_meet_words_or_numbers_of_the_other(
     assert describe_numbers({"training": found.train, "test": found.test})[:25] == told
 
 
+def test_what_is_unusual_in_a_set_is_told_before_its_score(
+    finished_run: Path, shards_folder: Path, tmp_path: Path
+) -> None:
+    """Black masks were scored in place of the photographs, without a word."""
+    members = [
+        (f"{number}.{end}", b"1" if end == "cls" else noise(16, 16, seed=number % 3))
+        for number in range(6)
+        for end in ("mask.png", "image.png", "cls")
+    ]
+    (tmp_path / "0.tar").write_bytes(make_tar(members))
+    told: list[str] = []
+    one = KnnConfig(ks=(1,))
+    for chosen in (None, "image"):
+        options = SetOptions(image_member=chosen)
+        data = str(tmp_path / "0.tar")
+        knn_of_run(finished_run, data, data, ("raw pixels",), one, options, told.append)
+    assert [line[:49] for line in told] == [
+        "training set: 6 of 6 samples have several images ",
+        "test set: 6 of 6 samples have several images (mas",
+    ]
+
+
 def test_unreadable_samples_are_counted_and_refused_above_a_share(
     finished_run: Path, shards_folder: Path, tmp_path: Path
 ) -> None:

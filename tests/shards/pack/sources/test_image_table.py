@@ -125,7 +125,9 @@ def test_files_with_other_columns_or_classes_are_refused(tmp_path, label):
     write(tmp_path / "in" / "a.parquet", image=STRUCTS[:1], label=[0])
     columns = {"image": STRUCTS[:1]} | ({} if label is None else {"label": label})
     write(tmp_path / "in" / "b.parquet", metadata={"huggingface": json.dumps(names)}, **columns)
-    with pytest.raises(UserError, match=r"have different columns or classes; .* `streamssl shards pack"):
+    with pytest.raises(
+        UserError, match=r"have different columns or classes; .* `streamssl shards pack"
+    ):
         open_table(tmp_path / "in")
 
 

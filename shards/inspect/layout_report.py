@@ -273,7 +273,7 @@ def _check_image_member(samples: Sequence[Sample], admission: AdmissionConfig) -
     raise ConfigError(
         f"image_member={admission.image_member!r}, but none of the first {len(samples):,} samples "
         f"has it; their images are {join_names(found, _MAX_NAMES)}: name one with --image-member, "
-        "or leave it out"
+        "several in order of preference after commas, or leave it out"
     )
 
 
@@ -283,7 +283,8 @@ def _check_labels(counts: LayoutCounts, label: str, lines: Sequence[str]) -> Non
     none = f"label={label!r}, but none of the first {counts.num_samples:,} samples has it"
     if counts.lies_apart:
         raise ConfigError(f"{none}: {'; '.join(lines)}")
-    raise ConfigError(f"{none}; {describe_candidates(counts.candidates)}")
+    remedy = describe_candidates(counts.candidates)
+    raise ConfigError(f"{none}; {remedy}, or take a recipe that needs no label")
 
 
 def label_lines(counts: LayoutCounts, label: str) -> Iterator[str]:

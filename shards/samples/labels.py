@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.records import Sample
-from shards.samples.image_member import image_extension
+from shards.samples.image_member import image_members
 from shards.samples.metadata import MetadataError, read_field, read_short_fields
 
 NO_LABEL: Final = -1
@@ -82,7 +82,8 @@ def plain_label(value: Any) -> Label | None:
 
 def label_candidates(sample: Sample) -> list[str]:
     """Return the members and JSON fields of a sample that could be a label, for a message."""
-    found = [name for name in sample.fields if name != "json" and not image_extension(name)]
+    images = image_members(sample)
+    found = [name for name in sample.fields if name not in ("", "json", *images)]
     for name, value in read_short_fields(sample).items():
         if isinstance(value, dict):
             found += [f"{name}.{inner}" for inner, one in value.items() if _is_plain(one)]
@@ -96,7 +97,7 @@ def describe_candidates(names: Sequence[str]) -> str:
     if not names:
         return (
             "the samples have no member and no JSON field that could be a label: name shards with "
-            "labels, or take a method that needs none"
+            "labels"
         )
     found = ", ".join(names)
     return f"members and JSON fields that could be labels are {found}: name one with --label"

@@ -22,10 +22,10 @@ _SHORT_NAMES: Final = {"--image-member": "--admission.image-member"}
 def parse(kind: type[T], program: str, arguments: list[str], default: T | None = None) -> T:
     """Return `kind` from `arguments`. Raises ConfigError; raises SystemExit(0) after --help."""
     options: dict[str, Any] = {} if default is None else {"default": default}
-    arguments = [_full_name(word) for word in arguments]
+    names = list(_option_names(kind if default is None else default))
+    arguments = [_full_name(word, names) for word in arguments]
 
     def refuse(event: events.ParseErrorEvent) -> NoReturn:
-        names = list(_option_names(kind if default is None else default))
         mistake = _mistake(event, arguments, names)
         raise ConfigError(f"{mistake}; `{program} --help` lists all options")
 
@@ -35,9 +35,10 @@ def parse(kind: type[T], program: str, arguments: list[str], default: T | None =
         )
 
 
-def _full_name(word: str) -> str:
+def _full_name(word: str, names: list[str]) -> str:
     name, mark, value = word.partition("=")
-    return f"{_SHORT_NAMES.get(name.replace('_', '-'), name)}{mark}{value}"
+    full = _SHORT_NAMES.get(name.replace("_", "-"))
+    return f"{full}{mark}{value}" if full in names else word
 
 
 def _mistake(event: events.ParseErrorEvent, arguments: list[str], names: list[str]) -> str:

@@ -83,23 +83,42 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Members of a tar with the same key. `fields` maps a lower-case extension to its bytes."""
+    """Members of a tar with the same key. `fields` maps a lower-case extension to its bytes.
+
+    `names` maps an extension to the name of its member in the tar, where that is known.
+    """
 
     shard: int
     offset: int
     key: str
     fields: Mapping[str, bytes]
+    names: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def member(self, extension: str) -> str:
+        """Return the name in the tar of the member with this extension."""
+        name = f"{self.key}.{extension}" if extension else self.key
+        return self.names.get(extension, name)
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A sample that is left out, with the reason."""
+    """A sample that is left out, with the reason.
+
+    `member` is the name in the tar of the member at fault; empty if it is not a single member.
+    """
 
     shard: int
     offset: int
     key: str
     reason: Reason
     detail: str = ""
+    member: str = ""
+
+    @property
+    def place(self) -> str:
+        """Place in the shard, such as "byte 512, key 'a/7', member 'a/7.jpg'"."""
+        member = f", member {self.member!r}" if self.member else ""
+        return f"byte {self.offset}, key {self.key!r}{member}"
 
 
 class ChunkResult(Protocol):

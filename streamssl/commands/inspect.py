@@ -244,7 +244,12 @@ def _shard_fields(report: ShardReport) -> dict[str, Any]:
 
 
 def _place(reject: Reject) -> dict[str, Any]:
-    return {"byte": reject.offset, "key": reject.key, "detail": reject.detail}
+    return {
+        "byte": reject.offset,
+        "key": reject.key,
+        "member": reject.member,
+        "detail": reject.detail,
+    }
 
 
 def _print_faults(result: ScanResult, manifest: Manifest, console: Console) -> None:
@@ -256,7 +261,7 @@ def _print_faults(result: ScanResult, manifest: Manifest, console: Console) -> N
     )
     for reason, count in stats.rejects.most_common():
         first = stats.examples[reason]
-        where = f"{result.shards[first.shard].uri}, byte {first.offset}, key {first.key!r}"
+        where = f"{result.shards[first.shard].uri}, {first.place}"
         line = f"  {reason:<16} {count:>8,}   first: {where}: {first.detail}"
         console.print(line, markup=False)
     lines = [f"empty: {redact(uri)}: 0 bytes; write it again" for uri in manifest.empty]

@@ -34,7 +34,7 @@ def test_verify_distinguishes_good_and_bad_shards(
     assert main(["shards", "verify", str(bad)]) == 1
     text = capsys.readouterr().out
     assert "10 samples in 1 shards, 1 rejected" in text
-    place = r"first: \S+/bad/shard-000000\.tar, byte 0, key '\d{8}-\S*'"
+    place = r"first: \S+/bad/shard-000000\.tar, byte 0, key '\d{8}-\S*', member '\d{8}-\S*\.jpg': "
     assert re.search(rf"not_an_image +1 +{place}", text)
     report = tmp_path / "report.json"
     words = ["shards", "verify", str(bad), "--json", "--depth", "headers", "--report", str(report)]
@@ -45,7 +45,9 @@ def test_verify_distinguishes_good_and_bad_shards(
     assert found["reject_reasons"] == {"not_an_image": 1}
     assert found["irregular"] == found["unreadable"] == [] and found["scattered_keys"] == 0
     (shard,) = found["shard_reports"]
-    assert shard["uri"] == str(bad) and shard["rejects"]["not_an_image"]["first"]["byte"] == 0
+    first_reject = shard["rejects"]["not_an_image"]["first"]
+    assert shard["uri"] == str(bad) and first_reject["byte"] == 0
+    assert first_reject["member"] == f"{first_reject['key']}.jpg"
 
 
 def test_verify_names_irregular_shards(capsys: Capture, tmp_path: Path) -> None:

@@ -196,3 +196,11 @@ def test_a_damaged_gallery_file_costs_only_the_images(tmp_path, text):
     """A run must not fail because of its page."""
     (tmp_path / "gallery.json").write_text(text)
     assert read_gallery(tmp_path, num_shards=3) == []
+
+
+def test_a_gallery_file_of_an_earlier_version_is_read(tmp_path):
+    """Old run folders would lose their images, because their rejects name no member."""
+    place = {"shard": 0, "offset": 512, "key": "a", "reason": "empty", "detail": "no bytes"}
+    (tmp_path / "gallery.json").write_text(json.dumps({"places": [place]}))
+    (item,) = read_gallery(tmp_path, num_shards=3)
+    assert (item.key, item.member) == ("a", "")

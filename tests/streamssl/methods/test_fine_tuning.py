@@ -13,7 +13,7 @@ from streamssl.checkpoint import list_checkpoints, load_tensors, restore
 from streamssl.config.methods.distillation_config import DistillationConfig
 from streamssl.config.methods.fine_tuning_config import FineTuneConfig
 from streamssl.config.methods.simclr_config import SimCLRConfig
-from streamssl.config.run_config import RunConfig
+from streamssl.config.run_config import RunConfig, read_toml, write_toml
 from streamssl.methods.base import SampleInfo
 from streamssl.methods.fine_tuning import classification_loss
 from streamssl.recipes import crop_recipes as views
@@ -142,3 +142,31 @@ def test_a_start_and_a_teacher_may_be_copies_and_a_resume_needs_no_start(
     state = build_state(tuned_from(tmp_path / "gone"), CPU, fresh=False)
     restore(list_checkpoints(stages["tuned"])[-1], state, "fine-tune")
     assert state.step > 0
+
+
+@pytest.mark.parametrize("version", ["now", "before"])
+def test_a_student_goes_on_without_its_teacher(
+    stages: dict[str, Path], shards_folder: Path, tmp_path: Path, version: str
+) -> None:
+    """The teacher's folder may be gone when the run is resumed, and its weights are in the run."""
+    teacher, out = tmp_path / "teacher", tmp_path / "taught"
+    shutil.copytree(stages["tuned"], teacher)
+    train_here(taught_by(teacher), shards_folder, out)
+    settings = (teacher / "config.toml").read_text()
+    shutil.rmtree(teacher)
+    resumed = replace(taught_by(teacher), num_steps=4)
+    if version == "before":  # runs of version 0.2 have no network in their settings
+        own = read_toml(out / "config.toml")
+        write_toml(replace(own, method=replace(own.method, network=None)), out / "config.toml")
+        with pytest.raises(ConfigError, match=rf"is gone; .* back as {teacher}/config\.toml, or"):
+            train_here(resumed, shards_folder, out)
+        teacher.mkdir()
+        (teacher / "config.toml").write_text(settings)
+    assert train_here(resumed, shards_folder, out).step == 4
+    first, last = (load_tensors(path) for path in list_checkpoints(out))
+    assert torch.equal(
+        first["method.teacher.classes.weight"], last["method.teacher.classes.weight"]
+    )
+    assert not torch.equal(first["method.classes.weight"], last["method.classes.weight"])
+    with pytest.raises(ConfigError, match=r"holds no checkpoint; .*: give --method\.teacher runs/a"):
+        train_here(resumed, shards_folder, tmp_path / "new")

@@ -9,7 +9,8 @@ Shape letters: N samples, V views of one size, S pixels, G global batch.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, Protocol, Self
+from numbers import Integral
+from typing import Any, Final, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,6 +184,11 @@ def bytes_of(rows: Sequence[NDArray[Any]]) -> int:
     )
 
 
+_CURSOR_NUMBERS: Final = (
+    *("block", "slot", "journal", "num_samples", "num_rejects", "num_unselected"),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
     """The position in the stream after a batch: all that a loader must save. Under 2 kB as JSON.
@@ -207,15 +213,26 @@ class Cursor:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Self:
-        """Restore a cursor from `to_json`. Raises CursorMismatch for other fields."""
+        """Restore a cursor from `to_json`. Raises CursorMismatch for other fields or values."""
         try:
-            return cls(**saved)
+            cursor = cls(**saved)
         except TypeError as error:
-            names = ", ".join(sorted(saved))
+            names = ", ".join(map(str, saved)) if isinstance(saved, Mapping) else repr(saved)
             raise CursorMismatch(
                 f"the cursor of the checkpoint has the fields {names}, not those of this version; "
                 "resume with the version that wrote it, or give a new --out"
             ) from error
+        reasons = cursor.reject_reasons
+        numbers = {name: getattr(cursor, name) for name in _CURSOR_NUMBERS}
+        numbers |= reasons if isinstance(reasons, Mapping) else {"reject_reasons": None}
+        for name, found in numbers.items():
+            if not isinstance(found, Integral):
+                raise CursorMismatch(
+                    f"the cursor of the checkpoint has {name}={found!r}, which must be a whole "
+                    "number, so the file is damaged: remove this checkpoint to resume from the one "
+                    "before it"
+                )
+        return cursor
 
 
 @dataclass(frozen=True, slots=True)

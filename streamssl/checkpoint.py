@@ -106,6 +106,8 @@ def read_fields(checkpoint: Path) -> dict[str, Any]:
         fields: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
         if not isinstance(fields, dict) or not fields.keys() >= _FIELDS:
             raise ValueError(f"it lacks one of {', '.join(sorted(_FIELDS))}")
+        if not isinstance(fields["step"], int) or not _are_numbers(fields["numbers"]):
+            raise ValueError("its step or its numbers are no numbers")
     except (OSError, ValueError) as error:
         raise_denied(error, checkpoint)
         raise ConfigError(
@@ -118,6 +120,13 @@ def read_fields(checkpoint: Path) -> dict[str, Any]:
             "resume with the version that wrote it"
         )
     return fields
+
+
+def _are_numbers(found: Any) -> bool:
+    """Return True for the numbers of an optimizer by name; null stands for NaN."""
+    return isinstance(found, dict) and all(
+        isinstance(value, int | float | None) for value in found.values()
+    )
 
 
 def check_method(checkpoint: Path, fields: Mapping[str, Any], method_name: str) -> None:

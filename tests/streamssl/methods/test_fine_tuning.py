@@ -168,5 +168,7 @@ def test_a_student_goes_on_without_its_teacher(
         first["method.teacher.classes.weight"], last["method.teacher.classes.weight"]
     )
     assert not torch.equal(first["method.classes.weight"], last["method.classes.weight"])
-    with pytest.raises(ConfigError, match=r"holds no checkpoint; .*: give --method\.teacher runs/a"):
+    with pytest.raises(
+        ConfigError, match=r"holds no checkpoint; .*: give --method\.teacher runs/a"
+    ):
         train_here(resumed, shards_folder, tmp_path / "new")

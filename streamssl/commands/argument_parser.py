@@ -114,6 +114,8 @@ def _option_names(source: Any, prefix: str = "--") -> Iterator[str]:
         if is_dataclass(value):
             is_flat = any(getattr(mark, "name", None) == "" for mark in marks)
             yield from _option_names(value, prefix if is_flat else f"{prefix}{name}.")
+        elif isinstance(value, dict):
+            yield from (f"{prefix}{name}.{key.replace('_', '-')}" for key in value or ("NAME",))
         else:
             yield prefix + name
 

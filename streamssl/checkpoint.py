@@ -34,6 +34,8 @@ _FORMAT = 1
 _FIELDS = {"format", "step", "method", "cursor", "numbers"}
 # Names of buffers in checkpoints of version 0.1, and their names now.
 _RENAMED = {re.compile(r"\bprobe\.pictures$"): "probe.images"}
+# Buffers that checkpoints of version 0.2 lack; they keep their first value.
+_ADDED = re.compile(r"(^|\.)label_of_class$")
 
 
 @dataclass(slots=True)
@@ -217,7 +219,9 @@ def named(state: TrainState) -> tuple[dict[str, Tensor], dict[str, float]]:
 
 
 def _load_module(where: Path | str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    own = module.state_dict()
+    tensors = {name: value for name, value in own.items() if _ADDED.search(name)} | tensors
+    expected = {name: tuple(value.shape) for name, value in own.items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if wrong:

@@ -102,6 +102,7 @@ class Distillation(Method):
             load_teacher(newest_checkpoint(config.teacher, "teacher"), teacher)
         student = Classifier(context.backbone, teacher.classes.out_features, head_layers=0)
         self.classes = student.classes
+        self.classes.label_of_class = teacher.classes.label_of_class.clone()
         self.teacher = teacher.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Distillation":

@@ -193,6 +193,7 @@ def test_a_damaged_checkpoint_costs_only_the_counts_of_its_rejects(ended, copy, 
     """A traceback for a run whose disk was full; an older checkpoint has counts, too."""
     shutil.copytree(ended / "checkpoints", copy / "checkpoints")
     newest, before = sorted(copy.glob("checkpoints/*/state.json"))[:-3:-1]
+    before.write_text(newest.read_text())
     newest.write_text(text)
     counts = json.loads(before.read_text())["cursor"]["reject_reasons"]
     with replay_page(copy) as address:

@@ -9,7 +9,8 @@ Shape letters: N samples, V views of one size, S pixels, G global batch.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, Protocol, Self
+from numbers import Integral
+from typing import Any, Final, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,23 +84,42 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Members of a tar with the same key. `fields` maps a lower-case extension to its bytes."""
+    """Members of a tar with the same key. `fields` maps a lower-case extension to its bytes.
+
+    `names` maps an extension to the name of its member in the tar, where that is known.
+    """
 
     shard: int
     offset: int
     key: str
     fields: Mapping[str, bytes]
+    names: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def member(self, extension: str) -> str:
+        """Return the name in the tar of the member with this extension."""
+        name = f"{self.key}.{extension}" if extension else self.key
+        return self.names.get(extension, name)
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A sample that is left out, with the reason."""
+    """A sample that is left out, with the reason.
+
+    `member` is the name in the tar of the member at fault; empty if it is not a single member.
+    """
 
     shard: int
     offset: int
     key: str
     reason: Reason
     detail: str = ""
+    member: str = ""
+
+    @property
+    def place(self) -> str:
+        """Place in the shard, such as "byte 512, key 'a/7', member 'a/7.jpg'"."""
+        member = f", member {self.member!r}" if self.member else ""
+        return f"byte {self.offset}, key {self.key!r}{member}"
 
 
 class ChunkResult(Protocol):
@@ -164,6 +184,11 @@ def bytes_of(rows: Sequence[NDArray[Any]]) -> int:
     )
 
 
+_CURSOR_NUMBERS: Final = (
+    *("block", "slot", "journal", "num_samples", "num_rejects", "num_unselected"),
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cursor:
     """The position in the stream after a batch: all that a loader must save. Under 2 kB as JSON.
@@ -188,15 +213,26 @@ class Cursor:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Self:
-        """Restore a cursor from `to_json`. Raises CursorMismatch for other fields."""
+        """Restore a cursor from `to_json`. Raises CursorMismatch for other fields or values."""
         try:
-            return cls(**saved)
+            cursor = cls(**saved)
         except TypeError as error:
-            names = ", ".join(sorted(saved))
+            names = ", ".join(map(str, saved)) if isinstance(saved, Mapping) else repr(saved)
             raise CursorMismatch(
                 f"the cursor of the checkpoint has the fields {names}, not those of this version; "
                 "resume with the version that wrote it, or give a new --out"
             ) from error
+        reasons = cursor.reject_reasons
+        numbers = {name: getattr(cursor, name) for name in _CURSOR_NUMBERS}
+        numbers |= reasons if isinstance(reasons, Mapping) else {"reject_reasons": None}
+        for name, found in numbers.items():
+            if not isinstance(found, Integral):
+                raise CursorMismatch(
+                    f"the cursor of the checkpoint has {name}={found!r}, which must be a whole "
+                    "number, so the file is damaged: remove this checkpoint to resume from the one "
+                    "before it"
+                )
+        return cursor
 
 
 @dataclass(frozen=True, slots=True)

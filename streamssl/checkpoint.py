@@ -34,6 +34,8 @@ _FORMAT = 1
 _FIELDS = {"format", "step", "method", "cursor", "numbers"}
 # Names of buffers in checkpoints of version 0.1, and their names now.
 _RENAMED = {re.compile(r"\bprobe\.pictures$"): "probe.images"}
+# Buffers that checkpoints of version 0.2 lack; they keep their first value.
+_ADDED = re.compile(r"(^|\.)label_of_class$")
 
 
 @dataclass(slots=True)
@@ -106,6 +108,8 @@ def read_fields(checkpoint: Path) -> dict[str, Any]:
         fields: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
         if not isinstance(fields, dict) or not fields.keys() >= _FIELDS:
             raise ValueError(f"it lacks one of {', '.join(sorted(_FIELDS))}")
+        if not isinstance(fields["step"], int) or not _are_numbers(fields["numbers"]):
+            raise ValueError("its step or its numbers are no numbers")
     except (OSError, ValueError) as error:
         raise_denied(error, checkpoint)
         raise ConfigError(
@@ -118,6 +122,13 @@ def read_fields(checkpoint: Path) -> dict[str, Any]:
             "resume with the version that wrote it"
         )
     return fields
+
+
+def _are_numbers(found: Any) -> bool:
+    """Return True for the numbers of an optimizer by name; null stands for NaN."""
+    return isinstance(found, dict) and all(
+        isinstance(value, int | float | None) for value in found.values()
+    )
 
 
 def check_method(checkpoint: Path, fields: Mapping[str, Any], method_name: str) -> None:
@@ -208,7 +219,9 @@ def named(state: TrainState) -> tuple[dict[str, Tensor], dict[str, float]]:
 
 
 def _load_module(where: Path | str, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    own = module.state_dict()
+    tensors = {name: value for name, value in own.items() if _ADDED.search(name)} | tensors
+    expected = {name: tuple(value.shape) for name, value in own.items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if wrong:

@@ -131,22 +131,34 @@ def _valid_lines(folder: Path) -> dict[int, int]:
     counts = {term: len(lines) for term, lines in files.items()}
     for term in sorted(files, reverse=True):
         if files[term]:
-            sealed = json.loads(files[term][0])[_SEAL]
-            return {n: int(sealed.get(str(n), 0)) if n < term else counts[n] for n in counts}
+            sealed = _parse(folder, term, 1, files[term][0]).get(_SEAL)
+            if not isinstance(sealed, dict) or not all(type(n) is int for n in sealed.values()):
+                raise _damaged(folder, term, 1, files[term][0])
+            return {n: sealed.get(str(n), 0) if n < term else counts[n] for n in counts}
     return counts
 
 
 def _entries(folder: Path) -> Iterator[dict[str, Any]]:
     for term, count in _valid_lines(folder).items():
         for number, line in enumerate(_lines(folder, term)[1:count], start=2):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise UserError(
-                    f"{folder}/term-{term}.jsonl is damaged in line {number} ({line[:80]!r}); only "
-                    "a last line may be torn: put back a copy, or remove the folder to continue "
-                    "from the newest checkpoint"
-                ) from error
+            yield _parse(folder, term, number, line)
+
+
+def _parse(folder: Path, term: int, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        found: Any = json.loads(line)
+    except ValueError as error:
+        raise _damaged(folder, term, number, line) from error
+    if not isinstance(found, dict):
+        raise _damaged(folder, term, number, line)
+    return found
+
+
+def _damaged(folder: Path, term: int, number: int, line: bytes) -> UserError:
+    return UserError(
+        f"{folder}/term-{term}.jsonl is damaged in line {number} ({line[:80]!r}); only a last line "
+        "may be torn: put back a copy, or remove the folder to continue from the newest checkpoint"
+    )
 
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:

@@ -27,7 +27,10 @@ def write_place(folder: Path, place: RunPlace) -> None:
 def read_place(folder: Path) -> RunPlace:
     """Return the place that `write_place` saved. Raises ConfigError."""
     try:
-        return RunPlace(**json.loads((folder / _PLACE).read_text()))
+        place = RunPlace(**json.loads((folder / _PLACE).read_text()))
+        if not (isinstance(place.address, str) and isinstance(place.namespace, str)):
+            raise ValueError(f"{folder / _PLACE} holds no address")
+        return place
     except (OSError, ValueError, TypeError) as error:
         raise_denied(error, folder)
         raise ConfigError(

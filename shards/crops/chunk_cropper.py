@@ -73,15 +73,15 @@ class ChunkCropper:
         read_seconds: float,
         crop: Callable[[Sequence[Sample], int], CroppedSamples],
     ) -> ChunkCrops:
-        began = time.monotonic()
+        began, admission = time.monotonic(), self._job.admission
         items, num_unselected = select(found.found, self._job.subset)
         rejects = {item.offset: item for item in items if isinstance(item, Reject)}
         samples: list[Sample] = []
         for item in items:
             if isinstance(item, Sample):
-                if turn.quarantine and image_digest(item, self._job.admission) in turn.quarantine:
+                if turn.quarantine and image_digest(item, admission) in turn.quarantine:
                     detail = "a process died while it decoded this image"
-                    rejects[item.offset] = reject(item, "kills_decoder", detail)
+                    rejects[item.offset] = reject(item, admission, "kills_decoder", detail)
                 else:
                     samples.append(item)
         cropped = crop(samples, turn.epoch)

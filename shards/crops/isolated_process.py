@@ -73,7 +73,7 @@ class IsolatedProcess:
                 rejects += answer.rejects
             else:
                 deaths[digest] = answer
-                rejects.append(reject(sample, "kills_decoder", answer))
+                rejects.append(reject(sample, self._job.admission, "kills_decoder", answer))
         crops = tuple(np.concatenate(group) for group in zip(*rows, strict=True))
         rows_of_labels = np.concatenate(labels) if self._job.label else None
         return CroppedSamples(crops, tuple(rejects), tuple(deaths), rows_of_labels)

@@ -95,7 +95,8 @@ class SampleCropper:
         images = [image for _, image in admitted]
         cropped = self._images.crop(images, ids, np.full(len(ids), epoch, np.int64))
         rejects += [
-            reject(admitted[row][0], reason, detail) for row, reason, detail in cropped.failures
+            reject(admitted[row][0], self._job.admission, reason, detail)
+            for row, reason, detail in cropped.failures
         ]
         labels = None
         if self._job.label:

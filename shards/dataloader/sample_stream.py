@@ -143,9 +143,10 @@ class _SampleReader:
         )
 
     def _judge(self, sample: Sample, turn: Turn) -> Sample | Reject:
-        if turn.quarantine and image_digest(sample, self._config.admission) in turn.quarantine:
+        admission = self._config.admission
+        if turn.quarantine and image_digest(sample, admission) in turn.quarantine:
             detail = "a process died while it decoded this image"
-            return reject(sample, "kills_decoder", detail)
+            return reject(sample, admission, "kills_decoder", detail)
         image = self._admit(sample)
         return image if isinstance(image, Reject) else sample
 

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from shards.images.blend import strips
 from shards.images.formats.common import ImageError, ImageHeader
+from shards.images.formats.optional_codecs import read_heic_levels, read_jxl_levels
 from shards.images.tiff_bands import read_tiff_bands
 
 # Formats whose levels OpenCV returns as they are stored.
-_BY_OPENCV = frozenset({"png", "ppm", "jpeg2000"})
+_BY_OPENCV = frozenset({"png", "ppm", "jpeg2000", "avif"})
 # Percentiles are taken of about this many levels.
 _MAX_LEVELS = 1 << 20
 _LOW, _HIGH = 1, 99
@@ -80,25 +81,46 @@ class StoredLevels:
         return float(low), float(high)
 
 
+def has_levels(image: ImageHeader) -> bool:
+    """Return True if the decoder of an image gives all its bits; others give eight."""
+    if image.format == "jxl":
+        return image.num_bands == 1  # its plugin converts colours to eight bits
+    if image.format in _BY_OPENCV and image.num_frames > 1:
+        return False
+    return not image.cmyk and image.format in ("tiff", "heic", *_BY_OPENCV)
+
+
 def read_levels(image: ImageHeader) -> StoredLevels | None:
     """Return the levels of an image, None if its decoder does not give them. Raises ImageError."""
-    if image.format == "tiff" and not image.cmyk:
+    if not has_levels(image):
+        return None
+    if image.format == "tiff":
         return _tiff_levels(image)
-    if image.format not in _BY_OPENCV or image.cmyk or image.num_frames > 1:
-        return None
-    try:
-        stored = cv2.imdecode(np.frombuffer(image.data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        return None
+    bits = image.bits
+    if image.format == "heic":
+        stored = read_heic_levels(image.data)
+    elif image.format == "jxl":
+        stored, bits = read_jxl_levels(image.data), 16  # whatever number of bits is stored
+    else:
+        stored = _opencv_levels(image.data)
     if stored is None or stored.shape[:2] != image.stored_size:
         return None
     if stored.ndim == 2:
-        return StoredLevels(stored[..., None], None, image.bits)
-    has_alpha = stored.shape[2] == 4 and image.alpha
+        return StoredLevels(stored[..., None], None, bits)
     if stored.shape[2] not in (3, 4):
-        return StoredLevels(stored[..., :1], None, image.bits)
-    opacity = stored[..., 3] if has_alpha else None
-    return StoredLevels(stored[..., 2::-1], opacity, image.bits)
+        return StoredLevels(stored[..., :1], None, bits)
+    opacity = stored[..., 3] if stored.shape[2] == 4 and image.alpha else None
+    return StoredLevels(stored[..., :3], opacity, bits)
+
+
+def _opencv_levels(data: bytes) -> NDArray[Any] | None:
+    try:
+        stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    if stored is None or stored.ndim == 2 or stored.shape[2] not in (3, 4):
+        return stored
+    return stored[..., [2, 1, 0, *range(3, stored.shape[2])]]
 
 
 def _tiff_levels(image: ImageHeader) -> StoredLevels | None:

@@ -20,7 +20,7 @@ from shards.images.image_header import ImageHeader
 from shards.inspect.class_names import ClassNames
 from shards.records import Chunk, Reject, Sample
 from shards.redaction import redact
-from shards.samples.admission import admit
+from shards.samples.admission import admit, reject
 from shards.samples.admission_config import AdmissionConfig
 from shards.samples.labels import Label, describe_candidates, find_label, label_candidates
 from shards.stores.range_reader import RangeReader
@@ -44,13 +44,14 @@ class LabelledImages:
 
     `images` (N, S, S, 3) are uint8 RGB. `labels` are N labels as the samples have them, `names` the
     same with the names of `classes.txt` in place of numbers. `rejects` counts samples that cannot
-    be read, by reason; `num_unlabelled` have no label.
+    be read, by reason, and `first` describes the first of each; `num_unlabelled` have no label.
     """
 
     images: NDArray[np.uint8]
     labels: tuple[Label, ...]
     names: tuple[Label, ...]
     rejects: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
     num_unlabelled: int = 0
 
 
@@ -77,6 +78,7 @@ def iter_labelled(
     order = Order(manifest.shards, manifest.digest, config)
     part_reader = _PartReader(data, build_engine, size)
     rejects: Counter[str] = Counter()
+    first: dict[str, str] = {}
     num_images = num_unlabelled = 0
     pending: deque[tuple[Chunk, Future[tuple[LabelledImages, bool]]]] = deque()
     remaining = iter(range(order.num_chunks))
@@ -97,6 +99,7 @@ def iter_labelled(
             if needs_walk:
                 irregular.add(chunk.shard)
             rejects.update(part.rejects)
+            first = part.first | first
             num_images += len(part.labels)
             num_unlabelled += part.num_unlabelled
             if num_unlabelled >= _MAX_UNLABELLED and not num_images:
@@ -109,6 +112,7 @@ def iter_labelled(
             "every sample of the labelled shards was rejected; at least one image is needed; "
             "look at the reasons, and at the shards with `streamssl shards verify`",
             rejects,
+            first,
         )
 
 
@@ -133,28 +137,38 @@ class _PartReader:
         """Return the labelled images of a chunk, and its `needs_walk`."""
         shard = self._data.manifest.shards[chunk.shard]
         cut = read_chunk(self._data.reader, shard, chunk, self._starts)
-        rejects: Counter[str] = Counter()
-        admitted: list[ImageHeader] = []
+        rejects: list[Reject] = []
+        admitted: list[tuple[Sample, ImageHeader]] = []
         labels: list[Label] = []
         num_unlabelled = 0
         for item in cut.found:
             image = item if isinstance(item, Reject) else admit(item, self._data.admission)
             if isinstance(image, Reject):
-                rejects[image.reason] += 1
+                rejects.append(image)
             elif isinstance(item, Sample):
                 label = find_label(item, self._data.label)
                 if label is None:
                     num_unlabelled += 1
                     self._unlabelled = self._unlabelled or item
                 else:
-                    admitted.append(image)
+                    admitted.append((item, image))
                     labels.append(label)
         engine = self._build_engine(central_square(self._size))
-        cropped = engine.crop(admitted, _parameters(admitted, self._size))
-        rejects.update(reason for _, reason, _ in cropped.failures)
+        images = [image for _, image in admitted]
+        cropped = engine.crop(images, _parameters(images, self._size))
+        rejects += [
+            reject(admitted[row][0], self._data.admission, reason, detail)
+            for row, reason, detail in cropped.failures
+        ]
         kept = tuple(label for label, ok in zip(labels, cropped.ok, strict=True) if ok)
         names = tuple(self._names.name(chunk.shard, label) for label in kept)
-        part = LabelledImages(cropped.crops[0][:, 0], kept, names, dict(rejects), num_unlabelled)
+        counts = dict(Counter[str](item.reason for item in rejects))
+        first: dict[str, str] = {}
+        for item in rejects:
+            first.setdefault(item.reason, f"{redact(shard.uri)}, {item.place}: {item.detail}")
+        part = LabelledImages(
+            cropped.crops[0][:, 0], kept, names, counts, first, num_unlabelled=num_unlabelled
+        )
         return part, cut.needs_walk
 
     def describe_no_label(self, num_samples: int) -> str:

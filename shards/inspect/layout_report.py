@@ -92,10 +92,10 @@ class LayoutCounts:
             others = item.fields.keys() - set(images)
             if len(images) > 1:
                 self.several.update(images)
-                self.examples.setdefault("several", _name(item, images[0]))
+                self.examples.setdefault("several", item.member(images[0]))
             if images:
                 self.with_image.update(others)
-                self.examples.setdefault("image", _name(item, images[0]))
+                self.examples.setdefault("image", item.member(images[0]))
                 self._add_label(item, label)
             else:
                 self.without.update(item.fields.keys())
@@ -332,7 +332,3 @@ def _first(uris: Sequence[str]) -> str:
 
 def _such_as(example: str | None) -> str:
     return "" if example is None else f", such as {example!r}"
-
-
-def _name(sample: Sample, extension: str) -> str:
-    return f"{sample.key}.{extension}" if extension else sample.key

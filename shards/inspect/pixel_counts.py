@@ -12,6 +12,7 @@ from shards.crops.sample_cropper import CropJob
 from shards.crops.verify_engine import VerifyingEngine
 from shards.errors import DecoderLost
 from shards.images.image_header import ImageHeader
+from shards.images.stored_levels import has_levels
 from shards.records import Reject, Sample
 from shards.samples.admission import admit
 from shards.samples.admission_config import AdmissionConfig
@@ -36,7 +37,8 @@ class PixelCounts:
 
     `bits_in_use` counts the images that were measured; `num_narrow` of these leave upper bits
     unused, `max_narrow` bits are the most that one of them uses. `dropped` counts images by the
-    bands that they have, where some are dropped.
+    bands that they have, where some are dropped. `shallow` counts those of over eight bits by
+    format, if their decoder gives only eight.
     """
 
     num_images: int = 0
@@ -44,6 +46,7 @@ class PixelCounts:
     bits_in_use: Counter[int] = field(default_factory=Counter)
     bands: Counter[int] = field(default_factory=Counter)
     dropped: Counter[int] = field(default_factory=Counter)
+    shallow: Counter[str] = field(default_factory=Counter)
     num_narrow: int = 0
     max_narrow: int = 0
     foreign: Counter[str] = field(default_factory=Counter)
@@ -56,6 +59,8 @@ class PixelCounts:
         self.bands[image.num_bands] += 1
         if image.num_dropped_bands:
             self.dropped[image.num_bands] += 1
+        if image.bits > 8 and not has_levels(image):
+            self.shallow[image.format] += 1
         if image.bits_in_use:
             self.bits_in_use[image.bits_in_use] += 1
             if image.bits_in_use <= image.bits - _UNUSED_BITS:
@@ -79,6 +84,7 @@ class PixelCounts:
         self.bits_in_use.update(other.bits_in_use)
         self.bands.update(other.bands)
         self.dropped.update(other.dropped)
+        self.shallow.update(other.shallow)
         self.num_narrow += other.num_narrow
         self.max_narrow = max(self.max_narrow, other.max_narrow)
         self.foreign.update(other.foreign)
@@ -94,6 +100,13 @@ class PixelCounts:
                 f"{self.num_narrow:,} of {measured:,} measured images of over eight bits "
                 f"use only {self.max_narrow} bits, so their upper eight bits hold few grey levels: "
                 "--admission.sixteen-bit stretch keeps the bits in use"
+            )
+        if sixteen_bit in ("stretch", "percentiles") and self.shallow:
+            yield (
+                f"{self.shallow.total():,} of {self.num_images:,} images of over eight bits "
+                f"({', '.join(sorted(self.shallow))}) are decoded to their upper eight bits, so "
+                f"--admission.sixteen-bit {sixteen_bit} does not apply to them: convert them to "
+                "PNG or TIFF before you pack"
             )
         if self.dropped:
             bands = ", ".join(map(str, sorted(self.dropped)))

@@ -11,7 +11,7 @@ from shards.images.formats.foreign import foreign_member
 from shards.images.image_header import ImageError, ImageHeader, read_image_header
 from shards.records import Reason, Reject, Sample
 from shards.samples.admission_config import AdmissionConfig
-from shards.samples.image_member import find_image
+from shards.samples.image_member import find_image_member
 
 # Entropy is measured on a small copy, so that noise and compression do not count as content.
 _COPY_SIDE: Final = 64
@@ -19,9 +19,11 @@ _COPY_SIDE: Final = 64
 
 def admit(sample: Sample, config: AdmissionConfig) -> ImageHeader | Reject:
     """Return the image of a sample after checks of its header, or a reject. Decodes no pixel."""
-    data = find_image(sample, config.image_members)
-    if data is None:
-        return reject(sample, "no_image", _describe_members(sample, config.image_members))
+    member = find_image_member(sample, config.image_members)
+    if member is None:
+        detail = _describe_members(sample, config.image_members)
+        return reject(sample, config, "no_image", detail)
+    data = sample.fields[member]
     try:
         if len(data) > config.max_bytes:
             raise ImageError("too_many_bytes", f"{len(data)} bytes, over {config.max_bytes}")
@@ -29,7 +31,7 @@ def admit(sample: Sample, config: AdmissionConfig) -> ImageHeader | Reject:
         _check_size(image, config)
         _check_kind(image, config)
     except ImageError as error:
-        return reject(sample, error.reason, error.detail)
+        return reject(sample, config, error.reason, error.detail)
     return _with_settings(image, config)
 
 
@@ -113,6 +115,8 @@ def _describe_members(sample: Sample, wanted: tuple[str, ...]) -> str:
     return text
 
 
-def reject(sample: Sample, reason: Reason, detail: str = "") -> Reject:
-    """Return a reject of this sample."""
-    return Reject(sample.shard, sample.offset, sample.key, reason, detail)
+def reject(sample: Sample, config: AdmissionConfig, reason: Reason, detail: str = "") -> Reject:
+    """Return a reject of this sample, which names its image member."""
+    image = find_image_member(sample, config.image_members)
+    member = "" if image is None else sample.member(image)
+    return Reject(sample.shard, sample.offset, sample.key, reason, detail, member)

@@ -37,17 +37,21 @@ def image_members(sample: Sample) -> list[str]:
 
 
 def find_image(sample: Sample, wanted: tuple[str, ...] = ()) -> bytes | None:
-    """Return the bytes of the image member; None if there is none.
+    """Return the bytes of the image member; None if there is none. `wanted` as below."""
+    found = find_image_member(sample, wanted)
+    return None if found is None else sample.fields[found]
+
+
+def find_image_member(sample: Sample, wanted: tuple[str, ...] = ()) -> str | None:
+    """Return the extension of the image member; None if there is none.
 
     `wanted` names members in order of preference: 'image.png', or 'image' for any 'image.*'.
     """
     members = image_members(sample)
     if wanted:
         chosen = (name for want in wanted for name in members if is_named(name, want))
-        found = next(chosen, None)
-    else:
-        found = members[0] if members else None
-    return None if found is None else sample.fields[found]
+        return next(chosen, None)
+    return members[0] if members else None
 
 
 def is_named(member: str, wanted: str) -> bool:

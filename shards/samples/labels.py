@@ -25,7 +25,8 @@ NO_LABEL: Final = -1
 # Members, and then JSON fields, that are tried in this order where the user named none.
 USUAL_NAMES: Final = ("cls", "label", "class")
 _USUAL_FIELDS: Final = ("label", "cls", "class")
-_FIRST_HASH: Final = 1 << 31
+# Numbers from here on stand for words.
+FIRST_HASH: Final = 1 << 31
 _MAX_CANDIDATES: Final = 20
 _NUMBER: Final = re.compile(r"([+-]?)(\d{1,18})(\.0*)?", re.ASCII)
 
@@ -108,11 +109,11 @@ def _is_plain(value: Any) -> bool:
 
 
 def _number(label: Label) -> int:
-    if isinstance(label, int) and label < _FIRST_HASH:
+    if isinstance(label, int) and label < FIRST_HASH:
         return label
     text = str(label)
     digest = blake2b(text.encode(), digest_size=8, person=b"streamssl label").digest()
-    return max(int.from_bytes(digest, "little") >> 1, _FIRST_HASH)
+    return max(int.from_bytes(digest, "little") >> 1, FIRST_HASH)
 
 
 def _draw(sample: Sample, epoch: int) -> int:

@@ -24,4 +24,4 @@ class SampleCheck:
             return image
         refused = apply_predicate(self._predicate, sample, image) if self._predicate else None
         refused = refused or check_pixels(image, self._config)
-        return image if refused is None else reject(sample, *refused)
+        return image if refused is None else reject(sample, self._config, *refused)

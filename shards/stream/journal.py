@@ -9,6 +9,7 @@ from a killed process and is dropped. Adding a known fact does nothing.
 """
 
 import json
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from shards.records import Cursor, Turn
 from shards.stream.mixture import Weights
 
 _FORMAT = 1
+_WEIGHTS = re.compile(r"\d+(/[1-9]\d*)?( \d+(/[1-9]\d*)?)*", re.ASCII)
 _VALUES = {"irregular": "shard", "quarantine": "image", "weights": "weights"}
 
 
@@ -50,7 +52,10 @@ class JournalEntry:
         fields = json.loads(line)
         if "picture" in fields:  # the name of an image in journals of version 0.1
             fields["image"] = fields.pop("picture")
-        return cls(fields["kind"], int(fields["block"]), fields[_VALUES[fields["kind"]]])
+        value = fields[_VALUES[fields["kind"]]]
+        if fields["kind"] == "weights" and not _WEIGHTS.fullmatch(value):
+            raise ValueError(f"{value!r} are no weights")
+        return cls(fields["kind"], int(fields["block"]), value)
 
 
 class Journal:

@@ -80,7 +80,7 @@ def read_name_rules(path: Path) -> dict[int, NameRule]:
     try:
         table = pq.read_table(path)
         return dict(zip(table["source"].to_pylist(), _names(table), strict=True))
-    except (OSError, KeyError, pa.ArrowException) as error:
+    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
         raise_denied(error, path)
         return {}
 

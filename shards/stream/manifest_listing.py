@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
-from shards.errors import ManifestError, NotATar
+from shards.errors import ManifestError, NotATar, ShardUnreadable
 from shards.member_names import WEBDATASET_NAMES, Keys, NameRule
 from shards.records import Sample, ShardInfo
 from shards.redaction import redact
@@ -18,6 +19,10 @@ from shards.tars.headers import BLOCK, is_header
 
 _NUM_PROBES = 3
 _PROBE_BYTES = 1 << 20
+_USUAL_SAMPLE_BYTES = float(1 << 17)
+
+# A shard that is no tar of samples, or cannot be read, is refused, or is listed like the others.
+BadShards = Literal["refuse", "report"]
 
 
 def open_manifest(
@@ -27,13 +32,15 @@ def open_manifest(
     separate: bool = False,
     keys: Keys = "auto",
     names: Mapping[int, NameRule] | None = None,
+    bad_shards: BadShards = "refuse",
 ) -> Manifest:
     """List the shards of all `patterns`, and probe a few of them.
 
     The patterns form one source, or with `separate` one source each. `keys` "auto" detects the rule
     of keys of each source from the probes, unless `names` has that of an earlier listing. Raises
     ManifestError if a pattern matches nothing or a probed shard is not a tar of samples, and
-    ShardUnreadable if it cannot be read.
+    ShardUnreadable if it cannot be read. With `bad_shards` "report" one of several such shards is
+    listed like the others, for a report on all of them.
     """
     patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
     listed = [list_shards(pattern, reader.stores) for pattern in patterns]
@@ -53,19 +60,34 @@ def open_manifest(
         rule = (names or {}).get(number, WEBDATASET_NAMES)
         rule = rule if keys == "auto" else replace(rule, keys=keys)
         is_known = keys != "auto" or number in (names or {})
-        probes = [_Probe(replace(shard, names=rule), reader) for shard in _spread(found)]
+        refuse = bad_shards == "refuse" or sum(map(len, sources)) == 1
+        probes = _probe_some(found, rule, reader, refuse)
         if not is_known:
             detected = detect_key_rule([one for probe in probes for one in probe.samples])
             if detected != rule.keys:
                 rule = replace(rule, keys=detected)
-                probes = [_Probe(replace(shard, names=rule), reader) for shard in _spread(found)]
+                probes = _probe_some(found, rule, reader, refuse)
         shards += (replace(shard, names=rule) for shard in found)
-        sizes.append(_sample_bytes(probes))
+        sizes.append(_sample_bytes(probes) if refuse else _any_sample_bytes(probes))
     means = tuple(float(np.mean(probed)) for probed in sizes)
     sample_bytes = float(np.mean([size for probed in sizes for size in probed]))
     return Manifest(
         tuple(shards), sample_bytes, patterns, means, empty, find_unfinished(shards, reader.stores)
     )
+
+
+def _probe_some(
+    shards: Sequence[ShardInfo], rule: NameRule, reader: RangeReader, refuse: bool
+) -> "list[_Probe]":
+    """Return probes of a few shards of a source; unless `refuse`, without those that fail."""
+    probes = []
+    for shard in _spread(shards):
+        try:
+            probes.append(_Probe(replace(shard, names=rule), reader))
+        except (ManifestError, ShardUnreadable):
+            if refuse:
+                raise
+    return probes
 
 
 class _Probe:
@@ -102,6 +124,12 @@ def _spread(shards: Sequence[ShardInfo]) -> list[ShardInfo]:
     """Return the first, the middle and the last shard of a source."""
     rows = sorted({0, len(shards) // 2, len(shards) - 1})[:_NUM_PROBES]
     return [shards[row] for row in rows]
+
+
+def _any_sample_bytes(probes: "Sequence[_Probe]") -> list[float]:
+    """Return the mean sample size in each of a few shards; a guess if none has a sample."""
+    known = [probe.sample_bytes for probe in probes if probe.sample_bytes is not None]
+    return known or [_USUAL_SAMPLE_BYTES]
 
 
 def _sample_bytes(probes: Sequence[_Probe]) -> list[float]:

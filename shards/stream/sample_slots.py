@@ -198,7 +198,7 @@ class OrderedSlots(Generic[R]):
 
     def _describe(self, reject: Reject) -> str:
         uri = redact(self._order.shards[reject.shard].uri)
-        return f"{uri}, byte {reject.offset}, key {reject.key!r}: {reject.detail}"
+        return f"{uri}, {reject.place}: {reject.detail}"
 
     def _start_next_block(self, num_unselected: int) -> None:
         # The position after the last slot of a block is the start of the next block.

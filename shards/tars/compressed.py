@@ -190,7 +190,7 @@ def _cut_unpacked(
     last = found[-1] if found else None
     if isinstance(last, Reject) and last.reason == "truncated_tar":
         detail = f"{last.detail}; {broken.detail}"
-        found[-1] = Reject(last.shard, last.offset, last.key, broken.reason, detail)
+        found[-1] = replace(last, reason=broken.reason, detail=detail)
     else:
         found.append(Reject(row, size, "", broken.reason, broken.detail))
     return unpacked

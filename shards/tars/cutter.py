@@ -218,6 +218,7 @@ class _SampleBuilder:
         self._wanted = start >= chunk.start
         self._scan = scan
         self._fields: dict[str, bytes] = {}
+        self._names: dict[str, str] = {}
         self._num_bytes = 0
         self._reject: Reject | None = None
 
@@ -228,16 +229,16 @@ class _SampleBuilder:
         self._fields[extension] = b""
         if not self._wanted:
             return
+        self._names[extension] = member.name
         whole = member.num_bytes if member.sparse_map is None else member.sparse_map.num_bytes
         self._num_bytes += max(whole, member.num_bytes)
         if member.data_stop > window.size:
             available = max(0, window.size - member.data_start)
-            self._refuse("truncated_tar", f"{member.name}: {available} of {member.num_bytes} bytes")
+            self._refuse(member, "truncated_tar", f"{available} of {member.num_bytes} bytes")
         elif self._num_bytes > MAX_SAMPLE_BYTES:
-            detail = f"{member.name}: the sample is over {MAX_SAMPLE_BYTES} bytes"
-            self._refuse("too_large", detail)
+            self._refuse(member, "too_large", f"the sample is over {MAX_SAMPLE_BYTES} bytes")
         elif whole > MAX_EXPANSION * (member.end - member.start):
-            self._refuse("too_large", f"{member.name}: {whole} bytes, almost all of them holes")
+            self._refuse(member, "too_large", f"{whole} bytes, almost all of them holes")
         if self._reject is not None:
             self._scan.skip(member)
             return
@@ -246,20 +247,21 @@ class _SampleBuilder:
         try:
             data = data if member.sparse_map is None else member.sparse_map.fill(data)
         except SparseMapError:
-            self._refuse(
-                "broken_tar", f"{member.name}: fewer bytes are stored than its sparse map says"
-            )
+            detail = "fewer bytes are stored than its sparse map says"
+            self._refuse(member, "broken_tar", detail)
         self._fields[extension] = data
 
-    def _refuse(self, reason: Reason, detail: str) -> None:
+    def _refuse(self, member: TarMember, reason: Reason, detail: str) -> None:
         if self._reject is None:
-            self._reject = Reject(self._shard, self._start, self._key, reason, detail)
+            detail = f"{member.name}: {detail}"
+            place = (self._shard, self._start, self._key)
+            self._reject = Reject(*place, reason, detail, member.name)
 
     def finish(self) -> Iterator[Sample | Reject]:
         if self._reject is not None:
             yield self._reject
         elif self._wanted:
-            yield Sample(self._shard, self._start, self._key, self._fields)
+            yield Sample(self._shard, self._start, self._key, self._fields, self._names)
 
 
 def walk_members(

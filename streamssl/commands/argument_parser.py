@@ -70,14 +70,6 @@ def _unknown_token(token: str, names: list[str]) -> str:
     if not token.startswith("-"):
         return f"unknown argument {token}"
     word = token.partition("=")[0].replace("_", "-")
-    tables = [name for name in names if name.endswith(".")]
-    if table := next((name for name in tables if f"{word}.".startswith(name)), None):
-        return (
-            f"{token} is no option of the command line; table [{table.strip('-.')}] of a "
-            "config.toml holds it: edit a copy of the one of a run, and give it in place of the "
-            "recipe"
-        )
-    names = [name for name in names if name not in tables]
     nested = [name for name in names if name.endswith(f".{word.removeprefix('--')}")]
     close = [*nested, *difflib.get_close_matches(word, names, n=1)]
     return f"unknown option {token}" + (f"; did you mean {close[0]}?" if close else "")
@@ -108,10 +100,7 @@ def _description(kind: Any) -> str:
 
 
 def _option_names(source: Any, prefix: str = "--") -> Iterator[str]:
-    """Yield the options of a dataclass, or of an instance, whose unions have one type.
-
-    The name of a table, which is no option, ends with a dot.
-    """
+    """Yield the options of a dataclass, or of an instance, whose unions have one type."""
     hints = get_type_hints(
         source if isinstance(source, type) else type(source), include_extras=True
     )
@@ -127,7 +116,8 @@ def _option_names(source: Any, prefix: str = "--") -> Iterator[str]:
             is_flat = any(getattr(mark, "name", None) == "" for mark in marks)
             yield from _option_names(value, prefix if is_flat else f"{prefix}{name}.")
         elif isinstance(value, dict) or value is dict:
-            yield f"{prefix}{name}."
+            keys = value if isinstance(value, dict) and value else ("NAME",)
+            yield from (f"{prefix}{name}.{key.replace('_', '-')}" for key in keys)
         else:
             yield prefix + name
 

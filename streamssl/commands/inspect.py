@@ -66,7 +66,9 @@ class Verify(ScanOptions):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stats(ScanOptions):
-    """Count samples, formats and sizes."""
+    """Count samples, formats and sizes. A report, not a judgement: rejects are counted, and the
+    exit code is 0. It is 1 if a shard cannot be read, or if no sample of the shards can be used.
+    `streamssl shards verify` ends with 1 for any defect."""
 
     depth: Depth = "headers"
     """headers reads the headers of images; pixels also decodes every image."""
@@ -85,7 +87,7 @@ def verify(arguments: list[str], console: Console) -> int:
     """Report faults of shards; exit status 1 if there are any."""
     parsed = parse(Verify, "streamssl shards verify", arguments)
     reader = RangeReader()
-    manifest = open_manifest(parsed.data, reader, keys=parsed.keys)
+    manifest = open_manifest(parsed.data, reader, keys=parsed.keys, bad_shards="report")
     with _scanner(parsed, manifest, reader, console, manifest.num_bytes) as scanner:
         result = scanner.scan_all()
     fields = _counts(result, manifest) | _faults(result, manifest)
@@ -114,7 +116,7 @@ def stats(arguments: list[str], console: Console) -> int:
     """Count sizes, formats and rejects of shards."""
     parsed = parse(Stats, "streamssl shards stats", arguments)
     reader = RangeReader()
-    manifest = open_manifest(parsed.data, reader, keys=parsed.keys)
+    manifest = open_manifest(parsed.data, reader, keys=parsed.keys, bad_shards="report")
     num_bytes = parsed.sample * manifest.suggest_chunk_bytes() if parsed.sample else 1 << 62
     num_bytes = min(num_bytes, manifest.num_bytes)
     with _scanner(parsed, manifest, reader, console, num_bytes) as scanner:
@@ -139,7 +141,25 @@ def stats(arguments: list[str], console: Console) -> int:
             )
         _print_faults(result, manifest, console)
         _print_layout(layout, console)
-    return 1 if any(report.unreadable for report in result.shards) else 0
+    if not result.stats.num_images and not parsed.json:
+        console.print(f"no sample can be used: {_why_none(result, manifest)}", markup=False)
+    is_read = not any(report.unreadable for report in result.shards)
+    return 0 if is_read and result.stats.num_images else 1
+
+
+def _why_none(result: ScanResult, manifest: Manifest) -> str:
+    """Return the cause for shards without a usable image, with the place of the first reject."""
+    stats = result.stats
+    if not stats.examples:
+        unreadable = (report.unreadable for report in result.shards if report.unreadable)
+        return next(unreadable, "the shards hold none; name others, or write them again")
+    (reason, count), *_ = stats.rejects.most_common(1)
+    first = stats.examples[reason]
+    return (
+        f"all {stats.rejects.total():,} were rejected, {count:,} as {reason}, first "
+        f"{redact(manifest.shards[first.shard].uri)}, {first.place}: {first.detail}; `streamssl "
+        "shards verify` lists every reason"
+    )
 
 
 @contextmanager
@@ -259,15 +279,19 @@ def _shard_fields(report: ShardReport) -> dict[str, Any]:
 
 
 def _place(reject: Reject) -> dict[str, Any]:
-    return {"byte": reject.offset, "key": reject.key, "detail": reject.detail}
+    return {
+        "byte": reject.offset,
+        "key": reject.key,
+        "member": reject.member,
+        "detail": reject.detail,
+    }
 
 
 def _print_faults(result: ScanResult, manifest: Manifest, console: Console) -> None:
     stats = result.stats
     for reason, count in stats.rejects.most_common():
         first = stats.examples[reason]
-        uri = redact(manifest.shards[first.shard].uri)
-        where = f"{uri}, byte {first.offset}, key {first.key!r}"
+        where = f"{redact(manifest.shards[first.shard].uri)}, {first.place}"
         line = f"  {reason:<16} {count:>8,}   first: {where}: {first.detail}"
         console.print(line, markup=False)
     lines = [f"empty: {redact(uri)}: 0 bytes; write it again" for uri in manifest.empty]

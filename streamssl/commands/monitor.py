@@ -68,6 +68,6 @@ def metrics_addresses(runs: tuple[str, ...]) -> list[str]:
         if "://" in run:
             found.append(run.rstrip("/").removesuffix("/metrics"))
             continue
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             found.append((Path(run) / METRICS_ADDRESS).read_text().strip())
     return found

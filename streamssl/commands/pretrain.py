@@ -12,6 +12,7 @@ from shards.errors import ConfigError
 from shards.member_names import Keys
 from shards.redaction import redact
 from streamssl.commands.argument_parser import parse, unknown
+from streamssl.commands.backbone_words import take_options
 from streamssl.config.run_config import RunConfig, read_toml
 from streamssl.config.sizing import Sizing
 from streamssl.recipes import RECIPES
@@ -84,7 +85,12 @@ def parse_pretrain(arguments: list[str]) -> Pretrain:
     name = arguments[0]
     recipe = _recipe(name)
     given = Pretrain(data=tyro.MISSING, out=tyro.MISSING, run=recipe)
-    parsed = parse(Pretrain, f"streamssl pretrain {name}", arguments[1:], given)
+    words, options = take_options(arguments[1:], recipe.backbone.options)
+    parsed = parse(Pretrain, f"streamssl pretrain {name}", words, given)
+    if options:
+        backbone = parsed.run.backbone
+        backbone = replace(backbone, options={**backbone.options, **options})
+        parsed = replace(parsed, run=replace(parsed.run, backbone=backbone))
     by_hand = given_by_hand(arguments[1:])
     origins = {name: origin for name, origin in parsed.run.origins.items() if name not in by_hand}
     if parsed.num_samples is not None and (parsed.num_samples < 1 or parsed.run.sizes == "given"):

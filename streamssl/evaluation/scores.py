@@ -48,7 +48,7 @@ def keep_score(out: Path, score: KnnScore) -> None:
 def read_scores(out: Path) -> dict[int, KnnScore]:
     """Return scores by step, in the order of computation; the last one of a step counts."""
     path = out / SCORES
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     return {score.step: score for line in lines if (score := _parse(line)) is not None}
 
 
@@ -71,6 +71,6 @@ def _parse(line: str) -> KnnScore | None:
         counts = (int(fields[name]) for name in ("step", "num_train", "num_test"))
         step, num_train, num_test = counts
         score = KnnScore(step, knn, num_train, num_test, int(fields.get("num_left_out", 0)))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     return score if knn else None

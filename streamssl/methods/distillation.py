@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from shards.access import raise_denied
 from shards.errors import ConfigError
 from streamssl import checkpoint
-from streamssl.config.methods.distillation_config import DistillationConfig
+from streamssl.config.methods.distillation_config import DistillationConfig, TeacherNetwork
 from streamssl.config.parts.backbone_config import BackboneConfig
 from streamssl.methods.base import BuildContext, Method, SampleInfo, StepOutput
 from streamssl.methods.fine_tuning import Classifier, check_single, newest_checkpoint
@@ -36,29 +36,57 @@ def distillation_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float
     return F.cross_entropy(at_least_float32(student_BC) / temperature, p_BC) * temperature**2
 
 
-def load_teacher(place: Path) -> Classifier:
-    """Load the classifier of a fine-tuning run, as in its config.toml. Raises UserError."""
-    path = checkpoint.find_settings(place)
+def find_network(teacher: str, *, fresh: bool = True) -> TeacherNetwork:
+    """Return the network of a fine-tuning run, as in its config.toml. Raises UserError.
+
+    A resumed run, which is not `fresh`, has the weights, so that file is enough.
+    """
+    if fresh:
+        return _read_network(checkpoint.find_settings(newest_checkpoint(teacher, "teacher")))
+    folder = Path(teacher).expanduser()
+    path = next((p for p in (folder, folder.parent.parent) if (p / "config.toml").exists()), None)
+    if path is None:
+        raise ConfigError(
+            f"method.teacher={teacher!r} is gone; the checkpoints of this run have its weights, "
+            "but an earlier version did not save the shape of its network with them: put the "
+            f"config.toml of the teacher back as {folder}/config.toml, or give a new --out"
+        )
+    return _read_network(path / "config.toml")
+
+
+def _read_network(path: Path) -> TeacherNetwork:
     try:
         tables = tomllib.loads(path.read_text())
-        method, backbone = tables["method"], tables["backbone"]
+        method = tables["method"]
         if method["name"] != "fine-tune":
             raise ConfigError(
-                f"the teacher {place} is of method {method['name']!r}; only a run of fine-tune has "
-                "classes to teach: give the folder of such a run"
+                f"the teacher of {path} is of method {method['name']!r}; only a run of fine-tune "
+                "has classes to teach: give the folder of such a run"
             )
-        crop_size = max(group["size"] for group in tables["crops"]["groups"])
-        encoder = build_backbone(BackboneConfig(**backbone).without_weights(), crop_size)
-        teacher = Classifier(encoder, method["num_classes"], method["head_layers"])
+        return TeacherNetwork(
+            backbone=BackboneConfig(**tables["backbone"]).without_weights(),
+            crop_size=max(group["size"] for group in tables["crops"]["groups"]),
+            num_classes=method["num_classes"],
+            head_layers=method["head_layers"],
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise_denied(error, path)
         raise ConfigError(
             f"{path} does not describe a teacher ({type(error).__name__}: {error}); give the "
             "folder of a run of fine-tune"
         ) from error
+
+
+def build_teacher(network: TeacherNetwork) -> Classifier:
+    """Build the classifier of a fine-tuning run, without its weights."""
+    encoder = build_backbone(network.backbone, network.crop_size)
+    return Classifier(encoder, network.num_classes, network.head_layers)
+
+
+def load_teacher(place: Path, teacher: Classifier) -> None:
+    """Load the weights of a teacher from a checkpoint. Raises ConfigError."""
     for name, part in teacher.named_children():
         checkpoint.load_part(place, name, part)
-    return teacher
 
 
 class Distillation(Method):
@@ -68,9 +96,13 @@ class Distillation(Method):
         super().__init__(context)
         check_single(context.num_views, "distillation")
         self.config = config
-        teacher = load_teacher(newest_checkpoint(config.teacher, "teacher"))
+        network = config.network or find_network(config.teacher, fresh=context.fresh)
+        teacher = build_teacher(network)
+        if context.fresh:
+            load_teacher(newest_checkpoint(config.teacher, "teacher"), teacher)
         student = Classifier(context.backbone, teacher.classes.out_features, head_layers=0)
         self.classes = student.classes
+        self.classes.label_of_class = teacher.classes.label_of_class.clone()
         self.teacher = teacher.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "Distillation":

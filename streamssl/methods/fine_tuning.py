@@ -15,14 +15,62 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
+from shards.samples.labels import FIRST_HASH
 from streamssl import checkpoint
 from streamssl.config.methods.fine_tuning_config import FineTuneConfig
-from streamssl.distributed.collectives import all_reduce_sum, world_size
+from streamssl.distributed.collectives import all_gather_rows, all_reduce_sum, world_size
 from streamssl.methods.base import BuildContext, Method, SampleInfo, StepOutput
 from streamssl.modules.heads import simclr_head
 from streamssl.modules.losses import at_least_float32
 
 LAYERS_PER_HEAD_LAYER = 3  # linear, batch norm, ReLU
+
+
+class ClassLayer(nn.Linear):
+    """Linear map to classes, and the label of each class.
+
+    `label_of_class` (C,) int64 is -1 for a class that no sample had so far. A class number is its
+    own class. A word, which comes as a large number, takes the first class that is free, in the
+    order of the samples; so all ranks, and a resumed run, give it the same one.
+    """
+
+    label_of_class: Tensor
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__(width, num_classes)
+        labels = torch.full((num_classes,), -1, dtype=torch.int64)
+        self.register_buffer("label_of_class", labels)
+
+    def number(self, labels_B: Tensor, group: ProcessGroup | None) -> Tensor:
+        """Return the classes (B,) of labels; negative ones stay. Raises ConfigError."""
+        device = self.label_of_class.device
+        distinct = dict.fromkeys(all_gather_rows(labels_B.to(device), group).tolist())
+        known = self.label_of_class.tolist()
+        class_of = {label: number for number, label in enumerate(known) if label >= 0}
+        new = [label for label in distinct if label >= 0 and label not in class_of]
+        for label in sorted(new, key=lambda label: label >= FIRST_HASH):  # numbers come first
+            class_of[label] = self._place(label, known)
+            known[class_of[label]] = label
+        if new:
+            self.label_of_class.copy_(torch.tensor(known))
+        return torch.tensor([class_of.get(x, x) for x in labels_B.tolist()], device=device)
+
+    def _place(self, label: int, known: list[int]) -> int:
+        """Return a free class for a label: its own one for a number, if no word has that."""
+        size = len(known)
+        if size <= label < FIRST_HASH:
+            raise ConfigError(
+                f"a label of {label} with num_classes={size}; labels are whole numbers below that, "
+                "or words: raise --method.num-classes, or name another --label"
+            )
+        if label < size and known[label] < 0:
+            return label
+        if -1 not in known:
+            raise ConfigError(
+                f"the labels have {size + 1} values or more, and num_classes={size}; each word is "
+                "a class: raise --method.num-classes, or name another --label"
+            )
+        return known.index(-1)
 
 
 class Classifier(nn.Module):
@@ -34,7 +82,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         whole = simclr_head(width, width, head_layers + 1)
         self.head = whole[: LAYERS_PER_HEAD_LAYER * head_layers]
-        self.classes = nn.Linear(width, num_classes)
+        self.classes = ClassLayer(width, num_classes)
         nn.init.normal_(self.classes.weight, std=0.01)
         nn.init.zeros_(self.classes.bias)
 
@@ -104,14 +152,8 @@ class FineTune(Method):
                 "fine-tuning learns from labels, and the run has no label; give --label cls, or a "
                 "field of the samples' JSON"
             )
-        num_classes = self.classes.out_features
-        if (largest := int(samples.labels.max())) >= num_classes:
-            raise ConfigError(
-                f"a label of {largest} with num_classes={num_classes}; labels are whole numbers "
-                "below that: raise --method.num-classes, or name another --label"
-            )
+        labels_B = self.classes.number(samples.labels, self.group)
         logits_BC = at_least_float32(self.classes(self.head(self.backbone(views[0]))))
-        labels_B = samples.labels.to(logits_BC.device)
         with torch.autocast(logits_BC.device.type, enabled=False):
             loss = classification_loss(logits_BC, labels_B, self.group)
         is_right_B = logits_BC.argmax(dim=1) == labels_B

@@ -140,6 +140,8 @@ class SpCL(Method):
             for memory, keys_G in self._memories(keys_G2)
         ]
         readings = self._readings(filled_L, share_new)
+        if self.source is not None:
+            readings["labelled"] = (keys_B2[:, 1] >= 0).float().mean()
         return StepOutput(loss, readings, x_ND[: len(keys_B2)].detach())
 
     def _keys(self, samples: SampleInfo) -> Tensor:

@@ -7,7 +7,7 @@ steps, or between two starts of the run, is not known.
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from cluster.monitoring.http_server import HttpServer
 from cluster.monitoring.live.live_page import add_live_page
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.run_state import RunOutcome
-from shards.errors import ConfigError
+from shards.errors import ConfigError, UserError
 from shards.metric import Readings
+from shards.records import Cursor
 from streamssl.config.run_config import RunConfig, read_toml
 from streamssl.evaluation.scores import read_scores
 from streamssl.monitoring.catalogue import CATALOGUE
@@ -30,6 +31,9 @@ from streamssl.runs.metrics_log import read_log
 # Number of points that a live run keeps, too.
 _NUM_POINTS = 600
 
+# Fields of a line without which a step cannot be shown.
+_FIELDS = {"loss", "lr", "num_samples", "step_seconds", "data_wait_seconds"}
+
 Lines = Sequence[tuple[int, Mapping[str, Any]]]
 
 
@@ -40,11 +44,12 @@ def replay_page(out: Path, port: int = 0) -> Iterator[str]:
     Raises ConfigError.
     """
     config = read_toml(out / "config.toml")
-    lines = sorted(read_log(out).items())
+    log = read_log(out).items()
+    lines = sorted((step, line) for step, line in log if line.keys() >= _FIELDS)
     if not lines:
         raise ConfigError(
-            f"{out}/metrics.jsonl has no finished step; a page needs at least 1: name the folder "
-            "of a run that trained"
+            f"{out}/metrics.jsonl has no finished step that can be read; a page needs at least 1: "
+            "name the folder of a run that trained"
         )
     hub = _replay(out, config, lines)
     gallery = open_saved_gallery(out, config)
@@ -90,9 +95,8 @@ def _replay(out: Path, config: RunConfig, lines: Lines) -> MetricsHub:
 
 
 def _rejects_by_reason(out: Path) -> Mapping[str, int]:
-    """Return the counts of the newest checkpoint; reading it must not import torch."""
-    saved = sorted(out.glob("checkpoints/step-*/state.json"))
-    if not saved:
-        return {}
-    counts: Mapping[str, int] = json.loads(saved[-1].read_text())["cursor"]["reject_reasons"]
-    return counts
+    """Return the counts of the newest checkpoint that can be read; must not import torch."""
+    for path in sorted(out.glob("checkpoints/step-*/state.json"), reverse=True):
+        with suppress(OSError, ValueError, KeyError, TypeError, UserError):
+            return Cursor.from_json(json.loads(path.read_text())["cursor"]).reject_reasons
+    return {}

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from pydantic import TypeAdapter
+
 from cluster.monitoring.live.gallery import Gallery, GalleryItem, ImageMaker
 from shards.errors import StreamSSLError
 from shards.files import write_atomic
@@ -55,7 +57,7 @@ def read_gallery(out: Path, num_shards: int | None = None) -> list[GalleryItem]:
     """
     try:
         saved = json.loads((out / _GALLERY_FILE).read_text())["places"]
-        items = [GalleryItem(**item) for item in saved]
+        items = TypeAdapter(list[GalleryItem]).validate_python(saved)
         return [item for item in items if 0 <= item.shard < (num_shards or item.shard + 1)]
     except (OSError, ValueError, KeyError, TypeError):
         return []

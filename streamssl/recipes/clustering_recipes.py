@@ -133,8 +133,8 @@ def spcl() -> RunConfig:
     """SpCL as published for the 12,936 images of Market-1501: batch 64, 50 epochs of 400 steps.
 
     Paper: arXiv:2006.02713, section 4.2. The authors ran it on 4 GPUs from a network trained on
-    ImageNet: add `--backbone.options` with `pretrained` to a config.toml. For other data give
-    `--method.memory`, the number of samples, and `--method.fill-steps`, the steps of one pass.
+    ImageNet: give `--backbone.options.pretrained true`. For other data give `--method.memory`, the
+    number of samples, and `--method.fill-steps`, the steps of one pass.
     Differs: see docs/methods.md; batches come in the order of the stream, views are square.
     Published: no number that could be checked; 16.7 points of mAP over earlier methods without
     labels on Market-1501 (the paper's abstract).

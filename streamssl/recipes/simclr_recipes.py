@@ -57,8 +57,7 @@ def simclr_v2() -> RunConfig:
     """SimCLR v2: three layers in the head, 800 epochs, ResNet-50 with selective kernels.
 
     Paper: arXiv:2006.10029. LARS at 0.1 times the root of the batch. Larger networks are
-    `--backbone.name resnet152`, and `channels`, `stem_width` in `backbone.options` of a
-    config.toml.
+    `--backbone.name resnet152`, and `--backbone.options.channels 128 256 512 1024`.
     Differs: as `simclr`.
     Published: 74.6 % linear accuracy, 71.7 % without the kernels, 79.8 % with ResNet-152 and three
     times the width (table 1, and the authors' README).

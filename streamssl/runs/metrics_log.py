@@ -13,9 +13,13 @@ from typing import Any
 from cluster.protocol.step_report import StepReport
 from shards.access import raise_denied
 from shards.files import read_whole_lines, write_atomic
-from shards.plain_json import to_json
+from shards.plain_json import is_real, to_json
 from streamssl.errors import ReplayDiffers, TrainingDiverged
 from streamssl.runs.tensorboard_log import TensorBoardLog, step_scalars
+
+# Fields of a line; old logs lack some of them.
+_COUNTS = ("step", "num_samples", "num_rejects", "num_unselected")
+_REALS = ("loss", "lr", "step_seconds", "data_wait_seconds")
 
 
 class RunLog:
@@ -121,6 +125,18 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(fields, dict) or not {"step", "digest"} <= fields.keys():
         return None
-    if isinstance(readings := fields.get("readings"), dict):
-        fields["readings"] = {name: math.nan if x is None else x for name, x in readings.items()}
+    readings = fields.setdefault("readings", {})
+    cursor = fields.get("cursor", [0, 0])
+    is_whole = (
+        all(isinstance(fields.get(name, 0), int) for name in _COUNTS)
+        and isinstance(fields["digest"], str)
+        and isinstance(readings, dict)
+        and all(is_real(x) for x in readings.values() if x is not None)
+        and all(is_real(fields.get(name, 0)) for name in _REALS)
+        and isinstance(cursor, list)
+        and [type(x) for x in cursor] == [int, int]
+    )
+    if not is_whole:
+        return None
+    fields["readings"] = {name: math.nan if x is None else x for name, x in readings.items()}
     return fields

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import TypeAdapter, ValidationError
 
 from shards.access import raise_denied
 from shards.crops.chunk_cropper import check_subset
@@ -188,15 +189,17 @@ def read_data(path: Path) -> DataConfig:
     """Return the data that `write_data` saved. Raises ConfigError."""
     try:
         fields = tomllib.loads(path.read_text())
-        return DataConfig(
-            patterns=tuple(fields["data"]),
-            weights=tuple(fields.get("weights", ())),
-            subset=fields.get("subset"),
-            keys=fields.get("keys", "auto"),
-        )
-    except (OSError, ValueError, KeyError) as error:
+        weights = [str(weight) for weight in fields.get("weights", ())]
+        known = {"patterns": fields["data"], "weights": weights}
+        known |= {name: fields[name] for name in ("subset", "keys") if name in fields}
+        return TypeAdapter(DataConfig).validate_python(known)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise_denied(error, path)
+        cause = str(error)
+        if isinstance(error, ValidationError):  # its text has several lines
+            first = error.errors()[0]
+            cause = f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg'].lower()}"
         raise ConfigError(
-            f"{path} cannot be read ({error}); a run of this version writes it: name the folder of "
+            f"{path} cannot be read ({cause}); a run of this version writes it: name the folder of "
             "such a run"
         ) from error

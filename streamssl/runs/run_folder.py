@@ -90,7 +90,7 @@ def is_same_start(out: Path, config: RunConfig, order: Order) -> bool:
     except (ConfigError, OSError, ValueError) as error:
         raise_denied(error, out / JOURNAL)
         return False
-    return bool(header.get("order") == order.digest)
+    return isinstance(header, dict) and header.get("order") == order.digest
 
 
 def prepare_data(data: DataConfig, out: Path, console: Console) -> DataConfig:

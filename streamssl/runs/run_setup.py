@@ -14,7 +14,9 @@ from shards.stream.order import Order
 from shards.stream.sample_slots import check_cursor
 from streamssl import checkpoint
 from streamssl.checkpoint import TrainState
+from streamssl.config.methods.distillation_config import DistillationConfig
 from streamssl.config.run_config import RunConfig, check_same, read_toml
+from streamssl.methods.distillation import find_network
 from streamssl.runs.file_names import JOURNAL
 from streamssl.runs.run_data import OpenedData, open_journal
 from streamssl.runs.run_folder import is_same_start
@@ -42,7 +44,7 @@ class PreparedRun:
 def open_run(config: RunConfig, data: OpenedData, out: Path, console: Console) -> PreparedRun:
     """Resume the newest checkpoint of `out`, or start a run. Raises UserError."""
     order = build_order(data.manifest, config.stream, config.seed, subset=data.subset_digest)
-    config = _resolve(config, order)
+    config = _resolve(config, order, out)
     check_bytes(data.manifest, order, config.stream, config.crops.num_bytes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     state = build_state(config, device, fresh=not checkpoint.list_checkpoints(out))
@@ -67,14 +69,25 @@ def open_run(config: RunConfig, data: OpenedData, out: Path, console: Console) -
     return PreparedRun(config, data, out, order, state, device, journal, since)
 
 
-def _resolve(config: RunConfig, order: Order) -> RunConfig:
-    """Return the configuration with the sizes that were derived from the data."""
+def _resolve(config: RunConfig, order: Order, out: Path) -> RunConfig:
+    """Return the configuration with what the data and other runs say, which a resume needs."""
     stream = replace(
         config.stream,
         chunk_bytes=order.config.chunk_bytes,
         chunks_per_block=order.config.chunks_per_block,
     )
-    return replace(config, stream=stream)
+    method = config.method
+    if isinstance(method, DistillationConfig):
+        method = _with_network(method, out)
+    return replace(config, stream=stream, method=method)
+
+
+def _with_network(method: DistillationConfig, out: Path) -> DistillationConfig:
+    """Return the settings with the network of the teacher, whose folder may be gone later."""
+    if not checkpoint.list_checkpoints(out):
+        return replace(method, network=find_network(method.teacher))
+    saved = read_toml(out / "config.toml").method
+    return replace(method, network=getattr(saved, "network", None))
 
 
 def _resume(config: RunConfig, order: Order, state: TrainState, out: Path) -> bool:

@@ -59,7 +59,7 @@ def _with_classes(
             markup=False,
         )
     saved = out / CLASSES_FILE
-    if saved.exists() and tuple(saved.read_text().splitlines()) != classes.names:
+    if saved.exists() and tuple(saved.read_text(errors="replace").splitlines()) != classes.names:
         raise ConfigError(
             f"the classes of the shards are not those of {saved}, with which this run was started; "
             "a run keeps the numbers of its classes: name the shards it was started with, or give "

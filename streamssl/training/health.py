@@ -20,6 +20,7 @@ from streamssl.distributed.collectives import all_gather_rows, world_size
 from streamssl.methods.base import StepOutput
 from streamssl.modules.feature_readings import effective_rank, feature_std
 from streamssl.training.collapse_limits import LIMITS
+from streamssl.training.label_watch import LabelWatch
 
 # Steps from one check to the next. On one core of a CPU a check takes 2 ms for 256 features of 128
 # numbers, 13 ms for 512 features of 256 numbers.
@@ -73,10 +74,14 @@ class HealthWatch:
     A limit is crossed when a reading was beyond it in three checks in a row. The first steps do not
     count: fresh networks give all images about the same feature, and losses begin at their plateau.
     A resumed run starts the counts anew. A reading that stops being finite is told, too; before its
-    first value, as in an empty queue, a reading is NaN.
+    first value, as in an empty queue, a reading is NaN. `labels` watches those of a run that learns
+    from them.
     """
 
-    def __init__(self, num_steps: int, warmup_steps: int = 0) -> None:
+    def __init__(
+        self, num_steps: int, warmup_steps: int = 0, labels: LabelWatch | None = None
+    ) -> None:
+        self._labels = labels
         # A hundredth of a long run: SwAV's authors freeze its prototypes for half as long.
         self._grace = max(_MIN_GRACE_STEPS, warmup_steps, num_steps // 100)
         self._was_finite: dict[str, bool] = {}
@@ -84,7 +89,9 @@ class HealthWatch:
 
     @classmethod
     def of(cls, config: RunConfig) -> "HealthWatch":
-        return cls(config.num_steps, config.schedule.warmup_steps)
+        num_crops = sum(group.num_views for group in config.crops.groups)
+        labels = LabelWatch(config.label, num_crops) if config.label else None
+        return cls(config.num_steps, config.schedule.warmup_steps, labels)
 
     def check(self, step: int, readings: Mapping[str, float]) -> HealthCheck:
         """Check the readings of a finished step; limits only if it is the turn of this step."""
@@ -97,6 +104,8 @@ class HealthWatch:
         found_finite = {name: True for name, found in readings.items() if isfinite(found)}
         # Told once: a lost reading stays False.
         self._was_finite = {**found_finite, **self._was_finite, **dict.fromkeys(lost, False)}
+        if self._labels is not None:
+            messages += self._labels.check(step, readings)
         if step % EVERY:
             return HealthCheck(messages=tuple(messages))
         limits = [limit for limit in LIMITS if limit.reading in readings]

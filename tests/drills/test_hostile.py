@@ -32,7 +32,7 @@ REASONS = {
     "not-an-image": {"not_an_image"},
     "leading-junk": {"not_an_image"},
     "unsupported": {"not_an_image", "broken_header"},
-    "heif": {"not_an_image", "broken_header"},  # without and with pillow-heif
+    "heif": {"not_an_image", "broken_header", "ok"},  # without and with pillow-heif
     "12bit": {"undecodable"},
     "lossless": {"undecodable"},
     "header-only": {"truncated"},

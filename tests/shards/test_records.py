@@ -39,6 +39,24 @@ def test_a_cursor_of_another_version_is_refused(saved):
         Cursor.from_json(saved)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block": None}, "block=None, which must be a whole number, so the file is damaged"),
+        ({"slot": 1.5}, "slot=1.5, "),
+        ({"num_samples": "7"}, "num_samples='7'"),
+        ({"reject_reasons": {"empty": None}}, "empty=None"),
+        ({"reject_reasons": [3]}, "reject_reasons=None"),
+    ],
+)
+def test_a_damaged_cursor_is_refused(changes, message):
+    """A resume would end in a TypeError in the middle of the stream."""
+    with pytest.raises(CursorMismatch, match=message):
+        Cursor.from_json({**CURSOR.to_json(), **changes})
+    with pytest.raises(CursorMismatch, match="has the fields None, not those"):
+        Cursor.from_json(None)
+
+
 def test_chunk_crops_can_be_pickled():
     """They travel between processes."""
     crops = (np.ones((1, 1, 4, 4, 3), np.uint8),)

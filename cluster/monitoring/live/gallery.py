@@ -48,6 +48,7 @@ class GalleryItem:
     key: str = ""
     reason: str = ""
     detail: str = ""
+    member: str = ""
 
 
 class ImageMaker(Protocol):
@@ -150,6 +151,7 @@ class Gallery:
         return {
             "name": name,
             "key": clean_text(item.key),
+            "member": clean_text(item.member),
             "reason": item.reason,
             "detail": clean_text(item.detail),
             "where": clean_text(f"{uri}, byte {item.offset:,}"),
@@ -231,4 +233,5 @@ def reject_item(reject: Reject, step: int) -> GalleryItem:
         key=reject.key,
         reason=reject.reason,
         detail=reject.detail,
+        member=reject.member,
     )

@@ -78,7 +78,7 @@ function makeTile(tile) {
     frame.textContent = tile.waits ? "being made" : "not opened";
   }
   made.append(frame, element("b", tile.reason.replaceAll("_", " ") || tile.key));
-  for (const text of [tile.detail, tile.reason ? tile.key : "", tile.where]) {
+  for (const text of [tile.detail, tile.reason ? tile.member || tile.key : "", tile.where]) {
     if (text) made.append(element("span", text));
   }
   return made;

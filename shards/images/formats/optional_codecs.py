@@ -4,9 +4,12 @@ The header of a HEIC is opened by libheif, without decoding a pixel. The decoder
 such step, so the header is read here.
 """
 
+import io
 import struct
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import ImageFile
 
 from shards.images.formats.common import Format, ImageError, ImageHeader
@@ -82,3 +85,24 @@ def read_jxl_header(data: bytes) -> ImageHeader:
         icc_profile=info.icc_profile,
         num_bands=(1 if info.grey else 3) + info.num_extra,
     )
+
+
+def read_heic_levels(data: bytes) -> NDArray[Any] | None:
+    """Return all bits of the primary image of a HEIC; None if it cannot be decoded so."""
+    try:
+        file = pillow_heif.open_heif(
+            io.BytesIO(data), convert_hdr_to_8bit=False, hdr_to_16bit=False
+        )
+        return np.asarray(file[file.primary_index])
+    except Exception:  # the plugin of Pillow, which is tried next, names the cause
+        return None
+
+
+def read_jxl_levels(data: bytes) -> NDArray[Any] | None:
+    """Return all bits of a grey JPEG XL; None if it cannot be decoded so."""
+    try:
+        with OPTIONAL_PLUGINS["jxl"](io.BytesIO(bare_codestream(data))) as image:
+            levels = np.asarray(image)
+    except Exception:  # the decoder of eight bits, which is tried next, names the cause
+        return None
+    return levels if levels.ndim == 2 and levels.dtype.itemsize > 1 else None

@@ -3,6 +3,7 @@
 import os.path
 from typing import Final
 
+from shards.access import explain_denied
 from shards.redaction import redact, short
 from shards.stores.failures.error_kinds import RequestFailure, error_code, hub_code
 
@@ -57,6 +58,8 @@ def lost_access(uri: str, failure: RequestFailure, error: BaseException, again: 
     if failure.kind == "certificate" or hub_code(error):
         return f"{refusal(uri, failure, error)}; {again}"
     protocol = uri.partition("://")[0]
+    if isinstance(error, PermissionError) and protocol in (uri, "file"):
+        return f"{explain_denied(error)}, {again}"
     also = ", also by a new client" if failure.may_be_expired else ""
     sources = f" ({_CREDENTIALS[protocol]})" if protocol in _CREDENTIALS else ""
     do = f"the credentials may have run out: renew them{sources}"

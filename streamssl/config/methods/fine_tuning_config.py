@@ -11,8 +11,8 @@ class FineTuneConfig(MethodConfig):
     """`start` is the folder of a SimCLR run, or one of its checkpoints.
 
     The run's `label` names the classes. `head_layers` of the projection head are kept; 0 starts at
-    the end of the encoder. Labels are whole numbers below `num_classes`; samples without a label
-    are skipped.
+    the end of the encoder. Labels are whole numbers below `num_classes`, or that many words or
+    fewer; samples without a label are skipped.
     """
 
     start: str = ""

@@ -10,7 +10,8 @@ _NUM_CHANNELS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackboneConfig:
-    """A timm model and its options, such as `{"drop_path_rate": 0.1}`.
+    """A timm model and its options, such as `{"drop_path_rate": 0.1}`; on a command line
+    `--backbone.options.drop_path_rate 0.1`, and so for every option of the model.
 
     `stem`: "imagenet" leaves the network as it is; "small" keeps every pixel of small images (see
     `modules.backbones.build_backbone`); "half" is "small" with stride 2, for ResNets: a quarter of

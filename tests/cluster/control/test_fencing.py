@@ -47,6 +47,17 @@ def test_a_torn_line_is_dropped_and_a_damaged_one_refused(tmp_path):
         TermJournal.open(tmp_path)
 
 
+@pytest.mark.parametrize("line", [b"[]", b"7", b"{}", b'{"counts": 3}', b'{"counts": {"1": "x"}}'])
+def test_a_damaged_first_line_is_refused(tmp_path, line):
+    """The restart of a run would end in a TypeError inside the Control actor."""
+    with TermJournal.open(tmp_path) as journal:
+        journal.append({"what": "a"})
+    path = tmp_path / "term-1.jsonl"
+    path.write_bytes(line + b"\n" + path.read_bytes().partition(b"\n")[2])
+    with pytest.raises(UserError, match=r"term-1\.jsonl is damaged in line 1"):
+        TermJournal.open(tmp_path)
+
+
 def test_a_term_without_a_first_line_hides_no_entries(tmp_path):
     """A Control may be killed between the creation of its file and the first line."""
     with TermJournal.open(tmp_path) as journal:

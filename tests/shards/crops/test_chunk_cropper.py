@@ -37,10 +37,10 @@ def test_every_sample_is_a_row_or_a_reject(shard):
     found = ChunkCropper(JOB, RangeReader()).crop(shard, Turn(whole(shard), 0))
     assert found.kept.tolist() == [i not in (2, 5, 7) for i in range(12)]
     assert [group.shape for group in found.crops] == [(9, 2, 16, 16, 3), (9, 1, 8, 8, 3)]
-    assert [(reject.key, reject.reason) for reject in found.rejects] == [
-        ("002", "not_an_image"),
-        ("005", "too_small"),
-        ("007", "truncated"),
+    assert [(reject.key, reject.reason, reject.member) for reject in found.rejects] == [
+        ("002", "not_an_image", "002.png"),
+        ("005", "too_small", "005.png"),
+        ("007", "truncated", "007.png"),
     ]
     assert [reject.offset for reject in found.rejects] == found.offsets[~found.kept].tolist()
     assert found.num_bytes == 9 * RECIPE.num_bytes == sum(g.nbytes for g in found.crops)

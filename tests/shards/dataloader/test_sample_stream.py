@@ -190,6 +190,29 @@ def test_data_without_images_ends_with_the_reasons(tmp_path):
         next(iter(SampleStream(str(tmp_path))))
 
 
+@pytest.mark.parametrize(
+    ("members", "config", "first"),
+    [
+        (("a/B.7.JPG", b"<html>"), {}, r"key 'a/B\.7', member 'a/B\.7\.JPG': an HTML"),
+        (("a/1.jpg", b""), {}, r"key 'a/1', member 'a/1\.jpg': "),
+        (("plain", noise(4, 50)), {}, r"key 'plain', member 'plain': 50x4"),
+        (("1.b.png", noise(4, 50)), {"image_member": "b"}, r"key '1', member '1\.b\.png': 50x4"),
+        (
+            ("1.jpg", noise(50, 50, ".jpg")),
+            {"min_entropy": 8.0},
+            r"key '1', member '1\.jpg': 7\..* bits",
+        ),
+        (("1.txt", b"words"), {}, r"key '1': members: txt"),
+    ],
+)
+def test_the_first_reject_of_a_reason_names_its_member(tmp_path, members, config, first):
+    """A user would search a shard of a thousand members for the bad one, by a byte number."""
+    (tmp_path / "0.tar").write_bytes(make_tar([members]))
+    admission = AdmissionConfig(probation=1, max_reject_fraction=0.0, **config)
+    with pytest.raises(BudgetExceeded, match=rf"0\.tar, byte 0, {first}"):
+        next(iter(SampleStream(str(tmp_path), replace(CONFIG, admission=admission))))
+
+
 def test_a_webdataset_pipeline_decodes_and_batches_the_stream(synthetic_shards):
     """Stages of webdataset could not be used."""
     stream = SampleStream(str(synthetic_shards), CONFIG)

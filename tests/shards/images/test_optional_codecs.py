@@ -1,7 +1,9 @@
 """HEIC and JPEG XL, where their libraries are installed: header and pixels, upright once."""
 
 import io
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -103,3 +105,44 @@ def test_fields_of_a_jpeg_xl_header(numbers, expected):
     for stop in range(len(body) - 1):
         with pytest.raises(IndexError):
             JpegXlInfo.read(b"\xff\x0a" + body[:stop])
+
+
+def deep_heic(levels):
+    library = pytest.importorskip("pillow_heif", reason="HEIC needs the extra heic")
+    mode = {2: "L;16", 3: "RGB;16"}[levels.ndim]
+    stored = (levels << 6).astype("<u2")  # its upper ten bits are kept
+    file = io.BytesIO()
+    size = levels.shape[1::-1]
+    library.from_bytes(mode, size, stored.tobytes()).save(file, quality=-1, chroma=444)
+    return file.getvalue()
+
+
+def deep_avif(levels):
+    flags = [cv2.IMWRITE_AVIF_DEPTH, 10, cv2.IMWRITE_AVIF_QUALITY, 100]
+    done, data = cv2.imencode(".avif", levels if levels.ndim == 2 else levels[..., ::-1], flags)
+    assert done
+    return data.tobytes()
+
+
+def deep_jxl(levels):
+    return jxl((levels << 6).astype(np.uint16))
+
+
+@pytest.mark.parametrize("deep_levels", ["stretch", "percentiles"])
+@pytest.mark.parametrize(
+    ("encode", "grey"),
+    [
+        *((deep_heic, False), (deep_heic, True), (deep_avif, False), (deep_avif, True)),
+        (deep_jxl, True),
+    ],
+)
+def test_all_bits_are_used_where_the_setting_asks_for_them(encode, grey, deep_levels):
+    """A night photograph of ten bits would be trained on as a few levels of black."""
+    levels = (PIXELS[..., 1] if grey else PIXELS).clip(8, 248).astype(np.uint16)  # 8 of 10 bits
+    image = read_image_header(encode(levels))
+    assert image.bits >= 10 and decode(image).max() < 64
+    found = decode(replace(image, deep_levels=deep_levels)).astype(int)
+    if deep_levels == "stretch":
+        assert np.abs(found - (levels[..., None] if grey else levels)).mean() < 3
+    else:
+        assert found.min() == 0 and found.max() >= 254

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from shards.images.image_header import ImageHeader
 from shards.inspect.pixel_counts import PixelCounts, probe_pixels
 from shards.records import Sample
 from shards.samples.admission_config import AdmissionConfig
@@ -30,6 +31,22 @@ def test_unused_bits_are_told_unless_the_setting_keeps_them():
     assert "--admission.sixteen-bit stretch" in line
     assert lines(*[deep(12)] * 3, sixteen_bit="stretch") == []
     assert lines(deep(16), deep(15), deep(15)) == []
+
+
+@pytest.mark.parametrize("setting", ["scale", "stretch", "percentiles", "reject"])
+def test_formats_that_are_decoded_to_eight_bits_are_told(setting):
+    """A setting would be ignored without a word."""
+    counts = PixelCounts()
+    for bits, num_bands in ((16, 3), (16, 1), (8, 3)):
+        counts.add(ImageHeader(b"", "jxl", 40, 60, bits=bits, num_bands=num_bands))
+    counts.add(ImageHeader(b"", "png", 40, 60, num_frames=3, bits=16))
+    found = PixelCounts()
+    found.merge(counts)
+    told = list(found.lines(setting))
+    assert len(told) == (setting in ("stretch", "percentiles"))
+    for line in told:
+        assert line.startswith("2 of 4 images of over eight bits (jxl, png) are decoded to their")
+        assert f"--admission.sixteen-bit {setting} does not apply to them: convert them to" in line
 
 
 def test_dropped_bands_are_told_with_their_number():

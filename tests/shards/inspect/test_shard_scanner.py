@@ -1,5 +1,8 @@
 """Scans: `verify` and `stats` report what a run would report, sample for sample."""
 
+import gzip
+from pathlib import Path
+
 import pytest
 
 from shards.crops.chunk_cropper import ChunkCropper
@@ -118,15 +121,29 @@ def test_admission_is_configurable_and_examples_come_first(mixed, num_threads):
     assert (example.key, example.shard, example.offset) == ("0000", 0, 0)
 
 
-def test_an_unreadable_shard_is_reported_and_the_scan_continues(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Path.unlink, "is gone; it was there when the shards were listed"),
+        (lambda path: path.write_bytes(b""), "was written to since"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), "was written to since"),
+        (lambda path: (path.unlink(), path.mkdir()), "0.tar"),
+    ],
+)
+@pytest.mark.parametrize("extension", ["tar", "tar.gz"])
+def test_a_shard_that_vanishes_is_reported_and_the_scan_continues(
+    tmp_path, change, message, extension
+):
     """One lost object would end the scan of a hundred thousand shards."""
-    for shard in range(2):
-        (tmp_path / f"{shard}.tar").write_bytes(make_tar([("0.png", noise(30, 30, ".png"))]))
+    data = make_tar([("0.png", noise(30, 30, ".png"))])
+    bad = tmp_path / f"0.{extension}"
+    bad.write_bytes(gzip.compress(data) if extension == "tar.gz" else data)
+    (tmp_path / "1.tar").write_bytes(data)
     scan = scanner(tmp_path, depth="headers")
-    (tmp_path / "0.tar").unlink()
+    change(bad)
     result = scan.scan_all()
     first, second = result.shards
-    assert "0.tar is gone" in first.unreadable and second.unreadable is None
+    assert message in first.unreadable and second.unreadable is None
     assert not result.is_good and second.num_samples == 1
 
 

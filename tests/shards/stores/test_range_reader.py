@@ -360,7 +360,9 @@ def test_a_sequential_read_survives_faults(tmp_path, data, monkeypatch):
 def test_many_threads_adapt_to_the_capacity_of_a_store(tmp_path, data):
     """Without a shared limit most requests would be refused."""
     (tmp_path / "0.tar").write_bytes(data)
-    retry = replace(QUICK.retry, num_attempts=20, first_wait_seconds=0.01, longest_wait_seconds=0.1)
+    retry = replace(
+        QUICK.retry, num_attempts=99, first_wait_seconds=0.001, longest_wait_seconds=0.001
+    )
     BusyHandler.num_refused = 0
     with web_server(tmp_path, BusyHandler) as address:
         reader = RangeReader(SourceConfig(retry=retry))
@@ -370,7 +372,10 @@ def test_many_threads_adapt_to_the_capacity_of_a_store(tmp_path, data):
             found = list(pool.map(lambda a: reader.read(shard, a, a + 500), starts))
     assert b"".join(found) == data[:100_000]
     assert reader.counters.throttles == BusyHandler.num_refused
-    assert 0 < BusyHandler.num_refused < len(found) / 4
+    # Threads without a shared limit are refused 95 to 175 times, those with one 20 to 40 times; a
+    # limit that does not fall after a refusal stays at its start of 16.
+    assert 0 < BusyHandler.num_refused < len(found) / 2
+    assert reader.stores.open(shard.uri).client._limiter.limit < 12
 
 
 def test_plain_fsspec_stores_have_timeouts(web_proxy, data):

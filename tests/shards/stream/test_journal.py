@@ -128,7 +128,10 @@ def test_a_journal_of_another_order_is_refused_or_replaced(path):
     assert [entry.value for entry in read(path, "other").entries] == [7]
 
 
-@pytest.mark.parametrize("line", ["{}", '{"kind": "new", "block": 1}', "junk", "[]", '"x"'])
+WRONG = '{"kind": "weights", "block": 1, "weights": "1/0 x"}'
+
+
+@pytest.mark.parametrize("line", ["{}", '{"kind": "new", "block": 1}', "junk", "[]", '"x"', WRONG])
 def test_damage_in_the_middle_is_refused(path, line):
     """A run that continues without an entry trains on other samples."""
     lines = path.read_text().splitlines()

@@ -209,7 +209,7 @@ def test_truncated_second_member_rejects_its_sample_only():
     assert len(contents(found)) == 10
     (reject,) = [item for item in found if isinstance(item, Reject)]
     assert (reject.shard, reject.offset, reject.key) == (3, places[20][0], "00010")
-    assert reject.detail == "00010.cls: 10 of 1000 bytes"
+    assert reject.detail == "00010.cls: 10 of 1000 bytes" and reject.member == "00010.cls"
 
 
 @pytest.mark.parametrize("chunk_bytes", CHUNK_SIZES)

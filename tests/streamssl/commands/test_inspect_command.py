@@ -1,15 +1,18 @@
 """`shards verify` and `shards stats`: faults and contents of shards."""
 
+import gzip
 import json
 import re
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from shards.samples.synthetic_images import encode_jpeg, make_image
 from streamssl.cli import main
+from tests.noise import noise
 from tests.tars import make_tar
-from tests.tinyrun import make_shards
+from tests.tinyrun import make_shards, other_user, reachable_folder
 
 Capture = pytest.CaptureFixture[str]
 
@@ -34,7 +37,7 @@ def test_verify_distinguishes_good_and_bad_shards(
     assert main(["shards", "verify", str(bad)]) == 1
     text = capsys.readouterr().out
     assert "10 samples in 1 shards, 1 rejected" in text
-    place = r"first: \S+/bad/shard-000000\.tar, byte 0, key '\d{8}-\S*'"
+    place = r"first: \S+/bad/shard-000000\.tar, byte 0, key '\d{8}-\S*', member '\d{8}-\S*\.jpg': "
     assert re.search(rf"not_an_image +1 +{place}", text)
     report = tmp_path / "report.json"
     words = ["shards", "verify", str(bad), "--json", "--depth", "headers", "--report", str(report)]
@@ -45,7 +48,77 @@ def test_verify_distinguishes_good_and_bad_shards(
     assert found["reject_reasons"] == {"not_an_image": 1}
     assert found["irregular"] == found["unreadable"] == [] and found["scattered_keys"] == 0
     (shard,) = found["shard_reports"]
-    assert shard["uri"] == str(bad) and shard["rejects"]["not_an_image"]["first"]["byte"] == 0
+    first_reject = shard["rejects"]["not_an_image"]["first"]
+    assert shard["uri"] == str(bad) and first_reject["byte"] == 0
+    assert first_reject["member"] == f"{first_reject['key']}.jpg"
+
+
+GOOD = make_tar([(f"{i}.png", noise(30, 30, ".png", i)) for i in range(20)])
+ZSTD = zstandard.ZstdCompressor()
+BAD = {
+    "no bytes": ("tar", b"", r"empty: \S+tar: 0 bytes"),
+    "no tar": ("tar", b"<html>" * 500, "broken_tar +1 .* it begins with b'<html>"),
+    "truncated": ("tar", GOOD[:5000], "truncated_tar +1 .* member '1.png': .* of 2798 bytes"),
+    "no end": (
+        "tar",
+        GOOD[: -(-len(GOOD.rstrip(b"\0")) // 512) * 512],
+        r"no end: \S+tar: the two blocks of",
+    ),
+    "cut gzip": ("tar.gz", gzip.compress(GOOD)[:3000], "truncated_tar +1 .*gzip stream ends early"),
+    "no gzip": ("tar.gz", b"junk" * 900, "broken_tar +1 .* it begins with b'junk"),
+    "gzip of no tar": ("tar.gz", gzip.compress(b"<html>" * 50_000), "broken_tar +1 .*b'<html>"),
+    "cut zstd": ("tar.zst", ZSTD.compress(GOOD)[:4000], "truncated_tar +1 .*zstd stream ends"),
+    "nested": ("tar", make_tar([("0.tar", GOOD)]), "no_image +1 .*members: tar"),
+    "denied": ("tar", GOOD, r"unreadable: \S+ cannot be read: permission denied; ask its owner"),
+}
+
+
+@pytest.mark.parametrize("place", ["a", "m", "z"])
+@pytest.mark.parametrize("kind", BAD)
+def test_verify_goes_on_after_a_bad_shard(kind: str, place: str, capsys: Capture) -> None:
+    """A user would mend one shard, wait an hour, and see the next; good ones were not checked."""
+    extension, content, message = BAD[kind]
+    with reachable_folder() as folder:
+        bad = folder / f"{place}.{extension}"
+        bad.write_bytes(content)
+        for name in ("b", "c", "n", "o"):
+            (folder / f"{name}.tar").write_bytes(GOOD)
+        if kind == "denied":
+            bad.chmod(0)
+        with other_user():
+            assert main(["shards", "verify", str(folder), "--depth", "headers"]) == 1
+    text = capsys.readouterr().out
+    assert re.search(message, text), text
+    assert int(re.search(r"^(\d+) samples", text, re.MULTILINE)[1]) >= 80  # of the good ones
+
+
+@pytest.mark.parametrize(
+    ("images", "code", "line"),
+    [
+        (
+            [b"junk"] * 3,
+            1,
+            r"no sample can be used: all 3 .*, 3 as not_an_image, first \S+a\.tar, ",
+        ),
+        ([b"junk", noise(30, 30)], 0, ""),  # a report, not a judgement
+        ([], 1, "no sample can be used: the shards hold none; "),
+    ],
+)
+def test_stats_tell_plainly_if_no_sample_can_be_used(
+    images: list[bytes], code: int, line: str, capsys: Capture, tmp_path: Path
+) -> None:
+    """A script would go on to train, and the run would end at its first batch."""
+    for name in ("a", "b"):
+        members = [(f"{i}.png", data) for i, data in enumerate(images)]
+        (tmp_path / f"{name}.tar").write_bytes(make_tar(members if name == "a" else []))
+    assert main(["shards", "stats", str(tmp_path)]) == code
+    text = capsys.readouterr().out
+    assert ("no sample can be used" in text) == (code == 1) and re.search(line, text)
+    with pytest.raises(SystemExit):
+        main(["shards", "stats", "--help"])
+    assert "no sample of the shards can be used" in " ".join(
+        capsys.readouterr().out.replace("│", " ").split()
+    )
 
 
 def test_verify_names_irregular_shards(capsys: Capture, tmp_path: Path) -> None:

@@ -39,12 +39,14 @@ def test_scores_are_kept_in_the_order_of_computation(tmp_path: Path) -> None:
     assert newest_score(tmp_path) == score(499)
 
 
-@pytest.mark.parametrize("torn", ["{", '{"step": 9', "[]", '{"step": 9, "knn": {}}', "\0\0"])
+@pytest.mark.parametrize(
+    "torn", ["{", '{"step": 9', "[]", '{"step": 9, "knn": {}}', "\0\0", "\udcff"]
+)
 def test_a_torn_line_is_skipped(torn: str, tmp_path: Path) -> None:
     """The writer may be killed while it writes."""
     keep_score(tmp_path, score(1))
-    with (tmp_path / SCORES).open("a") as file:
-        file.write(torn)
+    with (tmp_path / SCORES).open("ab") as file:
+        file.write(torn.encode("utf-8", "surrogateescape"))
     assert newest_score(tmp_path) == score(1)
     assert list(read_scores(tmp_path)) == [1]
 

@@ -1,23 +1,28 @@
 """SimCLR v2's stages, one after the other: pretrained, fine-tuned, taught to another net."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
+from shards.samples.labels import FIRST_HASH
+from shards.samples.synthetic_images import encode_jpeg, make_image
 from streamssl.checkpoint import list_checkpoints, load_tensors, restore
 from streamssl.config.methods.distillation_config import DistillationConfig
 from streamssl.config.methods.fine_tuning_config import FineTuneConfig
 from streamssl.config.methods.simclr_config import SimCLRConfig
-from streamssl.config.run_config import RunConfig
+from streamssl.config.run_config import RunConfig, read_toml, write_toml
 from streamssl.methods.base import SampleInfo
-from streamssl.methods.fine_tuning import classification_loss
+from streamssl.methods.fine_tuning import ClassLayer, classification_loss
 from streamssl.recipes import crop_recipes as views
 from streamssl.training.train_state import build_state
+from tests.tars import make_tar
 from tests.tinyrun import BACKBONE, CPU, read_log, tiny_swav, train_here
 
 PLAIN = views.plain(size=32)
@@ -127,6 +132,69 @@ def test_a_label_that_is_no_class_is_refused(stages: dict[str, Path]) -> None:
         method.loss([torch.zeros(2, 3, 32, 32)], step=0, samples=samples)
 
 
+WORDS = [FIRST_HASH + n for n in (7, 3, 9)]
+
+
+@pytest.mark.parametrize(
+    ("batches", "classes"),
+    [
+        ([[2, -1, 0, 2]], [[2, -1, 0, 2]]),
+        ([[WORDS[0], WORDS[1], -1], [WORDS[1], WORDS[2]]], [[0, 1, -1], [1, 2]]),
+        ([[WORDS[0], 0], [1, WORDS[1]]], [[1, 0], [2, 3]]),  # numbers and words in one set
+    ],
+)
+def test_labels_become_classes(batches: list[list[int]], classes: list[list[int]]) -> None:
+    """Two words, or a word and a number, would be one class."""
+    layer = ClassLayer(2, 4)
+    for labels, expected in zip(batches, classes, strict=True):
+        assert layer.number(torch.tensor(labels), None).tolist() == expected
+    again = ClassLayer(2, 4)
+    again.load_state_dict(layer.state_dict())  # as in a resumed run
+    assert again.number(torch.tensor(batches[0]), None).tolist() == classes[0]
+
+
+def test_more_words_than_classes_are_refused() -> None:
+    """The message must name the setting that works."""
+    layer = ClassLayer(2, 2)
+    with pytest.raises(ConfigError, match=r"have 3 values or more, .* raise --method\.num-classes"):
+        layer.number(torch.tensor(WORDS), None)
+
+
+@pytest.mark.parametrize("member", ["cls", "txt", "json"])
+def test_classes_may_be_words(stages: dict[str, Path], tmp_path: Path, member: str) -> None:
+    """Most sets have names of classes, and fine-tuning refused them as numbers of nine digits."""
+    members = []
+    for number in range(64):
+        image = encode_jpeg(make_image(0, number, number % 3, 32))
+        word = f"zebra {number % 3}\n".encode()
+        field = json.dumps({"meta": {"kind": word.decode()}}).encode()
+        beside = (f"{number}.{member}", field if member == "json" else word)
+        members += [(f"{number}.jpg", image), beside]
+    (tmp_path / "0.tar").write_bytes(make_tar(members))
+    label = "meta.kind" if member == "json" else member
+    config = replace(tuned_from(stages["pretrained"]), label=label)
+    train_here(config, tmp_path / "0.tar", tmp_path / "run")
+    saved = load_tensors(list_checkpoints(tmp_path / "run")[-1])["method.classes.label_of_class"]
+    assert sorted(saved.tolist()) == [*[-1] * 7, *sorted({*saved.tolist()} - {-1})]
+    assert read_log(tmp_path / "run")[-1]["readings"]["labelled"] == 1
+    assert train_here(replace(config, num_steps=4), tmp_path / "0.tar", tmp_path / "run").step == 4
+    after = load_tensors(list_checkpoints(tmp_path / "run")[-1])["method.classes.label_of_class"]
+    assert torch.equal(saved, after)
+
+
+def test_a_checkpoint_without_labels_of_classes_is_read(
+    stages: dict[str, Path], tmp_path: Path
+) -> None:
+    """Runs of version 0.2 could not be resumed, nor teach."""
+    place = shutil.copytree(list_checkpoints(stages["tuned"])[-1], tmp_path / "old")
+    tensors = load_file(place / "state.safetensors")
+    del tensors["method.classes.label_of_class"]
+    save_file(tensors, place / "state.safetensors")
+    state = build_state(tuned_from(stages["pretrained"]), CPU, fresh=False)
+    restore(place, state, "fine-tune")
+    assert build_state(taught_by(place), CPU).step == 0
+
+
 def test_a_start_and_a_teacher_may_be_copies_and_a_resume_needs_no_start(
     stages: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -142,3 +210,33 @@ def test_a_start_and_a_teacher_may_be_copies_and_a_resume_needs_no_start(
     state = build_state(tuned_from(tmp_path / "gone"), CPU, fresh=False)
     restore(list_checkpoints(stages["tuned"])[-1], state, "fine-tune")
     assert state.step > 0
+
+
+@pytest.mark.parametrize("version", ["now", "before"])
+def test_a_student_goes_on_without_its_teacher(
+    stages: dict[str, Path], shards_folder: Path, tmp_path: Path, version: str
+) -> None:
+    """The teacher's folder may be gone when the run is resumed, and its weights are in the run."""
+    teacher, out = tmp_path / "teacher", tmp_path / "taught"
+    shutil.copytree(stages["tuned"], teacher)
+    train_here(taught_by(teacher), shards_folder, out)
+    settings = (teacher / "config.toml").read_text()
+    shutil.rmtree(teacher)
+    resumed = replace(taught_by(teacher), num_steps=4)
+    if version == "before":  # runs of version 0.2 have no network in their settings
+        own = read_toml(out / "config.toml")
+        write_toml(replace(own, method=replace(own.method, network=None)), out / "config.toml")
+        with pytest.raises(ConfigError, match=rf"is gone; .* back as {teacher}/config\.toml, or"):
+            train_here(resumed, shards_folder, out)
+        teacher.mkdir()
+        (teacher / "config.toml").write_text(settings)
+    assert train_here(resumed, shards_folder, out).step == 4
+    first, last = (load_tensors(path) for path in list_checkpoints(out))
+    assert torch.equal(
+        first["method.teacher.classes.weight"], last["method.teacher.classes.weight"]
+    )
+    assert not torch.equal(first["method.classes.weight"], last["method.classes.weight"])
+    with pytest.raises(
+        ConfigError, match=r"holds no checkpoint; .*: give --method\.teacher runs/a"
+    ):
+        train_here(resumed, shards_folder, tmp_path / "new")

@@ -178,6 +178,30 @@ def test_a_long_log_becomes_as_many_points_as_a_live_run_keeps(copy):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "\0\0",
+        '{"cursor": null}',
+        '{"cursor": {"reject_reasons": -7}}',
+        '{"cursor": ',
+    ],
+)
+def test_a_damaged_checkpoint_costs_only_the_counts_of_its_rejects(ended, copy, text):
+    """A traceback for a run whose disk was full; an older checkpoint has counts, too."""
+    shutil.copytree(ended / "checkpoints", copy / "checkpoints")
+    newest, before = sorted(copy.glob("checkpoints/*/state.json"))[:-3:-1]
+    before.write_text(newest.read_text())
+    newest.write_text(text)
+    counts = json.loads(before.read_text())["cursor"]["reject_reasons"]
+    with replay_page(copy) as address:
+        values = state_at(address)["values"]
+    assert values['streamssl_rejects_total{reason="broken_tar"}'] == counts["broken_tar"] > 0
+
+
+@pytest.mark.parametrize(
     ("missing", "message"),
     [("config.toml", "is not a run"), ("metrics.jsonl", "has no finished step")],
 )
@@ -196,3 +220,11 @@ def test_a_damaged_gallery_file_costs_only_the_images(tmp_path, text):
     """A run must not fail because of its page."""
     (tmp_path / "gallery.json").write_text(text)
     assert read_gallery(tmp_path, num_shards=3) == []
+
+
+def test_a_gallery_file_of_an_earlier_version_is_read(tmp_path):
+    """Old run folders would lose their images, because their rejects name no member."""
+    place = {"shard": 0, "offset": 512, "key": "a", "reason": "empty", "detail": "no bytes"}
+    (tmp_path / "gallery.json").write_text(json.dumps({"places": [place]}))
+    (item,) = read_gallery(tmp_path, num_shards=3)
+    assert (item.key, item.member) == ("a", "")

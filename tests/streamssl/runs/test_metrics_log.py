@@ -86,6 +86,23 @@ def test_torn_line_is_dropped(torn: str, tmp_path: Path) -> None:
     assert [fields["step"] for fields in read_log(tmp_path)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"step": None}, {"step": []}, {"loss": "x"}, {"num_samples": None}, {"readings": 3}),
+        *({"step_seconds": None}, {"readings": {"x": "y"}}, {"cursor": [None, 0]}, {"digest": 7}),
+    ],
+)
+def test_a_line_with_other_types_is_dropped(changes: dict[str, object], tmp_path: Path) -> None:
+    """A resume, or the page of the run, would end in a TypeError."""
+    write_steps(tmp_path, 0, 3)
+    first, second, third = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    second = json.dumps({**json.loads(second), **changes})
+    (tmp_path / "metrics.jsonl").write_text(f"{first}\n{second}\n{third}\n")
+    assert list(read_steps(tmp_path)) == [1, 3]
+    write_steps(tmp_path, 3, 4)
+
+
 def test_replay_on_other_samples_is_an_error(tmp_path: Path) -> None:
     """The promise of one order would be broken silently."""
     write_steps(tmp_path, 0, 5)

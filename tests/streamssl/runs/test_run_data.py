@@ -147,9 +147,10 @@ def test_data_is_saved_without_secrets(tmp_path: Path) -> None:
     saved = read_data(tmp_path / "data.toml")
     assert saved.patterns == ("https://h/{0..9}.tar", "s3://b/*.tar")
     assert saved.weights == data.weights and saved.subset == f"{Path.cwd()}/list.parquet::id"
-    (tmp_path / "data.toml").write_text("data = 3 4")
-    with pytest.raises(ConfigError, match=r"data\.toml cannot be read .*; a run of this version"):
-        read_data(tmp_path / "data.toml")
+    for text in ("data = 3 4", "data = 3", "data = [3]", 'data = ["x"]\nkeys = 3', "x = 1"):
+        (tmp_path / "data.toml").write_text(text)
+        with pytest.raises(ConfigError, match=r"data\.toml cannot be read .*; a run of this vers"):
+            read_data(tmp_path / "data.toml")
 
 
 @pytest.mark.parametrize(

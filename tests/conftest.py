@@ -1,5 +1,6 @@
 """Fixtures of all planes: small real shards, and the images kept beside the repository."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -22,6 +23,18 @@ _SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 def pytest_addoption(parser):
     """Add `--share`: a fault that one case in ten thousand shows is searched for at night."""
     parser.addoption("--share", type=float, default=_SHARE, help="part of the cases, up to 1")
+
+
+def pytest_sessionstart():
+    """Collect no garbage while a million objects of libraries are made, a tenth of that time."""
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """Look no more at the objects of imported modules, which live as long as the process."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

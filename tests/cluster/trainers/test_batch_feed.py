@@ -71,6 +71,7 @@ def running(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield SharedPath(shards, path, expected)
 
 
+@pytest.mark.slow
 def test_ranks_get_their_rows_of_the_batches_of_one_process(running: SharedPath) -> None:
     """The number of ranks and readers must change no pixel."""
     path, expected = running.path, running.expected

@@ -130,7 +130,7 @@ def test_admission_is_configurable_and_examples_come_first(mixed, num_threads):
         (lambda path: (path.unlink(), path.mkdir()), "0.tar"),
     ],
 )
-@pytest.mark.parametrize("extension", ["tar", "tar.gz"])
+@pytest.mark.parametrize("extension", ["tar", pytest.param("tar.gz", marks=pytest.mark.slow)])
 def test_a_shard_that_vanishes_is_reported_and_the_scan_continues(
     tmp_path, change, message, extension
 ):

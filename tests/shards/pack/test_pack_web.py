@@ -19,7 +19,7 @@ from shards.stores.image_download import DownloadConfig, ImageDownloader
 from tests.loopback import LoopbackServer, QuietHandler, serving
 from tests.shards.pack.test_pack import jpeg, read_samples, shard_bytes
 
-QUICK = DownloadConfig(timeout_seconds=0.3, total_seconds=0.9, num_attempts=2, max_bytes=20_000)
+QUICK = DownloadConfig(timeout_seconds=0.3, total_seconds=0.6, num_attempts=2, max_bytes=20_000)
 
 
 class Server(LoopbackServer):
@@ -164,6 +164,8 @@ def test_a_failed_download_has_a_reason_in_bounded_time(server, path, reason, nu
     with ImageDownloader(QUICK) as web, pytest.raises(FetchError) as caught:
         web.get(f"{server.address}/{path}")
     assert caught.value.reason == reason
+    while server.requests[f"/{path}"] < num_requests and time.monotonic() - began < 8:
+        time.sleep(0.01)  # a busy machine counts the last request late
     assert server.requests[f"/{path}"] == num_requests
     assert time.monotonic() - began < 8
 

@@ -73,7 +73,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("place", ["a", "m", "z"])
+@pytest.mark.parametrize(
+    "place", ["a", *(pytest.param(n, marks=pytest.mark.slow) for n in ("m", "z"))]
+)
 @pytest.mark.parametrize("kind", BAD)
 def test_verify_goes_on_after_a_bad_shard(kind: str, place: str, capsys: Capture) -> None:
     """A user would mend one shard, wait an hour, and see the next; good ones were not checked."""

@@ -160,7 +160,9 @@ def test_more_words_than_classes_are_refused() -> None:
         layer.number(torch.tensor(WORDS), None)
 
 
-@pytest.mark.parametrize("member", ["cls", "txt", "json"])
+@pytest.mark.parametrize(
+    "member", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("cls", "txt")), "json"]
+)
 def test_classes_may_be_words(stages: dict[str, Path], tmp_path: Path, member: str) -> None:
     """Most sets have names of classes, and fine-tuning refused them as numbers of nine digits."""
     members = []
@@ -212,7 +214,7 @@ def test_a_start_and_a_teacher_may_be_copies_and_a_resume_needs_no_start(
     assert state.step > 0
 
 
-@pytest.mark.parametrize("version", ["now", "before"])
+@pytest.mark.parametrize("version", ["now", pytest.param("before", marks=pytest.mark.slow)])
 def test_a_student_goes_on_without_its_teacher(
     stages: dict[str, Path], shards_folder: Path, tmp_path: Path, version: str
 ) -> None:

@@ -154,6 +154,7 @@ def test_required_labels_must_be_a_column(tmp_path):
         open_table(file, "required")
 
 
+@pytest.mark.slow
 def test_a_table_in_a_store_is_read_in_parts(s3, tmp_path):
     """Sets of terabytes are in stores."""
     s3.create_bucket(Bucket="tables")

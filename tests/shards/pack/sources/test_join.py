@@ -105,6 +105,7 @@ def test_every_kind_of_header_is_joined(tmp_path, style):
     assert as_set(samples_in(tmp_path / "out")) == as_set(wanted(members))
 
 
+@pytest.mark.slow
 def test_shards_of_a_store_are_joined_in_ranges(s3, tmp_path):
     """A data set in a bucket would have to be copied first."""
     s3.create_bucket(Bucket="torn")

@@ -37,6 +37,11 @@ def pytest_collection_finish():
     gc.enable()
 
 
+def pytest_sessionfinish():
+    """Let libraries free their objects at the end, or some report leaks."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def share(request):
     """Return the part of thousands of random cases that runs: the first ones, so seeds stay."""

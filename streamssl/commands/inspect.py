@@ -294,8 +294,7 @@ def _print_faults(result: ScanResult, manifest: Manifest, console: Console) -> N
         where = f"{redact(manifest.shards[first.shard].uri)}, {first.place}"
         line = f"  {reason:<16} {count:>8,}   first: {where}: {first.detail}"
         console.print(line, markup=False)
-    lines = [f"empty: {redact(uri)}: 0 bytes; write it again" for uri in manifest.empty]
-    lines += [line for report in result.shards for line in _shard_faults(report)]
+    lines = [line for report in result.shards for line in _shard_faults(report)]
     for line in lines[:_MAX_SHOWN]:
         console.print(line, markup=False)
     if len(lines) > _MAX_SHOWN:

@@ -75,7 +75,7 @@ def run(cases, tmp_path_factory):
         ("c10", VERIFY, 2, ["holds Parquet, no shards; .*streamssl shards pack"]),
         ("c10/binary.parquet", PACK, 0, ["images from column jpg, labels from column cls", "32 s"]),
         ("c10/train-00000-of-00001.parquet", PACK, 0, ["images from column image", "32 samples"]),
-        ("c12", VERIFY, 1, ["64 samples", "empty: .*b.tar: 0 bytes"]),
+        ("c12", VERIFY, 1, ["64 samples", "layout: .*b.tar holds 0 bytes"]),
         ("c12b", VERIFY, 1, ["64 samples", "without samples: .*b.tar"]),
         ("c12b", STATS, 0, ["without samples: .*b.tar"]),
         ("c13", VERIFY, 0, ["16 of 32 samples have a key that was seen before"]),

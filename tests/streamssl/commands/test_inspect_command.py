@@ -56,7 +56,7 @@ def test_verify_distinguishes_good_and_bad_shards(
 GOOD = make_tar([(f"{i}.png", noise(30, 30, ".png", i)) for i in range(20)])
 ZSTD = zstandard.ZstdCompressor()
 BAD = {
-    "no bytes": ("tar", b"", r"empty: \S+tar: 0 bytes"),
+    "no bytes": ("tar", b"", r"layout: \S+tar holds 0 bytes"),
     "no tar": ("tar", b"<html>" * 500, "broken_tar +1 .* it begins with b'<html>"),
     "truncated": ("tar", GOOD[:5000], "truncated_tar +1 .* member '1.png': .* of 2798 bytes"),
     "no end": (

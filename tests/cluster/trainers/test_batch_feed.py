@@ -23,7 +23,8 @@ from shards.stream.thread_readers import ThreadReaders
 from tests.cluster.data_path import WAIT, DataPath
 from tests.cluster.marked import MarkedShards
 
-pytestmark = pytest.mark.ray
+# Each worker of the ordinary tests would start a Ray.
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 BATCH = 12
 STREAM = StreamConfig(batch_size=BATCH, chunk_bytes=1 << 20, chunks_per_block=3)
@@ -71,7 +72,6 @@ def running(one_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield SharedPath(shards, path, expected)
 
 
-@pytest.mark.slow
 def test_ranks_get_their_rows_of_the_batches_of_one_process(running: SharedPath) -> None:
     """The number of ranks and readers must change no pixel."""
     path, expected = running.path, running.expected
@@ -105,7 +105,6 @@ def test_received_rows_are_not_requested_again(running: SharedPath) -> None:
         assert feed.status()["calls"] == before
 
 
-@pytest.mark.slow
 def test_killed_reader_costs_no_row(running: SharedPath) -> None:
     """Trainers already wait for rows that it held."""
     running.restart()
@@ -125,7 +124,6 @@ def test_killed_reader_costs_no_row(running: SharedPath) -> None:
     path.add_reader()
 
 
-@pytest.mark.slow
 def test_new_control_continues_at_the_step_of_the_trainers(running: SharedPath) -> None:
     """Its tasks have other numbers, so crops of old tasks must not be mistaken for theirs."""
     running.restart()
@@ -141,7 +139,6 @@ def test_new_control_continues_at_the_step_of_the_trainers(running: SharedPath) 
             path.tell("committed", step + 1)
 
 
-@pytest.mark.slow
 def test_drained_reader_leaves_after_its_crops_were_used(
     running: SharedPath,
 ) -> None:
@@ -195,7 +192,6 @@ def test_unreadable_shard_raises_our_own_error(running: SharedPath) -> None:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-@pytest.mark.slow
 def test_readers_are_processes_of_low_priority(running: SharedPath) -> None:
     """Decoding must not slow down a trainer on the same machine."""
     for name in running.path.readers:

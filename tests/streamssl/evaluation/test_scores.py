@@ -66,6 +66,7 @@ def test_a_run_is_followed_to_its_last_step(finished_run: Path, tmp_path: Path) 
         next(iter_checkpoints(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_newest_score(
     shards_folder: Path, finished_run: Path, tmp_path: Path
 ) -> None:

@@ -129,7 +129,7 @@ class SilentPeer:
 
 
 @pytest.mark.parametrize("make", [swav, moco], ids=["swav", "moco"])
-@pytest.mark.parametrize("num_sums", [0, 7, None])
+@pytest.mark.parametrize("num_sums", [pytest.param(0, marks=pytest.mark.slow), 7, None])
 def test_broken_step_is_undone_bit_by_bit(make: Any, num_sums: int | None) -> None:
     """The same step, trained again alone, must be that of an undisturbed run."""
     config = make()

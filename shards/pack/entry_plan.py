@@ -17,6 +17,7 @@ from shards.images.image_header import ImageError, read_image_header
 from shards.pack.fetch import FetchError, ImageFetcher
 from shards.pack.pack_plan import (
     PackConfig,
+    PlannedRows,
     SamplesRead,
     ShardTask,
     SkippedSample,
@@ -140,8 +141,8 @@ class ImagesSource:
         return ImagesPlan(self, order, bounds, cost)
 
 
-class ImagesPlan:
-    """Plan in which shard n holds the entries `order[bounds[n] : bounds[n + 1]]`."""
+class ImagesPlan(PlannedRows):
+    """Plan in which shard n holds the entries of its rows."""
 
     def __init__(
         self,
@@ -150,25 +151,12 @@ class ImagesPlan:
         bounds: NDArray[np.int64],
         cost: int,
     ) -> None:
-        self._source, self._order, self._bounds, self._cost = source, order, bounds, cost
-        self.num_shards = len(bounds) - 1
-
-    def units(self, number: int) -> int:
-        """See `PackPlan.units`."""
-        return int(self._bounds[number + 1] - self._bounds[number])
-
-    def cost(self) -> int:
-        """See `PackPlan.cost`."""
-        return self._cost
-
-    def variant(self, number: int, irregular: frozenset[int]) -> str:  # noqa: ARG002
-        """See `PackPlan.variant`."""
-        return ""
+        super().__init__(order, bounds, cost)
+        self._source = source
 
     def task(self, number: int, irregular: frozenset[int]) -> ShardTask:  # noqa: ARG002
         """See `PackPlan.task`."""
-        rows = self._order[self._bounds[number] : self._bounds[number + 1]].tolist()
-        entries = tuple((row, self._source.entries[row]) for row in rows)
+        entries = tuple((row, self._source.entries[row]) for row in self._rows(number).tolist())
         return ImagesTask(number, entries, self._source.is_far)
 
 

@@ -110,6 +110,32 @@ class PackPlan(Protocol):
         """Return the task of shard `number`; input shards in `irregular` are read from byte 0."""
 
 
+class PlannedRows:
+    """Base of plans in which shard n holds the rows `rows[bounds[n] : bounds[n + 1]]`.
+
+    A row is a unit of the source, and the plan costs `cost`, unless a subclass says otherwise.
+    """
+
+    def __init__(self, rows: NDArray[np.int64], bounds: NDArray[np.int64], cost: int) -> None:
+        self._planned, self._bounds, self._cost = rows, bounds, cost
+        self.num_shards = len(bounds) - 1
+
+    def units(self, number: int) -> int:
+        """See `PackPlan.units`."""
+        return len(self._rows(number))
+
+    def cost(self) -> int:
+        """See `PackPlan.cost`."""
+        return self._cost
+
+    def variant(self, number: int, irregular: frozenset[int]) -> str:  # noqa: ARG002
+        """See `PackPlan.variant`."""
+        return ""
+
+    def _rows(self, number: int) -> NDArray[np.int64]:
+        return self._planned[self._bounds[number] : self._bounds[number + 1]]
+
+
 class PackSource(Protocol):
     """Input of a pack: single images, or shards."""
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from shards.pack.fetch import ImageFetcher
 from shards.pack.pack_plan import (
     PackConfig,
+    PackPlan,
+    PlannedRows,
     SamplesRead,
     ShardTask,
     SkippedSample,
@@ -46,15 +48,18 @@ class ShardsSource:
     @property
     def digest(self) -> str:
         """See `PackSource.digest`."""
+        return self._digest_of("")
+
+    def _digest_of(self, layout: str) -> str:
         subset = "" if self.subset is None else self.subset.digest
-        text = f"{self.manifest.digest}/{subset}{''.join(self.class_names)}"
+        text = f"{self.manifest.digest}/{subset}{layout}{''.join(self.class_names)}"
         return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
 
     @property
     def unit(self) -> Literal["images", "bytes"]:
         return "bytes"
 
-    def plan(self, config: PackConfig) -> "ShardsPlan":
+    def plan(self, config: PackConfig) -> PackPlan:
         """Assign byte ranges to shards.
 
         The number of samples in a range is estimated from the samples that the manifest read.
@@ -67,11 +72,8 @@ class ShardsSource:
         return ShardsPlan(self.manifest.shards, chunks[order], bounds, config.seed)
 
 
-class ShardsPlan:
-    """Plan in which shard n holds the chunks `chunks[bounds[n] : bounds[n + 1]]`.
-
-    A chunk is a row (shard row, start, stop).
-    """
+class ShardsPlan(PlannedRows):
+    """Plan in which shard n holds the chunks of its rows (shard row, start, stop)."""
 
     def __init__(
         self,
@@ -80,17 +82,13 @@ class ShardsPlan:
         bounds: NDArray[np.int64],
         seed: int | None,
     ) -> None:
-        self._shards, self._chunks, self._bounds, self._seed = shards, chunks, bounds, seed
-        self.num_shards = len(bounds) - 1
+        super().__init__(chunks, bounds, sum(shard.num_bytes for shard in shards))
+        self._shards, self._seed = shards, seed
 
     def units(self, number: int) -> int:
         """See `PackPlan.units`."""
         rows = self._rows(number)
         return int((rows[:, 2] - rows[:, 1]).sum())
-
-    def cost(self) -> int:
-        """See `PackPlan.cost`."""
-        return sum(shard.num_bytes for shard in self._shards)
 
     def variant(self, number: int, irregular: frozenset[int]) -> str:
         """See `PackPlan.variant`. Names the input shards that are read from byte 0."""
@@ -108,9 +106,6 @@ class ShardsPlan:
         shards = {chunk.shard: self._shards[chunk.shard] for chunk in chunks}
         variant = self.variant(number, irregular)
         return ShardsTask(number, chunks, shards, self._seed, variant)
-
-    def _rows(self, number: int) -> NDArray[np.int64]:
-        return self._chunks[self._bounds[number] : self._bounds[number + 1]]
 
 
 @dataclass(frozen=True, slots=True)

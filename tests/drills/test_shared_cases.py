@@ -1,4 +1,4 @@
-"""What users bring: each made case, the command that meets it, its exit status and what it says.
+"""Cases of users' data: the command that meets each, its exit status and what it says.
 
 The cases are made by `make_cases.py` in the folder `shared/cases` beside the repository.
 """

@@ -24,6 +24,7 @@ from shards.pack.fetch import FetchError, ImageFetcher
 from shards.pack.image_entries import LabelMode
 from shards.pack.pack_plan import (
     PackConfig,
+    PlannedRows,
     SamplesRead,
     ShardTask,
     SkippedSample,
@@ -104,10 +105,10 @@ class ImageTable:
         return ImageTablePlan(self, rows, bounds, config.seed)
 
 
-class ImageTablePlan:
-    """Plan in which shard n holds the slices `slices[bounds[n] : bounds[n + 1]]`.
+class ImageTablePlan(PlannedRows):
+    """Plan in which shard n holds the slices of its rows.
 
-    A slice is a row (file, row group, first row, end, row of the table at which the group begins).
+    A slice is (file, row group, first row, end, row of the table at which the group begins).
     """
 
     def __init__(
@@ -117,21 +118,13 @@ class ImageTablePlan:
         bounds: NDArray[np.int64],
         seed: int | None,
     ) -> None:
-        self._table, self._slices, self._bounds, self._seed = table, slices, bounds, seed
-        self.num_shards = len(bounds) - 1
+        super().__init__(slices, bounds, int(table.groups[:, 3].sum()))
+        self._table, self._seed = table, seed
 
     def units(self, number: int) -> int:
         """See `PackPlan.units`."""
         rows = self._rows(number)
         return int((rows[:, 3] - rows[:, 2]).sum())
-
-    def cost(self) -> int:
-        """See `PackPlan.cost`."""
-        return int(self._table.groups[:, 3].sum())
-
-    def variant(self, number: int, irregular: frozenset[int]) -> str:  # noqa: ARG002
-        """See `PackPlan.variant`."""
-        return ""
 
     def task(self, number: int, irregular: frozenset[int]) -> ShardTask:  # noqa: ARG002
         """See `PackPlan.task`."""
@@ -145,9 +138,6 @@ class ImageTablePlan:
             labels = None if table.labels is None else table.labels[first + rows]
             groups.append(_GroupRows(table.files[file], group, first, rows, labels))
         return ImageTableTask(number, tuple(groups), table.columns, self._seed)
-
-    def _rows(self, number: int) -> NDArray[np.int64]:
-        return self._slices[self._bounds[number] : self._bounds[number + 1]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,8 @@ the input shards.
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 from itertools import islice
 from typing import Final, Literal
 
@@ -19,18 +18,20 @@ from shards.errors import ConfigError
 from shards.pack.fetch import ImageFetcher
 from shards.pack.pack_plan import (
     PackConfig,
+    PackPlan,
+    PlannedRows,
     SamplesRead,
     ShardTask,
     SkippedSample,
     shard_bounds,
     shuffled,
 )
+from shards.pack.reshard import ShardsSource
 from shards.pack.sources.member_index import MemberGroup, MemberIndex, StoredMember
 from shards.records import Sample, ShardInfo
 from shards.redaction import redact
 from shards.samples.subset import Subset
 from shards.stores.store import store_name
-from shards.stream.manifest import Manifest
 from shards.tars.cutter import MAX_SAMPLE_BYTES
 from shards.tars.sparse_files import SparseMapError
 
@@ -45,29 +46,21 @@ _COST_PER_SAMPLE: Final = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JoinedSource:
+class JoinedSource(ShardsSource):
     """Samples of input shards, joined by `index`, or those of them that `subset` selects."""
 
-    name: str
-    manifest: Manifest
     index: MemberIndex
-    subset: Subset | None = None
-    class_names: tuple[str, ...] = ()
-    skipped: Mapping[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """See `PackSource.digest`."""
-        subset = "" if self.subset is None else self.subset.digest
-        text = f"{self.manifest.digest}/{subset}/joined{''.join(self.class_names)}"
-        return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+        return self._digest_of("/joined")
 
     @property
     def unit(self) -> Literal["images", "bytes"]:
         return "images"
 
-    def plan(self, config: PackConfig) -> "JoinedPlan":
+    def plan(self, config: PackConfig) -> PackPlan:
         """Assign the samples to shards."""
         groups = self.index.groups
         order = shuffled(len(groups), config.seed)
@@ -77,31 +70,18 @@ class JoinedSource:
         return JoinedPlan(self, order, bounds, cost)
 
 
-class JoinedPlan:
-    """Plan in which shard n holds the samples `order[bounds[n] : bounds[n + 1]]`."""
+class JoinedPlan(PlannedRows):
+    """Plan in which shard n holds the samples of its rows."""
 
     def __init__(
         self, source: JoinedSource, order: NDArray[np.int64], bounds: NDArray[np.int64], cost: int
     ) -> None:
-        self._source, self._order, self._bounds, self._cost = source, order, bounds, cost
-        self.num_shards = len(bounds) - 1
-
-    def units(self, number: int) -> int:
-        """See `PackPlan.units`."""
-        return int(self._bounds[number + 1] - self._bounds[number])
-
-    def cost(self) -> int:
-        """See `PackPlan.cost`."""
-        return self._cost
-
-    def variant(self, number: int, irregular: frozenset[int]) -> str:  # noqa: ARG002
-        """See `PackPlan.variant`."""
-        return ""
+        super().__init__(order, bounds, cost)
+        self._source = source
 
     def task(self, number: int, irregular: frozenset[int]) -> ShardTask:  # noqa: ARG002
         """See `PackPlan.task`."""
-        rows = self._order[self._bounds[number] : self._bounds[number + 1]].tolist()
-        groups = tuple(self._source.index.groups[row] for row in rows)
+        groups = tuple(self._source.index.groups[row] for row in self._rows(number).tolist())
         used = {member.shard for group in groups for member in group.members}
         shards = {row: self._source.manifest.shards[row] for row in used}
         return JoinedTask(number, groups, shards)

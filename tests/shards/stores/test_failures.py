@@ -314,7 +314,7 @@ def test_the_client_of_any_store_is_made_anew_once(num_more):
 
 
 def test_a_signed_address_that_expired_is_signed_again(folder):
-    """Who has a signed address has no credentials that could be checked."""
+    """A signed address needs no credentials, so none may be checked."""
     with web_server(folder) as address:
         reader = RangeReader(SourceConfig(retry=QUICK))
         (shard,) = list_shards(f"{address}/secret/05.tar?key=SIGNATURE", reader.stores)

@@ -239,7 +239,7 @@ def test_a_file_without_a_length_is_refused(folder):
     ],
 )
 def test_a_folder_of_images_is_no_folder_of_shards(tmp_path, files, message):
-    """Who names images to a command of shards must not be told to give a folder."""
+    """A user who named a folder of images would be told to give a folder."""
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")

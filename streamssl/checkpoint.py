@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from cluster.protocol.learner import LearnerState
 from shards.access import check_readable, raise_denied
-from shards.errors import ConfigError, UserError
+from shards.errors import ConfigError, StorageFailed
+from shards.file_systems import explain_storage
 from shards.files import flush_path
 from shards.plain_json import to_json
 from shards.records import Cursor
@@ -77,9 +78,12 @@ def save(out: Path, state: LearnerState, method_name: str, keep: int, settings: 
             _remove(old)
     except (OSError, SafetensorError) as error:
         raise_denied(error, folder)
-        raise UserError(
-            f"the checkpoint of step {state.step} cannot be written to {folder} ({error}); make "
-            "room there, then start the same command again: it goes on from the one before it"
+        cause = f"{error}; make room there"  # safetensors has no codes
+        if isinstance(error, OSError):
+            cause = explain_storage(error, folder)
+        raise StorageFailed(
+            f"the checkpoint of step {state.step} cannot be written to {folder}: {cause}, then "
+            "start the same command again: it goes on from the one before it"
         ) from error
     return target
 
@@ -287,14 +291,18 @@ def _write_draft(
         shutil.rmtree(left_behind)
     draft = folder / f"{_DRAFT}{os.getpid()}"
     draft.mkdir(parents=True)
-    (draft / "state.json").write_text(to_json(fields, indent=1))
-    if settings:
-        (draft / "config.toml").write_bytes(settings.encode())
-    save_file(tensors, draft / "state.safetensors")
-    # Safetensors creates files that only their owner can read, whatever the umask is.
-    shutil.copymode(draft / "state.json", draft / "state.safetensors")
-    for path in (*draft.iterdir(), draft):
-        flush_path(path)
+    try:
+        (draft / "state.json").write_text(to_json(fields, indent=1))
+        if settings:
+            (draft / "config.toml").write_bytes(settings.encode())
+        save_file(tensors, draft / "state.safetensors")
+        # Safetensors creates files that only their owner can read, whatever the umask is.
+        shutil.copymode(draft / "state.json", draft / "state.safetensors")
+        for path in (*draft.iterdir(), draft):
+            flush_path(path)
+    except (OSError, SafetensorError):
+        shutil.rmtree(draft, ignore_errors=True)  # a full disk needs its room
+        raise
     return draft
 
 

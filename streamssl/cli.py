@@ -29,8 +29,8 @@ from typing import Any
 
 from rich.console import Console
 
-from shards.access import explain_denied
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
+from shards.file_systems import explain_failure, is_storage_failure
 from shards.redaction import notes
 
 _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
@@ -50,16 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, StreamStopped):
             return _INTERRUPTED
         return _USER_ERROR if isinstance(error, UserError) else 1
-    except PermissionError as error:
-        print(f"streamssl: {explain_denied(error)}", file=sys.stderr)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return 1
+        if not (isinstance(error, PermissionError) or is_storage_failure(error)):
+            raise
+        print(f"streamssl: {explain_failure(error)}", file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt:
         print("streamssl: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:
-        if not _output_is_closed():
-            raise
-        return 1
 
 
 def _output_is_closed() -> bool:

@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ class MetricsServer:
         self._ticking = threading.Thread(target=self._tick_on, name="metrics", daemon=True)
         self._ticking.start()
         if address_file is not None:
-            write_atomic(address_file, f"http://{self._server.address}")
+            with suppress(OSError):  # a full disk: the address is printed, too
+                write_atomic(address_file, f"http://{self._server.address}")
 
     def _scrape(self, query: Mapping[str, str]) -> HttpResponse:
         response = self._hub.metrics_page(query)
@@ -90,7 +92,8 @@ class MetricsServer:
         self._ticking.join()
         self._server.__exit__()
         if self._address_file is not None:
-            self._address_file.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._address_file.unlink()
 
     def _wait_for_a_scrape(self) -> None:
         if time.monotonic() - self._last_scrape < _RECENT_SECONDS:

@@ -12,7 +12,8 @@ from typing import Any
 
 from cluster.protocol.step_report import StepReport
 from shards.access import raise_denied
-from shards.files import read_whole_lines, write_atomic
+from shards.file_systems import cannot_write
+from shards.files import append_line, is_at, read_whole_lines, write_atomic
 from shards.plain_json import is_real, to_json
 from streamssl.errors import ReplayDiffers, TrainingDiverged
 from streamssl.runs.tensorboard_log import TensorBoardLog, step_scalars
@@ -36,7 +37,8 @@ class RunLog:
         changed_from: int | None = None,
         events: TensorBoardLog | None = None,
     ) -> None:
-        path, self._events = out / "metrics.jsonl", events
+        self._path = path = out / "metrics.jsonl"
+        self._events = events
         self._expected: dict[int, str] = {}
         kept: list[bytes] = []
         for line in _read_lines(path):
@@ -47,13 +49,15 @@ class RunLog:
                 self._expected[fields["step"]] = fields["digest"]
         try:
             write_atomic(path, b"".join(kept))
-            self._file = path.open("a")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
-            raise_denied(error, path)
-            raise
+            raise cannot_write(error, path) from error
 
     def write(self, report: StepReport) -> dict[str, Any]:
-        """Append one step and return its line. Raises ReplayDiffers, TrainingDiverged."""
+        """Append one step and return its line.
+
+        Raises ReplayDiffers, TrainingDiverged, and UserError if the file cannot be written.
+        """
         expected = self._expected.pop(report.step, report.digest)
         if expected != report.digest:
             raise ReplayDiffers(
@@ -78,11 +82,18 @@ class RunLog:
             "data_wait_seconds": round(report.data_wait_seconds, 4),
             "readings": dict(report.readings),
         }
-        self._file.write(to_json(fields) + "\n")
-        self._file.flush()
+        try:
+            append_line(self._file.fileno(), to_json(fields).encode())
+        except OSError as error:
+            raise cannot_write(error, self._path) from error
         if self._events is not None:
             self._events.write(report.step, step_scalars(fields))
         return fields
+
+    @property
+    def is_lost(self) -> bool:
+        """Return True if somebody removed or moved the file."""
+        return not is_at(self._file.fileno(), self._path)
 
     def close(self) -> None:
         self._file.close()

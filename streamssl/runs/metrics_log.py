@@ -5,7 +5,6 @@ After a crash the steps after the newest checkpoint are trained again. Their dig
 of the log: a different one is an error.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,10 @@ from cluster.protocol.step_report import StepReport
 from shards.access import raise_denied
 from shards.file_systems import cannot_write
 from shards.files import append_line, is_at, read_whole_lines, write_atomic
-from shards.plain_json import is_real, to_json
+from shards.plain_json import to_json
 from streamssl.errors import ReplayDiffers, TrainingDiverged
 from streamssl.runs.tensorboard_log import TensorBoardLog, step_scalars
-
-# Fields of a line; old logs lack some of them.
-_COUNTS = ("step", "num_samples", "num_rejects", "num_unselected")
-_REALS = ("loss", "lr", "step_seconds", "data_wait_seconds")
+from streamssl.saved_files import SavedStep, parse_saved
 
 
 class RunLog:
@@ -131,23 +127,9 @@ def _is_changed(fields: dict[str, Any], changed_from: int | None) -> bool:
 def _parse(line: bytes) -> dict[str, Any] | None:
     """Return the fields of a line; None for a damaged one."""
     try:
-        fields: Any = json.loads(line)
+        fields = parse_saved(SavedStep, line)
     except ValueError:
         return None
-    if not isinstance(fields, dict) or not {"step", "digest"} <= fields.keys():
-        return None
-    readings = fields.setdefault("readings", {})
-    cursor = fields.get("cursor", [0, 0])
-    is_whole = (
-        all(isinstance(fields.get(name, 0), int) for name in _COUNTS)
-        and isinstance(fields["digest"], str)
-        and isinstance(readings, dict)
-        and all(is_real(x) for x in readings.values() if x is not None)
-        and all(is_real(fields.get(name, 0)) for name in _REALS)
-        and isinstance(cursor, list)
-        and [type(x) for x in cursor] == [int, int]
-    )
-    if not is_whole:
-        return None
+    readings = fields.get("readings", {})
     fields["readings"] = {name: math.nan if x is None else x for name, x in readings.items()}
     return fields

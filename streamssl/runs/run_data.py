@@ -27,6 +27,7 @@ from shards.stream.manifest_listing import open_manifest
 from shards.stream.mixture import Weights, parse_weights
 from shards.stream.order import Order
 from streamssl.runs.file_names import MANIFEST
+from streamssl.saved_files import explain_invalid
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,8 +198,7 @@ def read_data(path: Path) -> DataConfig:
         raise_denied(error, path)
         cause = str(error)
         if isinstance(error, ValidationError):  # its text has several lines
-            first = error.errors()[0]
-            cause = f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg'].lower()}"
+            cause = explain_invalid(error)
         raise ConfigError(
             f"{path} cannot be read ({cause}); a run of this version writes it: name the folder of "
             "such a run"

@@ -135,8 +135,8 @@ def _train(
             finished=step == run.config.num_steps,
             step=step,
             num_samples=progress.num_samples,
-            images_per_second=progress.num_samples / progress.seconds,
-            data_wait_share=progress.data_wait_seconds / progress.seconds,
+            images_per_second=progress.num_samples / max(progress.seconds, 1e-9),
+            data_wait_share=progress.data_wait_seconds / max(progress.seconds, 1e-9),
             metrics_url=server.url,
             checkpoint=saved[-1],
         )

@@ -57,7 +57,7 @@ class Progress:
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def _line(self, step: int, loss: float) -> str:
-        seconds = sum(entry[0] for entry in self._recent)
+        seconds = max(sum(entry[0] for entry in self._recent), 1e-9)
         images = sum(entry[1] for entry in self._recent)
         waited = sum(entry[2] for entry in self._recent)
         left = seconds / len(self._recent) * (self._num_steps - step)

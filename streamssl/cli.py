@@ -172,9 +172,12 @@ def _view(arguments: list[str], console: Console) -> int:
 
 def _status(arguments: list[str], console: Console) -> int:
     """Show nodes, actors, rates and decisions of a run on a cluster."""
-    from streamssl.commands.status import find_place, parse_status, show_status
+    from streamssl.commands.status import find_end, find_place, parse_status, show_status
 
     parsed = parse_status(arguments)
+    if end := find_end(parsed):
+        console.print(end)
+        return _OK
     if parsed.address is not None:
         _prepare_ray(parsed.address)
     place = find_place(parsed)

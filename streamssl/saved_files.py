@@ -76,14 +76,6 @@ class SavedGallery(SavedFile):
     places: list[SavedItem]
 
 
-class SavedEnd(SavedFile):
-    """`end.json`: how the last start of a run ended; `training` while it lives."""
-
-    how: str
-    why: str
-    step: Count
-
-
 def parse_saved(kind: type[SavedFile], text: bytes | str) -> dict[str, Any]:
     """Return the fields of a file, or of one of its lines. Raises ValueError of one line."""
     try:

@@ -199,7 +199,8 @@ def check_same(old: RunConfig, new: RunConfig) -> None:
         name = changed[0]
         raise ConfigError(
             f"this run was started with {name}={before.get(name)}, now it is {now.get(name)}; "
-            "a run continues with its own settings: undo the change, or give a new --out"
+            "a run continues with its own settings: undo the change, or give a new --out, which "
+            "starts from random weights"
         )
 
 

@@ -27,6 +27,7 @@ from streamssl.monitoring.learning_section import LEARNING_SECTION
 from streamssl.monitoring.run_facts import run_info
 from streamssl.pretrain.run_gallery import open_saved_gallery
 from streamssl.runs.metrics_log import read_log
+from streamssl.runs.run_end import read_end
 
 # Number of points that a live run keeps, too.
 _NUM_POINTS = 600
@@ -90,7 +91,10 @@ def _replay(out: Path, config: RunConfig, lines: Lines) -> MetricsHub:
     for reason, number in _rejects_by_reason(out).items():
         hub.values.count(("rejects", reason), number)
     hub.run = run_info(out, config, cluster="", began=began)
-    hub.outcome = RunOutcome(at=ended)
+    if (end := read_end(out, config.num_steps)) is None or end.how == "done":
+        hub.outcome = RunOutcome(at=ended, how="done")
+    else:
+        hub.outcome = RunOutcome(at=ended, error=end.describe(), how=end.how)
     return hub
 
 

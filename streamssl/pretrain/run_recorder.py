@@ -22,6 +22,7 @@ from streamssl.runs.file_names import MANIFEST
 from streamssl.runs.metrics_log import RunLog
 from streamssl.runs.placement import Placement
 from streamssl.runs.progress import Progress
+from streamssl.runs.run_end import keep_start
 from streamssl.runs.run_folder import lock_folder, write_folder
 from streamssl.runs.run_setup import PreparedRun
 from streamssl.runs.tensorboard_log import TensorBoardLog
@@ -45,6 +46,7 @@ class RunRecorder:
         """Write the run folder. Called when the data has filled a batch."""
         run = self._run
         write_folder(run.out, run.config, run.data)
+        keep_start(run.out, run.state.step, run.config.num_steps)
         self._open_log(run.state.step)
         self._files.enter_context(self.progress)
 
@@ -83,6 +85,7 @@ class RunRecorder:
         if not out.exists():
             self._files.enter_context(lock_folder(out))
         write_folder(out, self._run.config, self._run.data)
+        keep_start(out, step, self._run.config.num_steps)
         self._run.journal.restore()
         self._open_log(step - 1)
         self.progress.message(

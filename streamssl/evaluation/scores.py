@@ -112,7 +112,5 @@ def _parse(line: bytes) -> KnnScore | None:
             fields[name] = {int(k): found for k, found in fields.get(name, {}).items()}
     except ValueError:
         return None
-    return KnnScore(**{one.name: fields[one.name] for one in _FIELDS if one.name in fields})
-
-
-_FIELDS: Final = dataclass_fields(KnnScore)
+    known = {one.name for one in dataclass_fields(KnnScore)}
+    return KnnScore(**{name: found for name, found in fields.items() if name in known})

@@ -214,7 +214,16 @@ def test_folders_without_a_run_are_refused_in_one_sentence(copy, missing, messag
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", '{"places": [{"shard": "x"}]}', '{"places": [{"shard": 99, "offset": 0}]}'],
+    [
+        *("", "[]", "{}", "\0", "[" * 100_000, '{"places": 3}', '{"places": [3]}'),
+        *(
+            json.dumps({"places": [{"shard": 0, "offset": 0, **wrong}]})
+            for wrong in (
+                *({"shard": "x"}, {"shard": 99}, {"shard": True}, {"offset": -1}, {"key": 7}),
+                *({"offset": 10**30}, {"reason": []}, {"step": None}, {"epoch": 0.5}),
+            )
+        ),
+    ],
 )
 def test_a_damaged_gallery_file_costs_only_the_images(tmp_path, text):
     """A run must not fail because of its page."""

@@ -231,6 +231,9 @@ class Journal:
 def _read_lines(path: Path) -> list[str]:
     try:
         return [line.decode(errors="replace") for line in read_whole_lines(path)]
-    except PermissionError as error:
+    except OSError as error:
         raise_denied(error, path)
-        raise
+        raise CursorMismatch(
+            f"{path} cannot be read ({error.strerror}); the order of samples depends on it: put "
+            "back a copy, or give a new --out"
+        ) from error

@@ -7,6 +7,7 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Final
 
+from shards.access import raise_denied
 from shards.files import append_line
 from shards.plain_json import to_json
 from streamssl.saved_files import SavedScore, parse_saved
@@ -88,7 +89,8 @@ def read_scores(out: Path) -> dict[int, KnnScore]:
 def _read_all(out: Path) -> list[KnnScore]:
     try:
         lines = (out / SCORES).read_bytes().splitlines()
-    except FileNotFoundError:
+    except OSError as error:
+        raise_denied(error, out / SCORES)
         return []
     return [score for line in lines if (score := _parse(line)) is not None]
 

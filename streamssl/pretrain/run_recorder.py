@@ -57,7 +57,7 @@ class RunRecorder:
     def record(self, report: StepReport) -> None:
         """Write a finished step."""
         with self._restoring:
-            self._keep_folder(report.step)
+            self._keep_folder()
             assert self._log is not None, "nothing is trained before the run has a folder"
             record_step(self._log, self._metrics, self.progress, self._watch, report)
 
@@ -66,19 +66,19 @@ class RunRecorder:
         run = self._run
         settings = toml_of(run.config)
         with self._restoring:
-            self._keep_folder(state.step + 1)
+            self._keep_folder()
         checkpoint.save(run.out, state, run.config.method_name, run.config.keep, settings)
 
     def take_report(self, report: RunReport) -> None:
         """Pass the report of Control to the metrics."""
         self._metrics.take_report(report)
 
-    def _keep_folder(self, step: int) -> None:
-        """Make the folder again if somebody removed or moved it before this step. Tell it.
+    def _keep_folder(self) -> None:
+        """Make the folder again if somebody removed or moved it, and tell it.
 
         Otherwise the run would train on into a folder that no command can resume. Raises UserError.
         """
-        out = self._run.out
+        out, step = self._run.out, self.progress.last_step
         if self._log is None or not (self._log.is_lost or _missing(out)):
             return
         what = f"{out} was" if not out.exists() else f"files of {out} were"
@@ -87,9 +87,10 @@ class RunRecorder:
         write_folder(out, self._run.config, self._run.data)
         keep_start(out, step, self._run.config.num_steps)
         self._run.journal.restore()
-        self._open_log(step - 1)
+        if self._log.is_lost:
+            self._open_log(step)
         self.progress.message(
-            f"step {step}: {what} removed or moved while the run trains; what a resume needs was "
+            f"after step {step}: {what} removed or moved while the run trains; what a resume needs was "
             "written again, and the next checkpoint goes there. Earlier checkpoints and lines of "
             "metrics.jsonl are only where the folder was moved"
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.protocol.step_report import StepReport
 from shards.access import raise_denied
+from shards.errors import ConfigError
 from shards.file_systems import cannot_write
 from shards.files import append_line, is_at, read_whole_lines, write_atomic
 from shards.plain_json import to_json
@@ -114,7 +115,10 @@ def _read_lines(path: Path) -> list[bytes]:
         return read_whole_lines(path)
     except OSError as error:
         raise_denied(error, path)
-        raise
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); it is a file of a run: put back a copy, or "
+            "move it away to go on without the log of earlier steps"
+        ) from error
 
 
 def _is_changed(fields: dict[str, Any], changed_from: int | None) -> bool:

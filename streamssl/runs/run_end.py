@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,21 @@ def is_training(run: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:  # a file system without locks
+        return _is_alive(run)
+    return False
+
+
+def _is_alive(run: Path) -> bool:
+    """Return True if the process that noted its start is one of this machine, and lives."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        fields = json.loads((run / END).read_bytes())
+        host, _, process = fields["process"].rpartition(":")
+        if fields["how"] == _TRAINING and host == socket.gethostname():
+            os.kill(int(process), 0)
+            return True
     return False
 
 
@@ -126,7 +140,8 @@ def _last_step(out: Path) -> int:
 
 def _write(out: Path, how: str, step: int, num_steps: int, why: str = "") -> None:
     why = " ".join(why.split())[:_MAX_WHY]
-    fields = {"how": how, "why": why, "step": step, "num_steps": num_steps}
+    process = f"{socket.gethostname()}:{os.getpid()}"
+    fields = {"how": how, "why": why, "step": step, "num_steps": num_steps, "process": process}
     try:
         write_atomic(out / END, json.dumps(fields))
     except OSError:  # the disk is full: the log says where the run ended

@@ -1,5 +1,7 @@
 """The history of a run fits into memory, however long the run is."""
 
+import itertools
+
 from cluster.monitoring.history import History
 from cluster.monitoring.live.phrases import duration
 from cluster.monitoring.steady_clock import SteadyClock
@@ -26,7 +28,7 @@ def test_a_clock_that_is_set_back_gives_no_negative_age():
         passed[0] += 1
         wall[0] += jump
         seen.append(clock())
-    ages = [after - before for before, after in zip(seen, seen[1:], strict=False)]
+    ages = [after - before for before, after in itertools.pairwise(seen)]
     assert min(ages) >= 1 and seen[-1] >= wall[0]
     assert duration(-5) == "0 s"
 

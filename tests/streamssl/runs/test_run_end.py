@@ -1,5 +1,7 @@
 """How a run ended is kept in its folder, and told as it was."""
 
+import errno
+import fcntl
 import io
 import json
 from dataclasses import replace
@@ -14,7 +16,14 @@ from streamssl.commands.live import ShowLive, show_live
 from streamssl.errors import TrainingDiverged
 from streamssl.pretrain.replay_page import replay_page
 from streamssl.runs.file_names import END
-from streamssl.runs.run_end import RunEnd, ending_of, keep_end, keep_start, read_end
+from streamssl.runs.run_end import (
+    RunEnd,
+    ending_of,
+    is_training,
+    keep_end,
+    keep_start,
+    read_end,
+)
 from tests.streamssl.pretrain.test_live_run import state_at
 from tests.tinyrun import make_shards, stop_at, tiny_swav, train_here
 
@@ -93,6 +102,24 @@ def test_each_error_ends_a_run_in_its_way(error: BaseException, how: str) -> Non
     assert ending_of(error) == how
 
 
+@pytest.mark.parametrize(("process", "is_alive"), [("own", True), ("other:1", False)])
+def test_without_locks_the_note_says_whether_a_run_trains(
+    process: str, is_alive: bool, run: Path, monkeypatch
+) -> None:
+    """A run on a network disk would be called killed while it trains."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (run / ".lock").touch()
+    keep_start(run, 3, 6)
+    if process != "own":
+        fields = json.loads((run / END).read_text())
+        (run / END).write_text(json.dumps({**fields, "process": process}))
+    monkeypatch.setattr(fcntl, "flock", fail)
+    assert is_training(run) == is_alive
+
+
 def test_runs_note_their_ends(tmp_path: Path) -> None:
     """The note must be of the last start: trained on, ended by its data, stopped, done."""
     data, out = make_shards(tmp_path / "data", num=48, per_shard=48), tmp_path / "run"
@@ -107,8 +134,5 @@ def test_runs_note_their_ends(tmp_path: Path) -> None:
     assert set(during) == {"training"} and read_end(out) == RunEnd("stopped", 2, 4)
     train_here(config, data, out)
     assert read_end(out) == RunEnd("done", 4, 4)
-    next(data.glob("*.tar")).write_bytes(b"")
-    fast = replace(config, num_steps=8)
-    with pytest.raises(Exception) as ended:  # noqa: PT011 - whatever its data does
-        train_here(fast, data, out)
-    assert read_end(out, 8).how in ("data", "unknown"), ended.value
+    train_here(replace(config, num_steps=8), data, out, stop=stop_at(out, 6))
+    assert read_end(out) == RunEnd("stopped", 6, 8) and not is_training(out)

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (isinstance(error, PermissionError) or is_storage_failure(error)):
             raise
         print(f"streamssl: {explain_failure(error)}", file=sys.stderr)
+        _flush_or_drop()
         return _USER_ERROR
     except KeyboardInterrupt:
         print("streamssl: interrupted", file=sys.stderr)
@@ -70,6 +71,14 @@ def _output_is_closed() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
+
+
+def _flush_or_drop() -> None:
+    """Write the rest of the output; drop it if that is what failed, so that the exit is quiet."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str], console: Console) -> int:

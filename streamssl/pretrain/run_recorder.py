@@ -90,9 +90,9 @@ class RunRecorder:
         if self._log.is_lost:
             self._open_log(step)
         self.progress.message(
-            f"after step {step}: {what} removed or moved while the run trains; what a resume needs was "
-            "written again, and the next checkpoint goes there. Earlier checkpoints and lines of "
-            "metrics.jsonl are only where the folder was moved"
+            f"after step {step}: {what} removed or moved while the run trains; what a resume needs "
+            "was written again, and the next checkpoint goes there. Earlier checkpoints and steps "
+            "of the log are only where the folder was moved"
         )
 
     def _open_log(self, step: int) -> None:

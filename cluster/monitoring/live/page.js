@@ -67,7 +67,7 @@ async function poll() {
   show();
   const run = state.run;
   if (!run) showLink("starting", "quiet");
-  else if (run.how && run.how !== "done") showLink(ENDINGS[run.how] ?? run.how, run.error ? "bad" : "watch");
+  else if (run.how && run.how !== "done") showLink(ENDINGS[run.how] ?? run.how, run.how === "stopped" ? "quiet" : "bad");
   else if (run.error) showLink("failed", "bad");
   else if (run.ended) showLink("ended", "quiet");
   else showLink("training", "good");

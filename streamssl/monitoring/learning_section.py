@@ -18,6 +18,7 @@ _ENDS: Final[Mapping[str, tuple[str, Tone]]] = {
     "data": ("Its data ended it.", "bad"),
     "killed": ("It was killed.", "bad"),
     "unknown": ("It ended early.", "watch"),
+    "failed": ("It failed.", "bad"),
 }
 
 
@@ -42,7 +43,7 @@ def _loss_answer(run: RunWindow, loss: float) -> Answer:
     trend = run.trend("loss")
     how = run.info.get("how") or "done"
     if run.ended and how != "done":
-        words, tone = _ENDS.get(how, ("It failed.", "bad"))
+        words, tone = _ENDS[how]
         course = "" if trend is None else f"The loss went from {trend[0]:.4g} to {trend[1]:.4g}."
         return Answer(tone, words, _sentence(run, course))
     if trend is None:

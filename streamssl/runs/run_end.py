@@ -16,6 +16,7 @@ from streamssl.errors import TrainingDiverged
 from streamssl.runs.file_names import END
 
 _TRAINING: Final = "training"
+_OF_DATA: Final = (StreamEnded, BudgetExceeded, ShardUnreadable)
 _MAX_WHY = 2000  # characters
 _TAIL_BYTES = 1 << 16  # longer than any line of the log
 
@@ -63,9 +64,6 @@ def ending_of(error: BaseException) -> RunEnding:
     if isinstance(error, TrainingDiverged):
         return "diverged"
     return "data" if isinstance(error, _OF_DATA) else "failed"
-
-
-_OF_DATA: Final = (StreamEnded, BudgetExceeded, ShardUnreadable)
 
 
 def read_end(out: Path, num_steps: int | None = None) -> RunEnd | None:

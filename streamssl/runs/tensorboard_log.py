@@ -22,7 +22,8 @@ class TensorBoardLog:
         # Optional, and slow to import: only a run with --tensorboard pays for it.
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder, self._writer = folder, None
+        self._folder = folder
+        self._writer: Any = None
         with self._ending_on_failure():
             self._writer = SummaryWriter(str(folder))
 

@@ -13,12 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from shards.errors import ConfigError
-from streamssl.commands.live import ShowLive, is_training, live_address, show_live
+from streamssl.commands.live import ShowLive, live_address, show_live
 from streamssl.pretrain.replay_page import replay_page
 from streamssl.pretrain.run import pretrain
 from streamssl.pretrain.run_gallery import read_gallery
 from streamssl.runs.file_names import METRICS_ADDRESS
 from streamssl.runs.placement import Placement
+from streamssl.runs.run_end import is_training
 from tests.tinyrun import make_shards, read_log, tiny_swav
 
 NUM_STEPS = 6

@@ -148,7 +148,7 @@ def _entries(folder: Path) -> Iterator[dict[str, Any]]:
 def _parse(folder: Path, term: int, number: int, line: bytes) -> dict[str, Any]:
     try:
         found: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(folder, term, number, line) from error
     if not isinstance(found, dict):
         raise _damaged(folder, term, number, line)

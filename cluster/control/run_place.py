@@ -31,7 +31,7 @@ def read_place(folder: Path) -> RunPlace:
         if not (isinstance(place.address, str) and isinstance(place.namespace, str)):
             raise ValueError(f"{folder / PLACE} holds no address")
         return place
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise_denied(error, folder)
         raise ConfigError(
             f"{folder.parent} names no Ray cluster ({error}); only a run that was started with "

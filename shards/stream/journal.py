@@ -179,7 +179,7 @@ class Journal:
         for number, line in enumerate(lines[1:], start=2):
             try:
                 journal._remember(JournalEntry.from_json(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise CursorMismatch(
                     f"{path} is damaged in line {number} ({line[:80]!r}); every line but the last "
                     "must be whole: put back a copy, or give a new --out"

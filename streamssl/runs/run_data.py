@@ -125,7 +125,7 @@ def read_verified(path: Path, manifest: Manifest) -> set[int]:
         # Older reports have no `walked`: a run detects those shards, too, but later.
         named = [*fields["irregular"], *fields.get("walked", ())]
         digest, uris = str(fields["manifest"]), {str(uri) for uri in named}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise_denied(error, path)
         raise ConfigError(
             f"--verified {path} is not a report ({type(error).__name__}: {error}); write one with "
@@ -194,7 +194,7 @@ def read_data(path: Path) -> DataConfig:
         known = {"patterns": fields["data"], "weights": weights}
         known |= {name: fields[name] for name in ("subset", "keys") if name in fields}
         return TypeAdapter(DataConfig).validate_python(known)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise_denied(error, path)
         cause = str(error)
         if isinstance(error, ValidationError):  # its text has several lines

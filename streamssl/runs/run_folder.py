@@ -97,7 +97,7 @@ def is_same_start(out: Path, config: RunConfig, order: Order) -> bool:
     try:
         check_same(read_toml(out / "config.toml"), config)
         header = json.loads((out / JOURNAL).read_text().partition("\n")[0])
-    except (ConfigError, OSError, ValueError) as error:
+    except (ConfigError, OSError, ValueError, RecursionError) as error:
         raise_denied(error, out / JOURNAL)
         return False
     return isinstance(header, dict) and header.get("order") == order.digest

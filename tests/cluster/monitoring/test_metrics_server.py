@@ -126,7 +126,7 @@ def test_a_page_that_fails_answers_with_a_sentence(hub, error, capfd):
             fetch(f"{server.page}bad")
         text = answer.value.read().decode()
         assert fetch(f"{server.page}healthz") == b"ok\n"
-    assert text.startswith(f"the page /bad cannot be made ({type(error).__name__}: ")
+    assert text.startswith(f"the page /bad cannot be made ({type(error).__name__}:")
     assert text.count("\n") == 1 and "Traceback" not in text + "".join(capfd.readouterr())
 
 

@@ -23,7 +23,7 @@ _TAIL_BYTES = 1 << 16  # longer than any line of the log
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """How a run ended, at which of its steps; `why` is the error that ended it, if one did."""
+    """End of a run, and the step at which it came; `why` is the error that ended it, if one did."""
 
     how: RunEnding
     step: int

@@ -202,7 +202,7 @@ def test_a_run_started_from_its_own_config_is_the_same_run(
     assert proof(out) == proof(finished_run)
     start, plan, page, metrics, *steps, last = text.splitlines()
     assert start == f"swav from {shards_folder}"
-    assert plan == f"swav on 3 shards, 6 steps, into {out}"
+    assert plan == f"swav on 3 shards, 6 steps from random weights, into {out}"
     assert re.fullmatch(r"live page at http://127\.0\.0\.1:\d+/", page)
     assert re.fullmatch(r"metrics at http://127\.0\.0\.1:\d+/metrics", metrics)
     line = r"step \d/6 · loss \d\.\d{4} · [\d,]+ images/s · data wait \d+\.\d% · 0:\d\d left"
@@ -275,16 +275,6 @@ def test_a_full_disk_met_by_the_output_is_one_sentence() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert re.fullmatch(r"streamssl: the disk is full \(.*\); make room there, .*\n", done.stderr)
-
-
-def test_a_new_run_says_what_it_starts_from(
-    finished_run: Path, shards_folder: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    """A new --out after a refused resume began at random weights without a word."""
-    settings = finished_run / "config.toml"
-    command = ["pretrain", settings, "--data", shards_folder, "--num-steps", 1]
-    text = shown(capsys, *command, "--out", tmp_path / "new")
-    assert "1 steps from random weights, into" in text
 
 
 def test_a_run_that_does_not_exist_has_no_score(tmp_path: Path, capsys: Capture) -> None:

@@ -4,6 +4,7 @@
       UserError                 the user can correct it: found, allowed, remedy; exit status 2
         ConfigError             a setting that cannot work
         AccessDenied            the system refuses access to a file, which is not damaged
+        StorageFailed           a disk is full, fails, or lost the folder that is written to
         ManifestError           no shard matches, a listing fails, credentials are refused
         CursorMismatch          a saved cursor that belongs to other data or another order
         BudgetExceeded          too many samples were rejected; carries the table of reasons
@@ -36,6 +37,10 @@ class ConfigError(UserError):
 
 class AccessDenied(UserError):
     """The system refuses access to a file or a folder; the message says what its owner can do."""
+
+
+class StorageFailed(UserError):
+    """A file cannot be written: no room, a disk that fails, or a folder that is gone."""
 
 
 class ManifestError(UserError):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from typing import Any
 
 
@@ -12,11 +11,6 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
         return json.dumps(value, allow_nan=False, indent=indent)
     except ValueError:
         return json.dumps(_finite(value), allow_nan=False, indent=indent)
-
-
-def is_real(value: Any) -> bool:
-    """Return True for a number that a float can hold, for values from a file."""
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _finite(value: Any) -> Any:

@@ -6,7 +6,6 @@ of its run, so that a copy can be scored alone). It is written under another nam
 and then renamed: a folder with the right name is whole. No pickle.
 """
 
-import json
 import os
 import re
 import shutil
@@ -23,15 +22,16 @@ from torch import Tensor, nn
 
 from cluster.protocol.learner import LearnerState
 from shards.access import check_readable, raise_denied
-from shards.errors import ConfigError, UserError
+from shards.errors import ConfigError, StorageFailed
+from shards.file_systems import explain_storage
 from shards.files import flush_path
 from shards.plain_json import to_json
 from shards.records import Cursor
+from streamssl.saved_files import SavedState, parse_saved
 
 _NAME = re.compile(r"step-(\d{8})")
 _DRAFT = ".draft-"
 _FORMAT = 1
-_FIELDS = {"format", "step", "method", "cursor", "numbers"}
 # Names of buffers in checkpoints of version 0.1, and their names now.
 _RENAMED = {re.compile(r"\bprobe\.pictures$"): "probe.images"}
 # Buffers that checkpoints of version 0.2 lack; they keep their first value.
@@ -77,9 +77,12 @@ def save(out: Path, state: LearnerState, method_name: str, keep: int, settings: 
             _remove(old)
     except (OSError, SafetensorError) as error:
         raise_denied(error, folder)
-        raise UserError(
-            f"the checkpoint of step {state.step} cannot be written to {folder} ({error}); make "
-            "room there, then start the same command again: it goes on from the one before it"
+        cause = f"{error}; make room there"  # safetensors has no codes
+        if isinstance(error, OSError):
+            cause = explain_storage(error, folder)
+        raise StorageFailed(
+            f"the checkpoint of step {state.step} cannot be written to {folder}: {cause}, then "
+            "start the same command again: it goes on from the one before it"
         ) from error
     return target
 
@@ -105,11 +108,7 @@ def find_settings(checkpoint: Path) -> Path:
 def read_fields(checkpoint: Path) -> dict[str, Any]:
     """Read the fields of `state.json`. Raises UserError when they cannot be read."""
     try:
-        fields: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
-        if not isinstance(fields, dict) or not fields.keys() >= _FIELDS:
-            raise ValueError(f"it lacks one of {', '.join(sorted(_FIELDS))}")
-        if not isinstance(fields["step"], int) or not _are_numbers(fields["numbers"]):
-            raise ValueError("its step or its numbers are no numbers")
+        fields = parse_saved(SavedState, (checkpoint / "state.json").read_bytes())
     except (OSError, ValueError) as error:
         raise_denied(error, checkpoint)
         raise ConfigError(
@@ -122,13 +121,6 @@ def read_fields(checkpoint: Path) -> dict[str, Any]:
             "resume with the version that wrote it"
         )
     return fields
-
-
-def _are_numbers(found: Any) -> bool:
-    """Return True for the numbers of an optimizer by name; null stands for NaN."""
-    return isinstance(found, dict) and all(
-        isinstance(value, int | float | None) for value in found.values()
-    )
 
 
 def check_method(checkpoint: Path, fields: Mapping[str, Any], method_name: str) -> None:
@@ -287,14 +279,18 @@ def _write_draft(
         shutil.rmtree(left_behind)
     draft = folder / f"{_DRAFT}{os.getpid()}"
     draft.mkdir(parents=True)
-    (draft / "state.json").write_text(to_json(fields, indent=1))
-    if settings:
-        (draft / "config.toml").write_bytes(settings.encode())
-    save_file(tensors, draft / "state.safetensors")
-    # Safetensors creates files that only their owner can read, whatever the umask is.
-    shutil.copymode(draft / "state.json", draft / "state.safetensors")
-    for path in (*draft.iterdir(), draft):
-        flush_path(path)
+    try:
+        (draft / "state.json").write_text(to_json(fields, indent=1))
+        if settings:
+            (draft / "config.toml").write_bytes(settings.encode())
+        save_file(tensors, draft / "state.safetensors")
+        # Safetensors creates files that only their owner can read, whatever the umask is.
+        shutil.copymode(draft / "state.json", draft / "state.safetensors")
+        for path in (*draft.iterdir(), draft):
+            flush_path(path)
+    except (OSError, SafetensorError):
+        shutil.rmtree(draft, ignore_errors=True)  # a full disk needs its room
+        raise
     return draft
 
 

@@ -29,8 +29,8 @@ from typing import Any
 
 from rich.console import Console
 
-from shards.access import explain_denied
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
+from shards.file_systems import explain_failure, is_storage_failure
 from shards.redaction import notes
 
 _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
@@ -50,16 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, StreamStopped):
             return _INTERRUPTED
         return _USER_ERROR if isinstance(error, UserError) else 1
-    except PermissionError as error:
-        print(f"streamssl: {explain_denied(error)}", file=sys.stderr)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return 1
+        if not (isinstance(error, PermissionError) or is_storage_failure(error)):
+            raise
+        print(f"streamssl: {explain_failure(error)}", file=sys.stderr)
+        _flush_or_drop()
         return _USER_ERROR
     except KeyboardInterrupt:
         print("streamssl: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:
-        if not _output_is_closed():
-            raise
-        return 1
 
 
 def _output_is_closed() -> bool:
@@ -70,6 +71,14 @@ def _output_is_closed() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
+
+
+def _flush_or_drop() -> None:
+    """Write the rest of the output; drop it if that is what failed, so that the exit is quiet."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str], console: Console) -> int:
@@ -172,9 +181,12 @@ def _view(arguments: list[str], console: Console) -> int:
 
 def _status(arguments: list[str], console: Console) -> int:
     """Show nodes, actors, rates and decisions of a run on a cluster."""
-    from streamssl.commands.status import find_place, parse_status, show_status
+    from streamssl.commands.status import find_end, find_place, parse_status, show_status
 
     parsed = parse_status(arguments)
+    if end := find_end(parsed):
+        console.print(end)
+        return _OK
     if parsed.address is not None:
         _prepare_ray(parsed.address)
     place = find_place(parsed)

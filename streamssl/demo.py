@@ -66,7 +66,7 @@ def demo(config: DemoConfig, console: Console, stop: Callable[[], bool]) -> bool
     scores = knn_of_run(
         run, str(train), str(test), ("raw pixels", "untrained", "trained"), KnnConfig()
     )
-    keep_score(run, scores.score)
+    keep_score(run, scores.score())
     console.print(f"k-NN accuracy on {scores.test.num_images:,} images that were not trained on:")
     table = Table()
     for column in ("encoder", "k=20", "k=200"):

@@ -72,6 +72,10 @@ class BatchPlanner:
         """Write discoveries to this file, each before it takes effect."""
         self._journal_stack.enter_context(self._spec.journal.keep_in(path))
 
+    def restore_journal(self) -> None:
+        """Write the file of discoveries again if somebody removed it."""
+        self._spec.journal.restore()
+
     @property
     def max_bytes(self) -> int:
         """Bytes that all readers together may hold."""

@@ -312,6 +312,7 @@ class ControlCore:
 
     def _write_journal(self) -> None:
         """Append new decisions to the journal of this term."""
+        self.planner.restore_journal()
         news = [event for event in self.events() if event[0] > self._journaled_until]
         for _, what, why in news:
             self.journal.append({"what": what, "why": why, "time": round(time.time(), 1)})

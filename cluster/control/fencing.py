@@ -17,8 +17,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from shards.access import raise_denied
 from shards.errors import StreamSSLError, UserError
+from shards.file_systems import cannot_write
 from shards.files import DurableLines, flush_path, read_whole_lines
 
 _FILE = re.compile(r"term-(\d+)\.jsonl")
@@ -34,7 +34,8 @@ class TermJournal:
 
     def __init__(self, folder: Path, term: int, file: BinaryIO) -> None:
         self.term = term
-        self._folder, self._file = folder, DurableLines(file)
+        self._folder = folder
+        self._file = DurableLines(file, folder / f"term-{term}.jsonl")
         self._calls = {call for entry in self.read() if (call := entry.get("call")) is not None}
 
     @classmethod
@@ -147,7 +148,7 @@ def _entries(folder: Path) -> Iterator[dict[str, Any]]:
 def _parse(folder: Path, term: int, number: int, line: bytes) -> dict[str, Any]:
     try:
         found: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(folder, term, number, line) from error
     if not isinstance(found, dict):
         raise _damaged(folder, term, number, line)
@@ -162,8 +163,4 @@ def _damaged(folder: Path, term: int, number: int, line: bytes) -> UserError:
 
 
 def _cannot_write(folder: Path, error: OSError) -> UserError:
-    raise_denied(error, folder)
-    return UserError(
-        f"the journal in {folder} cannot be written ({error}); its entries must be on disk before "
-        "they take effect: make room there, then start the same command again"
-    )
+    return cannot_write(error, folder)

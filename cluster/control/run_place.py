@@ -8,7 +8,7 @@ from shards.access import raise_denied
 from shards.errors import ConfigError
 from shards.files import write_atomic
 
-_PLACE = "place.json"
+PLACE = "place.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +21,17 @@ class RunPlace:
 
 def write_place(folder: Path, place: RunPlace) -> None:
     """Save the place in `folder`, so that another process can find the run."""
-    write_atomic(folder / _PLACE, json.dumps(asdict(place)))
+    write_atomic(folder / PLACE, json.dumps(asdict(place)))
 
 
 def read_place(folder: Path) -> RunPlace:
     """Return the place that `write_place` saved. Raises ConfigError."""
     try:
-        place = RunPlace(**json.loads((folder / _PLACE).read_text()))
+        place = RunPlace(**json.loads((folder / PLACE).read_text()))
         if not (isinstance(place.address, str) and isinstance(place.namespace, str)):
-            raise ValueError(f"{folder / _PLACE} holds no address")
+            raise ValueError(f"{folder / PLACE} holds no address")
         return place
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise_denied(error, folder)
         raise ConfigError(
             f"{folder.parent} names no Ray cluster ({error}); only a run that was started with "

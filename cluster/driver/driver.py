@@ -30,6 +30,7 @@ from cluster.trainers.batch_feed import FeedConfig
 from cluster.trainers.elastic_training import TrainerConfig
 from cluster.trainers.trainer_actor import Trainer
 from shards.crops.sample_cropper import CropJob
+from shards.errors import StorageFailed
 from shards.stream.journal import JournalEntry
 
 _POLL_SECONDS = 0.2  # after which a wish to stop is seen
@@ -125,6 +126,7 @@ class Driver:
         self._control: Any = None
         self._term = 0
         self._stopping = False
+        self._failed: StorageFailed | None = None
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Run until every trainer has left; `stop()` is called several times a second."""
@@ -135,6 +137,8 @@ class Driver:
             self._finish_saving()
         finally:
             self._close()
+        if self._failed is not None:
+            raise self._failed
 
     def _handle_next(self, stop: Callable[[], bool]) -> bool:
         """Wait for an event, and handle it. Return True at the end of the run."""
@@ -196,8 +200,17 @@ class Driver:
             self._history, self._recorded = found.history, found.start
             self._output.rewind(found.start)
         for report in found.records:
-            self._output.record(report)
+            self._record_step(report)
             self._recorded = report.step
+
+    def _record_step(self, report: StepReport) -> None:
+        """Write a step. When the output has no room, stop as for a signal: the state is saved."""
+        if self._failed is not None:
+            return
+        try:
+            self._output.record(report)
+        except StorageFailed as error:
+            self._failed, self._stopping = error, True
 
     def _save(self, found: StateRef) -> StateRef:
         """Fetch a state from its trainer, save it, and put a copy that outlives the trainer."""

@@ -1,10 +1,11 @@
 """History: the course of charted series since the run began, in bounded memory."""
 
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from cluster.monitoring.steady_clock import steady_time
 
 _NUM_POINTS = 600
 # Ticks come unevenly: a point that is early by less than this is kept.
@@ -33,7 +34,7 @@ class History:
 
     def add(self, values: Mapping[str, float], now: float | None = None) -> None:
         """Add a point, unless the newest point is younger than an interval."""
-        now = time.time() if now is None else now
+        now = steady_time() if now is None else now
         with self._lock:
             if not self._is_due(now):
                 return

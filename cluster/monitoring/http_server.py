@@ -3,6 +3,7 @@
 A page is a function from the query of its address to a response. The server writes nothing.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from shards.errors import ConfigError
 
 HOST = "127.0.0.1"
 _SHUTDOWN_POLL_SECONDS = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +67,29 @@ class _PageServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64  # a busy run must answer late, not refuse connections
 
+    def handle_error(self, *_: object) -> None:
+        """Print nothing: a client that leaves is no error of the run."""
+        _log.debug("a request failed", exc_info=True)
+
     def server_bind(self) -> None:
         # The base class would look up the host name of the address, which can take seconds.
         TCPServer.server_bind(self)
         host, port = self.server_address[:2]
         self.server_name, self.server_port = str(host), port
+
+
+def _call(page: Page, query: Mapping[str, str], path: str) -> HttpResponse:
+    """Return the response of a page; a page that fails is one sentence with status 500."""
+    try:
+        return page(query)
+    except Exception as error:  # whatever fails in a page, the run and its other pages go on
+        _log.debug("the page %s failed", path, exc_info=error)
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        text = (
+            f"the page {path} cannot be made ({cause}); the run goes on, and its other pages too: "
+            "load it again, and report it if it stays so\n"
+        )
+        return HttpResponse(text.encode(errors="replace"), status=500)
 
 
 class _PageHandler(BaseHTTPRequestHandler):
@@ -82,7 +103,7 @@ class _PageHandler(BaseHTTPRequestHandler):
             listed = f"pages: {' '.join(sorted(self.pages))}\n"
             response = HttpResponse(listed.encode(), status=404)
         else:
-            response = page(dict(parse_qsl(address.query)))
+            response = _call(page, dict(parse_qsl(address.query)), address.path)
         self._send(response)
 
     def _send(self, response: HttpResponse) -> None:

@@ -4,7 +4,6 @@ The trainer and the readers of this process count into the hub. On a cluster the
 the reports of Control. The hub outlives all actors, and so do its totals.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ from cluster.monitoring.http_server import HttpResponse
 from cluster.monitoring.metric_catalogue import MetricCatalogue
 from cluster.monitoring.metric_values import MetricValues, charted_series
 from cluster.monitoring.run_state import RunInfo, RunOutcome, StateSection, state_of, to_json
+from cluster.monitoring.steady_clock import steady_time
 from cluster.protocol.process_counts import ProcessCounts
 from cluster.protocol.run_status import Status
 from shards.metric import Key, Readings
@@ -112,7 +112,7 @@ class MetricsHub:
         self.values.set(report.gauges)
         self.values.remove(self._reported - report.gauges.keys())
         self._reported = set(report.gauges)
-        self._status = (time.time(), report.status)
+        self._status = (steady_time(), report.status)
         for probe in self.status_probes:
             self.values.take(probe(report.status))
 
@@ -146,7 +146,7 @@ class MetricsHub:
             self.run,
             self.values.by_series(),
             self.history,
-            now=time.time(),
+            now=steady_time(),
             status=self._status,
             outcome=self.outcome,
             sections=sections,

@@ -8,15 +8,18 @@
 """
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cluster.monitoring.http_server import HttpResponse, HttpServer, Page
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.run_state import RunOutcome
+from cluster.monitoring.steady_clock import steady_time
 from cluster.protocol.run_status import Status
 from shards.errors import StreamSSLError, StreamStopped
 from shards.files import write_atomic
@@ -25,6 +28,9 @@ _TICK_SECONDS = 1.0
 # A failed run waits this long for one more scrape, if a Prometheus scraped it recently.
 _LAST_SCRAPE_SECONDS = 20.0
 _RECENT_SECONDS = 60.0
+
+
+_log = logging.getLogger(__name__)
 
 
 class MetricsServer:
@@ -59,7 +65,8 @@ class MetricsServer:
         self._ticking = threading.Thread(target=self._tick_on, name="metrics", daemon=True)
         self._ticking.start()
         if address_file is not None:
-            write_atomic(address_file, f"http://{self._server.address}")
+            with suppress(OSError):  # a full disk: the address is printed, too
+                write_atomic(address_file, f"http://{self._server.address}")
 
     def _scrape(self, query: Mapping[str, str]) -> HttpResponse:
         response = self._hub.metrics_page(query)
@@ -76,21 +83,28 @@ class MetricsServer:
         return HttpResponse(json.dumps(found).encode(), "application/json")
 
     def _tick_on(self) -> None:
+        is_told = False
         while not self._closed.wait(_TICK_SECONDS):
-            self._hub.tick()
+            try:
+                self._hub.tick()
+            except Exception as error:  # a run does not fail because of its page
+                if not is_told:
+                    _log.warning("a reading of /metrics failed, others go on: %s", error)
+                is_told = True
 
     def __enter__(self) -> "MetricsServer":
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        self._hub.outcome = RunOutcome(at=time.time(), error=str(error) if error else "")
+        self._hub.outcome = RunOutcome(at=steady_time(), error=str(error) if error else "")
         if isinstance(error, StreamSSLError) and not isinstance(error, StreamStopped):
             self._wait_for_a_scrape()
         self._closed.set()
         self._ticking.join()
         self._server.__exit__()
         if self._address_file is not None:
-            self._address_file.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._address_file.unlink()
 
     def _wait_for_a_scrape(self) -> None:
         if time.monotonic() - self._last_scrape < _RECENT_SECONDS:

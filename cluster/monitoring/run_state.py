@@ -6,7 +6,8 @@ or null, never 0. New members may be added; those below keep their meaning withi
     version    1
     now        when the object was made
     run        name, method, cluster ("none", "local", "auto", an address), num_steps, batch_size,
-               began, ended (null while the run lives), error (the reason if it failed)
+               began, ended (null while the run lives), error (the reason if it failed), how (how
+               it ended, if that is known: a `RunEnding`)
     values     every number of /metrics by its whole series name, such as
                "streamssl_samples_total{stage=\"trained\"}"; of histograms _sum and _count
     history    columns of equal length: "time", and each series whose metric is `charted`, by the
@@ -27,12 +28,15 @@ is_head), `actors` (name, role, node, pid, phase, step, rank, doing, heartbeat_a
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from cluster.monitoring.history import History
 from cluster.protocol.run_status import Status
 
 VERSION = 1
+
+RunEnding = Literal["done", "stopped", "diverged", "data", "failed", "killed", "unknown"]
+"""How a run ended; data: it has too few samples, or its shards cannot be read."""
 
 StateSection = Callable[[], Any]
 """Returns plain JSON values; called from the thread that answers."""
@@ -54,10 +58,11 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
-    """End of a run: when, and the error if it failed."""
+    """End of a run: when, how if that is known, and the error if it failed."""
 
     at: float
     error: str = ""
+    how: RunEnding | None = None
 
 
 def state_of(
@@ -99,4 +104,5 @@ def _run_fields(run: RunInfo, outcome: RunOutcome | None) -> dict[str, Any]:
     return found | {
         "ended": None if outcome is None else outcome.at,
         "error": None if outcome is None else outcome.error or None,
+        "how": None if outcome is None else outcome.how,
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from shards.errors import UserError
+from shards.file_systems import lock_file
 from shards.files import write_atomic
 from shards.redaction import redact
 from shards.stores.uploads import StoreFolder
@@ -194,14 +195,13 @@ def _lock(folder: Path, report: Report | None) -> Iterator[bool | None]:
 
 def _wait_for_lock(handle: int, folder: Path, report: Report | None) -> bool | None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock_file(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, folder):
+            return False
     except BlockingIOError:
         if report is None:
             raise
         report(f"another process packs into {folder} at this moment; waiting for it")
         fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError:
-        return False
     try:
         return True if os.path.samestat(os.fstat(handle), os.stat(folder)) else None
     except FileNotFoundError:

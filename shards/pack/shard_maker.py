@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Final
 
 from shards.errors import PackFailed
+from shards.file_systems import flush_descriptor
 from shards.pack.fetch import ImageFetcher
 from shards.pack.pack_plan import PackConfig, ShardStats, ShardTask, SkippedSample
 from shards.pack.pack_target import PackTarget, open_target
@@ -166,6 +167,7 @@ class ShardFile:
         self.num_samples = self.num_renamed = self.num_bytes = 0
         self._keys: dict[str, int] = {}
         self._digest = blake2b(digest_size=16)
+        self._path = path
         self._file = open(path, "wb", buffering=_BUFFER)  # noqa: SIM115 - closed by __exit__
 
     @property
@@ -198,7 +200,7 @@ class ShardFile:
                 self._write(bytes(2 * BLOCK + -end % tarfile.RECORDSIZE))
                 self._file.flush()
                 # The side-car proves that these bytes are complete, even after a power failure.
-                os.fsync(self._file.fileno())
+                flush_descriptor(self._file.fileno(), self._path)
         finally:
             self._file.close()
 

@@ -22,6 +22,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from shards.errors import ConfigError
+from shards.file_systems import explain_storage, lock_file
 from shards.files import write_atomic
 from shards.records import ShardInfo
 from shards.redaction import redact
@@ -34,6 +35,10 @@ _KEPT_FRACTION = 0.9
 # A writer that would wait longer for the lock does not cache its range.
 _LOCK_SECONDS = 2.0
 _POLL_SECONDS = 0.002
+_WITHOUT_LOCKS = (
+    "without them the limit of the cache cannot hold, and nothing more is cached: give "
+    "a --cache on a local disk"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -129,10 +134,10 @@ class DiskCache:
 
     @contextmanager
     def _locked(self) -> Iterator[int | None]:
-        """Yield the open ledger under the lock; None if others held the lock for too long."""
+        """Yield the open ledger under the lock; None if others hold it for long, or it has none."""
         ledger = os.open(self._folder / "ledger", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            yield ledger if _lock(ledger) else None
+            yield ledger if _lock(ledger, self._folder) else None
         finally:
             os.close(ledger)
 
@@ -178,18 +183,19 @@ class DiskCache:
         if not self._failed:
             self._failed = True
             _log.warning(
-                "the cache %s cannot be written to (%s); the run goes on without it: free disk "
-                "space, or give another --cache",
+                "the cache %s cannot be written to: %s, or give another --cache; the run goes on "
+                "without it",
                 self._folder,
-                error.strerror,
+                explain_storage(error, self._folder),
             )
 
 
-def _lock(ledger: int) -> bool:
+def _lock(ledger: int, folder: Path) -> bool:
     deadline = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
-            fcntl.flock(ledger, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock_file(ledger, fcntl.LOCK_EX | fcntl.LOCK_NB, folder, _WITHOUT_LOCKS):
+                return False
         except BlockingIOError:
             if time.monotonic() > deadline:
                 return False

@@ -20,6 +20,7 @@ from typing import Literal
 
 from shards.access import raise_denied
 from shards.errors import CursorMismatch, UserError
+from shards.file_systems import cannot_write
 from shards.files import DurableLines, read_whole_lines, write_atomic
 from shards.records import Cursor, Turn
 from shards.stream.mixture import Weights
@@ -147,7 +148,7 @@ class Journal:
                 try:
                     self._file.append(entry.to_json().encode())
                 except OSError as error:
-                    raise _cannot_write(self._path, error) from error
+                    raise cannot_write(error, self._path) from error
             self._remember(entry)
         return True
 
@@ -178,7 +179,7 @@ class Journal:
         for number, line in enumerate(lines[1:], start=2):
             try:
                 journal._remember(JournalEntry.from_json(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise CursorMismatch(
                     f"{path} is damaged in line {number} ({line[:80]!r}); every line but the last "
                     "must be whole: put back a copy, or give a new --out"
@@ -189,13 +190,23 @@ class Journal:
     def keep_in(self, path: Path) -> Iterator[None]:
         """Keep the entries in a file: each is on disk before it takes effect. Raises UserError."""
         with self._writing:
-            file = self._open(path)
-            self._path, self._file = path, file
+            self._path, self._file = path, self._open(path)
         try:
             yield
         finally:
-            self._file = None
-            file.close()
+            with self._writing:
+                self._file.close()
+                self._file = None
+
+    def restore(self) -> None:
+        """Write the file again if it was removed while it was open, but its folder is there.
+
+        Raises UserError.
+        """
+        with self._writing:
+            if self._file is not None and self._file.is_lost and self._path.parent.is_dir():
+                self._file.close()
+                self._file = self._open(self._path)
 
     def _open(self, path: Path) -> DurableLines:
         """Write all entries to `path`, and open it for appending."""
@@ -209,9 +220,9 @@ class Journal:
         try:
             if not path.exists() or path.read_bytes() != content:
                 write_atomic(path, content, durable=True)
-            return DurableLines(path.open("ab"))
+            return DurableLines(path.open("ab", buffering=0), path)
         except OSError as error:
-            raise _cannot_write(path, error) from error
+            raise cannot_write(error, path) from error
 
     def _lines(self) -> list[str]:
         return [json.dumps(self._header), *(entry.to_json() for entry in self._entries)]
@@ -220,14 +231,9 @@ class Journal:
 def _read_lines(path: Path) -> list[str]:
     try:
         return [line.decode(errors="replace") for line in read_whole_lines(path)]
-    except PermissionError as error:
+    except OSError as error:
         raise_denied(error, path)
-        raise
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    raise_denied(error, path)
-    return UserError(
-        f"the journal {path} cannot be written ({error}); each entry must be on disk before it "
-        "takes effect: make room there, then start the same command again"
-    )
+        raise CursorMismatch(
+            f"{path} cannot be read ({error.strerror}); the order of samples depends on it: put "
+            "back a copy, or give a new --out"
+        ) from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.errors import UserError
+from shards.redaction import redact
 from streamssl.commands.argument_parser import parse
 from streamssl.evaluation.set_options import SetCounts, SetOptions, describe_numbers
 
@@ -50,7 +52,7 @@ def evaluate_knn(arguments: list[str], console: Console) -> int:
 
     for run in iter_checkpoints(parsed.run) if parsed.follow else (parsed.run,):
         try:
-            _score(parsed, run, _encoders(baselines), console, tell)
+            _score(parsed, run, baselines, console, tell)
         except UserError:
             if not parsed.follow or run.exists():
                 raise
@@ -62,23 +64,27 @@ def evaluate_knn(arguments: list[str], console: Console) -> int:
 def _score(
     parsed: EvaluateKnn,
     run: Path,
-    encoders: Any,
+    baselines: bool,
     console: Console,
     tell: Callable[[str], None],
 ) -> None:
     """Score one checkpoint, print the scores and keep them in the folder of its run."""
     from streamssl.evaluation.knn import KnnConfig
     from streamssl.evaluation.score_run import find_checkpoint, knn_of_run
-    from streamssl.evaluation.scores import SCORES, keep_score
+    from streamssl.evaluation.scores import SCORES, find_untrained, keep_score
 
     config = KnnConfig(ks=parsed.ks, temperature=parsed.temperature)
+    encoders = _encoders(baselines)
     scores = knn_of_run(run, parsed.train, parsed.test, encoders, config, parsed.sets, tell)
     folder, _ = find_checkpoint(run)
+    sets = _name_sets(parsed)
+    known = {} if folder is None else find_untrained(folder, sets)
+    score = scores.score(sets, {k: known[k] for k in parsed.ks if k in known})
     if folder is None:
         console.print(f"{run} is a checkpoint without its run; the score is not saved")
     else:
         try:
-            keep_score(folder, scores.score)
+            keep_score(folder, score)
         except OSError as error:
             console.print(f"{folder / SCORES} could not be written ({error}); the score is below")
     console.print(
@@ -93,6 +99,19 @@ def _score(
     for encoder, accuracy in scores.accuracy.items():
         table.add_row(encoder, *(f"{accuracy[k]:.1f}" for k in parsed.ks))
     console.print(table)
+    if score.below_untrained:
+        console.print(score.below_untrained, markup=False)
+    elif not score.untrained:
+        tell(
+            "the score of the untrained encoder on these sets is not known, and may be higher: "
+            "--baselines scores it once"
+        )
+
+
+def _name_sets(parsed: EvaluateKnn) -> str:
+    """Return a digest of all that an accuracy depends on, besides the encoder and k."""
+    parts = [redact(parsed.train), redact(parsed.test), parsed.temperature, parsed.sets]
+    return blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,6 +163,12 @@ def evaluate_retrieval(arguments: list[str], console: Console) -> int:
         numbers = (found.mean_average_precision, *found.rank.values())
         table.add_row(encoder, *(f"{number:.1f}" for number in numbers))
     console.print(table)
+    before, now = scores.by_encoder.get("untrained"), scores.by_encoder["trained"]
+    if before is not None and now.mean_average_precision < before.mean_average_precision:
+        console.print(
+            "the trained encoder scores below the untrained one: the run has made its features "
+            "worse for these labels; docs/is-it-learning.md names causes"
+        )
     return 0
 
 

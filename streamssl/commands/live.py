@@ -1,6 +1,5 @@
 """`streamssl live`: the live page of an ended run, from its folder."""
 
-import fcntl
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,8 +12,10 @@ from rich.console import Console
 
 from shards.errors import ConfigError
 from streamssl.commands.argument_parser import parse
+from streamssl.config.run_config import read_toml
 from streamssl.pretrain.replay_page import replay_page
 from streamssl.runs.file_names import METRICS_ADDRESS
+from streamssl.runs.run_end import is_training, read_end
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,20 +47,11 @@ def show_live(parsed: ShowLive, console: Console, wait: Callable[[], None]) -> N
         console.print(f"{parsed.run} is training now; its page is at {where}")
         return
     with replay_page(parsed.run, parsed.port) as address:
+        end = read_end(parsed.run, read_toml(parsed.run / "config.toml").num_steps)
+        if end is not None and end.how != "done":
+            console.print(f"{parsed.run} does not train now: {end.describe()}", markup=False)
         console.print(f"the page of {parsed.run} is at {address}; Ctrl-C ends it")
         wait()
-
-
-def is_training(run: Path) -> bool:
-    """Return True if a process of this machine trains into the folder."""
-    try:
-        with (run / ".lock").open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def live_address(run: Path) -> str:

@@ -11,11 +11,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cluster.control.run_place import RunPlace, read_place
+from cluster.control.run_place import PLACE, RunPlace, read_place
 from cluster.protocol.run_status import ActorStatus, Status
 from shards.errors import ConfigError
 from streamssl.commands.argument_parser import parse
 from streamssl.runs.file_names import CONTROL
+from streamssl.runs.run_end import is_training, read_end
 
 _WATCH_SECONDS = 1.0
 _NUM_DECISIONS = 8
@@ -43,6 +44,17 @@ def parse_status(arguments: list[str]) -> ShowStatus:
             "for example `streamssl status runs/a`"
         )
     return parsed
+
+
+def find_end(parsed: ShowStatus) -> str:
+    """Return how the run ended, in a sentence; "" if it may still train, here or elsewhere."""
+    if parsed.run is None or is_training(parsed.run):
+        return ""
+    end = read_end(parsed.run)
+    # A note of a start may be of a process on another machine, whose lock is not seen here.
+    if end is None or (end.how == "killed" and (parsed.run / CONTROL / PLACE).exists()):
+        return ""
+    return f"{parsed.run} does not train now: {end.describe()}"
 
 
 def find_place(parsed: ShowStatus) -> RunPlace:

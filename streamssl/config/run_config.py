@@ -181,7 +181,7 @@ def read_toml(path: Path) -> RunConfig:
     """Load a run. Raises ConfigError."""
     try:
         return from_fields(tomllib.loads(path.read_text()))
-    except (OSError, ValueError) as error:  # invalid TOML and UTF-8 are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # invalid TOML and UTF-8 are ValueErrors
         raise_denied(error, path)
         raise ConfigError(
             f"{path} cannot be read as a configuration ({error}); give the config.toml of a run"
@@ -199,7 +199,8 @@ def check_same(old: RunConfig, new: RunConfig) -> None:
         name = changed[0]
         raise ConfigError(
             f"this run was started with {name}={before.get(name)}, now it is {now.get(name)}; "
-            "a run continues with its own settings: undo the change, or give a new --out"
+            "a run continues with its own settings: undo the change, or give a new --out, which "
+            "starts from random weights"
         )
 
 

@@ -48,15 +48,19 @@ class KnnResult:
     test: SetCounts
     step: int
 
-    @property
-    def score(self) -> KnnScore:
-        """Score of the trained encoder, in the form that is saved."""
+    def score(self, sets: str = "", untrained: Mapping[int, float] | None = None) -> KnnScore:
+        """Return the score of the trained encoder, in the form that is saved.
+
+        `untrained` is that of the untrained one, if it is known and was not scored again.
+        """
         return KnnScore(
             self.step,
             self.accuracy["trained"],
             self.train.num_images,
             self.test.num_images,
             self.test.num_left_out,
+            sets,
+            self.accuracy.get("untrained", untrained or {}),
         )
 
 

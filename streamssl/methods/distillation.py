@@ -69,7 +69,7 @@ def _read_network(path: Path) -> TeacherNetwork:
             num_classes=method["num_classes"],
             head_layers=method["head_layers"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise_denied(error, path)
         raise ConfigError(
             f"{path} does not describe a teacher ({type(error).__name__}: {error}); give the "

@@ -1,9 +1,9 @@
 """Live page section about learning: is the run still learning, and do the features collapse?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
-from cluster.monitoring.live.page_section import Answer, ChartLine, PageChart, PageSection
+from cluster.monitoring.live.page_section import Answer, ChartLine, PageChart, PageSection, Tone
 from cluster.monitoring.live.phrases import duration, label_words, listed, series_words
 from cluster.monitoring.live.run_window import RunWindow
 
@@ -13,11 +13,22 @@ _MIN_STEPS: Final = 100
 _FALLING, _RISING = 0.001, 0.05
 
 
+_ENDS: Final[Mapping[str, tuple[str, Tone]]] = {
+    "stopped": ("It was stopped.", "quiet"),
+    "data": ("Its data ended it.", "bad"),
+    "killed": ("It was killed.", "bad"),
+    "unknown": ("It ended early.", "watch"),
+    "failed": ("It failed.", "bad"),
+}
+
+
 def learning_answer(run: RunWindow) -> Answer | None:
     """Answer from the limits of collapse, the thresholds, and the course of the loss."""
     loss = run.value("loss")
     if loss is None:
         return None
+    if run.info.get("how") == "diverged":
+        return Answer("bad", "It diverged.", _sentence(run, ""))
     found = [label_words(name) for name, value in run.all_series("collapsing").items() if value]
     if found:
         text = f"{listed(found)}: only collapsed encoders have such values; see the runbook."
@@ -30,6 +41,11 @@ def learning_answer(run: RunWindow) -> Answer | None:
 
 def _loss_answer(run: RunWindow, loss: float) -> Answer:
     trend = run.trend("loss")
+    how = run.info.get("how") or "done"
+    if run.ended and how != "done":
+        words, tone = _ENDS[how]
+        course = "" if trend is None else f"The loss went from {trend[0]:.4g} to {trend[1]:.4g}."
+        return Answer(tone, words, _sentence(run, course))
     if trend is None:
         return Answer("quiet", "It has begun.", f"The loss is {loss:.4g}.")
     before, now = trend
@@ -46,6 +62,12 @@ def _loss_answer(run: RunWindow, loss: float) -> Answer:
         f"The loss has been about {now:.4g} for {since}; features may improve at a constant loss."
     )
     return Answer("quiet", "The loss is constant.", text)
+
+
+def _sentence(run: RunWindow, course: str) -> str:
+    """Return the course of the loss, and the reason of the end."""
+    why = str(run.info.get("error") or "")
+    return f"{course} {why[:1].upper()}{why[1:]}{'.' * bool(why)}".strip()
 
 
 def _crossed_thresholds(run: RunWindow) -> Iterator[str]:

@@ -1,17 +1,23 @@
 """Live page of a run while it trains."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
+from cluster.monitoring.live.gallery import Gallery
 from cluster.monitoring.live.live_page import add_live_page
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.metrics_server import MetricsServer
+from shards.file_systems import explain_storage
 from streamssl.monitoring.learning_section import LEARNING_SECTION
 from streamssl.pretrain.run_gallery import open_gallery, write_gallery
 from streamssl.pretrain.run_thumbnails import thumbnail_maker
 from streamssl.runs.file_names import METRICS_ADDRESS
 from streamssl.runs.run_setup import PreparedRun
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -25,4 +31,16 @@ def show_run(run: PreparedRun, hub: MetricsHub, port: int) -> Iterator[MetricsSe
             yield server
         finally:
             if (run.out / "config.toml").exists():
-                write_gallery(run.out, gallery)
+                _keep_items(run.out, gallery)
+
+
+def _keep_items(out: Path, gallery: Gallery) -> None:
+    """Write the items of the galleries; a run does not fail because of its page."""
+    try:
+        write_gallery(out, gallery)
+    except OSError as error:
+        _log.warning(
+            "the images of the live page could not be kept in %s: %s",
+            out,
+            explain_storage(error, out),
+        )

@@ -4,7 +4,6 @@ Times are computed backwards from the last write of the log, step by step: the t
 steps, or between two starts of the run, is not known.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,6 +26,8 @@ from streamssl.monitoring.learning_section import LEARNING_SECTION
 from streamssl.monitoring.run_facts import run_info
 from streamssl.pretrain.run_gallery import open_saved_gallery
 from streamssl.runs.metrics_log import read_log
+from streamssl.runs.run_end import read_end
+from streamssl.saved_files import SavedState, parse_saved
 
 # Number of points that a live run keeps, too.
 _NUM_POINTS = 600
@@ -90,13 +91,17 @@ def _replay(out: Path, config: RunConfig, lines: Lines) -> MetricsHub:
     for reason, number in _rejects_by_reason(out).items():
         hub.values.count(("rejects", reason), number)
     hub.run = run_info(out, config, cluster="", began=began)
-    hub.outcome = RunOutcome(at=ended)
+    if (end := read_end(out, config.num_steps)) is None or end.how == "done":
+        hub.outcome = RunOutcome(at=ended, how="done")
+    else:
+        hub.outcome = RunOutcome(at=ended, error=end.describe(), how=end.how)
     return hub
 
 
 def _rejects_by_reason(out: Path) -> Mapping[str, int]:
     """Return the counts of the newest checkpoint that can be read; must not import torch."""
     for path in sorted(out.glob("checkpoints/step-*/state.json"), reverse=True):
-        with suppress(OSError, ValueError, KeyError, TypeError, UserError):
-            return Cursor.from_json(json.loads(path.read_text())["cursor"]).reject_reasons
+        with suppress(OSError, ValueError, UserError):
+            fields = parse_saved(SavedState, path.read_bytes())
+            return Cursor.from_json(fields["cursor"]).reject_reasons
     return {}

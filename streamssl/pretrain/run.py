@@ -9,8 +9,10 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.monitoring.metrics_hub import MetricsHub
+from cluster.monitoring.run_state import RunEnding
 from shards.crops.crash_marks import CrashMarks
 from shards.errors import StreamSSLError, StreamStopped
+from shards.redaction import scrub
 from shards.stores.range_reader import SourceConfig
 from shards.stream.batch_stream import BatchStream
 from shards.stream.thread_readers import ThreadReaders
@@ -28,6 +30,7 @@ from streamssl.runs.file_names import JOURNAL
 from streamssl.runs.placement import Placement
 from streamssl.runs.progress import Progress
 from streamssl.runs.run_data import DataConfig, OpenedData
+from streamssl.runs.run_end import RunEnd, ending_of, keep_end
 from streamssl.runs.run_setup import PreparedRun, open_run
 from streamssl.runs.run_start import start_run
 from streamssl.runs.tensorboard_log import check_tensorboard
@@ -124,22 +127,32 @@ def _train(
         train_so = _train_here if placement.cluster == "none" else train_on_cluster
         try:
             progress = train_so(run, placement, metrics, console, stop)
-        except StreamSSLError as error:
-            _tell_saved(run, error)
+        except BaseException as error:
+            _keep_error(run, error)
+            if isinstance(error, StreamSSLError):
+                _tell_saved(run, error)
             raise
         saved = checkpoint.list_checkpoints(run.out)
         if not progress.num_samples or not saved:
             raise StreamStopped("stopped before anything was saved")
         step = checkpoint.read_fields(saved[-1])["step"]
+        how: RunEnding = "done" if step == run.config.num_steps else "stopped"
+        keep_end(run.out, RunEnd(how, step, run.config.num_steps))
         return RunSummary(
             finished=step == run.config.num_steps,
             step=step,
             num_samples=progress.num_samples,
-            images_per_second=progress.num_samples / progress.seconds,
-            data_wait_share=progress.data_wait_seconds / progress.seconds,
+            images_per_second=progress.num_samples / max(progress.seconds, 1e-9),
+            data_wait_share=progress.data_wait_seconds / max(progress.seconds, 1e-9),
             metrics_url=server.url,
             checkpoint=saved[-1],
         )
+
+
+def _keep_error(run: PreparedRun, error: BaseException) -> None:
+    """Note in the folder of the run that this error ended it."""
+    end = RunEnd(ending_of(error), run.state.step, run.config.num_steps, scrub(str(error)))
+    keep_end(run.out, end)
 
 
 def _tell_saved(run: PreparedRun, error: StreamSSLError) -> None:

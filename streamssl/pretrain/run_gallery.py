@@ -3,17 +3,16 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Final
-
-from pydantic import TypeAdapter
 
 from cluster.monitoring.live.gallery import Gallery, GalleryItem, ImageMaker
 from shards.errors import StreamSSLError
 from shards.files import write_atomic
 from shards.records import ShardInfo
 from streamssl.config.run_config import RunConfig
+from streamssl.saved_files import SavedGallery, parse_saved
 
 _GALLERY_FILE: Final = "gallery.json"
 
@@ -56,10 +55,15 @@ def read_gallery(out: Path, num_shards: int | None = None) -> list[GalleryItem]:
     The list is empty if the file is missing or damaged. Items beyond `num_shards` are left out.
     """
     try:
-        saved = json.loads((out / _GALLERY_FILE).read_text())["places"]
-        items = TypeAdapter(list[GalleryItem]).validate_python(saved)
-        return [item for item in items if 0 <= item.shard < (num_shards or item.shard + 1)]
-    except (OSError, ValueError, KeyError, TypeError):
+        saved = parse_saved(SavedGallery, (out / _GALLERY_FILE).read_bytes())["places"]
+        known = [one.name for one in fields(GalleryItem)]
+        items = [GalleryItem(**{n: one[n] for n in known if n in one}) for one in saved]
+        return [
+            item
+            for item in items
+            if 0 <= item.shard < (item.shard + 1 if num_shards is None else num_shards)
+        ]
+    except (OSError, ValueError):
         return []
 
 

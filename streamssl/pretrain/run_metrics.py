@@ -1,11 +1,11 @@
 """Metrics of a run besides its steps: facts of the run, its disks, memory, input and cost."""
 
 import os
-import time
 from pathlib import Path
 
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.node_costs import NodeBill
+from cluster.monitoring.steady_clock import steady_time
 from cluster.protocol.process_memory import device_bytes, resident_bytes
 from shards.input_metrics import store_readings
 from shards.metric import Key, Readings
@@ -20,7 +20,7 @@ from streamssl.runs.run_setup import PreparedRun
 
 def watch_run(hub: MetricsHub, run: PreparedRun, placement: Placement) -> None:
     """Set the facts of the run, and add probes of this process, its disks, and the cost."""
-    hub.run = run_info(run.out, run.config, cluster=placement.cluster, began=time.time())
+    hub.run = run_info(run.out, run.config, cluster=placement.cluster, began=steady_time())
     if placement.prices:
         _add_bill(hub, NodeBill(placement.prices), placement)
     folders = {"out": run.out}

@@ -3,8 +3,10 @@
 A run in one process calls it directly; a run on a cluster gives it to the driver.
 """
 
+import threading
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 
@@ -16,10 +18,12 @@ from cluster.protocol.step_report import StepReport
 from streamssl import checkpoint
 from streamssl.config.run_config import toml_of
 from streamssl.monitoring.exported_readings import exported, set_collapsing
+from streamssl.runs.file_names import MANIFEST
 from streamssl.runs.metrics_log import RunLog
 from streamssl.runs.placement import Placement
 from streamssl.runs.progress import Progress
-from streamssl.runs.run_folder import write_folder
+from streamssl.runs.run_end import keep_start
+from streamssl.runs.run_folder import lock_folder, write_folder
 from streamssl.runs.run_setup import PreparedRun
 from streamssl.runs.tensorboard_log import TensorBoardLog
 from streamssl.training.health import HealthWatch
@@ -36,11 +40,13 @@ class RunRecorder:
         self._watch = HealthWatch.of(run.config)
         self._log: RunLog | None = None
         self._files = ExitStack()
+        self._restoring = threading.RLock()
 
     def begin(self) -> None:
         """Write the run folder. Called when the data has filled a batch."""
         run = self._run
         write_folder(run.out, run.config, run.data)
+        keep_start(run.out, run.state.step, run.config.num_steps)
         self._open_log(run.state.step)
         self._files.enter_context(self.progress)
 
@@ -50,18 +56,44 @@ class RunRecorder:
 
     def record(self, report: StepReport) -> None:
         """Write a finished step."""
-        assert self._log is not None, "nothing is trained before the run has a folder"
-        record_step(self._log, self._metrics, self.progress, self._watch, report)
+        with self._restoring:
+            self._keep_folder()
+            assert self._log is not None, "nothing is trained before the run has a folder"
+            record_step(self._log, self._metrics, self.progress, self._watch, report)
 
     def save(self, state: LearnerState) -> None:
         """Write a checkpoint. May be called by another thread than the other methods."""
         run = self._run
         settings = toml_of(run.config)
+        with self._restoring:
+            self._keep_folder()
         checkpoint.save(run.out, state, run.config.method_name, run.config.keep, settings)
 
     def take_report(self, report: RunReport) -> None:
         """Pass the report of Control to the metrics."""
         self._metrics.take_report(report)
+
+    def _keep_folder(self) -> None:
+        """Make the folder again if somebody removed or moved it, and tell it.
+
+        Otherwise the run would train on into a folder that no command can resume. Raises UserError.
+        """
+        out, step = self._run.out, self.progress.last_step
+        if self._log is None or not (self._log.is_lost or _missing(out)):
+            return
+        what = f"{out} was" if not out.exists() else f"files of {out} were"
+        if not out.exists():
+            self._files.enter_context(lock_folder(out))
+        write_folder(out, self._run.config, self._run.data)
+        keep_start(out, step, self._run.config.num_steps)
+        self._run.journal.restore()
+        if self._log.is_lost:
+            self._open_log(step)
+        self.progress.message(
+            f"after step {step}: {what} removed or moved while the run trains; what a resume needs "
+            "was written again, and the next checkpoint goes there. Earlier checkpoints and steps "
+            "of the log are only where the folder was moved"
+        )
 
     def _open_log(self, step: int) -> None:
         if self._log is not None:
@@ -79,6 +111,11 @@ class RunRecorder:
         self._files.close()
         if self._log is not None:
             self._log.close()
+
+
+def _missing(out: Path) -> bool:
+    """Return True if a file is gone without which no command can resume the run."""
+    return not all((out / name).exists() for name in ("config.toml", "data.toml", MANIFEST))
 
 
 def record_step(

@@ -121,7 +121,7 @@ def _read(run: PreparedRun) -> dict[str, Any]:
         fields: dict[str, Any] = json.loads((run.out / CONTROL / _FILE).read_text())
         fits = fields["engine"] == run.config.engine
         fits = fits and fields["decode"] in ("readers", "trainers")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return fields if fits else {}
 

@@ -4,6 +4,8 @@ from typing import Final
 
 JOURNAL: Final = "journal.jsonl"
 MANIFEST: Final = "manifest.parquet"
+# How the last start of the run ended.
+END: Final = "end.json"
 # State of the control plane of a run on a cluster.
 CONTROL: Final = ".control"
 # Address at which a live run serves /metrics.

@@ -5,21 +5,19 @@ After a crash the steps after the newest checkpoint are trained again. Their dig
 of the log: a different one is an error.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from cluster.protocol.step_report import StepReport
 from shards.access import raise_denied
-from shards.files import read_whole_lines, write_atomic
-from shards.plain_json import is_real, to_json
+from shards.errors import ConfigError
+from shards.file_systems import cannot_write
+from shards.files import append_line, is_at, read_whole_lines, write_atomic
+from shards.plain_json import to_json
 from streamssl.errors import ReplayDiffers, TrainingDiverged
 from streamssl.runs.tensorboard_log import TensorBoardLog, step_scalars
-
-# Fields of a line; old logs lack some of them.
-_COUNTS = ("step", "num_samples", "num_rejects", "num_unselected")
-_REALS = ("loss", "lr", "step_seconds", "data_wait_seconds")
+from streamssl.saved_files import SavedStep, parse_saved
 
 
 class RunLog:
@@ -36,7 +34,8 @@ class RunLog:
         changed_from: int | None = None,
         events: TensorBoardLog | None = None,
     ) -> None:
-        path, self._events = out / "metrics.jsonl", events
+        self._path = path = out / "metrics.jsonl"
+        self._events = events
         self._expected: dict[int, str] = {}
         kept: list[bytes] = []
         for line in _read_lines(path):
@@ -47,13 +46,15 @@ class RunLog:
                 self._expected[fields["step"]] = fields["digest"]
         try:
             write_atomic(path, b"".join(kept))
-            self._file = path.open("a")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
-            raise_denied(error, path)
-            raise
+            raise cannot_write(error, path) from error
 
     def write(self, report: StepReport) -> dict[str, Any]:
-        """Append one step and return its line. Raises ReplayDiffers, TrainingDiverged."""
+        """Append one step and return its line.
+
+        Raises ReplayDiffers, TrainingDiverged, and UserError if the file cannot be written.
+        """
         expected = self._expected.pop(report.step, report.digest)
         if expected != report.digest:
             raise ReplayDiffers(
@@ -78,11 +79,18 @@ class RunLog:
             "data_wait_seconds": round(report.data_wait_seconds, 4),
             "readings": dict(report.readings),
         }
-        self._file.write(to_json(fields) + "\n")
-        self._file.flush()
+        try:
+            append_line(self._file.fileno(), to_json(fields).encode())
+        except OSError as error:
+            raise cannot_write(error, self._path) from error
         if self._events is not None:
             self._events.write(report.step, step_scalars(fields))
         return fields
+
+    @property
+    def is_lost(self) -> bool:
+        """Return True if somebody removed or moved the file."""
+        return not is_at(self._file.fileno(), self._path)
 
     def close(self) -> None:
         self._file.close()
@@ -107,7 +115,10 @@ def _read_lines(path: Path) -> list[bytes]:
         return read_whole_lines(path)
     except OSError as error:
         raise_denied(error, path)
-        raise
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}); it is a file of a run: put back a copy, or "
+            "move it away to go on without the log of earlier steps"
+        ) from error
 
 
 def _is_changed(fields: dict[str, Any], changed_from: int | None) -> bool:
@@ -120,23 +131,9 @@ def _is_changed(fields: dict[str, Any], changed_from: int | None) -> bool:
 def _parse(line: bytes) -> dict[str, Any] | None:
     """Return the fields of a line; None for a damaged one."""
     try:
-        fields: Any = json.loads(line)
+        fields = parse_saved(SavedStep, line)
     except ValueError:
         return None
-    if not isinstance(fields, dict) or not {"step", "digest"} <= fields.keys():
-        return None
-    readings = fields.setdefault("readings", {})
-    cursor = fields.get("cursor", [0, 0])
-    is_whole = (
-        all(isinstance(fields.get(name, 0), int) for name in _COUNTS)
-        and isinstance(fields["digest"], str)
-        and isinstance(readings, dict)
-        and all(is_real(x) for x in readings.values() if x is not None)
-        and all(is_real(fields.get(name, 0)) for name in _REALS)
-        and isinstance(cursor, list)
-        and [type(x) for x in cursor] == [int, int]
-    )
-    if not is_whole:
-        return None
+    readings = fields.get("readings", {})
     fields["readings"] = {name: math.nan if x is None else x for name, x in readings.items()}
     return fields

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from shards.file_systems import is_storage_failure
+
 # Rates are means over this many steps.
 _WINDOW_STEPS = 50
 _PLAIN_EVERY_SECONDS = 10.0
@@ -50,14 +52,22 @@ class Progress:
             self._live.update(Text(line))
         elif time.monotonic() - self._last_plain >= _PLAIN_EVERY_SECONDS or step == self._num_steps:
             self._last_plain = time.monotonic()
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._print(line)
 
     def message(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._print(text)
+
+    def _print(self, line: str) -> None:
+        """Print a line, unless the disk that the output goes to is full: the run goes on."""
+        try:
+            self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        except OSError as error:
+            if not is_storage_failure(error):
+                raise
 
     def _line(self, step: int, loss: float) -> str:
-        seconds = sum(entry[0] for entry in self._recent)
+        seconds = max(sum(entry[0] for entry in self._recent), 1e-9)
         images = sum(entry[1] for entry in self._recent)
         waited = sum(entry[2] for entry in self._recent)
         left = seconds / len(self._recent) * (self._num_steps - step)

@@ -27,6 +27,7 @@ from shards.stream.manifest_listing import open_manifest
 from shards.stream.mixture import Weights, parse_weights
 from shards.stream.order import Order
 from streamssl.runs.file_names import MANIFEST
+from streamssl.saved_files import explain_invalid
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +125,7 @@ def read_verified(path: Path, manifest: Manifest) -> set[int]:
         # Older reports have no `walked`: a run detects those shards, too, but later.
         named = [*fields["irregular"], *fields.get("walked", ())]
         digest, uris = str(fields["manifest"]), {str(uri) for uri in named}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise_denied(error, path)
         raise ConfigError(
             f"--verified {path} is not a report ({type(error).__name__}: {error}); write one with "
@@ -193,12 +194,11 @@ def read_data(path: Path) -> DataConfig:
         known = {"patterns": fields["data"], "weights": weights}
         known |= {name: fields[name] for name in ("subset", "keys") if name in fields}
         return TypeAdapter(DataConfig).validate_python(known)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise_denied(error, path)
         cause = str(error)
         if isinstance(error, ValidationError):  # its text has several lines
-            first = error.errors()[0]
-            cause = f"{'.'.join(map(str, first['loc']))}={first['input']!r}: {first['msg'].lower()}"
+            cause = explain_invalid(error)
         raise ConfigError(
             f"{path} cannot be read ({cause}); a run of this version writes it: name the folder of "
             "such a run"

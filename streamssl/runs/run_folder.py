@@ -5,7 +5,7 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from rich.console import Console
 
 from shards.access import raise_denied
 from shards.errors import ConfigError
+from shards.file_systems import cannot_write, is_storage_failure, lock_file
 from shards.files import write_atomic
 from shards.member_names import is_hidden
 from shards.pack.image_entries import is_image
@@ -54,10 +55,12 @@ def lock_folder(out: Path) -> Iterator[None]:
         lock = (out / ".lock").open("w")
     except OSError as error:
         raise_denied(error, out)
+        if is_storage_failure(error):
+            raise cannot_write(error, out, "or give another --out") from error
         raise ConfigError(f"{out} cannot be written to ({error}); give another --out") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, out)
         except BlockingIOError as error:
             raise ConfigError(
                 f"another process trains into {out} at this moment; wait until it ends, or give "
@@ -66,20 +69,27 @@ def lock_folder(out: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if is_new and [path.name for path in out.iterdir()] == [".lock"]:
-                (out / ".lock").unlink()
-                for folder in missing:
-                    folder.rmdir()
+            with suppress(OSError):  # somebody else removed it, or wrote into it
+                if is_new and [path.name for path in out.iterdir()] == [".lock"]:
+                    (out / ".lock").unlink()
+                    for folder in missing:
+                        folder.rmdir()
 
 
 def write_folder(out: Path, config: RunConfig, data: OpenedData) -> None:
-    """Save settings, data and manifest. The settings come first: they make the folder a run."""
-    write_toml(config, out / "config.toml")
-    write_data(data.config, out / "data.toml")
-    write_manifest(data.manifest, out / MANIFEST)
-    if data.class_numbers is not None:
-        text = "".join(f"{name}\n" for name in data.class_numbers.names)
-        write_atomic(out / CLASSES_FILE, text)
+    """Save settings, data and manifest. The settings come first: they make the folder a run.
+
+    Raises UserError when they cannot be written.
+    """
+    try:
+        write_toml(config, out / "config.toml")
+        write_data(data.config, out / "data.toml")
+        write_manifest(data.manifest, out / MANIFEST)
+        if data.class_numbers is not None:
+            text = "".join(f"{name}\n" for name in data.class_numbers.names)
+            write_atomic(out / CLASSES_FILE, text)
+    except OSError as error:
+        raise cannot_write(error, out) from error
 
 
 def is_same_start(out: Path, config: RunConfig, order: Order) -> bool:
@@ -87,7 +97,7 @@ def is_same_start(out: Path, config: RunConfig, order: Order) -> bool:
     try:
         check_same(read_toml(out / "config.toml"), config)
         header = json.loads((out / JOURNAL).read_text().partition("\n")[0])
-    except (ConfigError, OSError, ValueError) as error:
+    except (ConfigError, OSError, ValueError, RecursionError) as error:
         raise_denied(error, out / JOURNAL)
         return False
     return isinstance(header, dict) and header.get("order") == order.digest

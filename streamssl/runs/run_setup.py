@@ -56,7 +56,7 @@ def open_run(config: RunConfig, data: OpenedData, out: Path, console: Console) -
         )
     num = len(data.manifest.shards)
     shards = f"{num} shard{'s' if num > 1 else ''}"
-    position = f"resuming at step {state.step}" if resumed else f"{config.num_steps} steps"
+    position = f"resuming at step {state.step}" if resumed else _start(config)
     console.print(f"{config.method_name} on {shards}, {position}, into {out}", highlight=False)
     if data.subset is not None:
         console.print(f"only the samples of a list: {data.subset.summary}", highlight=False)
@@ -67,6 +67,12 @@ def open_run(config: RunConfig, data: OpenedData, out: Path, console: Console) -
         since = 0
     order = order.reweighted(journal.weights)
     return PreparedRun(config, data, out, order, state, device, journal, since)
+
+
+def _start(config: RunConfig) -> str:
+    """Return the number of steps of a new run, and the weights that it starts from."""
+    source = getattr(config.method, "start", "") or config.backbone.weights
+    return f"{config.num_steps} steps from {source or 'random weights'}"
 
 
 def _resolve(config: RunConfig, order: Order, out: Path) -> RunConfig:

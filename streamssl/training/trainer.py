@@ -10,7 +10,7 @@ from cluster.protocol.learner import LearnerState, StopVote
 from cluster.protocol.messages import Doing
 from cluster.protocol.step_report import StepReport
 from cluster.trainers.training_loop import TrainingLoop
-from shards.errors import StreamEnded, StreamStopped
+from shards.errors import StorageFailed, StreamEnded, StreamStopped, UserError
 from shards.records import CropBatch
 from streamssl.training.learner import PretrainLearner
 
@@ -48,8 +48,16 @@ def train(
             )
         return batch
 
+    def finished(step: StepReport) -> None:
+        try:
+            report(step)
+        except StorageFailed:  # the log has no room; a checkpoint may replace an older one
+            with suppress(UserError):
+                loop.save(learner)
+            raise
+
     with suppress(StreamStopped):
-        loop.run(learner, next_batch, _OneProcess(report, stop))
+        loop.run(learner, next_batch, _OneProcess(finished, stop))
 
 
 class _OneProcess:

@@ -188,9 +188,22 @@ def test_other_settings_are_refused_by_name(place: Path, changed: RunConfig, mes
 def test_damaged_state_json_has_a_message(place: Path) -> None:
     """Found, allowed, remedy; never a KeyError."""
     whole = json.loads((place / "state.json").read_text())
-    wrong = ({"step": None}, {"step": "7"}, {"numbers": None}, {"numbers": {"0.step": "x"}})
+    wrong = (
+        *({"step": None}, {"step": "7"}, {"step": -1}, {"step": True}, {"method": 3}),
+        *({"numbers": None}, {"numbers": {"0.step": "x"}}, {"cursor": 3}, {"format": "1"}),
+    )
     types = [json.dumps({**whole, **fields}) for fields in wrong]
-    for text in ("", "{", "[]", "3", "{}", '{"format": 1, "step": 2}', "\xff", *types):
+    for text in (
+        "",
+        "{",
+        "[]",
+        "3",
+        "{}",
+        "[" * 100_000,
+        '{"format": 1, "step": 2}',
+        "\xff",
+        *types,
+    ):
         (place / "state.json").write_text(text, encoding="latin-1")
         with pytest.raises(ConfigError, match=r"no readable state\.json .*remove the damaged one"):
             checkpoint.read_fields(place)

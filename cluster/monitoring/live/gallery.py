@@ -5,6 +5,7 @@ again from the ids: readers and trainers do nothing for them. They are made slow
 their own; an image that killed a process is never opened again.
 """
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,8 @@ from typing import Any, Final, Literal, Protocol
 from shards.inspect.contact_sheet import clean_text
 from shards.records import Reject, ShardInfo
 from shards.redaction import redact
+
+_log = logging.getLogger(__name__)
 
 GalleryKind = Literal["crops", "rejects"]
 SampleId = tuple[int, int, int]
@@ -165,6 +168,13 @@ class Gallery:
         return not whole and (not item.reason or item.reason in _OPENED)
 
     def _make_images(self) -> None:
+        """Make images until the gallery closes; a failure ends only the images."""
+        try:
+            self._make_until_closed()
+        except Exception as error:  # a run does not fail because of its page
+            _log.warning("the live page makes no more images: %s: %s", type(error).__name__, error)
+
+    def _make_until_closed(self) -> None:
         """Make images while a page is open; end the maker's processes when no page is."""
         while self._wait(lambda: self._is_viewed() and self._next() is not None, None):
             with self._open_maker() as maker:

@@ -9,7 +9,6 @@
                detail, where, step, image (an address, or null), waits (true while it is made)
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from cluster.monitoring.live.page_files import live_pages
 from cluster.monitoring.live.page_section import PageSection
 from cluster.monitoring.live.run_window import WINDOW_SECONDS, RunWindow
 from cluster.monitoring.metrics_hub import MetricsHub
+from cluster.monitoring.steady_clock import steady_time
 
 
 def add_live_page(
@@ -28,7 +28,7 @@ def add_live_page(
     """Add answers and galleries to the `/state` of `hub`; return the pages that show them."""
 
     def answer() -> Mapping[str, Any]:
-        since = 0.0 if hub.outcome is not None else time.time() - WINDOW_SECONDS
+        since = 0.0 if hub.outcome is not None else steady_time() - WINDOW_SECONDS
         items = () if gallery is None else gallery.items()
         num_crops = sum(not item.reason for item in items)
         return answers(RunWindow(hub.catalogue, hub.state(since)), sections, num_crops)

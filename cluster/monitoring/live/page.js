@@ -57,6 +57,8 @@ function show() {
   document.body.dataset.time = String(state.now);
 }
 
+const ENDINGS = { data: "ended by its data", unknown: "ended early" };
+
 async function poll() {
   const answer = await fetch(`/state?since=${store.since}`, { signal: AbortSignal.timeout(TIMEOUT_MS) });
   if (!answer.ok) throw new Error(`/state answered ${answer.status}`);
@@ -65,6 +67,7 @@ async function poll() {
   show();
   const run = state.run;
   if (!run) showLink("starting", "quiet");
+  else if (run.how && run.how !== "done") showLink(ENDINGS[run.how] ?? run.how, run.how === "stopped" ? "quiet" : "bad");
   else if (run.error) showLink("failed", "bad");
   else if (run.ended) showLink("ended", "quiet");
   else showLink("training", "good");

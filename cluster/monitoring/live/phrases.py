@@ -44,7 +44,8 @@ def step_time(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds, minutes or hours."""
+    """Return seconds, minutes or hours; never a negative time."""
+    seconds = max(0.0, seconds)
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -30,7 +30,7 @@ class RunWindow:
         self._first = next(inside, len(times) - 1) if times else None
         self._columns = columns
         first = state["now"] if self._first is None else times[self._first]
-        self.seconds = (self.info.get("ended") or state["now"]) - first
+        self.seconds = max(0.0, (self.info.get("ended") or state["now"]) - first)
 
     def value(self, name: str, *labels: str) -> float | None:
         """Return the newest value of a series."""

@@ -1,6 +1,10 @@
 """The history of a run fits into memory, however long the run is."""
 
+import itertools
+
 from cluster.monitoring.history import History
+from cluster.monitoring.live.phrases import duration
+from cluster.monitoring.steady_clock import SteadyClock
 
 
 def test_a_long_history_starts_at_the_beginning_with_fewer_points():
@@ -13,6 +17,20 @@ def test_a_long_history_starts_at_the_beginning_with_fewer_points():
     assert columns["time"][0] == 1000
     gaps = {b - a for a, b in zip(columns["time"], columns["time"][1:], strict=False)}
     assert gaps == {history.interval_seconds} and columns["loss"] == columns["time"]
+
+
+def test_a_clock_that_is_set_back_gives_no_negative_age():
+    """Charts stood still for an hour, and ages, rates and the time left were below 0."""
+    wall, passed = [1000.0], [0.0]
+    clock = SteadyClock(lambda: wall[0], lambda: passed[0])
+    seen = []
+    for jump in (0, 1, -3600, 1, 1, 7200, -86400, 1):
+        passed[0] += 1
+        wall[0] += jump
+        seen.append(clock())
+    ages = [after - before for before, after in itertools.pairwise(seen)]
+    assert min(ages) >= 1 and seen[-1] >= wall[0]
+    assert duration(-5) == "0 s"
 
 
 def test_unmeasured_series_leave_gaps():

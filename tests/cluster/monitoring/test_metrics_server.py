@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -108,6 +109,45 @@ def test_the_state_agrees_with_the_scrape_and_has_a_history(hub):
     assert state["history"]["streamssl_loss"] == [0.25, 0.125]
     assert state["history"]['streamssl_samples_total{stage="trained"}'] == [16, None]
     assert later["history"]["time"] == [last]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("x\ny"), ValueError("\udcff"), RecursionError(), OSError(28, "No space left")],
+)
+def test_a_page_that_fails_answers_with_a_sentence(hub, error, capfd):
+    """A traceback hid the messages of the run, and the browser got an empty answer."""
+
+    def fail(_):
+        raise error
+
+    with MetricsServer(hub, pages={"/bad": fail}) as server:
+        with pytest.raises(urllib.error.HTTPError, match="500") as answer:
+            fetch(f"{server.page}bad")
+        text = answer.value.read().decode()
+        assert fetch(f"{server.page}healthz") == b"ok\n"
+    assert text.startswith(f"the page /bad cannot be made ({type(error).__name__}:")
+    assert text.count("\n") == 1 and "Traceback" not in text + "".join(capfd.readouterr())
+
+
+def test_a_probe_that_fails_costs_only_its_reading(hub, monkeypatch, caplog):
+    """The thread would end with a traceback, and the charts with it."""
+    monkeypatch.setattr("cluster.monitoring.metrics_server._TICK_SECONDS", 0.01)
+    seen = []
+
+    def fail():
+        seen.append(1)
+        raise ValueError("no such disk")
+
+    hub.probes.append(fail)
+    with MetricsServer(hub):
+        deadline = time.monotonic() + 10
+        while len(seen) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert [record.message for record in caplog.records] == [
+        "a reading of /metrics failed, others go on: no such disk"
+    ]
 
 
 def test_the_state_has_the_end_and_the_error(hub):

@@ -1,6 +1,5 @@
 """Disk cache: never over its limit with many writers, never a wrong byte from a damaged file."""
 
-import errno
 import multiprocessing
 import os
 import random
@@ -193,7 +192,7 @@ def test_a_full_disk_disables_writes_with_one_warning(tmp_path, caplog):
     assert len(files(tmp_path)) == 1  # no draft is left
     assert cache.get(SHARD, 0, 1000, counters) == content(0)
     assert caplog.text.count(WARNING) == 1
-    assert os.strerror(errno.EFBIG) in caplog.text and "give another --cache" in caplog.text
+    assert "`ulimit -f` shows the limit" in caplog.text and "give another --cache" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_disables_the_cache_with_one_warning(tmp_path, caplog):

@@ -157,7 +157,9 @@ def test_two_processes_cannot_write_one_journal(path):
 def test_a_journal_that_cannot_be_written_ends_the_run(tmp_path):
     """A run that continues without the entry breaks the next resume."""
     with (
-        pytest.raises(UserError, match=r"the journal .* cannot be written .*: make room there"),
+        pytest.raises(
+            UserError, match=r"j cannot be written: its folder was removed .*; put it back, then"
+        ),
         Journal("m", "o").keep_in(tmp_path / "no folder" / "j"),
     ):
         pass

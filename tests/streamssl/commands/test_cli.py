@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import re
 import shutil
 import socket
@@ -201,7 +202,7 @@ def test_a_run_started_from_its_own_config_is_the_same_run(
     assert proof(out) == proof(finished_run)
     start, plan, page, metrics, *steps, last = text.splitlines()
     assert start == f"swav from {shards_folder}"
-    assert plan == f"swav on 3 shards, 6 steps, into {out}"
+    assert plan == f"swav on 3 shards, 6 steps from random weights, into {out}"
     assert re.fullmatch(r"live page at http://127\.0\.0\.1:\d+/", page)
     assert re.fullmatch(r"metrics at http://127\.0\.0\.1:\d+/metrics", metrics)
     line = r"step \d/6 · loss \d\.\d{4} · [\d,]+ images/s · data wait \d+\.\d% · 0:\d\d left"
@@ -248,6 +249,32 @@ def test_knn_prints_a_table_with_baselines_and_keeps_the_score(
     assert list(table) == ["encoder", "raw pixels", "untrained", "trained"]
     assert table["raw pixels"][0] == table["trained"][0] == "100.0"
     assert newest_score(run).step == 6 and newest_score(run).headline == 100.0
+
+
+def test_a_score_below_the_untrained_encoder_is_told(
+    finished_run: Path, shards_folder: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    """It was printed without a word, and was taken for success."""
+    run, scores = tmp_path / "run", tmp_path / "run" / "scores.jsonl"
+    shutil.copytree(finished_run, run)
+    arguments = ["--run", run, "--train", shards_folder, "--test", shards_folder, "--ks", 50]
+    text = shown(capsys, "evaluate", "knn", *arguments)
+    assert "untrained encoder on these sets is not known" in text and "--baselines" in text
+    fields = json.loads(scores.read_text())
+    scores.write_text(json.dumps({**fields, "untrained": {"50": 100.0}}) + "\n")
+    text = shown(capsys, "evaluate", "knn", *arguments)
+    assert re.search(r"scores \d+\.\d % with k=50, below the 100\.0 % of the untrained one", text)
+    scores.write_text(json.dumps({**fields, "untrained": {"50": 0.0}}) + "\n")
+    assert "untrained" not in shown(capsys, "evaluate", "knn", *arguments)
+
+
+def test_a_full_disk_met_by_the_output_is_one_sentence() -> None:
+    """A traceback, a second one at the end, and the exit status of neither."""
+    command = [sys.executable, "-m", "streamssl.cli", "--help"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"streamssl: the disk is full \(.*\); make room there, .*\n", done.stderr)
 
 
 def test_a_run_that_does_not_exist_has_no_score(tmp_path: Path, capsys: Capture) -> None:

@@ -231,4 +231,4 @@ def test_unreadable_samples_are_counted_and_refused_above_a_share(
         finished_run, str(shards_folder), str(data), ("raw pixels", "trained"), FIVE, allowed
     )
     assert found.test.describe("test") == "10 of 40 test samples were left out: not_an_image 10"
-    assert (found.score.num_test, found.score.num_left_out) == (30, 10)
+    assert (found.score().num_test, found.score().num_left_out) == (30, 10)

@@ -4,13 +4,21 @@ import json
 import re
 import shutil
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shards.errors import ConfigError
 from streamssl.evaluation.score_run import iter_checkpoints
-from streamssl.evaluation.scores import SCORES, KnnScore, keep_score, newest_score, read_scores
+from streamssl.evaluation.scores import (
+    SCORES,
+    KnnScore,
+    find_untrained,
+    keep_score,
+    newest_score,
+    read_scores,
+)
 from streamssl.pretrain.replay_page import replay_page
 from streamssl.runs.file_names import METRICS_ADDRESS
 from tests.tinyrun import tiny_swav, train_here
@@ -49,6 +57,44 @@ def test_a_torn_line_is_skipped(torn: str, tmp_path: Path) -> None:
         file.write(torn.encode("utf-8", "surrogateescape"))
     assert newest_score(tmp_path) == score(1)
     assert list(read_scores(tmp_path)) == [1]
+
+
+def test_half_a_line_costs_only_itself(tmp_path: Path) -> None:
+    """The next score would be written behind it, and be lost with it."""
+    keep_score(tmp_path, score(1))
+    with (tmp_path / SCORES).open("ab") as file:
+        file.write(b'{"step": 2, "kn')
+    keep_score(tmp_path, score(3))
+    assert list(read_scores(tmp_path)) == [1, 3] and newest_score(tmp_path) == score(3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"step": "9"}, {"step": -1}, {"knn": []}, {"knn": {"x": 1.0}}, {"knn": {"20": None}}),
+        *({"knn": {"20": 1e400}}, {"knn": {"20": 300}}, {"num_train": 1.5}, {"sets": 3}),
+        *({"untrained": {"20": "x"}}, {"num_left_out": None}),
+    ],
+)
+def test_a_score_with_other_types_is_skipped(wrong: dict[str, object], tmp_path: Path) -> None:
+    """The page of the run, or the next evaluation, would end in a traceback."""
+    keep_score(tmp_path, score(1))
+    fields = json.loads((tmp_path / SCORES).read_text())
+    with (tmp_path / SCORES).open("a") as file:
+        file.write(json.dumps({**fields, "step": 2, **wrong}) + "\n")
+    assert list(read_scores(tmp_path)) == [1] and find_untrained(tmp_path, "") == {}
+
+
+def test_the_untrained_encoder_is_remembered_for_its_sets(tmp_path: Path) -> None:
+    """A score below it was printed without a word, and was taken for success."""
+    keep_score(tmp_path, replace(score(0), sets="a", untrained={20: 55.0, 200: 20.0}))
+    keep_score(tmp_path, replace(score(4), sets="b", untrained={20: 10.0}))
+    assert find_untrained(tmp_path, "a") == {20: 55.0, 200: 20.0}
+    assert find_untrained(tmp_path, "c") == {}
+    worse = replace(score(8), untrained=find_untrained(tmp_path, "a")).below_untrained
+    assert worse.startswith("the trained encoder scores 50.0 % with k=20, below the 55.0 % of")
+    assert replace(score(8), untrained={20: 50.0}).below_untrained == ""
+    assert score(8).below_untrained == ""
 
 
 def test_a_run_is_followed_to_its_last_step(finished_run: Path, tmp_path: Path) -> None:

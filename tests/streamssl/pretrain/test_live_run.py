@@ -13,12 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from shards.errors import ConfigError
-from streamssl.commands.live import ShowLive, is_training, live_address, show_live
+from streamssl.commands.live import ShowLive, live_address, show_live
 from streamssl.pretrain.replay_page import replay_page
 from streamssl.pretrain.run import pretrain
 from streamssl.pretrain.run_gallery import read_gallery
 from streamssl.runs.file_names import METRICS_ADDRESS
 from streamssl.runs.placement import Placement
+from streamssl.runs.run_end import is_training
 from tests.tinyrun import make_shards, read_log, tiny_swav
 
 NUM_STEPS = 6
@@ -214,7 +215,16 @@ def test_folders_without_a_run_are_refused_in_one_sentence(copy, missing, messag
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", '{"places": [{"shard": "x"}]}', '{"places": [{"shard": 99, "offset": 0}]}'],
+    [
+        *("", "[]", "{}", "\0", "[" * 100_000, '{"places": 3}', '{"places": [3]}'),
+        *(
+            json.dumps({"places": [{"shard": 0, "offset": 0, **wrong}]})
+            for wrong in (
+                *({"shard": "x"}, {"shard": 99}, {"shard": True}, {"offset": -1}, {"key": 7}),
+                *({"offset": 10**30}, {"reason": []}, {"step": None}, {"epoch": 0.5}),
+            )
+        ),
+    ],
 )
 def test_a_damaged_gallery_file_costs_only_the_images(tmp_path, text):
     """A run must not fail because of its page."""

@@ -91,6 +91,8 @@ def test_torn_line_is_dropped(torn: str, tmp_path: Path) -> None:
     [
         *({"step": None}, {"step": []}, {"loss": "x"}, {"num_samples": None}, {"readings": 3}),
         *({"step_seconds": None}, {"readings": {"x": "y"}}, {"cursor": [None, 0]}, {"digest": 7}),
+        *({"step": True}, {"step": 2.0}, {"step": -2}, {"loss": 1e400}, {"cursor": [1, 2, 3]}),
+        *({"step_seconds": -1.0}, {"num_samples": 10**30}, {"readings": {"x": [1]}}),
     ],
 )
 def test_a_line_with_other_types_is_dropped(changes: dict[str, object], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -57,3 +58,13 @@ def test_totals_count_this_start_only() -> None:
 def test_time_left_is_shown_in_hours_and_minutes(steps: int, expected: str) -> None:
     """Seconds alone cannot be read for a run of days."""
     assert shown(steps, terminal=False, steps=[1]).strip().endswith(expected)
+
+
+def test_an_output_on_a_full_disk_does_not_end_the_run() -> None:
+    """`pretrain > log` would lose hours of training for a line of progress."""
+    with io.TextIOWrapper(Path("/dev/full").open("wb", buffering=0), write_through=True) as full:
+        console = Console(file=full, soft_wrap=True)
+        with Progress(2, 0, console) as progress:
+            progress.step(2, 1.0, 16, 0, 0.5, 0.0)
+            progress.message("a warning")
+        assert progress.num_samples == 16

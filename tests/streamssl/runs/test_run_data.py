@@ -147,7 +147,9 @@ def test_data_is_saved_without_secrets(tmp_path: Path) -> None:
     saved = read_data(tmp_path / "data.toml")
     assert saved.patterns == ("https://h/{0..9}.tar", "s3://b/*.tar")
     assert saved.weights == data.weights and saved.subset == f"{Path.cwd()}/list.parquet::id"
-    for text in ("data = 3 4", "data = 3", "data = [3]", 'data = ["x"]\nkeys = 3', "x = 1"):
+    wrong = ("subset = true", "weights = 3", "keys = 3", "keys = 'x'", "subset = []")
+    types = [f'data = ["x"]\n{line}' for line in wrong]
+    for text in ("data = 3 4", "data = 3", "data = [3]", "x = 1", f"x = {'[' * 9999}", *types):
         (tmp_path / "data.toml").write_text(text)
         with pytest.raises(ConfigError, match=r"data\.toml cannot be read .*; a run of this vers"):
             read_data(tmp_path / "data.toml")

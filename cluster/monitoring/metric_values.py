@@ -78,11 +78,11 @@ class MetricValues:
         self.set({key: value for key, value in readings.items() if kinds[key] == "gauge"})
 
     def set(self, readings: Readings) -> None:
-        """Set gauges. A value that is not finite removes the gauge."""
+        """Set gauges. A value that is not finite removes the gauge, unless it `shows_nan`."""
         with self._lock:
             for key, value in readings.items():
                 key = self._bounded(key)
-                if math.isfinite(value):
+                if math.isfinite(value) or self.catalogue[key[0]].shows_nan:
                     self._numbers[key] = float(value)
                 else:
                     self._numbers.pop(key, None)

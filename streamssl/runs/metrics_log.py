@@ -14,12 +14,12 @@ from cluster.protocol.step_report import StepReport
 from shards.access import raise_denied
 from shards.files import read_whole_lines, write_atomic
 from shards.plain_json import is_real, to_json
-from streamssl.errors import ReplayDiffers, TrainingDiverged
+from streamssl.errors import ReplayDiffers
 from streamssl.runs.tensorboard_log import TensorBoardLog, step_scalars
 
 # Fields of a line; old logs lack some of them.
 _COUNTS = ("step", "num_samples", "num_rejects", "num_unselected")
-_REALS = ("loss", "lr", "step_seconds", "data_wait_seconds")
+_REALS = ("lr", "step_seconds", "data_wait_seconds")
 
 
 class RunLog:
@@ -53,17 +53,12 @@ class RunLog:
             raise
 
     def write(self, report: StepReport) -> dict[str, Any]:
-        """Append one step and return its line. Raises ReplayDiffers, TrainingDiverged."""
+        """Append one step and return its line. Raises ReplayDiffers."""
         expected = self._expected.pop(report.step, report.digest)
         if expected != report.digest:
             raise ReplayDiffers(
                 f"step {report.step} was trained on batch {expected} before the restart and on "
                 f"{report.digest} now; the order must never change: keep this folder and report it"
-            )
-        if not math.isfinite(report.loss):
-            raise TrainingDiverged(
-                f"the loss is {report.loss} at step {report.step}; lower --optim.base-lr, or set "
-                "--precision fp32, and go on from the newest checkpoint"
             )
         fields: dict[str, Any] = {
             "step": report.step,
@@ -127,16 +122,20 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     readings = fields.setdefault("readings", {})
     cursor = fields.get("cursor", [0, 0])
+    loss = fields.get("loss", 0)
     is_whole = (
         all(isinstance(fields.get(name, 0), int) for name in _COUNTS)
         and isinstance(fields["digest"], str)
         and isinstance(readings, dict)
         and all(is_real(x) for x in readings.values() if x is not None)
+        and (loss is None or is_real(loss))
         and all(is_real(fields.get(name, 0)) for name in _REALS)
         and isinstance(cursor, list)
         and [type(x) for x in cursor] == [int, int]
     )
     if not is_whole:
         return None
+    if loss is None:  # of a step that was left out
+        fields["loss"] = math.nan
     fields["readings"] = {name: math.nan if x is None else x for name, x in readings.items()}
     return fields

@@ -55,8 +55,8 @@ _FREE_ON_RESUME = {
     *("num_steps", "save_every", "keep", "max_skipped_steps"),
     *("stream.max_bytes", "stream.num_lookahead_blocks"),
 }
-# Settings that may change, too, where a run goes on from a checkpoint that its user names: no tensor
-# has another shape, and no sample another place in the order.
+# Settings that may change, too, where a run goes on from a checkpoint that its user names: tensors
+# keep their shapes, and samples their order.
 _FREE_FROM_CHECKPOINT = {
     *("optim.base_lr", "optim.weight_decay", "optim.final_weight_decay", "optim.betas"),
     *("optim.trust_coefficient", "precision", "method.temperature", "method.epsilon"),

@@ -95,9 +95,10 @@ def record_step(
         progress.message(text)
     if "skipped_steps" in report.readings:
         progress.message(
-            f"step {report.step} is left out: the loss is {report.loss:g}, the gradient norm "
-            f"{report.readings['gradient_norm']:g}; {report.readings['skipped_steps']:.0f} such "
-            "steps so far, --max-skipped-steps is their limit"
+            f"step {report.step} is left out, since its numbers are not finite: loss "
+            f"{report.loss:g}, gradient norm {report.readings['gradient_norm']:g}; "
+            f"{report.readings['skipped_steps']:.0f} such steps so far, --max-skipped-steps is "
+            "their limit"
         )
     metrics.step_trained(
         step=report.step,

@@ -111,11 +111,11 @@ def new_branch(out: Path, named: Path, config: RunConfig) -> RunBranch:
 
 
 def _find(out: Path, name: str, saved: list[Path]) -> Path:
-    path = Path(name)
+    path = Path(name)  # a name, or a path from here or from the run folder
     for found in saved:
-        if name in (found.name, f"checkpoints/{found.name}") or (
-            path.is_dir() and path.samefile(found)
-        ):
+        if str(path) in (found.name, f"checkpoints/{found.name}"):
+            return found
+        if path.is_dir() and path.samefile(found):
             return found
     if not saved:
         raise ConfigError(

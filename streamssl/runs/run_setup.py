@@ -51,7 +51,10 @@ def open_run(
     console: Console,
     named: str | None = None,
 ) -> PreparedRun:
-    """Resume the newest checkpoint of `out`, or the `named` one, or start a run. Raises UserError."""
+    """Resume the newest checkpoint of `out` or the `named` one, or start a run.
+
+    Raises UserError.
+    """
     order = build_order(data.manifest, config.stream, config.seed, subset=data.subset_digest)
     config = _resolve(config, order, out)
     check_bytes(data.manifest, order, config.stream, config.crops.num_bytes)

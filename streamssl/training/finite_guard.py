@@ -22,9 +22,9 @@ def peak(tensors: Iterable[Tensor]) -> Tensor:
             kinds[tensor.device, tensor.dtype].append(tensor)
     if not kinds:
         return torch.zeros((), dtype=torch.float64)
-    found = [norm for kind in kinds.values() for norm in torch._foreach_norm(kind, inf)]
+    found = [torch.stack(torch._foreach_norm(kind, inf)).amax() for kind in kinds.values()]
     device = found[0].device
-    return torch.stack([norm.to(device).double() for norm in found]).amax()
+    return torch.stack([number.to(device).double() for number in found]).amax()
 
 
 def optimized(optimizer: Optimizer) -> Iterable[Tensor]:
@@ -33,7 +33,8 @@ def optimized(optimizer: Optimizer) -> Iterable[Tensor]:
         for parameter in group["params"]:
             yield parameter
             entries = optimizer.state.get(parameter, {})
-            yield from (value for value in entries.values() if isinstance(value, Tensor))
+            # AdamW counts its steps in tensors without a dimension, on the CPU.
+            yield from (x for x in entries.values() if isinstance(x, Tensor) and x.ndim)
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ class PretrainLearner:
         return found.hexdigest()
 
     def _compute(self, batch: CropBatch) -> StepOutput:
-        """Compute gradients. Raises TrainingDiverged if weights that are not finite are the cause."""
+        """Compute gradients. Raises TrainingDiverged if the weights before are not finite."""
         rank = 0 if self._group is None else self._group.rank()
         try:
             return compute_gradients(

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
 
 from rich.console import Console
@@ -132,8 +133,8 @@ def _train(
         try:
             progress = train_so(run, placement, metrics, console, stop)
         except TrainingDiverged as error:
-            saved = checkpoint.list_checkpoints(run.out)
-            raise explain(error, run.config, run.out, saved[-1] if saved else None) from error
+            metrics.values.set({("loss",): nan, ("gradient_norm",): nan})
+            raise explain(error, run.config, run.out) from error
         except StreamSSLError as error:
             _tell_saved(run, error)
             raise

@@ -15,6 +15,7 @@ from rich.console import Console
 from shards.errors import ConfigError
 from shards.files import write_atomic
 from shards.plain_json import to_json
+from streamssl import checkpoint
 from streamssl.config.run_config import RunConfig, toml_of
 from streamssl.errors import TrainingDiverged
 from streamssl.runs.file_names import DIVERGED
@@ -62,20 +63,19 @@ class DivergenceMark:
         write_atomic(out / DIVERGED, to_json(fields, indent=1))
 
 
-def explain(
-    error: TrainingDiverged, config: RunConfig, out: Path, newest: Path | None
-) -> TrainingDiverged:
-    """Mark the run in `out` as diverged, and return the error with the remedy.
-
-    `newest` is its newest checkpoint.
-    """
-    name = "" if newest is None else newest.name
+def explain(error: TrainingDiverged, config: RunConfig, out: Path) -> TrainingDiverged:
+    """Mark the run in `out` as diverged, and return the error with the remedy."""
+    names = ["", *(found.name for found in checkpoint.list_checkpoints(out))]
     settings, before = _digest(config), DivergenceMark.read(out)
-    is_same = before is not None and (before.settings, before.checkpoint) == (settings, name)
-    num_starts = 1 + (before.num_starts if before is not None and is_same else 0)
+    num_starts, place = 1, -1
+    if before is not None and before.checkpoint == names[-1]:
+        if before.settings == settings:
+            num_starts += before.num_starts
+        elif len(names) > 2:  # other settings did not help from there
+            place = -2
     if out.is_dir():
-        DivergenceMark(settings, name, error.step, str(error), num_starts).write(out)
-    return TrainingDiverged(f"{error}; {_remedy(config, name)}", error.step)
+        DivergenceMark(settings, names[-1], error.step, str(error), num_starts).write(out)
+    return TrainingDiverged(f"{error}; {_remedy(config, names[place])}", error.step)
 
 
 def check_divergence(config: RunConfig, out: Path, newest: Path | None, console: Console) -> None:

@@ -5,6 +5,7 @@ tried twice, then refused.
 """
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -73,7 +74,7 @@ def explain(error: TrainingDiverged, config: RunConfig, out: Path) -> TrainingDi
             num_starts += before.num_starts
         elif len(names) > 2:  # other settings did not help from there
             place = -2
-    if out.is_dir():
+    with suppress(OSError):  # a full disk, or a folder that is gone: the error matters more
         DivergenceMark(settings, names[-1], error.step, str(error), num_starts).write(out)
     return TrainingDiverged(f"{error}; {_remedy(config, names[place])}", error.step)
 

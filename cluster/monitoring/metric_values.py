@@ -113,10 +113,12 @@ class MetricValues:
             return dict(self._numbers), copies
 
     def by_series(self) -> dict[str, float]:
-        """Return the numbers by series name on /metrics; of histograms sum and count."""
+        """Return the finite numbers by series name on /metrics; of histograms sum and count."""
         numbers, histograms = self.snapshot()
         found = {
-            series_name(self.catalogue[key[0]], key[1:]): value for key, value in numbers.items()
+            series_name(self.catalogue[key[0]], key[1:]): value
+            for key, value in numbers.items()
+            if math.isfinite(value)
         }
         for name, one in histograms.items():
             exposed = self.catalogue[name].exposed

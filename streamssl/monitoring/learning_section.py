@@ -1,7 +1,6 @@
 """Live page section about learning: is the run still learning, and do the features collapse?"""
 
 from collections.abc import Iterator
-from math import isfinite
 from typing import Final
 
 from cluster.monitoring.live.page_section import Answer, ChartLine, PageChart, PageSection
@@ -19,9 +18,6 @@ def learning_answer(run: RunWindow) -> Answer | None:
     loss = run.value("loss")
     if loss is None:
         return None
-    if not isfinite(loss):
-        text = "The newest loss is not a number; metrics.jsonl has the steps before it."
-        return Answer("bad", "It diverges.", text)
     found = [label_words(name) for name, value in run.all_series("collapsing").items() if value]
     if found:
         text = f"{listed(found)}: only collapsed encoders have such values; see the runbook."

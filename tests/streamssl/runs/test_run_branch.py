@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from shards.errors import ConfigError
 from streamssl import checkpoint
@@ -33,7 +34,7 @@ def updates_overflow_above(rate: float) -> Iterator[None]:
         if optimizer.param_groups[0]["lr"] > rate:
             optimizer.param_groups[0]["params"][0].data.mul_(torch.inf)
 
-    handle = torch.optim.optimizer.register_optimizer_step_post_hook(overflow)
+    handle = register_optimizer_step_post_hook(overflow)
     try:
         yield
     finally:

@@ -36,19 +36,28 @@ def break_gradient(method: Any) -> Any:
 def break_statistics(method: Any) -> Any:
     """Let a variance overflow: features stay finite, and no later evaluation would."""
     norm = next(one for one in method.modules() if isinstance(one, _BatchNorm))
-    return norm.register_forward_hook(lambda module, _, __: module.running_var.fill_(math.inf))
+    return _after_pass_of(norm, lambda: norm.running_var.data.fill_(math.inf))
 
 
 def break_queue(method: Any) -> Any:
     """Let rows of a queue be wrong, of which a push replaces some."""
     queue = method.queue if hasattr(method, "queue") else method.queues[0]
-    return method.head.register_forward_hook(lambda *_: queue.rows[3::16, 2].fill_(-math.inf))
+    return _after_pass_of(method.head, lambda: queue.rows[3::16, 2].fill_(-math.inf))
 
 
 def break_average(method: Any) -> Any:
     """Let a weight of the momentum encoder be wrong."""
     weight = next(method.key_encoder.parameters())
-    return method.backbone.register_forward_hook(lambda *_: weight.data.view(-1)[0].fill_(math.nan))
+    return _after_pass_of(method.backbone, lambda: weight.data.fill_(math.nan))
+
+
+def _after_pass_of(module: torch.nn.Module, change: Callable[[], object]) -> Any:
+    """Call `change` after each pass through a module, whose output stays as it is."""
+
+    def hook(*_: object) -> None:
+        change()
+
+    return module.register_forward_hook(hook)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 from ray._private.node import Node as RayNode

@@ -34,7 +34,7 @@ class TerminalOutput:
 
     def write(self, text: str) -> int:
         with _without_terminal():
-            return self._file.write(text)
+            self._file.write(text)
         return len(text)
 
     def flush(self) -> None:

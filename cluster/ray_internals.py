@@ -5,9 +5,10 @@ is gone. The upper bound of `ray` in pyproject.toml is there for this file.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 from ray._private.node import Node as RayNode
@@ -26,6 +27,7 @@ __all__ = [
     "RayNode",
     "bootstrap_address",
     "draining_nodes",
+    "end_processes_at_once",
     "local_addresses_allowed",
     "may_listen_widely",
     "read_cluster_status",
@@ -78,6 +80,29 @@ def local_addresses_allowed(allowed: bool) -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def end_processes_at_once() -> None:
+    """Let `ray.shutdown` kill the Ray that this process started, with all descendants.
+
+    They ignore SIGTERM: `ray.shutdown` would wait a second for each, and the agents of a raylet
+    that did not get it try for a minute to report that.
+    """
+    node = ray_worker.global_worker.node
+    kill = node.kill_all_processes
+
+    def kill_at_once(check_alive: bool = True, **more: Any) -> None:
+        pids = [one.process.pid for infos in node.all_processes.values() for one in infos]
+        descendants = []
+        for pid in pids:
+            with suppress(psutil.Error):
+                descendants += psutil.Process(pid).children(recursive=True)
+        kill(check_alive=check_alive, **{**more, "allow_graceful": False})
+        for process in descendants:
+            with suppress(psutil.Error):
+                process.kill()
+
+    node.kill_all_processes = kill_at_once
 
 
 @contextmanager

@@ -27,7 +27,8 @@ class Metric:
 
     `group` is the section of docs/metrics.md. `labels` maps each label to its values; a label
     without values is open: only its first `MAX_OPEN_VALUES` values are kept apart. `buckets` are
-    the bounds of a histogram. If `charted`, /state keeps the history of the metric.
+    the bounds of a histogram. If `charted`, /state keeps the history of the metric. A gauge that
+    is not finite is exposed if it `shows_nan`, otherwise it is absent.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Metric:
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     buckets: tuple[float, ...] = ()
     charted: bool = False
+    shows_nan: bool = False
 
     @property
     def exposed(self) -> str:

@@ -27,11 +27,14 @@ from shards.file_systems import explain_storage
 from shards.files import flush_path
 from shards.plain_json import to_json
 from shards.records import Cursor
+from streamssl.errors import TrainingDiverged
 from streamssl.saved_files import SavedState, parse_saved
 
 _NAME = re.compile(r"step-(\d{8})")
 _DRAFT = ".draft-"
 _FORMAT = 1
+# Name of a number of the run among those of the optimizer.
+_SKIPPED = "skipped_steps"
 # Names of buffers in checkpoints of version 0.1, and their names now.
 _RENAMED = {re.compile(r"\bprobe\.pictures$"): "probe.images"}
 # Buffers that checkpoints of version 0.2 lack; they keep their first value.
@@ -43,21 +46,29 @@ class TrainState:
     """The state that training changes.
 
     `step` is the number of finished steps; `cursor` is the position in the stream after them.
+    `num_skipped` of them were left out, since their numbers were not finite.
     """
 
     method: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
     cursor: Cursor | None = None
+    num_skipped: int = 0
 
 
 def save(out: Path, state: LearnerState, method_name: str, keep: int, settings: str = "") -> Path:
     """Write a checkpoint atomically, and remove all but the last `keep` of them.
 
-    `settings` is the text of the run's config.toml. Raises UserError when it cannot be written;
-    earlier ones stay whole.
+    `settings` is the text of the run's config.toml. Raises UserError when it cannot be written, and
+    TrainingDiverged if a tensor is not finite; earlier ones stay whole.
     """
     assert state.cursor is not None, "nothing was trained yet"
+    name = find_not_finite(state.tensors)
+    if name is not None:
+        raise TrainingDiverged(
+            f"{name} holds numbers that are not finite after step {state.step}, which is not saved",
+            state.step,
+        )
     folder = out / "checkpoints"
     target = folder / f"step-{state.step:08d}"
     fields = {
@@ -85,6 +96,12 @@ def save(out: Path, state: LearnerState, method_name: str, keep: int, settings: 
             "start the same command again: it goes on from the one before it"
         ) from error
     return target
+
+
+def find_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of a tensor with a number that is not finite; None if there is none."""
+    floats = ((name, value) for name, value in tensors.items() if value.is_floating_point())
+    return next((name for name, value in floats if not value.isfinite().all()), None)
 
 
 def list_checkpoints(out: Path) -> list[Path]:
@@ -167,7 +184,9 @@ def fill(state: TrainState, taken: LearnerState, where: Path | str) -> None:
     saved = _under(tensors, "optimizer.")
     _check_optimizer(where, state.optimizer, saved)
     state.optimizer.state.clear()
-    _load_optimizer(state.optimizer, saved, dict(taken.fields))
+    numbers = dict(taken.fields)
+    state.num_skipped = int(numbers.pop(_SKIPPED, 0))
+    _load_optimizer(state.optimizer, saved, numbers)
     state.step, state.cursor = taken.step, taken.cursor
 
 
@@ -200,7 +219,8 @@ def load_part(checkpoint: Path, name: str, part: nn.Module) -> None:
 def named(state: TrainState) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Return tensors and numbers of method and optimizer by name, as in `optimizer.7.exp_avg`."""
     tensors = {f"method.{name}": value for name, value in state.method.state_dict().items()}
-    numbers: dict[str, float] = {}
+    # Absent in a healthy run, so that its checkpoints are those of earlier versions.
+    numbers: dict[str, float] = {_SKIPPED: state.num_skipped} if state.num_skipped else {}
     for index, entries in state.optimizer.state_dict()["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):

@@ -1,6 +1,7 @@
 """Entry point of the command line: argv in, exit code out.
 
 Exit codes: 0 done, 1 failed, 2 the user can correct it, 130 stopped early.
+SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 let a run save and leave; a second one ends it at once.
 
 streamssl pretrain RECIPE --data SHARDS --out FOLDER [overrides]
 streamssl recipes [NAME]
@@ -18,20 +19,18 @@ Each command imports its own module, so that no command waits for the libraries 
 `tests/streamssl/commands/test_imports.py` lists what each may load.
 """
 
-import contextlib
 import os
 import select
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
 from shards.file_systems import explain_failure, is_storage_failure
 from shards.redaction import notes
+from streamssl.commands.signal_handlers import TerminalOutput, stop_on_signals
 
 _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
 
@@ -41,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Without soft wrap a pipe would get lines that are broken at an assumed width; with markup a
     # folder called 'data [v2]' would be shown as 'data '.
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    output = cast(TextIO, TerminalOutput(sys.stdout))
+    console = Console(file=output, highlight=False, soft_wrap=True, markup=False)
     try:
         return _dispatch(arguments, console)
     except StreamSSLError as error:
@@ -126,7 +126,7 @@ def _pretrain(arguments: list[str], console: Console) -> int:
 
     parsed = parse_pretrain(arguments)
     _prepare_ray(parsed.cluster)
-    with _stop_on_signals(console) as stop:
+    with stop_on_signals(console) as stop:
         return _OK if run_pretrain(parsed, console, stop) else _INTERRUPTED
 
 
@@ -207,7 +207,7 @@ def _monitor(arguments: list[str], console: Console) -> int:
     from streamssl.commands.monitor import monitor, parse_monitor
 
     parsed = parse_monitor(arguments)
-    with _stop_on_signals(console, "ending Prometheus") as stop:
+    with stop_on_signals(console, "ending Prometheus") as stop:
         monitor(parsed, console, stop)
     return _OK
 
@@ -261,7 +261,7 @@ def _demo(arguments: list[str], console: Console) -> int:
 
     parsed = parse(DemoConfig, "streamssl demo", arguments)
     _prepare_ray(parsed.cluster)
-    with _stop_on_signals(console) as stop:
+    with stop_on_signals(console) as stop:
         return _OK if demo(parsed, console, stop) else _INTERRUPTED
 
 
@@ -299,27 +299,6 @@ def _prepare_ray(cluster: str) -> None:
     if cluster == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
-
-@contextlib.contextmanager
-def _stop_on_signals(
-    console: Console, ending: str = "stopping after this step"
-) -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns True after Ctrl-C or SIGTERM; a second signal interrupts."""
-    received: list[int] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        console.print(f"{ending}; once more to leave at once")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class SavedStep(SavedFile):
 
     step: Count
     digest: str
-    loss: FiniteFloat = 0.0
+    loss: FiniteFloat | None = 0.0
     lr: FiniteFloat = 0.0
     cursor: Annotated[list[Count], Field(min_length=2, max_length=2)] = [0, 0]
     num_samples: Count = 0

@@ -31,6 +31,7 @@ from cluster.protocol.messages import (
 )
 from cluster.protocol.run_status import Status
 from shards.metric import Readings
+from shards.stop_signals import ignore_stop_signals
 
 # Time that a call without news may take.
 _WAIT_SECONDS = 1.0
@@ -46,6 +47,7 @@ class Control:
     """
 
     def __init__(self) -> None:
+        ignore_stop_signals()  # the driver answers them
         self._began = asyncio.Event()
         self._reported_at = float("-inf")
         self._counters: Readings = {}  # as of the last report

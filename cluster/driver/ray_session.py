@@ -15,8 +15,14 @@ from typing import Any, Final
 
 import ray
 
-from cluster.ray_internals import bootstrap_address, local_addresses_allowed, worker_output_to
+from cluster.ray_internals import (
+    bootstrap_address,
+    end_processes_at_once,
+    local_addresses_allowed,
+    worker_output_to,
+)
 from shards.errors import ConfigError
+from shards.stop_signals import stop_signals_blocked
 
 NAMESPACE: Final = "streamssl-"  # prefix of the namespaces of all runs
 _LOOPBACK = "127.0.0.1"
@@ -64,12 +70,11 @@ def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None 
             "include_dashboard": False,
             "_node_ip_address": _LOOPBACK,
         }
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with local_addresses_allowed(address == "local" or address.startswith(_LOOPBACK)):
             if address != "local" and "://" not in address:
                 _check_listening(address)
-            ray.init(address=address, **options)
+            _init(address, options)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         if address == "local":
@@ -81,10 +86,20 @@ def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None 
             f"no Ray cluster answers at {address!r} ({reason}); give --cluster local to start one "
             "here, auto to find a running one, or ray://HOST:10001"
         ) from error
-    finally:
-        # Ray installs a handler for SIGTERM that would end the trainer before it has saved.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _init(address: str, options: dict[str, Any]) -> None:
+    """Connect. The processes of a Ray that starts here never receive a signal to the run."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with stop_signals_blocked():
+        try:
+            ray.init(address=address, **options)
+        finally:
+            # Ray installs a handler for SIGTERM that would end the trainer before it has saved.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)
+    if address == "local":
+        end_processes_at_once()
 
 
 def _log(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - called by Ray

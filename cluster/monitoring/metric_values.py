@@ -78,11 +78,11 @@ class MetricValues:
         self.set({key: value for key, value in readings.items() if kinds[key] == "gauge"})
 
     def set(self, readings: Readings) -> None:
-        """Set gauges. A value that is not finite removes the gauge."""
+        """Set gauges. A value that is not finite removes the gauge, unless it `shows_nan`."""
         with self._lock:
             for key, value in readings.items():
                 key = self._bounded(key)
-                if math.isfinite(value):
+                if math.isfinite(value) or self.catalogue[key[0]].shows_nan:
                     self._numbers[key] = float(value)
                 else:
                     self._numbers.pop(key, None)
@@ -113,10 +113,12 @@ class MetricValues:
             return dict(self._numbers), copies
 
     def by_series(self) -> dict[str, float]:
-        """Return the numbers by series name on /metrics; of histograms sum and count."""
+        """Return the finite numbers by series name on /metrics; of histograms sum and count."""
         numbers, histograms = self.snapshot()
         found = {
-            series_name(self.catalogue[key[0]], key[1:]): value for key, value in numbers.items()
+            series_name(self.catalogue[key[0]], key[1:]): value
+            for key, value in numbers.items()
+            if math.isfinite(value)
         }
         for name, one in histograms.items():
             exposed = self.catalogue[name].exposed

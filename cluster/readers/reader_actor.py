@@ -33,6 +33,7 @@ from shards.errors import StreamSSLError
 from shards.input_metrics import store_readings
 from shards.metric import Readings
 from shards.records import ChunkCrops, bytes_of
+from shards.stop_signals import ignore_stop_signals
 from shards.stores.range_reader import RangeReader
 from shards.tars.cutter import CutChunk
 
@@ -59,6 +60,7 @@ class Reader:
         config: ReaderConfig | None = None,
         ports: DebugPorts | None = None,
     ) -> None:
+        ignore_stop_signals()  # the driver answers them
         self._name, self._ports = name, ports
         self._job, self._config = job, config or ReaderConfig()
         self._control = ActorClient(control)

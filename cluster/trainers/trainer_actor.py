@@ -23,6 +23,7 @@ from cluster.trainers.elastic_training import ElasticTrainer, TrainerConfig
 from cluster.trainers.heartbeat import Heartbeat
 from cluster.trainers.rendezvous import RendezvousStore
 from shards.metric import Key, Readings
+from shards.stop_signals import ignore_stop_signals
 
 _RETRY_SECONDS: Final = 0.5
 
@@ -40,6 +41,7 @@ class Trainer:
         feed: FeedConfig | None = None,
         ports: DebugPorts | None = None,
     ) -> None:
+        ignore_stop_signals()  # the driver answers them
         self._name, self._control, self._build = name, control, build
         self._config, self._feed, self._ports = config, feed, ports
         self._read: Callable[[], Readings] = dict

@@ -30,6 +30,7 @@ from shards.crops.sample_cropper import (
 from shards.errors import DecoderLost
 from shards.records import Reject, Sample
 from shards.samples.admission import reject
+from shards.stop_signals import ignore_stop_signals, stop_signals_blocked
 
 # The largest image that admission accepts takes a few seconds.
 _SECONDS_PER_SAMPLE: Final = 60.0
@@ -112,7 +113,8 @@ class _DecoderChild:
         self._process = context.Process(
             target=_serve, args=(theirs, job, seconds), name="isolated-crops", daemon=True
         )
-        self._process.start()
+        with stop_signals_blocked():  # the fork server starts here, too
+            self._process.start()
         theirs.close()  # so that the pipe ends when the child ends
         answer = self._receive(_SECONDS_TO_START)
         if isinstance(answer, str):
@@ -157,7 +159,7 @@ class _DecoderChild:
 
 def _serve(pipe: Connection, job: CropJob, seconds: float) -> None:
     """Send `CroppedSamples` for every sample until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C of a terminal
+    ignore_stop_signals()  # the parent handles Ctrl-C of a terminal
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     use_one_core()
     nowhere = open(os.devnull, "w")  # noqa: SIM115 - open for as long as the process lives

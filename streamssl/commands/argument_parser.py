@@ -111,7 +111,7 @@ def _option_names(source: Any, prefix: str = "--") -> Iterator[str]:
         value = getattr(hints[field.name], "__origin__", hints[field.name])
         if not isinstance(source, type):
             value = getattr(source, field.name)
-        name = field.name.replace("_", "-")
+        name = field.name.rstrip("_").replace("_", "-")  # `from` is a word of Python
         if is_dataclass(value):
             is_flat = any(getattr(mark, "name", None) == "" for mark in marks)
             yield from _option_names(value, prefix if is_flat else f"{prefix}{name}.")

@@ -30,6 +30,10 @@ class Pretrain:
     folders of images (packed first)."""
     out: Path
     """The run folder; if it holds a run, that run continues."""
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Go on from this checkpoint of --out, such as step-00001200, instead of the newest: learning
+    rate, schedule, weight decay, precision, temperature and epsilon may then change. What was
+    trained after it is set aside in the run folder."""
     weights: tuple[str, ...] = ()
     """Share of each --data, such as 0.7 0.3, counted in chunks; none: all shards are one source.
     A resumed run uses other weights from its next block on."""
@@ -179,7 +183,14 @@ def run_pretrain(
     check_settings(parsed.run, placement, parsed.out)
     with start_run(parsed.run, data, parsed.out, placement, console) as opened:
         summary = pretrain_started(
-            parsed.run, opened, parsed.out, placement, console, stop, sizing=parsed.sizing
+            parsed.run,
+            opened,
+            parsed.out,
+            placement,
+            console,
+            stop,
+            sizing=parsed.sizing,
+            start=parsed.from_,
         )
     if not summary.finished:
         console.print(f"stopped at step {summary.step}; the same command continues from there")

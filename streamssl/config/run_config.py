@@ -52,9 +52,16 @@ METHODS: dict[str, type[MethodConfig]] = {
 
 # Settings that a resumed run may change: they do not affect what was learned so far.
 _FREE_ON_RESUME = {
-    *("num_steps", "save_every", "keep"),
+    *("num_steps", "save_every", "keep", "max_skipped_steps"),
     *("stream.max_bytes", "stream.num_lookahead_blocks"),
 }
+# Settings that may change, too, where a run goes on from a checkpoint that its user names: tensors
+# keep their shapes, and samples their order.
+_FREE_FROM_CHECKPOINT = {
+    *("optim.base_lr", "optim.weight_decay", "optim.final_weight_decay", "optim.betas"),
+    *("optim.trust_coefficient", "precision", "method.temperature", "method.epsilon"),
+}
+_FREE_TABLES_FROM_CHECKPOINT = ("schedule.",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +84,9 @@ class RunConfig:
     """Steps between checkpoints."""
     keep: int = 3
     """Number of checkpoints that are kept."""
+    max_skipped_steps: int = 0
+    """Steps that may be left out because loss, gradients or statistics are not finite, in the whole
+    run; the next one ends it. 0: the first one does, since most of them come from a wrong rate."""
     seed: int = 0
     """Decides weights, order and crops."""
     engine: Literal["opencv", "dali-cpu", "dali-gpu"] = "opencv"
@@ -95,6 +105,8 @@ class RunConfig:
         for name in ("num_steps", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1")
+        if self.max_skipped_steps < 0:
+            raise ConfigError(f"max_skipped_steps={self.max_skipped_steps}; it must be at least 0")
         if not 0 <= self.seed < 1 << 31:
             raise ConfigError(f"seed={self.seed}; it must be from 0 to {(1 << 31) - 1}")
         facts = RunFacts(
@@ -188,20 +200,40 @@ def read_toml(path: Path) -> RunConfig:
         ) from error
 
 
-def check_same(old: RunConfig, new: RunConfig) -> None:
-    """Raise ConfigError if `new` cannot continue a run that was started as `old`."""
-    before, now = flatten(to_fields(old)), flatten(to_fields(new))
-    names = [name for name in before | now if before.get(name) != now.get(name)]
-    changed = [
-        name for name in names if name not in _FREE_ON_RESUME and not name.startswith("origins.")
-    ]
+def check_same(old: RunConfig, new: RunConfig, newest: str = "", *, named: bool = False) -> None:
+    """Raise ConfigError if `new` cannot continue a run that was started as `old`.
+
+    If its user has `named` a checkpoint to go on from, more may change; `newest` is the name of the
+    newest one, for the remedy.
+    """
+    changed = [name for name in changes(old, new) if not (named and _may_change(name))]
     if changed:
         name = changed[0]
+        before, now = (flatten(to_fields(config)).get(name) for config in (old, new))
+        other = ""
+        if newest and all(map(_may_change, changed)):
+            other = f"add --from {newest} to change it from there on, "
         raise ConfigError(
-            f"this run was started with {name}={before.get(name)}, now it is {now.get(name)}; "
-            "a run continues with its own settings: undo the change, or give a new --out, which "
-            "starts from random weights"
+            f"this run was started with {name}={before}, now it is {now}; a run continues with its "
+            f"own settings: undo the change, {other}or give a new --out, which starts from random "
+            "weights"
         )
+
+
+def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Return old and new values, by name, of settings that a resumed run may not simply change."""
+    before, now = flatten(to_fields(old)), flatten(to_fields(new))
+    return {
+        name: (before.get(name), now.get(name))
+        for name in before | now
+        if before.get(name) != now.get(name)
+        and name not in _FREE_ON_RESUME
+        and not name.startswith("origins.")
+    }
+
+
+def _may_change(name: str) -> bool:
+    return name in _FREE_FROM_CHECKPOINT or name.startswith(_FREE_TABLES_FROM_CHECKPOINT)
 
 
 def _without_none(value: Any) -> Any:

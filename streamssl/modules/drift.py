@@ -27,12 +27,15 @@ NUM_IMAGES: Final = 16
 MIN_STEPS: Final = 10
 """Minimum of steps between two measurements: each costs a forward pass of P images."""
 
+# Above every drift and every limit, and finite: a state may hold no other numbers.
+UNMEASURED: Final = 4.0
+
 
 class DriftProbe(nn.Module):
     """Images, their last encodings, the drift since, and the step at which the queue started.
 
     Buffers, all in the state dict: `images` (P, 3, S, S); `entries` (P, D) of unit norm; `drift`, 1
-    - the mean cosine, infinite before the second measurement; int64 `num_looks`, the number of
+    - the mean cosine, `UNMEASURED` before the second measurement; int64 `num_looks`, the number of
     measurements, and `started`, the first step with the queue or -1. All ranks have those of rank
     0.
     """
@@ -48,7 +51,7 @@ class DriftProbe(nn.Module):
         self.config = config
         self.register_buffer("images", torch.zeros(NUM_IMAGES, 3, image_size, image_size))
         self.register_buffer("entries", torch.zeros(NUM_IMAGES, dim))
-        self.register_buffer("drift", torch.full((), float("inf")))
+        self.register_buffer("drift", torch.full((), UNMEASURED))
         self.register_buffer("num_looks", torch.zeros((), dtype=torch.int64))
         self.register_buffer("started", torch.full((), -1, dtype=torch.int64))
         # Copy of `started` >= 0 on the CPU; None after a measurement or a loaded state.
@@ -100,7 +103,7 @@ class DriftProbe(nn.Module):
     def readings(self) -> dict[str, Tensor]:
         """Return `queue_drift` of the oldest entries; NaN before the second measurement."""
         nan = torch.full_like(self.drift, float("nan"))
-        return {"queue_drift": torch.where(self.drift.isinf(), nan, self.drift)}
+        return {"queue_drift": torch.where(self.drift == UNMEASURED, nan, self.drift)}
 
     def _keep_images(self, crops_B3SS: Tensor, group: ProcessGroup | None) -> None:
         """Keep the first images of the global batch, in the size of the network's input."""
@@ -113,6 +116,8 @@ class DriftProbe(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        with torch.no_grad():
+            self.drift.clamp_(max=UNMEASURED)  # infinite in older checkpoints
         self._known_started = None
 
 

@@ -12,6 +12,7 @@ from shards.metric import Key
 
 EXPORTED: Final[Mapping[str, Key]] = {
     "gradient_norm": ("gradient_norm",),
+    "skipped_steps": ("skipped_steps",),
     "queue_fill": ("queue_fill_ratio",),
     "queue_age_p50": ("queue_age_steps", "p50"),
     "queue_age_max": ("queue_age_steps", "max"),

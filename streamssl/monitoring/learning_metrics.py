@@ -1,5 +1,6 @@
 """Metrics of learning: the rows that only methods and evaluation give numbers for."""
 
+from dataclasses import replace
 from typing import Final
 
 from shards.metric import MetricGroup, charted
@@ -7,7 +8,10 @@ from shards.metric import MetricGroup, charted
 _training = MetricGroup("training")
 _learning = MetricGroup("learning")
 
-LEARNING_METRICS: Final = charted((
+# Gauges that are NaN on /metrics when they are not finite: that must be seen.
+_SHOW_NAN: Final = ("loss", "gradient_norm")
+
+_METRICS: Final = charted((
     _training.gauge("model_flops_utilization_ratio",
                     "Floating point operations of a step divided by what the devices can do in "
                     "its time.",
@@ -19,6 +23,10 @@ LEARNING_METRICS: Final = charted((
                     "Follows the schedule."),
     _learning.gauge("gradient_norm", "Norm of the gradient of the newest step, over all ranks.",
                     "Spikes before the loss does; falls to 0 when the features have collapsed."),
+    _learning.gauge("skipped_steps",
+                    "Steps that were left out since their numbers were not finite.",
+                    "0 in a healthy run. `--max-skipped-steps` is the limit; a smaller learning "
+                    "rate is the remedy."),
     _learning.gauge("queue_fill_ratio", "Share of the feature queue that is filled.",
                     "1 once the queue has seen as many samples as it holds."),
     _learning.gauge("queue_age_steps", "Age of the features in the queue, in steps.",
@@ -71,3 +79,7 @@ LEARNING_METRICS: Final = charted((
    "queue_age_steps queue_drift prototype_usage_ratio prototypes_dead_ratio "
    "assignment_entropy_nats loss_over_plateau_ratio collapsing effective_rank feature_std "
    "contrast_accuracy_ratio cosine label_accuracy_ratio knn_accuracy_ratio")  # fmt: skip
+
+LEARNING_METRICS: Final = tuple(
+    replace(metric, shows_nan=metric.name in _SHOW_NAN) for metric in _METRICS
+)

@@ -21,8 +21,9 @@ every series the label `run`. `/healthz` answers while the run lives.
 - **Counters** (`_total`) start at 0 with the command, and rise even when processes are replaced:
   readers, trainers and Control report their counts since they started, and the increase is added.
   The counts of the last second of a process may be lost with it.
-- **Gauges** that were never measured are absent, not 0. In `metrics.jsonl` and other JSON files
-  null stands for a number that is unknown or not finite.
+- **Gauges** that were never measured are absent, not 0. `streamssl_loss` and
+  `streamssl_gradient_norm` are NaN when they are not finite. In `metrics.jsonl` and other JSON
+  files null stands for a number that is unknown or not finite.
 - **Labels** have the values below. Where data or cluster choose them, at most {MAX_OPEN_VALUES}
   values are kept, and `other` stands for the rest. No label holds a key, a shard or an actor.
 

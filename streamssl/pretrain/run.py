@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from math import nan
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from shards.stream.thread_readers import ThreadReaders
 from streamssl import checkpoint
 from streamssl.config.run_config import RunConfig, flatten, to_fields
 from streamssl.config.sizing import Sizing, size
+from streamssl.errors import TrainingDiverged
 from streamssl.monitoring.catalogue import CATALOGUE
 from streamssl.pretrain.cluster_run import train_on_cluster
 from streamssl.pretrain.live_run import show_run
@@ -26,6 +28,7 @@ from streamssl.pretrain.run_metrics import watch_run, watch_stream
 from streamssl.pretrain.run_recorder import RunRecorder
 from streamssl.runs.crop_job import crop_job
 from streamssl.runs.decode_placement import check_engine
+from streamssl.runs.divergence import explain
 from streamssl.runs.file_names import JOURNAL
 from streamssl.runs.placement import Placement
 from streamssl.runs.progress import Progress
@@ -61,16 +64,20 @@ def pretrain(
     stop: Callable[[], bool] = lambda: False,
     *,
     sizing: Sizing | None = None,
+    start: str | None = None,
 ) -> RunSummary:
     """Train `config` on the shards of `data` into the run folder `out`, or resume the run there.
 
     User errors are found before anything is written. `sizing` determines the sizes that `config`
-    leaves open; by default `config` itself is the recipe. Raises UserError.
+    leaves open; by default `config` itself is the recipe. `start` names the checkpoint to go on
+    from, by default the newest. Raises UserError.
     """
     check_settings(config, placement, out)
     data = DataConfig(patterns=(data,)) if isinstance(data, str) else data
     with start_run(config, data, out, placement, console) as opened:
-        return pretrain_started(config, opened, out, placement, console, stop, sizing=sizing)
+        return pretrain_started(
+            config, opened, out, placement, console, stop, sizing=sizing, start=start
+        )
 
 
 def check_settings(config: RunConfig, placement: Placement, out: Path) -> None:
@@ -93,11 +100,12 @@ def pretrain_started(
     stop: Callable[[], bool],
     *,
     sizing: Sizing | None = None,
+    start: str | None = None,
 ) -> RunSummary:
     """Train in the folder `out`, which `start_run` has locked; otherwise as `pretrain`."""
     if config.sizes == "auto":
         config = _size(config, sizing or Sizing(recipe=config), data, console)
-    return _train(open_run(config, data, out, console), placement, console, stop)
+    return _train(open_run(config, data, out, console, start), placement, console, stop)
 
 
 def _size(config: RunConfig, sizing: Sizing, data: OpenedData, console: Console) -> RunConfig:
@@ -127,6 +135,11 @@ def _train(
         train_so = _train_here if placement.cluster == "none" else train_on_cluster
         try:
             progress = train_so(run, placement, metrics, console, stop)
+        except TrainingDiverged as error:
+            metrics.values.set({("loss",): nan, ("gradient_norm",): nan})
+            explained = explain(error, run.config, run.out)
+            _keep_error(run, explained)
+            raise explained from error
         except BaseException as error:
             _keep_error(run, error)
             if isinstance(error, StreamSSLError):

@@ -21,6 +21,7 @@ from streamssl.runs.run_setup import PreparedRun
 def watch_run(hub: MetricsHub, run: PreparedRun, placement: Placement) -> None:
     """Set the facts of the run, and add probes of this process, its disks, and the cost."""
     hub.run = run_info(run.out, run.config, cluster=placement.cluster, began=steady_time())
+    hub.values.set({("skipped_steps",): run.state.num_skipped})
     if placement.prices:
         _add_bill(hub, NodeBill(placement.prices), placement)
     folders = {"out": run.out}

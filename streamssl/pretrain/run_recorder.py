@@ -45,6 +45,8 @@ class RunRecorder:
     def begin(self) -> None:
         """Write the run folder. Called when the data has filled a batch."""
         run = self._run
+        if run.branch is not None and (line := run.branch.begin()):
+            self.progress.message(line)
         write_folder(run.out, run.config, run.data)
         keep_start(run.out, run.state.step, run.config.num_steps)
         self._open_log(run.state.step)
@@ -128,6 +130,13 @@ def record_step(
         set_collapsing(metrics, health.measured, health.crossed)
     for text in health.messages:
         progress.message(text)
+    if "skipped_steps" in report.readings:
+        progress.message(
+            f"step {report.step} is left out, since its numbers are not finite: loss "
+            f"{report.loss:g}, gradient norm {report.readings['gradient_norm']:g}; "
+            f"{report.readings['skipped_steps']:.0f} such steps so far, --max-skipped-steps is "
+            "their limit"
+        )
     metrics.step_trained(
         step=report.step,
         num_samples=report.num_samples,

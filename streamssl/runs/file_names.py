@@ -10,3 +10,9 @@ END: Final = "end.json"
 CONTROL: Final = ".control"
 # Address at which a live run serves /metrics.
 METRICS_ADDRESS: Final = ".metrics"
+# Newest step that was not finite, and the start that came to it.
+DIVERGED: Final = "diverged.json"
+# Checkpoints from which the run went on with other settings.
+BRANCHES: Final = "branches.jsonl"
+# Folders with what was trained after such a checkpoint before; a number follows.
+ABANDONED: Final = "abandoned-"

@@ -15,7 +15,7 @@ from shards.errors import ConfigError
 from shards.file_systems import cannot_write
 from shards.files import append_line, is_at, read_whole_lines, write_atomic
 from shards.plain_json import to_json
-from streamssl.errors import ReplayDiffers, TrainingDiverged
+from streamssl.errors import ReplayDiffers
 from streamssl.runs.tensorboard_log import TensorBoardLog, step_scalars
 from streamssl.saved_files import SavedStep, parse_saved
 
@@ -53,18 +53,13 @@ class RunLog:
     def write(self, report: StepReport) -> dict[str, Any]:
         """Append one step and return its line.
 
-        Raises ReplayDiffers, TrainingDiverged, and UserError if the file cannot be written.
+        Raises ReplayDiffers, and UserError if the file cannot be written.
         """
         expected = self._expected.pop(report.step, report.digest)
         if expected != report.digest:
             raise ReplayDiffers(
                 f"step {report.step} was trained on batch {expected} before the restart and on "
                 f"{report.digest} now; the order must never change: keep this folder and report it"
-            )
-        if not math.isfinite(report.loss):
-            raise TrainingDiverged(
-                f"the loss is {report.loss} at step {report.step}; lower --optim.base-lr, or set "
-                "--precision fp32, and go on from the newest checkpoint"
             )
         fields: dict[str, Any] = {
             "step": report.step,
@@ -134,6 +129,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         fields = parse_saved(SavedStep, line)
     except ValueError:
         return None
+    if fields.get("loss", 0.0) is None:  # of a step that was left out
+        fields["loss"] = math.nan
     readings = fields.get("readings", {})
     fields["readings"] = {name: math.nan if x is None else x for name, x in readings.items()}
     return fields

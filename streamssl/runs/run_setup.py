@@ -17,7 +17,9 @@ from streamssl.checkpoint import TrainState
 from streamssl.config.methods.distillation_config import DistillationConfig
 from streamssl.config.run_config import RunConfig, check_same, read_toml
 from streamssl.methods.distillation import find_network
+from streamssl.runs.divergence import check_divergence
 from streamssl.runs.file_names import JOURNAL
+from streamssl.runs.run_branch import RunBranch, find_start, new_branch
 from streamssl.runs.run_data import OpenedData, open_journal
 from streamssl.runs.run_folder import is_same_start
 from streamssl.training.train_state import build_state
@@ -28,7 +30,7 @@ class PreparedRun:
     """A run before its first batch.
 
     Batches up to block `changed_from` must equal those of its log; from that block on the user
-    has changed the data. None: no change.
+    has changed the data. None: no change. `branch` begins with the first batch.
     """
 
     config: RunConfig
@@ -39,16 +41,32 @@ class PreparedRun:
     device: torch.device
     journal: Journal
     changed_from: int | None
+    branch: RunBranch | None = None
 
 
-def open_run(config: RunConfig, data: OpenedData, out: Path, console: Console) -> PreparedRun:
-    """Resume the newest checkpoint of `out`, or start a run. Raises UserError."""
+def open_run(
+    config: RunConfig,
+    data: OpenedData,
+    out: Path,
+    console: Console,
+    named: str | None = None,
+) -> PreparedRun:
+    """Resume the newest checkpoint of `out` or the `named` one, or start a run.
+
+    Raises UserError.
+    """
     order = build_order(data.manifest, config.stream, config.seed, subset=data.subset_digest)
     config = _resolve(config, order, out)
     check_bytes(data.manifest, order, config.stream, config.crops.num_bytes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    state = build_state(config, device, fresh=not checkpoint.list_checkpoints(out))
-    resumed = _resume(config, order, state, out)
+    start, is_branch = find_start(out, named, config)
+    check_divergence(config, out, start, console)
+    state = build_state(config, device, fresh=start is None)
+    if start is not None:
+        _resume(config, order, state, start, named=is_branch)
+    resumed, branch = start is not None, None
+    if start is not None and is_branch:
+        branch = new_branch(out, start, config)
     if state.step >= config.num_steps:
         raise ConfigError(
             f"{out} has all its {config.num_steps} steps; raise --num-steps to train on, or give "
@@ -66,7 +84,7 @@ def open_run(config: RunConfig, data: OpenedData, out: Path, console: Console) -
     if not resumed and not is_same_start(out, config, order):
         since = 0
     order = order.reweighted(journal.weights)
-    return PreparedRun(config, data, out, order, state, device, journal, since)
+    return PreparedRun(config, data, out, order, state, device, journal, since, branch)
 
 
 def _start(config: RunConfig) -> str:
@@ -96,18 +114,32 @@ def _with_network(method: DistillationConfig, out: Path) -> DistillationConfig:
     return replace(method, network=getattr(saved, "network", None))
 
 
-def _resume(config: RunConfig, order: Order, state: TrainState, out: Path) -> bool:
-    """Restore `state` from the newest checkpoint of `out`; return False if there is none."""
-    checkpoints = checkpoint.list_checkpoints(out)
-    if not checkpoints:
-        return False
-    newest = checkpoints[-1]
-    fields = checkpoint.read_fields(newest)
-    checkpoint.check_method(newest, fields, config.method_name)
+def _resume(
+    config: RunConfig, order: Order, state: TrainState, start: Path, *, named: bool
+) -> None:
+    """Restore `state` from a checkpoint of its run."""
+    fields = checkpoint.read_fields(start)
+    checkpoint.check_method(start, fields, config.method_name)
     cursor = Cursor.from_json(fields["cursor"])
     # Another setting often gives another order, too. The message must name the setting.
     if cursor.manifest == order.manifest:
-        check_same(read_toml(out / "config.toml"), config)
+        old = read_toml(start.parent.parent / "config.toml")
+        check_same(old, config, start.name, named=named)
     check_cursor(order, cursor)
-    checkpoint.restore(newest, state, config.method_name)
-    return True
+    checkpoint.restore(start, state, config.method_name)
+    found = checkpoint.find_not_finite(checkpoint.named(state)[0])
+    if found is not None:
+        raise ConfigError(
+            f"{start} has numbers that are not finite in {found}: no training mends them; "
+            f"{_older_remedy(config, state, start)}"
+        )
+
+
+def _older_remedy(config: RunConfig, state: TrainState, bad: Path) -> str:
+    """Return a remedy that names the newest finite checkpoint before a bad one."""
+    saved = checkpoint.list_checkpoints(bad.parent.parent)
+    for older in reversed(saved[: saved.index(bad)]):
+        checkpoint.restore(older, state, config.method_name)
+        if checkpoint.find_not_finite(checkpoint.named(state)[0]) is None:
+            return f"add --from {older.name} to the same command to go on from there"
+    return "no older one is finite: give a new --out"

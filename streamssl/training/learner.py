@@ -2,12 +2,14 @@
 
 Ranks hold the same state and see different rows. The collectives of a step come in this order:
 those of the method in its loss, batch norm in both directions, gradients, and last the loss, the
-readings and the votes. The weights change only after the last one.
+readings and the votes. The weights change only after the last one, and only if all numbers are
+finite: the sums of that collective are the same on every rank, so all of them leave a step out.
 """
 
 import json
 from collections.abc import Mapping
 from hashlib import blake2b
+from math import nan
 
 import torch
 import torch.distributed as dist
@@ -22,10 +24,17 @@ from streamssl import checkpoint
 from streamssl.checkpoint import TrainState
 from streamssl.config.run_config import RunConfig
 from streamssl.distributed.gradients import average_gradients, gradient_norm
+from streamssl.errors import TrainingDiverged
+from streamssl.methods.base import StepOutput
 from streamssl.modules.batch_norm import enter_group, share_batch_norm
+from streamssl.training.finite_guard import StepNumbers, optimized, peak
 from streamssl.training.gradient_step import apply_gradients, compute_gradients, learning_rate
 from streamssl.training.step_phases import phases_of
 from streamssl.training.train_state import build_state
+
+_NOTHING = torch.zeros((), dtype=torch.float64)
+# Names of readings that only the guard reads.
+_CHANGED, _UPDATED = "peak changed", "peak updated"
 
 
 def build_learner(config: RunConfig) -> "PretrainLearner":
@@ -48,6 +57,7 @@ class PretrainLearner:
         # Copies of all that a loss may write to; the optimizer comes after the collectives.
         self._before: dict[str, Tensor] = {}
         self._is_undone = self._can_undo = True
+        self._updated = _NOTHING  # peak of the weights after the last update
 
     @property
     def step(self) -> int:
@@ -67,16 +77,27 @@ class PretrainLearner:
         lr = learning_rate(config, state.step)
         self._remember()
         self._is_undone = False
-        rank = 0 if self._group is None else self._group.rank()
-        output = compute_gradients(config, state, batch, self.device, rank, phases)
+        output = self._compute(batch)
         with phases.phase("collectives"):
             average_gradients(state.optimizer, self._group)
-            readings = {**output.readings, "gradient_norm": gradient_norm(state.optimizer)}
+            readings = {
+                **output.readings,
+                "gradient_norm": gradient_norm(state.optimizer),
+                _CHANGED: peak(state.method.state_dict().values()),
+                _UPDATED: self._updated,
+            }
             exchange = _Exchange(output.loss.detach(), readings, vote, self._group)
-        self._can_undo = False
-        apply_gradients(state, batch.cursor, phases)
-        self._is_undone = self._can_undo = True
         loss, numbers = exchange.values()
+        found = StepNumbers(
+            loss, numbers["gradient_norm"], numbers.pop(_CHANGED), numbers.pop(_UPDATED)
+        )
+        if found.are_finite:
+            self._can_undo = False
+            apply_gradients(state, batch.cursor, phases)
+            self._is_undone = self._can_undo = True
+            self._updated = peak(optimized(state.optimizer))
+        else:
+            numbers = self._leave_out(found, batch.cursor)
         report = StepReport(
             step=state.step,
             cursor=batch.cursor,
@@ -106,6 +127,7 @@ class PretrainLearner:
 
     def load(self, state: LearnerState) -> None:
         checkpoint.fill(self.train_state, state, "the transferred state")
+        self._updated = _NOTHING
         self._is_undone = self._can_undo = True
 
     def digest(self) -> str:
@@ -118,12 +140,38 @@ class PretrainLearner:
             found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
         return found.hexdigest()
 
+    def _compute(self, batch: CropBatch) -> StepOutput:
+        """Compute gradients. Raises TrainingDiverged if the weights before are not finite."""
+        rank = 0 if self._group is None else self._group.rank()
+        try:
+            return compute_gradients(
+                self.config, self.train_state, batch, self.device, rank, self.phases
+            )
+        except Exception as error:
+            found = StepNumbers(nan, nan, nan, float(self._updated))
+            if found.has_weights:
+                raise
+            raise TrainingDiverged(found.describe(self.step + 1), self.step + 1) from error
+
+    def _leave_out(self, found: StepNumbers, cursor: Cursor) -> dict[str, float]:
+        """Undo the step, and count it as left out; return its readings.
+
+        Raises TrainingDiverged if no further step may be left out.
+        """
+        self.rollback()
+        state, limit = self.train_state, self.config.max_skipped_steps
+        text = found.describe(state.step + 1)
+        if not found.has_weights or state.num_skipped >= limit:
+            used = f", after {limit} steps that --max-skipped-steps left out" if limit else ""
+            raise TrainingDiverged(f"{text}{used}", state.step + 1)
+        state.num_skipped += 1
+        state.step += 1
+        state.cursor = cursor
+        return {"gradient_norm": found.gradient_norm, "skipped_steps": float(state.num_skipped)}
+
     def _remember(self) -> None:
-        """Copy the state for `rollback`. Alone no peer can break a step, and no copy is needed."""
-        self._can_undo = self._group is not None
-        if self._group is None:
-            self._before = {}
-            return
+        """Copy the state for `rollback`: a peer may be lost, or the step may not be finite."""
+        self._can_undo = True
         now = self.train_state.method.state_dict()
         if self._before.keys() != now.keys():
             self._before = {name: value.clone() for name, value in now.items()}
@@ -135,7 +183,7 @@ class _Exchange:
     """The last collective of a step: means of loss and readings, and the strongest vote.
 
     On ranks the numbers are read at once: only then is it certain that all peers took part. Alone
-    they stay on the device until `values`, which reads them in one transfer.
+    `values` reads them in one transfer.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: a run finishes its step, saves, and the same command resumes it."""
 
+import contextlib
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from shards.stop_signals import STOP_SIGNALS
 from streamssl import checkpoint
 from tests.drills.processes import started
 from tests.tinyrun import proof, read_log, tiny_moco, tiny_swav, train_here, weights
@@ -38,17 +40,39 @@ def test_an_interrupted_run_resumes_at_the_next_step(shards_folder: Path, tmp_pa
     assert weights(broken, 60) == weights(unbroken, 60)
 
 
-@pytest.mark.ray
-def test_ctrl_c_in_a_terminal_saves_and_leaves_no_process(
-    shards_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("number", STOP_SIGNALS[2:])
+def test_signals_of_schedulers_and_terminals_save(
+    number: signal.Signals, shards_folder: Path, tmp_path: Path
 ) -> None:
-    """A terminal sends SIGINT to every process of the run, readers included."""
+    """They killed a run without saving; decoders and readers must not die of them, either."""
+    out = tmp_path / "run"
+    with started(tiny_swav(num_steps=5000, save_every=5000), shards_folder, out) as run:
+        run.wait_for_step(3)
+        os.killpg(run.process.pid, number)
+        assert run.end() == 130, run.text
+    assert checkpoint.list_checkpoints(out)[-1].name == f"step-{run.last_step:08d}"
+    assert f"{number.name}: stopping after this step, within" in run.text
+    assert "Traceback" not in run.text
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_to_the_whole_group_saves_and_leaves_no_process(
+    number: signal.Signals, shards_folder: Path, tmp_path: Path
+) -> None:
+    """Terminals, scancel and systemd send a signal to every process, Ray and its workers included.
+
+    SIGTERM lost the work, once after a minute.
+    """
     config = tiny_swav(num_steps=5000, save_every=5000)
     out = tmp_path / "run"
     with started(config, shards_folder, out, "--cluster", "local") as run:
         run.wait_for_step(10)
         children = psutil.Process(run.process.pid).children(recursive=True)
-        os.killpg(run.process.pid, signal.SIGINT)
+        os.killpg(run.process.pid, number)
+        for child in children:  # as systemd and scancel do, whatever group it is in
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.send_signal(number)
         assert run.end() == 130, run.text
     assert checkpoint.list_checkpoints(out)[-1].name == f"step-{run.last_step:08d}"
     assert "Traceback" not in run.text

@@ -20,6 +20,7 @@ from shards.errors import AccessDenied, ConfigError, UserError
 from streamssl import checkpoint
 from streamssl.checkpoint import TrainState
 from streamssl.config.run_config import RunConfig
+from streamssl.errors import TrainingDiverged
 from streamssl.optim.optim_config import OptimConfig
 from streamssl.training.train_state import build_state
 from tests.tinyrun import (
@@ -282,3 +283,18 @@ def test_a_checkpoint_holds_plain_json(state: TrainState, tmp_path: Path) -> Non
     place = checkpoint.save(tmp_path, taken, "swav", 3)
     assert json.loads((place / "state.json").read_text())["numbers"] == {"0.ratio": None}
     assert math.isnan(checkpoint.read(place).fields["0.ratio"])
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["method.backbone", "method.probe", "optimizer.0"])
+def test_a_state_that_is_not_finite_is_not_saved(
+    state: TrainState, tmp_path: Path, name: str, number: float
+) -> None:
+    """`keep` would delete the last good checkpoint in favour of one that nothing can use."""
+    good = save(tmp_path, state, step=1)
+    taken = checkpoint.take(state)
+    spoilt = next(key for key, x in taken.tensors.items() if key.startswith(name) and x.dim())
+    taken.tensors[spoilt].view(-1)[-1] = number
+    with pytest.raises(TrainingDiverged, match=rf"{re.escape(spoilt)} .* after step 2, which is"):
+        checkpoint.save(tmp_path, replace(taken, step=2), "swav", keep=1)
+    assert list((tmp_path / "checkpoints").iterdir()) == [good]

@@ -11,7 +11,7 @@ from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.protocol.step_report import StepReport
 from shards.errors import AccessDenied
 from shards.records import Cursor, Reject
-from streamssl.errors import ReplayDiffers, TrainingDiverged
+from streamssl.errors import ReplayDiffers
 from streamssl.monitoring.catalogue import CATALOGUE
 from streamssl.monitoring.exported_readings import exported
 from streamssl.runs.metrics_log import RunLog
@@ -145,14 +145,13 @@ def test_new_steps_are_not_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_loss_that_is_not_finite_ends_the_run(loss: float, tmp_path: Path) -> None:
-    """Training after it would cost days and learn nothing."""
-    with (
-        RunLog(tmp_path, 0) as log,
-        pytest.raises(TrainingDiverged, match=r"loss is -?(nan|inf) at step 1; lower --optim"),
-    ):
+def test_a_step_that_was_left_out_has_a_line(loss: float, tmp_path: Path) -> None:
+    """Its batch must be proven like any other, and its line is strict JSON."""
+    with RunLog(tmp_path, 0) as log:
         log.write(report(1, loss=loss))
-    assert read_log(tmp_path) == []
+    (line,) = read_log(tmp_path)
+    assert (line["loss"], line["digest"]) == (None, "digest-1")
+    assert math.isnan(read_steps(tmp_path)[1]["loss"])
 
 
 def test_every_line_is_strict_json(tmp_path: Path) -> None:

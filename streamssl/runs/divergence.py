@@ -1,0 +1,120 @@
+"""Divergence: the mark of a step that was not finite, and the sentence about it.
+
+The same start from the same checkpoint comes to the same numbers, unless a device failed. It is
+tried twice, then refused.
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+
+from shards.errors import ConfigError
+from shards.files import write_atomic
+from shards.plain_json import to_json
+from streamssl import checkpoint
+from streamssl.config.run_config import RunConfig, toml_of
+from streamssl.errors import TrainingDiverged
+from streamssl.runs.file_names import DIVERGED
+
+_MAX_STARTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceMark:
+    """The file `diverged.json`: starts from one checkpoint, "" for none, that ended at a step.
+
+    `settings` is the digest of their settings, `found` says in words what was not finite.
+    """
+
+    settings: str
+    checkpoint: str
+    step: int
+    found: str
+    num_starts: int
+
+    @classmethod
+    def read(cls, out: Path) -> Self | None:
+        """Return the mark of a run; None if there is none, or a damaged one."""
+        try:
+            fields: Any = json.loads((out / DIVERGED).read_text())
+            return cls(
+                str(fields["settings"]),
+                str(fields["checkpoint"]),
+                int(fields["step"]),
+                str(fields["found"]),
+                int(fields["num_starts"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, out: Path) -> None:
+        """Replace the mark of a run. Raises OSError."""
+        fields = {
+            "settings": self.settings,
+            "checkpoint": self.checkpoint,
+            "step": self.step,
+            "found": self.found,
+            "num_starts": self.num_starts,
+        }
+        write_atomic(out / DIVERGED, to_json(fields, indent=1))
+
+
+def explain(error: TrainingDiverged, config: RunConfig, out: Path) -> TrainingDiverged:
+    """Mark the run in `out` as diverged, and return the error with the remedy."""
+    names = ["", *(found.name for found in checkpoint.list_checkpoints(out))]
+    settings, before = _digest(config), DivergenceMark.read(out)
+    num_starts, place = 1, -1
+    if before is not None and before.checkpoint == names[-1]:
+        if before.settings == settings:
+            num_starts += before.num_starts
+        elif len(names) > 2:  # other settings did not help from there
+            place = -2
+    with suppress(OSError):  # a full disk, or a folder that is gone: the error matters more
+        DivergenceMark(settings, names[-1], error.step, str(error), num_starts).write(out)
+    return TrainingDiverged(f"{error}; {_remedy(config, names[place])}", error.step)
+
+
+def check_divergence(config: RunConfig, out: Path, newest: Path | None, console: Console) -> None:
+    """Say that the last start ended at a step that was not finite; refuse the third of this kind.
+
+    Raises ConfigError.
+    """
+    name = "" if newest is None else newest.name
+    mark = DivergenceMark.read(out)
+    if mark is None or (mark.settings, mark.checkpoint) != (_digest(config), name):
+        return
+    place = f"from {name}" if name else "from step 0"
+    if mark.num_starts >= _MAX_STARTS:
+        raise ConfigError(
+            f"{mark.num_starts} starts {place} with these settings ended at step {mark.step}: "
+            f"{mark.found}; another one would end there again: {_remedy(config, name)}"
+        )
+    console.print(
+        f"the last start {place} ended at step {mark.step}: {mark.found}; this one tries the same "
+        "steps once more",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _remedy(config: RunConfig, name: str) -> str:
+    rate = f"--optim.base-lr {config.optim.base_lr / 2:g}"
+    leave_out = f"--max-skipped-steps {config.max_skipped_steps + 10}"
+    if not name:
+        return (
+            f"nothing was saved before it: add {rate} to the same command, which starts again at "
+            f"half the rate, or {leave_out} to leave such steps out"
+        )
+    return (
+        f"{name} is finite: add --from {name} {rate} to the same command, which goes on from there "
+        f"at half the rate, or {leave_out} to leave such steps out"
+    )
+
+
+def _digest(config: RunConfig) -> str:
+    return blake2b(toml_of(config).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,146 @@
+"""Run branch: a run goes on from a checkpoint that its user names, perhaps with other settings.
+
+What was trained after that checkpoint before is moved into a folder `abandoned-N` of the run. The
+branch is a line of branches.jsonl; the same command later goes on from the newest checkpoint.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.access import raise_denied
+from shards.errors import ConfigError, UserError
+from shards.files import read_whole_lines, write_atomic
+from shards.plain_json import to_json
+from streamssl import checkpoint
+from streamssl.config.run_config import RunConfig, changes, check_same, read_toml
+from streamssl.evaluation.scores import SCORES
+from streamssl.runs.file_names import ABANDONED, BRANCHES
+
+_METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class RunBranch:
+    """A branch of the run in `out` after `step`; `changed` has old and new values of settings."""
+
+    out: Path
+    step: int
+    changed: Mapping[str, tuple[Any, Any]]
+
+    def begin(self) -> str:
+        """Set aside what was trained after the step; return a line about it, or "".
+
+        A kill in between leaves a run that the same command branches again. Raises UserError.
+        """
+        newer = [found for found in checkpoint.list_checkpoints(self.out) if self._is_after(found)]
+        try:
+            folder = _new_folder(self.out)
+            rows = {name: self._rows_after(name) for name in (_METRICS, SCORES)}
+            for name, (_, later) in rows.items():
+                if later:
+                    folder.mkdir(exist_ok=True)
+                    write_atomic(folder / name, b"".join(later))
+            for found in reversed(newer):  # the newest of the others stays the newest
+                folder.mkdir(exist_ok=True)
+                os.replace(found, folder / found.name)
+            kept, later = rows[SCORES]
+            if later:
+                write_atomic(self.out / SCORES, b"".join(kept))
+            self._note(folder.name if folder.is_dir() else "")
+        except OSError as error:
+            raise_denied(error, self.out)
+            raise UserError(
+                f"{self.out} cannot be changed ({error}); make room there, then start the same "
+                "command again"
+            ) from error
+        if not folder.is_dir():
+            return ""
+        return (
+            f"{len(rows[_METRICS][1])} steps and {len(newer)} checkpoints after step {self.step} "
+            f"are kept in {folder}: remove it when you do not need them"
+        )
+
+    def _is_after(self, found: Path) -> bool:
+        return found.name > f"step-{self.step:08d}"
+
+    def _rows_after(self, name: str) -> tuple[list[bytes], list[bytes]]:
+        """Return the lines of a log up to the step, and after it."""
+        rows: tuple[list[bytes], list[bytes]] = ([], [])
+        for line in read_whole_lines(self.out / name):
+            rows[_step_of(line) > self.step].append(line + b"\n")
+        return rows
+
+    def _note(self, folder: str) -> None:
+        """Append the branch to branches.jsonl."""
+        path = self.out / BRANCHES
+        fields = {
+            "step": self.step,
+            "changed": {name: list(values) for name, values in self.changed.items()},
+            "abandoned": folder,
+        }
+        lines = [line + b"\n" for line in read_whole_lines(path)]
+        write_atomic(path, b"".join([*lines, to_json(fields).encode() + b"\n"]), durable=True)
+
+
+def find_start(out: Path, name: str | None, config: RunConfig) -> tuple[Path | None, bool]:
+    """Return the checkpoint from which a run goes on, and True if a branch begins there.
+
+    Without a `name` that is the newest one. With the name of the last branch, whose settings are
+    those of `config`, it is the newest one, too. Raises ConfigError.
+    """
+    saved = checkpoint.list_checkpoints(out)
+    newest = saved[-1] if saved else None
+    if name is None:
+        return newest, False
+    named = _find(out, name, saved)
+    step = int(named.name.removeprefix("step-"))
+    if _last_branch(out) == step and not changes(read_toml(out / "config.toml"), config):
+        return newest, False
+    return named, True
+
+
+def new_branch(out: Path, named: Path, config: RunConfig) -> RunBranch:
+    """Return the branch of a run after a checkpoint. Raises ConfigError."""
+    old = read_toml(out / "config.toml")
+    check_same(old, config, named=True)
+    return RunBranch(out, checkpoint.read_fields(named)["step"], changes(old, config))
+
+
+def _find(out: Path, name: str, saved: list[Path]) -> Path:
+    path = Path(name)  # a name, or a path from here or from the run folder
+    for found in saved:
+        if str(path) in (found.name, f"checkpoints/{found.name}"):
+            return found
+        if path.is_dir() and path.samefile(found):
+            return found
+    if not saved:
+        raise ConfigError(
+            f"--from {name}: {out} has no checkpoint yet; leave --from out to start the run"
+        )
+    shown = ", ".join(one.name for one in saved)
+    raise ConfigError(f"--from {name} is no checkpoint of {out}; there are {shown}: name one")
+
+
+def _last_branch(out: Path) -> int | None:
+    """Return the step of the newest branch; None if there is none."""
+    lines = read_whole_lines(out / BRANCHES)
+    return _step_of(lines[-1]) if lines else None
+
+
+def _step_of(line: bytes) -> int:
+    """Return the step of a line; -1 for a damaged one, which stays where it is."""
+    try:
+        step: Any = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return -1
+    return step if isinstance(step, int) else -1
+
+
+def _new_folder(out: Path) -> Path:
+    taken = {path.name for path in out.glob(f"{ABANDONED}*")}
+    number = next(n for n in range(1, len(taken) + 2) if f"{ABANDONED}{n}" not in taken)
+    return out / f"{ABANDONED}{number}"

@@ -33,7 +33,7 @@ class RunRecorder:
     ) -> None:
         self._run, self._placement, self._metrics = run, placement, metrics
         self.progress = Progress(run.config.num_steps, run.state.step, console)
-        self._watch = HealthWatch.of(run.config)
+        self._watch = HealthWatch(run.config)
         self._log: RunLog | None = None
         self._files = ExitStack()
 

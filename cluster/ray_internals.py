@@ -6,8 +6,10 @@ is gone. The upper bound of `ray` in pyproject.toml is there for this file.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 from ray._private.node import Node as RayNode
@@ -20,6 +22,7 @@ from ray.exceptions import RaySystemError, RpcError
 
 __all__ = [
     "HEAD_RESOURCE",
+    "MAX_SLOW_STORE_BYTES",
     "UNANSWERED",
     "ClusterStatus",
     "NodeInfo",
@@ -28,12 +31,15 @@ __all__ = [
     "draining_nodes",
     "local_addresses_allowed",
     "may_listen_widely",
+    "ray_folder",
     "read_cluster_status",
     "request_drain",
     "worker_output_to",
 ]
 
 HEAD_RESOURCE = "node:__internal_head__"  # every head node has it
+# Ray refuses a larger object store that does not fit into /dev/shm.
+MAX_SLOW_STORE_BYTES: int = ray_constants.REQUIRE_SHM_SIZE_THRESHOLD
 UNANSWERED = (RpcError, RaySystemError, TimeoutError)  # raised by reads while the head is away
 
 
@@ -58,6 +64,11 @@ def request_drain(address: str, node: str, deadline_ms: int, reason: str) -> tup
 def bootstrap_address(address: str) -> str:
     """Return host:port of the head that Ray would connect to for this address."""
     return services.canonicalize_bootstrap_address_or_die(address)
+
+
+def ray_folder() -> Path:
+    """Return the folder in which a Ray that starts now keeps its sessions; see RAY_TMPDIR."""
+    return Path(get_default_ray_temp_dir())
 
 
 def may_listen_widely() -> bool:

@@ -9,12 +9,13 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import ray
 
+from cluster.driver.ray_room import check_store, look_for_room, store_bytes
 from cluster.ray_internals import bootstrap_address, local_addresses_allowed, worker_output_to
 from shards.errors import ConfigError
 
@@ -24,12 +25,25 @@ _CONNECT_SECONDS = 10.0
 
 
 @contextmanager
-def ray_session(address: str, num_cpus: int, max_bytes: int) -> Iterator[None]:
+def ray_session(
+    address: str,
+    num_cpus: int,
+    max_bytes: int,
+    *,
+    stream_bytes: int | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Iterator[None]:
     """Connect to Ray: 'local' starts one for this run, 'auto' or 'ray://…' joins one.
 
     A Ray that is started here has `num_cpus` actors of one core, room for objects of `max_bytes`,
-    and is reachable from this machine only. Raises ConfigError if there is no such cluster.
+    and is reachable from this machine only. `stream_bytes` of these are set by --stream.max-bytes,
+    by default all; `tell` gets a warning. Raises ConfigError if there is no such cluster, or no
+    room for it here.
     """
+    if address == "local":
+        own = max_bytes if stream_bytes is None else stream_bytes
+        if warning := check_store(look_for_room(), max_bytes, own):
+            tell(warning)
     with worker_output_to(_log):
         _connect(address, num_cpus, max_bytes)
         try:
@@ -60,7 +74,7 @@ def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None 
     if address == "local":
         options |= {
             "num_cpus": num_cpus,
-            "object_store_memory": int(1.25 * max_bytes) + (256 << 20),
+            "object_store_memory": store_bytes(max_bytes),
             "include_dashboard": False,
             "_node_ip_address": _LOOPBACK,
         }

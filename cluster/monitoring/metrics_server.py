@@ -88,6 +88,7 @@ class MetricsServer:
             self._wait_for_a_scrape()
         self._closed.set()
         self._ticking.join()
+        self._hub.keep_totals()
         self._server.__exit__()
         if self._address_file is not None:
             self._address_file.unlink(missing_ok=True)

@@ -42,8 +42,15 @@ def train_on_cluster(
     """Train `run` on a Ray cluster, which is started or joined; return totals of its steps."""
     state = checkpoint.take(run.state)
     cores = placement.reader_limit + placement.trainers
+    stream_bytes = run.config.stream.max_bytes
     with (
-        ray_session(placement.cluster, cores, _room(run, state)),
+        ray_session(
+            placement.cluster,
+            cores,
+            _room(run, state),
+            stream_bytes=stream_bytes,
+            tell=lambda text: console.print(text, highlight=False, markup=False),
+        ),
         RunRecorder(run, placement, metrics, console) as recorder,
     ):
         run_cluster(_spec(run, placement, state, console), recorder, stop)

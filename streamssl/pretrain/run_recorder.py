@@ -57,6 +57,7 @@ class RunRecorder:
         """Write a checkpoint. May be called by another thread than the other methods."""
         run = self._run
         settings = toml_of(run.config)
+        self._metrics.keep_totals()  # a resume must not know fewer steps than its checkpoint
         checkpoint.save(run.out, state, run.config.method_name, run.config.keep, settings)
 
     def take_report(self, report: RunReport) -> None:

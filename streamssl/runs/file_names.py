@@ -8,3 +8,5 @@ MANIFEST: Final = "manifest.parquet"
 CONTROL: Final = ".control"
 # Address at which a live run serves /metrics.
 METRICS_ADDRESS: Final = ".metrics"
+# Totals of /metrics over all starts of the run.
+TOTALS: Final = "totals.json"

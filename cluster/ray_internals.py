@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
@@ -29,9 +30,11 @@ __all__ = [
     "RayNode",
     "bootstrap_address",
     "draining_nodes",
+    "end_ray_here",
     "local_addresses_allowed",
     "may_listen_widely",
     "ray_folder",
+    "raylet_of_driver",
     "read_cluster_status",
     "request_drain",
     "worker_output_to",
@@ -74,6 +77,26 @@ def ray_folder() -> Path:
 def may_listen_widely() -> bool:
     """Return True if a Ray that starts now replaces 127.0.0.1 by the address of the machine."""
     return bool(ray_constants.ENABLE_RAY_CLUSTER)
+
+
+def raylet_of_driver() -> int | None:
+    """Return the process of the raylet that this driver is connected to; None if it is remote."""
+    node = ray_worker._global_node
+    if node is None:
+        return None
+    socket = node.raylet_socket_name
+    for process in psutil.process_iter(["name", "cmdline"]):
+        words = process.info["cmdline"] or ()
+        if process.info["name"] == "raylet" and f"--raylet_socket_name={socket}" in words:
+            return int(process.pid)
+    return None
+
+
+def end_ray_here() -> None:
+    """Kill what this driver has started of Ray, without a word to it."""
+    node = ray_worker._global_node
+    if node is not None and node.head:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 @contextmanager

@@ -24,6 +24,11 @@ def is_possible() -> bool:
         return False
 
 
-if __name__ == "__main__":
+def with_disk(*command: str) -> tuple[str, list[str]]:
+    """Return a program and its words that run the command with the disk."""
     shell = ("sh", "-c", f'{_MOUNT} && exec "$@"', "sh")
-    os.execvp(_APART[0], [*_APART, *shell, sys.executable, "-m", calm.PROGRAM, *sys.argv[1:]])
+    return _APART[0], [*_APART, *shell, *command]
+
+
+if __name__ == "__main__":
+    os.execvp(*with_disk(sys.executable, "-m", calm.PROGRAM, *sys.argv[1:]))

@@ -33,6 +33,7 @@ CONFIG = endless(save_every=100)
 NUM_READERS, NUM_TRAINERS = 2, 2
 FAULTS = ("signals", "kills", "clocks", "damage", "disks")
 _SECONDS_TO_A_HARD_END = 40.0
+_DISK_SIZE = "256m"  # logs of an hour, twice
 
 
 class Chaos:
@@ -244,7 +245,8 @@ def main() -> None:
 def _start_on_a_small_disk() -> None:
     """Become the same program, with a mount that nobody else sees."""
     os.environ[small_disk.PLACE] = tempfile.mkdtemp(prefix="soak-disk")
-    os.execvp(*small_disk.with_disk(sys.executable, "-m", "tests.drills.soak", *sys.argv[1:]))
+    command = (sys.executable, "-m", "tests.drills.soak", *sys.argv[1:])
+    os.execvp(*small_disk.with_disk(_DISK_SIZE, *command))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ __all__ = [
     "draining_nodes",
     "end_ray_here",
     "local_addresses_allowed",
+    "may_be_slow",
     "may_listen_widely",
     "ray_folder",
     "raylet_of_driver",
@@ -67,6 +68,11 @@ def request_drain(address: str, node: str, deadline_ms: int, reason: str) -> tup
 def bootstrap_address(address: str) -> str:
     """Return host:port of the head that Ray would connect to for this address."""
     return services.canonicalize_bootstrap_address_or_die(address)
+
+
+def may_be_slow() -> bool:
+    """Return True if the user lets Ray keep a large object store outside of /dev/shm."""
+    return bool(ray_constants.env_bool("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", False))
 
 
 def ray_folder() -> Path:

@@ -14,7 +14,7 @@ from typing import Final
 
 import psutil
 
-from cluster.ray_internals import MAX_SLOW_STORE_BYTES, ray_folder
+from cluster.ray_internals import MAX_SLOW_STORE_BYTES, may_be_slow, ray_folder
 from shards.errors import ConfigError
 
 SHARED_MEMORY: Final = Path("/dev/shm")
@@ -99,7 +99,7 @@ def check_store(room: StoreRoom, max_bytes: int, stream_bytes: int) -> str:
             f"{found}; the disk of {place} has no room for it either, {_show(room.on_disk)}; "
             + _remedy(larger, fitting, "set RAY_TMPDIR to a folder on a larger disk")
         )
-    if wanted > MAX_SLOW_STORE_BYTES and not os.environ.get("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE"):
+    if wanted > MAX_SLOW_STORE_BYTES and not may_be_slow():
         fitting = fitting or _lower(MAX_SLOW_STORE_BYTES, max_bytes, stream_bytes)
         raise ConfigError(f"{found}; {_remedy(larger, fitting)}")
     return f"warning: {found}: crops go through files in {room.folder}, which is slow; " + _remedy(

@@ -99,10 +99,17 @@ def raylet_of_driver() -> int | None:
 
 
 def end_ray_here() -> None:
-    """Kill what this driver has started of Ray, without a word to it."""
+    """Kill what this driver has started of Ray, without a word to it.
+
+    Agents that the raylet started have the name of the session in their command.
+    """
     node = ray_worker._global_node
-    if node is not None and node.head:
-        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    if node is None or not node.head:
+        return
+    node.kill_all_processes(check_alive=False, allow_graceful=False)
+    for process in psutil.process_iter(["cmdline"]):
+        if any(node.session_name in word for word in process.info["cmdline"] or ()):
+            process.kill()
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from shards.errors import ConfigError
 from streamssl.commands.pretrain import parse_pretrain
 from streamssl.config.methods.spcl_config import SpCLConfig
 from streamssl.config.methods.swav_config import SwAVConfig
-from streamssl.config.run_config import RunConfig, check_same
+from streamssl.config.run_config import RunConfig, check_same, flatten, from_fields, to_fields
 from streamssl.optim.optim_config import OptimConfig
 from streamssl.recipes import RECIPES
 from streamssl.training.advice import advice
@@ -39,24 +40,40 @@ def told(config: RunConfig, **found: float) -> str:
     return message
 
 
-@pytest.mark.parametrize("name", RECIPES)
+ONE_OF_EACH = {build().method_name: name for name, build in RECIPES.items()}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH.values())
 def test_every_option_that_advice_names_works_when_typed(name: str) -> None:
     """A user would type an option that the method does not have, or one that changes nothing."""
     recipe = RECIPES[name]()
-    start = [name, "--data", "x", "--out", "y"]
-    before = parse_pretrain(start).run
     sentences = advice(recipe)
     assert sentences.keys() == {limit.reading for limit in LIMITS}
+    options: dict[str, list[str]] = {}
     for text in [*sentences.values(), *spikes(recipe)]:
-        options = typed(text)
-        assert {words[0] for words in options} == set(_ANY.findall(text)) - PLACES, text
-        for words in options:
-            changed = parse_pretrain([*start, *words]).run
-            assert changed != before, words
-            with pytest.raises(Exception, match="give a new --out"):
-                check_same(before, changed)
-        together = [word for words in options for word in words]
-        assert parse_pretrain([*start, *together, "--image-member", "jpg"]).run != before
+        found = {words[0]: words for words in typed(text)}
+        assert found.keys() == set(_ANY.findall(text)) - PLACES, text
+        options |= found
+    words = [word for option in options.values() for word in option]
+    parsed = parse_pretrain([name, "--data", "x", "--out", "y", "--image-member", "jpg", *words])
+    before, after = flatten(to_fields(recipe)), flatten(to_fields(parsed.run))
+    changed = {field for field in after if after[field] != before.get(field)}
+    asked = {option[2:].replace("-", "_") for option in options}
+    assert changed == asked | {"admission.image_member"}
+    for option in options.values():  # each alone is refused by a resume, as the sentence says
+        field = option[0][2:].replace("-", "_")
+        with pytest.raises(ConfigError, match="give a new --out"):
+            check_same(recipe, from_fields(set_field(to_fields(recipe), field, after[field])))
+
+
+def set_field(tables: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Return the tables of a run with one other value."""
+    *parents, last = name.split(".")
+    table = tables
+    for parent in parents:
+        table = table[parent]
+    table[last] = value
+    return tables
 
 
 def spikes(config: RunConfig) -> tuple[str, ...]:

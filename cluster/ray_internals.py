@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-from ray._common.utils import get_default_ray_temp_dir
+from ray._common.utils import get_default_ray_temp_dir, get_system_memory
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 from ray._private.node import Node as RayNode
@@ -34,6 +33,7 @@ __all__ = [
     "local_addresses_allowed",
     "may_be_slow",
     "may_listen_widely",
+    "memory_for_ray",
     "ray_folder",
     "raylet_of_driver",
     "read_cluster_status",
@@ -85,31 +85,32 @@ def may_listen_widely() -> bool:
     return bool(ray_constants.ENABLE_RAY_CLUSTER)
 
 
+def memory_for_ray() -> int:
+    """Return the bytes of memory that this machine, or this container, has for Ray."""
+    return int(get_system_memory())
+
+
 def raylet_of_driver() -> int | None:
-    """Return the process of the raylet that this driver is connected to; None if it is remote."""
+    """Return the process of the raylet that this driver is connected to; None if it is not here."""
     node = ray_worker._global_node
     if node is None:
         return None
-    socket = node.raylet_socket_name
-    for process in psutil.process_iter(["name", "cmdline"]):
-        words = process.info["cmdline"] or ()
-        if process.info["name"] == "raylet" and f"--raylet_socket_name={socket}" in words:
-            return int(process.pid)
+    option = f"--raylet_socket_name={node.raylet_socket_name}".encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        if option in words and words[0].endswith(b"/raylet"):
+            return int(path.parent.name)
     return None
 
 
 def end_ray_here() -> None:
-    """Kill what this driver has started of Ray, without a word to it.
-
-    Agents that the raylet started have the name of the session in their command.
-    """
+    """Kill what this driver has started of Ray, without a word to it."""
     node = ray_worker._global_node
-    if node is None or not node.head:
-        return
-    node.kill_all_processes(check_alive=False, allow_graceful=False)
-    for process in psutil.process_iter(["cmdline"]):
-        if any(node.session_name in word for word in process.info["cmdline"] or ()):
-            process.kill()
+    if node is not None and node.head:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 @contextmanager

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import psutil
-
-from cluster.ray_internals import MAX_SLOW_STORE_BYTES, may_be_slow, ray_folder
+from cluster.ray_internals import MAX_SLOW_STORE_BYTES, may_be_slow, memory_for_ray, ray_folder
 from shards.errors import ConfigError
 
 SHARED_MEMORY: Final = Path("/dev/shm")
@@ -47,7 +45,7 @@ def look_for_room() -> StoreRoom:
     return StoreRoom(
         shared=_free_bytes(SHARED_MEMORY),
         on_disk=_free_bytes(_existing(folder)),
-        memory=psutil.virtual_memory().total,
+        memory=memory_for_ray(),
         folder=folder,
     )
 

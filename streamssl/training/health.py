@@ -86,7 +86,7 @@ class HealthWatch:
         self._labels = LabelWatch(config.label, num_crops) if config.label else None
         self._gradients = GradientWatch(config.optim.base_lr)
         self._advice = advice(config)
-        self._spreads: deque[float] = deque(maxlen=_CHECKS_IN_A_ROW)
+        self._spreads: deque[float] = deque(maxlen=image_spread.WINDOW)
         # A hundredth of a long run: SwAV's authors freeze its prototypes for half as long.
         warmup_steps = config.schedule.warmup_steps
         self._grace = max(_MIN_GRACE_STEPS, warmup_steps, config.num_steps // 100)

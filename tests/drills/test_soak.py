@@ -11,4 +11,4 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 def test_a_run_survives_a_minute_of_every_fault(tmp_path: Path) -> None:
     """Faults that overlap can break a run that survives each of them alone."""
-    print(soak(1.0, 0, tmp_path, ("kills", "clocks")))
+    print(soak(1.0, 0, tmp_path))

@@ -36,8 +36,8 @@ def image_spread(views: Sequence[Tensor], num_rows: int) -> Tensor | None:
     """Return the share of the differences between crops that comes from their images, up to 1.
 
     It is the correlation of the colours of two crops of an image over the images of this rank, in
-    the quarters of a crop; by chance it may be below 0. None for fewer than two crops, or too few samples. `views` are those of
-    a step, with `num_rows` rows for each view, view-major.
+    the quarters of a crop; by chance it may be below 0. None for fewer than two crops, or too few
+    samples. `views` are those of a step, with `num_rows` rows for each view, view-major.
     """
     crops = [rows for group in views for rows in group.split(num_rows)][:2]
     if len(crops) < 2 or num_rows < _MIN_ROWS:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -137,9 +138,9 @@ def test_settings_beyond_the_published_ones_lead_back() -> None:
     assert ["--optim.base-lr", "0.0001"] in typed(advice(still)["loss_over_plateau"])
 
 
-def crops_of(kind: str, rows: int = 64) -> list[torch.Tensor]:
+def crops_of(kind: str, rows: int = 64, seed: int = 3) -> list[torch.Tensor]:
     """Return two crops of each image: of blank ones, copies of one, or different ones."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     shape = (rows, 3, 16, 16)
     parts = [torch.randn(shape, generator=generator).cumsum(3) * 0.05 for _ in range(2)]
     if kind == "blank":
@@ -158,12 +159,12 @@ def crops_of(kind: str, rows: int = 64) -> list[torch.Tensor]:
 )
 def test_images_that_are_all_alike_are_the_cause(kind: str, is_alike: bool) -> None:
     """No setting helps a run on copies of one image; a user would try them all."""
-    views = crops_of(kind)
-    spread = image_spread(views, 64)
-    assert spread is not None and (spread.item() < LIMIT) == is_alike
-    halves = list(views[0].split(64))  # a pair of different crops has two groups of one view
-    assert image_spread(halves, 64) == pytest.approx(spread.item())
-    text = told(tiny_swav(), loss_over_plateau=1.0, image_spread=spread.item())
+    found = [image_spread(crops_of(kind, seed=seed), 64) for seed in range(20)]
+    spread = fmean(float(one) for one in found if one is not None)
+    assert (spread < LIMIT) == is_alike
+    halves = list(crops_of(kind, seed=0)[0].split(64))  # crops that differ are two groups of one
+    assert image_spread(halves, 64) == found[0]
+    text = told(tiny_swav(), loss_over_plateau=1.0, image_spread=spread)
     assert ("the images look all alike: image_spread is" in text) == is_alike
     assert "--method.num-prototypes 6 instead of 12" in text
 

@@ -52,8 +52,9 @@ drill: $(READY) ## Run the drills of every change: kill things, whole runs; ONLY
 drill-all: $(READY) ## Run every drill and every random case, as the nightly workflow does
 	$(PYTEST) -m "(slow or nightly) and not gpu" --timeout 1800 --share $(or $(SHARE),1)
 
-soak: $(READY) ## Break a run on a local cluster for MINUTES=5, in an order that SEED=0 fixes
-	$(BIN)/python -m tests.drills.soak --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0)
+soak: $(READY) ## Break a run on a local cluster for MINUTES=5, in an order that SEED=0 fixes; FAULTS="signals kills"
+	$(BIN)/python -m tests.drills.soak --minutes $(or $(MINUTES),5) --seed $(or $(SEED),0) \
+		$(if $(FAULTS),--faults $(FAULTS))
 
 test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

@@ -3,6 +3,7 @@
 StreamSSLError
   ReadersLost         readers died repeatedly over one chunk
   ControlLost         Control died repeatedly
+  RayLost             the Ray under the run ended
   RestartLoop         actors of the run died repeatedly, for the reason in the message
   NotReproducible     a chunk gave other samples when it was cropped again
   StateDiffers        trainers that must hold the same state do not
@@ -19,6 +20,10 @@ class ReadersLost(StreamSSLError):
 
 class ControlLost(StreamSSLError):
     """Control died so often that another one would be a restart loop."""
+
+
+class RayLost(StreamSSLError):
+    """The Ray under the run ended, or does not work any more."""
 
 
 class RestartLoop(StreamSSLError):

@@ -6,9 +6,11 @@ is gone. The upper bound of `ray` in pyproject.toml is there for this file.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
+from ray._common.utils import get_default_ray_temp_dir, get_system_memory
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 from ray._private.node import Node as RayNode
@@ -21,6 +23,7 @@ from ray.exceptions import RaySystemError, RpcError
 
 __all__ = [
     "HEAD_RESOURCE",
+    "MAX_SLOW_STORE_BYTES",
     "UNANSWERED",
     "ClusterStatus",
     "NodeInfo",
@@ -28,14 +31,21 @@ __all__ = [
     "bootstrap_address",
     "draining_nodes",
     "end_processes_at_once",
+    "end_ray_here",
     "local_addresses_allowed",
+    "may_be_slow",
     "may_listen_widely",
+    "memory_for_ray",
+    "ray_folder",
+    "raylet_of_driver",
     "read_cluster_status",
     "request_drain",
     "worker_output_to",
 ]
 
 HEAD_RESOURCE = "node:__internal_head__"  # every head node has it
+# Ray refuses a larger object store that does not fit into /dev/shm.
+MAX_SLOW_STORE_BYTES: int = ray_constants.REQUIRE_SHM_SIZE_THRESHOLD
 UNANSWERED = (RpcError, RaySystemError, TimeoutError)  # raised by reads while the head is away
 
 
@@ -62,9 +72,47 @@ def bootstrap_address(address: str) -> str:
     return services.canonicalize_bootstrap_address_or_die(address)
 
 
+def may_be_slow() -> bool:
+    """Return True if the user lets Ray keep a large object store outside of /dev/shm."""
+    return bool(ray_constants.env_bool("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", False))
+
+
+def ray_folder() -> Path:
+    """Return the folder in which a Ray that starts now keeps its sessions; see RAY_TMPDIR."""
+    return Path(get_default_ray_temp_dir())
+
+
 def may_listen_widely() -> bool:
     """Return True if a Ray that starts now replaces 127.0.0.1 by the address of the machine."""
     return bool(ray_constants.ENABLE_RAY_CLUSTER)
+
+
+def memory_for_ray() -> int:
+    """Return the bytes of memory that this machine, or this container, has for Ray."""
+    return int(get_system_memory())
+
+
+def raylet_of_driver() -> int | None:
+    """Return the process of the raylet that this driver is connected to; None if it is not here."""
+    node = ray_worker._global_node
+    if node is None:
+        return None
+    option = f"--raylet_socket_name={node.raylet_socket_name}".encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:  # it has ended meanwhile
+            continue
+        if option in words and words[0].endswith(b"/raylet"):
+            return int(path.parent.name)
+    return None
+
+
+def end_ray_here() -> None:
+    """Kill what this driver has started of Ray, without a word to it."""
+    node = ray_worker._global_node
+    if node is not None and node.head:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 @contextmanager

@@ -9,19 +9,24 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final
 
 import ray
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 
+from cluster.driver.ray_room import check_store, look_for_room, store_bytes
+from cluster.driver.raylet_watch import RayletWatch
+from cluster.errors import RayLost
 from cluster.ray_internals import (
     bootstrap_address,
     end_processes_at_once,
     local_addresses_allowed,
+    ray_folder,
     worker_output_to,
 )
-from shards.errors import ConfigError
+from shards.errors import ConfigError, StreamSSLError, UserError
 from shards.stop_signals import stop_signals_blocked
 
 NAMESPACE: Final = "streamssl-"  # prefix of the namespaces of all runs
@@ -30,18 +35,71 @@ _CONNECT_SECONDS = 10.0
 
 
 @contextmanager
-def ray_session(address: str, num_cpus: int, max_bytes: int) -> Iterator[None]:
+def ray_session(
+    address: str,
+    num_cpus: int,
+    max_bytes: int,
+    *,
+    stream_bytes: int | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+    lost: Callable[[str], None] | None = None,
+) -> Iterator[None]:
     """Connect to Ray: 'local' starts one for this run, 'auto' or 'ray://…' joins one.
 
     A Ray that is started here has `num_cpus` actors of one core, room for objects of `max_bytes`,
-    and is reachable from this machine only. Raises ConfigError if there is no such cluster.
+    and is reachable from this machine only. `stream_bytes` of these are set by --stream.max-bytes,
+    by default all; `tell` gets a warning. If `lost` is given, it gets a sentence when the raylet
+    under this process dies, before the process ends. Raises ConfigError if there is no such
+    cluster, or no room for it here; RayLost and UserError if Ray breaks.
     """
+    if address == "local":
+        own = max_bytes if stream_bytes is None else stream_bytes
+        if warning := check_store(look_for_room(), max_bytes, own):
+            tell(warning)
     with worker_output_to(_log):
         _connect(address, num_cpus, max_bytes)
         try:
-            yield
+            with _watch(address, lost), explained():
+                yield
         finally:
             ray.shutdown()
+
+
+def _watch(address: str, lost: Callable[[str], None] | None) -> AbstractContextManager[object]:
+    if lost is None:
+        return nullcontext()
+    where = ray_folder() if address == "local" else "the folder of Ray on this node"
+    return RayletWatch(
+        lambda: lost(
+            "the raylet of Ray on this machine ended, and nothing of Ray works without it; often "
+            "the system killed it for memory: see `dmesg`, give fewer --readers or a smaller "
+            f"--stream.max-bytes; its log is in {where}/session_latest/logs/raylet.out"
+        )
+    )
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn errors of Ray itself into sentences. Raises RayLost, UserError."""
+    try:
+        yield
+    except (ObjectStoreFullError, OutOfDiskError) as error:
+        raise UserError(
+            f"the object store of Ray is full ({_short(error)}); give a smaller "
+            "--stream.max-bytes, or, where Ray is started, more memory in /dev/shm (`docker run "
+            "--shm-size=…`) and a RAY_TMPDIR on a larger disk"
+        ) from error
+    except (RayTaskError, StreamSSLError):  # an error of our own, from another process
+        raise
+    except RayError as error:
+        raise RayLost(
+            f"Ray does not work any more ({type(error).__name__}: {_short(error)}); look at `ray "
+            "status` and its logs, and start the same command again: it goes on from its checkpoint"
+        ) from error
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 @contextmanager
@@ -50,7 +108,8 @@ def joined_ray(address: str, namespace: str | None = None) -> Iterator[None]:
     with worker_output_to(_log):
         _connect(address, 0, 0, namespace)
         try:
-            yield
+            with explained():
+                yield
         finally:
             ray.shutdown()
 
@@ -66,7 +125,7 @@ def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None 
     if address == "local":
         options |= {
             "num_cpus": num_cpus,
-            "object_store_memory": int(1.25 * max_bytes) + (256 << 20),
+            "object_store_memory": store_bytes(max_bytes),
             "include_dashboard": False,
             "_node_ip_address": _LOOPBACK,
         }
@@ -75,8 +134,8 @@ def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None 
             if address != "local" and "://" not in address:
                 _check_listening(address)
             _init(address, options)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        reason = _short(error)
         if address == "local":
             raise ConfigError(
                 f"Ray could not be started here ({reason}); run with --cluster none, which reads "

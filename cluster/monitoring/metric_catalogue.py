@@ -1,8 +1,9 @@
 """Metric catalogue: the rows of the control plane, and the table of all rows of a run.
 
 `streamssl` composes the table from the rows of all planes. Collectors, `docs/metrics.md`, rules,
-dashboards and the live page take metric names from it. A counter rises as long as the command
-runs, even when its processes are replaced. A gauge that was never measured is absent, never 0.
+dashboards and the live page take metric names from it. A counter rises as long as the run lasts,
+even when its processes are replaced or its command is given again. A gauge that was never measured
+is absent, never 0.
 """
 
 from collections.abc import Mapping

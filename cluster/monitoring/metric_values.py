@@ -32,6 +32,14 @@ class MetricHistogram:
             self.counts[index] += value <= bound
 
 
+@dataclass(frozen=True, slots=True)
+class MetricTotals:
+    """Numbers that only rise: counters by key, and histograms by name."""
+
+    counters: Mapping[Key, float]
+    histograms: Mapping[str, MetricHistogram]
+
+
 class MetricValues:
     """Numbers of one run. Thread-safe; the catalogue bounds the keys."""
 
@@ -111,6 +119,27 @@ class MetricValues:
                 for name, one in self._histograms.items()
             }
             return dict(self._numbers), copies
+
+    def totals(self) -> MetricTotals:
+        """Return consistent copies of the counters and the histograms."""
+        numbers, histograms = self.snapshot()
+        kinds = {name: metric.kind for name, metric in self.catalogue.items()}
+        counters = {key: value for key, value in numbers.items() if kinds[key[0]] == "counter"}
+        return MetricTotals(counters, histograms)
+
+    def add(self, totals: MetricTotals) -> None:
+        """Add totals of earlier starts. Metrics that this version does not have are left out."""
+        with self._lock:
+            for key, value in totals.counters.items():
+                metric = self.catalogue.get(key[0])
+                if metric and metric.kind == "counter" and len(key) == 1 + len(metric.labels):
+                    self._count(key, value)
+            for name, one in totals.histograms.items():
+                mine = self._histograms.get(name)
+                if mine is not None and mine.bounds == one.bounds:
+                    mine.total += one.total
+                    both = zip(mine.counts, one.counts, strict=True)
+                    mine.counts[:] = [now + before for now, before in both]
 
     def by_series(self) -> dict[str, float]:
         """Return the finite numbers by series name on /metrics; of histograms sum and count."""

@@ -11,7 +11,7 @@ from cluster.monitoring.exposition import metrics_response, run_registry
 from cluster.monitoring.history import History
 from cluster.monitoring.http_server import HttpResponse
 from cluster.monitoring.metric_catalogue import MetricCatalogue
-from cluster.monitoring.metric_values import MetricValues, charted_series
+from cluster.monitoring.metric_values import MetricTotals, MetricValues, charted_series
 from cluster.monitoring.run_state import RunInfo, RunOutcome, StateSection, state_of, to_json
 from cluster.monitoring.steady_clock import steady_time
 from cluster.protocol.process_counts import ProcessCounts
@@ -42,7 +42,8 @@ class MetricsHub:
     `run` is set as soon as it is known. `sections` are further parts of `/state`, by name.
     `step_observer` is called after every step. `probes` are called once a second from one thread;
     they return gauges, and counters since the probe was created. `status_probes` are called with
-    each status of Control and return counters.
+    each status of Control and return counters. `keep_totals` is called before a number is shown,
+    so that a total never falls when the run is started again.
     """
 
     def __init__(self, catalogue: MetricCatalogue) -> None:
@@ -56,8 +57,16 @@ class MetricsHub:
         self.step_observer: StepObserver | None = None
         self.probes: list[Callable[[], Readings]] = []
         self.status_probes: list[Callable[[Status], ProcessCounts]] = []
+        self.keep_totals: Callable[[], None] = lambda: None
+        self._before: Mapping[str, float] = {}
         self._reported: set[Key] = set()
         self._status: tuple[float, Status] | None = None
+
+    def go_on_from(self, totals: MetricTotals) -> None:
+        """Count on from the totals of earlier starts of the run."""
+        self.values.add(totals)
+        self._before = {name: value for name, value in self.values.by_series().items() if value}
+        self.add_to_history()
 
     def chunk_cropped(self, result: ChunkCrops) -> None:
         """Count one chunk that a reader of this process finished. Called from any thread."""
@@ -100,10 +109,11 @@ class MetricsHub:
         return None if self._status is None or self.outcome else self._status[1]
 
     def mean_step_seconds(self) -> float | None:
-        """Return the mean over all steps, without the waits for batches."""
-        _, histograms = self.values.snapshot()
-        steps = histograms["step_seconds"]
-        return steps.total / steps.counts[-1] if steps.counts[-1] else None
+        """Return the mean over the steps of this start, without the waits for batches."""
+        steps = self.values.totals().histograms["step_seconds"]
+        name = self.catalogue["step_seconds"].exposed
+        number = steps.counts[-1] - self._before.get(f"{name}_count", 0.0)
+        return (steps.total - self._before.get(f"{name}_sum", 0.0)) / number if number else None
 
     def take_report(self, report: ControlReport) -> None:
         """Take the counters, gauges and status that Control reports."""
@@ -121,6 +131,7 @@ class MetricsHub:
         for number, probe in enumerate(self.probes):
             self.values.take_all(f"probe {number}", probe())
         self.add_to_history()
+        self.keep_totals()
 
     def add_to_history(self, now: float | None = None) -> None:
         """Add the charted values to the history."""
@@ -128,7 +139,9 @@ class MetricsHub:
 
     def metrics_page(self, _: Mapping[str, str]) -> HttpResponse:
         """Answer `/metrics`."""
-        return metrics_response(self.registry)
+        response = metrics_response(self.registry)
+        self.keep_totals()
+        return response
 
     def state_page(self, query: Mapping[str, str]) -> HttpResponse:
         """Answer `/state`, see `cluster.monitoring.run_state`."""
@@ -150,5 +163,6 @@ class MetricsHub:
             status=self._status,
             outcome=self.outcome,
             sections=sections,
+            before=self._before,
             since=since,
         )

@@ -101,6 +101,7 @@ class MetricsServer:
             self._wait_for_a_scrape()
         self._closed.set()
         self._ticking.join()
+        self._hub.keep_totals()
         self._server.__exit__()
         if self._address_file is not None:
             with suppress(OSError):

@@ -9,7 +9,9 @@ or null, never 0. New members may be added; those below keep their meaning withi
                began, ended (null while the run lives), error (the reason if it failed), how (how
                it ended, if that is known: a `RunEnding`)
     values     every number of /metrics by its whole series name, such as
-               "streamssl_samples_total{stage=\"trained\"}"; of histograms _sum and _count
+               "streamssl_samples_total{stage=\"trained\"}"; of histograms _sum and _count. Totals
+               go on when a run is started again
+    before     the totals of earlier starts of the run, by the same names; without those of 0
     history    columns of equal length: "time", and each series whose metric is `charted`, by the
                same names; null where a series was not measured. At most 600 points since the run
                began, the first ones a second apart. `/state?since=T` gives only points after T
@@ -74,6 +76,7 @@ def state_of(
     status: tuple[float, Status] | None = None,
     outcome: RunOutcome | None = None,
     sections: Mapping[str, StateSection] | None = None,
+    before: Mapping[str, float] | None = None,
     since: float = 0.0,
 ) -> dict[str, Any]:
     """Return the object of `/state`. `status` comes with the time at which it was taken."""
@@ -82,6 +85,7 @@ def state_of(
         "now": now,
         "run": None if run is None else _run_fields(run, outcome),
         "values": dict(values),
+        "before": dict(before or {}),
         "history": history.columns(since),
         "thresholds": {} if run is None else dict(run.thresholds),
         "status": None if status is None else {"at": status[0], **status_fields(status[1])},

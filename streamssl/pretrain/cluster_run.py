@@ -42,12 +42,31 @@ def train_on_cluster(
     """Train `run` on a Ray cluster, which is started or joined; return totals of its steps."""
     state = checkpoint.take(run.state)
     cores = placement.reader_limit + placement.trainers
+    stream_bytes = run.config.stream.max_bytes
     with (
-        ray_session(placement.cluster, cores, _room(run, state)),
+        ray_session(
+            placement.cluster,
+            cores,
+            _room(run, state),
+            stream_bytes=stream_bytes,
+            tell=lambda text: console.print(text, highlight=False, markup=False),
+            lost=functools.partial(_tell_lost, run, console),
+        ),
         RunRecorder(run, placement, metrics, console) as recorder,
     ):
         run_cluster(_spec(run, placement, state, console), recorder, stop)
         return recorder.progress
+
+
+def _tell_lost(run: PreparedRun, console: Console, text: str) -> None:
+    """Say why the process ends now, and from where the same command goes on."""
+    saved = checkpoint.list_checkpoints(run.out)
+    goes_on = "nothing is saved yet; the same command begins again"
+    if saved:
+        step = checkpoint.read_fields(saved[-1])["step"]
+        goes_on = f"step {step} is saved; the same command continues from there"
+    for line in (text, goes_on):
+        console.print(f"streamssl: {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _spec(run: PreparedRun, placement: Placement, state: LearnerState, console: Console) -> RunSpec:

@@ -26,6 +26,7 @@ from streamssl.pretrain.cluster_run import train_on_cluster
 from streamssl.pretrain.live_run import show_run
 from streamssl.pretrain.run_metrics import watch_run, watch_stream
 from streamssl.pretrain.run_recorder import RunRecorder
+from streamssl.pretrain.run_totals import keep_totals
 from streamssl.runs.crop_job import crop_job
 from streamssl.runs.decode_placement import check_engine
 from streamssl.runs.divergence import explain
@@ -129,6 +130,7 @@ def _train(
 ) -> RunSummary:
     metrics = MetricsHub(CATALOGUE)
     watch_run(metrics, run, placement)
+    keep_totals(metrics, run.out, console)
     with show_run(run, metrics, placement.metrics_port) as server:
         console.print(f"live page at {server.page}", highlight=False)
         console.print(f"metrics at {server.url}", highlight=False)

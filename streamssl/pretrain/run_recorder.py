@@ -37,7 +37,7 @@ class RunRecorder:
     ) -> None:
         self._run, self._placement, self._metrics = run, placement, metrics
         self.progress = Progress(run.config.num_steps, run.state.step, console)
-        self._watch = HealthWatch.of(run.config)
+        self._watch = HealthWatch(run.config)
         self._log: RunLog | None = None
         self._files = ExitStack()
         self._restoring = threading.RLock()
@@ -69,6 +69,7 @@ class RunRecorder:
         settings = toml_of(run.config)
         with self._restoring:
             self._keep_folder()
+        self._metrics.keep_totals()  # a resume must not know fewer steps than its checkpoint
         checkpoint.save(run.out, state, run.config.method_name, run.config.keep, settings)
 
     def take_report(self, report: RunReport) -> None:

@@ -16,3 +16,5 @@ DIVERGED: Final = "diverged.json"
 BRANCHES: Final = "branches.jsonl"
 # Folders with what was trained after such a checkpoint before; a number follows.
 ABANDONED: Final = "abandoned-"
+# Totals of /metrics over all starts of the run.
+TOTALS: Final = "totals.json"

@@ -15,6 +15,7 @@ from streamssl.config.run_config import RunConfig
 from streamssl.methods.base import Method, SampleInfo, StepOutput, step_generator
 from streamssl.optim.optimizers import set_rates
 from streamssl.training import health
+from streamssl.training.image_spread import NAME, image_spread
 from streamssl.training.step_phases import StepPhases
 
 
@@ -42,6 +43,8 @@ def compute_gradients(
             output = method.loss(views, step=step, samples=samples_of(batch, rank))
         if step % health.EVERY == health.EVERY - 1:
             readings = {**output.readings, **health.measure(output, method.group)}
+            if (spread := image_spread(views, len(batch.crops[0]))) is not None:
+                readings[NAME] = spread
             output = replace(output, readings=readings)
         output.loss.backward()
     return output

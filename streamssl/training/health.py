@@ -7,6 +7,7 @@ warns when one of them has crossed its limit.
 Shape letters: B samples of this rank, N rows that are measured, D feature.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -19,7 +20,10 @@ from streamssl.config.run_config import RunConfig
 from streamssl.distributed.collectives import all_gather_rows, world_size
 from streamssl.methods.base import StepOutput
 from streamssl.modules.feature_readings import effective_rank, feature_std
+from streamssl.training import image_spread
+from streamssl.training.advice import advice
 from streamssl.training.collapse_limits import LIMITS
+from streamssl.training.gradient_watch import GradientWatch
 from streamssl.training.label_watch import LabelWatch
 
 # Steps from one check to the next. On one core of a CPU a check takes 2 ms for 256 features of 128
@@ -69,29 +73,25 @@ class HealthCheck:
 
 
 class HealthWatch:
-    """Watches the readings of a run, step after step, for collapse.
+    """Watches the readings of a run, step after step, for collapse and for gradients that spike.
 
     A limit is crossed when a reading was beyond it in three checks in a row. The first steps do not
     count: fresh networks give all images about the same feature, and losses begin at their plateau.
     A resumed run starts the counts anew. A reading that stops being finite is told, too; before its
-    first value, as in an empty queue, a reading is NaN. `labels` watches those of a run that learns
-    from them.
+    first value, as in an empty queue, a reading is NaN.
     """
 
-    def __init__(
-        self, num_steps: int, warmup_steps: int = 0, labels: LabelWatch | None = None
-    ) -> None:
-        self._labels = labels
+    def __init__(self, config: RunConfig) -> None:
+        num_crops = sum(group.num_views for group in config.crops.groups)
+        self._labels = LabelWatch(config.label, num_crops) if config.label else None
+        self._gradients = GradientWatch(config.optim.base_lr)
+        self._advice = advice(config)
+        self._spreads: deque[float] = deque(maxlen=image_spread.WINDOW)
         # A hundredth of a long run: SwAV's authors freeze its prototypes for half as long.
-        self._grace = max(_MIN_GRACE_STEPS, warmup_steps, num_steps // 100)
+        warmup_steps = config.schedule.warmup_steps
+        self._grace = max(_MIN_GRACE_STEPS, warmup_steps, config.num_steps // 100)
         self._was_finite: dict[str, bool] = {}
         self._counts = dict.fromkeys((limit.reading for limit in LIMITS), 0)
-
-    @classmethod
-    def of(cls, config: RunConfig) -> "HealthWatch":
-        num_crops = sum(group.num_views for group in config.crops.groups)
-        labels = LabelWatch(config.label, num_crops) if config.label else None
-        return cls(config.num_steps, config.schedule.warmup_steps, labels)
 
     def check(self, step: int, readings: Mapping[str, float]) -> HealthCheck:
         """Check the readings of a finished step; limits only if it is the turn of this step."""
@@ -104,10 +104,13 @@ class HealthWatch:
         found_finite = {name: True for name, found in readings.items() if isfinite(found)}
         # Told once: a lost reading stays False.
         self._was_finite = {**found_finite, **self._was_finite, **dict.fromkeys(lost, False)}
+        messages += self._gradients.check(step, readings.get("gradient_norm"))
         if self._labels is not None:
             messages += self._labels.check(step, readings)
         if step % EVERY:
             return HealthCheck(messages=tuple(messages))
+        if image_spread.NAME in readings:
+            self._spreads.append(readings[image_spread.NAME])
         limits = [limit for limit in LIMITS if limit.reading in readings]
         crossed = []
         for limit in limits:
@@ -117,10 +120,16 @@ class HealthWatch:
             if count + 1 >= _CHECKS_IN_A_ROW and is_beyond:
                 crossed.append(limit.reading)
             if count + 1 == _CHECKS_IN_A_ROW and is_beyond:
-                messages.append(limit.warning(step, found))
+                messages.append(limit.warning(step, found, self._remedy(limit.reading)))
             if count >= _CHECKS_IN_A_ROW and not is_beyond:
                 messages.append(
                     f"step {step}: {limit.reading} is {found:.3g}, within its limit again"
                 )
         measured = {limit.reading: readings[limit.reading] for limit in limits}
         return HealthCheck(measured, tuple(crossed), tuple(messages))
+
+    def _remedy(self, reading: str) -> str:
+        """Return what to change; first the images, if they are the cause."""
+        if image_spread.are_alike(self._spreads):
+            return f"{image_spread.alike_cause(self._spreads)}; otherwise {self._advice[reading]}"
+        return self._advice[reading]

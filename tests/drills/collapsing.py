@@ -29,6 +29,7 @@ from streamssl.optim.optimizers import build_optimizer
 from streamssl.training import health
 from streamssl.training.health import HealthWatch
 from tests.streamssl.tiny import built
+from tests.tinyrun import tiny_swav
 
 NUM_STEPS = 300
 _KINDS, _IMAGES, _BATCH, _SIDE = 16, 256, 64, 4
@@ -96,7 +97,7 @@ def train(case: Case, *, broken: bool) -> list[tuple[int, dict[str, float], tupl
         case.spoil(method)
     optim = case.broken_optim if broken else ADAMW
     optimizer = build_optimizer(optim, method.parameters_to_optimise())
-    watch, looks = HealthWatch(NUM_STEPS), []
+    watch, looks = HealthWatch(tiny_swav(num_steps=NUM_STEPS)), []
     for step in range(NUM_STEPS):
         crops, samples = batch(step, related=case.related or not broken)
         optimizer.zero_grad()

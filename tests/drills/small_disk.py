@@ -1,4 +1,4 @@
-"""`tests.drills.calm` for which one folder is a disk of 16 MB, in memory; nobody else sees it.
+"""`tests.drills.calm` for which one folder is a small disk, in memory; nobody else sees it.
 
 The processes that it becomes have mounts of their own, so nothing is left when they end.
 """
@@ -11,7 +11,6 @@ from tests.drills import calm
 
 PROGRAM = "tests.drills.small_disk"
 PLACE = "STREAMSSL_DRILL_DISK"  # names the folder, in the environment
-_MOUNT = f'mount -t tmpfs -o size=16m small-disk "${PLACE}"'
 _APART = ("unshare", "--map-root-user", "--mount")
 
 
@@ -24,6 +23,12 @@ def is_possible() -> bool:
         return False
 
 
+def with_disk(size: str, *command: str) -> tuple[str, list[str]]:
+    """Return a program and its words that run the command with a disk of this size."""
+    mount = f'mount -t tmpfs -o size={size} small-disk "${PLACE}"'
+    shell = ("sh", "-c", f'{mount} && exec "$@"', "sh")
+    return _APART[0], [*_APART, *shell, *command]
+
+
 if __name__ == "__main__":
-    shell = ("sh", "-c", f'{_MOUNT} && exec "$@"', "sh")
-    os.execvp(_APART[0], [*_APART, *shell, sys.executable, "-m", calm.PROGRAM, *sys.argv[1:]])
+    os.execvp(*with_disk("16m", sys.executable, "-m", calm.PROGRAM, *sys.argv[1:]))

@@ -1,27 +1,40 @@
 """Soak: breaks everything repeatedly, in an order fixed by a seed, then checks every step.
 
 python -m tests.drills.soak --minutes 5 --seed 0        (`make soak MINUTES=5`)
+
+Faults of the cluster come one or two at a time. Between them a fault of `hard_ends` ends the
+command, which is then given again; `--faults` names their groups. Where the system allows it, the
+run folder is on a small disk of its own, which can be filled.
 """
 
 import argparse
 import math
+import os
 import random
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
 
 from cluster.ray_internals import RayNode
+from tests.drills import jumping_clock, small_disk
 from tests.drills.cluster_runs import actors, check_steps, endless, on_cluster, stop
-from tests.drills.processes import Run
+from tests.drills.hard_ends import HardEnds, Starts, fitting
+from tests.drills.processes import Run, started
 from tests.ray_clusters import RayCluster, ray_cluster
 from tests.tinyrun import make_shards
 
 CONFIG = endless(save_every=100)
 NUM_READERS, NUM_TRAINERS = 2, 2
+FAULTS = ("signals", "kills", "clocks", "damage", "disks")
+READY = ("kills", "clocks")  # those that every run survives by now
+_SECONDS_TO_A_HARD_END = 40.0
+_DISK_SIZE = "256m"  # logs of an hour, twice
 
 
 class Chaos:
@@ -160,29 +173,59 @@ def _wake(process: psutil.Process) -> None:
         return
 
 
-def soak(minutes: float, seed: int, folder: Path) -> str:
-    """Break a run for so long, stop it, and check every step. Return a summary."""
-    shards, out = make_shards(folder / "shards", num=230), folder / "run"
+def soak(
+    minutes: float,
+    seed: int,
+    folder: Path,
+    faults: tuple[str, ...] = READY,
+    disk: Path | None = None,
+) -> str:
+    """Break a run for so long, stop it, and check every step. Return a summary.
+
+    `disk` is a small disk for the run folder, which is filled at times.
+    """
+    shards, out = make_shards(folder / "shards", num=230), (disk or folder) / "run"
+    clock = folder / "clock"
+    jumping_clock.jump(clock, 0.0)
+    os.environ[jumping_clock.PLACE] = str(clock)
+    options = ("--readers", NUM_READERS, "--trainers", NUM_TRAINERS)
+    rng = random.Random(seed)
     with ray_cluster(persistent=True) as cluster:
         cluster.add("readers", num_cpus=2)
         cluster.add("trainers", num_cpus=2)
-        options = ("--readers", NUM_READERS, "--trainers", NUM_TRAINERS)
-        with on_cluster(cluster.address, CONFIG, shards, out, *options) as run:
-            run.wait_for_step(10)
-            chaos = Chaos(cluster, run, random.Random(seed))
-            chaos.break_for(60 * minutes)
+        run_on = partial(on_cluster, cluster.address, program=jumping_clock.PROGRAM)
+        starts = Starts(
+            lambda: run_on(CONFIG, shards, out, *options),
+            lambda: started(CONFIG, shards, out, "--cluster", "local", *options),
+        )
+        with starts:
+            ends = HardEnds(
+                starts, out, rng, faults, save_every=CONFIG.save_every, clock=clock, disk=disk
+            )
+            chaos = Chaos(cluster, ends.run, rng)
+            deadline = time.monotonic() + 60 * minutes
+            while seconds := fitting(_SECONDS_TO_A_HARD_END, deadline):
+                chaos.break_for(seconds)
+                chaos.settle()
+                ends.next()
+                chaos.run = ends.run
             chaos.settle()
             counts = {
-                name: run.metric(f"{name}_total")
+                name: chaos.run.metric(f"{name}_total")
                 for name in ("readers_lost", "trainers_lost", "generations", "recoveries")
             }
-            term = run.metric("control_term")
-            stop(run)
+            trained = chaos.run.metric("samples_total", stage="trained")
+            term = chaos.run.metric("control_term")
+            stop(chaos.run)
     num = check_steps(CONFIG, shards, out)
-    done = ", ".join(f"{number} x {name}" for name, number in sorted(chaos.done.items()))
+    assert trained >= num * CONFIG.stream.batch_size * 0.9, "totals of earlier starts are lost"
+    done = ", ".join(
+        f"{number} x {name}" for name, number in sorted((chaos.done + ends.done).items())
+    )
     counted = ", ".join(f"{name} {value:.0f}" for name, value in counts.items())
     return (
-        f"seed {seed}: {done}; {num} steps, each once, on its own batch; {counted}, term {term:.0f}"
+        f"seed {seed}: {done}; {starts.number} starts, {num} steps, each once, on its own batch; "
+        f"{counted}, term {term:.0f}"
     )
 
 
@@ -190,9 +233,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", nargs="*", default=READY, choices=FAULTS)
     given = parser.parse_args()
+    if small_disk.PLACE not in os.environ and small_disk.is_possible():
+        _start_on_a_small_disk()
+    disk = os.environ.get(small_disk.PLACE)
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
-        print(soak(given.minutes, given.seed, Path(folder)))
+        faults = tuple(given.faults)
+        print(soak(given.minutes, given.seed, Path(folder), faults, Path(disk) if disk else None))
+
+
+def _start_on_a_small_disk() -> None:
+    """Become the same program, with a mount that nobody else sees."""
+    os.environ[small_disk.PLACE] = tempfile.mkdtemp(prefix="soak-disk")
+    command = (sys.executable, "-m", "tests.drills.soak", *sys.argv[1:])
+    os.execvp(*small_disk.with_disk(_DISK_SIZE, *command))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ WINDOW_SECONDS: Final = 60.0
 
 
 class RunWindow:
-    """A state of `/state`, and its last minute; of an ended run, the whole of it.
+    """A state of `/state`, and its last minute; of an ended run, the whole since its last start.
 
     The history of the state must reach back a minute, or to the beginning.
     """
@@ -74,5 +74,6 @@ class RunWindow:
         now: float = self.state["values"].get(series, 0.0)
         column = self._columns.get(series)
         if self._first is None or column is None or self.ended:
-            return now
+            before: float = self.state.get("before", {}).get(series, 0.0)
+            return now - before
         return max(0.0, now - (column[self._first] or 0.0))

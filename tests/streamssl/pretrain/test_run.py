@@ -56,7 +56,8 @@ def test_run_folder_has_settings_data_steps_and_checkpoints(finished_run: Path) 
     names = {path.name for path in finished_run.iterdir() if not path.name.startswith(".")}
     assert names == {
         *("config.toml", "data.toml", "manifest.parquet"),
-        *("metrics.jsonl", "journal.jsonl", "gallery.json", "checkpoints", "end.json"),
+        *("metrics.jsonl", "journal.jsonl", "gallery.json", "totals.json", "checkpoints"),
+        "end.json",
     }
     steps = [path.name for path in sorted((finished_run / "checkpoints").iterdir())]
     assert steps == ["step-00000002", "step-00000004", "step-00000006"]

@@ -13,7 +13,7 @@ SUPCON = replace(tiny_moco(), method=SupConConfig(dim=8), label="meta.kind")  # 
 
 def said(readings: list[dict[str, float]], **changes: object) -> list[str]:
     """Return what a run is told of these readings, one step each."""
-    watch = HealthWatch.of(replace(SUPCON, **changes))
+    watch = HealthWatch(replace(SUPCON, **changes))
     steps = enumerate(readings, start=1)
     return [text for step, found in steps for text in watch.check(step, found).messages]
 

@@ -65,6 +65,20 @@ def test_a_hanging_run_is_shown_as_stalled(healthy):
     assert found["stalled"]["tone"] == "bad" and "No step was finished" in found["stalled"]["text"]
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+def test_speeds_are_of_this_start(is_over):
+    """Totals go on over starts, and a run of an hour would have the speed of a week."""
+    earlier, again = MadeRun(seconds=300), MadeRun(seconds=0)
+    again.hub.go_on_from(earlier.hub.values.totals())
+    for _ in range(60):
+        again.go_on()
+    if is_over:
+        again.hub.outcome = RunOutcome(at=again.began + 60)
+    found = answers_of(again, now=again.began + 60)
+    assert found["stalled"]["text"].endswith(" 512 images/s, 490 ms a step.")
+    assert "1,440 of" in found["rejected"]["text"]
+
+
 def test_crossed_thresholds_and_collapse_come_before_the_loss():
     """The loss may fall while all features become equal."""
     run = MadeRun()

@@ -12,7 +12,7 @@ from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 from ray._private.node import Node as RayNode
 from ray._private.state import state
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.schema import ClusterStatus, NodeInfo, Stats
 from ray.autoscaler.v2.utils import ClusterStatusParser
 from ray.core.generated import autoscaler_pb2
@@ -28,6 +28,7 @@ __all__ = [
     "draining_nodes",
     "local_addresses_allowed",
     "may_listen_widely",
+    "read_authentication",
     "read_cluster_status",
     "request_drain",
     "worker_output_to",
@@ -53,6 +54,15 @@ def request_drain(address: str, node: str, deadline_ms: int, reason: str) -> tup
     """Announce a preemption, as a spot market does. Return if it was accepted, and why not."""
     preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     return GcsClient(address).drain_node(node, preemption, reason, deadline_ms)
+
+
+def read_authentication() -> None:
+    """Let this process read the variables of its environment about tokens again.
+
+    Ray reads them once, when it is imported, and keeps the token.
+    """
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def bootstrap_address(address: str) -> str:

@@ -273,20 +273,14 @@ _COMMANDS: dict[str, Any] = {
 }
 
 
-def _prepare_ray_at(address: str) -> None:
-    """Settle authentication for the Ray of a run: on the loopback address the run started it."""
-    _prepare_ray("local" if address.startswith("127.0.0.1:") else address)
-
-
 def _prepare_ray(cluster: str) -> None:
-    """Settle Ray's authentication before its import: unset, Ray would write a token file.
-
-    A Ray that is started here listens on the loopback address only. For any other cluster the
-    environment of the user decides.
-    """
-    if cluster == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    """Print who else may call the Ray of a run; called before its import. Raises ConfigError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if cluster != "none":
+        from cluster.driver.ray_access import access_warnings
+
+        for line in access_warnings(cluster):
+            print(f"streamssl: {line}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,12 @@
 """Ray session: a connection to Ray while a run lasts, started here or joined.
 
-A Ray that is started here listens on the loopback address only, and ends with the session. Every
-session has a namespace of its own, so that actors of two runs never share a name.
+A Ray that is started here listens on the loopback address only, takes calls with the token of this
+session only, and ends with it. Every session has a namespace of its own, so that actors of two runs
+never share a name.
 """
 
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -14,8 +16,15 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import ray
+from ray.exceptions import AuthenticationError, RayError
 
-from cluster.ray_internals import bootstrap_address, local_addresses_allowed, worker_output_to
+from cluster.driver.ray_access import check_found, ray_variables, refusal
+from cluster.ray_internals import (
+    bootstrap_address,
+    local_addresses_allowed,
+    read_authentication,
+    worker_output_to,
+)
 from shards.errors import ConfigError
 
 NAMESPACE: Final = "streamssl-"  # prefix of the namespaces of all runs
@@ -30,7 +39,7 @@ def ray_session(address: str, num_cpus: int, max_bytes: int) -> Iterator[None]:
     A Ray that is started here has `num_cpus` actors of one core, room for objects of `max_bytes`,
     and is reachable from this machine only. Raises ConfigError if there is no such cluster.
     """
-    with worker_output_to(_log):
+    with worker_output_to(_log), _access(address):
         _connect(address, num_cpus, max_bytes)
         try:
             yield
@@ -41,12 +50,20 @@ def ray_session(address: str, num_cpus: int, max_bytes: int) -> Iterator[None]:
 @contextmanager
 def joined_ray(address: str, namespace: str | None = None) -> Iterator[None]:
     """Connect to a running Ray as an observer. Raises ConfigError if there is none."""
-    with worker_output_to(_log):
+    with worker_output_to(_log), _access(address):
         _connect(address, 0, 0, namespace)
         try:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _access(address: str) -> Iterator[None]:
+    with ray_variables(address):
+        read_authentication()
+        yield
+    read_authentication()
 
 
 def count_gpus() -> int:
@@ -70,8 +87,10 @@ def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None 
             if address != "local" and "://" not in address:
                 _check_listening(address)
             ray.init(address=address, **options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         reason = " ".join(str(error).split())[:200]
+        if address != "local" and _is_refusal(error):
+            raise refusal(address) from error
         if address == "local":
             raise ConfigError(
                 f"Ray could not be started here ({reason}); run with --cluster none, which reads "
@@ -87,6 +106,11 @@ def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None 
             signal.signal(signal.SIGTERM, on_sigterm)
 
 
+def _is_refusal(error: BaseException) -> bool:
+    """Return True if a cluster did not take the token."""
+    return isinstance(error, AuthenticationError) or "unauthenticated" in str(error).lower()
+
+
 def _log(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - called by Ray
     """Write a message of Ray to the log, which users see only if they configure it."""
     logging.getLogger("ray").info("%s", "\n".join(data["lines"]))
@@ -94,5 +118,8 @@ def _log(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - c
 
 def _check_listening(address: str) -> None:
     """Raise OSError if nothing listens at an address: Ray itself would try for 15 minutes."""
-    host, _, port = bootstrap_address(address).rpartition(":")
+    found = bootstrap_address(address)
+    if address == "auto" and not os.environ.get("RAY_ADDRESS"):
+        check_found(found)
+    host, _, port = found.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()

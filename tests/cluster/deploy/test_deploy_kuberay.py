@@ -1,16 +1,12 @@
 """Kubernetes files: security, pools, memory and network. Each rule prevents an outage or a leak."""
 
 import copy
-import os
 import re
 import shlex
 import subprocess
 
 import click
 import pytest
-
-# Set before the import of Ray, which would write a token into the home directory.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr as autoscaler_config,

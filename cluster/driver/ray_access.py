@@ -1,0 +1,137 @@
+"""Access to Ray: whoever may call the Ray of a run can run code as its user. Imports no Ray.
+
+A Ray that a run starts takes calls with the run's token only. The token is made for that one run
+and is in the environment of its processes, which no other user can read. A cluster that is joined
+has a token of its own, in a variable or a file, as Ray itself reads them.
+"""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from shards.access import can_be_ours, owner_name, raise_denied
+from shards.errors import ConfigError
+
+MODE: Final = "RAY_AUTH_MODE"
+TOKEN: Final = "RAY_AUTH_TOKEN"
+TOKEN_FILE: Final = "RAY_AUTH_TOKEN_PATH"
+_DISABLED: Final = "disabled"
+_MODES: Final = ("token", _DISABLED)
+_PROCESSES: Final = Path("/proc")
+_OPEN_TO_OTHERS: Final = 0o077
+
+
+def access_warnings(address: str) -> list[str]:
+    """Return what lets others into the Ray at this address, a line each. Raises ConfigError."""
+    if _mode() == _DISABLED:
+        who = "every user of this machine" if address == "local" else "everybody who reaches it"
+        return [
+            f"{MODE}={_DISABLED}: {who} can run code as you through the Ray of this run; "
+            f"unset {MODE} to let nobody in without the token"
+        ]
+    if address == "local" or os.environ.get(TOKEN):
+        return []
+    path = _token_file()
+    try:
+        is_open = bool(path.stat().st_mode & _OPEN_TO_OTHERS)
+    except OSError:
+        return []  # told when it is needed
+    if not is_open:
+        return []
+    return [
+        f"{path} holds the token of the Ray, and other users can read it: run `chmod 600 {path}`"
+    ]
+
+
+@contextmanager
+def ray_variables(address: str) -> Iterator[None]:
+    """Set the variables of the environment that decide who may call the Ray at this address.
+
+    'local' gets a new token. For any other address they name the token of that cluster. Raises
+    ConfigError.
+    """
+    changes = {MODE: _mode()}
+    if changes[MODE] != _DISABLED:
+        if address == "local":
+            changes[TOKEN] = secrets.token_hex(32)
+        else:
+            _check_token(address)
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def refusal(address: str) -> ConfigError:
+    """Return the error for a cluster that refused the token."""
+    found = f"${TOKEN}" if os.environ.get(TOKEN) else str(_token_file())
+    return ConfigError(
+        f"the Ray at {address!r} refuses the token in {found}; put the token of that cluster into "
+        f"a file that only you can read, and name it: export {TOKEN_FILE}=FILE"
+    )
+
+
+def check_found(address: str) -> None:
+    """Raise ConfigError if the Ray that was found on this machine belongs to another user.
+
+    Ray finds clusters by a file in /tmp and by the command lines of all processes: any user can
+    write both, and would then run code in this process.
+    """
+    owners = {
+        path.stat().st_uid
+        for path in _PROCESSES.glob("[0-9]*")
+        if f"--gcs-address={address}" in _words(path)
+    }
+    if owners and not any(map(can_be_ours, owners)):
+        raise ConfigError(
+            f"the Ray that was found at {address} belongs to {owner_name(min(owners))}, who could "
+            f"run code as you: if you trust this user, name it with RAY_ADDRESS={address}; "
+            "--cluster local starts a Ray of your own"
+        )
+
+
+def _words(process: Path) -> list[str]:
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:  # it ended, or is hidden
+        return []
+
+
+def _mode() -> str:
+    mode = os.environ.get(MODE, "").lower() or _MODES[0]
+    if mode not in _MODES:
+        raise ConfigError(f"{MODE}={mode!r}; it must be {' or '.join(_MODES)}: unset it for token")
+    return mode
+
+
+def _token_file() -> Path:
+    named = os.environ.get(TOKEN_FILE)
+    return Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+
+
+def _check_token(address: str) -> None:
+    """Raise ConfigError if there is no token: Ray itself would make one that fits no cluster."""
+    if os.environ.get(TOKEN):
+        return
+    path = _token_file()
+    try:
+        if path.read_text().strip():
+            return
+        why = f"{path} is empty"
+    except (OSError, ValueError) as error:
+        raise_denied(error, path)
+        why = f"{path} cannot be read"
+    raise ConfigError(
+        f"there is no token for the Ray at {address!r} (neither ${TOKEN} nor a file: {why}); put "
+        f"the token of that cluster into a file that only you can read, and name it: export "
+        f"{TOKEN_FILE}=FILE; a cluster without a token is joined with {MODE}={_DISABLED}"
+    )

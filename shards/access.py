@@ -2,14 +2,12 @@
 
 import errno
 import os
-import pwd
 import re
 from contextlib import suppress
 from pathlib import Path
 
 from shards.errors import AccessDenied
 
-_ROOT = 0
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -33,19 +31,6 @@ def check_readable(path: Path) -> None:
             pass
     except OSError as error:
         raise_denied(error, path)
-
-
-def can_be_ours(owner: int) -> bool:
-    """Return True for this user and for root, who can do everything as this user anyway."""
-    return owner in (os.geteuid(), _ROOT)
-
-
-def owner_name(owner: int) -> str:
-    """Return how a message names a user."""
-    try:
-        return f"user {pwd.getpwuid(owner).pw_name}"
-    except KeyError:
-        return f"user {owner}"
 
 
 def explain_denied(error: OSError, path: Path | str | None = None) -> str:

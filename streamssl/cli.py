@@ -277,7 +277,7 @@ def _prepare_ray(cluster: str) -> None:
     """Print who else may call the Ray of a run; called before its import. Raises ConfigError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if cluster != "none":
-        from cluster.driver.ray_access import access_warnings
+        from cluster.ray_access import access_warnings
 
         for line in access_warnings(cluster):
             print(f"streamssl: {line}", file=sys.stderr)

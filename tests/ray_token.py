@@ -3,7 +3,7 @@
 import os
 import secrets
 
-from cluster.driver.ray_access import MODE, TOKEN
+from cluster.ray_access import MODE, TOKEN
 from cluster.ray_internals import read_authentication
 
 

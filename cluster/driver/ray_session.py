@@ -18,7 +18,7 @@ from typing import Any, Final
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
-from cluster.driver.ray_access import check_found, ray_variables, refusal
+from cluster.ray_access import check_found, ray_variables, refusal
 from cluster.ray_internals import (
     bootstrap_address,
     local_addresses_allowed,

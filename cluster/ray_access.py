@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from shards.access import can_be_ours, owner_name, raise_denied
+from shards.access import raise_denied
 from shards.errors import ConfigError
+from shards.ownership import can_be_ours, owner_name
 
 MODE: Final = "RAY_AUTH_MODE"
 TOKEN: Final = "RAY_AUTH_TOKEN"
@@ -71,6 +72,18 @@ def ray_variables(address: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def read_token() -> str:
+    """Return the token of the cluster of this process, "" if it has none."""
+    if os.environ.get(MODE, "").lower() == _DISABLED:
+        return ""
+    if token := os.environ.get(TOKEN, "").strip():
+        return token
+    try:
+        return _token_file().read_text().strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def refusal(address: str) -> ConfigError:
     """Return the error for a cluster that refused the token."""
     found = f"${TOKEN}" if os.environ.get(TOKEN) else str(_token_file())
@@ -120,18 +133,17 @@ def _token_file() -> Path:
 
 def _check_token(address: str) -> None:
     """Raise ConfigError if there is no token: Ray itself would make one that fits no cluster."""
-    if os.environ.get(TOKEN):
+    if read_token():
         return
     path = _token_file()
     try:
-        if path.read_text().strip():
-            return
-        why = f"{path} is empty"
-    except (OSError, ValueError) as error:
+        path.read_bytes()
+        why = f"{path} holds none"
+    except OSError as error:
         raise_denied(error, path)
-        why = f"{path} cannot be read"
+        why = f"{path} does not exist"
     raise ConfigError(
-        f"there is no token for the Ray at {address!r} (neither ${TOKEN} nor a file: {why}); put "
-        f"the token of that cluster into a file that only you can read, and name it: export "
+        f"there is no token for the Ray at {address!r} (${TOKEN} is not set, and {why}); put the "
+        f"token of that cluster into a file that only you can read, and name it: export "
         f"{TOKEN_FILE}=FILE; a cluster without a token is joined with {MODE}={_DISABLED}"
     )

@@ -172,14 +172,12 @@ def _view(arguments: list[str], console: Console) -> int:
 
 def _status(arguments: list[str], console: Console) -> int:
     """Show nodes, actors, rates and decisions of a run on a cluster."""
-    from streamssl.commands.status import find_place, parse_status, show_status
+    from streamssl.commands.status import find_access, parse_status, show_status
 
     parsed = parse_status(arguments)
     if parsed.address is not None:
         _prepare_ray(parsed.address)
-    place = find_place(parsed)
-    _prepare_ray_at(place.address)
-    show_status(place, console, watch=parsed.watch)
+    show_status(parsed, find_access(parsed), console)
     return _OK
 
 
@@ -223,9 +221,8 @@ def _hang(arguments: list[str], console: Console) -> int:
 def _drill(fault: Any, arguments: list[str], console: Console) -> int:
     from streamssl.commands.drill import parse_drill, run_drill
 
-    parsed, place = parse_drill(fault, arguments)
-    _prepare_ray_at(place.address)
-    return _OK if run_drill(fault, parsed, place, console) else 1
+    parsed, access = parse_drill(fault, arguments)
+    return _OK if run_drill(fault, parsed, access, console) else 1
 
 
 def _slow_bucket(arguments: list[str], console: Console) -> int:

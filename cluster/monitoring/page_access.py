@@ -66,7 +66,6 @@ class PageAccess:
         mine = owner_name(os.geteuid())
         return f"this page is for {mine} alone; /metrics is open to every user of this machine"
 
-
     def has_token(self, headers: Mapping[str, str]) -> bool:
         """Return True if a request has the token."""
         given = headers.get("Authorization", "").removeprefix(_PREFIX)

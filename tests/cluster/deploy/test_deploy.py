@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-
 from jsonschema import ValidationError
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config

@@ -7,7 +7,6 @@ import subprocess
 
 import click
 import pytest
-
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr as autoscaler_config,
 )

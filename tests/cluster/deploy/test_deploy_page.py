@@ -9,7 +9,6 @@ import shlex
 import click
 import pytest
 import tyro
-
 from ray.dashboard.modules.job.cli import submit
 from ray.scripts.scripts import cli as ray_commands
 

@@ -3,6 +3,7 @@
 After an upgrade of torch, `tests/cluster/test_torch_internals.py` says which one is missing.
 """
 
+import socket
 from datetime import timedelta
 from typing import Any, Final
 
@@ -22,6 +23,28 @@ PRIVATE_NAMES: Final = (
     "nn.modules.batchnorm._BatchNorm",
 )
 """Names below `torch` without a promise of stability."""
+
+
+def open_tcp_store(host: str, timeout: timedelta) -> tuple[Any, int]:
+    """Open a store of torch on a free port of `host`; return both.
+
+    Without a socket of ours it would listen on every address of the machine.
+    """
+    listener = socket.create_server((host, 0), family=_family(host))
+    port: int = listener.getsockname()[1]
+    store = dist.TCPStore(
+        host,
+        port,
+        is_master=True,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+    return store, port
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def open_gloo(store: Any, rank: int, world: int, host: str, timeout: timedelta) -> Any:

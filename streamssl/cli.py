@@ -32,6 +32,7 @@ from rich.console import Console
 from shards.access import explain_denied
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
 from shards.redaction import notes
+from streamssl.terminal import TerminalConsole, escape_warnings, print_error
 
 _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
 
@@ -41,20 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Without soft wrap a pipe would get lines that are broken at an assumed width; with markup a
     # folder called 'data [v2]' would be shown as 'data '.
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = TerminalConsole(highlight=False, soft_wrap=True, markup=False)
+    escape_warnings()
     try:
         return _dispatch(arguments, console)
     except StreamSSLError as error:
         for line in (str(error), *notes(error)):
-            print(f"streamssl: {line}", file=sys.stderr)
+            print_error(line)
         if isinstance(error, StreamStopped):
             return _INTERRUPTED
         return _USER_ERROR if isinstance(error, UserError) else 1
     except PermissionError as error:
-        print(f"streamssl: {explain_denied(error)}", file=sys.stderr)
+        print_error(explain_denied(error))
         return _USER_ERROR
     except KeyboardInterrupt:
-        print("streamssl: interrupted", file=sys.stderr)
+        print_error("interrupted")
         return _INTERRUPTED
     except BrokenPipeError:
         if not _output_is_closed():
@@ -277,7 +279,7 @@ def _prepare_ray(cluster: str) -> None:
         from cluster.ray_access import access_warnings
 
         for line in access_warnings(cluster):
-            print(f"streamssl: {line}", file=sys.stderr)
+            print_error(line)
 
 
 @contextlib.contextmanager

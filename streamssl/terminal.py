@@ -1,0 +1,49 @@
+"""Terminal: text from files, shards and other machines is shown, and never obeyed.
+
+Names of members, keys and messages of stores may hold control characters. A terminal would act on
+them: change its title, overwrite lines, answer into the shell.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any, Final
+
+from rich.console import Console, RenderableType
+from rich.segment import Segment
+
+# Controls of ASCII and Latin-1 except tab and newline, and marks that reverse the order of a line.
+_OBEYED: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return `text` with an escape such as \\x1b in the place of each control character."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class TerminalConsole(Console):
+    """Console that shows control characters of what it prints as escapes."""
+
+    def render(self, renderable: RenderableType, options: Any = None) -> Iterable[Segment]:
+        """See `rich.console.Console`, which adds its own colours later."""
+        for part in super().render(renderable, options):
+            yield part if part.control else Segment(printable(part.text), part.style)
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Formatter of warnings that no handler took."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def print_error(text: str) -> None:
+    """Print a line about an error."""
+    print(f"streamssl: {printable(text)}", file=sys.stderr)
+
+
+def escape_warnings() -> None:
+    """Show control characters in warnings of libraries, too."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_PrintableFormatter())

@@ -39,8 +39,8 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def print_error(text: str) -> None:
-    """Print a line about an error."""
-    print(f"streamssl: {printable(text)}", file=sys.stderr)
+    """Write a line about an error to the error output."""
+    sys.stderr.write(f"streamssl: {printable(text)}\n")
 
 
 def escape_warnings() -> None:

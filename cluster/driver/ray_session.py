@@ -8,11 +8,14 @@ never share a name.
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import ray
@@ -30,6 +33,7 @@ from shards.errors import ConfigError
 NAMESPACE: Final = "streamssl-"  # prefix of the namespaces of all runs
 _LOOPBACK = "127.0.0.1"
 _CONNECT_SECONDS = 10.0
+_MAX_FOLDER_BYTES: Final = 40  # the path of a socket has 107 bytes at most, and Ray adds 66
 
 
 @contextmanager
@@ -39,8 +43,8 @@ def ray_session(address: str, num_cpus: int, max_bytes: int) -> Iterator[None]:
     A Ray that is started here has `num_cpus` actors of one core, room for objects of `max_bytes`,
     and is reachable from this machine only. Raises ConfigError if there is no such cluster.
     """
-    with worker_output_to(_log), _access(address):
-        _connect(address, num_cpus, max_bytes)
+    with worker_output_to(_log), _access(address), _folder(address) as folder:
+        _connect(address, num_cpus, max_bytes, folder=folder)
         try:
             yield
         finally:
@@ -51,7 +55,7 @@ def ray_session(address: str, num_cpus: int, max_bytes: int) -> Iterator[None]:
 def joined_ray(address: str, namespace: str | None = None) -> Iterator[None]:
     """Connect to a running Ray as an observer. Raises ConfigError if there is none."""
     with worker_output_to(_log), _access(address):
-        _connect(address, 0, 0, namespace)
+        _connect(address, namespace=namespace)
         try:
             yield
         finally:
@@ -71,7 +75,42 @@ def count_gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None = None) -> None:
+@contextmanager
+def _folder(address: str) -> Iterator[str | None]:
+    """Make a private folder for the sockets, logs and spilled objects of a Ray that starts here.
+
+    Ray lets every user write into its own folders: another user could take the place of a socket,
+    and answer with objects of his own. The folder is removed unless the run failed.
+    """
+    if address != "local":
+        yield None
+        return
+    place = os.environ.get("RAY_TMPDIR") or "/tmp"
+    try:
+        folder = tempfile.mkdtemp(prefix="streamssl-", dir=place)
+    except OSError as error:
+        raise ConfigError(
+            f"Ray has no place for its sockets and logs in {place} ({error.strerror}); name a "
+            "folder that you can write to: export RAY_TMPDIR=FOLDER"
+        ) from error
+    if len(os.fsencode(folder)) > _MAX_FOLDER_BYTES:
+        Path(folder).rmdir()
+        raise ConfigError(
+            f"RAY_TMPDIR={place!r} is too long for paths of sockets; name a folder whose path has "
+            "at most 20 characters: export RAY_TMPDIR=FOLDER"
+        )
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _connect(
+    address: str,
+    num_cpus: int = 0,
+    max_bytes: int = 0,
+    *,
+    namespace: str | None = None,
+    folder: str | None = None,
+) -> None:
     options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
     options["namespace"] = namespace or f"{NAMESPACE}{secrets.token_hex(8)}"
     if address == "local":
@@ -80,6 +119,7 @@ def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None 
             "object_store_memory": int(1.25 * max_bytes) + (256 << 20),
             "include_dashboard": False,
             "_node_ip_address": _LOOPBACK,
+            "_temp_dir": folder,
         }
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:

@@ -39,7 +39,7 @@ def check_options(config: BackboneConfig) -> None:
 
 
 def _check_sizes(config: BackboneConfig, name: str, value: Any) -> None:
-    """Raise ConfigError for a network that no machine could hold, or that takes minutes to build."""
+    """Raise ConfigError for a network that no machine holds, or that takes minutes to build."""
     numbers = list(_numbers(value))
     too_large = f"at most {_MAX_NUMBER:,} is possible"
     if len(numbers) > _MAX_ENTRIES:

@@ -23,7 +23,7 @@ from shards.ownership import can_be_ours, owner_name
 
 OPEN_PAGES: Final = frozenset({"/metrics", "/sd", "/healthz"})
 HEALTH_PAGE: Final = "/healthz"  # says nothing, and is open everywhere
-_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _PREFIX: Final = "Bearer "
 _NO_SOCKET: Final = "0"  # inode of a connection that its process has closed

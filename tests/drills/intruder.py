@@ -75,7 +75,7 @@ def against_ports(ports: list[list[Any]]) -> Iterator[dict[str, str]]:
     for role, host, port in ports:
         url = f"http://{host}:{port}"
         for method, path in (("GET", "/"), ("POST", "/get_or_create_runtime_env")):
-            yield attempt(f"{method} {path} of {role}", lambda m=method, p=path: fetch(url + p, m))
+            yield attempt(f"{method} {path} of {role}", lambda u=url + path, m=method: fetch(u, m))
         yield attempt(f"bytes to {role}", lambda h=host, p=port: _send_bytes(h, p))
 
 

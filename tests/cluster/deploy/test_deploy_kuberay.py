@@ -187,6 +187,9 @@ def test_the_ports_to_scrape_are_named(spec):
     [sidecar] = spec["headGroupSpec"]["template"]["spec"]["initContainers"]
     assert sidecar["restartPolicy"] == "Always"  # what makes it a sidecar
     assert [port["containerPort"] for port in sidecar["ports"]] == [9464]
+    # Pages with names and images answer the user of the run only.
+    user = spec["headGroupSpec"]["template"]["spec"]["securityContext"]["runAsUser"]
+    assert sidecar["securityContext"]["runAsUser"] != user
 
 
 def test_the_command_line_of_the_job_is_valid():

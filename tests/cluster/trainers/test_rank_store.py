@@ -18,8 +18,9 @@ INTRUDE = """
 import sys
 from datetime import timedelta
 import torch.distributed as dist
+second = timedelta(seconds=1)
 try:
-    store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False, timeout=timedelta(seconds=1))
+    store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False, timeout=second)
     store.set("g1/here", "99")
     print("let in", store.list_keys())
 except Exception as error:

@@ -19,7 +19,7 @@ from cluster.protocol.run_status import Status
 from cluster.protocol.status_json import status_to_json
 from shards.errors import ConfigError
 
-_ANSWER_SECONDS = 10.0
+_ANSWER_SECONDS = 5.0
 _JSON = "application/json"
 
 

@@ -135,8 +135,10 @@ class _PageHandler(BaseHTTPRequestHandler):
     def _answer(self, method: str) -> None:
         address = urlsplit(self.path)
         server = self.connection.getsockname()[:2]
-        refused = self.access.refusal(address.path, self.headers, self.client_address, server)
-        if not refused and method and not self.access.has_token(self.headers):
+        headers = {name: self.headers.get(name, "") for name in ("Host", "Authorization")}
+        client = self.client_address[:2]
+        refused = self.access.refusal(address.path, headers, client, server)
+        if not refused and method and not self.access.has_token(headers):
             refused = "only commands of the run's own user change something"
         page = self.pages.get(method + address.path)
         if refused:

@@ -53,7 +53,7 @@ class PageAccess:
             return ""
         if path == HEALTH_PAGE:
             return ""
-        if not ipaddress.ip_address(self.host).is_loopback:
+        if not (_is_address(self.host) and ipaddress.ip_address(self.host).is_loopback):
             return (
                 "this page needs the token of the cluster: curl --header @FILE, where FILE has the "
                 "line `Authorization: Bearer TOKEN`"

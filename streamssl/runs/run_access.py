@@ -1,9 +1,10 @@
 """Access of commands to a run that trains: its address and token, in a file of its user alone."""
 
 import json
+import logging
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from shards.errors import ConfigError
 from shards.ownership import read_own, write_private
 from streamssl.runs.file_names import ACCESS
 
+_log = logging.getLogger(__name__)
 _START = "start it with `streamssl pretrain`, or name another folder"
 
 
@@ -28,11 +30,17 @@ class RunAccess:
 def open_to_commands(run: Path, address: str, token: str) -> Iterator[None]:
     """Let commands of this user find the server of a run while the context lasts."""
     path = run / ACCESS
-    write_private(path, json.dumps(asdict(RunAccess(address, token, socket.gethostname()))))
+    try:
+        write_private(path, json.dumps(asdict(RunAccess(address, token, socket.gethostname()))))
+    except OSError as error:
+        _log.warning(
+            "%s cannot be written (%s): `streamssl status` will not find the run", path, error
+        )
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder may be gone
+            path.unlink()
 
 
 def read_access(run: Path) -> RunAccess:

@@ -99,24 +99,31 @@ def check_found(address: str) -> None:
     Ray finds clusters by a file in /tmp and by the command lines of all processes: any user can
     write both, and would then run code in this process.
     """
-    owners = {
-        path.stat().st_uid
+    found = [
+        _users(path)
         for path in _PROCESSES.glob("[0-9]*")
-        if f"--gcs-address={address}" in _words(path)
-    }
-    if owners and not any(map(can_be_ours, owners)):
+        if f"--gcs-address={address}" in _read(path / "cmdline").split("\0")
+    ]
+    if found and not any(users and all(map(can_be_ours, users)) for users in found):
+        owner = next((user for users in found for user in users if not can_be_ours(user)), -1)
         raise ConfigError(
-            f"the Ray that was found at {address} belongs to {owner_name(min(owners))}, who could "
+            f"the Ray that was found at {address} belongs to {owner_name(owner)}, who could "
             f"run code as you: if you trust this user, name it with RAY_ADDRESS={address}; "
             "--cluster local starts a Ray of your own"
         )
 
 
-def _words(process: Path) -> list[str]:
+def _users(process: Path) -> set[int]:
+    """Return the users whose rights a process has or had: a program may have those of root."""
+    lines = _read(process / "status").splitlines()
+    return {int(word) for line in lines if line.startswith("Uid:") for word in line.split()[1:]}
+
+
+def _read(path: Path) -> str:
     try:
-        return (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        return path.read_bytes().decode(errors="replace")
     except OSError:  # it ended, or is hidden
-        return []
+        return ""
 
 
 def _mode() -> str:

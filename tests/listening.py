@@ -6,6 +6,9 @@ from pathlib import Path
 import psutil
 
 _ROLES = {
+    "autoscaler/v2/monitor": "autoscaler of Ray",
+    "_private/monitor": "autoscaler of Ray",
+    "RuntimeEnvAgent": "runtime_env agent of Ray",
     "ray::Trainer": "trainer",
     "ray::Reader": "reader",
     "ray::Control": "control",
@@ -16,7 +19,7 @@ _ROLES = {
     "dashboard/agent": "dashboard agent of Ray",
     "log_monitor": "log monitor of Ray",
     "dashboard/dashboard": "dashboard of Ray",
-    "streamssl": "driver",
+    "streamssl.cli": "driver",
 }
 
 
@@ -41,7 +44,8 @@ def listeners(pid: int) -> list[Listener]:
             role = _role(" ".join(process.cmdline()))
             for one in process.net_connections("tcp"):
                 if one.status == psutil.CONN_LISTEN:
-                    found.add(Listener(role, one.laddr.ip, one.laddr.port))
+                    address = one.laddr.ip.removeprefix("::ffff:")  # IPv4 at a socket of IPv6
+                    found.add(Listener(role, address, one.laddr.port))
         except psutil.Error:  # it ended
             continue
     return sorted(found)

@@ -1,4 +1,4 @@
-"""Another user of this machine: commands and scripts that run as `nobody`."""
+"""Another user of this machine: scripts that do what they do as `nobody`."""
 
 import os
 import subprocess
@@ -14,22 +14,25 @@ needs_root = pytest.mark.skipif(
 )
 
 
-def as_nobody(*command: object, seconds: float = 60.0, **env: str) -> subprocess.CompletedProcess:
-    """Run a command as a user without any right, and return its result."""
+def become_nobody() -> None:
+    """Give up all rights. Called after all imports: the interpreter may be in a home folder."""
+    "localhost".encode("idna")  # imports a module that connections need
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+
+
+def as_nobody(
+    *words: object, seconds: float = 60.0, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these words, which call `become_nobody`, and return the result."""
+    variables = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [str(word) for word in command],
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=[],
+        [sys.executable, *map(str, words)],
         cwd="/",
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(ROOT), **env},
+        env=variables | env,
         capture_output=True,
         text=True,
         timeout=seconds,
         check=False,
     )
-
-
-def python_as_nobody(script: str, *arguments: object, **env: str) -> subprocess.CompletedProcess:
-    """Run a script of Python as `nobody`."""
-    return as_nobody(sys.executable, "-c", script, *arguments, **env)

@@ -114,11 +114,16 @@ class RankStore(dist.Store):
         super().__init__()
         place, _, secret = address.partition("/")
         host, _, port = place.rpartition(":")
-        connection = socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECONDS)
-        connection.settimeout(_HANDSHAKE_SECONDS)
         self._address, self._prefix = address, prefix
         self._lock = threading.Lock()
-        self._channel = RankChannel(connection, secret, is_server=False)
+        connection = socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECONDS)
+        connection.settimeout(_HANDSHAKE_SECONDS)
+        try:
+            self._channel = RankChannel(connection, secret, is_server=False)
+        except OSError:
+            connection.close()
+            raise
+        weakref.finalize(self, self._channel.close)
 
     def set(self, key: str, value: bytes | str) -> None:
         data = value.encode() if isinstance(value, str) else bytes(value)

@@ -86,12 +86,16 @@ def test_an_unknown_mode_is_refused(monkeypatch):
 @needs_root
 def test_a_ray_of_another_user_is_not_joined_unasked():
     """Ray finds clusters by command lines, which every user can choose."""
-    command = [sys.executable, "-c", "input()", "--gcs-address=192.0.2.1:6379"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, user=NOBODY, group=NOBODY) as fake:
+    script = "import os, sys; os.setuid(int(sys.argv[1])); print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    command = [sys.executable, "-c", script, str(NOBODY), "--gcs-address=192.0.2.1:6379"]
+    with subprocess.Popen(command, **pipes) as fake:
+        fake.stdout.readline()
         with pytest.raises(ConfigError, match=r"192\.0\.2\.1:6379 belongs to user nobody, who cou"):
             check_found("192.0.2.1:6379")
         check_found("192.0.2.1:6380")
-        with subprocess.Popen(command, stdin=subprocess.PIPE) as ours:
+        with subprocess.Popen([*command[:3], "0", *command[4:]], **pipes) as ours:
+            ours.stdout.readline()
             check_found("192.0.2.1:6379")
             ours.communicate(b"\n")
         fake.communicate(b"\n")

@@ -15,6 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray._raylet import GcsClient
+
+from tests.other_user import become_nobody
+
 _SECONDS = 20
 
 
@@ -52,8 +57,6 @@ def fetch(url: str, method: str = "GET", **headers: str) -> str:
 
 def against_ray(address: str) -> Iterator[dict[str, str]]:
     """Try to write into the tables of a Ray, to read them, and to run code in it."""
-    import ray
-    from ray._raylet import GcsClient
 
     def put() -> object:
         return GcsClient(address).internal_kv_put(b"intruder", b"x", True, b"fun", timeout=5)
@@ -117,6 +120,7 @@ def _connect(path: Path) -> str:
 def main() -> None:
     """Try everything against the targets."""
     targets = json.loads(sys.argv[1])
+    become_nobody()
     found = list(against_page(targets["page"])) if targets.get("page") else []
     found += against_files(targets.get("files", []))
     found += against_ports(targets.get("ports", []))

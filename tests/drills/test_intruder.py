@@ -28,8 +28,7 @@ GUESSES = ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_T
 
 def attacked(targets: dict[str, Any], **env: str) -> list[dict[str, str]]:
     """Return what came of each attempt of an intruder."""
-    command = (sys.executable, "-m", "tests.drills.intruder", json.dumps(targets))
-    done = as_nobody(*command, seconds=300, **env)
+    done = as_nobody("-m", "tests.drills.intruder", json.dumps(targets), seconds=300, **env)
     assert done.returncode == 0, done.stdout + done.stderr
     found: list[dict[str, str]] = json.loads(done.stdout.splitlines()[-1])
     for one in found:

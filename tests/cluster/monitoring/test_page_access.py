@@ -7,7 +7,7 @@ import pytest
 
 from cluster.monitoring.http_server import HttpResponse, HttpServer
 from cluster.monitoring.page_access import OPEN_PAGES, PageAccess, host_name
-from tests.other_user import needs_root, python_as_nobody
+from tests.other_user import as_nobody, needs_root
 
 TOKEN = "f" * 64
 SECRET = "images of the user"
@@ -17,6 +17,8 @@ PAGES = {
 }
 ASK = """
 import sys, urllib.request
+from tests.other_user import become_nobody
+become_nobody()
 for url in sys.argv[1:]:
     try:
         print(urllib.request.urlopen(url, timeout=10).read().decode())
@@ -113,7 +115,7 @@ def test_idle_connections_do_not_keep_others_out(server):
 def test_another_user_of_the_machine_reads_numbers_only(server):
     """The loopback address is open to every user of a shared machine."""
     paths = ("/", "/state", "/gallery", "/stacks", "/metrics")
-    done = python_as_nobody(ASK, *(f"http://{server.address}{path}" for path in paths))
+    done = as_nobody("-c", ASK, *(f"http://{server.address}{path}" for path in paths))
     *refused, numbers = done.stdout.replace("\n\n", "\n").splitlines()
     assert len(refused) == 4 and numbers == SECRET, done.stdout + done.stderr
     assert all(line.startswith("403 this page is for user root alone") for line in refused)

@@ -11,13 +11,15 @@ import torch.distributed as dist
 from cluster.torch_internals import open_tcp_store
 from cluster.trainers.rank_channel import ChannelRefused, RankChannel
 from cluster.trainers.rank_store import RankStore, RankStoreServer
-from tests.other_user import needs_root, python_as_nobody
+from tests.other_user import as_nobody, needs_root
 
 # What an intruder could try who knows the port: torch's own client, and bytes.
 INTRUDE = """
 import sys
 from datetime import timedelta
 import torch.distributed as dist
+from tests.other_user import become_nobody
+become_nobody()
 second = timedelta(seconds=1)
 try:
     store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False, timeout=second)
@@ -43,7 +45,7 @@ def test_ranks_share_keys_and_wait_for_each_other(server):
     one.set("a", b"\x00\xff")
     assert two.get("a") == b"\x00\xff" and not other.check(["a"])
     assert (one.add("n", 1), two.add("n", 2), other.add("n", 5)) == (1, 3, 5)
-    with pytest.raises(dist.DistStoreError, match="no rank has set g1"):
+    with pytest.raises(dist.DistStoreError, match="no rank has set b"):
         one.wait(["b"], timedelta(milliseconds=20))
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(one.wait, ["b", "c"], timedelta(seconds=30))
@@ -101,32 +103,41 @@ def test_a_released_server_ends_its_thread():
         socket.create_connection(("127.0.0.1", port), 1).close()
 
 
-def channels(first: str, second: str) -> tuple[RankChannel, RankChannel]:
-    ends = socket.socketpair()
-    with ThreadPoolExecutor(2) as threads:
-        made = threads.map(
-            lambda end, secret, is_server: RankChannel(end, secret, is_server=is_server),
-            ends,
-            (first, second),
-            (True, False),
-        )
-        return tuple(made)
+@pytest.fixture
+def talk():
+    """Return a function that makes both ends of a conversation."""
+    made: list[RankChannel] = []
+
+    def make():
+        ends = socket.socketpair()
+        with ThreadPoolExecutor(2) as threads:
+            found = threads.map(
+                lambda end, is_server: RankChannel(end, "s", is_server=is_server),
+                ends,
+                (True, False),
+            )
+            made.extend(found)
+        return made[-2:]
+
+    yield make
+    for one in made:
+        one.close()
 
 
-def test_messages_cannot_be_changed_repeated_or_turned_round():
+def test_messages_cannot_be_changed_repeated_or_turned_round(talk):
     """Somebody between two nodes would set keys with the messages of a rank."""
-    server, client = channels("s", "s")
+    server, client = talk()
     client.send({"a": 1})
     assert server.receive() == {"a": 1}
     lines = []
     client._send_line = lines.append
     client.send({"b": 2})
     for forged in (lines[0].replace(b"2", b"3"), lines[0][:-1], b"", b"0" * 64 + lines[0][64:]):
-        server, client = channels("s", "s")
+        server, client = talk()
         client._send_line(forged)
         with pytest.raises(ChannelRefused):
             server.receive()
-    server, client = channels("s", "s")
+    server, client = talk()
     client.send({"a": 1})
     server._send_line(server._read_line())  # back to where it came from
     with pytest.raises(ChannelRefused):
@@ -136,6 +147,6 @@ def test_messages_cannot_be_changed_repeated_or_turned_round():
 @needs_root
 def test_a_client_of_torch_that_another_user_runs_is_refused(server):
     """It would read and set the addresses at which ranks find each other."""
-    done = python_as_nobody(INTRUDE, port_of(server))
+    done = as_nobody("-c", INTRUDE, port_of(server))
     assert done.stdout.startswith("refused"), done.stdout + done.stderr
     assert RankStore(server.address, "g1").num_keys() == 0

@@ -25,7 +25,7 @@ class Trap:
     """An object whose unpickling would run code."""
 
     def __reduce__(self):
-        return os.mkdir, (os.environ["TRAP"],)
+        return os.system, ('mkdir "$TRAP"',)
 
 
 def write_access(folder, **changes):

@@ -9,10 +9,28 @@ from typing import Any, Final
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch.distributed import (  # type: ignore[attr-defined]
+    PrefixStore,
+    ProcessGroup,
+    Store,
+    TCPStore,
+)
 from torch.nn.modules import _functions
 
+__all__ = [
+    "PRIVATE_NAMES",
+    "PrefixStore",
+    "Store",
+    "TCPStore",
+    "open_gloo",
+    "open_nccl",
+    "open_tcp_store",
+    "set_timeout",
+    "sync_batch_norm",
+]
+
 PRIVATE_NAMES: Final = (
+    "distributed.Store",
     "distributed.PrefixStore",
     "distributed.TCPStore",
     "distributed.ProcessGroupGloo._Options",
@@ -32,7 +50,7 @@ def open_tcp_store(host: str, timeout: timedelta) -> tuple[Any, int]:
     """
     listener = socket.create_server((host, 0), family=_family(host))
     port: int = listener.getsockname()[1]
-    store = dist.TCPStore(
+    store = TCPStore(
         host,
         port,
         is_master=True,

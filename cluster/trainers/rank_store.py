@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import torch.distributed as dist
 
+from cluster.torch_internals import Store
 from cluster.trainers.rank_channel import RankChannel
 
 _PROBE_SECONDS: Final = 2.0
@@ -102,7 +103,7 @@ class _Serve:
             return len(self._values)
 
 
-class RankStore(dist.Store):
+class RankStore(Store):
     """Client of a server, in the form of torch's own stores. Keys of two prefixes never meet.
 
     Whoever passes it to torch must hold it as long as torch does. Methods are called from threads
@@ -148,7 +149,7 @@ class RankStore(dist.Store):
     def check(self, keys: list[str]) -> bool:
         return bool(self._ask("check", keys))
 
-    def wait(self, keys: list[str], timeout: timedelta = _TIMEOUT) -> None:  # type: ignore[override]
+    def wait(self, keys: list[str], timeout: timedelta = _TIMEOUT) -> None:
         if not self._ask("wait", keys, seconds=timeout.total_seconds()):
             raise dist.DistStoreError(f"no rank has set {keys[0]}")
 

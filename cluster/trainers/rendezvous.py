@@ -20,7 +20,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cluster.protocol.messages import Doing
-from cluster.torch_internals import open_gloo, open_nccl, open_tcp_store, set_timeout
+from cluster.torch_internals import (
+    PrefixStore,
+    TCPStore,
+    open_gloo,
+    open_nccl,
+    open_tcp_store,
+    set_timeout,
+)
 from cluster.trainers.rank_store import RankStore, RankStoreServer
 
 Backend = Literal["gloo", "nccl"]
@@ -202,8 +209,8 @@ def _device_stores(store: Any, info: RankInfo, host: str, timeout: timedelta) ->
         store.set("device", f"{host}|{port}|{prefix}")
     else:
         address, port, prefix = store.get("device").decode().split("|")
-        found = dist.TCPStore(address, int(port), is_master=False, timeout=timeout)
-    return [found, dist.PrefixStore(prefix, found)]
+        found = TCPStore(address, int(port), is_master=False, timeout=timeout)
+    return [found, PrefixStore(prefix, found)]
 
 
 def _await_all(store: Any, info: RankInfo, watch: GenerationWatch) -> None:

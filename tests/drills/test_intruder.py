@@ -22,6 +22,7 @@ from tests.ray_clusters import ray_cluster
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 CONFIG = endless()
+_OPEN = "autoscaler of Ray"  # numbers, as docs/security.md says
 # Environments of an intruder: Ray without a token, and with a wrong one.
 GUESSES = ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
 
@@ -44,6 +45,14 @@ def check_all_refused(found: list[dict[str, str]]) -> None:
 def gcs_of(found: list[Listener]) -> str:
     [gcs, *_] = [one for one in found if one.role == "gcs_server of Ray"]
     return f"{gcs.address}:{gcs.port}"
+
+
+def token_of(run: Run) -> str:
+    """Return the token of a local Ray, from the environment of its processes."""
+    children = psutil.Process(run.process.pid).children(recursive=True)
+    tokens = {child.environ().get("RAY_AUTH_TOKEN", "") for child in children}
+    [token] = tokens - {""}
+    return token
 
 
 def private_files(run: Run) -> list[str]:
@@ -74,10 +83,14 @@ def test_a_run_on_a_local_ray_refuses_another_user(shards_folder: Path, tmp_path
         ports = [[one.role, one.address, one.port] for one in found]
         page = read_access(out).address
         is_of_driver = {int(page.rpartition(":")[2])}
-        others = [port for port in ports if port[2] not in is_of_driver]
+        others = [port for port in ports if port[2] not in is_of_driver and port[0] != _OPEN]
         check_all_refused(attacked({"page": page, "files": private_files(run)}))
         for guess in GUESSES:
             check_all_refused(attacked({"ray": gcs_of(found), "ports": others}, **guess))
+        # The attack itself works: only the token is in its way.
+        known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_of(run)}
+        [put, keys, _] = attacked({"ray": gcs_of(found)}, **known)
+        assert put["got"] and keys["got"]
         step = run.last_step
         run.wait_for_step(step + 5)
         asked = subprocess.run(

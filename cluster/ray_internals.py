@@ -24,6 +24,7 @@ __all__ = [
     "ClusterStatus",
     "NodeInfo",
     "RayNode",
+    "ask_tables",
     "bootstrap_address",
     "draining_nodes",
     "local_addresses_allowed",
@@ -63,6 +64,14 @@ def read_authentication() -> None:
     """
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
+
+
+def ask_tables(address: str, timeout_seconds: float) -> None:
+    """Ask the tables of a Ray for anything. Raises AuthenticationError for a wrong token.
+
+    `ray.init` itself would try again for minutes.
+    """
+    GcsClient(address).internal_kv_keys(b"", b"", timeout=timeout_seconds)
 
 
 def bootstrap_address(address: str) -> str:

@@ -23,6 +23,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 from cluster.ray_access import check_found, ray_variables, refusal
 from cluster.ray_internals import (
+    ask_tables,
     bootstrap_address,
     local_addresses_allowed,
     read_authentication,
@@ -157,9 +158,13 @@ def _log(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - c
 
 
 def _check_listening(address: str) -> None:
-    """Raise OSError if nothing listens at an address: Ray itself would try for 15 minutes."""
+    """Raise OSError if nothing listens at an address, RayError if it refuses the token.
+
+    Ray itself would try for 15 minutes.
+    """
     found = bootstrap_address(address)
     if address == "auto" and not os.environ.get("RAY_ADDRESS"):
         check_found(found)
     host, _, port = found.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    ask_tables(found, _CONNECT_SECONDS)

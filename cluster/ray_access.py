@@ -84,6 +84,16 @@ def read_token() -> str:
         return ""
 
 
+def place_of_folders() -> str:
+    """Return the folder for the private folders of Rays that start here."""
+    return os.environ.get("RAY_TMPDIR") or "/tmp"
+
+
+def is_named(address: str) -> bool:
+    """Return True if the user names the cluster, False if Ray has to find one."""
+    return address != "auto" or bool(os.environ.get("RAY_ADDRESS"))
+
+
 def refusal(address: str) -> ConfigError:
     """Return the error for a cluster that refused the token."""
     found = f"${TOKEN}" if os.environ.get(TOKEN) else str(_token_file())

@@ -21,7 +21,13 @@ from typing import Any, Final
 import ray
 from ray.exceptions import AuthenticationError, RayError
 
-from cluster.ray_access import check_found, ray_variables, refusal
+from cluster.ray_access import (
+    check_found,
+    is_named,
+    place_of_folders,
+    ray_variables,
+    refusal,
+)
 from cluster.ray_internals import (
     ask_tables,
     bootstrap_address,
@@ -86,7 +92,7 @@ def _folder(address: str) -> Iterator[str | None]:
     if address != "local":
         yield None
         return
-    place = os.environ.get("RAY_TMPDIR") or "/tmp"
+    place = place_of_folders()
     try:
         folder = tempfile.mkdtemp(prefix="streamssl-", dir=place)
     except OSError as error:
@@ -163,7 +169,7 @@ def _check_listening(address: str) -> None:
     Ray itself would try for 15 minutes.
     """
     found = bootstrap_address(address)
-    if address == "auto" and not os.environ.get("RAY_ADDRESS"):
+    if not is_named(address):
         check_found(found)
     host, _, port = found.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._raylet import GcsClient
 
+from cluster.ray_internals import GcsClient
 from tests.other_user import become_nobody
 
 _SECONDS = 20

@@ -96,6 +96,11 @@ def is_named(address: str) -> bool:
 
 def refusal(address: str) -> ConfigError:
     """Return the error for a cluster that refused the token."""
+    if _mode() == _DISABLED:
+        return ConfigError(
+            f"the Ray at {address!r} refuses calls without a token, and {MODE}={_DISABLED} sends "
+            f"none: unset {MODE}, and name the token of that cluster by {TOKEN_FILE}=FILE"
+        )
     found = f"${TOKEN}" if os.environ.get(TOKEN) else str(_token_file())
     return ConfigError(
         f"the Ray at {address!r} refuses the token in {found}; put the token of that cluster into "

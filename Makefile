@@ -11,8 +11,11 @@ PEERS := .venv-peers
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest --durations 20 --durations-min 1
 SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
-# Loopback Ray clusters made by tests need no token; stating it keeps Ray from writing one.
-export RAY_AUTH_MODE ?= disabled
+# Every Ray takes calls with a token only: a run makes its own, tests and benchmarks share this one.
+export RAY_AUTH_MODE ?= token
+ifndef RAY_AUTH_TOKEN
+export RAY_AUTH_TOKEN := $(shell od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+endif
 export RAY_USAGE_STATS_ENABLED ?= 0
 # Compiled modules are kept: without them every process compiles torch anew, which takes ten seconds.
 unexport PYTHONDONTWRITEBYTECODE

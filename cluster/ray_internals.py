@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
-from ray._common.utils import get_default_ray_temp_dir, get_system_memory
+from ray._common.utils import get_system_memory
 from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 from ray._private.node import Node as RayNode
 from ray._private.state import state
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.v2.schema import ClusterStatus, NodeInfo, Stats
 from ray.autoscaler.v2.utils import ClusterStatusParser
 from ray.core.generated import autoscaler_pb2
@@ -28,6 +28,7 @@ __all__ = [
     "ClusterStatus",
     "NodeInfo",
     "RayNode",
+    "ask_tables",
     "bootstrap_address",
     "draining_nodes",
     "end_processes_at_once",
@@ -36,8 +37,8 @@ __all__ = [
     "may_be_slow",
     "may_listen_widely",
     "memory_for_ray",
-    "ray_folder",
     "raylet_of_driver",
+    "read_authentication",
     "read_cluster_status",
     "request_drain",
     "worker_output_to",
@@ -67,6 +68,23 @@ def request_drain(address: str, node: str, deadline_ms: int, reason: str) -> tup
     return GcsClient(address).drain_node(node, preemption, reason, deadline_ms)
 
 
+def read_authentication() -> None:
+    """Let this process read the variables of its environment about tokens again.
+
+    Ray reads them once, when it is imported, and keeps the token.
+    """
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def ask_tables(address: str, timeout_seconds: float) -> None:
+    """Ask the tables of a Ray for anything. Raises AuthenticationError for a wrong token.
+
+    `ray.init` itself would try again for minutes.
+    """
+    GcsClient(address).internal_kv_keys(b"", b"", timeout=timeout_seconds)
+
+
 def bootstrap_address(address: str) -> str:
     """Return host:port of the head that Ray would connect to for this address."""
     return services.canonicalize_bootstrap_address_or_die(address)
@@ -75,11 +93,6 @@ def bootstrap_address(address: str) -> str:
 def may_be_slow() -> bool:
     """Return True if the user lets Ray keep a large object store outside of /dev/shm."""
     return bool(ray_constants.env_bool("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", False))
-
-
-def ray_folder() -> Path:
-    """Return the folder in which a Ray that starts now keeps its sessions; see RAY_TMPDIR."""
-    return Path(get_default_ray_temp_dir())
 
 
 def may_listen_widely() -> bool:

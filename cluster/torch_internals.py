@@ -3,15 +3,34 @@
 After an upgrade of torch, `tests/cluster/test_torch_internals.py` says which one is missing.
 """
 
+import socket
 from datetime import timedelta
 from typing import Any, Final
 
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
+from torch.distributed import (  # type: ignore[attr-defined]
+    PrefixStore,
+    ProcessGroup,
+    Store,
+    TCPStore,
+)
 from torch.nn.modules import _functions
 
+__all__ = [
+    "PRIVATE_NAMES",
+    "PrefixStore",
+    "Store",
+    "TCPStore",
+    "open_gloo",
+    "open_nccl",
+    "open_tcp_store",
+    "set_timeout",
+    "sync_batch_norm",
+]
+
 PRIVATE_NAMES: Final = (
+    "distributed.Store",
     "distributed.PrefixStore",
     "distributed.TCPStore",
     "distributed.ProcessGroupGloo._Options",
@@ -22,6 +41,28 @@ PRIVATE_NAMES: Final = (
     "nn.modules.batchnorm._BatchNorm",
 )
 """Names below `torch` without a promise of stability."""
+
+
+def open_tcp_store(host: str, timeout: timedelta) -> tuple[Any, int]:
+    """Open a store of torch on a free port of `host`; return both.
+
+    Without a socket of ours it would listen on every address of the machine.
+    """
+    listener = socket.create_server((host, 0), family=_family(host))
+    port: int = listener.getsockname()[1]
+    store = TCPStore(
+        host,
+        port,
+        is_master=True,
+        timeout=timeout,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+    return store, port
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def open_gloo(store: Any, rank: int, world: int, host: str, timeout: timedelta) -> Any:

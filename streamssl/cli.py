@@ -30,7 +30,8 @@ from rich.console import Console
 from shards.errors import ConfigError, StreamSSLError, StreamStopped, UserError
 from shards.file_systems import explain_failure, is_storage_failure
 from shards.redaction import notes
-from streamssl.commands.signal_handlers import TerminalOutput, stop_on_signals
+from streamssl.commands.signal_handlers import stop_on_signals
+from streamssl.terminal import TerminalConsole, TerminalOutput, escape_warnings, print_error
 
 _OK, _USER_ERROR, _INTERRUPTED = 0, 2, 130
 
@@ -41,12 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Without soft wrap a pipe would get lines that are broken at an assumed width; with markup a
     # folder called 'data [v2]' would be shown as 'data '.
     output = cast(TextIO, TerminalOutput(sys.stdout))
-    console = Console(file=output, highlight=False, soft_wrap=True, markup=False)
+    console = TerminalConsole(file=output, highlight=False, soft_wrap=True, markup=False)
+    escape_warnings()
     try:
         return _dispatch(arguments, console)
     except StreamSSLError as error:
         for line in (str(error), *notes(error)):
-            print(f"streamssl: {line}", file=sys.stderr)
+            print_error(line)
         if isinstance(error, StreamStopped):
             return _INTERRUPTED
         return _USER_ERROR if isinstance(error, UserError) else 1
@@ -55,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         if not (isinstance(error, PermissionError) or is_storage_failure(error)):
             raise
-        print(f"streamssl: {explain_failure(error)}", file=sys.stderr)
+        print_error(explain_failure(error))
         _flush_or_drop()
         return _USER_ERROR
     except KeyboardInterrupt:
-        print("streamssl: interrupted", file=sys.stderr)
+        print_error("interrupted")
         return _INTERRUPTED
 
 
@@ -181,7 +183,7 @@ def _view(arguments: list[str], console: Console) -> int:
 
 def _status(arguments: list[str], console: Console) -> int:
     """Show nodes, actors, rates and decisions of a run on a cluster."""
-    from streamssl.commands.status import find_end, find_place, parse_status, show_status
+    from streamssl.commands.status import find_access, find_end, parse_status, show_status
 
     parsed = parse_status(arguments)
     if end := find_end(parsed):
@@ -189,9 +191,7 @@ def _status(arguments: list[str], console: Console) -> int:
         return _OK
     if parsed.address is not None:
         _prepare_ray(parsed.address)
-    place = find_place(parsed)
-    _prepare_ray_at(place.address)
-    show_status(place, console, watch=parsed.watch)
+    show_status(parsed, find_access(parsed), console)
     return _OK
 
 
@@ -235,9 +235,8 @@ def _hang(arguments: list[str], console: Console) -> int:
 def _drill(fault: Any, arguments: list[str], console: Console) -> int:
     from streamssl.commands.drill import parse_drill, run_drill
 
-    parsed, place = parse_drill(fault, arguments)
-    _prepare_ray_at(place.address)
-    return _OK if run_drill(fault, parsed, place, console) else 1
+    parsed, access = parse_drill(fault, arguments)
+    return _OK if run_drill(fault, parsed, access, console) else 1
 
 
 def _slow_bucket(arguments: list[str], console: Console) -> int:
@@ -285,20 +284,14 @@ _COMMANDS: dict[str, Any] = {
 }
 
 
-def _prepare_ray_at(address: str) -> None:
-    """Settle authentication for the Ray of a run: on the loopback address the run started it."""
-    _prepare_ray("local" if address.startswith("127.0.0.1:") else address)
-
-
 def _prepare_ray(cluster: str) -> None:
-    """Settle Ray's authentication before its import: unset, Ray would write a token file.
-
-    A Ray that is started here listens on the loopback address only. For any other cluster the
-    environment of the user decides.
-    """
-    if cluster == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    """Print who else may call the Ray of a run; called before its import. Raises ConfigError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if cluster != "none":
+        from cluster.ray_access import access_warnings
+
+        for line in access_warnings(cluster):
+            print_error(line)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Settled before Ray is imported: left open, it would write a token into the home directory.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import psutil
@@ -24,6 +22,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster.ray_internals import RayNode, request_drain
+from tests.ray_token import settle_token
 
 # A node that is silent for five seconds is dead. Quicker checks declare busy machines dead.
 QUICK_CHECKS = {
@@ -135,6 +134,7 @@ class RayCluster:
 @contextmanager
 def ray_cluster(*, persistent: bool = False) -> Iterator[RayCluster]:
     """Start a cluster, and end it afterwards. This process is not connected to it."""
+    settle_token()
     # Ray puts its sockets there, and the path of a socket has 107 bytes at most.
     folder = Path(tempfile.mkdtemp(prefix="rc", dir="/tmp"))
     try:

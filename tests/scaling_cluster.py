@@ -19,14 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Settled before Ray is imported: left open, it would write a token into the home directory.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 
 from tests.ray_clusters import QUICK_CHECKS
+from tests.ray_token import settle_token
 
 _HEAD = "f" * 51 + "00000"  # its id in Ray's provider
 _TOKEN = "STREAMSSL_SCALING_CLUSTER"
@@ -180,6 +179,7 @@ def scaling_cluster(
     kinds: Mapping[str, Any], *, idle_seconds: float = 3.0
 ) -> Iterator[ScalingCluster]:
     """Start a cluster, and end it afterwards. This process is not connected to it."""
+    settle_token()
     folder = Path(tempfile.mkdtemp(prefix="rs", dir="/tmp"))
     try:
         cluster = ScalingCluster(folder, kinds, idle_seconds)

@@ -17,7 +17,6 @@ from cluster.actors.node_watch import NodeWatch
 from cluster.control.control_core import ControlCore
 from cluster.control.control_spec import ControlSpec, ControlStart
 from cluster.control.control_status import make_report, make_status
-from cluster.control.run_place import RunPlace, write_place
 from cluster.monitoring.process_pages import ProcessPages
 from cluster.protocol.actor_rpc import CONTROL, StateRef
 from cluster.protocol.broadcast_event import BroadcastEvent
@@ -63,8 +62,6 @@ class Control:
         nodes = NodeWatch()
         self._core = ControlCore(spec, start, nodes, self._changed.set)
         nodes.__enter__()  # until this process ends
-        context = ray.get_runtime_context()
-        write_place(spec.folder, RunPlace(context.gcs_address, context.namespace))
         self._ticking = asyncio.create_task(self._tick_all())
         self._began.set()
         return self._core.term

@@ -1,18 +1,12 @@
-"""Fault drill: breaks a run on purpose, and observes it until it has recovered.
+"""Fault drill: has a run broken on purpose, and observes it until it has recovered.
 
-A task of Ray on the node of the target sends the signal; the run itself knows nothing of drills.
+Imports no Ray: the driver of the run breaks the target, see `fault_injection`.
 """
 
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Final, Literal
-
-import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, Protocol
 
 from cluster.protocol.run_status import Status
 from shards.errors import ConfigError
@@ -39,6 +33,31 @@ class DrillTarget:
     node: str
     pid: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "DrillTarget":
+        """Return the target of `to_json`. Raises KeyError, TypeError, ValueError."""
+        names = tuple(map(str, fields["names"]))
+        if not names:
+            raise ValueError("a target has a name")
+        return cls(names=names, node=str(fields["node"]), pid=int(fields["pid"]))
+
+
+class RunUnderDrill(Protocol):
+    """A run that is broken on purpose."""
+
+    def try_status(self) -> Status | None:
+        """Return the status, None while Control does not answer."""
+
+    def drill(self, fault: str, name: str) -> tuple[DrillTarget, float]:
+        """Break a target; return it, and how long ago that was in seconds."""
+
+    def resume(self, target: DrillTarget) -> None:
+        """End a hang."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrillReport:
@@ -60,77 +79,30 @@ class DrillReport:
     counts: dict[str, int]
 
 
-def choose_target(status: Status, fault: Fault, name: str = "") -> DrillTarget:
-    """Return the named target, or the first that fits. Raises ConfigError."""
-    if fault == "kill-node":
-        return _choose_node(status, name)
-    role = {"kill-reader": "reader", "kill-trainer": "trainer", "hang": ""}[fault]
-    fit = [one for one in status.actors if one.role == role or not role]
-    named = [one for one in fit if one.name == name or not name]
-    if not named:
-        known = ", ".join(one.name for one in fit) or "none"
-        raise ConfigError(f"no {role or 'actor'} {name!r} in this run; there are: {known}")
-    return DrillTarget(names=(named[0].name,), node=named[0].node, pid=named[0].pid)
-
-
-def _choose_node(status: Status, name: str) -> DrillTarget:
-    """Return the node with the most actors, without the head: its loss would end the run."""
-    heads = {node.node for node in status.nodes if node.is_head}
-    found: dict[str, list[str]] = {}
-    for one in status.actors:
-        if one.node not in heads:
-            found.setdefault(one.node, []).append(one.name)
-    fit = [node for node in found if node.startswith(name)]
-    if not fit:
-        known = ", ".join(sorted(found)) or "none"
-        raise ConfigError(
-            f"no node {name!r} that can be spared; besides the head, actors are on: {known}"
-        )
-    node = max(fit, key=lambda node: (len(found[node]), node))
-    return DrillTarget(names=tuple(found[node]), node=node)
-
-
-def inject(target: DrillTarget, fault: Fault) -> Callable[[], None]:
-    """Break the target. Return the function that ends a hang."""
-    if fault == "kill-node":
-        _run_on(target.node, _kill_raylet)
-    elif fault == "hang":
-        _run_on(target.node, _send, target.pid, int(signal.SIGSTOP))
-        return lambda: _run_on(target.node, _send, target.pid, int(signal.SIGCONT))
-    else:
-        _run_on(target.node, _send, target.pid, int(signal.SIGKILL))
-    return lambda: None
-
-
 def drill(
-    read_status: Callable[[], Status | None],
+    run: RunUnderDrill,
     fault: Fault,
     name: str = "",
     *,
     hang_seconds: float = 30.0,
     patience_seconds: float = 180.0,
 ) -> Iterator[str | DrillReport]:
-    """Break a run and observe it; yield a sentence for each change, and the report at the end.
-
-    `read_status` returns None while Control does not answer.
-    """
-    before = read_status()
+    """Break a run and observe it; yield a sentence for each change, and the report at the end."""
+    before = run.try_status()
     if before is None:
         raise ConfigError("the run's Control does not answer; check it with `streamssl status`")
-    target = choose_target(before, fault, name)
+    target, since = run.drill(fault, name)
+    began = time.monotonic() - since
     yield f"{fault}: {', '.join(target.names)} on node {target.node[-8:]}, at step {before.step}"
-    _run_on(target.node, _do_nothing)  # a worker process takes seconds to start
-    began = time.monotonic()
-    resume = inject(target, fault)
     observer = DrillObserver(before, target)
     hangs = fault == "hang"
     while True:
         now = time.monotonic() - began
         if hangs and now >= hang_seconds:
-            resume()
+            run.resume(target)
             hangs = False
             yield f"after {now:.1f} s it continues; if it was given up, its messages are refused"
-        status = read_status()
+        status = run.try_status()
         if status is not None:
             yield from observer.observe(status, now)
         if (observer.is_done and not hangs) or now > patience_seconds:
@@ -207,31 +179,3 @@ class DrillObserver:
 
 def _total(status: Status, name: str) -> float:
     return sum(value for key, value in status.readings.items() if key[0] == name)
-
-
-def _run_on(node: str, function: Callable[..., Any], *arguments: object) -> None:
-    """Run a function on a node. `_kill_raylet` ends the node, so its failure is expected."""
-    place = NodeAffinitySchedulingStrategy(node, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)(function)
-    try:
-        ray.get(task.remote(*arguments), timeout=30)
-    except RayError:
-        if function is not _kill_raylet:
-            raise
-
-
-def _do_nothing() -> None:
-    """Start the worker process that later sends the signal."""
-
-
-def _send(pid: int, number: int) -> None:
-    """Send a signal to a process that may have ended already."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
-
-
-def _kill_raylet() -> None:
-    """Kill the daemon that started this process; everything that it started ends with it."""
-    os.kill(os.getppid(), signal.SIGKILL)

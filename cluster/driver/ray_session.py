@@ -1,7 +1,8 @@
 """Ray session: a connection to Ray while a run lasts, started here or joined.
 
-A Ray that is started here listens on the loopback address only, and ends with the session. Every
-session has a namespace of its own, so that actors of two runs never share a name.
+A Ray that is started here listens on the loopback address only, takes calls with the token of this
+session only, and ends with it. Every session has a namespace of its own, so that actors of two runs
+never share a name.
 """
 
 import logging
@@ -11,19 +12,29 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Final
 
 import ray
-from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
+from ray.exceptions import (
+    AuthenticationError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayError,
+    RayTaskError,
+)
 
+from cluster.driver.ray_folder import private_folder
 from cluster.driver.ray_room import check_store, look_for_room, store_bytes
 from cluster.driver.raylet_watch import RayletWatch
 from cluster.errors import RayLost
+from cluster.ray_access import check_found, is_named, ray_variables, refusal
 from cluster.ray_internals import (
+    ask_tables,
     bootstrap_address,
     end_processes_at_once,
     local_addresses_allowed,
-    ray_folder,
+    read_authentication,
     worker_output_to,
 )
 from shards.errors import ConfigError, StreamSSLError, UserError
@@ -52,23 +63,25 @@ def ray_session(
     under this process dies, before the process ends. Raises ConfigError if there is no such
     cluster, or no room for it here; RayLost and UserError if Ray breaks.
     """
-    if address == "local":
-        own = max_bytes if stream_bytes is None else stream_bytes
-        if warning := check_store(look_for_room(), max_bytes, own):
-            tell(warning)
-    with worker_output_to(_log):
-        _connect(address, num_cpus, max_bytes)
+    with worker_output_to(_log), _access(address), _folder(address) as folder:
+        if folder is not None:
+            own = max_bytes if stream_bytes is None else stream_bytes
+            if warning := check_store(look_for_room(folder), max_bytes, own):
+                tell(warning)
+        _connect(address, num_cpus, max_bytes, folder=folder)
         try:
-            with _watch(address, lost), explained():
+            with _watch(folder, lost), explained():
                 yield
         finally:
             ray.shutdown()
 
 
-def _watch(address: str, lost: Callable[[str], None] | None) -> AbstractContextManager[object]:
+def _watch(
+    folder: Path | None, lost: Callable[[str], None] | None
+) -> AbstractContextManager[object]:
     if lost is None:
         return nullcontext()
-    where = ray_folder() if address == "local" else "the folder of Ray on this node"
+    where = folder or "the folder of Ray on this node"
     return RayletWatch(
         lambda: lost(
             "the raylet of Ray on this machine ended, and nothing of Ray works without it; often "
@@ -105,8 +118,8 @@ def _short(error: BaseException) -> str:
 @contextmanager
 def joined_ray(address: str, namespace: str | None = None) -> Iterator[None]:
     """Connect to a running Ray as an observer. Raises ConfigError if there is none."""
-    with worker_output_to(_log):
-        _connect(address, 0, 0, namespace)
+    with worker_output_to(_log), _access(address):
+        _connect(address, namespace=namespace)
         try:
             with explained():
                 yield
@@ -114,12 +127,33 @@ def joined_ray(address: str, namespace: str | None = None) -> Iterator[None]:
             ray.shutdown()
 
 
+@contextmanager
+def _access(address: str) -> Iterator[None]:
+    try:
+        with ray_variables(address):
+            read_authentication()
+            yield
+    finally:
+        read_authentication()
+
+
 def count_gpus() -> int:
     """Return the number of GPUs of all present nodes."""
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None = None) -> None:
+def _folder(address: str) -> AbstractContextManager[Path | None]:
+    return private_folder() if address == "local" else nullcontext()
+
+
+def _connect(
+    address: str,
+    num_cpus: int = 0,
+    max_bytes: int = 0,
+    *,
+    namespace: str | None = None,
+    folder: Path | None = None,
+) -> None:
     options: dict[str, Any] = {"logging_level": "warning", "log_to_driver": False}
     options["namespace"] = namespace or f"{NAMESPACE}{secrets.token_hex(8)}"
     if address == "local":
@@ -128,6 +162,7 @@ def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None 
             "object_store_memory": store_bytes(max_bytes),
             "include_dashboard": False,
             "_node_ip_address": _LOOPBACK,
+            "_temp_dir": str(folder),
         }
     try:
         with local_addresses_allowed(address == "local" or address.startswith(_LOOPBACK)):
@@ -135,6 +170,8 @@ def _connect(address: str, num_cpus: int, max_bytes: int, namespace: str | None 
                 _check_listening(address)
             _init(address, options)
     except (OSError, RuntimeError, ValueError, RayError) as error:
+        if address != "local" and _is_refusal(error):
+            raise refusal(address) from error
         reason = _short(error)
         if address == "local":
             raise ConfigError(
@@ -161,12 +198,24 @@ def _init(address: str, options: dict[str, Any]) -> None:
         end_processes_at_once()
 
 
+def _is_refusal(error: BaseException) -> bool:
+    """Return True if a cluster did not take the token."""
+    return isinstance(error, AuthenticationError) or "unauthenticated" in str(error).lower()
+
+
 def _log(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - called by Ray
     """Write a message of Ray to the log, which users see only if they configure it."""
     logging.getLogger("ray").info("%s", "\n".join(data["lines"]))
 
 
 def _check_listening(address: str) -> None:
-    """Raise OSError if nothing listens at an address: Ray itself would try for 15 minutes."""
-    host, _, port = bootstrap_address(address).rpartition(":")
+    """Raise OSError if nothing listens at an address, RayError if it refuses the token.
+
+    Ray itself would try for 15 minutes.
+    """
+    found = bootstrap_address(address)
+    if not is_named(address):
+        check_found(found)
+    host, _, port = found.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    ask_tables(found, _CONNECT_SECONDS)

@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 class MetricsServer:
     """Serves a hub on 127.0.0.1 while it is open, and further `pages` by path.
 
-    Port 0 takes any free port. `address_file` holds the address while the server is open. When a
+    Port 0 takes any free port. `address_file` holds the address while the server is open. `token`
+    opens pages to commands of the user, see `page_access`. When a
     run fails, its last numbers matter most: the server waits for one more scrape before it closes.
     """
 
@@ -46,6 +47,7 @@ class MetricsServer:
         port: int = 0,
         pages: Mapping[str, Page] | None = None,
         address_file: Path | None = None,
+        token: str = "",
     ) -> None:
         self._hub, self._address_file = hub, address_file
         self._closed, self._scraped = threading.Event(), threading.Event()
@@ -59,14 +61,16 @@ class MetricsServer:
                 **(pages or {}),
             },
             port,
+            token=token,
         )
-        self.page = f"http://{self._server.address}/"
+        self.address = f"http://{self._server.address}"
+        self.page = f"{self.address}/"
         self.url = f"{self.page}metrics"
         self._ticking = threading.Thread(target=self._tick_on, name="metrics", daemon=True)
         self._ticking.start()
         if address_file is not None:
             with suppress(OSError):  # a full disk: the address is printed, too
-                write_atomic(address_file, f"http://{self._server.address}")
+                write_atomic(address_file, self.address)
 
     def _scrape(self, query: Mapping[str, str]) -> HttpResponse:
         response = self._hub.metrics_page(query)

@@ -6,7 +6,8 @@
 
 There are no pages unless the run was given ports. Threads of their own answer, even while all
 others wait; a stopped process does not answer, nor one in code that holds the interpreter's lock.
-Pages are read-only, and readable for every client that reaches the port.
+Pages are read-only. On the address of a node they are for clients with the token of the cluster;
+on the loopback address they are for this user, see `page_access`.
 """
 
 import logging
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from cluster.monitoring.exposition import metrics_response, process_registry
 from cluster.monitoring.http_server import HOST, HttpResponse, HttpServer
 from cluster.monitoring.metric_catalogue import build_catalogue
+from cluster.ray_access import read_token
 from shards.errors import ConfigError
 from shards.metric import Metric, Readings
 
@@ -84,7 +86,7 @@ class ProcessPages:
         host = node_address if ports.on_nodes else HOST
         for port in range(ports.first, ports.last + 1):
             with suppress(ConfigError):
-                self._server = HttpServer(pages, port, host)
+                self._server = HttpServer(pages, port, host, read_token())
                 return
         _log.warning(
             "%s serves no pages: none of the ports %s is free on %s; give more of them with "

@@ -9,7 +9,7 @@ Nothing is registered with torch: the default group stays unset, and functions o
 generation has names of its own in the store of its rank 0.
 """
 
-import socket
+import secrets
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,15 +18,21 @@ from typing import Any, Final, Literal, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from cluster.protocol.messages import Doing
-from cluster.torch_internals import open_gloo, open_nccl, set_timeout
+from cluster.torch_internals import (
+    PrefixStore,
+    TCPStore,
+    open_gloo,
+    open_nccl,
+    open_tcp_store,
+    set_timeout,
+)
+from cluster.trainers.rank_store import RankStore, RankStoreServer
 
 Backend = Literal["gloo", "nccl"]
 
 _CHECK_PERIOD: Final = timedelta(milliseconds=50)
-_PROBE_SECONDS: Final = 2.0
 
 
 class GenerationOver(Exception):
@@ -44,7 +50,7 @@ class GenerationWatch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RankInfo:
-    """A rank of a generation, and the address "host:port" of the store of its rank 0."""
+    """A rank of a generation, and the address of the store of its rank 0, secret included."""
 
     generation: int
     rank: int
@@ -56,9 +62,9 @@ class RendezvousStore:
     """The store at which others find this process when it is rank 0. Open while it is held."""
 
     def __init__(self, host: str) -> None:
-        self._store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        self._server = RankStoreServer(host)
         self.host = host
-        self.address = f"{host}:{self._store.port}"
+        self.address = self._server.address
 
 
 class Ranks(dist.ProcessGroup):
@@ -68,9 +74,12 @@ class Ranks(dist.ProcessGroup):
     it waits on the device, and a reader of its result must call `check` afterwards.
     """
 
-    def __init__(self, backend: Any, kind: Backend, info: RankInfo, watch: GenerationWatch) -> None:
+    def __init__(
+        self, backend: Any, stores: Any, kind: Backend, info: RankInfo, watch: GenerationWatch
+    ) -> None:
         super().__init__(info.rank, info.world)
         self._backend, self._kind, self._watch = backend, kind, watch
+        self._stores = stores  # the backend uses them, and does not hold them
         self.device = torch.device("cuda" if kind == "nccl" else "cpu")
 
     @classmethod
@@ -91,10 +100,12 @@ class Ranks(dist.ProcessGroup):
         connect = timedelta(seconds=connect_seconds)
         before, watch.doing = watch.doing, "peers"
         try:
-            store = PrefixStore(f"g{info.generation}", _connect_store(info.address, connect))
+            store = RankStore(info.address, f"g{info.generation}")
             _await_all(store, info, watch)
+            stores = [store]
             if kind == "nccl":
-                backend = open_nccl(store, info.rank, info.world, connect)
+                stores += _device_stores(store, info, host, connect)
+                backend = open_nccl(stores[-1], info.rank, info.world, connect)
             else:
                 backend = open_gloo(store, info.rank, info.world, host, connect)
         except (OSError, RuntimeError) as error:
@@ -104,7 +115,7 @@ class Ranks(dist.ProcessGroup):
             watch.doing = before
         set_timeout(backend, timedelta(seconds=collective_seconds))
         watch.check()
-        return cls(backend, kind, info, watch)
+        return cls(backend, stores, kind, info, watch)
 
     def check(self) -> None:
         """Raise GenerationOver if results of collectives may be invalid."""
@@ -118,9 +129,14 @@ class Ranks(dist.ProcessGroup):
 
     def close(self) -> None:
         """Leave without waiting: a hanging operation ends with its peer or its time-out."""
-        held = [self._backend]
-        self._backend = None
-        threading.Thread(target=held.clear, name="leave", daemon=True).start()
+        held = [self._backend, self._stores]
+        self._backend = self._stores = None
+
+        def leave() -> None:
+            held.pop(0)
+            held.clear()  # only then: the backend may use the stores while it ends
+
+        threading.Thread(target=leave, name="leave", daemon=True).start()
 
     # Functions of `torch.distributed` call these by position, and only `wait` for the result.
     def allreduce(self, tensors: Any, options: Any = None) -> Any:  # type: ignore[override]
@@ -181,11 +197,20 @@ class _Collective:
             raise GenerationOver(f"a peer was lost ({_first_line(error)})") from error
 
 
-def _connect_store(address: str, timeout: timedelta) -> Any:
-    """Connect to the store of rank 0. A probe finds a dead one at once; the store would retry."""
-    host, _, port = address.rpartition(":")
-    socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECONDS).close()
-    return TCPStore(host.strip("[]"), int(port), is_master=False, timeout=timeout)
+def _device_stores(store: Any, info: RankInfo, host: str, timeout: timedelta) -> list[Any]:
+    """Return the stores of a group of NCCL, whose threads can only use a store of torch itself.
+
+    It listens on the address of rank 0 only, until the generation ends. Its keys have a prefix that
+    only ranks know, though not from a client that lists them: docs/security.md says what is left.
+    """
+    if info.rank == 0:
+        found, port = open_tcp_store(host, timeout)
+        prefix = secrets.token_hex(16)
+        store.set("device", f"{host}|{port}|{prefix}")
+    else:
+        address, port, prefix = store.get("device").decode().split("|")
+        found = TCPStore(address, int(port), is_master=False, timeout=timeout)
+    return [found, PrefixStore(prefix, found)]
 
 
 def _await_all(store: Any, info: RankInfo, watch: GenerationWatch) -> None:

@@ -7,13 +7,9 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from cluster.control.run_place import RunPlace, read_place
-from cluster.protocol.run_status import Status
 from shards.errors import ConfigError
 from streamssl.commands.argument_parser import parse
-from streamssl.runs.file_names import CONTROL
-
-_ANSWER_SECONDS = 2.0
+from streamssl.runs.run_access import RunAccess, read_access
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,41 +36,31 @@ class Drill:
             )
 
 
-def parse_drill(fault: str, arguments: list[str]) -> tuple[Drill, RunPlace]:
-    """Return the options and the place of the run's Control. Raises ConfigError."""
+def parse_drill(fault: str, arguments: list[str]) -> tuple[Drill, RunAccess]:
+    """Return the options and the access to the run. Raises ConfigError."""
     parsed = parse(Drill, f"streamssl drill {fault}", arguments)
-    return parsed, read_place(parsed.run / CONTROL)
+    return parsed, read_access(parsed.run)
 
 
-def run_drill(fault: Any, parsed: Drill, place: RunPlace, console: Console) -> bool:
+def run_drill(fault: Any, parsed: Drill, access: RunAccess, console: Console) -> bool:
     """Break the run and print the recovery as it happens; return True if the run recovered."""
+    from cluster.driver.desk_client import DeskClient
     from cluster.driver.fault_drill import DrillReport, drill
-    from cluster.driver.status_client import open_control, read_status
-    from cluster.protocol.actor_rpc import Unreachable
 
-    with open_control(place) as control:
-        read_status(control)  # raises ConfigError if no Control answers
-
-        def status() -> Status | None:
-            """Return None while Control does not answer: the drill may have killed it."""
-            try:
-                found: Status = control.call("status", seconds=_ANSWER_SECONDS)
-            except Unreachable:
-                return None
-            return found
-
-        for item in drill(
-            status,
-            fault,
-            parsed.name,
-            hang_seconds=parsed.hang_seconds,
-            patience_seconds=parsed.patience_seconds,
-        ):
-            if isinstance(item, DrillReport):
-                for line in _summary(item):
-                    console.print(line)
-                return item.recovered is not None and item.continued is not None
-            console.print(item)
+    run = DeskClient(access.address, access.token)
+    run.status()  # raises ConfigError if no Control answers
+    for item in drill(
+        run,
+        fault,
+        parsed.name,
+        hang_seconds=parsed.hang_seconds,
+        patience_seconds=parsed.patience_seconds,
+    ):
+        if isinstance(item, DrillReport):
+            for line in _summary(item):
+                console.print(line)
+            return item.recovered is not None and item.continued is not None
+        console.print(item)
     raise AssertionError("a drill ends with its report")
 
 

@@ -4,7 +4,6 @@ A closed terminal sends SIGHUP, and every later output to it fails; the command 
 """
 
 import contextlib
-import errno
 import os
 import signal
 import threading
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from itertools import chain, repeat
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import IO, Any, Final
+from typing import Final
 
 from rich.console import Console
 
@@ -24,25 +23,6 @@ STOP_SECONDS: Final = 300.0
 # Time for files and child processes to be closed after a second signal.
 LEAVE_SECONDS: Final = 10.0
 _INTERRUPTED: Final = 130
-
-
-class TerminalOutput:
-    """Standard output that stays usable after its terminal is gone; delegates to `file`."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-
-    def write(self, text: str) -> int:
-        with _without_terminal():
-            self._file.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with _without_terminal():
-            self._file.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 @contextmanager
@@ -108,13 +88,3 @@ def _drop_output(descriptors: list[int]) -> None:
         for number in descriptors:
             os.dup2(nowhere, number)
         os.close(nowhere)
-
-
-@contextmanager
-def _without_terminal() -> Iterator[None]:
-    """Suppress the error of an output whose terminal is gone."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise

@@ -1,9 +1,11 @@
 """`streamssl status`: nodes, actors, rates and decisions of a run, as its Control reports them."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console, Group
@@ -11,11 +13,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cluster.control.run_place import PLACE, RunPlace, read_place
 from cluster.protocol.run_status import ActorStatus, Status
 from shards.errors import ConfigError
 from streamssl.commands.argument_parser import parse
-from streamssl.runs.file_names import CONTROL
+from streamssl.runs.run_access import RunAccess, is_driven_elsewhere, read_access
 from streamssl.runs.run_end import is_training, read_end
 
 _WATCH_SECONDS = 1.0
@@ -52,55 +53,37 @@ def find_end(parsed: ShowStatus) -> str:
         return ""
     end = read_end(parsed.run)
     # A note of a start may be of a process on another machine, whose lock is not seen here.
-    if end is None or (end.how == "killed" and (parsed.run / CONTROL / PLACE).exists()):
+    if end is None or (end.how == "killed" and is_driven_elsewhere(parsed.run)):
         return ""
     return f"{parsed.run} does not train now: {end.describe()}"
 
 
-def find_place(parsed: ShowStatus) -> RunPlace:
-    """Return the place of the run's Control. Raises ConfigError."""
-    if parsed.run is not None:
-        return read_place(parsed.run / CONTROL)
-    from cluster.driver.status_client import find_run
+def find_access(parsed: ShowStatus) -> RunAccess | None:
+    """Return the access to the run in a folder, None without a folder. Raises ConfigError."""
+    return None if parsed.run is None else read_access(parsed.run)
 
     assert parsed.address is not None
-    return find_run(parsed.address)
+    with cluster_client(parsed.address) as client:
+        yield client.status
 
 
-def show_status(place: RunPlace, console: Console, *, watch: bool) -> None:
-    """Print the status of the run at this place. Raises ConfigError."""
-    from cluster.driver.status_client import open_control
-
-    with open_control(place) as control:
-        if not watch:
-            console.print(_page(control))
-        else:
-            _refresh(control, console)
-
-
-def _refresh(control: Any, console: Console) -> None:
+def _refresh(read_status: Callable[[], Status], console: Console) -> None:
     """Show the status until Ctrl-C, or until two requests in a row fail.
 
     One request may fail because a new Control replaces one that died.
     """
-    page, is_silent = _page(control), False
+    page, is_silent = render(read_status()), False
     with Live(page, console=console, auto_refresh=False) as live:
         while True:
             time.sleep(_WATCH_SECONDS)
             try:
-                page, is_silent = _page(control), False
+                page, is_silent = render(read_status()), False
             except ConfigError:
                 if is_silent:
                     raise
                 is_silent = True
                 page = Group(page, Text("Control does not answer; trying again"))
             live.update(page, refresh=True)
-
-
-def _page(control: Any) -> Group:
-    from cluster.driver.status_client import read_status
-
-    return render(read_status(control))
 
 
 def render(status: Status) -> Group:

@@ -12,6 +12,7 @@ from torch import nn
 from shards.errors import ConfigError
 from shards.inspect.labelled_images import LabelledSet
 from shards.inspect.layout_report import probe_layout
+from shards.redaction import redact
 from shards.stores.range_reader import RangeReader
 from shards.stream.manifest_listing import open_manifest
 from streamssl import checkpoint
@@ -227,6 +228,12 @@ def _build(settings: RunConfig, encoder: Encoder, newest: Path) -> nn.Module | N
 
 
 def _build_untrained(network: BackboneConfig, crop_size: int) -> nn.Module:
+    if network.fetched:
+        raise ConfigError(
+            f"the untrained encoder of this run would be fetched from {redact(network.fetched)}, "
+            "an address in its config.toml; an evaluation fetches nothing: leave --baselines out, "
+            "the trained encoder needs no address"
+        )
     try:
         return build_backbone(network, crop_size)
     except ConfigError as error:

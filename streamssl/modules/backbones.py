@@ -19,7 +19,13 @@ from torch import nn
 from shards.access import raise_denied
 from shards.errors import ConfigError
 from streamssl.config.parts.backbone_config import BackboneConfig
-from streamssl.config.parts.backbone_options import check_options, error_words, explain_options
+from streamssl.config.parts.backbone_options import (
+    MAX_PARAMETERS,
+    check_options,
+    error_words,
+    explain_options,
+    shortened,
+)
 from streamssl.modules.selective_kernels import select_kernels
 
 # Crops up to this side in pixels lose too much in a stem made for ImageNet.
@@ -48,6 +54,7 @@ def build_backbone(config: BackboneConfig, crop_size: int) -> nn.Module:
     """
     check_name(config.name)
     check_options(config)
+    _check_parameters(config)
     is_small = config.stem == "small" or (config.stem == "auto" and crop_size <= SMALL_CROP)
     model = _create(config, {})
     if isinstance(model, VisionTransformer):
@@ -79,6 +86,27 @@ def build_backbone(config: BackboneConfig, crop_size: int) -> nn.Module:
     model.num_features = getattr(model, "head_hidden_size", None) or model.num_features
     model.image_size = crop_size  # type: ignore[assignment]
     return model
+
+
+def _check_parameters(config: BackboneConfig) -> None:
+    """Raise ConfigError for a network with more parameters than any machine holds.
+
+    Only options change what timm offers, so a network without any is not counted.
+    """
+    plain = config.without_weights()
+    if not plain.options:
+        return
+    try:
+        with torch.device("meta"):  # shapes only: no time, no memory
+            model = timm.create_model(plain.name, num_classes=0, **plain.options)
+    except Exception:  # told when it is built
+        return
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > MAX_PARAMETERS:
+        raise ConfigError(
+            f"options={shortened(plain.options)} of backbone {config.name!r} make a network of "
+            f"{count:,} parameters; at most {MAX_PARAMETERS:,} are possible: give smaller sizes"
+        )
 
 
 def _create(config: BackboneConfig, defaults: dict[str, Any]) -> nn.Module:

@@ -35,8 +35,8 @@ names below with the prefix `{PROCESS_PREFIX}`, and `process_*` and `python_*` o
 `/stacks` with the stack of each thread, even while it hangs; `/healthz`. `/sd` lists
 them as long as they live, with the labels `scope="process"`, `role` and `pool`, and so does
 `streamssl status`. No rule and no dashboard reads them, so that nothing is counted twice. With
-`--cluster local` they listen on the loopback address, else on that of the node, where every client
-that reaches the node can read them.
+`--cluster local` they listen on the loopback address, for your own user; else on that of the node,
+for clients with the token of the cluster ([security.md](security.md)).
 
 [Alerts](runbook.md) and dashboards (`cluster/deploy/grafana/`) use these names. Scrape
 every 5 to 15 seconds.

@@ -10,6 +10,7 @@ from rich.console import Console
 from cluster.control.control_spec import ControlSpec
 from cluster.driver.driver import RunSpec, run_cluster
 from cluster.driver.ray_session import count_gpus, ray_session
+from cluster.driver.run_desk import RunDesk
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.protocol.learner import LearnerState
 from cluster.protocol.node_pools import parse_pools
@@ -38,8 +39,13 @@ def train_on_cluster(
     metrics: MetricsHub,
     console: Console,
     stop: Callable[[], bool],
+    *,
+    desk: RunDesk,
 ) -> Progress:
-    """Train `run` on a Ray cluster, which is started or joined; return totals of its steps."""
+    """Train `run` on a Ray cluster, which is started or joined; return totals of its steps.
+
+    `desk` answers commands of the user meanwhile.
+    """
     state = checkpoint.take(run.state)
     cores = placement.reader_limit + placement.trainers
     stream_bytes = run.config.stream.max_bytes
@@ -53,6 +59,7 @@ def train_on_cluster(
             lost=functools.partial(_tell_lost, run, console),
         ),
         RunRecorder(run, placement, metrics, console) as recorder,
+        desk.open(),
     ):
         run_cluster(_spec(run, placement, state, console), recorder, stop)
         return recorder.progress

@@ -4,11 +4,13 @@ import itertools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from math import nan
 from pathlib import Path
 
 from rich.console import Console
 
+from cluster.driver.run_desk import RunDesk
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.run_state import RunEnding
 from shards.crops.crash_marks import CrashMarks
@@ -131,10 +133,11 @@ def _train(
     metrics = MetricsHub(CATALOGUE)
     watch_run(metrics, run, placement)
     keep_totals(metrics, run.out, console)
-    with show_run(run, metrics, placement.metrics_port) as server:
+    here, desk = placement.cluster == "none", RunDesk()
+    with show_run(run, metrics, placement.metrics_port, {} if here else desk.pages) as server:
         console.print(f"live page at {server.page}", highlight=False)
         console.print(f"metrics at {server.url}", highlight=False)
-        train_so = _train_here if placement.cluster == "none" else train_on_cluster
+        train_so = _train_here if here else partial(train_on_cluster, desk=desk)
         try:
             progress = train_so(run, placement, metrics, console, stop)
         except TrainingDiverged as error:

@@ -8,6 +8,8 @@ MANIFEST: Final = "manifest.parquet"
 END: Final = "end.json"
 # State of the control plane of a run on a cluster.
 CONTROL: Final = ".control"
+# Address and token of a live run, for commands of its user.
+ACCESS: Final = ".access"
 # Address at which a live run serves /metrics.
 METRICS_ADDRESS: Final = ".metrics"
 # Newest step that was not finite, and the start that came to it.

@@ -205,7 +205,6 @@ def _made(options: Options) -> Iterator[Manifest]:
 
 def main() -> None:
     """Measure, and print a table."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options = tyro.cli(Options)
     recipe = swav()

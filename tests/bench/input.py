@@ -163,7 +163,6 @@ def _shards(given: str | None) -> Iterator[str]:
 
 def main() -> None:
     """Measure once and print."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options = tyro.cli(Options)
     with _shards(options.shards) as shards:

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 
-# Settled before Ray is imported: left open, it would write a token into the home directory.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from cluster.driver.ray_session import ray_session

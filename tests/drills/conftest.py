@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-# Ray reads them when it is imported: without the first it writes a token into the home directory.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from tests.tinyrun import make_shards

@@ -1,11 +1,14 @@
 """Settings of the encoder."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from shards.errors import ConfigError
 
 _NUM_CHANNELS = 3
+_CFGS: Final = ("pretrained_cfg", "pretrained_cfg_overlay")  # tables that may name weights
+_ADDRESSES: Final = ("url", "hf_hub_id", "source")
+_SOURCES: Final = (*_ADDRESSES, "hf_hub_filename", "file", "state_dict", "custom_load")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +62,27 @@ class BackboneConfig:
         file = overlay.get("file") if isinstance(overlay, dict) else None
         return str(file) if file else f"the pretrained weights of {self.name!r}"
 
+    @property
+    def fetched(self) -> str:
+        """Address in these settings from which weights would be fetched; "" if there is none."""
+        tables = [self.options.get(name) for name in _CFGS]
+        found = [
+            str(table[name])
+            for table in tables
+            if isinstance(table, dict)
+            for name in _ADDRESSES
+            if table.get(name)
+        ]
+        return found[0] if found and self.options.get("pretrained") else ""
+
     def without_weights(self) -> "BackboneConfig":
         """Return the same network with random weights, to be filled from a checkpoint."""
         names = ("checkpoint_path", "pretrained")
-        return replace(self, options={k: v for k, v in self.options.items() if k not in names})
+        options = {k: _without_sources(k, v) for k, v in self.options.items() if k not in names}
+        return replace(self, options=options)
+
+
+def _without_sources(name: str, value: Any) -> Any:
+    if name not in _CFGS or not isinstance(value, dict):
+        return value
+    return {key: entry for key, entry in value.items() if key not in _SOURCES}

@@ -1,7 +1,9 @@
 """Options of a backbone that cannot work, and the words for them. Imports no torch."""
 
 import math
-from typing import Any
+import re
+from collections.abc import Iterator
+from typing import Any, Final
 
 from shards.errors import ConfigError
 from streamssl.config.parts.backbone_config import BackboneConfig
@@ -16,6 +18,13 @@ _REFUSED = {
     "dtype": "--precision decides it",
 }
 _MAX_CHARS = 240
+# Sizes of the largest networks that were ever trained, and more. A network of a million layers
+# takes minutes to build before anything can be said about it.
+_MAX_NUMBER: Final = 1 << 16
+_MAX_LAYERS: Final = 1024
+_MAX_ENTRIES: Final = 1024
+_LAYERS: Final = re.compile(r"layer|depth|block|repeat|stage")
+MAX_PARAMETERS: Final = 10_000_000_000
 
 
 def check_options(config: BackboneConfig) -> None:
@@ -24,8 +33,34 @@ def check_options(config: BackboneConfig) -> None:
         if name in config.options:
             raise _refused(config, name, why, _REMEDY)
     for name, value in config.options.items():
+        _check_sizes(config, name, value)
         if name.endswith("_rate") and not _is_rate(value):
             raise _refused(config, name, "a rate is a number from 0 to below 1", "correct it")
+
+
+def _check_sizes(config: BackboneConfig, name: str, value: Any) -> None:
+    """Raise ConfigError for a network that no machine holds, or that takes minutes to build."""
+    numbers = list(_numbers(value))
+    too_large = f"at most {_MAX_NUMBER:,} is possible"
+    if len(numbers) > _MAX_ENTRIES:
+        raise _refused(config, name, f"at most {_MAX_ENTRIES:,} numbers are possible", "shorten it")
+    if any(abs(number) > _MAX_NUMBER for number in numbers):
+        raise _refused(config, name, too_large, "give a smaller number")
+    if _LAYERS.search(name) and sum(numbers) > _MAX_LAYERS:
+        raise _refused(
+            config, name, f"at most {_MAX_LAYERS:,} layers are possible", "give fewer layers"
+        )
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Yield the numbers in an option; one that is not finite is larger than every limit."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _numbers(entry)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value if math.isfinite(value) else math.inf
 
 
 def check_weights(config: BackboneConfig) -> None:

@@ -1,11 +1,10 @@
-"""Folder of Control: it is shared with the driver, and names the address of Control."""
+"""Folder of Control: it is shared with the driver."""
 
 from pathlib import Path
 
 import pytest
 
 from cluster.control.control_spec import check_folder, mark_folder
-from cluster.control.run_place import RunPlace, read_place, write_place
 from shards.errors import ConfigError
 
 
@@ -21,12 +20,3 @@ def test_a_folder_that_the_head_cannot_see_is_refused(tmp_path: Path) -> None:
     mark_folder(elsewhere)  # a folder of the same name, of another run
     with pytest.raises(ConfigError, match="cannot see"):
         check_folder(elsewhere, nonce)
-
-
-def test_the_folder_names_the_address_of_control(tmp_path: Path) -> None:
-    """`streamssl status` would have to guess among the runs of a cluster."""
-    place = RunPlace("127.0.0.1:6379", "streamssl-1")
-    write_place(tmp_path, place)
-    assert read_place(tmp_path) == place
-    with pytest.raises(ConfigError, match=r"names no Ray cluster .* give --address"):
-        read_place(tmp_path / "none")

@@ -1,7 +1,6 @@
 """Files of `ray up`, images, and configurations of Prometheus are valid and agree."""
 
 import copy
-import os
 import re
 import shlex
 import shutil
@@ -12,10 +11,6 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-
-# Set before the import of Ray, which would write a token into the home directory.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-
 from jsonschema import ValidationError
 from packaging.requirements import Requirement
 from ray.autoscaler._private.util import prepare_config, validate_config

@@ -1,17 +1,12 @@
 """Kubernetes files: security, pools, memory and network. Each rule prevents an outage or a leak."""
 
 import copy
-import os
 import re
 import shlex
 import subprocess
 
 import click
 import pytest
-
-# Set before the import of Ray, which would write a token into the home directory.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr as autoscaler_config,
 )
@@ -192,6 +187,9 @@ def test_the_ports_to_scrape_are_named(spec):
     [sidecar] = spec["headGroupSpec"]["template"]["spec"]["initContainers"]
     assert sidecar["restartPolicy"] == "Always"  # what makes it a sidecar
     assert [port["containerPort"] for port in sidecar["ports"]] == [9464]
+    # Pages with names and images answer the user of the run only.
+    user = spec["headGroupSpec"]["template"]["spec"]["securityContext"]["runAsUser"]
+    assert sidecar["securityContext"]["runAsUser"] != user
 
 
 def test_the_command_line_of_the_job_is_valid():

@@ -3,17 +3,12 @@
 import contextlib
 import io
 import math
-import os
 import re
 import shlex
 
 import click
 import pytest
 import tyro
-
-# Set before the import of Ray, which would write a token into the home directory.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-
 from ray.dashboard.modules.job.cli import submit
 from ray.scripts.scripts import cli as ray_commands
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from cluster.driver.fault_drill import DrillObserver, DrillReport, DrillTarget, choose_target
+from cluster.driver.fault_drill import DrillObserver, DrillReport, DrillTarget
+from cluster.driver.fault_injection import choose_target
 from cluster.protocol.lease_counters import LeaseSnapshot
 from cluster.protocol.run_status import ActorStatus, NodeStatus, Status, TimedEvent
 from shards.errors import ConfigError

@@ -10,7 +10,7 @@ from rich.console import Console
 from cluster.protocol.lease_counters import LeaseSnapshot, RunningLease
 from cluster.protocol.run_status import ActorStatus, NodeStatus, Status, TimedEvent
 from shards.errors import ConfigError
-from streamssl.commands.status import find_place, parse_status, render
+from streamssl.commands.status import find_access, parse_status, render
 
 LEASE = RunningLease(
     task=1,
@@ -112,7 +112,7 @@ def test_debug_pages_of_processes_are_listed_if_there_are_any() -> None:
 
 def test_a_run_without_a_cluster_has_no_status(tmp_path: Path) -> None:
     """A run in threads has no Control; the message must not be an error of Ray."""
-    with pytest.raises(ConfigError, match=r"names no Ray cluster"):
-        find_place(parse_status([str(tmp_path)]))
+    with pytest.raises(ConfigError, match=r"is not a run .*no config.toml"):
+        find_access(parse_status([str(tmp_path)]))
     with pytest.raises(ConfigError, match=r"needs the folder of a run, or --address"):
         parse_status([])

@@ -13,10 +13,12 @@ from shards.errors import BudgetExceeded, ConfigError, ManifestError, UserError
 from shards.pack.pack import pack
 from shards.pack.sources.folder_entries import entries_from_folder
 from streamssl.cli import main
+from streamssl.config.run_config import read_toml, write_toml
 from streamssl.evaluation.knn import KnnConfig
 from streamssl.evaluation.score_run import KnnResult, find_checkpoint, knn_of_run
 from streamssl.evaluation.set_options import SetOptions, describe_numbers
 from streamssl.modules.backbones import build_backbone
+from tests.loopback import LoopbackServer, QuietHandler, serving
 from tests.noise import noise
 from tests.tars import make_tar
 from tests.tinyrun import make_shards, tiny_swav, train_here
@@ -109,6 +111,35 @@ def test_a_network_from_a_file_is_resumed_and_scored_without_the_file(
         knn_of_run(tmp_path / "run", data, test_shards, ("trained", "untrained"), FIVE)
     with pytest.raises(ConfigError, match=r"No such file.*name weights of this network"):
         train_here(config, shards_folder, tmp_path / "new")
+
+
+def test_an_evaluation_fetches_nothing_for_a_foreign_run(
+    finished_run: Path, shards_folder: Path, test_shards: str, tmp_path: Path
+) -> None:
+    """Whoever gives a run away would have its config.toml fetch any address from here."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    requests: list[str] = []
+
+    class Trap(QuietHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+    with serving(LoopbackServer(("127.0.0.1", 0), Trap)) as server:
+        source = {"url": f"{server.address}/weights.pth", "hf_hub_id": ""}
+        for path in (run / "config.toml", *run.glob("checkpoints/*/config.toml")):
+            config = read_toml(path)
+            options = {**config.backbone.options, "pretrained": True, "pretrained_cfg": source}
+            write_toml(replace(config, backbone=replace(config.backbone, options=options)), path)
+        data = str(shards_folder)
+        assert knn_of_run(run, data, test_shards, config=FIVE).accuracy["trained"]
+        with pytest.raises(
+            ConfigError, match=r"would be fetched from http.*weights\.pth.* leave --"
+        ):
+            knn_of_run(run, data, test_shards, ("trained", "untrained"), FIVE)
+    assert requests == []
 
 
 def test_unusable_runs_and_shards_are_refused(

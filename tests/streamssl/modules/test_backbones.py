@@ -165,3 +165,36 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     for name in ("junk.pth", "gone.pth", ""):
         with pytest.raises(ConfigError, match=r"cannot be loaded into.*name weights of this"):
             begun({"checkpoint_path": str(tmp_path / name)})
+
+
+@pytest.mark.parametrize("table", ["pretrained_cfg", "pretrained_cfg_overlay"])
+@pytest.mark.parametrize("source", ["url", "hf_hub_id", "file"])
+def test_a_network_without_weights_has_no_source_of_weights(table: str, source: str) -> None:
+    """A config.toml of somebody else would have any address fetched, or any file read."""
+    options = {**TINY_RESNET, "pretrained": True, table: {source: "http://x/y.pth", "tag": "a"}}
+    config = BackboneConfig(name="resnet18", options=options)
+    assert config.fetched == ("" if source == "file" else "http://x/y.pth")
+    plain = config.without_weights()
+    assert (plain.weights, plain.fetched) == ("", "")
+    assert plain.options[table] == {"tag": "a"} and "channels" in plain.options
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("resnet18", {"layers": (1_000_000, 1, 1, 1)}, r"layers=\(1000000, .* at most 65,536"),
+        ("resnet18", {"layers": (60_000, 1, 1, 1)}, r"at most 1,024 layers are possible; give few"),
+        ("resnet18", {"layers": (1,) * 5000}, r"at most 1,024 numbers are possible; shorten it"),
+        ("vit_tiny_patch16_224", {"depth": 4096}, r"at most 1,024 layers"),
+        ("vit_tiny_patch16_224", {"embed_dim": 10**12}, r"at most 65,536 is possible"),
+        ("vit_tiny_patch16_224", {"embed_dim": 65_280}, r"[\d,]+ parameters; at most 10,000,000"),
+        ("resnet18", {"channels": (float("inf"), 8, 8, 8)}, r"at most 65,536 is possible"),
+        ("resnet18", {"block_args": {"reduce_first": 10**9}}, r"at most 65,536 is possible"),
+    ],
+)
+def test_a_network_that_no_machine_holds_is_refused_before_it_is_built(
+    name: str, options: dict[str, object], said: str
+) -> None:
+    """A config.toml of somebody else would keep a machine busy for minutes, or fill its memory."""
+    with pytest.raises(ConfigError, match=said):
+        build_backbone(BackboneConfig(name=name, options=options), 32)

@@ -1,0 +1,81 @@
+"""Folder of a Ray that is started here: its sockets, logs and spilled objects.
+
+Ray lets every user write into its own folders: another user could take the place of a socket, and
+answer with objects of his own. So each session has a folder that only this user can enter.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from shards.errors import ConfigError, StreamStopped, UserError
+from shards.ownership import owner_name
+
+_VARIABLE: Final = "RAY_TMPDIR"
+_DEFAULT: Final = "/tmp"
+_SESSIONS: Final = "r"  # Ray lets every user write into this one
+# The path of a socket has 107 bytes at most; 66 follow the folder of the sessions, and 21 are the
+# private folder, as in /streamssl-12345678/r.
+_MAX_PLACE: Final = 20
+
+
+def place_of_folders() -> Path:
+    """Return the folder in which the private ones are made."""
+    return Path(os.environ.get(_VARIABLE) or _DEFAULT)
+
+
+def check_place(place: Path) -> None:
+    """Raise ConfigError unless a private folder can be made in `place`, which may be missing."""
+    there = next((path for path in (place, *place.parents) if path.exists()), place)
+    if not there.is_dir():
+        raise ConfigError(_unusable(place, f"{there} is a file"))
+    if not _may_write(there):
+        owner = owner_name(there.stat().st_uid)
+        raise ConfigError(_unusable(place, f"you cannot write to {there}, which {owner} has"))
+    length = len(os.fsencode(place))
+    if length > _MAX_PLACE:
+        raise ConfigError(
+            _unusable(place, f"its {length} characters leave no room for the names of sockets")
+        )
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """Make a folder for the sessions of one Ray, whose logs stay there if the run fails.
+
+    Raises ConfigError.
+    """
+    place = place_of_folders()
+    check_place(place)
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="streamssl-", dir=place))
+    except OSError as error:
+        raise ConfigError(_unusable(place, error.strerror or str(error))) from error
+    sessions, keep = folder / _SESSIONS, False
+    try:
+        yield sessions
+    except Exception as error:
+        keep = not isinstance(error, StreamStopped | UserError)
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unusable(place: Path, why: str) -> str:
+    return (
+        f"Ray cannot keep its sockets and logs in {place}: {why}; set {_VARIABLE} to a folder that "
+        f"you can write to, whose path has at most {_MAX_PLACE} characters, such as "
+        f"{_VARIABLE}=/tmp/ray-{os.geteuid()}, or run with --cluster none"
+    )
+
+
+def _may_write(folder: Path) -> bool:
+    return os.access(
+        folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
+    )

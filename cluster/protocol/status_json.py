@@ -1,0 +1,35 @@
+"""Status of a run as JSON, for another process: nothing that a peer sends is ever unpickled."""
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from cluster.protocol.run_status import Status
+from shards.metric import Key
+
+
+def status_to_json(status: Status) -> str:
+    """Return a status as text."""
+    readings = [[list(key), value] for key, value in status.readings.items()]
+    return json.dumps({**asdict(status), "readings": readings})
+
+
+def status_from_json(text: str) -> Status:
+    """Return the status of a text from `status_to_json`. Raises ValueError."""
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError("the answer is no status")
+    readings = fields.pop("readings", None)
+    try:
+        status = TypeAdapter(Status).validate_python({**fields, "readings": {}})
+        found = TypeAdapter(list[tuple[Key, float]]).validate_python(readings)
+    except ValidationError as error:
+        raise ValueError(f"the answer is no status: {_first(error)}") from error
+    return replace(status, readings=dict(found))
+
+
+def _first(error: ValidationError) -> str:
+    found: Any = error.errors()[0]
+    return f"{'.'.join(map(str, found['loc'])) or 'it'}: {found['msg'].lower()}"

@@ -19,6 +19,7 @@ from shards.ownership import can_be_ours, owner_name
 MODE: Final = "RAY_AUTH_MODE"
 TOKEN: Final = "RAY_AUTH_TOKEN"
 TOKEN_FILE: Final = "RAY_AUTH_TOKEN_PATH"
+FOLDERS: Final = "RAY_TMPDIR"
 _DISABLED: Final = "disabled"
 _MODES: Final = ("token", _DISABLED)
 _PROCESSES: Final = Path("/proc")
@@ -82,6 +83,11 @@ def read_token() -> str:
         return _token_file().read_text().strip()
     except (OSError, ValueError):
         return ""
+
+
+def place_of_folders() -> Path:
+    """Return the folder in which Rays that start here have their folders."""
+    return Path(os.environ.get(FOLDERS) or "/tmp")
 
 
 def is_named(address: str) -> bool:

@@ -70,6 +70,7 @@ def escape_warnings() -> None:
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_PrintableFormatter())
 
+
 @contextmanager
 def _without_terminal() -> Iterator[None]:
     """Suppress the error of an output whose terminal is gone."""

@@ -61,7 +61,7 @@ PRIVATE_APIS = {
 # Files that may import inside functions: a command loads what it needs, a store its client.
 LATE_IMPORTS = (
     r"(shards/stores/\w+|streamssl/(cli|demo|commands/\w+|pretrain/run_gallery"
-    r"|runs/(crop_job|tensorboard_log)))\.py"
+    r"|runs/(crop_job|logs/tensorboard_log)))\.py"
 )
 
 

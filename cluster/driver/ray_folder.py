@@ -12,20 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from cluster.ray_access import FOLDERS, place_of_folders
 from shards.errors import ConfigError, StreamStopped, UserError
 from shards.ownership import owner_name
 
-_VARIABLE: Final = "RAY_TMPDIR"
-_DEFAULT: Final = "/tmp"
 _SESSIONS: Final = "r"  # Ray lets every user write into this one
 # The path of a socket has 107 bytes at most; 66 follow the folder of the sessions, and 21 are the
 # private folder, as in /streamssl-12345678/r.
 _MAX_PLACE: Final = 20
-
-
-def place_of_folders() -> Path:
-    """Return the folder in which the private ones are made."""
-    return Path(os.environ.get(_VARIABLE) or _DEFAULT)
 
 
 def check_place(place: Path) -> None:
@@ -69,9 +63,9 @@ def private_folder() -> Iterator[Path]:
 
 def _unusable(place: Path, why: str) -> str:
     return (
-        f"Ray cannot keep its sockets and logs in {place}: {why}; set {_VARIABLE} to a folder that "
+        f"Ray cannot keep its sockets and logs in {place}: {why}; set {FOLDERS} to a folder that "
         f"you can write to, whose path has at most {_MAX_PLACE} characters, such as "
-        f"{_VARIABLE}=/tmp/ray-{os.geteuid()}, or run with --cluster none"
+        f"{FOLDERS}=/tmp/ray-{os.geteuid()}, or run with --cluster none"
     )
 
 

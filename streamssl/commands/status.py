@@ -62,6 +62,25 @@ def find_access(parsed: ShowStatus) -> RunAccess | None:
     """Return the access to the run in a folder, None without a folder. Raises ConfigError."""
     return None if parsed.run is None else read_access(parsed.run)
 
+
+def show_status(parsed: ShowStatus, access: RunAccess | None, console: Console) -> None:
+    """Print the status of the run. Raises ConfigError."""
+    with _open_client(parsed, access) as read_status:
+        if not parsed.watch:
+            console.print(render(read_status()))
+        else:
+            _refresh(read_status, console)
+
+
+@contextmanager
+def _open_client(parsed: ShowStatus, access: RunAccess | None) -> Iterator[Callable[[], Status]]:
+    if access is not None:
+        from cluster.driver.desk_client import DeskClient
+
+        yield DeskClient(access.address, access.token).status
+        return
+    from cluster.driver.status_client import cluster_client
+
     assert parsed.address is not None
     with cluster_client(parsed.address) as client:
         yield client.status

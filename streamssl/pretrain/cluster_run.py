@@ -24,8 +24,8 @@ from streamssl.pretrain.run_recorder import RunRecorder
 from streamssl.runs.crop_job import crop_job
 from streamssl.runs.decode_placement import place_of_decoding
 from streamssl.runs.file_names import CONTROL, JOURNAL
+from streamssl.runs.logs.progress import Progress
 from streamssl.runs.placement import Placement
-from streamssl.runs.progress import Progress
 from streamssl.runs.run_setup import PreparedRun
 from streamssl.training.learner import build_learner
 

@@ -15,7 +15,7 @@ from streamssl.errors import ReplayDiffers
 from streamssl.pretrain.saved_data import open_saved_data
 from streamssl.runs.crop_job import crop_job
 from streamssl.runs.file_names import JOURNAL
-from streamssl.runs.metrics_log import read_log
+from streamssl.runs.logs.metrics_log import read_log
 from streamssl.runs.run_data import DataConfig, open_data
 
 

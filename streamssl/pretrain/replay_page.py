@@ -25,7 +25,7 @@ from streamssl.monitoring.exported_readings import exported
 from streamssl.monitoring.learning_section import LEARNING_SECTION
 from streamssl.monitoring.run_facts import run_info
 from streamssl.pretrain.run_gallery import open_saved_gallery
-from streamssl.runs.metrics_log import read_log
+from streamssl.runs.logs.metrics_log import read_log
 from streamssl.runs.run_end import read_end
 from streamssl.saved_files import SavedState, parse_saved
 

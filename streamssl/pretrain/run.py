@@ -33,13 +33,13 @@ from streamssl.runs.crop_job import crop_job
 from streamssl.runs.decode_placement import check_engine
 from streamssl.runs.divergence import explain
 from streamssl.runs.file_names import JOURNAL
+from streamssl.runs.logs.progress import Progress
+from streamssl.runs.logs.tensorboard_log import check_tensorboard
 from streamssl.runs.placement import Placement
-from streamssl.runs.progress import Progress
 from streamssl.runs.run_data import DataConfig, OpenedData
 from streamssl.runs.run_end import RunEnd, ending_of, keep_end
 from streamssl.runs.run_setup import PreparedRun, open_run
 from streamssl.runs.run_start import start_run
-from streamssl.runs.tensorboard_log import check_tensorboard
 from streamssl.training.backbone_check import check_backbone
 from streamssl.training.learner import PretrainLearner
 from streamssl.training.trainer import train

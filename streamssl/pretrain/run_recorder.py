@@ -19,13 +19,13 @@ from streamssl import checkpoint
 from streamssl.config.run_config import toml_of
 from streamssl.monitoring.exported_readings import exported, set_collapsing
 from streamssl.runs.file_names import MANIFEST
-from streamssl.runs.metrics_log import RunLog
+from streamssl.runs.logs.metrics_log import RunLog
+from streamssl.runs.logs.progress import Progress
+from streamssl.runs.logs.tensorboard_log import TensorBoardLog
 from streamssl.runs.placement import Placement
-from streamssl.runs.progress import Progress
 from streamssl.runs.run_end import keep_start
 from streamssl.runs.run_folder import lock_folder, write_folder
 from streamssl.runs.run_setup import PreparedRun
-from streamssl.runs.tensorboard_log import TensorBoardLog
 from streamssl.training.health import HealthWatch
 
 

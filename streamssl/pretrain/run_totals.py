@@ -14,7 +14,7 @@ from cluster.monitoring.totals_file import TotalsFile, read_totals
 from shards.metric import Key
 from streamssl.monitoring.catalogue import CATALOGUE
 from streamssl.runs.file_names import TOTALS
-from streamssl.runs.metrics_log import read_log
+from streamssl.runs.logs.metrics_log import read_log
 
 
 def keep_totals(hub: MetricsHub, out: Path, console: Console) -> None:

@@ -1,1 +1,1 @@
-"""Run folders: data, settings, placement, log, progress."""
+"""Run folders: data, settings, placement, start and end."""

@@ -26,7 +26,7 @@ from streamssl.config.run_config import RunConfig, read_toml
 from streamssl.evaluation.score_run import Encoder, knn_of_run
 from streamssl.pretrain.run import pretrain
 from streamssl.recipes import RECIPES
-from streamssl.runs.metrics_log import read_log
+from streamssl.runs.logs.metrics_log import read_log
 from streamssl.runs.placement import Placement
 
 _ENDING = "-small"

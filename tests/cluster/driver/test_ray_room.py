@@ -1,19 +1,17 @@
-"""Room for Ray: folders of others, small memories, and the remedies that are named."""
+"""Room for the objects of Ray: small memories, and the remedies that are named."""
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cluster.driver.ray_room import StoreRoom, check_folder, check_store, store_bytes
-from cluster.ray_internals import MAX_SLOW_STORE_BYTES, ray_folder
+from cluster.driver.ray_room import StoreRoom, check_store, store_bytes
+from cluster.ray_internals import MAX_SLOW_STORE_BYTES
 from shards.errors import ConfigError
-from tests.tinyrun import other_user, reachable_folder
 
 GB, MB = 1 << 30, 1 << 20
-MACHINE = StoreRoom(shared=16 * GB, on_disk=500 * GB, memory=64 * GB, folder=Path("/tmp/ray"))
+MACHINE = StoreRoom(shared=16 * GB, on_disk=500 * GB, memory=64 * GB, folder=Path("/tmp/s/r"))
 STREAM, OTHERS = 2 * GB, 300 * MB
 
 
@@ -65,33 +63,3 @@ def test_a_store_that_ray_accepts_slowly_may_be_asked_for(monkeypatch: pytest.Mo
     assert store_bytes(20 * GB) > MAX_SLOW_STORE_BYTES
     monkeypatch.setenv("RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE", "1")
     assert told(room, 20 * GB).startswith("warning: /dev/shm")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
-def test_the_folder_of_another_user_is_named_with_a_way_out() -> None:
-    """Ray ends with a traceback of the system, and the advice to run without a cluster."""
-    with reachable_folder() as folder:
-        taken = folder / "ray"
-        taken.mkdir(mode=0o755)
-        with other_user(), pytest.raises(ConfigError) as found:
-            check_folder(taken)
-        own = re.search(r"RAY_TMPDIR=(\S+) before the same command", str(found.value))
-        assert f"{taken} belongs to user root" in str(found.value) and own is not None
-        with other_user():
-            check_folder(Path(own[1]) / "ray")
-
-
-@pytest.mark.parametrize("kind", ["file", "long"])
-def test_a_folder_that_ray_cannot_use_is_told(kind: str, tmp_path: Path) -> None:
-    """A socket has a name of at most 107 characters."""
-    folder = tmp_path / "ray" if kind == "file" else Path("/tmp", "x" * 60, "ray")
-    if kind == "file":
-        folder.write_text("")
-    with pytest.raises(ConfigError, match=r"RAY_TMPDIR=/tmp/ray-\S+ before the same command"):
-        check_folder(folder)
-
-
-def test_the_folder_is_where_ray_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An upgrade of Ray may read another variable, and the remedy would not work."""
-    monkeypatch.setenv("RAY_TMPDIR", "/somewhere")
-    assert ray_folder() == Path("/somewhere/ray")

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from shards.stop_signals import STOP_SIGNALS, ignore_stop_signals, stop_signals_blocked
-from streamssl.commands.signal_handlers import TerminalOutput, stop_on_signals
+from streamssl.commands.signal_handlers import stop_on_signals
+from streamssl.terminal import TerminalOutput
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)

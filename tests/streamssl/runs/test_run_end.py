@@ -89,7 +89,7 @@ def test_a_damaged_note_of_the_end_costs_only_the_note(text: str, run: Path) -> 
     [
         (StreamStopped("x"), "stopped"),
         (KeyboardInterrupt(), "stopped"),
-        (TrainingDiverged("x"), "diverged"),
+        (TrainingDiverged("x", 3), "diverged"),
         (StreamEnded("x"), "data"),
         (BudgetExceeded("x", {}), "data"),
         (ShardUnreadable("x"), "data"),

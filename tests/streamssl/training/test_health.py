@@ -20,8 +20,8 @@ from streamssl.monitoring.catalogue import CATALOGUE
 from streamssl.monitoring.exported_readings import EXPORTED
 from streamssl.optim.schedules import ScheduleConfig
 from streamssl.pretrain.run_recorder import record_step
-from streamssl.runs.metrics_log import RunLog
-from streamssl.runs.progress import Progress
+from streamssl.runs.logs.metrics_log import RunLog
+from streamssl.runs.logs.progress import Progress
 from streamssl.training.collapse_limits import LIMITS, CollapseLimit
 from streamssl.training.health import HealthWatch, measure
 from tests.streamssl.tiny_methods import build, views_of

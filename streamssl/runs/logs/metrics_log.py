@@ -16,7 +16,7 @@ from shards.file_systems import cannot_write
 from shards.files import append_line, is_at, read_whole_lines, write_atomic
 from shards.plain_json import to_json
 from streamssl.errors import ReplayDiffers
-from streamssl.runs.tensorboard_log import TensorBoardLog, step_scalars
+from streamssl.runs.logs.tensorboard_log import TensorBoardLog, step_scalars
 from streamssl.saved_files import SavedStep, parse_saved
 
 

@@ -6,8 +6,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shards.errors import ConfigError
+from streamssl.runs.logs.tensorboard_log import TensorBoardLog, check_tensorboard, step_scalars
 from streamssl.runs.placement import Placement
-from streamssl.runs.tensorboard_log import TensorBoardLog, check_tensorboard, step_scalars
 from tests.tinyrun import read_log, tiny_swav, train_here
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from streamssl.runs.progress import Progress
+from streamssl.runs.logs.progress import Progress
 
 
 def shown(num_steps: int, *, terminal: bool, steps: list[int], start: int = 0) -> str:

@@ -14,8 +14,8 @@ from shards.records import Cursor, Reject
 from streamssl.errors import ReplayDiffers
 from streamssl.monitoring.catalogue import CATALOGUE
 from streamssl.monitoring.exported_readings import exported
-from streamssl.runs.metrics_log import RunLog
-from streamssl.runs.metrics_log import read_log as read_steps
+from streamssl.runs.logs.metrics_log import RunLog
+from streamssl.runs.logs.metrics_log import read_log as read_steps
 from tests.tinyrun import other_user, reachable_folder, read_log
 
 

@@ -1,0 +1,59 @@
+"""Folder of a Ray that starts here: nobody else may enter it, and bad places are told."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cluster.driver.ray_folder import check_place, private_folder
+from shards.errors import ConfigError, StreamStopped
+from tests.tinyrun import other_user, reachable_folder
+
+REMEDY = re.compile(r"set RAY_TMPDIR to a folder .* such as RAY_TMPDIR=(\S+), or run with")
+
+
+def told(place: Path) -> str:
+    """Return the sentence about a place that cannot be used; its remedy must work."""
+    with pytest.raises(ConfigError) as found:
+        check_place(place)
+    remedy = REMEDY.search(str(found.value))
+    assert remedy is not None
+    check_place(Path(remedy[1]))
+    return str(found.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_the_folder_of_another_user_is_named_with_a_way_out() -> None:
+    """Ray ends with a traceback of the system, and the advice to run without a cluster."""
+    with reachable_folder() as folder, other_user():
+        assert f"you cannot write to {folder}, which user root has" in told(folder / "ray")
+
+
+@pytest.mark.parametrize("kind", ["file", "long"])
+def test_a_place_that_cannot_be_used_is_told(kind: str, tmp_path: Path) -> None:
+    """The path of a socket has 107 characters at most."""
+    place = tmp_path / "file" if kind == "file" else Path("/tmp", "x" * 16)
+    if kind == "file":
+        place.write_text("")
+    assert ("is a file" if kind == "file" else "its 21 characters") in told(place)
+
+
+@pytest.mark.parametrize(
+    ("error", "stays"),
+    [(ConfigError("a mistake"), False), (StreamStopped("stopped"), False), (OSError(5), True)],
+)
+def test_only_a_failed_run_leaves_its_logs(
+    error: Exception, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders of all runs would fill the disk; without logs nobody could say what failed."""
+    place = Path("/tmp/t-ray")  # made when it is missing
+    monkeypatch.setenv("RAY_TMPDIR", str(place))
+    try:
+        with pytest.raises(type(error)), private_folder() as sessions:
+            assert sessions.parent.stat().st_mode & 0o777 == 0o700
+            raise error
+        assert list(place.iterdir()) == ([sessions.parent] if stays else [])
+    finally:
+        shutil.rmtree(place)

@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 
 
 @torch.no_grad()
-def peak(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the largest magnitude in floating point tensors: not finite if any number is not.
+def largest_norm(tensors: Iterable[Tensor]) -> Tensor:
+    """Return a norm of floating point tensors that is finite if, and only if, each number is.
 
-    It reads each number once, launches few kernels, and does not wait for the device.
+    It reads each number once, launches few kernels, and does not wait for a GPU.
     """
     kinds: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for tensor in tensors:
@@ -22,9 +22,19 @@ def peak(tensors: Iterable[Tensor]) -> Tensor:
             kinds[tensor.device, tensor.dtype].append(tensor)
     if not kinds:
         return torch.zeros((), dtype=torch.float64)
-    found = [torch.stack(torch._foreach_norm(kind, inf)).amax() for kind in kinds.values()]
+    found = [_largest(kind) for kind in kinds.values()]
     device = found[0].device
     return torch.stack([number.to(device).double() for number in found]).amax()
+
+
+def _largest(tensors: list[Tensor]) -> Tensor:
+    """Return the largest norm of tensors of one kind."""
+    if tensors[0].device.type == "cpu":
+        # A sum of squares takes a tenth of the time there, but those of large numbers overflow.
+        norm = torch.stack(torch._foreach_norm(tensors)).amax()
+        if norm.isfinite():
+            return norm
+    return torch.stack(torch._foreach_norm(tensors, inf)).amax()
 
 
 def optimized(optimizer: Optimizer) -> Iterable[Tensor]:
@@ -41,8 +51,8 @@ def optimized(optimizer: Optimizer) -> Iterable[Tensor]:
 class StepNumbers:
     """Numbers of a step that must be finite, the same on every rank.
 
-    `changed` is the peak of all that the loss may change: statistics, queues, averages. `updated`
-    is that of weights and momenta after the step before.
+    `changed` is the largest norm of all that the loss may change: statistics, queues, averages.
+    `updated` is that of weights and momenta after the step before.
     """
 
     loss: float

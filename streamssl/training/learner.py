@@ -27,14 +27,14 @@ from streamssl.distributed.gradients import average_gradients, gradient_norm
 from streamssl.errors import TrainingDiverged
 from streamssl.methods.base import StepOutput
 from streamssl.modules.batch_norm import enter_group, share_batch_norm
-from streamssl.training.finite_guard import StepNumbers, optimized, peak
+from streamssl.training.finite_guard import StepNumbers, largest_norm, optimized
 from streamssl.training.gradient_step import apply_gradients, compute_gradients, learning_rate
 from streamssl.training.step_phases import phases_of
 from streamssl.training.train_state import build_state
 
 _NOTHING = torch.zeros((), dtype=torch.float64)
 # Names of readings that only the guard reads.
-_CHANGED, _UPDATED = "peak changed", "peak updated"
+_CHANGED, _UPDATED = "norm changed", "norm updated"
 
 
 def build_learner(config: RunConfig) -> "PretrainLearner":
@@ -57,7 +57,7 @@ class PretrainLearner:
         # Copies of all that a loss may write to; the optimizer comes after the collectives.
         self._before: dict[str, Tensor] = {}
         self._is_undone = self._can_undo = True
-        self._updated = _NOTHING  # peak of the weights after the last update
+        self._updated = _NOTHING  # largest norm of weights and momenta after the last update
 
     @property
     def step(self) -> int:
@@ -83,7 +83,7 @@ class PretrainLearner:
             readings = {
                 **output.readings,
                 "gradient_norm": gradient_norm(state.optimizer),
-                _CHANGED: peak(state.method.state_dict().values()),
+                _CHANGED: largest_norm(state.method.state_dict().values()),
                 _UPDATED: self._updated,
             }
             exchange = _Exchange(output.loss.detach(), readings, vote, self._group)
@@ -95,7 +95,7 @@ class PretrainLearner:
             self._can_undo = False
             apply_gradients(state, batch.cursor, phases)
             self._is_undone = self._can_undo = True
-            self._updated = peak(optimized(state.optimizer))
+            self._updated = largest_norm(optimized(state.optimizer))
         else:
             numbers = self._leave_out(found, batch.cursor)
         report = StepReport(

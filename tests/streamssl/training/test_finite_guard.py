@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cluster.protocol.learner import StopVote
 from streamssl.config.run_config import RunConfig
 from streamssl.errors import TrainingDiverged
-from streamssl.training.finite_guard import peak
+from streamssl.training.finite_guard import largest_norm
 from streamssl.training.learner import PretrainLearner
 from tests.gloo_ranks import with_ranks
 from tests.streamssl.training.test_learner import build, learn, moco, part, swav
@@ -123,7 +123,7 @@ def test_all_ranks_leave_out_the_step_that_one_of_them_breaks(fault: Fault) -> N
     for reports in with_ranks(work, 2, learners):
         assert ["skipped_steps" in one.readings for one in reports] == [False, True]
     assert len({learner.digest() for learner in learners}) == 1
-    assert learners[0].step == 2 and peak(learners[0].state().tensors.values()).isfinite()
+    assert learners[0].step == 2 and largest_norm(learners[0].state().tensors.values()).isfinite()
 
 
 def test_weights_that_an_update_has_broken_end_the_run() -> None:
@@ -135,13 +135,13 @@ def test_weights_that_an_update_has_broken_end_the_run() -> None:
         learn(None, learner, 2)
 
 
-def test_the_peak_of_numbers_is_not_finite_if_one_is_not() -> None:
+def test_a_norm_is_finite_if_each_number_is() -> None:
     """A sum of squares would call large numbers infinite, and a maximum may lose a NaN."""
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         plain = [torch.ones(3, dtype=dtype), torch.empty(0), torch.arange(4)]
         large = torch.full((2,), -3e38, dtype=dtype)
-        assert peak([*plain, large]).item() == pytest.approx(3e38, rel=0.01)
+        assert 2.9e38 < largest_norm([*plain, large]).item() < 5e38
         for wrong in (math.nan, math.inf, -math.inf):
             spoilt = torch.tensor([1.0, wrong, 2.0], dtype=dtype)
-            assert not peak([*plain, spoilt, large]).isfinite()
-    assert peak([]).item() == 0
+            assert not largest_norm([*plain, spoilt, large]).isfinite()
+    assert largest_norm([]).item() == 0

@@ -84,7 +84,7 @@ class HealthWatch:
     def __init__(self, config: RunConfig) -> None:
         num_crops = sum(group.num_views for group in config.crops.groups)
         self._labels = LabelWatch(config.label, num_crops) if config.label else None
-        self._gradients = GradientWatch(config.optim.base_lr)
+        self._gradients = GradientWatch(config.optim.base_lr, config.save_every)
         self._advice = advice(config)
         self._spreads: deque[float] = deque(maxlen=image_spread.WINDOW)
         # A hundredth of a long run: SwAV's authors freeze its prototypes for half as long.

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,11 @@ FLAT = tiny_swav(
     method=SwAVConfig(num_prototypes=24, dim=16, hidden_dim=32, freeze_steps=0, epsilon=1.0),
     num_steps=5000,
     save_every=5000,
+)
+# Weights of 1e27 are finite, but no step from them is.
+NOT_FINITE = replace(
+    tiny_swav(num_steps=5000, save_every=5000, max_skipped_steps=5000),
+    optim=replace(tiny_swav().optim, base_lr=1e30),
 )
 
 
@@ -94,8 +99,8 @@ def shards_at(address: str, folder: Path) -> str:
 def test_faulty_runs_raise_their_alerts_and_a_healthy_run_none(
     shards_folder: Path, tmp_path: Path
 ) -> None:
-    """Slow data, then none; bad shards in a bucket that fails; features that collapse."""
-    outs = {name: tmp_path / name for name in ("healthy", "slow", "bad", "flat")}
+    """Slow data, then none; bad shards in a bucket that fails; features and steps that are lost."""
+    outs = {name: tmp_path / name for name in ("healthy", "slow", "bad", "flat", "not-finite")}
     bad = make_bad_shards(shards_folder, tmp_path / "bad-shards")
     faults = itertools.cycle(["status_500", None, None, None, None])
     with (
@@ -126,6 +131,10 @@ def test_faulty_runs_raise_their_alerts_and_a_healthy_run_none(
         found = wait_for_alerts(prometheus, names, flat, since=time.time())
         assert found - STARVED == names
         flat.kill()
+        torn = start("not-finite", shards_folder, NOT_FINITE)
+        names = {"StreamsslStepsLeftOut"}
+        assert names <= wait_for_alerts(prometheus, names, torn, since=time.time())
+        torn.kill()
         names = {"StreamsslRejects", "StreamsslBucketErrors"}
         assert wait_for_alerts(prometheus, names, hit, since=was_hit) - STARVED == names
         names = {"StreamsslInputStalled", "StreamsslNoProgress"}

@@ -112,7 +112,8 @@ def _remedy(config: RunConfig, name: str) -> str:
         )
     return (
         f"{name} is finite: add --from {name} {rate} to the same command, which goes on from there "
-        f"at half the rate, or {leave_out} to leave such steps out"
+        f"at half the rate, or {leave_out} to leave such steps out (with --from, --schedule.…, "
+        "weight decay, betas, --precision, temperature and epsilon may change, too)"
     )
 
 

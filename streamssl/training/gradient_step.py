@@ -43,7 +43,8 @@ def compute_gradients(
             output = method.loss(views, step=step, samples=samples_of(batch, rank))
         if step % health.EVERY == health.EVERY - 1:
             readings = {**output.readings, **health.measure(output, method.group)}
-            if (spread := image_spread(views, len(batch.crops[0]))) is not None:
+            spread = image_spread(views, len(batch.crops[0]), method.group)
+            if spread is not None:
                 readings[NAME] = spread
             output = replace(output, readings=readings)
         output.loss.backward()

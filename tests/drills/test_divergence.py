@@ -36,11 +36,11 @@ def test_a_run_that_diverges_on_two_trainers_goes_on_as_its_message_says(
         first = remedy(run)
     assert "Traceback" not in run.text and "step-00000002 is finite" in run.text
     assert first == ["--from", "step-00000002", "--optim.base-lr", "5e+29"]
-    with started(config, shards_folder, out, *options, *first[:3], "0.05") as run:
+    with started(config, shards_folder, out, *first[:3], "0.05") as run:
         assert run.end() == 1, run.text
         second = remedy(run)
     assert second == ["--from", "step-00000001", "--optim.base-lr", "0.025"]
-    with started(config, shards_folder, out, *options, *second) as run:
+    with started(config, shards_folder, out, *second) as run:
         assert run.end() == 0, run.text
     assert "Traceback" not in run.text
     assert [fields["step"] for fields in read_log(out)] == list(range(1, 7))

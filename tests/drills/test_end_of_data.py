@@ -13,7 +13,7 @@ from tests.tinyrun import proof, read_log, tiny_swav, train_here, weights
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
-@pytest.mark.parametrize("num_trainers", [1, 2])
+@pytest.mark.parametrize("num_trainers", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_a_cluster_that_its_store_ends_has_saved_its_last_step(
     shards_folder: Path, tmp_path: Path, num_trainers: int
 ) -> None:

@@ -23,8 +23,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 CONFIG = endless()
 _OPEN = "autoscaler of Ray"  # numbers, as docs/security.md says
-# Environments of an intruder: Ray without a token, and with a wrong one.
-GUESSES = ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64})
+# What an intruder tries against a Ray without a token, and with a wrong one.
+GUESSES = (
+    ("ray", {"RAY_AUTH_MODE": "disabled"}),
+    ("tables", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}),
+)
 
 
 def attacked(targets: dict[str, Any], **env: str) -> list[dict[str, str]]:
@@ -86,11 +89,11 @@ def test_a_run_on_a_local_ray_refuses_another_user(shards_folder: Path, tmp_path
         others = [port for port in ports if port[2] not in is_of_driver and port[0] != _OPEN]
         check_all_refused(attacked({"page": page, "files": private_files(run)}))
         check_all_refused(attacked({"ports": others}))
-        for guess in GUESSES:
-            check_all_refused(attacked({"ray": gcs_of(found)}, **guess))
+        for what, guess in GUESSES:
+            check_all_refused(attacked({what: gcs_of(found)}, **guess))
         # The attack itself works: only the token is in its way.
         known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_of(run)}
-        [put, keys, _] = attacked({"ray": gcs_of(found)}, **known)
+        [put, keys] = attacked({"tables": gcs_of(found)}, **known)
         assert put["got"] and keys["got"]
         step = run.last_step
         run.wait_for_step(step + 5)
@@ -115,8 +118,8 @@ def test_a_joined_ray_refuses_another_user(shards_folder: Path, tmp_path: Path) 
         cluster.add("trainers", num_cpus=2)
         with on_cluster(cluster.address, CONFIG, shards_folder, tmp_path / "run") as run:
             run.wait_for_step(3)
-            for guess in GUESSES:
-                check_all_refused(attacked({"ray": cluster.address}, **guess))
+            for what, guess in GUESSES:
+                check_all_refused(attacked({what: cluster.address}, **guess))
             run.wait_for_step(run.last_step + 3)
             stop(run)
 

@@ -32,7 +32,6 @@ from tests.tinyrun import make_shards
 CONFIG = endless(save_every=100)
 NUM_READERS, NUM_TRAINERS = 2, 2
 FAULTS = ("signals", "kills", "clocks", "damage", "disks")
-READY = ("kills", "clocks")  # those that every run survives by now
 _SECONDS_TO_A_HARD_END = 40.0
 _DISK_SIZE = "256m"  # logs of an hour, twice
 
@@ -177,7 +176,7 @@ def soak(
     minutes: float,
     seed: int,
     folder: Path,
-    faults: tuple[str, ...] = READY,
+    faults: tuple[str, ...] = FAULTS,
     disk: Path | None = None,
 ) -> str:
     """Break a run for so long, stop it, and check every step. Return a summary.
@@ -233,7 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--faults", nargs="*", default=READY, choices=FAULTS)
+    parser.add_argument("--faults", nargs="*", default=FAULTS, choices=FAULTS)
     given = parser.parse_args()
     if small_disk.PLACE not in os.environ and small_disk.is_possible():
         _start_on_a_small_disk()

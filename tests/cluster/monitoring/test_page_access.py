@@ -90,6 +90,7 @@ def test_beyond_loopback_only_the_token_opens_a_page():
     assert PageAccess("10.0.0.7").refusal("/stacks", empty, *ends) != ""
 
 
+@pytest.mark.slow
 def test_idle_connections_do_not_keep_others_out(server):
     """Whoever opens connections and says nothing would end the page of the run."""
     host, _, port = server.address.rpartition(":")

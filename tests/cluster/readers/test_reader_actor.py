@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from cluster.driver.ray_session import ray_session
+from cluster.ray_access import TOKEN
 from cluster.readers.reader_actor import Reader
 from shards.crops.sample_cropper import CropJob
 from shards.errors import ConfigError
@@ -61,8 +62,11 @@ def test_a_predicate_that_is_missing_on_a_node_fails_at_the_start(
     ray.kill(reader)
 
 
-def test_an_address_without_a_cluster_is_refused_in_one_sentence() -> None:
+def test_an_address_without_a_cluster_is_refused_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The user would see a stack of gRPC."""
+    monkeypatch.setenv(TOKEN, "of a cluster")
     with (
         pytest.raises(
             ConfigError, match=r"no Ray cluster answers at 'nonsense://x'.*--cluster local"

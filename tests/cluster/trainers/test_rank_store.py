@@ -145,6 +145,7 @@ def test_messages_cannot_be_changed_repeated_or_turned_round(talk):
 
 
 @needs_root
+@pytest.mark.slow
 def test_a_client_of_torch_that_another_user_runs_is_refused(server):
     """It would read and set the addresses at which ranks find each other."""
     done = as_nobody("-c", INTRUDE, port_of(server))

@@ -88,7 +88,9 @@ def test_normalised_batches_equal_the_inputs_of_a_model(synthetic_shards, expect
         assert torch.equal(view, wanted) and view.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("num_workers", "used"), [(0, 1), (1, 7)])
+@pytest.mark.parametrize(
+    ("num_workers", "used"), [(0, 1), pytest.param(1, 7, marks=pytest.mark.slow)]
+)
 def test_a_batch_carries_the_state_that_follows_it(synthetic_shards, whole, num_workers, used):
     """A loader that fetched ahead would skip batches."""
     batches = iter(loader(synthetic_shards, num_workers))

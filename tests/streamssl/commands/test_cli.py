@@ -187,6 +187,7 @@ def test_a_missing_cluster_is_one_sentence(
 ) -> None:
     """Ray alone would try to connect for minutes."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "of a cluster")
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed.getsockname()[1]}")
     text = refused_start(capsys, recipe, shards_folder, tmp_path / "run", "--cluster", "auto")
     assert re.match(r"no Ray cluster answers at 'auto' \(.*refused\); give --cluster local", text)

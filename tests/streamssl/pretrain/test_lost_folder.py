@@ -46,7 +46,15 @@ def train(data: Path, out: Path, num_steps: int, stop: Callable[[], bool]) -> st
     return output.getvalue()
 
 
-@pytest.mark.parametrize("harm", [remove, move, lose_settings, lose_log])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        remove,
+        pytest.param(move, marks=pytest.mark.slow),
+        pytest.param(lose_settings, marks=pytest.mark.slow),
+        lose_log,
+    ],
+)
 def test_a_run_whose_folder_is_lost_makes_it_again(
     harm: Callable[[Path], None], finished_run: Path, shards_folder: Path, tmp_path: Path
 ) -> None:

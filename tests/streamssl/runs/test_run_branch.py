@@ -82,6 +82,7 @@ def test_a_run_without_a_checkpoint_starts_again_as_its_message_says(
         assert train_here(config, shards_folder, tmp_path / "run").finished
 
 
+@pytest.mark.slow
 def test_what_was_trained_after_the_checkpoint_is_kept_apart(
     shards_folder: Path, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def view_when_made(gallery, seconds=30.0):
     return gallery.view()
 
 
+@pytest.mark.slow
 def test_thumbnails_are_the_trained_crops(manifest, cropped):
     """The gallery would show other crops than the trainer has seen."""
     with ThumbnailMaker(manifest, JOB) as maker:

@@ -157,8 +157,9 @@ def test_both_engines_reject_the_same_files(hostile, read_by):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("engine", ["opencv", pytest.param("dali", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("engine", ["opencv", "dali"])
 def test_largest_accepted_images_need_less_than_two_gigabytes(engine, tmp_path):
     """A few kilobytes of blank image would fill the memory of a reader."""
     side = int(ADMISSION.max_pixels**0.5)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.drills.soak import soak
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.nightly, pytest.mark.ray]
 
 
 def test_a_run_survives_a_minute_of_every_fault(tmp_path: Path) -> None:

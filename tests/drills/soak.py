@@ -11,6 +11,7 @@ import argparse
 import math
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -76,13 +77,18 @@ class Chaos:
 
     def settle(self) -> None:
         """Wait until all actors are back."""
-        self.run.wait_for(
-            lambda: (
-                self.run.metric("world_size") == NUM_TRAINERS
-                and self.run.metric("actors", role="reader") == NUM_READERS
-            ),
-            "all actors",
-        )
+
+        def counts() -> tuple[float, float]:
+            return self.run.metric("world_size"), self.run.metric("actors", role="reader")
+
+        try:
+            self.run.wait_for(lambda: counts() == (NUM_TRAINERS, NUM_READERS), "all actors")
+        except AssertionError as error:
+            command = [sys.executable, "-m", "streamssl.cli", "status", str(self.run.out)]
+            status = subprocess.run(command, capture_output=True, text=True, check=False)
+            nodes = {node.node_id[:8]: self.cluster.pool_of(node) for node in self.cluster.nodes()}
+            error.add_note(f"{counts()} of {self.done}; {nodes}\n{status.stdout}{status.stderr}")
+            raise
 
     def _pick(self, kind: str) -> list[psutil.Process]:
         found = actors(self.cluster, kind)

@@ -166,7 +166,14 @@ def test_reads_of_s3_through_faults_are_exact_or_refused(data, monkeypatch, tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("place", [pytest.param("", marks=pytest.mark.nightly), "dated/", "flat/"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("", marks=pytest.mark.nightly),
+        pytest.param("dated/", marks=pytest.mark.nightly),
+        "flat/",
+    ],
+)
 def test_reads_of_web_servers_through_faults_are_exact_or_refused(data, tmp_path, place):
     """Servers with etags, with dates only, and without ranges fail in different ways."""
     num = (

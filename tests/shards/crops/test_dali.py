@@ -53,6 +53,7 @@ def test_crops_equal_the_reference(engine, images):
     assert np.percentile(found, 99) <= 3
 
 
+@pytest.mark.slow
 def test_crops_do_not_depend_on_order_batch_size_or_threads(engine, images):
     """A crop could not be made again from its id."""
     parameters = drawn(RECIPE, images)

@@ -101,7 +101,9 @@ def test_a_batch_carries_the_state_that_follows_it(synthetic_shards, whole, num_
     assert all(map(same, resumed, whole[used:])) and len(resumed) == 4
 
 
-@pytest.mark.parametrize(("num_workers", "every"), [(0, 1), (1, 4)])
+@pytest.mark.parametrize(
+    ("num_workers", "every"), [(0, 1), pytest.param(1, 4, marks=pytest.mark.slow)]
+)
 def test_a_stateful_dataloader_resumes_exactly(synthetic_shards, whole, num_workers, every):
     """torchdata's own state would be wrong with prefetch and rare snapshots."""
 

@@ -135,6 +135,7 @@ def test_only_settings_that_fit_the_checkpoint_may_change(
     assert not list(finished_run.glob("abandoned-*")) and not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_not_finite_names_the_one_before_it(
     shards_folder: Path, tmp_path: Path
 ) -> None:

@@ -120,6 +120,7 @@ def test_without_locks_the_note_says_whether_a_run_trains(
     assert is_training(run) == is_alive
 
 
+@pytest.mark.slow
 def test_runs_note_their_ends(tmp_path: Path) -> None:
     """The note must be of the last start: trained on, ended by its data, stopped, done."""
     data, out = make_shards(tmp_path / "data", num=48, per_shard=48), tmp_path / "run"

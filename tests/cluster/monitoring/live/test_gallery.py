@@ -83,6 +83,7 @@ def test_thumbnails_are_the_trained_crops(manifest, cropped):
     assert Image.open(io.BytesIO(image)).size == (2 * 96 + 2 * 48, 96)
 
 
+@pytest.mark.slow
 def test_an_open_page_gets_images_of_everything_that_is_safe(manifest, cropped):
     """A decoder would be killed again, or a page would show fewer images than it can.
 

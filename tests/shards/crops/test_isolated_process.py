@@ -55,6 +55,7 @@ def assert_only(crashing, samples, cropped):
     }
 
 
+@pytest.mark.slow
 def test_a_crash_or_a_hang_costs_only_its_image():
     """One file of a billion would end a run, or cost its neighbours."""
     samples = [sample(i, side) for i, side in enumerate([PLAIN, SEGFAULT, PLAIN, HANG, PLAIN])]

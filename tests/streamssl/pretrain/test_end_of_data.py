@@ -10,9 +10,8 @@ from tests.stores import web_server
 from tests.tinyrun import proof, read_log, stop_at, tiny_swav, train_here, weights
 
 
-@pytest.mark.parametrize(
-    "fault", [pytest.param("forbidden", marks=pytest.mark.slow), "new_version"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["forbidden", "new_version"])
 def test_a_run_that_its_store_ends_has_saved_its_last_step(synthetic_shards, tmp_path, fault):
     """Fifty steps were lost, although the message said that the run goes on where it was."""
     config = tiny_swav(num_steps=14, save_every=1000)

@@ -39,6 +39,7 @@ def test_every_batch_is_made_again_bit_by_bit(finished_run, shards_folder):
     assert open_batch(finished_run, fields["step"], RangeReader(), named).digest == batch.digest
 
 
+@pytest.mark.slow
 def test_a_changed_mixture_is_replayed_with_its_weights(tmp_path):
     """The journal is part of the run: without it, batches would differ."""
     patterns = tuple(str(make_shards(tmp_path / name, num=60)) for name in "ab")

@@ -69,7 +69,10 @@ def test_run_folder_has_settings_data_steps_and_checkpoints(finished_run: Path) 
 
 @pytest.mark.parametrize(
     "config",
-    [tiny_moco(num_steps=7), tiny_swav(num_steps=7, precision="bf16")],
+    [
+        tiny_moco(num_steps=7),
+        pytest.param(tiny_swav(num_steps=7, precision="bf16"), marks=pytest.mark.slow),
+    ],
     ids=["moco", "swav-bf16"],
 )
 def test_run_that_was_stopped_twice_is_the_same_run(

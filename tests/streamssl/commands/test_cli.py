@@ -137,6 +137,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_unusable_data_is_one_sentence(recipe: str, capsys: Capture, tmp_path: Path) -> None:
     """Each kind of wrong data must be named before anything is written."""
     (tmp_path / "empty").mkdir()

@@ -171,6 +171,7 @@ def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
     assert len(said) == 1 and said[0].startswith(f"warning: {tmp_path / TOTALS} cannot be written")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_counts_all_its_images(tmp_path: Path) -> None:
     """The whole path: two starts of one run, read from its pages."""
     data, out = make_shards(tmp_path / "data"), tmp_path / "run"

@@ -102,6 +102,7 @@ def report(folder: str, irregular: list[str], path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_irregular_shards_of_a_report_are_read_from_byte_0(
     folders: tuple[str, str], tmp_path: Path
 ) -> None:

@@ -158,7 +158,8 @@ class PretrainLearner:
 
         Raises TrainingDiverged if no further step may be left out.
         """
-        self.rollback()
+        if self._can_undo:
+            self.rollback()
         state, limit = self.train_state, self.config.max_skipped_steps
         text = found.describe(state.step + 1)
         if not found.has_weights or state.num_skipped >= limit:
@@ -170,8 +171,11 @@ class PretrainLearner:
         return {"gradient_norm": found.gradient_norm, "skipped_steps": float(state.num_skipped)}
 
     def _remember(self) -> None:
-        """Copy the state for `rollback`: a peer may be lost, or the step may not be finite."""
-        self._can_undo = True
+        """Copy the state for `rollback`, if a peer may be lost or the step may be left out."""
+        self._can_undo = self._group is not None or self.config.max_skipped_steps > 0
+        if not self._can_undo:
+            self._before = {}
+            return
         now = self.train_state.method.state_dict()
         if self._before.keys() != now.keys():
             self._before = {name: value.clone() for name, value in now.items()}

@@ -49,7 +49,7 @@ def explain_denied(error: OSError, path: Path | str | None = None) -> str:
             f"for `chmod a+x {closed}`"
         )
     folder = path if path.is_dir() else path.parent
-    if path.exists() and not _may(path, os.R_OK):
+    if path.exists() and not may(path, os.R_OK):
         return (
             f"{path} cannot be read: permission denied; ask its owner for `chmod -R a+rX {folder}`"
         )
@@ -63,10 +63,11 @@ def _closed_folder(path: Path) -> Path | None:
     """Return the outermost folder above `path` that this process may not enter."""
     for folder in reversed(path.absolute().parents):
         with suppress(OSError):
-            if folder.is_dir() and not _may(folder, os.X_OK):
+            if folder.is_dir() and not may(folder, os.X_OK):
                 return folder
     return None
 
 
-def _may(path: Path, mode: int) -> bool:
+def may(path: Path, mode: int) -> bool:
+    """Return True if this process has these rights, such as `os.W_OK`, over a path."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)

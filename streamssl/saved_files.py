@@ -45,6 +45,16 @@ class SavedStep(SavedFile):
     readings: dict[str, FiniteFloat | None] = {}
 
 
+class SavedDivergence(SavedFile):
+    """`diverged.json`: the newest step that was not finite, and the start that came to it."""
+
+    settings: str
+    checkpoint: str
+    step: Count
+    found: str
+    num_starts: Count
+
+
 class SavedScore(SavedFile):
     """A line of `scores.jsonl`; percent by the number of neighbours."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from cluster.ray_access import FOLDERS, place_of_folders
+from shards.access import may
 from shards.errors import ConfigError, StreamStopped, UserError
 from shards.ownership import owner_name
 
@@ -27,7 +28,7 @@ def check_place(place: Path) -> None:
     there = next((path for path in (place, *place.parents) if path.exists()), place)
     if not there.is_dir():
         raise ConfigError(_unusable(place, f"{there} is a file"))
-    if not _may_write(there):
+    if not may(there, os.W_OK | os.X_OK):
         owner = owner_name(there.stat().st_uid)
         raise ConfigError(_unusable(place, f"you cannot write to {there}, which {owner} has"))
     length = len(os.fsencode(place))
@@ -66,10 +67,4 @@ def _unusable(place: Path, why: str) -> str:
         f"Ray cannot keep its sockets and logs in {place}: {why}; set {FOLDERS} to a folder that "
         f"you can write to, whose path has at most {_MAX_PLACE} characters, such as "
         f"{FOLDERS}=/tmp/ray-{os.geteuid()}, or run with --cluster none"
-    )
-
-
-def _may_write(folder: Path) -> bool:
-    return os.access(
-        folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids
     )

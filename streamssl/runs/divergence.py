@@ -4,12 +4,12 @@ The same start from the same checkpoint comes to the same numbers, unless a devi
 tried twice, then refused.
 """
 
-import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 
@@ -20,6 +20,7 @@ from streamssl import checkpoint
 from streamssl.config.run_config import RunConfig, toml_of
 from streamssl.errors import TrainingDiverged
 from streamssl.runs.file_names import DIVERGED
+from streamssl.saved_files import SavedDivergence, parse_saved
 
 _MAX_STARTS = 2
 
@@ -41,27 +42,14 @@ class DivergenceMark:
     def read(cls, out: Path) -> Self | None:
         """Return the mark of a run; None if there is none, or a damaged one."""
         try:
-            fields: Any = json.loads((out / DIVERGED).read_text())
-            return cls(
-                str(fields["settings"]),
-                str(fields["checkpoint"]),
-                int(fields["step"]),
-                str(fields["found"]),
-                int(fields["num_starts"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            fields = parse_saved(SavedDivergence, (out / DIVERGED).read_bytes())
+        except (OSError, ValueError):
             return None
+        return cls(**{field.name: fields[field.name] for field in dataclass_fields(cls)})
 
     def write(self, out: Path) -> None:
         """Replace the mark of a run. Raises OSError."""
-        fields = {
-            "settings": self.settings,
-            "checkpoint": self.checkpoint,
-            "step": self.step,
-            "found": self.found,
-            "num_starts": self.num_starts,
-        }
-        write_atomic(out / DIVERGED, to_json(fields, indent=1))
+        write_atomic(out / DIVERGED, to_json(asdict(self), indent=1))
 
 
 def explain(error: TrainingDiverged, config: RunConfig, out: Path) -> TrainingDiverged:

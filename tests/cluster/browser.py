@@ -38,9 +38,10 @@ class Visit:
         self.page.goto(url)
 
     def wait_for(self, expression: str, seconds: float = 20.0) -> None:
-        """Wait until this JavaScript is true."""
+        """Wait until this JavaScript is true; before its elements are there it counts as false."""
         # A string would be evaluated within the page, which its own policy forbids.
-        self.page.wait_for_function(f"() => ({expression})", timeout=1000 * seconds)
+        calm = f"() => {{ try {{ return {expression} }} catch {{ return false }} }}"
+        self.page.wait_for_function(calm, timeout=1000 * seconds)
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of this JavaScript."""

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from shards.validation import explain_invalid
+
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 Seconds = Annotated[FiniteFloat, Field(ge=0)]
 Percent = Annotated[FiniteFloat, Field(ge=0, le=100)]
@@ -92,12 +94,3 @@ def parse_saved(kind: type[SavedFile], text: bytes | str) -> dict[str, Any]:
         return kind.model_validate_json(text).model_dump(exclude_unset=True)
     except ValidationError as error:
         raise ValueError(explain_invalid(error)) from error
-
-
-def explain_invalid(error: ValidationError) -> str:
-    """Return the first fault of a file in words, for errors have several lines."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    found = repr(first["input"])[:80]
-    cause = first["msg"][:1].lower() + first["msg"][1:]
-    return f"{place}={found}: {cause}" if place else cause

@@ -17,8 +17,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from cluster.monitoring.metric_values import MetricHistogram, MetricTotals, MetricValues
 from shards.access import raise_denied
+from shards.file_systems import explain_storage
 from shards.files import write_atomic
 from shards.metric import Key
+from shards.validation import explain_invalid
 
 _VERSION: Final = 1
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
@@ -84,9 +86,9 @@ class TotalsFile:
         if not self._is_told:
             self._is_told = True
             self._tell(
-                f"warning: {self._path} cannot be written ({error}); the run goes on, but the "
-                "totals of /metrics will begin before this moment when it is started again: make "
-                "room there"
+                f"warning: {self._path} cannot be written: "
+                f"{explain_storage(error, self._path)}; the run goes on, but the totals of "
+                "/metrics will begin before this moment when it is started again"
             )
 
 
@@ -102,8 +104,7 @@ def read_totals(path: Path) -> MetricTotals | None:
     try:
         saved = TypeAdapter(SavedTotals).validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from error
+        raise ValueError(explain_invalid(error)) from error
     if saved.version != _VERSION:
         raise ValueError(f"version {saved.version}, and this program reads {_VERSION}")
     return MetricTotals(dict(saved.counters), _histograms(saved.histograms))

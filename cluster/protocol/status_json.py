@@ -2,12 +2,12 @@
 
 import json
 from dataclasses import asdict, replace
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from cluster.protocol.run_status import Status
 from shards.metric import Key
+from shards.validation import explain_invalid
 
 
 def status_to_json(status: Status) -> str:
@@ -26,10 +26,5 @@ def status_from_json(text: str) -> Status:
         status = TypeAdapter(Status).validate_python({**fields, "readings": {}})
         found = TypeAdapter(list[tuple[Key, float]]).validate_python(readings)
     except ValidationError as error:
-        raise ValueError(f"the answer is no status: {_first(error)}") from error
+        raise ValueError(f"the answer is no status: {explain_invalid(error)}") from error
     return replace(status, readings=dict(found))
-
-
-def _first(error: ValidationError) -> str:
-    found: Any = error.errors()[0]
-    return f"{'.'.join(map(str, found['loc'])) or 'it'}: {found['msg'].lower()}"

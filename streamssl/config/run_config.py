@@ -15,6 +15,7 @@ from shards.errors import ConfigError
 from shards.files import write_atomic
 from shards.samples.admission_config import AdmissionConfig
 from shards.stream.stream_config import StreamConfig
+from shards.validation import explain_invalid
 from streamssl.config.methods.byol_config import BYOLConfig
 from streamssl.config.methods.deepcluster_config import DeepClusterConfig
 from streamssl.config.methods.distillation_config import DistillationConfig
@@ -150,7 +151,9 @@ def from_fields(tables: dict[str, Any]) -> RunConfig:
         parts["method"] = TypeAdapter(METHODS[name]).validate_python(method)
         config = TypeAdapter(RunConfig).validate_python(parts)
     except ValidationError as error:
-        raise ConfigError(_explain(error.errors()[0])) from error
+        raise ConfigError(
+            f"{explain_invalid(error)}; correct it: compare with the config.toml of a run"
+        ) from error
     known, given = flatten(to_fields(config)), flatten(tables)
     for field_name in sorted(given.keys() - known.keys()):
         parent = field_name.rpartition(".")[0]
@@ -167,16 +170,6 @@ def _table(tables: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{name}={found!r}; it must be a table: compare with a run's config.toml")
     return found
-
-
-def _explain(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"]) or "the configuration"
-    if error["type"] == "missing":
-        return f"{place} is missing; add it: compare with the config.toml of a run"
-    return (
-        f"{place}={error['input']!r}: {error['msg'].lower()}; correct it: compare with the "
-        "config.toml of a run"
-    )
 
 
 def write_toml(config: RunConfig, path: Path) -> None:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.access import raise_denied
-from shards.errors import ConfigError, UserError
+from shards.errors import ConfigError
+from shards.file_systems import cannot_write
 from shards.files import read_whole_lines, write_atomic
 from shards.plain_json import to_json
 from streamssl import checkpoint
@@ -52,11 +52,7 @@ class RunBranch:
                 write_atomic(self.out / SCORES, b"".join(kept))
             self._note(folder.name if folder.is_dir() else "")
         except OSError as error:
-            raise_denied(error, self.out)
-            raise UserError(
-                f"{self.out} cannot be changed ({error}); make room there, then start the same "
-                "command again"
-            ) from error
+            raise cannot_write(error, self.out) from error
         if not folder.is_dir():
             return ""
         return (

@@ -26,8 +26,8 @@ from shards.stream.manifest_file import read_name_rules
 from shards.stream.manifest_listing import open_manifest
 from shards.stream.mixture import Weights, parse_weights
 from shards.stream.order import Order
+from shards.validation import explain_invalid
 from streamssl.runs.file_names import MANIFEST
-from streamssl.saved_files import explain_invalid
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

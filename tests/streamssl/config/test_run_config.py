@@ -59,7 +59,7 @@ WRONG: dict[str, tuple[Callable[[Tables], Any], str]] = {
         lambda t: t["crops"]["groups"][1].update(scale=[0.1]),
         r"^crops\.groups\.1\.scale\.1 is missing",
     ),
-    "a part is missing": (lambda t: t.pop("stream"), "^stream is missing; add it"),
+    "a part is missing": (lambda t: t.pop("stream"), "^stream is missing; correct it"),
     "zero steps": (lambda t: t.update(num_steps=0), "num_steps=0; it must be at least 1"),
     "seed": (lambda t: t.update(seed=-1), "seed=-1; it must be from 0"),
     "queue below a batch": (

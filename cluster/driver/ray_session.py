@@ -166,9 +166,10 @@ def _connect(
         }
     try:
         with local_addresses_allowed(address == "local" or address.startswith(_LOOPBACK)):
+            place = address
             if address != "local" and "://" not in address:
-                _check_listening(address)
-            _init(address, options)
+                place = _check_listening(address)  # Ray could find another one the second time
+            _init(place, options)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         if address != "local" and _is_refusal(error):
             raise refusal(address) from error
@@ -208,14 +209,16 @@ def _log(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - c
     logging.getLogger("ray").info("%s", "\n".join(data["lines"]))
 
 
-def _check_listening(address: str) -> None:
-    """Raise OSError if nothing listens at an address, RayError if it refuses the token.
+def _check_listening(address: str) -> str:
+    """Return host:port of a Ray that answers. Raise OSError if nothing listens there, RayError if
+    it refuses the token.
 
     Ray itself would try for 15 minutes.
     """
     found = bootstrap_address(address)
-    if not is_named(address):
-        check_found(found)
     host, _, port = found.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    if not is_named(address):
+        check_found(found)
     ask_tables(found, _CONNECT_SECONDS)
+    return found

@@ -20,6 +20,7 @@ MODE: Final = "RAY_AUTH_MODE"
 TOKEN: Final = "RAY_AUTH_TOKEN"
 TOKEN_FILE: Final = "RAY_AUTH_TOKEN_PATH"
 FOLDERS: Final = "RAY_TMPDIR"
+DEFAULT_PLACE: Final = Path("/tmp")
 _DISABLED: Final = "disabled"
 _MODES: Final = ("token", _DISABLED)
 _PROCESSES: Final = Path("/proc")
@@ -87,7 +88,7 @@ def read_token() -> str:
 
 def place_of_folders() -> Path:
     """Return the folder in which Rays that start here have their folders."""
-    return Path(os.environ.get(FOLDERS) or "/tmp")
+    return Path(os.environ.get(FOLDERS) or DEFAULT_PLACE)
 
 
 def is_named(address: str) -> bool:

@@ -20,6 +20,7 @@ MODE: Final = "RAY_AUTH_MODE"
 TOKEN: Final = "RAY_AUTH_TOKEN"
 TOKEN_FILE: Final = "RAY_AUTH_TOKEN_PATH"
 FOLDERS: Final = "RAY_TMPDIR"
+DEFAULT_PLACE: Final = Path("/tmp")
 _DISABLED: Final = "disabled"
 _MODES: Final = ("token", _DISABLED)
 _PROCESSES: Final = Path("/proc")
@@ -87,12 +88,12 @@ def read_token() -> str:
 
 def place_of_folders() -> Path:
     """Return the folder in which Rays that start here have their folders."""
-    return Path(os.environ.get(FOLDERS) or "/tmp")
+    return Path(os.environ.get(FOLDERS) or DEFAULT_PLACE)
 
 
 def is_named(address: str) -> bool:
     """Return True if the user names the cluster, False if Ray has to find one."""
-    return address != "auto" or bool(os.environ.get("RAY_ADDRESS"))
+    return address != "auto" or os.environ.get("RAY_ADDRESS", "") not in ("", "auto")
 
 
 def refusal(address: str) -> ConfigError:
@@ -110,23 +111,30 @@ def refusal(address: str) -> ConfigError:
 
 
 def check_found(address: str) -> None:
-    """Raise ConfigError if the Ray that was found on this machine belongs to another user.
+    """Raise ConfigError unless the Ray that was found has a process of this user, or of root.
 
     Ray finds clusters by a file in /tmp and by the command lines of all processes: any user can
-    write both, and would then run code in this process.
+    write both, and would then run code in this process. Ray reads more from these than is seen
+    here, so an address without any process is refused, too.
     """
+    if not (_PROCESSES / "self").exists():
+        return
     found = [
         _users(path)
         for path in _PROCESSES.glob("[0-9]*")
         if f"--gcs-address={address}" in _read(path / "cmdline").split("\0")
     ]
-    if found and not any(users and all(map(can_be_ours, users)) for users in found):
-        owner = next((user for users in found for user in users if not can_be_ours(user)), -1)
-        raise ConfigError(
-            f"the Ray that was found at {address} belongs to {owner_name(owner)}, who could "
-            f"run code as you: if you trust this user, name it with RAY_ADDRESS={address}; "
-            "--cluster local starts a Ray of your own"
-        )
+    if any(users and all(map(can_be_ours, users)) for users in found):
+        return
+    others = sorted(user for users in found for user in users if not can_be_ours(user))
+    if others:
+        why = f"belongs to {owner_name(others[0])}, who"
+    else:
+        why = "has no process of yours on this machine: another user may have made it known, and"
+    raise ConfigError(
+        f"the Ray that was found at {address} {why} could run code as you: if you trust this "
+        f"cluster, name it with RAY_ADDRESS={address}; --cluster local starts a Ray of your own"
+    )
 
 
 def _users(process: Path) -> set[int]:

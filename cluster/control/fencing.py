@@ -53,7 +53,7 @@ class TermJournal:
                 flush_path(folder)
                 return cls._begin(folder, term, os.fdopen(descriptor, "wb", buffering=0))
         except OSError as error:
-            raise _cannot_write(folder, error) from error
+            raise cannot_write(error, folder) from error
 
     @classmethod
     def _begin(cls, folder: Path, term: int, file: BinaryIO) -> "TermJournal":
@@ -83,7 +83,7 @@ class TermJournal:
         try:
             self._file.append(json.dumps(fields).encode())
         except OSError as error:
-            raise _cannot_write(self._folder, error) from error
+            raise cannot_write(error, self._folder) from error
 
     def check(self) -> None:
         """Raise FencedError if there is a higher term."""
@@ -160,7 +160,3 @@ def _damaged(folder: Path, term: int, number: int, line: bytes) -> UserError:
         f"{folder}/term-{term}.jsonl is damaged in line {number} ({line[:80]!r}); only a last line "
         "may be torn: put back a copy, or remove the folder to continue from the newest checkpoint"
     )
-
-
-def _cannot_write(folder: Path, error: OSError) -> UserError:
-    return cannot_write(error, folder)

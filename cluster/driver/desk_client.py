@@ -62,17 +62,18 @@ class DeskClient:
         fields = self._json(code, text)
         try:
             return DrillTarget.from_json(fields["target"]), float(fields["seconds"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._unknown(error) from error
 
     def resume(self, target: DrillTarget) -> None:
         """End a hang. Raises ConfigError."""
-        self._ask("POST", f"/continue?{urlencode({'name': target.names[0]})}")
+        code, text = self._ask("POST", f"/continue?{urlencode({'name': target.names[0]})}")
+        self._answer(code, text)
 
     def _json(self, code: int, text: str) -> dict[str, Any]:
         try:
             fields = json.loads(self._answer(code, text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._unknown(error) from error
         return fields if isinstance(fields, dict) else {}
 

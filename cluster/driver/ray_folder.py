@@ -5,17 +5,19 @@ answer with objects of his own. So each session has a folder that only this user
 """
 
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from cluster.ray_access import FOLDERS, place_of_folders
+from cluster.ray_access import DEFAULT_PLACE, FOLDERS, place_of_folders
 from shards.access import may
 from shards.errors import ConfigError, StreamStopped, UserError
-from shards.ownership import owner_name
+from shards.ownership import can_be_ours, owner_name
 
 _SESSIONS: Final = "r"  # Ray lets every user write into this one
 # The path of a socket has 107 bytes at most; 66 follow the folder of the sessions, and 21 are the
@@ -48,6 +50,7 @@ def private_folder() -> Iterator[Path]:
     check_place(place)
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_nobody_replaces(place)
         folder = Path(tempfile.mkdtemp(prefix="streamssl-", dir=place))
     except OSError as error:
         raise ConfigError(_unusable(place, error.strerror or str(error))) from error
@@ -62,9 +65,26 @@ def private_folder() -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _check_nobody_replaces(place: Path) -> None:
+    """Raise ConfigError if another user can rename a private folder in `place`.
+
+    The folder for temporary files is that of the system, whatever its owner is called here.
+    """
+    if place == DEFAULT_PLACE:
+        return
+    found = place.stat()
+    foreign = [owner for owner in (place.lstat().st_uid, found.st_uid) if not can_be_ours(owner)]
+    if foreign:
+        raise ConfigError(
+            _unusable(place, f"it belongs to {owner_name(foreign[0])}, who could replace them")
+        )
+    if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+        raise ConfigError(_unusable(place, "every user can replace what is in it"))
+
+
 def _unusable(place: Path, why: str) -> str:
     return (
         f"Ray cannot keep its sockets and logs in {place}: {why}; set {FOLDERS} to a folder that "
         f"you can write to, whose path has at most {_MAX_PLACE} characters, such as "
-        f"{FOLDERS}=/tmp/ray-{os.geteuid()}, or run with --cluster none"
+        f"{FOLDERS}={DEFAULT_PLACE}/ray-{secrets.token_hex(4)}, or run with --cluster none"
     )

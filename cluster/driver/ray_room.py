@@ -50,12 +50,13 @@ def check_store(room: StoreRoom, max_bytes: int, stream_bytes: int) -> str:
     Raises ConfigError if Ray would refuse to start, or would die when the store fills.
     """
     wanted = store_bytes(max_bytes)
+    slow = room.on_disk if may_be_slow() else min(room.on_disk, MAX_SLOW_STORE_BYTES)
+    accepted = _lower(min(room.memory, max(room.shared, slow)), max_bytes, stream_bytes)
     if wanted > room.memory:
-        most = min(room.memory, max(room.shared, MAX_SLOW_STORE_BYTES))
         raise ConfigError(
             f"the object store of this run wants {_show(wanted)}, and this machine has "
             f"{_show(room.memory)} of memory; "
-            + _remedy(_lower(most, max_bytes, stream_bytes), "take a machine with more memory")
+            + _remedy(accepted, "take a machine with more memory")
         )
     if wanted <= room.shared:
         return ""
@@ -67,14 +68,12 @@ def check_store(room: StoreRoom, max_bytes: int, stream_bytes: int) -> str:
     fitting = _lower(room.shared, max_bytes, stream_bytes)
     if wanted > room.on_disk:
         place = room.folder.parent
-        fitting = _lower(max(room.shared, room.on_disk), max_bytes, stream_bytes)
         raise ConfigError(
             f"{found}; the disk of {place} has no room for it either, {_show(room.on_disk)}; "
-            + _remedy(larger, fitting, "set RAY_TMPDIR to a folder on a larger disk")
+            + _remedy(larger, accepted, "set RAY_TMPDIR to a folder on a larger disk")
         )
     if wanted > MAX_SLOW_STORE_BYTES and not may_be_slow():
-        fitting = fitting or _lower(MAX_SLOW_STORE_BYTES, max_bytes, stream_bytes)
-        raise ConfigError(f"{found}; {_remedy(larger, fitting)}")
+        raise ConfigError(f"{found}; {_remedy(larger, fitting or accepted)}")
     return f"warning: {found}: crops go through files in {room.folder}, which is slow; " + _remedy(
         larger, fitting, "set RAY_TMPDIR to a folder on a fast disk"
     )

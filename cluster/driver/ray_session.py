@@ -70,7 +70,7 @@ def ray_session(
                 tell(warning)
         _connect(address, num_cpus, max_bytes, folder=folder)
         try:
-            with _watch(folder, lost), explained():
+            with _watch(folder, lost), explained(folder):
                 yield
         finally:
             ray.shutdown()
@@ -81,19 +81,25 @@ def _watch(
 ) -> AbstractContextManager[object]:
     if lost is None:
         return nullcontext()
-    where = folder or "the folder of Ray on this node"
     return RayletWatch(
         lambda: lost(
             "the raylet of Ray on this machine ended, and nothing of Ray works without it; often "
             "the system killed it for memory: see `dmesg`, give fewer --readers or a smaller "
-            f"--stream.max-bytes; its log is in {where}/session_latest/logs/raylet.out"
+            f"--stream.max-bytes; its log is {_logs(folder)}/raylet.out"
         )
     )
 
 
+def _logs(folder: Path | None) -> str:
+    return f"{folder or 'the folder of Ray on this node'}/session_latest/logs"
+
+
 @contextmanager
-def explained() -> Iterator[None]:
-    """Turn errors of Ray itself into sentences. Raises RayLost, UserError."""
+def explained(folder: Path | None = None) -> Iterator[None]:
+    """Turn errors of Ray itself into sentences. Raises RayLost, UserError.
+
+    `folder` is that of a Ray that was started here.
+    """
     try:
         yield
     except (ObjectStoreFullError, OutOfDiskError) as error:
@@ -106,8 +112,8 @@ def explained() -> Iterator[None]:
         raise
     except RayError as error:
         raise RayLost(
-            f"Ray does not work any more ({type(error).__name__}: {_short(error)}); look at `ray "
-            "status` and its logs, and start the same command again: it goes on from its checkpoint"
+            f"Ray does not work any more ({type(error).__name__}: {_short(error)}); its logs are "
+            f"in {_logs(folder)}; start the same command again: a run goes on from its checkpoint"
         ) from error
 
 
@@ -166,9 +172,10 @@ def _connect(
         }
     try:
         with local_addresses_allowed(address == "local" or address.startswith(_LOOPBACK)):
+            place = address
             if address != "local" and "://" not in address:
-                _check_listening(address)
-            _init(address, options)
+                place = _check_listening(address)  # Ray could find another one the second time
+            _init(place, options)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         if address != "local" and _is_refusal(error):
             raise refusal(address) from error
@@ -208,14 +215,16 @@ def _log(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001 - c
     logging.getLogger("ray").info("%s", "\n".join(data["lines"]))
 
 
-def _check_listening(address: str) -> None:
-    """Raise OSError if nothing listens at an address, RayError if it refuses the token.
+def _check_listening(address: str) -> str:
+    """Return host:port of a Ray that answers. Raise OSError if nothing listens there, RayError if
+    it refuses the token.
 
     Ray itself would try for 15 minutes.
     """
     found = bootstrap_address(address)
-    if not is_named(address):
-        check_found(found)
     host, _, port = found.rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    if not is_named(address):
+        check_found(found)
     ask_tables(found, _CONNECT_SECONDS)
+    return found

@@ -86,7 +86,10 @@ class RunDesk:
     def _continue(self, query: Mapping[str, str]) -> HttpResponse:
         resume = self._resume.pop(query.get("name", ""), None)
         if resume is not None and self._is_open:
-            resume()
+            try:
+                resume()
+            except RayError as error:
+                return _refused(503, f"the hang could not be ended ({error})")
         return HttpResponse(b"{}", _JSON)
 
 

@@ -18,7 +18,10 @@ def status_to_json(status: Status) -> str:
 
 def status_from_json(text: str) -> Status:
     """Return the status of a text from `status_to_json`. Raises ValueError."""
-    fields = json.loads(text)
+    try:
+        fields = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("the answer is nested too deeply") from error
     if not isinstance(fields, dict):
         raise ValueError("the answer is no status")
     readings = fields.pop("readings", None)

@@ -12,7 +12,7 @@ import secrets
 import socket
 from typing import Any
 
-_MAX_LINE = 1 << 24
+_MAX_LINE = 1 << 20  # strangers may send so much before they are refused
 _NUM_DIGITS = 64  # of a number or a digest
 
 

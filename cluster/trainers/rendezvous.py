@@ -208,6 +208,7 @@ def _device_stores(store: Any, info: RankInfo, host: str, timeout: timedelta) ->
         prefix = secrets.token_hex(16)
         store.set("device", f"{host}|{port}|{prefix}")
     else:
+        store.wait(["device"], timeout)  # `get` would wait for minutes
         address, port, prefix = store.get("device").decode().split("|")
         found = TCPStore(address, int(port), is_master=False, timeout=timeout)
     return [found, PrefixStore(prefix, found)]

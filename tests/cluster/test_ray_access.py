@@ -12,6 +12,7 @@ from cluster.ray_access import (
     TOKEN_FILE,
     access_warnings,
     check_found,
+    is_named,
     ray_variables,
     read_token,
 )
@@ -83,9 +84,19 @@ def test_an_unknown_mode_is_refused(monkeypatch):
         access_warnings("none-of-them")
 
 
+@pytest.mark.parametrize(
+    ("address", "variable", "named"),
+    [("auto", "", False), ("auto", "auto", False), ("auto", "h:1", True), ("h:1", "", True)],
+)
+def test_a_cluster_that_ray_looks_for_is_not_named(address, variable, named, monkeypatch):
+    """Ray takes RAY_ADDRESS=auto as a wish to look for a cluster of any user."""
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert is_named(address) is named
+
+
 @needs_root
 def test_a_ray_of_another_user_is_not_joined_unasked():
-    """Ray finds clusters by command lines, which every user can choose."""
+    """Ray finds clusters by command lines and a file in /tmp, which every user can choose."""
     script = "import os, sys; os.setuid(int(sys.argv[1])); print(flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     command = [sys.executable, "-c", script, str(NOBODY), "--gcs-address=192.0.2.1:6379"]
@@ -93,7 +104,8 @@ def test_a_ray_of_another_user_is_not_joined_unasked():
         fake.stdout.readline()
         with pytest.raises(ConfigError, match=r"192\.0\.2\.1:6379 belongs to user nobody, who cou"):
             check_found("192.0.2.1:6379")
-        check_found("192.0.2.1:6380")
+        with pytest.raises(ConfigError, match=r"192\.0\.2\.1:6380 has no process of yours"):
+            check_found("192.0.2.1:6380")
         with subprocess.Popen([*command[:3], "0", *command[4:]], **pipes) as ours:
             ours.stdout.readline()
             check_found("192.0.2.1:6379")

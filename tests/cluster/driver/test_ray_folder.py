@@ -9,6 +9,7 @@ import pytest
 
 from cluster.driver.ray_folder import check_place, private_folder
 from shards.errors import ConfigError, StreamStopped
+from tests.other_user import NOBODY, needs_root
 from tests.tinyrun import other_user, reachable_folder
 
 REMEDY = re.compile(r"set RAY_TMPDIR to a folder .* such as RAY_TMPDIR=(\S+), or run with")
@@ -29,6 +30,42 @@ def test_the_folder_of_another_user_is_named_with_a_way_out() -> None:
     """Ray ends with a traceback of the system, and the advice to run without a cluster."""
     with reachable_folder() as folder, other_user():
         assert f"you cannot write to {folder}, which user root has" in told(folder / "ray")
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["folder", "link", "mode"])
+def test_a_place_in_which_others_can_replace_the_folder_is_refused(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user would rename the private folder, and put sockets of his own in its place."""
+    place = Path("/tmp/t-theirs")
+    target = Path("/tmp/t-ours")
+    (target if kind == "link" else place).mkdir()
+    try:
+        if kind == "link":
+            place.symlink_to(target)
+        place.chmod(0o777 if kind == "mode" else 0o700)
+        if kind != "mode":
+            os.chown(place, NOBODY, NOBODY, follow_symlinks=False)
+        monkeypatch.setenv("RAY_TMPDIR", str(place))
+        said = "every user can replace" if kind == "mode" else "belongs to user nobody, who could"
+        with pytest.raises(ConfigError, match=said) as found, private_folder():
+            pass
+        remedy = REMEDY.search(str(found.value))
+        assert remedy is not None
+        monkeypatch.setenv("RAY_TMPDIR", remedy[1])
+        with private_folder() as sessions:
+            assert sessions.parent.parent == Path(remedy[1])
+        Path(remedy[1]).rmdir()
+        place.chmod(0o1777)
+        os.chown(place, 0, 0, follow_symlinks=False)
+        monkeypatch.setenv("RAY_TMPDIR", str(place))
+        with private_folder():
+            pass
+    finally:
+        place.unlink() if kind == "link" else place.rmdir()
+        if kind == "link":
+            target.rmdir()
 
 
 @pytest.mark.parametrize("kind", ["file", "long"])

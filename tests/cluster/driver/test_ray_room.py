@@ -38,6 +38,8 @@ def test_a_machine_with_room_is_not_warned() -> None:
         (STREAM, {"shared": 64 * MB, "on_disk": 1 * GB}, "error: /dev/shm has 64 MiB free"),
         (20 * GB, {"shared": 64 * MB}, "error: /dev/shm has 64 MiB free"),
         (200 * GB, {}, "error: the object store of this run wants"),
+        (20 * GB, {"shared": 64 * MB, "on_disk": 15 * GB}, "error: /dev/shm has 64 MiB free"),
+        (200 * GB, {"shared": 64 * MB, "on_disk": 1 * GB}, "error: the object store of this run"),
     ],
 )
 def test_a_small_memory_is_told_with_remedies_that_fit(

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from cluster.torch_internals import open_tcp_store
 from cluster.trainers.rank_channel import ChannelRefused, RankChannel
 from cluster.trainers.rank_store import RankStore, RankStoreServer
+from cluster.trainers.rendezvous import RankInfo, _device_stores
 from tests.other_user import as_nobody, needs_root
 
 # What an intruder could try who knows the port: torch's own client, and bytes.
@@ -88,6 +90,24 @@ def test_the_store_listens_on_the_address_in_use_only():
     client = dist.TCPStore("127.0.0.9", port, is_master=False, timeout=timedelta(seconds=10))
     client.set("a", "1")
     assert store.get("a") == b"1"
+
+
+def test_ranks_with_gpus_meet_at_a_store_of_torch_that_rank_0_opens(server):
+    """NCCL would not start, or would wait for minutes for a rank 0 that hangs."""
+    zero, one, two = (
+        (RankStore(server.address, prefix), RankInfo(1, rank, 2, server.address), "127.0.0.1")
+        for prefix, rank in (("g1", 0), ("g1", 1), ("g2", 1))
+    )
+    seconds = timedelta(seconds=20)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(_device_stores, *one, seconds)
+        (_, first), (_, second) = _device_stores(*zero, seconds), waiting.result()
+    first.set("id", "1")
+    assert second.get("id") == b"1"
+    began = time.monotonic()
+    with pytest.raises(dist.DistStoreError, match="no rank has set device"):
+        _device_stores(*two, timedelta(milliseconds=50))
+    assert time.monotonic() - began < 10
 
 
 def test_a_released_server_ends_its_thread():

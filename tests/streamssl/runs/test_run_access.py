@@ -10,6 +10,7 @@ from dataclasses import asdict
 import pytest
 
 from cluster.driver.desk_client import DeskClient
+from cluster.driver.fault_drill import DrillTarget
 from cluster.driver.run_desk import RunDesk
 from cluster.monitoring.http_server import HttpResponse, HttpServer
 from shards.errors import ConfigError
@@ -80,7 +81,17 @@ def test_a_run_folder_of_another_user_is_refused(tmp_path, capsys, command):
 
 
 @pytest.mark.parametrize(
-    "body", [pickle.dumps(Trap()), b"[]", b"{}", b'{"term": "x"}', b"\xff\x00", b'{"readings": 3}']
+    "body",
+    [
+        pickle.dumps(Trap()),
+        b"[]",
+        b"{}",
+        b'{"term": "x"}',
+        b"\xff\x00",
+        b'{"readings": 3}',
+        b"[" * 200_000,
+        b'{"target": {"names": ["a"], "node": "n", "pid": Infinity}, "seconds": 0}',
+    ],
 )
 def test_an_answer_that_is_no_status_is_a_sentence(body, monkeypatch, tmp_path):
     """Whoever has the port by now would run code as the user of the command."""
@@ -93,6 +104,15 @@ def test_an_answer_that_is_no_status_is_a_sentence(body, monkeypatch, tmp_path):
         with pytest.raises(ConfigError, match="is no run of this version"):
             client.drill("kill-reader", "")
     assert not (tmp_path / "trapped").exists()
+
+
+def test_a_hang_that_cannot_be_ended_is_told():
+    """A drill would go on, and report a run that recovers from a hang that lasts."""
+    pages = {"POST /continue": lambda _: HttpResponse(b"the node is lost", status=503)}
+    with HttpServer(pages, token=TOKEN) as server:
+        client = DeskClient(f"http://{server.address}", TOKEN)
+        with pytest.raises(ConfigError, match="the node is lost"):
+            client.resume(DrillTarget(names=("trainer-0",), node="n"))
 
 
 def test_a_run_that_begins_or_ends_is_no_error_of_ray():

@@ -52,6 +52,7 @@ class SavedDivergence(SavedFile):
     checkpoint: str
     step: Count
     found: str
+    can_skip: bool
     num_starts: Count
 
 

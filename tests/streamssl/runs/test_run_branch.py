@@ -60,6 +60,7 @@ def test_the_printed_command_goes_on_from_the_checkpoint_that_it_names(
         added = [
             re.search(r"add (--from .*?) to the same command", text) for text in (first, refused)
         ]
+        assert "--max-skipped-steps" not in first + refused  # no budget mends such weights
         assert added[0] is not None and added[1] is not None and added[0][1] == added[1][1]
         command = [*words, *shlex.split(added[0][1])]
         assert main(command) == 0, capsys.readouterr().err

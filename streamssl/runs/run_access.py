@@ -75,7 +75,7 @@ def _read(run: Path) -> RunAccess:
         raise ConfigError(
             f"the run in {run} does not train now (it has no {ACCESS}); {_START}"
         ) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise_denied(error, path)
         raise ConfigError(
             f"{path} cannot be read ({error}); stop the run and start it again, which writes it"

@@ -16,7 +16,7 @@ from shards.errors import ConfigError, UserError
 from shards.files import read_whole_lines, write_atomic
 from shards.plain_json import to_json
 from streamssl import checkpoint
-from streamssl.config.run_config import RunConfig, changes, check_same, read_toml
+from streamssl.config.run_config import RunConfig, changes, read_toml
 from streamssl.evaluation.scores import SCORES
 from streamssl.runs.file_names import ABANDONED, BRANCHES
 
@@ -100,11 +100,9 @@ def find_start(out: Path, name: str | None, config: RunConfig) -> tuple[Path | N
     return _find(out, name, saved), True
 
 
-def new_branch(out: Path, named: Path, config: RunConfig) -> RunBranch:
-    """Return the branch of a run after a checkpoint. Raises ConfigError."""
-    old = read_toml(out / "config.toml")
-    check_same(old, config, named=True)
-    return RunBranch(out, checkpoint.read_fields(named)["step"], changes(old, config))
+def new_branch(out: Path, step: int, config: RunConfig) -> RunBranch:
+    """Return the branch of a run after a step; `config` must have been checked."""
+    return RunBranch(out, step, changes(read_toml(out / "config.toml"), config))
 
 
 def _find(out: Path, name: str, saved: list[Path]) -> Path:

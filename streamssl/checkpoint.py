@@ -70,7 +70,7 @@ def save(out: Path, state: LearnerState, method_name: str, keep: int, settings: 
             state.step,
         )
     folder = out / "checkpoints"
-    target = folder / f"step-{state.step:08d}"
+    target = path_of(out, state.step)
     fields = {
         "format": _FORMAT,
         "step": state.step,
@@ -102,6 +102,11 @@ def find_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of a tensor with a number that is not finite; None if there is none."""
     floats = ((name, value) for name, value in tensors.items() if value.is_floating_point())
     return next((name for name, value in floats if not value.isfinite().all()), None)
+
+
+def path_of(out: Path, step: int) -> Path:
+    """Return the folder of a run's checkpoint after `step`."""
+    return out / "checkpoints" / f"step-{step:08d}"
 
 
 def list_checkpoints(out: Path) -> list[Path]:

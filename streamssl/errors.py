@@ -9,14 +9,17 @@ from shards.errors import StreamSSLError
 
 
 class TrainingDiverged(StreamSSLError):
-    """Numbers of `step`, counted from 1, that are not finite: none of them is in a checkpoint."""
+    """Numbers of `step`, counted from 1, that are not finite: none of them is in a checkpoint.
 
-    def __init__(self, message: str, step: int) -> None:
+    If it `can_skip`, the weights before the step are finite: a budget would have left it out.
+    """
+
+    def __init__(self, message: str, step: int, can_skip: bool = False) -> None:
         super().__init__(message)
-        self._message, self.step = message, step
+        self._message, self.step, self.can_skip = message, step, can_skip
 
-    def __reduce__(self) -> tuple[type["TrainingDiverged"], tuple[str, int]]:
-        return type(self), (self._message, self.step)  # for pickle
+    def __reduce__(self) -> tuple[type["TrainingDiverged"], tuple[str, int, bool]]:
+        return type(self), (self._message, self.step, self.can_skip)  # for pickle
 
 
 class ReplayDiffers(StreamSSLError):

@@ -21,14 +21,21 @@ class SavedFile(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
 
+class SavedNumbers(SavedFile):
+    """Numbers of the run and, such as `7.step`, of its optimizer; null was not finite."""
+
+    skipped_steps: Count = 0
+    __pydantic_extra__: dict[str, int | float | None]
+
+
 class SavedState(SavedFile):
-    """`state.json` of a checkpoint. A number that was not finite is null."""
+    """`state.json` of a checkpoint."""
 
     format: int
     step: Count
     method: str
     cursor: dict[str, Any]
-    numbers: dict[str, int | float | None]
+    numbers: SavedNumbers
 
 
 class SavedStep(SavedFile):
@@ -54,6 +61,7 @@ class SavedDivergence(SavedFile):
     checkpoint: str
     step: Count
     found: str
+    can_skip: bool
     num_starts: Count
 
 

@@ -140,6 +140,9 @@ def _train(
         train_so = _train_here if here else partial(train_on_cluster, desk=desk)
         try:
             progress = train_so(run, placement, metrics, console, stop)
+            saved = checkpoint.list_checkpoints(run.out)
+            if not progress.num_samples or not saved:
+                raise StreamStopped("stopped before anything was saved")
         except TrainingDiverged as error:
             metrics.values.set({("loss",): nan, ("gradient_norm",): nan})
             explained = explain(error, run.config, run.out)
@@ -150,9 +153,6 @@ def _train(
             if isinstance(error, StreamSSLError):
                 _tell_saved(run, error)
             raise
-        saved = checkpoint.list_checkpoints(run.out)
-        if not progress.num_samples or not saved:
-            raise StreamStopped("stopped before anything was saved")
         step = checkpoint.read_fields(saved[-1])["step"]
         how: RunEnding = "done" if step == run.config.num_steps else "stopped"
         keep_end(run.out, RunEnd(how, step, run.config.num_steps))

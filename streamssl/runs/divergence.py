@@ -29,13 +29,15 @@ _MAX_STARTS = 2
 class DivergenceMark:
     """The file `diverged.json`: starts from one checkpoint, "" for none, that ended at a step.
 
-    `settings` is the digest of their settings, `found` says in words what was not finite.
+    `settings` is the digest of their settings, `found` says in words what was not finite. If the
+    step `can_skip`, a budget would have left it out.
     """
 
     settings: str
     checkpoint: str
     step: int
     found: str
+    can_skip: bool
     num_starts: int
 
     @classmethod
@@ -63,8 +65,12 @@ def explain(error: TrainingDiverged, config: RunConfig, out: Path) -> TrainingDi
         elif len(names) > 2:  # other settings did not help from there
             place = -2
     with suppress(OSError):  # a full disk, or a folder that is gone: the error matters more
-        DivergenceMark(settings, names[-1], error.step, str(error), num_starts).write(out)
-    return TrainingDiverged(f"{error}; {_remedy(config, names[place])}", error.step)
+        mark = DivergenceMark(
+            settings, names[-1], error.step, str(error), error.can_skip, num_starts
+        )
+        mark.write(out)
+    remedy = _remedy(config, names[place], error.can_skip)
+    return TrainingDiverged(f"{error}; {remedy}", error.step, error.can_skip)
 
 
 def check_divergence(config: RunConfig, out: Path, newest: Path | None, console: Console) -> None:
@@ -80,7 +86,8 @@ def check_divergence(config: RunConfig, out: Path, newest: Path | None, console:
     if mark.num_starts >= _MAX_STARTS:
         raise ConfigError(
             f"{mark.num_starts} starts {place} with these settings ended at step {mark.step}: "
-            f"{mark.found}; another one would end there again: {_remedy(config, name)}"
+            f"{mark.found}; another one would end there again: "
+            f"{_remedy(config, name, mark.can_skip)}"
         )
     console.print(
         f"the last start {place} ended at step {mark.step}: {mark.found}; this one tries the same "
@@ -90,18 +97,21 @@ def check_divergence(config: RunConfig, out: Path, newest: Path | None, console:
     )
 
 
-def _remedy(config: RunConfig, name: str) -> str:
+def _remedy(config: RunConfig, name: str, can_skip: bool) -> str:
     rate = f"--optim.base-lr {config.optim.base_lr / 2:g}"
-    leave_out = f"--max-skipped-steps {config.max_skipped_steps + 10}"
+    leave_out = ""
+    if can_skip:
+        number = config.max_skipped_steps + 10
+        leave_out = f", or --max-skipped-steps {number} to leave such steps out"
     if not name:
         return (
             f"nothing was saved before it: add {rate} to the same command, which starts again at "
-            f"half the rate, or {leave_out} to leave such steps out"
+            f"half the rate{leave_out}"
         )
     return (
         f"{name} is finite: add --from {name} {rate} to the same command, which goes on from there "
-        f"at half the rate, or {leave_out} to leave such steps out (with --from, --schedule.…, "
-        "weight decay, betas, --precision, temperature and epsilon may change, too)"
+        f"at half the rate{leave_out} (with --from, --schedule.…, weight decay, betas, "
+        "--precision, temperature and epsilon may change, too)"
     )
 
 

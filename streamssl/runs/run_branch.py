@@ -16,7 +16,7 @@ from shards.file_systems import cannot_write
 from shards.files import read_whole_lines, write_atomic
 from shards.plain_json import to_json
 from streamssl import checkpoint
-from streamssl.config.run_config import RunConfig, changes, check_same, read_toml
+from streamssl.config.run_config import RunConfig, changes, read_toml
 from streamssl.evaluation.scores import SCORES
 from streamssl.runs.file_names import ABANDONED, BRANCHES
 
@@ -61,7 +61,7 @@ class RunBranch:
         )
 
     def _is_after(self, found: Path) -> bool:
-        return found.name > f"step-{self.step:08d}"
+        return found.name > checkpoint.path_of(self.out, self.step).name
 
     def _rows_after(self, name: str) -> tuple[list[bytes], list[bytes]]:
         """Return the lines of a log up to the step, and after it."""
@@ -86,32 +86,24 @@ def find_start(out: Path, name: str | None, config: RunConfig) -> tuple[Path | N
     """Return the checkpoint from which a run goes on, and True if a branch begins there.
 
     Without a `name` that is the newest one. With the name of the last branch, whose settings are
-    those of `config`, it is the newest one, too. Raises ConfigError.
+    those of `config`, it is the newest one, too; `--keep` may have removed the named one since.
+    Raises ConfigError.
     """
     saved = checkpoint.list_checkpoints(out)
     newest = saved[-1] if saved else None
-    if name is None:
+    if name is None or (newest is not None and _is_last_branch(out, name, config)):
         return newest, False
-    named = _find(out, name, saved)
-    step = int(named.name.removeprefix("step-"))
-    if _last_branch(out) == step and not changes(read_toml(out / "config.toml"), config):
-        return newest, False
-    return named, True
+    return _find(out, name, saved), True
 
 
-def new_branch(out: Path, named: Path, config: RunConfig) -> RunBranch:
-    """Return the branch of a run after a checkpoint. Raises ConfigError."""
-    old = read_toml(out / "config.toml")
-    check_same(old, config, named=True)
-    return RunBranch(out, checkpoint.read_fields(named)["step"], changes(old, config))
+def new_branch(out: Path, step: int, config: RunConfig) -> RunBranch:
+    """Return the branch of a run after a step; `config` must have been checked."""
+    return RunBranch(out, step, changes(read_toml(out / "config.toml"), config))
 
 
 def _find(out: Path, name: str, saved: list[Path]) -> Path:
-    path = Path(name)  # a name, or a path from here or from the run folder
     for found in saved:
-        if str(path) in (found.name, f"checkpoints/{found.name}"):
-            return found
-        if path.is_dir() and path.samefile(found):
+        if _is_named(name, found):
             return found
     if not saved:
         raise ConfigError(
@@ -119,6 +111,22 @@ def _find(out: Path, name: str, saved: list[Path]) -> Path:
         )
     shown = ", ".join(one.name for one in saved)
     raise ConfigError(f"--from {name} is no checkpoint of {out}; there are {shown}: name one")
+
+
+def _is_named(name: str, found: Path) -> bool:
+    """Return True if a user means this checkpoint: by its name, or a path from here or its run."""
+    path = Path(name)
+    return (
+        str(path) in (found.name, f"checkpoints/{found.name}") or path.resolve() == found.resolve()
+    )
+
+
+def _is_last_branch(out: Path, name: str, config: RunConfig) -> bool:
+    """Return True if the last branch of a run began at this checkpoint, with these settings."""
+    step = _last_branch(out)
+    if step is None or not _is_named(name, checkpoint.path_of(out, step)):
+        return False
+    return not changes(read_toml(out / "config.toml"), config)
 
 
 def _last_branch(out: Path) -> int | None:

@@ -34,14 +34,15 @@ class RunEnd:
         """Return the end as a sentence without its full stop."""
         at = f"at step {self.step:,} of {self.num_steps:,}"
         because = f": {self.why}" if self.why else ""
+        # A second signal leaves without saving, so that may be an earlier step.
+        goes_on = "the same command continues from its newest checkpoint"
         return {
             "done": f"it is done: all {self.num_steps:,} steps are trained",
-            "stopped": f"it was stopped {at}; the same command continues from there",
+            "stopped": f"it was stopped {at}; {goes_on}",
             "diverged": f"it diverged {at}{because}",
             "data": f"its data ended it {at}{because}",
             "failed": f"it failed {at}{because}",
-            "killed": f"it was killed {at}, or its machine went down; the same command continues "
-            "from its newest checkpoint",
+            "killed": f"it was killed {at}, or its machine went down; {goes_on}",
             "unknown": f"it ended {at}; its folder does not say why",
         }[self.how]
 

@@ -62,11 +62,11 @@ def open_run(
     start, is_branch = find_start(out, named, config)
     check_divergence(config, out, start, console)
     state = build_state(config, device, fresh=start is None)
+    branch = None
     if start is not None:
         _resume(config, order, state, start, named=is_branch)
-    resumed, branch = start is not None, None
-    if start is not None and is_branch:
-        branch = new_branch(out, start, config)
+        if is_branch:
+            branch = new_branch(out, state.step, config)
     if state.step >= config.num_steps:
         raise ConfigError(
             f"{out} has all its {config.num_steps} steps; raise --num-steps to train on, or give "
@@ -74,14 +74,14 @@ def open_run(
         )
     num = len(data.manifest.shards)
     shards = f"{num} shard{'s' if num > 1 else ''}"
-    position = f"resuming at step {state.step}" if resumed else _start(config)
+    position = _start(config) if start is None else f"resuming at step {state.step}"
     console.print(f"{config.method_name} on {shards}, {position}, into {out}", highlight=False)
     if data.subset is not None:
         console.print(f"only the samples of a list: {data.subset.summary}", highlight=False)
     journal, changes, since = open_journal(out / JOURNAL, order, data, state.cursor)
     for change in changes:
         console.print(f"from block {since} on {change}", highlight=False)
-    if not resumed and not is_same_start(out, config, order):
+    if start is None and not is_same_start(out, config, order):
         since = 0
     order = order.reweighted(journal.weights)
     return PreparedRun(config, data, out, order, state, device, journal, since, branch)

@@ -162,9 +162,11 @@ class PretrainLearner:
             self.rollback()
         state, limit = self.train_state, self.config.max_skipped_steps
         text = found.describe(state.step + 1)
-        if not found.has_weights or state.num_skipped >= limit:
+        if not found.has_weights:
+            raise TrainingDiverged(text, state.step + 1)
+        if state.num_skipped >= limit:
             used = f", after {limit} steps that --max-skipped-steps left out" if limit else ""
-            raise TrainingDiverged(f"{text}{used}", state.step + 1)
+            raise TrainingDiverged(f"{text}{used}", state.step + 1, can_skip=True)
         state.num_skipped += 1
         state.step += 1
         state.cursor = cursor

@@ -11,6 +11,8 @@ import pytest
 
 from shards.stop_signals import STOP_SIGNALS
 from streamssl import checkpoint
+from streamssl.runs.file_names import END
+from streamssl.runs.run_end import read_end
 from tests.drills.processes import started
 from tests.tinyrun import proof, read_log, tiny_moco, tiny_swav, train_here, weights
 
@@ -103,6 +105,20 @@ def test_one_ctrl_c_is_enough_when_no_data_comes(shards_folder: Path, tmp_path: 
     assert "Traceback" not in run.text
     _, alive = psutil.wait_procs(children, timeout=20)
     assert alive == []
+
+
+@pytest.mark.ray
+def test_a_run_stopped_before_its_first_step_is_not_called_killed(
+    shards_folder: Path, tmp_path: Path
+) -> None:
+    """`status` would blame the machine for a Ctrl-C."""
+    out = tmp_path / "run"
+    with started(tiny_swav(num_steps=5000), shards_folder, out, "--cluster", "local") as run:
+        run.wait_for((out / END).exists, "the start of the run")
+        run.process.send_signal(signal.SIGINT)
+        assert run.end() == 130, run.text
+    end = read_end(out)
+    assert end is not None and end.how == "stopped"
 
 
 def test_a_second_ctrl_c_leaves_at_once(shards_folder: Path, tmp_path: Path) -> None:

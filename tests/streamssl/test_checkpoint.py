@@ -192,6 +192,7 @@ def test_damaged_state_json_has_a_message(place: Path) -> None:
     wrong = (
         *({"step": None}, {"step": "7"}, {"step": -1}, {"step": True}, {"method": 3}),
         *({"numbers": None}, {"numbers": {"0.step": "x"}}, {"cursor": 3}, {"format": "1"}),
+        *({"numbers": {"skipped_steps": found}} for found in (None, -1, 1.5, math.inf)),
     )
     types = [json.dumps({**whole, **fields}) for fields in wrong]
     for text in (

@@ -70,6 +70,13 @@ def test_a_damaged_access_is_a_sentence(tmp_path, capsys, command, changes):
     assert line.startswith("streamssl: ") and "Traceback" not in line
 
 
+def test_a_deeply_nested_access_is_a_sentence(tmp_path, capsys):
+    """The parser of JSON raises no ValueError then."""
+    (tmp_path / ACCESS).write_text("[" * 100_000)
+    assert main(["status", str(tmp_path)]) == 2
+    assert "cannot be read (maximum recursion depth" in capsys.readouterr().err
+
+
 @needs_root
 @pytest.mark.parametrize("command", [["status"], ["drill", "hang"]])
 def test_a_run_folder_of_another_user_is_refused(tmp_path, capsys, command):

@@ -60,6 +60,7 @@ def test_the_printed_command_goes_on_from_the_checkpoint_that_it_names(
         added = [
             re.search(r"add (--from .*?) to the same command", text) for text in (first, refused)
         ]
+        assert "--max-skipped-steps" not in first + refused  # no budget mends such weights
         assert added[0] is not None and added[1] is not None and added[0][1] == added[1][1]
         command = [*words, *shlex.split(added[0][1])]
         assert main(command) == 0, capsys.readouterr().err
@@ -113,6 +114,24 @@ def test_what_was_trained_after_the_checkpoint_is_kept_apart(
     assert [(step, digest) for step, digest, _ in proof(out)] == [
         (step, digest) for step, digest, _ in before
     ]
+
+
+def test_the_same_command_goes_on_after_the_named_checkpoint_was_removed(
+    shards_folder: Path, tmp_path: Path
+) -> None:
+    """A scheduler gives the same command again, and `--keep` removes what it names."""
+    out, config = tmp_path / "run", tiny_swav(save_every=1, keep=1)
+    train_here(config, shards_folder, out, stop=stop_at(out, 1))
+    slower = at_rate(config, 0.05)
+    started = out / "checkpoints" / "step-00000001"
+    train_here(slower, shards_folder, out, start=started.name, stop=stop_at(out, 3))
+    assert not started.exists()
+    with pytest.raises(ConfigError, match=r"is no checkpoint of .*; there are step-00000003: n"):
+        train_here(at_rate(config, 0.02), shards_folder, out, start=started.name)
+    train_here(slower, shards_folder, out, start=started.name, stop=stop_at(out, 4))
+    assert train_here(slower, shards_folder, out, start=str(started)).step == 6
+    assert [fields["step"] for fields in read_log(out)] == list(range(1, 7))
+    assert not list(out.glob("abandoned-*"))
 
 
 def test_only_settings_that_fit_the_checkpoint_may_change(

@@ -96,8 +96,10 @@ def test_a_step_is_left_out_within_the_budget_and_changes_nothing(
         after = learner.state()
         assert_equal(dict(after.tensors), dict(before.tensors))
         assert (after.step, after.cursor) == (3, report.cursor)
-        with pytest.raises(TrainingDiverged, match=r"step 4.* after 1 steps that --max-skipped"):
+        expected = r"step 4.* after 1 steps that --max-skipped"
+        with pytest.raises(TrainingDiverged, match=expected) as ended:
             learn(None, learner, 1)
+        assert ended.value.can_skip
     assert_equal(dict(learner.state().tensors), dict(before.tensors))
     assert math.isfinite(learn(None, learner, 1)[0].loss)
     other = build(tolerant(make()))
@@ -131,8 +133,10 @@ def test_weights_that_an_update_has_broken_end_the_run() -> None:
     learner = build(tolerant(swav(), 100))
     weight = learner.train_state.optimizer.param_groups[0]["params"][0]
     learner.train_state.optimizer.register_step_post_hook(lambda *_: weight.data.mul_(math.inf))
-    with pytest.raises(TrainingDiverged, match="weights are not finite after step 1"):
+    expected = "weights are not finite after step 1: its update was too large$"
+    with pytest.raises(TrainingDiverged, match=expected) as ended:
         learn(None, learner, 2)
+    assert not ended.value.can_skip
 
 
 def test_a_norm_is_finite_if_each_number_is() -> None:

@@ -147,7 +147,7 @@ def test_a_file_that_is_gone_is_seen(how, tmp_path):
         assert lines.is_lost
 
 
-def test_a_removed_journal_is_written_again(tmp_path):
+def test_a_removed_journal_is_written_again(tmp_path, monkeypatch):
     """A checkpoint that knows its entries could not be resumed without it."""
     path, journal = tmp_path / "run" / "journal.jsonl", Journal("m", "o")
     path.parent.mkdir()
@@ -158,6 +158,11 @@ def test_a_removed_journal_is_written_again(tmp_path):
         path.parent.rmdir()
         journal.restore()  # its folder is not there: nothing to do yet
         path.parent.mkdir()
+        with monkeypatch.context() as patch:
+            refuse(patch, os, "fsync", errno.ENOSPC)
+            for _ in range(2):  # for a step, and for the checkpoint at the end of the run
+                with pytest.raises(StorageFailed, match="the disk is full"):
+                    journal.restore()
         journal.restore()
         assert path.read_bytes() == whole
         journal.add_quarantine("d", 3)

@@ -17,12 +17,15 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from cluster.monitoring.metric_values import MetricHistogram, MetricTotals, MetricValues
 from shards.access import raise_denied
+from shards.file_systems import explain_storage
 from shards.files import write_atomic
 from shards.metric import Key
 
 _VERSION: Final = 1
+_MAX_COUNT: Final = 1 << 53  # a float holds every number up to it
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-_Count = Annotated[int, Field(ge=0, strict=True)]
+_Count = Annotated[int, Field(ge=0, le=_MAX_COUNT, strict=True)]
+_Named = Annotated[Key, Field(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ class SavedTotals:
     """The content of the file: counters by key, and histograms by name."""
 
     version: int
-    counters: tuple[tuple[Key, _Amount], ...]
+    counters: tuple[tuple[_Named, _Amount], ...]
     histograms: dict[str, SavedHistogram]
 
 
@@ -84,9 +87,9 @@ class TotalsFile:
         if not self._is_told:
             self._is_told = True
             self._tell(
-                f"warning: {self._path} cannot be written ({error}); the run goes on, but the "
-                "totals of /metrics will begin before this moment when it is started again: make "
-                "room there"
+                f"warning: {self._path} cannot be written: {explain_storage(error, self._path)}; "
+                "the run goes on, but the totals of /metrics will begin before this moment when it "
+                "is started again"
             )
 
 

@@ -67,6 +67,15 @@ def test_a_cache_without_locks_caches_nothing_more(code, tmp_path, monkeypatch, 
     assert record.message.endswith("nothing more is cached: give a --cache on a local disk")
 
 
+def test_a_cache_on_a_read_only_file_system_is_told_as_such(tmp_path, monkeypatch, caplog):
+    """No permission lets a user write there."""
+    cache = DiskCache(CacheConfig(folder=str(tmp_path), max_bytes=10**6))
+    with monkeypatch.context() as patch:
+        refuse(patch, os, "open", errno.EROFS)
+        cache.put(ShardInfo("s3://bucket/0.tar", 1 << 40, "etag"), 0, b"x", RequestCounters())
+    assert "its file system is read-only; mount it for writing, or give an" in caplog.text
+
+
 @pytest.mark.parametrize("code", NO_FLUSH, ids=errno.errorcode.get)
 def test_a_file_system_without_flushes_costs_one_warning(code, tmp_path, monkeypatch, caplog):
     """A refused fsync of a folder was told as a full disk, and ended the run."""

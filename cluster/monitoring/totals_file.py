@@ -1,8 +1,8 @@
 """Totals file: the counters of a run over all its starts, in its folder.
 
-A number that was shown is never taken back: the file is written before /metrics is answered, once
-a second, before each checkpoint, and at the end. It is not flushed to disk, so the last seconds may
-be lost with the machine, not with the process.
+A number that /metrics has shown is never taken back: the file is written before /metrics is
+answered, once a second, before each checkpoint, and at the end. It is not flushed to disk, so the
+last seconds may be lost with the machine, not with the process.
 """
 
 import json

@@ -21,7 +21,7 @@ _MISSING = {
     *(errno.ENOTTY, errno.EISDIR),
 }
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_REFUSED = {errno.EACCES, errno.EPERM}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _BROKEN = {errno.EIO, errno.EFBIG, errno.ENODEV, errno.ENXIO}
 
@@ -107,6 +107,8 @@ def explain_storage(error: OSError, path: Path | str | None = None) -> str:
         return "your quota of the disk is used up; make room there, or ask for more"
     if error.errno in _GONE:
         return f"its folder was removed or moved ({error.strerror}); put it back"
+    if error.errno == errno.EROFS:
+        return "its file system is read-only; mount it for writing"
     reason = error.strerror or str(error)
     if error.errno in _REFUSED:
         return f"{reason}; give this user the permission"

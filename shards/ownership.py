@@ -46,11 +46,15 @@ def write_private(path: Path, text: str) -> None:
 def read_own(path: Path, remedy: str) -> str:
     """Return the text of a small file that this user, or root, wrote.
 
-    Raises ConfigError with `remedy` for a file of another user, and OSError. What is checked is the
-    open file: its name may be replaced meanwhile.
+    Raises ConfigError with `remedy` for a file of another user, or a link, which leads to a file
+    that its maker chose. Raises OSError. What is checked is the open file: its name may be replaced
+    meanwhile.
     """
+    if path.is_symlink():
+        raise ConfigError(f"{path} is a link, and could lead to a file of any other run; {remedy}")
     # Without O_NONBLOCK the open of a pipe would wait for its writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise ConfigError(f"{path} is no file; {remedy}")

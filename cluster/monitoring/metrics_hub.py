@@ -42,8 +42,8 @@ class MetricsHub:
     `run` is set as soon as it is known. `sections` are further parts of `/state`, by name.
     `step_observer` is called after every step. `probes` are called once a second from one thread;
     they return gauges, and counters since the probe was created. `status_probes` are called with
-    each status of Control and return counters. `keep_totals` is called before a number is shown,
-    so that a total never falls when the run is started again.
+    each status of Control and return counters. `keep_totals` is called before /metrics is answered,
+    so that no total there falls when the run is started again.
     """
 
     def __init__(self, catalogue: MetricCatalogue) -> None:

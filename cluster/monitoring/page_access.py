@@ -54,6 +54,11 @@ class PageAccess:
         if path == HEALTH_PAGE:
             return ""
         if not (_is_address(self.host) and ipaddress.ip_address(self.host).is_loopback):
+            if not self.token:
+                return (
+                    "this page needs the token of the cluster, which has none: start Ray on each "
+                    "node with RAY_AUTH_MODE=token, see docs/from-a-laptop-to-a-hundred-nodes.md"
+                )
             return (
                 "this page needs the token of the cluster: curl --header @FILE, where FILE has the "
                 "line `Authorization: Bearer TOKEN`"

@@ -1,8 +1,8 @@
 """Totals file: the counters of a run over all its starts, in its folder.
 
-A number that was shown is never taken back: the file is written before /metrics is answered, once
-a second, before each checkpoint, and at the end. It is not flushed to disk, so the last seconds may
-be lost with the machine, not with the process.
+A number that /metrics has shown is never taken back: the file is written before /metrics is
+answered, once a second, before each checkpoint, and at the end. It is not flushed to disk, so the
+last seconds may be lost with the machine, not with the process.
 """
 
 import json
@@ -23,8 +23,10 @@ from shards.metric import Key
 from shards.validation import explain_invalid
 
 _VERSION: Final = 1
+_MAX_COUNT: Final = 1 << 53  # a float holds every number up to it
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-_Count = Annotated[int, Field(ge=0, strict=True)]
+_Count = Annotated[int, Field(ge=0, le=_MAX_COUNT, strict=True)]
+_Named = Annotated[Key, Field(min_length=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class SavedTotals:
     """The content of the file: counters by key, and histograms by name."""
 
     version: int
-    counters: tuple[tuple[Key, _Amount], ...]
+    counters: tuple[tuple[_Named, _Amount], ...]
     histograms: dict[str, SavedHistogram]
 
 
@@ -86,9 +88,9 @@ class TotalsFile:
         if not self._is_told:
             self._is_told = True
             self._tell(
-                f"warning: {self._path} cannot be written: "
-                f"{explain_storage(error, self._path)}; the run goes on, but the totals of "
-                "/metrics will begin before this moment when it is started again"
+                f"warning: {self._path} cannot be written: {explain_storage(error, self._path)}; "
+                "the run goes on, but the totals of /metrics will begin before this moment when it "
+                "is started again"
             )
 
 

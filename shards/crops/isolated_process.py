@@ -5,6 +5,7 @@ image that crashes the child, hangs it or exhausts its memory is rejected as `ki
 the digest of its bytes goes to quarantine.
 """
 
+import atexit
 import faulthandler
 import multiprocessing
 import os
@@ -115,6 +116,9 @@ class _DecoderChild:
         )
         with stop_signals_blocked():  # the fork server starts here, too
             self._process.start()
+        # A child that its caller did not end: at the exit multiprocessing sends SIGTERM to it, and
+        # waits for ever.
+        atexit.register(self._process.kill)
         theirs.close()  # so that the pipe ends when the child ends
         answer = self._receive(_SECONDS_TO_START)
         if isinstance(answer, str):
@@ -148,6 +152,7 @@ class _DecoderChild:
     def end(self) -> str:
         """End the process; return the cause of its end."""
         self._pipe.close()
+        atexit.unregister(self._process.kill)
         self._process.join(0 if self._process.exitcode is not None else 1)
         if self._process.exitcode is None:
             self._process.kill()

@@ -205,8 +205,8 @@ class Journal:
         """
         with self._writing:
             if self._file is not None and self._file.is_lost and self._path.parent.is_dir():
-                self._file.close()
-                self._file = self._open(self._path)
+                removed, self._file = self._file, self._open(self._path)
+                removed.close()
 
     def _open(self, path: Path) -> DurableLines:
         """Write all entries to `path`, and open it for appending."""

@@ -21,8 +21,8 @@ every series the label `run`. `/healthz` answers while the run lives.
 - **Counters** (`_total`) and histograms start at 0 with the run. They rise even when processes are
   replaced: readers, trainers and Control report their counts since they started, and the increase
   is added. The counts of the last second of a process may be lost with it. They go on when the
-  same command is given again: the run folder has them in `totals.json`, which is written before a
-  number is shown. They count work, so steps that are trained again count again.
+  same command is given again: the run folder has them in `totals.json`, which is written before
+  `/metrics` is answered. They count work, so steps that are trained again count again.
 - **Gauges** that were never measured are absent, not 0. `streamssl_loss` and
   `streamssl_gradient_norm` are NaN when they are not finite. In `metrics.jsonl` and other JSON
   files null stands for a number that is unknown or not finite.

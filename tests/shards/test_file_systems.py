@@ -67,6 +67,15 @@ def test_a_cache_without_locks_caches_nothing_more(code, tmp_path, monkeypatch, 
     assert record.message.endswith("nothing more is cached: give a --cache on a local disk")
 
 
+def test_a_cache_on_a_read_only_file_system_is_told_as_such(tmp_path, monkeypatch, caplog):
+    """No permission lets a user write there."""
+    cache = DiskCache(CacheConfig(folder=str(tmp_path), max_bytes=10**6))
+    with monkeypatch.context() as patch:
+        refuse(patch, os, "open", errno.EROFS)
+        cache.put(ShardInfo("s3://bucket/0.tar", 1 << 40, "etag"), 0, b"x", RequestCounters())
+    assert "its file system is read-only; mount it for writing, or give an" in caplog.text
+
+
 @pytest.mark.parametrize("code", NO_FLUSH, ids=errno.errorcode.get)
 def test_a_file_system_without_flushes_costs_one_warning(code, tmp_path, monkeypatch, caplog):
     """A refused fsync of a folder was told as a full disk, and ended the run."""
@@ -147,7 +156,7 @@ def test_a_file_that_is_gone_is_seen(how, tmp_path):
         assert lines.is_lost
 
 
-def test_a_removed_journal_is_written_again(tmp_path):
+def test_a_removed_journal_is_written_again(tmp_path, monkeypatch):
     """A checkpoint that knows its entries could not be resumed without it."""
     path, journal = tmp_path / "run" / "journal.jsonl", Journal("m", "o")
     path.parent.mkdir()
@@ -158,6 +167,11 @@ def test_a_removed_journal_is_written_again(tmp_path):
         path.parent.rmdir()
         journal.restore()  # its folder is not there: nothing to do yet
         path.parent.mkdir()
+        with monkeypatch.context() as patch:
+            refuse(patch, os, "fsync", errno.ENOSPC)
+            for _ in range(2):  # for a step, and for the checkpoint at the end of the run
+                with pytest.raises(StorageFailed, match="the disk is full"):
+                    journal.restore()
         journal.restore()
         assert path.read_bytes() == whole
         journal.add_quarantine("d", 3)

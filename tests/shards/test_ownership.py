@@ -38,6 +38,14 @@ def test_a_pipe_is_no_file(tmp_path):
         read_own(tmp_path / "pipe", "name another")
 
 
+def test_a_link_to_a_file_of_this_user_is_not_followed(tmp_path):
+    """The folder of another user would choose which of this user's runs a drill breaks."""
+    (tmp_path / "mine").write_text("{}")
+    (tmp_path / "access").symlink_to(tmp_path / "mine")
+    with pytest.raises(ConfigError, match=r"access is a link, .*; name another"):
+        read_own(tmp_path / "access", "name another")
+
+
 @needs_root
 def test_a_file_of_another_user_is_refused(tmp_path):
     """It would send root to any address."""

@@ -1,6 +1,8 @@
 """IsolatedProcess: an image that crashes, hangs or bloats its process costs only itself."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -114,6 +116,27 @@ def test_an_isolated_chunk_equals_the_chunk_without_crashing_images(tmp_path):
     assert [(r.offset, r.reason) for r in again.rejects] == [
         (r.offset, r.reason) for r in isolated.rejects
     ]
+
+
+FORGETS_ITS_CHILD = """
+from shards.crops.isolated_process import IsolatedProcess
+from tests.shards.crops.test_isolated_process import JOB, sample
+
+if __name__ == "__main__":
+    process = IsolatedProcess(JOB)
+    process.crop([sample(0)], 5)
+    print("leaving")
+"""
+
+
+def test_a_process_leaves_without_ending_its_child(tmp_path):
+    """The child ignores SIGTERM: a command would wait for it for ever after its last line."""
+    (tmp_path / "main.py").write_text(FORGETS_ITS_CHILD)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "main.py"], env=env, stdout=subprocess.PIPE, timeout=50
+    )
+    assert (done.returncode, done.stdout) == (0, b"leaving\n")
 
 
 def build_broken():

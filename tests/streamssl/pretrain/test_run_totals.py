@@ -114,6 +114,10 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another version": lambda fields: fields | {"version": 99},
     "a word": lambda fields: fields | {"counters": [[["crop_bytes"], "many"]]},
     "NaN": lambda fields: fields | {"counters": [[["crop_bytes"], float("nan")]]},
+    "no name": lambda fields: fields | {"counters": [[[], 1.0]]},
+    "a huge count": lambda fields: (
+        fields | {"histograms": {"step_seconds": {"bounds": [], "counts": [10**400], "total": 1.0}}}
+    ),
     "negative": lambda fields: fields | {"counters": [[["crop_bytes"], -1.0]]},
     "falling counts": lambda fields: (
         fields | {"histograms": {"step_seconds": {"bounds": [1.0], "counts": [5, 4], "total": 1.0}}}

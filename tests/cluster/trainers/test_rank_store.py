@@ -148,10 +148,10 @@ def test_messages_cannot_be_changed_repeated_or_turned_round(talk):
     line = line_of("x", client)
     client._send_line(line)
     assert server.receive() == "x"
-    for server, client in ((server, client), talk()):  # once more, and to another rank
-        client._send_line(line)
+    for receiver, sender in ((server, client), talk()):  # once more, and in another conversation
+        sender._send_line(line)
         with pytest.raises(ChannelRefused):
-            server.receive()
+            receiver.receive()
     server, client = talk()
     client.send({"a": 1})
     server._send_line(server._read_line())  # back to where it came from

@@ -136,8 +136,12 @@ class MetricsHub:
 
         What fails is told once, and costs only itself: a run does not fail because of its page.
         """
-        probes = [partial(self._read_probe, *one) for one in enumerate(self.probes)]
-        for work in (*probes, self.add_to_history, self.keep_totals):
+        works: list[Callable[[], None]] = [
+            *(partial(self._read_probe, *one) for one in enumerate(self.probes)),
+            self.add_to_history,
+            self.keep_totals,
+        ]
+        for work in works:
             try:
                 work()
             except Exception as error:

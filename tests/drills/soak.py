@@ -11,7 +11,6 @@ import argparse
 import math
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from cluster.ray_internals import RayNode
 from tests.drills import jumping_clock, small_disk
 from tests.drills.cluster_runs import actors, check_steps, endless, on_cluster, stop
 from tests.drills.hard_ends import HardEnds, Starts, fitting
-from tests.drills.processes import Run, started
+from tests.drills.processes import Run, asked, started
 from tests.ray_clusters import RayCluster, ray_cluster
 from tests.tinyrun import make_shards
 
@@ -84,8 +83,7 @@ class Chaos:
         try:
             self.run.wait_for(lambda: counts() == (NUM_TRAINERS, NUM_READERS), "all actors")
         except AssertionError as error:
-            command = [sys.executable, "-m", "streamssl.cli", "status", str(self.run.out)]
-            status = subprocess.run(command, capture_output=True, text=True, check=False)
+            status = asked("status", self.run.out)
             nodes = {node.node_id[:8]: self.cluster.pool_of(node) for node in self.cluster.nodes()}
             error.add_note(f"{counts()} of {self.done}; {nodes}\n{status.stdout}{status.stderr}")
             raise

@@ -68,6 +68,9 @@ def test_a_wrong_secret_is_refused_and_changes_nothing(server):
 def test_strangers_that_wait_do_not_keep_ranks_out(server):
     """Any user could end the training by connections that say nothing."""
     strangers = [socket.create_connection(("127.0.0.1", port_of(server))) for _ in range(200)]
+    strangers[0].settimeout(5)
+    with strangers[0].makefile("rb") as oldest:
+        assert len(oldest.read()) == 65  # a number; then it has made room
     store = RankStore(server.address, "g1")
     for stranger in strangers:
         stranger.sendall(b"x" * 1000 + b"\n")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.ray_access import environment
 from cluster.ray_internals import RayNode
 from tests.drills import jumping_clock, small_disk
 from tests.drills.cluster_runs import actors, check_steps, endless, on_cluster, stop
@@ -190,10 +191,9 @@ def soak(
     shards, out = make_shards(folder / "shards", num=230), (disk or folder) / "run"
     clock = folder / "clock"
     jumping_clock.jump(clock, 0.0)
-    os.environ[jumping_clock.PLACE] = str(clock)
     options = ("--readers", NUM_READERS, "--trainers", NUM_TRAINERS)
     rng = random.Random(seed)
-    with ray_cluster(persistent=True) as cluster:
+    with environment({jumping_clock.PLACE: str(clock)}), ray_cluster(persistent=True) as cluster:
         cluster.add("readers", num_cpus=2)
         cluster.add("trainers", num_cpus=2)
         run_on = partial(on_cluster, cluster.address, program=jumping_clock.PROGRAM)

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,10 @@ def gcs_of(found: list[Listener]) -> str:
 def token_of(run: Run) -> str:
     """Return the token of a local Ray, from the environment of its processes."""
     children = psutil.Process(run.process.pid).children(recursive=True)
-    tokens = {child.environ().get("RAY_AUTH_TOKEN", "") for child in children}
+    tokens = set()
+    for child in children:
+        with suppress(psutil.Error):  # it ended
+            tokens.add(child.environ().get("RAY_AUTH_TOKEN", ""))
     [token] = tokens - {""}
     return token
 

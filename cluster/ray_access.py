@@ -7,7 +7,7 @@ has a token of its own, in a variable or a file, as Ray itself reads them.
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -62,8 +62,15 @@ def ray_variables(address: str) -> Iterator[None]:
             changes[TOKEN] = secrets.token_hex(32)
         else:
             _check_token(address)
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
+    with environment(changes):
+        yield
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set these variables of the environment, in which processes are started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import psutil
 import ray
 from ray.cluster_utils import Cluster
 
+from cluster.ray_access import environment
 from cluster.ray_internals import RayNode, request_drain
 from tests.ray_token import settle_token
 
@@ -53,7 +54,7 @@ class RayCluster:
     def __init__(self, folder: Path, *, persistent: bool = False) -> None:
         self._cluster = Cluster(shutdown_at_exit=False)
         env = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "gcs")}
-        with _environment(env if persistent else {}):
+        with environment(env if persistent else {}):
             self.head: RayNode = self._cluster.add_node(
                 num_cpus=0,
                 include_dashboard=False,
@@ -114,7 +115,7 @@ class RayCluster:
     def start_gcs(self) -> None:
         """Start the tables again after `kill_gcs`."""
         assert self._persistence is not None
-        with _environment(self._persistence):
+        with environment(self._persistence):
             self.head.start_gcs_server()
 
     def close(self) -> None:
@@ -187,18 +188,3 @@ def _raylet(node: RayNode) -> psutil.Process:
 def _send(process: psutil.Process, number: signal.Signals) -> None:
     with suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set the environment of daemons that are started meanwhile."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

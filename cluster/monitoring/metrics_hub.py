@@ -4,7 +4,9 @@ The trainer and the readers of this process count into the hub. On a cluster the
 the reports of Control. The hub outlives all actors, and so do its totals.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from cluster.monitoring.exposition import metrics_response, run_registry
@@ -18,6 +20,8 @@ from cluster.protocol.process_counts import ProcessCounts
 from cluster.protocol.run_status import Status
 from shards.metric import Key, Readings
 from shards.records import ChunkCrops, Reject
+
+_log = logging.getLogger(__name__)
 
 StepObserver = Callable[[int, tuple[int, int, int] | None, Sequence[Reject]], None]
 """Called with a step, the id of one of its samples (shard row, offset, epoch), and its rejects."""
@@ -59,6 +63,7 @@ class MetricsHub:
         self.status_probes: list[Callable[[Status], ProcessCounts]] = []
         self.keep_totals: Callable[[], None] = lambda: None
         self._before: Mapping[str, float] = {}
+        self._is_failure_told = False
         self._reported: set[Key] = set()
         self._status: tuple[float, Status] | None = None
 
@@ -127,11 +132,25 @@ class MetricsHub:
             self.values.take(probe(report.status))
 
     def tick(self) -> None:
-        """Read the probes and add a point to the history; called once a second."""
-        for number, probe in enumerate(self.probes):
-            self.values.take_all(f"probe {number}", probe())
-        self.add_to_history()
-        self.keep_totals()
+        """Read the probes and add a point to the history; called once a second.
+
+        What fails is told once, and costs only itself: a run does not fail because of its page.
+        """
+        works: list[Callable[[], None]] = [
+            *(partial(self._read_probe, *one) for one in enumerate(self.probes)),
+            self.add_to_history,
+            self.keep_totals,
+        ]
+        for work in works:
+            try:
+                work()
+            except Exception as error:
+                if not self._is_failure_told:
+                    _log.warning("a reading of /metrics failed, others go on: %s", error)
+                self._is_failure_told = True
+
+    def _read_probe(self, number: int, probe: Callable[[], Readings]) -> None:
+        self.values.take_all(f"probe {number}", probe())
 
     def add_to_history(self, now: float | None = None) -> None:
         """Add the charted values to the history."""

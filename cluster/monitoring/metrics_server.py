@@ -8,7 +8,6 @@
 """
 
 import json
-import logging
 import threading
 import time
 from collections.abc import Mapping
@@ -28,9 +27,6 @@ _TICK_SECONDS = 1.0
 # A failed run waits this long for one more scrape, if a Prometheus scraped it recently.
 _LAST_SCRAPE_SECONDS = 20.0
 _RECENT_SECONDS = 60.0
-
-
-_log = logging.getLogger(__name__)
 
 
 class MetricsServer:
@@ -87,14 +83,8 @@ class MetricsServer:
         return HttpResponse(json.dumps(found).encode(), "application/json")
 
     def _tick_on(self) -> None:
-        is_told = False
         while not self._closed.wait(_TICK_SECONDS):
-            try:
-                self._hub.tick()
-            except Exception as error:  # a run does not fail because of its page
-                if not is_told:
-                    _log.warning("a reading of /metrics failed, others go on: %s", error)
-                is_told = True
+            self._hub.tick()
 
     def __enter__(self) -> "MetricsServer":
         return self

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import Final
 
 import psutil
@@ -82,12 +83,11 @@ class HardEnds:
         self._deck: list[Callable[[], None]] = []
 
     def _faults(self) -> dict[str, list[Callable[[], None]]]:
-        damages = [harm for harm in vars(Damage).values() if isinstance(harm, staticmethod)]
         return {
             "signals": [self._signal(number) for number in SIGNALS],
             "kills": [self._kill_command, self._kill_raylet],
             "clocks": [self._jump(2 * _HOUR), self._jump(-2 * _HOUR)],
-            "damage": [self._damage(harm.__func__) for harm in damages],
+            "damage": [self._damage(name) for name in _SURVIVED | _REFUSED],
         }
 
     def next(self) -> None:
@@ -152,7 +152,7 @@ class HardEnds:
             while True:
                 file.write(b"\0" * (64 << 10))
                 file.flush()
-        with suppress(Exception):  # a run may go on until it wants to save
+        with suppress(TimeoutExpired):  # a run may go on until it wants to save
             self.run.process.wait(20)
         ballast.unlink()
         if self.run.process.poll() is None:
@@ -162,15 +162,20 @@ class HardEnds:
         assert code in _SAVED or "the disk is full" in self.run.text, f"{code}: {self.run.text}"
         self._go_on(before)
 
-    def _damage(self, harm: Callable[[Path], bool]) -> Callable[[], None]:
+    def _damage(self, name: str) -> Callable[[], None]:
         """Return damage to a file of the run, between two starts."""
 
         def damage() -> None:
             self._stop()
             kept = self._out.with_name("kept")
             shutil.copytree(self._out, kept, symlinks=True)
-            is_refused = harm(self._out)
-            if is_refused:  # with a sentence; then the file is put back
+            place, mode, content = (_SURVIVED | _REFUSED)[name]
+            newest = checkpoint.list_checkpoints(self._out)[-1]
+            path = self._out / place.format(newest=newest.name)
+            path.parent.mkdir(exist_ok=True)
+            with path.open(mode) as file:
+                file.write(content)
+            if name in _REFUSED:  # then the file is put back
                 run = self._starts.begin_only()
                 assert run.end() == 2, run.text
                 shutil.rmtree(self._out)
@@ -179,7 +184,7 @@ class HardEnds:
                 shutil.rmtree(kept)
             self.run = self._starts.begin()
 
-        damage.__name__ = f"damaged_{harm.__name__}"
+        damage.__name__ = f"damaged {name}"
         return damage
 
     def _stop(self) -> None:
@@ -203,61 +208,24 @@ class HardEnds:
         assert "received at time" not in self.run.text, self.run.text  # of Ray's own handlers
 
 
-class Damage:
-    """Damage to the folder of a stopped run. Each returns True if a start must refuse it."""
-
-    @staticmethod
-    def end_of_the_log(out: Path) -> bool:
-        _append(out / "metrics.jsonl", b'{"step": 1234567, "loss')
-        return False
-
-    @staticmethod
-    def end_of_the_journal(out: Path) -> bool:
-        _append(out / "journal.jsonl", b'{"torn')
-        return False
-
-    @staticmethod
-    def totals(out: Path) -> bool:
-        (out / "totals.json").write_bytes(b"\xff{]")
-        return False
-
-    @staticmethod
-    def gallery(out: Path) -> bool:
-        (out / "gallery.json").write_text('{"crops": 7}')
-        return False
-
-    @staticmethod
-    def address(out: Path) -> bool:
-        (out / ".metrics").write_bytes(b"\xff\xfe")
-        return False
-
-    @staticmethod
-    def draft_of_a_checkpoint(out: Path) -> bool:
-        draft = out / "checkpoints" / ".draft-00001000"
-        draft.mkdir(exist_ok=True)
-        (draft / "state.safetensors").write_bytes(b"half")
-        return False
-
-    @staticmethod
-    def state_of_the_newest_checkpoint(out: Path) -> bool:
-        (checkpoint.list_checkpoints(out)[-1] / "state.json").write_text('{"step": "many"}')
-        return True
-
-    @staticmethod
-    def tensors_of_the_newest_checkpoint(out: Path) -> bool:
-        path = checkpoint.list_checkpoints(out)[-1] / "state.safetensors"
-        path.write_bytes(path.read_bytes()[:100])
-        return True
-
-    @staticmethod
-    def settings(out: Path) -> bool:
-        (out / "config.toml").write_text("num_steps = [")
-        return True
-
-
-def _append(path: Path, tail: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(tail)
+# Damage to files of a stopped run, by name: a file, how it is opened, and what is written.
+_SURVIVED: Final = {
+    "end of the log": ("metrics.jsonl", "ab", b'{"step": 1234567, "loss'),
+    "end of the journal": ("journal.jsonl", "ab", b'{"torn'),
+    "totals": ("totals.json", "wb", b"\xff{]"),
+    "gallery": ("gallery.json", "wb", b'{"crops": 7}'),
+    "address": (".metrics", "wb", b"\xff\xfe"),
+    "draft of a checkpoint": ("checkpoints/.draft-00001000/state.safetensors", "wb", b"half"),
+}
+_REFUSED: Final = {  # in one sentence
+    "state of the newest checkpoint": (
+        "checkpoints/{newest}/state.json",
+        "wb",
+        b'{"step": "many"}',
+    ),
+    "tensors of the newest checkpoint": ("checkpoints/{newest}/state.safetensors", "wb", b"half"),
+    "settings": ("config.toml", "wb", b"num_steps = ["),
+}
 
 
 def fitting(seconds: float, deadline: float) -> float:

@@ -21,6 +21,7 @@ from cluster.ray_internals import GcsClient, local_addresses_allowed
 from tests.other_user import become_nobody
 
 _SECONDS = 20
+_MAX_GREETING = 512  # bytes, as an error page has them
 
 
 @contextmanager
@@ -118,7 +119,9 @@ def _send_bytes(host: str, port: int) -> str:
             answer = connection.recv(4096)
         except TimeoutError:
             answer = b""
-    raise PermissionError(f"{len(answer)} bytes of protocol, nothing else")
+    if len(answer) > _MAX_GREETING:
+        return repr(answer)
+    raise PermissionError(f"{len(answer)} bytes: a greeting, an error, or nothing")
 
 
 def against_page(address: str) -> Iterator[dict[str, str]]:
@@ -151,8 +154,9 @@ def main() -> None:
     """Try everything against the targets."""
     targets = json.loads(sys.argv[1])
     become_nobody()
-    found = list(against_page(targets["page"])) if targets.get("page") else []
-    found += against_files(targets.get("files", []))
+    found = list(against_files(targets.get("files", [])))
+    if targets.get("page"):
+        found += against_page(targets["page"])
     found += against_ports(targets.get("ports", []))
     if targets.get("tables"):
         found += against_tables(targets["tables"])

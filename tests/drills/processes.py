@@ -124,6 +124,14 @@ def started(
             run.process.wait(TIMEOUT_SECONDS)
 
 
+def asked(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run another command of `streamssl`, and return its result."""
+    command = [sys.executable, "-m", "streamssl.cli", *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+    )
+
+
 def _command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()

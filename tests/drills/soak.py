@@ -11,7 +11,6 @@ import argparse
 import math
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,11 +21,12 @@ from pathlib import Path
 
 import psutil
 
+from cluster.ray_access import environment
 from cluster.ray_internals import RayNode
 from tests.drills import jumping_clock, small_disk
 from tests.drills.cluster_runs import actors, check_steps, endless, on_cluster, stop
 from tests.drills.hard_ends import HardEnds, Starts, fitting
-from tests.drills.processes import Run, started
+from tests.drills.processes import Run, asked, started
 from tests.ray_clusters import RayCluster, ray_cluster
 from tests.tinyrun import make_shards
 
@@ -84,8 +84,7 @@ class Chaos:
         try:
             self.run.wait_for(lambda: counts() == (NUM_TRAINERS, NUM_READERS), "all actors")
         except AssertionError as error:
-            command = [sys.executable, "-m", "streamssl.cli", "status", str(self.run.out)]
-            status = subprocess.run(command, capture_output=True, text=True, check=False)
+            status = asked("status", self.run.out)
             nodes = {node.node_id[:8]: self.cluster.pool_of(node) for node in self.cluster.nodes()}
             error.add_note(f"{counts()} of {self.done}; {nodes}\n{status.stdout}{status.stderr}")
             raise
@@ -192,10 +191,9 @@ def soak(
     shards, out = make_shards(folder / "shards", num=230), (disk or folder) / "run"
     clock = folder / "clock"
     jumping_clock.jump(clock, 0.0)
-    os.environ[jumping_clock.PLACE] = str(clock)
     options = ("--readers", NUM_READERS, "--trainers", NUM_TRAINERS)
     rng = random.Random(seed)
-    with ray_cluster(persistent=True) as cluster:
+    with environment({jumping_clock.PLACE: str(clock)}), ray_cluster(persistent=True) as cluster:
         cluster.add("readers", num_cpus=2)
         cluster.add("trainers", num_cpus=2)
         run_on = partial(on_cluster, cluster.address, program=jumping_clock.PROGRAM)

@@ -1,14 +1,12 @@
 """`streamssl drill` breaks a running run, watches it, and sees it recover."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.drills.cluster_runs import check_steps, endless, stop
-from tests.drills.processes import started
+from tests.drills.processes import asked, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -17,8 +15,7 @@ CONFIG = endless()
 
 def drilled(fault: str, *more: object) -> str:
     """Return the output of the command, which saw the run recover."""
-    command = [sys.executable, "-m", "streamssl.cli", "drill", fault, *map(str, more)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = asked("drill", fault, *more)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

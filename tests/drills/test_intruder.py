@@ -3,8 +3,7 @@
 import json
 import os
 import socket
-import subprocess
-import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import pytest
 from streamssl.runs.file_names import ACCESS
 from streamssl.runs.run_access import read_access
 from tests.drills.cluster_runs import check_steps, endless, on_cluster, stop
-from tests.drills.processes import Run, started
+from tests.drills.processes import Run, asked, started
 from tests.listening import Listener, listeners, sockets_of
 from tests.other_user import NOBODY, as_nobody, needs_root
 from tests.ray_clusters import ray_cluster
+from tests.tinyrun import reachable_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -53,7 +53,10 @@ def gcs_of(found: list[Listener]) -> str:
 def token_of(run: Run) -> str:
     """Return the token of a local Ray, from the environment of its processes."""
     children = psutil.Process(run.process.pid).children(recursive=True)
-    tokens = {child.environ().get("RAY_AUTH_TOKEN", "") for child in children}
+    tokens = set()
+    for child in children:
+        with suppress(psutil.Error):  # it ended
+            tokens.add(child.environ().get("RAY_AUTH_TOKEN", ""))
     [token] = tokens - {""}
     return token
 
@@ -66,30 +69,27 @@ def private_files(run: Run) -> list[str]:
 
 
 @needs_root
-def test_a_run_on_a_local_ray_refuses_another_user(shards_folder: Path, tmp_path: Path) -> None:
+def test_a_run_on_a_local_ray_refuses_another_user(shards_folder: Path) -> None:
     """Code would run as the user who trains, and read what only this user may read."""
-    out = tmp_path / "run"
-    options = (
-        "--cluster",
-        "local",
-        "--readers",
-        2,
-        "--trainers",
-        2,
-        "--debug-ports",
-        "19500-19599",
-    )
+    counts = ("--readers", 2, "--trainers", 2)
+    options = ("--cluster", "local", *counts, "--debug-ports", "19500-19599")
     env = {"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": ""}  # as most users have it
-    with started(CONFIG, shards_folder, out, *options, env=env) as run:
+    with (
+        reachable_folder() as folder,
+        started(CONFIG, shards_folder, folder / "run", *options, env=env) as run,
+    ):
         run.wait_for_step(5)
         found = listeners(run.process.pid)
         print(*found, sep="\n")  # the table of its ports
         assert {one.address for one in found} == {"127.0.0.1"} and len(found) > 5
         ports = [[one.role, one.address, one.port] for one in found]
-        page = read_access(out).address
+        page = read_access(run.out).address
         is_of_driver = {int(page.rpartition(":")[2])}
         others = [port for port in ports if port[2] not in is_of_driver and port[0] != _OPEN]
-        check_all_refused(attacked({"page": page, "files": private_files(run)}))
+        files = [str(run.out / "config.toml"), *private_files(run)]
+        [settings, *private] = attacked({"files": files, "page": page})
+        assert settings["got"]  # nothing but its mode protects a file of the run
+        check_all_refused(private)
         check_all_refused(attacked({"ports": others}))
         for what, guess in GUESSES:
             check_all_refused(attacked({what: gcs_of(found)}, **guess))
@@ -99,17 +99,11 @@ def test_a_run_on_a_local_ray_refuses_another_user(shards_folder: Path, tmp_path
         assert put["got"] and keys["got"]
         step = run.last_step
         run.wait_for_step(step + 5)
-        asked = subprocess.run(
-            [sys.executable, "-m", "streamssl.cli", "status", str(out)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert asked.returncode == 0 and "generation" in asked.stdout, asked.stderr
+        status = asked("status", run.out)
+        assert status.returncode == 0 and "generation" in status.stdout, status.stderr
         stop(run)
-    check_steps(CONFIG, shards_folder, out)
-    assert "Traceback" not in run.text, run.text
+        assert "Traceback" not in run.text, run.text
+        check_steps(CONFIG, shards_folder, run.out)
 
 
 @needs_root
@@ -157,8 +151,7 @@ def test_a_prepared_folder_of_another_user_is_refused(command: tuple, tmp_path: 
     (folder / "config.toml").touch()
     for path in (folder, *folder.rglob("*")):
         os.chown(path, NOBODY, NOBODY)
-    words = [sys.executable, "-m", "streamssl.cli", *command, str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    done = asked(*command, folder)
     assert done.returncode == 2 and "belongs to user nobody" in done.stderr, done.stderr
 
 

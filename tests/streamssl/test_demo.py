@@ -47,10 +47,15 @@ def test_a_demo_is_resumed_or_started_again(
     """A stopped demo is resumed; a finished one starts again with the same images."""
     arguments = ["demo", "--out", str(tmp_path), "--num-train", "512", "--num-test", "200"]
     arguments += ["--cluster", "none"]
-    for steps, beginning in ((1, "1 steps"), (2, "resuming at step 1"), (2, "2 steps")):
+    new = "from random weights"
+    for steps, beginning in (
+        (1, f"1 steps {new}"),
+        (2, "resuming at step 1"),
+        (2, f"2 steps {new}"),
+    ):
         assert main([*arguments, "--steps", str(steps)]) == 0
         text = capsys.readouterr().out
-        assert f", {beginning}" in text
+        assert f", {beginning}, into" in text
     assert "512 images of 10 classes found" in text
 
 

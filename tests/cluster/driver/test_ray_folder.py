@@ -1,8 +1,7 @@
 """Folder of a Ray that starts here: nobody else may enter it, and bad places are told."""
 
-import os
 import re
-import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ def told(place: Path) -> str:
     return str(found.value)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+@needs_root
 def test_the_folder_of_another_user_is_named_with_a_way_out() -> None:
     """Ray ends with a traceback of the system, and the advice to run without a cluster."""
     with reachable_folder() as folder, other_user():
@@ -85,12 +84,10 @@ def test_only_a_failed_run_leaves_its_logs(
     error: Exception, stays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Folders of all runs would fill the disk; without logs nobody could say what failed."""
-    place = Path("/tmp/t-ray")  # made when it is missing
-    monkeypatch.setenv("RAY_TMPDIR", str(place))
-    try:
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as name:
+        place = Path(name, "r")  # made when it is missing
+        monkeypatch.setenv("RAY_TMPDIR", str(place))
         with pytest.raises(type(error)), private_folder() as sessions:
             assert sessions.parent.stat().st_mode & 0o777 == 0o700
             raise error
         assert list(place.iterdir()) == ([sessions.parent] if stays else [])
-    finally:
-        shutil.rmtree(place)

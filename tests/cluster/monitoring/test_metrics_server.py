@@ -131,19 +131,22 @@ def test_a_page_that_fails_answers_with_a_sentence(hub, error, capfd):
 
 
 def test_a_probe_that_fails_costs_only_its_reading(hub, caplog):
-    """The thread would end with a traceback, and the charts with it."""
-    seen = []
+    """The thread would end with a traceback, and charts and totals with it."""
+    seen, kept = [], []
 
     def fail():
         seen.append(1)
         raise ValueError("no such disk")
 
-    hub.probes.append(fail)
+    hub.probes += [fail, lambda: {("steps_wanted",): 7.0}]
+    hub.keep_totals = lambda: kept.append(1)
     with MetricsServer(hub):
         deadline = time.monotonic() + 10
         while len(seen) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+    assert hub.values.get(("steps_wanted",)) == 7 and len(hub.history.columns()["time"]) >= 2
+    assert len(kept) >= len(seen) >= 2
     assert [record.message for record in caplog.records] == [
         "a reading of /metrics failed, others go on: no such disk"
     ]

@@ -70,6 +70,9 @@ def test_a_wrong_secret_is_refused_and_changes_nothing(server):
 def test_strangers_that_wait_do_not_keep_ranks_out(server):
     """Any user could end the training by connections that say nothing."""
     strangers = [socket.create_connection(("127.0.0.1", port_of(server))) for _ in range(200)]
+    strangers[0].settimeout(5)
+    with strangers[0].makefile("rb") as oldest:
+        assert len(oldest.read()) == 65  # a number; then it has made room
     store = RankStore(server.address, "g1")
     for stranger in strangers:
         stranger.sendall(b"x" * 1000 + b"\n")
@@ -112,13 +115,12 @@ def test_ranks_with_gpus_meet_at_a_store_of_torch_that_rank_0_opens(server):
 
 def test_a_released_server_ends_its_thread():
     """Each trainer of a test would leave a thread and a port."""
+    before = set(threading.enumerate())
     server = RankStoreServer("127.0.0.1")
-    port, before = port_of(server), threading.active_count()
+    port = port_of(server)
+    [thread] = set(threading.enumerate()) - before
     del server
-    for _ in range(200):
-        if threading.active_count() < before:
-            break
-        threading.Event().wait(0.02)
+    thread.join(30)
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", port), 1).close()
 
@@ -144,19 +146,35 @@ def talk():
         one.close()
 
 
+def line_of(message, client):
+    """Return the line in which a message would be sent."""
+    lines, send_line = [], client._send_line
+    client._send_line = lines.append
+    client.send(message)
+    client._send_line = send_line
+    return lines[0]
+
+
 def test_messages_cannot_be_changed_repeated_or_turned_round(talk):
     """Somebody between two nodes would set keys with the messages of a rank."""
-    server, client = talk()
-    client.send({"a": 1})
-    assert server.receive() == {"a": 1}
-    lines = []
-    client._send_line = lines.append
-    client.send({"b": 2})
-    for forged in (lines[0].replace(b"2", b"3"), lines[0][:-1], b"", b"0" * 64 + lines[0][64:]):
+    for forge in (
+        lambda line: line.replace(b'"x"', b'"y"'),
+        lambda line: line[:-1],
+        lambda _: b"",
+        lambda line: b"0" * 64 + line[64:],
+    ):
         server, client = talk()
-        client._send_line(forged)
+        client._send_line(forge(line_of("x", client)))
         with pytest.raises(ChannelRefused):
             server.receive()
+    server, client = talk()
+    line = line_of("x", client)
+    client._send_line(line)
+    assert server.receive() == "x"
+    for receiver, sender in ((server, client), talk()):  # once more, and in another conversation
+        sender._send_line(line)
+        with pytest.raises(ChannelRefused):
+            receiver.receive()
     server, client = talk()
     client.send({"a": 1})
     server._send_line(server._read_line())  # back to where it came from

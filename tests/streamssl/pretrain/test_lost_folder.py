@@ -74,6 +74,8 @@ def test_a_run_whose_folder_is_lost_makes_it_again(
     assert f"{out} w" in said and "removed or moved while the run trains; what a resume" in said
     assert said.count("removed or moved") == 1 and all(locked)
     assert checkpoint.list_checkpoints(out)[-1].name == "step-00000005"
+    journals = [(run / "journal.jsonl").read_bytes() for run in (out, finished_run)]
+    assert journals[0] == journals[1] != b""
     assert "resuming at step 5" in train(shards_folder, out, 6, lambda: False)
     assert weights(out, 6) == weights(finished_run, 6)
     assert proof(out) == proof(finished_run)[-len(proof(out)) :] and len(proof(out)) >= 3

@@ -67,7 +67,7 @@ def test_a_run_that_is_not_done_is_not_called_done(how: str, run: Path, capsys) 
         state = state_at(address)
     assert state["run"]["how"] == how and state["run"]["error"].startswith(sentence)
     assert state["sections"]["answers"]["learning"]["short"] == short
-    if how != "unknown":  # `status` asks a Ray, and there is none
+    if how != "unknown":  # `status` knows the number of steps from the note only
         assert main(["status", str(run)]) == 0
         assert sentence in capsys.readouterr().out
 

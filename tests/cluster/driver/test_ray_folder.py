@@ -1,5 +1,6 @@
 """Folder of a Ray that starts here: nobody else may enter it, and bad places are told."""
 
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -37,10 +38,9 @@ def test_a_place_in_which_others_can_replace_the_folder_is_refused(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another user would rename the private folder, and put sockets of his own in its place."""
-    place = Path("/tmp/t-theirs")
-    target = Path("/tmp/t-ours")
-    (target if kind == "link" else place).mkdir()
-    try:
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as name:
+        place, target = Path(name, "p"), Path(name, "t")
+        (target if kind == "link" else place).mkdir()
         if kind == "link":
             place.symlink_to(target)
         place.chmod(0o777 if kind == "mode" else 0o700)
@@ -61,10 +61,6 @@ def test_a_place_in_which_others_can_replace_the_folder_is_refused(
         monkeypatch.setenv("RAY_TMPDIR", str(place))
         with private_folder():
             pass
-    finally:
-        place.unlink() if kind == "link" else place.rmdir()
-        if kind == "link":
-            target.rmdir()
 
 
 @pytest.mark.parametrize("kind", ["file", "long"])

@@ -34,6 +34,8 @@ CONFIG = endless(save_every=100)
 NUM_READERS, NUM_TRAINERS = 2, 2
 FAULTS = ("signals", "kills", "clocks", "damage", "disks")
 _SECONDS_TO_A_HARD_END = 40.0
+_SECONDS_TO_A_NEW_NODE = 90.0
+_RESTART = "restart head"
 _DISK_SIZE = "256m"  # logs of an hour, twice
 
 
@@ -76,13 +78,26 @@ class Chaos:
         self._wake(all_of_them=True)
 
     def settle(self) -> None:
-        """Wait until all actors are back."""
+        """Wait until all actors are back.
+
+        A head that restarts while a worker starts leaves a core of that node to nobody (Ray 2.60).
+        An actor that finds no core is a demand, for which an autoscaler launches a node.
+        """
+        new_node_at = time.monotonic() + _SECONDS_TO_A_NEW_NODE if self.done[_RESTART] else math.inf
 
         def counts() -> tuple[float, float]:
             return self.run.metric("world_size"), self.run.metric("actors", role="reader")
 
+        def are_back() -> bool:
+            nonlocal new_node_at
+            if time.monotonic() > new_node_at:
+                new_node_at = math.inf
+                trainers, _ = counts()
+                self.cluster.add("readers" if trainers == NUM_TRAINERS else "trainers", num_cpus=2)
+            return counts() == (NUM_TRAINERS, NUM_READERS)
+
         try:
-            self.run.wait_for(lambda: counts() == (NUM_TRAINERS, NUM_READERS), "all actors")
+            self.run.wait_for(are_back, "all actors")
         except AssertionError as error:
             status = asked("status", self.run.out)
             nodes = {node.node_id[:8]: self.cluster.pool_of(node) for node in self.cluster.nodes()}

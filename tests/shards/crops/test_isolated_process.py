@@ -129,6 +129,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_process_leaves_without_ending_its_child(tmp_path):
     """The child ignores SIGTERM: a command would wait for it for ever after its last line."""
     (tmp_path / "main.py").write_text(FORGETS_ITS_CHILD)

@@ -116,6 +116,7 @@ def test_what_was_trained_after_the_checkpoint_is_kept_apart(
     ]
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_after_the_named_checkpoint_was_removed(
     shards_folder: Path, tmp_path: Path
 ) -> None:

@@ -26,11 +26,13 @@ from cluster.protocol.driver_protocol import ActorEvent, DriverOrders, DriverRep
 from cluster.protocol.messages import (
     Directive,
     HeartbeatMessage,
+    Phase,
     Plans,
     ReaderOrders,
     ReaderReport,
     Role,
 )
+from cluster.protocol.step_log import Records
 from shards.stream.journal import Journal
 
 # Rates are differences over this many samples.
@@ -86,6 +88,7 @@ class ControlCore:
         self.error: BaseException | None = None
         self._end_of_data: BaseException | None = None  # is raised when the last state is safe
         self.saved: StateRef | None = None
+        self._saved_by = ""
         self._last_event, self._knows_actors = 0, False
         self._scaled_at = self.began
         self._journaled_until = 0.0
@@ -143,10 +146,14 @@ class ControlCore:
                 table.missing(task, reader)
 
     def keep(self, member: str, state: StateRef) -> None:
-        """Take a state that a trainer put into the object store."""
-        newest = self.saved or self.state
-        if state.step > newest.step and member in self.members.members:
-            self.saved = state
+        """Take a state that a trainer put into the object store.
+
+        It replaces an older one, and one whose trainer is lost: that one is lost, too.
+        """
+        members, saved = self.members.members, self.saved
+        is_newer = saved is None or saved.step <= state.step or self._saved_by not in members
+        if member in members and state.step > self.state.step and is_newer:
+            self.saved, self._saved_by = state, member
             self.on_change()
 
     # Calls of the driver.
@@ -164,8 +171,8 @@ class ControlCore:
         if report.state.step >= self.state.step:
             self.state = report.state
             self.members.restore(report.state.step, report.state.cursor)
-        done = max(self.state.step, report.unsaved)
-        if self.saved is not None and self.saved.step <= done:
+        saved = self.saved
+        if saved is not None and (saved.step <= self.state.step or saved == report.unsaved):
             self.saved = None
         if report.begun and not self.begun:
             self.planner.keep_journal(self.spec.journal)
@@ -187,10 +194,19 @@ class ControlCore:
             kill=kill,
             data_ready=self._is_data_ready(),
             records=records,
-            state=self.saved,
+            state=None if self._is_ahead_of(records) else self.saved,
             finished=finished,
             error=self.error or (self._end_of_data if finished else None),
         )
+
+    def _is_ahead_of(self, records: Records) -> bool:
+        """Return True if reports of steps before the saved state are still to come.
+
+        A state comes at once and reports with a heartbeat. Saved before them, it would leave a gap
+        in the log of a run that is killed now and then resumes after the state.
+        """
+        may_report = not self._phases() <= {"starting", "left"}
+        return self.saved is not None and self.saved.step > records.end and may_report
 
     def take_event(self, event: ActorEvent, now: float) -> None:
         """Take one event of an actor."""
@@ -220,9 +236,11 @@ class ControlCore:
 
     def _is_finished(self) -> bool:
         """Return True if all trainers that may hold a state have left, and the last is safe."""
-        phases = {member.heartbeat.phase for member in self.members.members.values()}
         ends = self.stopping or self.members.is_finished
-        return ends and phases <= {"starting", "left"} and self.saved is None
+        return ends and self._phases() <= {"starting", "left"} and self.saved is None
+
+    def _phases(self) -> set[Phase]:
+        return {member.heartbeat.phase for member in self.members.members.values()}
 
     # Regular work.
 

@@ -18,6 +18,11 @@ class Records:
     start: int
     records: tuple[StepReport, ...]
 
+    @property
+    def end(self) -> int:
+        """The last step of the log when these are written."""
+        return self.records[-1].step if self.records else self.start
+
 
 class StepLog:
     """Takes reports in any order, repeated or not; returns each step once and in order."""

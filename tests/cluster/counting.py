@@ -73,6 +73,8 @@ class Kept:
         self.records.append(report)
 
     def save(self, state: LearnerState) -> None:
+        # A run that is killed now resumes after this state: its log must not end before.
+        assert self.records and self.records[-1].step >= state.step
         self.states.append(state)
 
     def take_report(self, report: RunReport) -> None:

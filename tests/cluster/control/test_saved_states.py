@@ -1,0 +1,99 @@
+"""States that trainers give to Control: saved after the log of their steps, and never mixed up."""
+
+from cluster.control.control_core import ControlCore
+from cluster.protocol.actor_rpc import StateRef
+from cluster.protocol.driver_protocol import ActorEvent, DriverOrders, DriverReport
+from cluster.protocol.messages import HeartbeatMessage
+from cluster.protocol.step_report import StepReport
+from shards.records import Cursor
+from tests.cluster.monitoring.made_core import made_core
+
+
+def beat(core: ControlCore, name: str, *steps: int) -> None:
+    """Send the heartbeat of a trainer that finished these steps since the last answer."""
+    at = Cursor(manifest="", order="")
+    reports = tuple(
+        StepReport(step=step, cursor=at, digest="", loss=0.0, lr=0.0, num_samples=1)
+        for step in steps
+    )
+    generation = core.members.generation
+    message = HeartbeatMessage(
+        member=name,
+        term=core.term,
+        phase="ready" if generation is None else "running",
+        generation=0 if generation is None else generation.number,
+        committed=max(steps, default=-1 if generation is None else 0),
+        reports=reports,
+    )
+    core.beat(message)
+
+
+def begin(core: ControlCore) -> None:
+    """Start the generation of two trainers."""
+    beat(core, "t1")
+    beat(core, "t2")
+    assert core.members.generation is not None
+    assert ask(core, 0).records.history == 0
+
+
+def ask(core: ControlCore, recorded: int, unsaved: StateRef | None = None) -> DriverOrders:
+    """Send the report of a driver whose log ends here."""
+    sent = DriverReport(
+        term=core.term,
+        events=(),
+        creating=frozenset(),
+        killing=frozenset(),
+        recorded=recorded,
+        history=0,
+        state=core.state,
+        saving=-1,
+        unsaved=unsaved,
+        begun=True,
+        stop=False,
+    )
+    core.take(sent)
+    return core.orders(sent)
+
+
+def lose(core: ControlCore, name: str) -> None:
+    core.take_event(ActorEvent(number=1, name=name, role="trainer", kind="lost"), 1.0)
+
+
+def test_a_state_is_saved_after_the_steps_before_it_are_logged() -> None:
+    """A run killed in between would resume after the state, and its log would lack the steps."""
+    with made_core() as core:
+        begin(core)
+        core.keep("t1", StateRef(3, ("a",)))
+        assert ask(core, 0).state is None
+        beat(core, "t1", 1, 2)
+        assert ask(core, 0).state is None
+        beat(core, "t1", 1, 2, 3)
+        orders = ask(core, 0)
+        assert [report.step for report in orders.records.records] == [1, 2, 3]
+        assert orders.state == StateRef(3, ("a",))
+        assert ask(core, 3).state == StateRef(3, ("a",))
+
+
+def test_a_state_whose_trainer_is_lost_does_not_hide_the_next_one() -> None:
+    """The last state of a run would not be saved, although a second trainer had given it again."""
+    with made_core() as core:
+        begin(core)
+        beat(core, "t1", 1, 2, 3)
+        beat(core, "t2", 1, 2, 3)
+        core.keep("t1", StateRef(3, ("lost",)))
+        assert ask(core, 3).state == StateRef(3, ("lost",))
+        lose(core, "t1")
+        core.keep("t2", StateRef(3, ("again",)))
+        assert ask(core, 3, unsaved=StateRef(3, ("lost",))).state == StateRef(3, ("again",))
+
+
+def test_a_state_of_a_lost_trainer_gives_way_to_an_earlier_one() -> None:
+    """A stop right after a loss would wait for a state that nobody has."""
+    with made_core() as core:
+        begin(core)
+        beat(core, "t1", 1, 2, 3)
+        core.keep("t1", StateRef(3, ("lost",)))
+        lose(core, "t1")
+        beat(core, "t2", 1, 2)
+        core.keep("t2", StateRef(2, ("kept",)))
+        assert ask(core, 2).state == StateRef(2, ("kept",))

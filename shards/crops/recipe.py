@@ -1,7 +1,7 @@
 """Crop recipes: the views of a sample, and their random parameters as one array.
 
 A `CropRecipe` gives the distributions. `draw` draws the parameters, as a pure function of (seed,
-epoch, sample id, size). An engine (`opencv`, `dali`) executes them. Executing one row of parameters
+epoch, sample id, size). An engine (`native`, `dali`) executes them. Executing one row of parameters
 on an image of H x W pixels, EXIF orientation applied, means:
 
  1. crop the whole pixels [y0, y1) x [x0, x1), exactly as `pixel_boxes` returns them;
@@ -9,7 +9,8 @@ on an image of H x W pixels, EXIF orientation applied, means:
     centres, rounded, as Pillow and torchvision do;
  3. mirror left to right if FLIP;
  4. apply the colour operations in the order `ORDERS[ORDER]`. Each gives whole grey levels in
-    [0, 255]; the first three drop the fraction, as torchvision and Pillow do, hue rounds:
+    [0, 255]; the first three drop the fraction, as torchvision and Pillow do, hue rounds. Factors
+    are multiples of 1 / FACTOR_STEPS and turns of 1 / HUE_STEPS, so that all is exact in integers:
       brightness   f x
       contrast     m + f (x - m),  m = the image's mean grey at this point, rounded
       saturation   g + f (x - g),  g = the pixel's grey, rounded
@@ -70,6 +71,10 @@ COLOUR_OPERATIONS: Final = (
 )
 ORDERS: Final = tuple(permutations(COLOUR_OPERATIONS))
 
+# Steps of a factor from 0 to 1, and of the hue in one turn. Pillow's hue has 255 steps.
+FACTOR_STEPS: Final = 4096
+HUE_STEPS: Final = 192
+
 MAX_SIDE: Final = 2**22  # float32 boxes are exact up to four times this side
 
 # Positions in the random numbers of one view. They are fixed: a new use takes a spare position at
@@ -88,7 +93,7 @@ class ColourJitter:
     """Strengths with the meaning of torchvision's `ColorJitter`.
 
     A factor is uniform in [max(0, 1 - strength), 1 + strength]; the hue shift is uniform in
-    [-hue, hue] turns.
+    [-hue, hue] turns. Both are rounded to their steps.
     """
 
     brightness: float
@@ -106,7 +111,8 @@ class ColourJitter:
         strengths = np.array([self.brightness, self.contrast, self.saturation])
         low = np.append(np.maximum(0.0, 1.0 - strengths), -self.hue)
         high = np.append(1.0 + strengths, self.hue)
-        return low + (high - low) * uniform
+        steps = np.array([FACTOR_STEPS, FACTOR_STEPS, FACTOR_STEPS, HUE_STEPS])
+        return np.rint((low + (high - low) * uniform) * steps) / steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

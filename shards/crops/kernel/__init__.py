@@ -1,0 +1,1 @@
+"""The crop kernel: C code, its build, and its functions for Python."""

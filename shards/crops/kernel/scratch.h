@@ -1,0 +1,27 @@
+/* Memory that a kernel keeps between calls. Each thread has its own. */
+#ifndef SCRATCH_H
+#define SCRATCH_H
+
+#include <stdlib.h>
+
+#include "kernel.h"
+
+enum { INPUT, COLUMNS, ROWS, TAPS_Y, TAPS_X, SHARES, NARROW, SMALL, NUM_BUFFERS };
+
+struct Scratch {
+    void *at[NUM_BUFFERS];
+    size_t size[NUM_BUFFERS];
+};
+
+/* At least `size` bytes, aligned for every vector; NULL if there is no memory. */
+static inline void *reserve(Scratch *scratch, int buffer, size_t size) {
+    if (size > scratch->size[buffer]) {
+        free(scratch->at[buffer]);
+        size = (size + size / 2 + 4095) & ~(size_t)4095;
+        scratch->at[buffer] = aligned_alloc(4096, size);
+        scratch->size[buffer] = scratch->at[buffer] ? size : 0;
+    }
+    return scratch->at[buffer];
+}
+
+#endif

@@ -1,7 +1,8 @@
 """Reference of both engines: executes a row of parameters in float64.
 
 It is slow, and uses no kernels of libraries, on purpose. `shards.crops.recipe` has the definition
-in words. Values are on the scale 0..255, and whole where the definition requires whole levels.
+in words. Values are on the scale 0..255, and whole where the definition requires whole levels. The
+colour operations are exact: each is a whole number, divided once.
 """
 
 import math
@@ -9,10 +10,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.crops.recipe import ORDERS, Parameter, pixel_boxes
+from shards.crops.recipe import FACTOR_STEPS, HUE_STEPS, ORDERS, Parameter, pixel_boxes
 
 Pixels = NDArray[np.float64]
-LUMA = np.array([0.299, 0.587, 0.114])
+LUMA = np.array([299, 587, 114])  # thousandths
 
 
 def reference_crop(image: NDArray[np.uint8], row: NDArray[np.float32], size: int) -> Pixels:
@@ -52,44 +53,48 @@ def jitter(crop: Pixels, row: NDArray[np.float32]) -> Pixels:
     for operation in ORDERS[int(row[Parameter.ORDER])]:
         amount = float(row[operation])
         if operation == Parameter.BRIGHTNESS:
-            crop = truncate(crop * amount)
+            crop = scaled(crop, 0, amount)
         elif operation == Parameter.CONTRAST:
-            mean = math.floor(grey(crop).mean() + 0.5)
-            crop = truncate(mean + amount * (crop - mean))
+            levels = grey(crop)
+            mean = (2 * levels.sum() + levels.size) // (2 * levels.size)
+            crop = scaled(crop, mean, amount)
         elif operation == Parameter.SATURATION:
             base = grey(crop)[..., None]
-            crop = truncate(base + amount * (crop - base))
+            crop = scaled(crop, base, amount)
         else:
-            crop = np.floor(turn_hue(crop, amount) + 0.5)
+            crop = turn_hue(crop, amount)
     return crop
 
 
-def truncate(crop: Pixels) -> Pixels:
-    """Clamp, then drop the fraction; a tolerance keeps whole levels."""
-    return np.floor(np.clip(crop, 0.0, 255.0) + 1e-6)
+def scaled(crop: Pixels, base: Pixels | float, factor: float) -> Pixels:
+    """Scale the distance from `base`, drop the fraction, clamp."""
+    steps = round(factor * FACTOR_STEPS)
+    return np.clip(base + np.floor((crop - base) * steps / FACTOR_STEPS), 0, 255)
 
 
 def grey(crop: Pixels) -> Pixels:
     """Return rounded ITU-R 601 grey (H, W)."""
-    return np.floor(crop @ LUMA + 0.5)
+    return np.floor((crop @ LUMA + 500) / 1000)
 
 
 def turn_hue(crop: Pixels, turns: float) -> Pixels:
-    """Turn the hue of the HSV hexcone; value and saturation stay."""
+    """Turn the hue of the HSV hexcone, and round; value and saturation stay."""
     red, green, blue = np.moveaxis(crop, -1, 0)
     value = crop.max(axis=-1)
     chroma = value - crop.min(axis=-1)
-    safe = np.where(chroma > 0, chroma, 1.0)
-    sector = np.where(
+    # The hue times the chroma, in steps: `step` is one sector of the hexcone times the chroma.
+    step = chroma * (HUE_STEPS // 6)
+    hue = (HUE_STEPS // 6) * np.where(
         value == red,
-        (green - blue) / safe,
-        np.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+        green - blue,
+        np.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma),
     )
-    sector = sector + 6 * turns
+    hue = hue + chroma * round(turns * HUE_STEPS)
     channels = []
     for offset in (5, 3, 1):
-        place = (offset + sector) % 6
-        channels.append(value - chroma * np.clip(np.minimum(place, 4 - place), 0, 1))
+        place = np.mod(offset * step + hue, np.maximum(6 * step, 1))
+        less = np.clip(np.minimum(place, 4 * step - place), 0, step) / (HUE_STEPS // 6)
+        channels.append(np.floor(value - less + 0.5))
     return np.stack(channels, axis=-1)
 
 

@@ -71,6 +71,10 @@ COLOUR_OPERATIONS: Final = (
 )
 ORDERS: Final = tuple(permutations(COLOUR_OPERATIONS))
 
+# Number of the definition above. A run keeps to one: crops of another differ in single grey levels.
+# In the first one factors were no multiples of a step.
+DEFINITION: Final = 2
+
 # Steps of a factor from 0 to 1, and of the hue in one turn. Pillow's hue has 255 steps.
 FACTOR_STEPS: Final = 4096
 HUE_STEPS: Final = 192

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shards.crops.engine import Engine
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.crops.recipe import CropRecipe
 from shards.crops.sample_cropper import CropJob
 from shards.dataloader.open_data import OpenData, ReadConfig, StreamPosition
@@ -59,7 +59,7 @@ class CropDataset(IterableDataset[TensorBatch]):
         rank: int = 0,
         world: int = 1,
         form: Literal["uint8", "normalised"] = "uint8",
-        build_engine: Callable[[CropRecipe], Engine] = OpenCVEngine,
+        build_engine: Callable[[CropRecipe], Engine] = NativeEngine,
     ) -> None:
         super().__init__()
         config = config or ReadConfig()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.console import Console
 
+from shards.crops.recipe import DEFINITION
 from shards.errors import ConfigError
 from shards.member_names import Keys
 from shards.redaction import redact
@@ -121,7 +122,7 @@ def _recipe(name: str) -> RunConfig:
     if name in RECIPES:
         return RECIPES[name]()
     if name.endswith(".toml"):
-        return read_toml(Path(name))
+        return replace(read_toml(Path(name)), crop_definition=DEFINITION)
     raise ConfigError(unknown(f"recipe {name!r}", name, RECIPES) + ", or the config.toml of a run")
 
 

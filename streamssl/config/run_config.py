@@ -10,7 +10,7 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from shards.access import raise_denied
-from shards.crops.recipe import CropRecipe
+from shards.crops.recipe import DEFINITION, CropRecipe
 from shards.errors import ConfigError
 from shards.files import write_atomic
 from shards.samples.admission_config import AdmissionConfig
@@ -61,8 +61,13 @@ _FREE_ON_RESUME = {
 _FREE_FROM_CHECKPOINT = {
     *("optim.base_lr", "optim.weight_decay", "optim.final_weight_decay", "optim.betas"),
     *("optim.trust_coefficient", "precision", "method.temperature", "method.epsilon"),
+    *("engine", "crop_definition"),
 }
 _FREE_TABLES_FROM_CHECKPOINT = ("schedule.",)
+
+# Runs of earlier versions tell no definition of crops, and may have an engine that is gone.
+_FIRST_DEFINITION = 1
+_FIRST_ENGINE = "opencv"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,8 +95,10 @@ class RunConfig:
     run; the next one ends it. 0: the first one does, since most of them come from a wrong rate."""
     seed: int = 0
     """Decides weights, order and crops."""
-    engine: Literal["opencv", "dali-cpu", "dali-gpu"] = "opencv"
-    """Crop engine: opencv anywhere; dali-gpu on the trainer's GPU; dali-cpu to compare."""
+    engine: Literal["native", "dali-cpu", "dali-gpu"] = "native"
+    """Crop engine: native anywhere; dali-gpu on the trainer's GPU; dali-cpu to compare."""
+    crop_definition: Annotated[int, tyro.conf.Suppress] = DEFINITION
+    """Number of the definition of crops in `shards.crops.recipe` that the run keeps to."""
     label: str = ""
     """A sample's label, for methods that learn from it: a member such as cls, or a JSON field."""
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -140,7 +147,9 @@ def to_fields(config: RunConfig) -> dict[str, Any]:
 
 def from_fields(tables: dict[str, Any]) -> RunConfig:
     """Return the run of tables from `to_fields`. Raises ConfigError naming a wrong field."""
-    parts = dict(tables)
+    parts = {"crop_definition": _FIRST_DEFINITION} | tables
+    if parts.get("engine") == _FIRST_ENGINE:
+        parts["engine"] = "native"
     name = dict(_table(parts, "method")).pop("name", None)
     if name not in METHODS:
         raise ConfigError(f"method.name={name!r}; it must be one of {', '.join(METHODS)}")
@@ -200,6 +209,8 @@ def check_same(old: RunConfig, new: RunConfig, newest: str = "", *, named: bool 
     newest one, for the remedy.
     """
     changed = [name for name in changes(old, new) if not (named and _may_change(name))]
+    if changed == ["crop_definition"]:
+        raise ConfigError(f"{_other_crops(old)}; {_remedy_for_crops(newest)}")
     if changed:
         name = changed[0]
         before, now = (flatten(to_fields(config)).get(name) for config in (old, new))
@@ -211,6 +222,27 @@ def check_same(old: RunConfig, new: RunConfig, newest: str = "", *, named: bool 
             f"own settings: undo the change, {other}or give a new --out, which starts from random "
             "weights"
         )
+
+
+def check_definition(config: RunConfig) -> None:
+    """Raise ConfigError if crops of a run cannot be made again as they were."""
+    if config.crop_definition != DEFINITION:
+        raise ConfigError(
+            f"{_other_crops(config)}; `streamssl shards view` shows samples of its shards: give "
+            "those, and neither --run nor --batch"
+        )
+
+
+def _other_crops(run: RunConfig) -> str:
+    return (
+        f"this run has crops of definition {run.crop_definition}, and this version of streamssl "
+        f"makes those of definition {DEFINITION}, which differ in single grey levels"
+    )
+
+
+def _remedy_for_crops(newest: str) -> str:
+    fresh = "give a new --out, which starts from random weights"
+    return f"add --from {newest} to go on with them from there, or {fresh}" if newest else fresh
 
 
 def changes(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:

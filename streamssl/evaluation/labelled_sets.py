@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.errors import UserError
 from shards.inspect.labelled_images import LabelledSet, iter_labelled
 from shards.samples.labels import Label
@@ -44,7 +44,7 @@ def embed_set(
 
     def images() -> Iterator[NDArray[np.uint8]]:
         nonlocal num_unlabelled
-        for part in iter_labelled(data, size, OpenCVEngine):
+        for part in iter_labelled(data, size, NativeEngine):
             labels.extend(part.labels)
             names.extend(part.names)
             rejects.update(part.rejects)

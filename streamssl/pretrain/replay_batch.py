@@ -10,12 +10,13 @@ from shards.stores.range_reader import RangeReader
 from shards.stream.batch_stream import BatchStream, build_order
 from shards.stream.journal import Journal
 from shards.stream.thread_readers import ThreadReaders
-from streamssl.config.run_config import read_toml
+from streamssl.config.run_config import RunConfig, check_definition, read_toml
 from streamssl.errors import ReplayDiffers
 from streamssl.pretrain.saved_data import open_saved_data
 from streamssl.runs.crop_job import crop_job
 from streamssl.runs.file_names import JOURNAL
 from streamssl.runs.logs.metrics_log import read_log
+from streamssl.runs.run_branch import values_at
 from streamssl.runs.run_data import DataConfig, open_data
 
 
@@ -32,7 +33,8 @@ def open_batch(
     if step not in log:
         known = f"steps {min(log)} to {max(log)}" if log else "no step"
         raise ConfigError(f"step {step} is not in {run}/metrics.jsonl, which has {known}: name one")
-    config = read_toml(run / "config.toml")
+    config = _settings_at(run, step)
+    check_definition(config)
     opened = open_data(data, reader) if data else open_saved_data(run)
     order = build_order(opened.manifest, config.stream, config.seed, subset=opened.subset_digest)
     journal = Journal.read(run / JOURNAL, order.manifest, order.digest, replace_other=False)
@@ -50,6 +52,13 @@ def open_batch(
             f"{batch.digest}; the order must never change: keep this folder and report it"
         )
     return batch
+
+
+def _settings_at(run: Path, step: int) -> RunConfig:
+    """Return the settings of a run, with those of its crops as they were at a step."""
+    before = values_at(run, step)
+    changed = {name: before[name] for name in ("engine", "crop_definition") if name in before}
+    return replace(read_toml(run / "config.toml"), **changed)
 
 
 def _batch_begin(run: Path, step: int, log: dict[int, dict[str, Any]]) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def open_saved_gallery(out: Path, config: RunConfig) -> Gallery | None:
         return None
 
     def open_maker() -> AbstractContextManager[ImageMaker]:
-        # The crop engine imports torch: only a gallery in an open page needs it.
+        # Only a gallery in an open page needs a crop engine.
         from streamssl.pretrain.run_thumbnails import thumbnail_maker
 
         return thumbnail_maker(config, data)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from shards.crops.engine import Engine
+from shards.crops.native import NativeEngine
 from shards.crops.recipe import CropRecipe
 from shards.crops.sample_cropper import CropJob
 from shards.stores.range_reader import SourceConfig
@@ -35,11 +36,9 @@ def build_engine(config: RunConfig) -> Callable[[], Engine]:
 
 
 def _build_engine(name: str, recipe: CropRecipe) -> Engine:
-    # Engines import torch or DALI. Only a process that crops needs them.
-    if name == "opencv":
-        from shards.crops.opencv import OpenCVEngine
-
-        return OpenCVEngine(recipe)
+    if name == "native":
+        return NativeEngine(recipe)
+    # Only a process that crops with DALI may need to have it.
     from shards.crops.dali import DaliEngine
 
     device: Literal["cpu", "gpu"] = "gpu" if name == "dali-gpu" else "cpu"

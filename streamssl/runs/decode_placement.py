@@ -33,16 +33,16 @@ def check_engine(config: RunConfig, placement: Placement) -> None:
     if placement.decode == "readers":
         raise ConfigError(
             "engine='dali-gpu' with --decode readers, which get no GPU; leave --decode out, so "
-            "that trainers crop, or use --engine opencv"
+            "that trainers crop, or use --engine native"
         )
     if placement.trainer_gpus == 0:
         raise ConfigError(
             "engine='dali-gpu' with --trainer-gpus 0; it crops on the GPUs of trainers: give each "
-            "one, or use --engine opencv on CPUs"
+            "one, or use --engine native on CPUs"
         )
     if placement.cluster in ("none", "local") and not torch.cuda.is_available():
         raise ConfigError(
-            "engine='dali-gpu', but torch sees no NVIDIA GPU; use --engine opencv on CPUs"
+            "engine='dali-gpu', but torch sees no NVIDIA GPU; use --engine native on CPUs"
         )
 
 
@@ -61,7 +61,7 @@ def place_of_decoding(
     if engine == "dali-gpu" and not trainer_options.get("num_gpus"):
         raise ConfigError(
             "engine='dali-gpu', but the Ray cluster has no GPU at this moment; give "
-            "--trainer-gpus 1 if it launches nodes with some, or use --engine opencv"
+            "--trainer-gpus 1 if it launches nodes with some, or use --engine native"
         )
     known = _read(run)
     # Runs of earlier versions call the rates `pictures_per_second`.

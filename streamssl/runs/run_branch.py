@@ -101,6 +101,16 @@ def new_branch(out: Path, step: int, config: RunConfig) -> RunBranch:
     return RunBranch(out, step, changes(read_toml(out / "config.toml"), config))
 
 
+def values_at(out: Path, step: int) -> dict[str, Any]:
+    """Return what later branches have changed since a step of the log: values at that step."""
+    values: dict[str, Any] = {}
+    for line in reversed(read_whole_lines(out / BRANCHES)):
+        if step > _step_of(line):
+            break
+        values |= {name: old for name, (old, _) in json.loads(line)["changed"].items()}
+    return values
+
+
 def _find(out: Path, name: str, saved: list[Path]) -> Path:
     for found in saved:
         if _is_named(name, found):

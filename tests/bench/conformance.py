@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from shards.crops.dali import DaliEngine
 from shards.crops.engine import Engine
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.crops.recipe import Parameter, draw, swav
 from shards.images.decode import decode
 from shards.images.image_header import ImageError, ImageHeader, read_image_header
@@ -89,15 +89,15 @@ def make() -> Iterator[ImageHeader]:
 def compare_decoders(images: list[ImageHeader]) -> dict[str, dict[str, float]]:
     """Compare the JPEG decoders of OpenCV and DALI, on crops with neutral parameters."""
     parameters = only(draw_for(images), ())
-    engines: list[Engine] = [OpenCVEngine(RECIPE), dali()]
+    engines: list[Engine] = [NativeEngine(RECIPE), dali()]
     ours, theirs = (crops(engine, images, parameters) for engine in engines)
-    return {"opencv - dali": measure(ours, theirs)}
+    return {"native - dali": measure(ours, theirs)}
 
 
 def compare_stages(images: list[ImageHeader]) -> list[dict[str, object]]:
     pixels = [decode(image) for image in images]
     lossless = [read_image_header(encoded(array, "PNG", compress_level=1)) for array in pixels]
-    engines: dict[str, Engine] = {"opencv": OpenCVEngine(RECIPE), "dali": dali()}
+    engines: dict[str, Engine] = {"native": NativeEngine(RECIPE), "dali": dali()}
     drawn = draw_for(images)
     table: list[dict[str, object]] = []
     for stage, columns in STAGES.items():
@@ -105,7 +105,7 @@ def compare_stages(images: list[ImageHeader]) -> list[dict[str, object]]:
         results = {name: crops(engine, lossless, parameters) for name, engine in engines.items()}
         results["reference"] = executed(reference_crop, pixels, parameters)
         results["pillow"] = executed(pillow_crop, pixels, parameters)
-        pairs = ("opencv reference", "dali reference", "opencv dali", "opencv pillow")
+        pairs = ("native reference", "dali reference", "native dali", "native pillow")
         pairs += ("dali pillow", "pillow reference")
         row: dict[str, object] = {"stage": stage}
         for pair in pairs:

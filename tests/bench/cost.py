@@ -24,7 +24,7 @@ import tyro
 
 from cluster.driver.ray_session import ray_session
 from cluster.protocol.messages import ReaderReport
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.crops.recipe import swav
 from shards.crops.sample_cropper import CropJob
 from shards.pack.image_entries import entries_from_synthetic
@@ -212,7 +212,7 @@ def main() -> None:
         recipe=recipe,
         seed=0,
         admission=AdmissionConfig(),
-        build_engine=partial(OpenCVEngine, recipe),
+        build_engine=partial(NativeEngine, recipe),
     )
     stream = StreamConfig(batch_size=options.batch_size)
     with _made(options) as manifest, ray_session("local", options.readers, stream.max_bytes):

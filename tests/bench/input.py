@@ -51,7 +51,7 @@ class Options:
     images: int = 1024
     batch_size: int = 64
     recipe: Literal["swav", "moco-v2"] = "swav"
-    engine: Literal["opencv", "dali-cpu", "dali-gpu"] = "opencv"
+    engine: Literal["native", "dali-cpu", "dali-gpu"] = "native"
     where: Literal["ray", "threads"] = "ray"
     json: bool = False
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.crops.engine import CroppedImages, Engine
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
 from shards.crops.sample_cropper import CropJob
 from shards.images.image_header import ImageHeader
@@ -37,11 +37,11 @@ _CHUNK_BYTES = 1 << 20
 
 
 class MarkedEngine:
-    """Crops like the opencv engine, unless an image has a mark."""
+    """Crops like the native engine, unless an image has a mark."""
 
     def __init__(self, recipe: CropRecipe, once: Path) -> None:
         self.recipe, self._once = recipe, once
-        self._engine = OpenCVEngine(recipe)
+        self._engine = NativeEngine(recipe)
 
     def crop(self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]) -> CroppedImages:
         sides = {image.height for image in images}

@@ -21,7 +21,7 @@ import numpy as np
 
 from shards.crops.dali import DaliEngine
 from shards.crops.engine import CroppedImages, Engine, use_one_core
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.crops.recipe import CropRecipe, ViewGroup
 from shards.crops.sample_cropper import CropJob
 from shards.images.decode import JPEG_REDUCTIONS, can_reduce, decode_stored
@@ -40,7 +40,7 @@ from tests.shards.crops.made import drawn
 RECIPE = CropRecipe((ViewGroup(num_views=2, size=16, scale=(0.2, 1.0)),))
 _BATCH = 32
 ENGINES: dict[str, Callable[[], Engine]] = {
-    "opencv": partial(OpenCVEngine, RECIPE),
+    "native": partial(NativeEngine, RECIPE),
     "dali": partial(DaliEngine, RECIPE, _BATCH, "cpu", 1),
 }
 _MEMORY_BYTES = 4 << 30
@@ -58,7 +58,7 @@ class Fuzz:
 
     def __init__(self, marks: Path) -> None:
         self._marks = os.open(marks, os.O_WRONLY | os.O_CREAT)
-        self._ours, self._theirs = ENGINES["opencv"](), ENGINES["dali"]()
+        self._ours, self._theirs = ENGINES["native"](), ENGINES["dali"]()
         self.verdicts: Counter[str] = Counter()
         self.formats: Counter[str] = Counter()
         self.faults: list[str] = []
@@ -113,17 +113,17 @@ class Fuzz:
         for row, (number, verdict) in enumerate(zip(numbers, ours, strict=True)):
             if verdict != reasons.get(row, "ok"):
                 other = reasons.get(row, "ok")
-                self.faults.append(f"{number}: OpenCV gives {verdict}, DALI {other}")
+                self.faults.append(f"{number}: native gives {verdict}, DALI {other}")
 
     def _crop_alone(self, number: int, image: ImageHeader) -> str:
         """Return the reason or "ok". Decode twice: a decoder may return uninitialised memory."""
-        self._mark(f"mutation {number}: OpenCV")
+        self._mark(f"mutation {number}: native")
         began = time.monotonic()
         parameters = drawn(RECIPE, [image])
         try:
             once, again = (self._ours.crop([image], parameters) for _ in range(2))
         except Exception as error:
-            self.faults.append(f"{number}: OpenCV raised {error!r}")
+            self.faults.append(f"{number}: native raised {error!r}")
             return "raised"
         self._time(began, number, share=2)
         verdict = _verdict(once)

@@ -15,7 +15,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.crops.recipe import cifar
 from shards.crops.sample_cropper import CropJob
 from shards.errors import ShardUnreadable
@@ -207,7 +207,7 @@ def batches_of(sources):
         recipe=RECIPE,
         seed=5,
         admission=AdmissionConfig(),
-        build_engine=partial(OpenCVEngine, RECIPE),
+        build_engine=partial(NativeEngine, RECIPE),
         sources=sources,
     )
     order = build_order(manifest, STREAM, 5)

@@ -122,7 +122,7 @@ def read_by(tars: Path) -> Any:
     return read
 
 
-ENGINES = ["opencv", "dali"]
+ENGINES = ["native", "dali"]
 
 
 @pytest.mark.slow
@@ -153,13 +153,13 @@ def test_every_file_gets_the_right_reason(engine, hostile, read_by):
 @pytest.mark.slow
 def test_both_engines_reject_the_same_files(hostile, read_by):
     """The training data would depend on the engine."""
-    assert read_by("opencv")["verdicts"] == read_by("dali")["verdicts"]
+    assert read_by("native")["verdicts"] == read_by("dali")["verdicts"]
 
 
 @pytest.mark.slow
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("engine", ["opencv", "dali"])
+@pytest.mark.parametrize("engine", ["native", "dali"])
 def test_largest_accepted_images_need_less_than_two_gigabytes(engine, tmp_path):
     """A few kilobytes of blank image would fill the memory of a reader."""
     side = int(ADMISSION.max_pixels**0.5)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cluster.monitoring.live.gallery import GalleryItem
 from shards.crops.chunk_cropper import lower_thread_priority
 from shards.crops.isolated_process import IsolatedProcess
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.crops.sample_cropper import CropJob
 from shards.errors import StreamSSLError
 from shards.inspect.labelled_images import central_square
@@ -42,11 +42,11 @@ class ThumbnailMaker:
         self._manifest = manifest
         self._reader = reader or RangeReader(SourceConfig(retry=RetryConfig(num_attempts=1)))
         admitted = replace(job.admission, predicate="", min_entropy=0.0)
-        build = partial(OpenCVEngine, job.recipe)
+        build = partial(NativeEngine, job.recipe)
         crops = replace(job, admission=admitted, build_engine=build, label="", only_verify=False)
         square = central_square(_SIDE)
         rejects = replace(
-            crops, recipe=square, admission=_LENIENT, build_engine=partial(OpenCVEngine, square)
+            crops, recipe=square, admission=_LENIENT, build_engine=partial(NativeEngine, square)
         )
         self._crops = IsolatedProcess(crops, _SECONDS_PER_SAMPLE)
         self._rejects = IsolatedProcess(rejects, _SECONDS_PER_SAMPLE)

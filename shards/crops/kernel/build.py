@@ -35,7 +35,11 @@ class BuildKernel(Command):
         compiling.build_library(self._target())
 
     def get_source_files(self) -> list[str]:
-        return [str(_PLACE / path.name) for path in compiling.SOURCES.iterdir() if path.suffix in (".c", ".h")]
+        return [
+            str(_PLACE / path.name)
+            for path in compiling.SOURCES.iterdir()
+            if path.suffix in (".c", ".h")
+        ]
 
     def get_outputs(self) -> list[str]:
         return [str(self._target())]

@@ -40,7 +40,15 @@ def build_library(to: Path, machine: str = platform.machine()) -> None:
     if machine not in _LEVELS:
         known = " and ".join(_LEVELS)
         raise SystemExit(f"the crop kernel has no build for {machine}; it has them for {known}")
-    compiler = (sys.executable, "-m", "ziglang", "cc", *_FLAGS, "-target", f"{machine}-{_C_LIBRARY}")
+    compiler = (
+        sys.executable,
+        "-m",
+        "ziglang",
+        "cc",
+        *_FLAGS,
+        "-target",
+        f"{machine}-{_C_LIBRARY}",
+    )
     define = f'-DSOURCE_DIGEST="{source_digest()}"'
     with tempfile.TemporaryDirectory() as scratch:
         caches = {"ZIG_GLOBAL_CACHE_DIR": scratch, "ZIG_LOCAL_CACHE_DIR": scratch}

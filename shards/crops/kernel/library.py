@@ -84,7 +84,9 @@ def load_library() -> ctypes.CDLL:
     library.streamssl_source_digest.restype = ctypes.c_char_p
     built, now = library.streamssl_source_digest().decode(), source_digest()
     if built != now:
-        raise ConfigError(f"the crop kernel was built from other sources ({built}, now {now}); {_REMEDY}")
+        raise ConfigError(
+            f"the crop kernel was built from other sources ({built}, now {now}); {_REMEDY}"
+        )
     library.streamssl_new_scratch.restype = _POINTER
     library.streamssl_free_scratch.argtypes = [_POINTER]
     library.streamssl_free_scratch.restype = None

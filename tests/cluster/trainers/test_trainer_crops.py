@@ -16,7 +16,7 @@ from cluster.trainers.batch_assembly import TaskRows
 from cluster.trainers.trainer_crops import TrainerCropper, TrainerCropsConfig
 from shards.crops.dali import DaliEngine
 from shards.crops.engine import Engine
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.crops.recipe import CropRecipe, swav
 from shards.crops.sample_cropper import CropJob
 from shards.crops.verify_engine import as_rows
@@ -46,7 +46,7 @@ def build_dali(device: Literal["cpu", "gpu"]) -> DaliEngine:
 
 
 ENGINES: dict[str, Callable[[], Engine]] = {
-    "opencv": partial(OpenCVEngine, RECIPE),
+    "native": partial(NativeEngine, RECIPE),
     "dali-cpu": partial(build_dali, "cpu"),
     "dali-gpu": partial(build_dali, "gpu"),
 }
@@ -73,7 +73,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 @pytest.fixture(scope="module")
 def path(one_ray: None, manifest: Manifest) -> Iterator[DataPath]:
-    with DataPath(manifest, replace(job("opencv"), only_verify=True), STREAM) as path:
+    with DataPath(manifest, replace(job("native"), only_verify=True), STREAM) as path:
         yield path
 
 
@@ -101,7 +101,7 @@ def assert_same(ours: CropBatch, theirs: CropBatch, rows: slice) -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    "engine", ["opencv", "dali-cpu", pytest.param("dali-gpu", marks=pytest.mark.gpu)]
+    "engine", ["native", "dali-cpu", pytest.param("dali-gpu", marks=pytest.mark.gpu)]
 )
 def test_trainers_make_the_crops_of_readers(
     path: DataPath, manifest: Manifest, engine: str
@@ -148,7 +148,7 @@ def test_image_that_a_trainer_cannot_crop_ends_the_run_with_its_place() -> None:
     positions = np.arange(2)
     ids = np.array([[3, 512], [3, 4096]])
     part = TaskRows(0, 1, 7, positions, positions, ids, np.array([5, 5]))
-    cropping = TrainerCropper(TrainerCropsConfig.of(job("opencv")))
+    cropping = TrainerCropper(TrainerCropsConfig.of(job("native")))
     try:
         future = cropping.submit([part], Rows((as_rows(images),)))
         with pytest.raises(

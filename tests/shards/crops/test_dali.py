@@ -39,7 +39,7 @@ def assert_same(one, other):
 
 
 def test_crops_equal_the_reference(engine, images):
-    """DALI is the referee of the OpenCV engine, and must be right itself."""
+    """DALI is the referee of the native engine, and must be right itself."""
     parameters = drawn(RECIPE, images)
     cropped = engine.crop(images, parameters)
     assert cropped.ok.all()

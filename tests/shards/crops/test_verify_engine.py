@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from shards.crops.isolated_process import IsolatedProcess
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.crops.recipe import CropRecipe, swav
 from shards.crops.sample_cropper import SampleCropper, no_crops
 from shards.crops.verify_engine import VerifyingEngine
@@ -34,7 +34,7 @@ def test_verdicts_equal_those_of_a_cropping_engine():
     images = admitted(files)
     parameters = drawn(RECIPE, images)
     ours = VerifyingEngine(RECIPE).crop(images, parameters)
-    theirs = OpenCVEngine(RECIPE).crop(images, parameters)
+    theirs = NativeEngine(RECIPE).crop(images, parameters)
     np.testing.assert_array_equal(ours.ok, theirs.ok)
     assert ours.failures == theirs.failures and len(ours.failures) > 10
     (rows,) = ours.crops

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.errors import BudgetExceeded, ShardUnreadable, UserError
 from shards.inspect.labelled_images import LabelledSet, iter_labelled
 from shards.samples.synthetic_images import CLASS_NAMES, balanced_labels
@@ -31,7 +31,7 @@ def smooth(height, width, seed=0):
 
 def parts_of(manifest, size, num_threads=2, label=""):
     data = LabelledSet(manifest=manifest, reader=RangeReader(), label=label)
-    return list(iter_labelled(data, size, OpenCVEngine, num_threads))
+    return list(iter_labelled(data, size, NativeEngine, num_threads))
 
 
 def read_all(manifest, size, num_threads=2):

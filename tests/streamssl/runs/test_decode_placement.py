@@ -18,7 +18,7 @@ from streamssl.runs.run_setup import PreparedRun, open_run
 from tests.tinyrun import quiet, tiny_swav
 
 
-def opened(shards: Path, out: Path, engine: str = "opencv") -> PreparedRun:
+def opened(shards: Path, out: Path, engine: str = "native") -> PreparedRun:
     out.mkdir(exist_ok=True)
     data = open_data(DataConfig(patterns=(str(shards),)), RangeReader())
     return open_run(tiny_swav(engine=engine), data, out, quiet())
@@ -42,7 +42,7 @@ def test_a_resumed_run_keeps_its_choice(shards_folder: Path, tmp_path: Path) -> 
     assert chosen(run, None) == ("readers", "")
     assert chosen(run, "trainers") == (
         "trainers",
-        "readers verify images, trainers crop them (opencv)\n",
+        "readers verify images, trainers crop them (native)\n",
     )
     assert chosen(run, None)[0] == "trainers" and chosen(run, "auto")[0] == "trainers"
     assert chosen(run, "readers")[0] == "readers" and chosen(run, None)[0] == "readers"
@@ -61,10 +61,10 @@ def test_an_engine_that_needs_a_gpu_runs_in_trainers(shards_folder: Path, tmp_pa
     ("options", "message"),
     [
         ({"cluster": "local", "decode": "readers"}, r"--decode readers, which get no GPU; leave"),
-        ({"cluster": "auto", "decode": "readers"}, r"or use --engine opencv"),
+        ({"cluster": "auto", "decode": "readers"}, r"or use --engine native"),
         ({"cluster": "auto", "trainer_gpus": 0}, r"--trainer-gpus 0; it crops on the GPUs of"),
-        ({"cluster": "local"}, r"torch sees no NVIDIA GPU; use --engine opencv"),
-        ({"cluster": "none"}, r"torch sees no NVIDIA GPU; use --engine opencv"),
+        ({"cluster": "local"}, r"torch sees no NVIDIA GPU; use --engine native"),
+        ({"cluster": "none"}, r"torch sees no NVIDIA GPU; use --engine native"),
     ],
 )
 def test_a_missing_gpu_is_refused(

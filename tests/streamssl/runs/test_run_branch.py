@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from shards.errors import ConfigError
+from shards.stores.range_reader import RangeReader
 from streamssl import checkpoint
 from streamssl.cli import main
 from streamssl.config.run_config import RunConfig, read_toml, write_toml
 from streamssl.errors import TrainingDiverged
+from streamssl.pretrain.replay_batch import open_batch
 from tests.tinyrun import proof, read_log, stop_at, tiny_swav, train_here, weights
 
 
@@ -171,3 +173,29 @@ def test_a_checkpoint_that_is_not_finite_names_the_one_before_it(
     with pytest.raises(ConfigError, match=r"step-00000006 has numbers .* --from step-00000002 "):
         train_here(longer, shards_folder, out)
     assert train_here(longer, shards_folder, out, start="step-00000002").finished
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_goes_on_as_its_refusal_says(
+    shards_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its next steps would silently get other crops than its first ones."""
+    out, recipe = tmp_path / "run", tmp_path / "recipe.toml"
+    write_toml(tiny_swav(num_steps=2, save_every=2), recipe)
+    words = ["pretrain", str(recipe), "--data", str(shards_folder), "--out", str(out)]
+    assert main(words) == 0
+    settings = (out / "config.toml").read_text()
+    old = settings.replace("crop_definition = 2\n", "").replace('"native"', '"opencv"')
+    assert len(old) < len(settings) - 20
+    (out / "config.toml").write_text(old)
+    more = [*words, "--num-steps", "4"]
+    capsys.readouterr()
+    assert main(more) == 2
+    refused = capsys.readouterr().err
+    found = re.search(r"crops of definition 1.* of definition 2.*; add (--from \S+) to", refused)
+    assert found is not None, refused
+    assert main([*more, *shlex.split(found[1])]) == 0, capsys.readouterr().err
+    assert [fields["step"] for fields in read_log(out)] == [1, 2, 3, 4]
+    assert open_batch(out, 3, RangeReader()).digest == read_log(out)[2]["digest"]
+    with pytest.raises(ConfigError, match="definition 1"):
+        open_batch(out, 2, RangeReader())

@@ -12,7 +12,7 @@ from PIL import Image
 from cluster.monitoring.live.gallery import NUM_TILES, Gallery, GalleryItem, reject_item
 from cluster.monitoring.live.thumbnail_maker import ThumbnailMaker, as_jpeg, mosaic
 from shards.crops.chunk_cropper import ChunkCropper
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.crops.recipe import CropRecipe, swav
 from shards.crops.sample_cropper import CropJob
 from shards.records import Chunk, Reject, Turn
@@ -27,7 +27,7 @@ JOB = CropJob(
     recipe=RECIPE,
     seed=3,
     admission=AdmissionConfig(min_side=24),
-    build_engine=partial(OpenCVEngine, RECIPE),
+    build_engine=partial(NativeEngine, RECIPE),
 )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.crops.recipe import ORDERS, CropRecipe, Parameter, ViewGroup, byol, swav
 from shards.images.decode import decode
 from shards.images.image_header import read_image_header
@@ -46,7 +46,7 @@ def views(cropped, row):
 
 def differences(recipe, images, parameters, other):
     """Return differences in grey levels of the engine to `other(pixels, row, size)`."""
-    cropped = OpenCVEngine(recipe).crop(images, parameters)
+    cropped = NativeEngine(recipe).crop(images, parameters)
     assert cropped.ok.all()
     return np.concatenate(
         [
@@ -134,7 +134,7 @@ def test_blur_has_the_stated_deviation(images, sigma):
 
 def test_a_crop_does_not_depend_on_its_batch(images):
     """A crop could not be made again alone."""
-    engine = OpenCVEngine(RECIPE)
+    engine = NativeEngine(RECIPE)
     parameters = drawn(RECIPE, images)
     whole = engine.crop(images, parameters)
     mixed = engine.crop(images[::-1], parameters[::-1])
@@ -153,9 +153,9 @@ def test_a_reduced_decode_gives_the_same_crops():
         exif[0x0112] = orientation
         image = read_image_header(encoded(smooth, quality=95, exif=exif))
         parameters = only(drawn(recipe, [image]), ())
-        small = OpenCVEngine(recipe).crop([image], parameters).crops[0]
+        small = NativeEngine(recipe).crop([image], parameters).crops[0]
         whole = read_image_header(encoded(decode(image), "PNG"))
-        full = OpenCVEngine(recipe).crop([whole], parameters).crops[0]
+        full = NativeEngine(recipe).crop([whole], parameters).crops[0]
         found = np.abs(small.astype(int) - full)
         assert 0 < found.mean() < 0.7
         assert np.percentile(found, 99) <= 5
@@ -168,17 +168,17 @@ def test_a_bad_image_costs_only_itself(images):
     broken[60:-20] = bytes(len(broken) - 80)
     batch = [images[0], dataclasses.replace(images[1], data=bytes(broken)), images[2]]
     parameters = drawn(RECIPE, batch)
-    cropped = OpenCVEngine(RECIPE).crop(batch, parameters)
+    cropped = NativeEngine(RECIPE).crop(batch, parameters)
     assert cropped.ok.tolist() == [True, False, True]
     assert [(failure.row, failure.reason) for failure in cropped.failures] == [(1, "undecodable")]
-    alone = OpenCVEngine(RECIPE).crop([images[2]], parameters[2:])
+    alone = NativeEngine(RECIPE).crop([images[2]], parameters[2:])
     np.testing.assert_array_equal(cropped.crops[1][1], alone.crops[1][0])
 
 
 def test_a_batch_of_bad_images_gives_empty_crops(images):
     """A chunk of rejects would crash."""
     batch = [dataclasses.replace(images[0], width=images[0].width + 1)]
-    cropped = OpenCVEngine(RECIPE).crop(batch, drawn(RECIPE, batch))
+    cropped = NativeEngine(RECIPE).crop(batch, drawn(RECIPE, batch))
     assert cropped.crops[0].shape == (0, 2, 96, 96, 3)
     assert "expected" in cropped.failures[0].detail
 

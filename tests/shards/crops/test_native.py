@@ -1,4 +1,4 @@
-"""OpenCV engine: equal to the float64 reference and to Pillow, robust to bad images."""
+"""Native engine: equal to the float64 reference and to Pillow, robust to bad images."""
 
 import dataclasses
 
@@ -16,6 +16,7 @@ from tests.reference_crops import reference_crop
 from tests.shards.crops.made import drawn, encoded, made_pixels, shared_files
 
 RECIPE = swav(sizes=(96, 48))
+BOX = range(Parameter.FLIP)
 NEUTRAL = {Parameter.BRIGHTNESS: 1, Parameter.CONTRAST: 1, Parameter.SATURATION: 1}
 
 
@@ -65,40 +66,36 @@ def only(parameters, columns):
     return parameters
 
 
-# Mean and 99th percentile, in grey levels of 255. OpenCV's hue has 256 steps a turn.
-@pytest.mark.parametrize(
-    ("columns", "mean", "p99"),
-    [
-        ((), 0.25, 1),
-        ((Parameter.FLIP,), 0.25, 1),
-        ((Parameter.BRIGHTNESS,), 0.25, 2),
-        ((Parameter.CONTRAST,), 0.25, 2),
-        ((Parameter.SATURATION,), 0.25, 2),
-        ((Parameter.HUE,), 0.7, 6),
-        ((Parameter.GREY,), 0.25, 1),
-        ((Parameter.BLUR,), 0.25, 1),
-        ((Parameter.SOLARISE,), 0.25, 1),
-        (tuple(range(Parameter.FLIP, len(Parameter))), 0.6, 7),
-    ],
-)
-def test_every_step_equals_the_reference(images, columns, mean, p99):
-    """The crops would not be those of the parameters."""
+STEPS = [
+    (),
+    *((column,) for column in Parameter if column not in (Parameter.ORDER, *BOX)),
+    tuple(range(Parameter.FLIP, len(Parameter))),
+]
+
+
+@pytest.mark.parametrize("columns", STEPS, ids=lambda found: f"{len(found)}-{found[:1]}")
+def test_every_step_equals_the_reference(images, columns):
+    """The crops would not be those of the parameters.
+
+    Weights of the resize have 14 bits or more, so that a value whose fraction is near a half may
+    round the other way; contrast then turns one level into two or three.
+    """
     recipe = byol(size=64) if Parameter.SOLARISE in columns else RECIPE
     parameters = only(drawn(recipe, images), columns)
     found = differences(recipe, images, parameters, reference_crop)
-    assert found.mean() < mean
-    assert np.percentile(found, 99) <= p99
+    assert (found > 0).mean() < 0.007
+    assert found.max() <= (1 if len(columns) == 0 else 4)
 
 
 # Pillow blurs with boxes instead of a Gaussian and repeats the border, and has 255 steps of hue.
 @pytest.mark.parametrize(
     ("columns", "mean", "p99"),
     [
-        ((), 0.1, 1),
-        ((Parameter.BRIGHTNESS, Parameter.CONTRAST, Parameter.SATURATION), 0.3, 3),
-        ((Parameter.HUE,), 1.2, 10),
-        ((Parameter.BLUR,), 0.7, 6),
-        (tuple(range(Parameter.FLIP, len(Parameter))), 1.3, 10),
+        ((), 0.25, 1),
+        ((Parameter.BRIGHTNESS, Parameter.CONTRAST, Parameter.SATURATION), 0.25, 2),
+        ((Parameter.HUE,), 1.0, 7),
+        ((Parameter.BLUR,), 0.5, 5),
+        (tuple(range(Parameter.FLIP, len(Parameter))), 0.8, 7),
     ],
 )
 def test_crops_equal_torchvision_on_pillow(images, columns, mean, p99):
@@ -119,7 +116,7 @@ def test_colour_operations_run_in_the_drawn_order(images, order):
     parameters[..., Parameter.SATURATION] = 0.4
     parameters[..., Parameter.HUE] = 0.15
     found = differences(RECIPE, images[:1], parameters, reference_crop)
-    assert found.mean() < 1.0
+    assert (found > 0).mean() < 0.02
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.24, 0.26, 1.0, 5.0])
@@ -128,8 +125,8 @@ def test_blur_has_the_stated_deviation(images, sigma):
     parameters = only(drawn(RECIPE, images[:2]), ())
     parameters[..., Parameter.BLUR] = sigma
     found = differences(RECIPE, images[:2], parameters, reference_crop)
-    assert found.mean() < 0.25
-    assert found.max() <= 2
+    assert (found > 0).mean() < 0.007
+    assert found.max() <= 1
 
 
 def test_a_crop_does_not_depend_on_its_batch(images):
@@ -189,5 +186,5 @@ def test_real_images_equal_the_reference():
     images = [read_image_header(data) for name, data in files.items() if name.endswith(".jpg")]
     found = differences(RECIPE, images, drawn(RECIPE, images), reference_crop)
     assert len(images) >= 5
-    assert found.mean() < 0.5
-    assert np.percentile(found, 99) <= 6
+    assert (found > 0).mean() < 0.007
+    assert found.max() <= 4

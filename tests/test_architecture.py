@@ -19,6 +19,7 @@ from tests.house import (
     folder_graph,
     imported,
     imported_names,
+    module_name,
     trees,
 )
 
@@ -42,7 +43,10 @@ FENCES = {
     "aiohttp": r"shards/stores/.*",
     "requests": r"shards/stores/.*",
     "nvidia": r"shards/crops/dali\.py",
-    "torch": r"(shards/dataloader|cluster|streamssl)/.*",
+    "torch": (
+        r"(shards/dataloader/(tensors|crop_dataset)|cluster/(torch_internals|protocol/learner"
+        r"|trainers/\w+))\.py|streamssl/.*"
+    ),
     "argparse": r"(.*/cli|streamssl/commands/argument_parser)\.py",
     "importlib": r"shards/crops/kernel/build\.py",
     "setuptools": r"shards/crops/kernel/build\.py",
@@ -59,6 +63,18 @@ PRIVATE_APIS = {
     r"_functions\.SyncBatchNorm|import SyncBatchNorm|ProcessGroupGloo\._Options": (
         "cluster/torch_internals.py"
     ),
+}
+# Modules with which processes begin that take no part in training, and need none of its libraries.
+# A reader finds its engine in `crop_job`.
+SMALL_PROCESSES = (
+    "cluster.readers.reader_actor",
+    "cluster.control.control_actor",
+    "shards.crops.isolated_process",
+    "streamssl.runs.crop_job",
+)
+NOT_IN_SMALL_PROCESSES = {
+    *("torch", "timm", "torchvision", "pyarrow", "pydantic", "fsspec", "aiohttp", "faiss"),
+    *("plotly", "rich", "tyro", "safetensors", "webdataset"),
 }
 # Files that may import inside functions: a command loads what it needs, a store its client.
 LATE_IMPORTS = (
@@ -197,6 +213,25 @@ def test_a_library_is_known_only_behind_its_fence(library):
         and not re.fullmatch(FENCES[library], path.relative_to(ROOT).as_posix())
     ]
     assert outside == []
+
+
+@pytest.mark.parametrize("start", SMALL_PROCESSES)
+def test_readers_and_control_begin_without_the_libraries_of_training(start):
+    """A reader took five seconds and 760 MB for a library that it never calls."""
+    loaded, left = {}, {start: start}
+    while left:
+        module, chain = left.popitem()
+        loaded[module] = chain
+        left |= {one: f"{one} < {chain}" for one in first_imports()[module] if one not in loaded}
+    heavy = [
+        f"{name} < {loaded[module_name(path)]}"
+        for path, names in imported_names().items()
+        for name, node in names
+        if module_name(path) in loaded
+        and node in trees()[path].body
+        and name.split(".")[0] in NOT_IN_SMALL_PROCESSES
+    ]
+    assert heavy == []
 
 
 def test_imports_stand_at_the_top_of_a_file():

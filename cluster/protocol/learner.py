@@ -8,13 +8,15 @@ step, and other ranks can train on the same batch again.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Protocol
-
-from torch import Tensor
-from torch.distributed import ProcessGroup
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.protocol.step_report import StepReport
 from shards.records import CropBatch, Cursor
+
+# This file is for every process of a run, and torch only for trainers.
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class LearnerState:
 
     step: int
     cursor: Cursor | None
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, "Tensor"]
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -49,7 +51,7 @@ class Learner(Protocol):
     def cursor(self) -> Cursor | None:
         """The position in the stream after them; None before the first."""
 
-    def enter(self, group: ProcessGroup | None) -> None:
+    def enter(self, group: "ProcessGroup | None") -> None:
         """Share every further global batch with these ranks; None: train alone."""
 
     def train_step(self, batch: CropBatch, vote: StopVote) -> tuple[StepReport, StopVote]:

@@ -17,8 +17,9 @@ from cluster.monitoring.process_pages import DebugPorts, ProcessPages
 from cluster.protocol.actor_rpc import ActorClient, ActorLocation, StateRef, Unreachable
 from cluster.protocol.learner import BuildLearner, LearnerState
 from cluster.protocol.messages import Directive, HeartbeatMessage, TrainerUsage
-from cluster.protocol.process_memory import device_bytes, resident_bytes
+from cluster.protocol.process_memory import resident_bytes
 from cluster.trainers.batch_feed import BatchFeed, FeedConfig
+from cluster.trainers.device_memory import device_bytes
 from cluster.trainers.elastic_training import ElasticTrainer, TrainerConfig
 from cluster.trainers.heartbeat import Heartbeat
 from cluster.trainers.rendezvous import RendezvousStore

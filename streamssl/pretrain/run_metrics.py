@@ -6,7 +6,8 @@ from pathlib import Path
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.node_costs import NodeBill
 from cluster.monitoring.steady_clock import steady_time
-from cluster.protocol.process_memory import device_bytes, resident_bytes
+from cluster.protocol.process_memory import resident_bytes
+from cluster.trainers.device_memory import device_bytes
 from shards.input_metrics import store_readings
 from shards.metric import Key, Readings
 from shards.stream.batch_stream import BatchStream

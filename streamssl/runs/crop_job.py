@@ -2,21 +2,26 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from shards.crops.engine import Engine
 from shards.crops.native import NativeEngine
 from shards.crops.recipe import CropRecipe
 from shards.crops.sample_cropper import CropJob
 from shards.stores.range_reader import SourceConfig
-from streamssl.config.run_config import RunConfig
-from streamssl.runs.run_data import OpenedData
+
+# Readers import this file to build their engine, and none of the libraries of the settings.
+if TYPE_CHECKING:
+    from streamssl.config.run_config import RunConfig
+    from streamssl.runs.run_data import OpenedData
 
 # Images in one call of DALI's graph; bounds its memory.
 _DALI_BATCH = 32
 
 
-def crop_job(config: RunConfig, data: OpenedData, sources: SourceConfig | None = None) -> CropJob:
+def crop_job(
+    config: "RunConfig", data: "OpenedData", sources: SourceConfig | None = None
+) -> CropJob:
     """Return the settings of the readers of a run."""
     return CropJob(
         recipe=config.crops,
@@ -30,7 +35,7 @@ def crop_job(config: RunConfig, data: OpenedData, sources: SourceConfig | None =
     )
 
 
-def build_engine(config: RunConfig) -> Callable[[], Engine]:
+def build_engine(config: "RunConfig") -> Callable[[], Engine]:
     """Return a function, to be called once by each reader, that builds the engine of a run."""
     return functools.partial(_build_engine, config.engine, config.crops)
 

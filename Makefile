@@ -4,7 +4,9 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
+PACKAGES := $(VENV)/.packages
 READY := $(VENV)/.ready
+KERNEL := shards/crops/kernel/libcrops.so
 PEERS := .venv-peers
 # Workers take tests in order of files, and from each other at the end; each makes its fixtures once.
 # Three on two cores: tests that start processes or wait for a time-out leave a core idle.
@@ -21,20 +23,32 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt check test drill drill-all soak test-gpu demo bench bench-methods bench-peers lock clean
+.PHONY: help setup kernel fmt check test drill drill-all soak test-gpu demo bench bench-methods bench-peers lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(READY) ## Make .venv with every pinned dependency
+setup: $(READY) ## Make .venv with every pinned dependency, and compile the crop kernel
 
-$(READY): pyproject.toml requirements.txt
+$(PACKAGES): requirements.txt
 	@test -n "$(PYTHON)" || { echo "streamssl needs Python 3.11 or newer on the PATH; none was found. Install one, or name it: make setup PYTHON=/path/to/python3"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement requirements.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
+
+$(KERNEL): $(wildcard shards/crops/kernel/*.[ch]) shards/crops/kernel/compile.py | $(PACKAGES)
+	$(BIN)/python shards/crops/kernel/compile.py
+
+# No isolation: an isolated build would download its own compiler, and not the one that is pinned.
+$(READY): pyproject.toml $(PACKAGES) $(KERNEL)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The remedy of messages about the library: compiles it whatever is there.
+kernel: $(PACKAGES)
+	rm -f $(KERNEL)
+	$(BIN)/python shards/crops/kernel/compile.py
 
 fmt: $(READY) ## Format the code and mend what the linter can mend
 	$(BIN)/ruff format .
@@ -89,4 +103,4 @@ lock: ## Pin the newest versions of every dependency into requirements.txt
 		pyproject.toml --output-file cluster/deploy/requirements.txt
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache build *.egg-info $(KERNEL)

@@ -8,7 +8,7 @@
 
 #include "resize.h"
 
-enum { MOST_RADIUS = 511 };
+enum { MAX_RADIUS = 3 * MAX_DEVIATION };
 
 static double exponential(double x) { /* x <= 0 */
     if (x < -50.0) return 0.0;
@@ -19,8 +19,8 @@ static double exponential(double x) { /* x <= 0 */
 }
 
 /* Fill weights[0..radius]: of the pixel itself, then of both pixels at each distance; return the radius. */
-static int gaussian(float deviation, uint16_t weights[MOST_RADIUS + 1]) {
-    double sigma = deviation < 170.0f ? deviation : 170.0, sum = 0.5;
+static int gaussian(double sigma, uint16_t weights[MAX_RADIUS + 1]) {
+    double sum = 0.5;
     int radius = (int)ceil(3.0 * sigma), left = 65536;
     for (int k = 1; k <= radius; k++) sum += exponential(-0.5 * k * k / (sigma * sigma));
     for (int k = 1; k <= radius; k++) {
@@ -31,9 +31,14 @@ static int gaussian(float deviation, uint16_t weights[MOST_RADIUS + 1]) {
     return radius;
 }
 
-/* Half a unit for each product, and a whole one for the weight of 1 that does not fit; at most what
- * fits into 16 bits beside white. */
-static inline int lost_by(int radius) { return radius < 250 ? radius / 2 + 1 : 126; }
+/* Half a unit for each product, and a whole one for the weight of 1 that does not fit. Beyond a radius
+ * of some 250 that and white need more than 16 bits, and white is held. */
+static inline int lost_by(int radius) { return radius / 2 + 1; }
+static inline U put_back_lost(U sum, int lost) {
+    U most = splat_unsigned(65535 - lost);
+    if (lost > 65535 - 255 * 256) sum = (U)pick((V)(sum > most), (V)most, (V)sum);
+    return sum + (uint16_t)lost;
+}
 
 /* The index in [0, size) that mirrors i at the borders without repeating their pixels. */
 static inline int mirrored(int i, int size) {
@@ -56,10 +61,10 @@ static void blur_strip(V *columns, int size, int radius, const uint16_t *weights
     for (int x = 0; x < 3 * size; x += 8) {
         for (int i = 0; i < 8; i++) { /* the last few lie in the padding of the strip */
             const V *p = centre + x + i;
-            U sum = mulhi_unsigned((U)p[0] << 8, splat_unsigned(weights[0])) + (uint16_t)lost_by(radius);
+            U sum = mulhi_unsigned((U)p[0] << 8, splat_unsigned(weights[0]));
             for (int k = 1; k <= radius; k++)
                 sum += mulhi_unsigned((U)(p[-3 * k] + p[3 * k]) << 7, splat_unsigned(weights[k]));
-            blurred[i] = sum >> 1;
+            blurred[i] = put_back_lost(sum, lost_by(radius)) >> 1;
         }
         for (int r = 0; r < L; r += 8) {
             S8 block[8];
@@ -73,7 +78,7 @@ static void blur_strip(V *columns, int size, int radius, const uint16_t *weights
 static void blur_rows(const int16_t *rows, size_t stride, int size, int radius, const uint16_t *weights,
                       int solarise, int row_bytes, uint8_t *out) {
     for (int y = 0; y < size; y++, out += row_bytes) {
-        const int16_t *above[MOST_RADIUS + 1], *below[MOST_RADIUS + 1];
+        const int16_t *above[MAX_RADIUS + 1], *below[MAX_RADIUS + 1];
         for (int k = 0; k <= radius; k++) {
             above[k] = rows + mirrored(y - k, size) * stride;
             below[k] = rows + mirrored(y + k, size) * stride;
@@ -81,10 +86,9 @@ static void blur_rows(const int16_t *rows, size_t stride, int size, int radius, 
         for (int c = 0; c < row_bytes; c += L) {
             if (c + L > row_bytes) c = row_bytes - L;
             U sum = mulhi_unsigned(load(above[0] + c) << 1, splat_unsigned(weights[0]));
-            sum += (uint16_t)(lost_by(radius) + 128);
             for (int k = 1; k <= radius; k++)
                 sum += mulhi_unsigned(load(above[k] + c) + load(below[k] + c), splat_unsigned(weights[k]));
-            sum >>= 8;
+            sum = put_back_lost(sum, lost_by(radius) + 128) >> 8;
             store_bytes(out + c, solarise ? (U)least((V)sum, 255 - (V)sum) : sum);
         }
     }

@@ -1,25 +1,22 @@
 """Commands of setuptools: every installation, editable ones too, compiles the crop kernel.
 
-setuptools reads this module before the project is installed, so it imports nothing of it.
+setuptools reads this file alone, before the project is installed, so it imports nothing of it.
 """
 
-import importlib.util
 import platform
+import sys
 from pathlib import Path
 
 from setuptools import Command
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 
-_PLACE = Path("shards", "crops", "kernel")
-_spec = importlib.util.spec_from_file_location("compile", Path(__file__).with_name("compile.py"))
-assert _spec is not None and _spec.loader is not None
-compiling = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(compiling)
+_FOLDER = Path("shards", "crops", "kernel")
+_LIBRARY = "libcrops.so"
 
 
 class BuildKernel(Command):
-    """The step `build_kernel` of a build: the library goes beside this file."""
+    """The step `build_kernel` of a build; an editable one puts the library beside this file."""
 
     description = "compile the crop kernel"
     user_options = []  # noqa: RUF012
@@ -32,24 +29,20 @@ class BuildKernel(Command):
         self.set_undefined_options("build", ("build_lib", "build_lib"))
 
     def run(self) -> None:
-        compiling.build_library(self._target())
+        self.spawn([sys.executable, str(_FOLDER / "compile.py"), self._target()])
 
     def get_source_files(self) -> list[str]:
-        return [
-            str(_PLACE / path.name)
-            for path in compiling.SOURCES.iterdir()
-            if path.suffix in (".c", ".h")
-        ]
+        return sorted(str(path) for pattern in ("*.c", "*.h") for path in _FOLDER.glob(pattern))
 
     def get_outputs(self) -> list[str]:
-        return [str(self._target())]
+        return [self._target()]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
 
-    def _target(self) -> Path:
-        root = Path() if self.editable_mode else Path(self.build_lib or "")
-        return (root / _PLACE / compiling.LIBRARY).absolute()
+    def _target(self) -> str:
+        folder = _FOLDER if self.editable_mode else Path(self.build_lib or "") / _FOLDER
+        return str(folder.absolute() / _LIBRARY)
 
 
 class Build(build):
@@ -59,7 +52,7 @@ class Build(build):
 
 
 class BuildWheel(bdist_wheel):
-    """A wheel for any Python on machines of this kind."""
+    """A wheel for every Python on machines of this kind."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -67,4 +60,6 @@ class BuildWheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         machine = platform.machine()
-        return "py3", "none", f"manylinux_2_17_{machine}.manylinux2014_{machine}"
+        if sys.platform == "linux":
+            return "py3", "none", f"manylinux_2_17_{machine}.manylinux2014_{machine}"
+        return "py3", "none", f"macosx_11_0_{machine}"

@@ -8,7 +8,7 @@
 
 #include "resize.h"
 
-enum { MOST_OPERATIONS = 5 };
+enum { MAX_OPERATIONS = 5 };
 
 typedef struct {
     int kind;
@@ -74,22 +74,18 @@ static inline __attribute__((always_inline)) Pixels colour(Pixels p, const Opera
     return p;
 }
 
-/* `amount` in whole steps; no number counts as `least_amount`. */
-static int in_steps(float amount, int steps, double least_amount, double most_amount) {
-    double x = amount > least_amount ? amount : least_amount;
-    return (int)rint((x < most_amount ? x : most_amount) * steps);
-}
+static int in_steps(float amount, int steps) { return (int)rint((double)amount * steps); }
 
 static Operation factor(int kind, float amount) {
-    int steps = in_steps(amount, FACTOR_STEPS, 0.0, 128.0), shift = 6;
-    while (((int64_t)steps << shift) > 128 * FACTOR_STEPS) shift--;
+    int steps = in_steps(amount, FACTOR_STEPS), shift = 6;
+    while (((int64_t)steps << shift) > MAX_FACTOR * FACTOR_STEPS) shift--;
     int scaled = steps << shift, high = (scaled + FACTOR_STEPS / 2) / FACTOR_STEPS;
     int low = (scaled - high * FACTOR_STEPS) * (65536 / FACTOR_STEPS);
     return (Operation){.kind = kind, .shift = shift, .high = splat(high), .low = splat(low)};
 }
 
 static Operation turn(float amount) {
-    int steps = in_steps(amount, HUE_STEPS, -0.5, 0.5), third = HUE_STEPS / 3;
+    int steps = in_steps(amount, HUE_STEPS), third = HUE_STEPS / 3;
     int thirds = steps > third / 2 ? 1 : steps < -third / 2 ? -1 : 0;
     return (Operation){.kind = HUE, .high = splat(steps - thirds * third), .thirds = thirds};
 }
@@ -107,8 +103,8 @@ static int operation_at(int n, int i) {
 
 /* Fill `operations` from a row of parameters, without those that change nothing; return their number,
  * and in `contrast` the place of the contrast, or -1. */
-static int list_operations(const float *row, Operation operations[MOST_OPERATIONS], int *contrast) {
-    int n = 0, order = row[ORDER] > 0 ? (row[ORDER] < 23 ? (int)row[ORDER] : 23) : 0;
+static int list_operations(const float *row, Operation operations[MAX_OPERATIONS], int *contrast) {
+    int n = 0, order = (int)row[ORDER];
     *contrast = -1;
     for (int i = 0; i < 4; i++) {
         int kind = operation_at(order, i);

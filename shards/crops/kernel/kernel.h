@@ -12,7 +12,10 @@
 enum { FLIP = 4, ORDER, BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SOLARISE, NUM_PARAMETERS };
 /* Steps of a factor from 0 to 1, and of the hue in one turn. */
 enum { FACTOR_STEPS = 4096, HUE_STEPS = 192 };
-enum { MAX_SIZE = 4096 };
+/* Bounds of what is accepted: pixels of a crop and of an image along one side, a factor, and the standard
+ * deviation of a blur. A recipe stays within them. */
+enum { MAX_SIZE = 4096, MAX_SIDE = 1 << 22, MAX_FACTOR = 128, MAX_DEVIATION = 170 };
+enum { NUM_ORDERS = 24 };
 
 enum { DONE = 0, NO_MEMORY = -1, BAD_ARGUMENT = -2 };
 

@@ -1,7 +1,7 @@
 /* Resize by a triangle filter as wide as the reduction; levels leave it in Q8 (times 256).
  *
  * Weights are computed in doubles by + - * / alone, which every CPU rounds alike, and sum to 1
- * exactly. Up to `MOST_STEP` input pixels an output pixel they have 16 bits: a product is the upper
+ * exactly. Up to `MAX_STEP` input pixels an output pixel they have 16 bits: a product is the upper
  * half of 16 x 16 bits, and half a unit a product is put back for what the truncations take. Beyond,
  * so many truncations would show, and weights have `WIDE_BITS` bits in 32-bit sums: slower, and rare.
  */
@@ -13,7 +13,7 @@
 #include "lanes.h"
 #include "scratch.h"
 
-enum { CHUNK = 128, MOST_STEP = 32, WIDE_BITS = 22 };
+enum { CHUNK = 128, MAX_STEP = 32, WIDE_BITS = 22 };
 
 /* The inputs of one output: `count` weights, from the input `first` on. */
 typedef struct {
@@ -21,7 +21,7 @@ typedef struct {
     const uint32_t *weights;
 } Taps;
 
-static inline int is_wide(double low, double high, int size) { return high - low > (double)MOST_STEP * size; }
+static inline int is_wide(double low, double high, int size) { return high - low > (double)MAX_STEP * size; }
 
 /* The taps of `size` outputs over [low, high) of `limit` inputs, in reverse if `mirror`. */
 static const Taps *triangle(Scratch *scratch, int buffer, double low, double high, int limit, int size,
@@ -50,7 +50,7 @@ static const Taps *triangle(Scratch *scratch, int buffer, double low, double hig
             weights[j - from] = (uint32_t)(shares[j - from] * scale + 0.5);
             left -= (int32_t)weights[j - from];
         }
-        weights[(int)centre - from] += (uint32_t)left;
+        weights[((int)centre < to ? (int)centre : to - 1) - from] += (uint32_t)left;
         uint32_t *used = weights; /* without weights of zero at the ends */
         while (to - from > 1 && used[0] == 0) from++, used++;
         while (to - from > 1 && used[to - from - 1] == 0) to--;

@@ -13,8 +13,18 @@ struct Scratch {
     size_t size[NUM_BUFFERS];
 };
 
+#ifdef CHECKED_SCRATCH
+/* Of the drills: a new block at each call, of exactly this size, behind which nothing may be touched. */
+void *checked_block(void *old, size_t old_size, size_t size);
+#endif
+
 /* At least `size` bytes, aligned for every vector; NULL if there is no memory. */
 static inline void *reserve(Scratch *scratch, int buffer, size_t size) {
+#ifdef CHECKED_SCRATCH
+    scratch->at[buffer] = checked_block(scratch->at[buffer], scratch->size[buffer], size);
+    scratch->size[buffer] = size;
+    return scratch->at[buffer];
+#endif
     if (size > scratch->size[buffer]) {
         free(scratch->at[buffer]);
         size = (size + size / 2 + 4095) & ~(size_t)4095;

@@ -14,17 +14,19 @@
 /* Of rows of an output that are shorter than a vector: enough for L lanes of any level. */
 enum { SHORTEST_ROW = 32, PADDING = 32 };
 
-static int crop_view(Scratch *scratch, const Picture *picture, const View *view) {
+#define NAMED(name, level) name##level
+#define AT_LEVEL(name, level) NAMED(name, level)
+
+/* Crop one view, whose arguments are allowed; return DONE or NO_MEMORY. */
+int AT_LEVEL(crop_view_, LEVEL)(Scratch *scratch, const Picture *picture, const View *view) {
     int size = view->size, height = picture->height, width = picture->width;
     const float *row = view->parameters;
     double y0 = view->box[0], x0 = view->box[1], y1 = view->box[2], x1 = view->box[3];
-    if (!(size > 0 && size <= MAX_SIZE && 0 <= y0 && y0 < y1 && y1 <= height && 0 <= x0 && x0 < x1 && x1 <= width))
-        return BAD_ARGUMENT;
 
-    Operation operations[MOST_OPERATIONS];
+    Operation operations[MAX_OPERATIONS];
     int contrast, num_operations = list_operations(row, operations, &contrast);
     int num_first = contrast < 0 ? num_operations : contrast;
-    uint16_t weights[MOST_RADIUS + 1];
+    uint16_t weights[MAX_RADIUS + 1];
     int radius = row[BLUR] > 0 ? gaussian(row[BLUR], weights) : 0, solarise = row[SOLARISE] > 0;
 
     /* The columns of the box; at least a chunk of them, in a copy of a narrower box. */
@@ -92,15 +94,5 @@ static int crop_view(Scratch *scratch, const Picture *picture, const View *view)
     if (radius) blur_rows(rows, row_stride, size, radius, weights, solarise, row_bytes, out);
     if (out != view->out)
         for (int y = 0; y < size; y++) memcpy(view->out + 3 * (size_t)y * size, out + (size_t)y * row_bytes, 3 * size);
-    return DONE;
-}
-
-#define NAMED(name, level) name##level
-#define AT_LEVEL(name, level) NAMED(name, level)
-int AT_LEVEL(crop_views_, LEVEL)(Scratch *scratch, const Picture *picture, const View *views, int num_views) {
-    for (int v = 0; v < num_views; v++) {
-        int result = crop_view(scratch, picture, views + v);
-        if (result != DONE) return result;
-    }
     return DONE;
 }

@@ -25,6 +25,7 @@ __all__ = [
     "HEAD_RESOURCE",
     "MAX_SLOW_STORE_BYTES",
     "UNANSWERED",
+    "UNUSED_SERVERS",
     "ClusterStatus",
     "NodeInfo",
     "RayNode",
@@ -41,12 +42,16 @@ __all__ = [
     "read_authentication",
     "read_cluster_status",
     "request_drain",
+    "without_unused_servers",
     "worker_output_to",
 ]
 
 HEAD_RESOURCE = "node:__internal_head__"  # every head node has it
 # Ray refuses a larger object store that does not fit into /dev/shm.
 MAX_SLOW_STORE_BYTES: int = ray_constants.REQUIRE_SHM_SIZE_THRESHOLD
+# Methods of a node that start what a Ray for one run does not use: the server of a dashboard, which
+# starts even without the dashboard, the autoscaler, and the process that sends output of workers.
+UNUSED_SERVERS = ("start_api_server", "start_monitor", "start_log_monitor")
 UNANSWERED = (RpcError, RaySystemError, TimeoutError)  # raised by reads while the head is away
 
 
@@ -141,6 +146,22 @@ def local_addresses_allowed(allowed: bool) -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def without_unused_servers() -> Iterator[None]:
+    """Let a Ray that starts here have none of `UNUSED_SERVERS`.
+
+    `ray.init` waits for seconds until the first one answers, and each is an interpreter of its own.
+    """
+    before = {name: getattr(RayNode, name) for name in UNUSED_SERVERS}
+    for name in before:
+        setattr(RayNode, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, start in before.items():
+            setattr(RayNode, name, start)
 
 
 def end_processes_at_once() -> None:

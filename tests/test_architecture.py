@@ -64,22 +64,22 @@ PRIVATE_APIS = {
         "cluster/torch_internals.py"
     ),
 }
-# Modules with which processes begin that take no part in training, and need none of its libraries.
-# A reader finds its engine in `crop_job`.
-SMALL_PROCESSES = (
-    "cluster.readers.reader_actor",
-    "cluster.control.control_actor",
-    "shards.crops.isolated_process",
-    "streamssl.runs.crop_job",
-)
-NOT_IN_SMALL_PROCESSES = {
+# Modules with which processes begin, and libraries that these must not wait for, nor hold.
+TRAINING = {
     *("torch", "timm", "torchvision", "pyarrow", "pydantic", "fsspec", "aiohttp", "faiss"),
     *("plotly", "rich", "tyro", "safetensors", "webdataset"),
+}
+NOT_LOADED = {
+    "cluster.readers.reader_actor": TRAINING,
+    "cluster.control.control_actor": TRAINING,
+    "shards.crops.isolated_process": TRAINING,
+    "streamssl.runs.crop_job": TRAINING,  # in which a reader finds its engine
+    "streamssl.pretrain.run": {"ray"},  # with --cluster none
 }
 # Files that may import inside functions: a command loads what it needs, a store its client.
 LATE_IMPORTS = (
     r"(shards/stores/\w+|streamssl/(cli|demo|commands/\w+|pretrain/run_gallery"
-    r"|runs/(crop_job|logs/tensorboard_log)))\.py"
+    r"|pretrain/run|runs/(crop_job|decode_placement|logs/tensorboard_log)))\.py"
 )
 
 
@@ -215,9 +215,9 @@ def test_a_library_is_known_only_behind_its_fence(library):
     assert outside == []
 
 
-@pytest.mark.parametrize("start", SMALL_PROCESSES)
-def test_readers_and_control_begin_without_the_libraries_of_training(start):
-    """A reader took five seconds and 760 MB for a library that it never calls."""
+@pytest.mark.parametrize("start", NOT_LOADED)
+def test_a_process_begins_without_the_libraries_that_it_never_calls(start):
+    """A reader took five seconds and 760 MB for torch, and a run in one process waited for Ray."""
     loaded, left = {}, {start: start}
     while left:
         module, chain = left.popitem()
@@ -229,7 +229,7 @@ def test_readers_and_control_begin_without_the_libraries_of_training(start):
         for name, node in names
         if module_name(path) in loaded
         and node in trees()[path].body
-        and name.split(".")[0] in NOT_IN_SMALL_PROCESSES
+        and name.split(".")[0] in NOT_LOADED[start]
     ]
     assert heavy == []
 

@@ -45,8 +45,11 @@ class ActorFleet:
         self._number = 0
 
     def create(self, requests: Iterable[CreateActor]) -> None:
-        """Create the actors that do not exist yet; a name is never used twice."""
-        for request in requests:
+        """Create the actors that do not exist yet; a name is never used twice.
+
+        Trainers come first: they import for seconds, so they get the processes that Ray has ready.
+        """
+        for request in sorted(requests, key=lambda one: one.role != "trainer"):
             if request.name not in self._actors and request.name not in self._gone:
                 pools = self._pools[request.role]
                 where = pools[request.pool % len(pools)].options(request.avoid)

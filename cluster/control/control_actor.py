@@ -18,7 +18,7 @@ from cluster.control.control_core import ControlCore
 from cluster.control.control_spec import ControlSpec, ControlStart
 from cluster.control.control_status import make_report, make_status
 from cluster.monitoring.process_pages import ProcessPages
-from cluster.protocol.actor_rpc import CONTROL, StateRef
+from cluster.protocol.actor_rpc import CONTROL
 from cluster.protocol.broadcast_event import BroadcastEvent
 from cluster.protocol.driver_protocol import DriverOrders, DriverReport, RunReport
 from cluster.protocol.messages import (
@@ -27,6 +27,7 @@ from cluster.protocol.messages import (
     Plans,
     ReaderOrders,
     ReaderReport,
+    StateRef,
 )
 from cluster.protocol.run_status import Status
 from shards.metric import Readings

@@ -21,7 +21,6 @@ from cluster.control.sequencer import SequencerConfig, SequencerSpec
 from cluster.errors import RestartLoop
 from cluster.leases.lease_table import LeaseTable
 from cluster.membership.membership import Membership
-from cluster.protocol.actor_rpc import StateRef
 from cluster.protocol.driver_protocol import ActorEvent, DriverOrders, DriverReport
 from cluster.protocol.messages import (
     Directive,
@@ -31,6 +30,7 @@ from cluster.protocol.messages import (
     ReaderOrders,
     ReaderReport,
     Role,
+    StateRef,
 )
 from cluster.protocol.step_log import Records
 from shards.stream.journal import Journal

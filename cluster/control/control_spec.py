@@ -8,8 +8,7 @@ from pathlib import Path
 
 from cluster.control.cluster_config import ClusterConfig
 from cluster.monitoring.process_pages import DebugPorts
-from cluster.protocol.actor_rpc import StateRef
-from cluster.protocol.messages import Role
+from cluster.protocol.messages import Role, StateRef
 from cluster.protocol.node_pools import Pool
 from shards.errors import ConfigError
 from shards.samples.admission_config import AdmissionConfig

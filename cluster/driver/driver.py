@@ -19,9 +19,10 @@ from cluster.control.control_actor import Control
 from cluster.control.control_spec import ControlSpec, ControlStart, mark_folder
 from cluster.errors import ControlLost
 from cluster.monitoring.process_pages import ProcessPages
-from cluster.protocol.actor_rpc import CONTROL, StateRef
+from cluster.protocol.actor_rpc import CONTROL
 from cluster.protocol.driver_protocol import ActorEvent, DriverOrders, DriverReport, RunReport
 from cluster.protocol.learner import BuildLearner, LearnerState
+from cluster.protocol.messages import StateRef
 from cluster.protocol.step_log import Records
 from cluster.protocol.step_report import StepReport
 from cluster.ray_internals import HEAD_RESOURCE

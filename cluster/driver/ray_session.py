@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +35,7 @@ from cluster.ray_internals import (
     end_processes_at_once,
     local_addresses_allowed,
     read_authentication,
+    without_unused_servers,
     worker_output_to,
 )
 from shards.errors import ConfigError, StreamSSLError, UserError
@@ -194,7 +195,10 @@ def _connect(
 def _init(address: str, options: dict[str, Any]) -> None:
     """Connect. The processes of a Ray that starts here never receive a signal to the run."""
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    with stop_signals_blocked():
+    with ExitStack() as stack:
+        stack.enter_context(stop_signals_blocked())
+        if address == "local":
+            stack.enter_context(without_unused_servers())
         try:
             ray.init(address=address, **options)
         finally:

@@ -26,8 +26,6 @@ from typing import Any, Final
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from shards.records import Cursor
-
 CONTROL: Final = "control"  # the name of Control
 _CALL_SECONDS = 10.0
 
@@ -43,18 +41,6 @@ class ActorLocation:
     pid: int
     node: str
     pages: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class StateRef:
-    """State to use when no trainer has one: finished steps, and the ref of a LearnerState.
-
-    `cursor` is the position after those steps. Without a ref, it is the initial state of a learner.
-    """
-
-    step: int
-    refs: tuple[Any, ...] = ()
-    cursor: Cursor | None = None
 
 
 class ActorClient:

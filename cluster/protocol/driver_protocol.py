@@ -9,8 +9,7 @@ sides repeat a message until the other one is known to have received it.
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.protocol.actor_rpc import StateRef
-from cluster.protocol.messages import Role
+from cluster.protocol.messages import Role, StateRef
 from cluster.protocol.process_counts import ProcessCounts
 from cluster.protocol.run_status import Status
 from cluster.protocol.step_log import Records

@@ -10,7 +10,7 @@ Crops never pass through Control: it receives headers only.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -253,3 +253,15 @@ class Directive:
     acknowledged: int = -1
     stop: bool = False
     leave: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StateRef:
+    """State to use when no trainer has one: finished steps, and the ref of a LearnerState.
+
+    `cursor` is the position after those steps. Without a ref, it is the initial state of a learner.
+    """
+
+    step: int
+    refs: tuple[Any, ...] = ()
+    cursor: Cursor | None = None

@@ -14,9 +14,9 @@ from typing import Any, Final
 import ray
 
 from cluster.monitoring.process_pages import DebugPorts, ProcessPages
-from cluster.protocol.actor_rpc import ActorClient, ActorLocation, StateRef, Unreachable
+from cluster.protocol.actor_rpc import ActorClient, ActorLocation, Unreachable
 from cluster.protocol.learner import BuildLearner, LearnerState
-from cluster.protocol.messages import Directive, HeartbeatMessage, TrainerUsage
+from cluster.protocol.messages import Directive, HeartbeatMessage, StateRef, TrainerUsage
 from cluster.protocol.process_memory import resident_bytes
 from cluster.trainers.batch_feed import BatchFeed, FeedConfig
 from cluster.trainers.device_memory import device_bytes

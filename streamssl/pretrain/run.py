@@ -1,7 +1,7 @@
 """A run from data to checkpoints: it composes the three planes."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.driver.run_desk import RunDesk
+from cluster.monitoring.http_server import Page
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.run_state import RunEnding
 from shards.crops.crash_marks import CrashMarks
@@ -24,7 +24,6 @@ from streamssl.config.run_config import RunConfig, flatten, to_fields
 from streamssl.config.sizing import Sizing, size
 from streamssl.errors import TrainingDiverged
 from streamssl.monitoring.catalogue import CATALOGUE
-from streamssl.pretrain.cluster_run import train_on_cluster
 from streamssl.pretrain.live_run import show_run
 from streamssl.pretrain.run_metrics import watch_run, watch_stream
 from streamssl.pretrain.run_recorder import RunRecorder
@@ -133,11 +132,10 @@ def _train(
     metrics = MetricsHub(CATALOGUE)
     watch_run(metrics, run, placement)
     keep_totals(metrics, run.out, console)
-    here, desk = placement.cluster == "none", RunDesk()
-    with show_run(run, metrics, placement.metrics_port, {} if here else desk.pages) as server:
+    train_so, pages = _way_to_train(placement)
+    with show_run(run, metrics, placement.metrics_port, pages) as server:
         console.print(f"live page at {server.page}", highlight=False)
         console.print(f"metrics at {server.url}", highlight=False)
-        train_so = _train_here if here else partial(train_on_cluster, desk=desk)
         try:
             progress = train_so(run, placement, metrics, console, stop)
             saved = checkpoint.list_checkpoints(run.out)
@@ -165,6 +163,17 @@ def _train(
             metrics_url=server.url,
             checkpoint=saved[-1],
         )
+
+
+def _way_to_train(placement: Placement) -> tuple[Callable[..., Progress], Mapping[str, Page]]:
+    """Return the function that trains, and its pages. Only a run that uses Ray imports it."""
+    if placement.cluster == "none":
+        return _train_here, {}
+    from cluster.driver.run_desk import RunDesk
+    from streamssl.pretrain.cluster_run import train_on_cluster
+
+    desk = RunDesk()
+    return partial(train_on_cluster, desk=desk), desk.pages
 
 
 def _keep_error(run: PreparedRun, error: BaseException) -> None:

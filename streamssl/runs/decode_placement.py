@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 
 from cluster.protocol.node_pools import parse_pools
-from cluster.readers.throughput_probe import DecodeRates, measure_rates
 from shards.crops.sample_cropper import CropJob
 from shards.errors import ConfigError
 from shards.files import write_atomic
@@ -91,9 +90,11 @@ def _measure(
     console: Console,
 ) -> tuple[DecodePlace, dict[str, float]]:
     """Return the faster place with all readers and trainers, and the rates of both."""
+    from cluster.readers.throughput_probe import measure_rates  # imports Ray
+
     cursor = run.state.cursor
     chunk = run.order.block(0 if cursor is None else cursor.block)[0].chunk
-    found: DecodeRates = measure_rates(
+    found = measure_rates(
         job,
         run.data.manifest.shards[chunk.shard],
         chunk,

@@ -1,7 +1,9 @@
 """Contract with the private APIs of Ray: an upgrade that breaks one is named here."""
 
 import inspect
+from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -12,6 +14,7 @@ from cluster.ray_internals import (
     local_addresses_allowed,
     may_listen_widely,
     read_cluster_status,
+    without_unused_servers,
     worker_output_to,
 )
 
@@ -33,6 +36,30 @@ def test_settings_of_ray_are_restored() -> None:
     with local_addresses_allowed(True), worker_output_to(print):
         assert not may_listen_widely() and worker.print_to_stdstream is print
     assert (may_listen_widely(), worker.print_to_stdstream) == before
+
+
+def test_servers_are_left_out_of_one_start_only() -> None:
+    """A renamed method would start the server again, and a lasting change would end autoscaling."""
+    node = ray_internals.RayNode
+    before = [getattr(node, name) for name in ray_internals.UNUSED_SERVERS]
+    assert {"include_dashboard", "raise_on_failure"} < set(inspect.signature(before[0]).parameters)
+    with without_unused_servers():
+        assert [getattr(node, name) for name in ray_internals.UNUSED_SERVERS] != before
+        assert node.start_api_server(object(), include_dashboard=False) is None
+    assert [getattr(node, name) for name in ray_internals.UNUSED_SERVERS] == before
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("one_ray")
+def test_no_server_runs_that_a_run_does_not_use() -> None:
+    """The start of each run would wait three seconds for it, and it would hold 100 MB."""
+    family = psutil.Process().children(recursive=True)
+    words = " ".join(word for one in family for word in one.cmdline())
+    assert "raylet" in words
+    assert not {"dashboard.py", "monitor.py", "log_monitor.py"} & {
+        Path(word).name for word in words.split()
+    }
 
 
 @pytest.mark.slow

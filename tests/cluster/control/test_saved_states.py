@@ -1,9 +1,8 @@
 """States that trainers give to Control: saved after the log of their steps, and never mixed up."""
 
 from cluster.control.control_core import ControlCore
-from cluster.protocol.actor_rpc import StateRef
 from cluster.protocol.driver_protocol import ActorEvent, DriverOrders, DriverReport
-from cluster.protocol.messages import HeartbeatMessage
+from cluster.protocol.messages import HeartbeatMessage, StateRef
 from cluster.protocol.step_report import StepReport
 from shards.records import Cursor
 from tests.cluster.monitoring.made_core import made_core

@@ -19,7 +19,7 @@ from tests.cluster.marked import RECIPE, MarkedShards
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(240)]
 
 MAX_BYTES = 250 << 20
-TRAINING = {"torch", "timm", "torchvision", "faiss", "plotly", "tyro", "rich", "fsspec", "aiohttp"}
+TRAINING = {"torch", "timm", "torchvision", "faiss", "plotly", "tyro", "rich", "aiohttp"}
 
 
 def look(name: str) -> tuple[set[str], int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.actors.node_watch import Node, Nodes, NodeWatch
 from cluster.control.control_core import ControlCore
 from cluster.control.control_spec import ControlSpec, ControlStart, mark_folder
-from cluster.protocol.actor_rpc import StateRef
+from cluster.protocol.messages import StateRef
 from cluster.protocol.node_pools import parse_pools
 from shards.samples.admission_config import AdmissionConfig
 from shards.stream.batch_stream import build_order

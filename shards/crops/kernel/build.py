@@ -55,11 +55,12 @@ class BuildWheel(bdist_wheel):
     """A wheel for every Python on machines of this kind."""
 
     def finalize_options(self) -> None:
+        # Otherwise the packages would lie in a folder of their own, beside the root of the wheel.
+        self.distribution.has_ext_modules = lambda: True  # type: ignore[method-assign]
         super().finalize_options()
-        self.root_is_pure = False
 
     def get_tag(self) -> tuple[str, str, str]:
         machine = platform.machine()
         if sys.platform == "linux":
-            return "py3", "none", f"manylinux_2_17_{machine}.manylinux2014_{machine}"
+            return "py3", "none", f"manylinux2014_{machine}.manylinux_2_17_{machine}"
         return "py3", "none", f"macosx_11_0_{machine}"

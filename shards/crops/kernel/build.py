@@ -6,6 +6,7 @@ setuptools reads this file alone, before the project is installed, so it imports
 import platform
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -19,7 +20,7 @@ class BuildKernel(Command):
     """The step `build_kernel` of a build; an editable one puts the library beside this file."""
 
     description = "compile the crop kernel"
-    user_options = []  # noqa: RUF012
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
 
     def initialize_options(self) -> None:
         self.build_lib: str | None = None
@@ -55,11 +56,13 @@ class BuildWheel(bdist_wheel):
     """A wheel for every Python on machines of this kind."""
 
     def finalize_options(self) -> None:
+        # Otherwise the packages would lie in a folder of their own, beside the root of the wheel.
+        self.distribution.has_ext_modules = lambda: True
         super().finalize_options()
-        self.root_is_pure = False
 
     def get_tag(self) -> tuple[str, str, str]:
-        machine = platform.machine()
-        if sys.platform == "linux":
-            return "py3", "none", f"manylinux_2_17_{machine}.manylinux2014_{machine}"
-        return "py3", "none", f"macosx_11_0_{machine}"
+        kinds = {
+            "linux": "manylinux2014_{0}.manylinux_2_17_{0}",
+            "darwin": "macosx_11_0_{0}",
+        }
+        return "py3", "none", kinds[sys.platform].format(platform.machine())

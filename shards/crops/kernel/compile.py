@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -111,7 +112,7 @@ def find_compiler() -> Path:
     )
 
 
-def _run(commands: list[tuple[str, ...]], folder: str) -> None:
+def _run(commands: Sequence[tuple[str, ...]], folder: str) -> None:
     """Run the commands beside each other, with nothing of this environment."""
     variables = {"HOME": folder, "ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
     running = [subprocess.Popen(command, cwd=SOURCES, env=variables) for command in commands]
@@ -125,4 +126,5 @@ def _run(commands: list[tuple[str, ...]], folder: str) -> None:
 
 
 if __name__ == "__main__":
-    build_library(*(Path(word) for word in sys.argv[1:2]), *sys.argv[2:3])
+    file, target_platform, *_ = (*sys.argv[1:], None, None)
+    build_library(Path(file or SOURCES / LIBRARY), target_platform)

@@ -30,7 +30,7 @@ const char *streamssl_source_digest(void) { return SOURCE_DIGEST; }
 Scratch *streamssl_new_scratch(void) { return calloc(1, sizeof(Scratch)); }
 
 void streamssl_free_scratch(Scratch *scratch) {
-    for (int i = 0; scratch && i < NUM_BUFFERS; i++) free(scratch->at[i]);
+    for (int i = 0; scratch && i < NUM_BUFFERS; i++) release(scratch, i);
     free(scratch);
 }
 

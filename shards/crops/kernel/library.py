@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.crops.kernel.compile import LIBRARY, SOURCES, source_digest
-from shards.crops.recipe import NUM_PARAMETERS, Parameter
 from shards.errors import ConfigError
 
 _NO_MEMORY: Final = -1
+# Of a row of parameters; `recipe`, which stands above this folder, defines them.
+_FLIP, _NUM_PARAMETERS = 4, 13
 _POINTER = ctypes.c_void_p
 _REMEDY = (
     "run `make kernel` in the folder of the project; without that folder, run `pip install "
@@ -64,7 +65,7 @@ class CropKernel:
         for array, dtype, shape in (
             (pixels, np.uint8, (*pixels.shape[:2], 3)),
             (boxes, np.float64, (num_views, 4)),
-            (parameters, np.float32, (num_views, NUM_PARAMETERS)),
+            (parameters, np.float32, (num_views, _NUM_PARAMETERS)),
             (sizes, np.int32, (num_views,)),
             (places, np.uint64, (num_views,)),
         ):
@@ -131,8 +132,8 @@ def _prove(kernel: CropKernel) -> None:
     pixels = (y * y * 5 + x * 11 + channel * 90 + x * y // 8).astype(np.uint8)
     boxes = np.array([[0, 0, 40, 70], [3, 5, 36, 66], [7.5, 2.25, 30, 9.5], [0, 0, 40, 70]])
     sizes = np.array([27, 50, 19, 1], np.int32)
-    rows = np.zeros((4, NUM_PARAMETERS), np.float32)
-    rows[:, Parameter.FLIP :] = [
+    rows = np.zeros((4, _NUM_PARAMETERS), np.float32)
+    rows[:, _FLIP:] = [
         (1, 5, 1.25, 0.5, 1.5, 0.125, 0, 1.25, 1),
         (0, 16, 0.75, 1, 0.5, -0.375, 0, 0, 1),
         (1, 0, 1, 1.75, 1, 0, 1, 0, 0),

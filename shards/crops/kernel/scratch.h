@@ -14,7 +14,8 @@ struct Scratch {
 };
 
 #ifdef CHECKED_SCRATCH
-/* Of the drills: a new block at each call, of exactly this size, behind which nothing may be touched. */
+/* Of the drills: a new block at each call, of exactly this size, beside which nothing may be touched;
+ * of no bytes it is NULL. */
 void *checked_block(void *old, size_t old_size, size_t size);
 #endif
 
@@ -32,6 +33,14 @@ static inline void *reserve(Scratch *scratch, int buffer, size_t size) {
         scratch->size[buffer] = scratch->at[buffer] ? size : 0;
     }
     return scratch->at[buffer];
+}
+
+static inline void release(Scratch *scratch, int buffer) {
+#ifdef CHECKED_SCRATCH
+    checked_block(scratch->at[buffer], scratch->size[buffer], 0);
+#else
+    free(scratch->at[buffer]);
+#endif
 }
 
 #endif

@@ -143,7 +143,9 @@ def test_archives_are_whole_and_their_wheel_gives_the_golden_crops(tmp_path):
         archive.extractall(tmp_path / "sdist", filter="data")
     [source] = (tmp_path / "sdist").iterdir()
     wheel = built("build_wheel", source, tmp_path)
-    assert re.search(rf"-py3-none-manylinux\S*_2_17_{platform.machine()}\S*\.whl$", wheel.name)
+    assert re.search(
+        rf"-py3-none-manylinux\S*manylinux_2_17_{platform.machine()}\S*\.whl$", wheel.name
+    )
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
     kernel = tmp_path / "installed" / "shards" / "crops" / "kernel"

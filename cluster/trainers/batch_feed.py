@@ -39,7 +39,7 @@ class FeedConfig:
     """
 
     max_bytes: int = 1 << 30
-    call_bytes: int = 8 << 20
+    call_bytes: int = 16 << 20
     num_plans: int = 16
     answer_seconds: float = 10.0
     retry_seconds: float = 0.1

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.crops.array_pool import ARRAYS
+
 
 def batch_arrays(
     num_rows: int, row_shapes: Iterable[tuple[int, ...]]
@@ -15,6 +17,5 @@ def batch_arrays(
     of a batch by view without a copy.
     """
     return tuple(
-        np.empty((views, num_rows, *pixels), np.uint8).swapaxes(0, 1)
-        for views, *pixels in row_shapes
+        ARRAYS.empty((views, num_rows, *pixels)).swapaxes(0, 1) for views, *pixels in row_shapes
     )

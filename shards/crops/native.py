@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.crops.array_pool import ARRAYS
 from shards.crops.engine import CropFailure, CroppedImages
 from shards.crops.kernel.library import CropKernel
 from shards.crops.recipe import CropRecipe, pixel_boxes
@@ -41,7 +42,7 @@ class NativeEngine:
         parameters = np.ascontiguousarray(parameters)
         ok = np.zeros(len(images), np.bool_)
         crops = tuple(
-            np.empty((len(images), group.num_views, group.size, group.size, 3), np.uint8)
+            ARRAYS.empty((len(images), group.num_views, group.size, group.size, 3))
             for group in self.recipe.groups
         )
         boxes = pixel_boxes(parameters, [(image.height, image.width) for image in images])

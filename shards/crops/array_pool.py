@@ -1,7 +1,7 @@
 """Array pool: memory of crops that nobody uses any more, for the crops that are made next.
 
-The system fills new memory with zeros, which takes time. All crops of a block of chunks are given up
-at about the same time, so the memory of one block serves the next.
+The system fills new memory with zeros, which takes time. All crops of a block of chunks are given
+up at about the same time, so the memory of one block serves the next.
 """
 
 import math

@@ -28,14 +28,17 @@ def to_tensors(
 
 
 def _move(array: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
-    """Copy the crops of one group to `device`, as (V * N, S, S, 3) uint8."""
+    """Copy the crops of one group to `device`, as (V * N, S, S, 3) uint8.
+
+    On the CPU, an array of `crops.batch_arrays` is used as it is.
+    """
     # Arrays from the object store are read-only, which torch warns about.
-    pixels = torch.from_numpy(array if array.flags.writeable else array.copy())
+    pixels = torch.from_numpy(array if array.flags.writeable else array.copy()).transpose(0, 1)
     if device.type == "cuda":
         pixels = pixels.pin_memory().to(device, non_blocking=True)
     else:
         pixels = pixels.to(device)
-    return pixels.transpose(0, 1).flatten(0, 1)
+    return pixels.flatten(0, 1)
 
 
 def _normalise(

@@ -21,7 +21,7 @@ from shards.crops.recipe import CropRecipe, swav
 from shards.crops.sample_cropper import CropJob
 from shards.crops.verify_engine import as_rows
 from shards.images.image_header import read_image_header
-from shards.records import CropBatch, bytes_of
+from shards.records import CropBatch
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
 from shards.stream.batch_stream import BatchStream, build_order
@@ -162,6 +162,6 @@ def test_image_that_a_trainer_cannot_crop_ends_the_run_with_its_place() -> None:
         gone = replace(part, task=8)
         rows = cropping.submit([gone, alone], Rows((as_rows(images[:1]),), (8,))).result()
         assert rows.missing == (8,) and len(rows.crops[0]) == 1
-        assert bytes_of(rows.crops) == RECIPE.num_bytes
+        assert rows.num_bytes == RECIPE.num_bytes
     finally:
         cropping.close()

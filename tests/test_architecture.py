@@ -42,6 +42,7 @@ FENCES = {
     "aiohttp": r"shards/stores/.*",
     "requests": r"shards/stores/.*",
     "nvidia": r"shards/crops/dali\.py",
+    "triton": r"shards/dataloader/(view_kernel|torch_finisher)\.py",
     "torch": r"(shards/crops/opencv\.py|(shards/dataloader|cluster|streamssl)/.*)",
     "argparse": r"(.*/cli|streamssl/commands/argument_parser)\.py",
     "importlib": r"(?!)",

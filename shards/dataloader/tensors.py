@@ -7,35 +7,46 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch.utils.dlpack import from_dlpack
 
 from shards.crops.recipe import IMAGENET_MEAN, IMAGENET_STD
+from shards.records import CropArray
 
 
 def to_tensors(
-    crops: Sequence[NDArray[np.uint8]],
+    crops: Sequence[CropArray],
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
 ) -> list[torch.Tensor]:
     """Return a normalised tensor (V * N, 3, S, S) for every view group (N, V, S, S, 3) uint8.
 
     Rows are view-major: all samples of view 0, then all of view 1. The memory format is
-    channels-last. Bytes are copied to `device`, a quarter of the size of floats.
+    channels-last. Bytes are copied to `device`, a quarter of the size of floats; crops that are
+    tensors there are used as they are.
     """
     mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=device) * 255
     scale = 1 / (torch.tensor(IMAGENET_STD, dtype=torch.float32, device=device) * 255)
     return [_normalise(_move(array, torch.device(device)), mean, scale, dtype) for array in crops]
 
 
-def _move(array: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+def _move(array: CropArray, device: torch.device) -> torch.Tensor:
     """Copy the crops of one group to `device`, as (V * N, S, S, 3) uint8."""
-    # Arrays from the object store are read-only, which torch warns about.
-    pixels = torch.from_numpy(array if array.flags.writeable else array.copy())
-    if device.type == "cuda":
-        pixels = pixels.pin_memory().to(device, non_blocking=True)
-    else:
-        pixels = pixels.to(device)
-    return pixels.transpose(0, 1).flatten(0, 1)
+    pixels = _as_tensor(array)
+    if pixels.is_cuda:
+        # Other streams made these crops; their memory must wait for this one before its next use.
+        pixels.record_stream(torch.cuda.current_stream(pixels.device))
+    elif device.type == "cuda":
+        pixels = pixels.pin_memory()
+    return pixels.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
+
+
+def _as_tensor(array: CropArray) -> torch.Tensor:
+    if isinstance(array, torch.Tensor):
+        return array
+    if isinstance(array, np.ndarray):
+        # Arrays from the object store are read-only, which torch warns about.
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    return from_dlpack(array)
 
 
 def _normalise(

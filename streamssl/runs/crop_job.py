@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal
 
 from shards.crops.engine import Engine
 from shards.crops.recipe import CropRecipe
@@ -13,6 +12,8 @@ from streamssl.runs.run_data import OpenedData
 
 # Images in one call of DALI's graph; bounds its memory.
 _DALI_BATCH = 32
+# A GPU leaves the first part of a decode, which is serial, to this many cores.
+_DALI_THREADS = 4
 
 
 def crop_job(config: RunConfig, data: OpenedData, sources: SourceConfig | None = None) -> CropJob:
@@ -42,5 +43,8 @@ def _build_engine(name: str, recipe: CropRecipe) -> Engine:
         return OpenCVEngine(recipe)
     from shards.crops.dali import DaliEngine
 
-    device: Literal["cpu", "gpu"] = "gpu" if name == "dali-gpu" else "cpu"
-    return DaliEngine(recipe, max_batch_size=_DALI_BATCH, device=device, num_threads=1)
+    if name == "dali-cpu":
+        return DaliEngine(recipe, _DALI_BATCH, num_threads=1)
+    from shards.dataloader.torch_finisher import TorchFinisher
+
+    return DaliEngine(recipe, _DALI_BATCH, _DALI_THREADS, TorchFinisher(recipe))

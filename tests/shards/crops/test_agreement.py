@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from shards.crops.dali import DaliEngine
-from shards.crops.opencv import OpenCVEngine
+from shards.crops.native import NativeEngine
 from shards.crops.recipe import CropRecipe, byol, swav
 from shards.images.image_header import ImageHeader
 from shards.records import Sample
@@ -23,7 +23,7 @@ RECIPE = CropRecipe(
 
 @pytest.fixture(scope="module")
 def engines():
-    return OpenCVEngine(RECIPE), DaliEngine(RECIPE, 16, "cpu", 2)
+    return NativeEngine(RECIPE), DaliEngine(RECIPE, 16, 2)
 
 
 def crops_of(engines, data, **policy):

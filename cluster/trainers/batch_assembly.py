@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.protocol.messages import BatchPlan, Plans, Rows
-from shards.records import CropBatch, bytes_of
+from shards.records import CropBatch
 
 Positions = NDArray[np.int64]
 Crops = tuple[NDArray[np.uint8], ...]
@@ -70,7 +70,7 @@ class _PartialBatch:
         self.missing[ours] = was_missing[theirs]
         self.crops = Crops()
         if not self.missing.all():
-            self._allocate([group.shape[1:] for group in old])
+            self._allocate(old)
             for group, before in zip(self.crops, old, strict=True):
                 group[ours] = before[theirs]
 
@@ -105,7 +105,7 @@ class _PartialBatch:
         if not ours.any():
             return
         if not self.crops:
-            self._allocate([group.shape[1:] for group in crops])
+            self._allocate(crops)
         mine = positions[ours] - self.start
         for group, arrived in zip(self.crops, crops, strict=True):
             group[mine] = arrived if ours.all() else arrived[ours]
@@ -123,9 +123,10 @@ class _PartialBatch:
             plan.labels,
         )
 
-    def _allocate(self, shapes: Sequence[tuple[int, ...]]) -> None:
+    def _allocate(self, like: Sequence[NDArray[np.uint8]]) -> None:
+        """Make room for all rows, each as those of `like`: crops, or encoded images."""
         num_rows = self.stop - self.start
-        self.crops = tuple(np.empty((num_rows, *shape), np.uint8) for shape in shapes)
+        self.crops = tuple(np.empty((num_rows, *group.shape[1:]), group.dtype) for group in like)
 
 
 class BatchAssembly:
@@ -137,7 +138,7 @@ class BatchAssembly:
 
     def __init__(self, max_bytes: int, call_bytes: int) -> None:
         self._max_bytes, self._call_bytes = max_bytes, call_bytes
-        self._row_bytes = self._sent_row_bytes = 0
+        self._row_bytes = 0
         self._rank, self._world = 0, 0
         self._next = 0
         self._term = 0
@@ -156,6 +157,10 @@ class BatchAssembly:
         self._requeue()
 
     @property
+    def next_step(self) -> int:
+        return self._next
+
+    @property
     def is_ready(self) -> bool:
         """True if the next batch is complete."""
         batch = self._batches.get(self._next)
@@ -169,6 +174,14 @@ class BatchAssembly:
     def held_bytes(self) -> int:
         """Bytes of rows that are held or requested, without the batch that was returned last."""
         return sum(self._bytes(batch) for batch in self._ahead() if batch.opened)
+
+    def complete_ahead(self, num_batches: int) -> Iterator[tuple[int, range, CropBatch]]:
+        """Yield those of the next batches that are complete: their numbers, and the range of rows
+        of this rank."""
+        for number in range(self._next, self._next + num_batches):
+            batch = self._batches.get(number)
+            if batch is not None and batch.complete:
+                yield number, range(batch.start, batch.stop), batch.batch()
 
     def pop(self) -> CropBatch:
         """Return the next batch, which must be ready. It is kept until the one after it."""
@@ -216,7 +229,7 @@ class BatchAssembly:
     def pop_request(self, reader: str) -> list[TaskRows]:
         """Return the rows of the next request to this reader; empty if there are none."""
         queue = self._queues.get(reader, [])
-        room = max(1, self._call_bytes // (self._sent_row_bytes or _GUESSED_ROW_BYTES))
+        room = max(1, self._call_bytes // (self._row_bytes or _GUESSED_ROW_BYTES))
         parts: list[TaskRows] = []
         while queue and room > 0 and (not parts or queue[0][2].term == parts[0].term):
             part = heapq.heappop(queue)[2]
@@ -243,9 +256,7 @@ class BatchAssembly:
             if batch is not None:
                 batch.put(part.positions, [group[taken] for group in rows.crops])
         if start:
-            self._sent_row_bytes = -(-sent_bytes // start)
-            # Larger than what was sent where images are cropped here.
-            self._row_bytes = max(self._sent_row_bytes, bytes_of(rows.crops) // start)
+            self._row_bytes = -(-sent_bytes // start)
 
     def lost(self, parts: Sequence[TaskRows]) -> None:
         """Note that a request failed: the holders of these rows must be requested again."""

@@ -123,8 +123,9 @@ class _BatchBuffer:
     def add(self, sample: KeptSample[ChunkCrops]) -> None:
         chunk = sample.result
         if not self._ids:
-            shapes = [(self._size, *group.shape[1:]) for group in chunk.crops]
-            self._crops = tuple(np.empty(shape, dtype=np.uint8) for shape in shapes)
+            self._crops = tuple(
+                np.empty((self._size, *group.shape[1:]), group.dtype) for group in chunk.crops
+            )
         for out, group in zip(self._crops, chunk.crops, strict=True):
             out[len(self._ids)] = group[sample.row]
         self._ids.append((chunk.epoch, chunk.chunk.shard, sample.offset))

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from cluster.protocol.step_report import StepReport
 from shards.metric import Readings
-from shards.records import Chunk, ChunkCrops, Cursor, Reject, ShardInfo, Turn
+from shards.records import Chunk, ChunkCrops, Cursor, Reject, ShardInfo, Turn, bytes_of
 
 Role = Literal["reader", "trainer"]
+GroupRows = NDArray[np.uint8] | tuple[NDArray[np.uint8], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +174,18 @@ class Plans:
 class Rows:
     """Crops that a feed requested from a reader by `take(term, ((task, rows), ...))`.
 
-    `crops` holds for every view group a contiguous uint8 array (N, V, S, S, 3), the rows in the
-    order of the request. The reader does not hold the `missing` tasks; their rows are left out. A
-    reader that only verifies gives one array (N,) of `ImageHeader` instead; the feed crops them.
+    `crops` holds for every view group the N rows (V, S, S, 3) uint8 in the order of the request, as
+    one array or as a tuple of N arrays. The reader does not hold the `missing` tasks; their rows
+    are left out. A reader that only verifies gives one array (N,) of `ImageHeader` instead; the
+    feed crops them.
     """
 
-    crops: tuple[NDArray[np.uint8], ...]
+    crops: tuple[GroupRows, ...]
     missing: tuple[int, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(bytes_of((g,) if isinstance(g, np.ndarray) else g) for g in self.crops)
 
 
 Phase = Literal["starting", "ready", "joining", "running", "broken", "left"]

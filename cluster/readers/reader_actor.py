@@ -32,7 +32,7 @@ from shards.crops.sample_cropper import CropJob, no_crops
 from shards.errors import StreamSSLError
 from shards.input_metrics import store_readings
 from shards.metric import Readings
-from shards.records import ChunkCrops, bytes_of
+from shards.records import ChunkCrops
 from shards.stop_signals import ignore_stop_signals
 from shards.stores.range_reader import RangeReader
 from shards.tars.cutter import CutChunk
@@ -97,7 +97,7 @@ class Reader:
             parts = self._state.find(term, [task for task, _ in wanted])
         rows = self._state.gather(parts, wanted)
         with self._changed:
-            self._state.work.count(("taken_bytes",), bytes_of(rows.crops))
+            self._state.work.count(("taken_bytes",), rows.num_bytes)
         return rows
 
     def _start_thread(self, name: str, work: Callable[[], None]) -> None:

@@ -3,8 +3,10 @@
 Pure: no thread, no clock, no Ray; one thread calls at a time.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from cluster.protocol.messages import (
     ChunkHeader,
     FinishedLease,
+    GroupRows,
     Lease,
     ReaderOrders,
     ReaderReport,
@@ -21,6 +24,8 @@ from shards.metric import Key, Readings
 from shards.records import ChunkCrops
 
 Arrays = tuple[NDArray[np.uint8], ...]
+# A smaller row is copied sooner than it is described as a part of a message.
+_MIN_VIEW_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,16 +168,12 @@ class ReaderState:
     def gather(
         self, parts: Sequence[Arrays | None], wanted: Sequence[tuple[int, NDArray[np.int64]]]
     ) -> Rows:
-        """Copy the wanted rows of `find`'s result side by side. Needs no lock."""
+        """Return the wanted rows of `find`'s result. Needs no lock."""
         there = [(part, rows) for part, (_, rows) in zip(parts, wanted, strict=True) if part]
-        num_rows = sum(len(rows) for _, rows in there)
-        crops = tuple(np.empty((num_rows, *group.shape[1:]), group.dtype) for group in self._empty)
-        start = 0
-        for part, rows in there:
-            for out, group in zip(crops, part, strict=True):
-                # The sequencer has checked the rows; mode "raise" would copy once more.
-                np.take(group, rows, axis=0, out=out[start : start + len(rows)], mode="clip")
-            start += len(rows)
+        crops = tuple(
+            _rows_of([(part[group], rows) for part, rows in there], empty)
+            for group, empty in enumerate(self._empty)
+        )
         missing = tuple(t for part, (t, _) in zip(parts, wanted, strict=True) if part is None)
         return Rows(crops, missing)
 
@@ -202,3 +203,22 @@ class ReaderState:
         self._finished.clear()
         self._held.clear()
         self._current = None
+
+
+def _rows_of(
+    wanted: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64]]], empty: NDArray[np.uint8]
+) -> GroupRows:
+    """Return the wanted rows of the arrays of one view group, `empty` being one without a row.
+
+    Large rows stay where they are: the object store takes each of them from there.
+    """
+    if empty.dtype != object and math.prod(empty.shape[1:]) >= _MIN_VIEW_BYTES:
+        return tuple(array[row] for array, rows in wanted for row in rows.tolist())
+    num_rows = sum(len(rows) for _, rows in wanted)
+    gathered = np.empty((num_rows, *empty.shape[1:]), empty.dtype)
+    start = 0
+    for array, rows in wanted:
+        # The sequencer has checked the rows; mode "raise" would copy once more.
+        np.take(array, rows, axis=0, out=gathered[start : start + len(rows)], mode="clip")
+        start += len(rows)
+    return gathered

@@ -5,13 +5,16 @@ generation does not touch: received and requested rows stay valid for the ranks 
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.protocol.messages import BatchPlan, Plans, Rows
+from cluster.protocol.messages import BatchPlan, GroupRows, Plans, Rows
+from shards.crops.batch_arrays import batch_arrays
 from shards.records import CropBatch
 
 Positions = NDArray[np.int64]
@@ -70,7 +73,7 @@ class _PartialBatch:
         self.missing[ours] = was_missing[theirs]
         self.crops = Crops()
         if not self.missing.all():
-            self._allocate(old)
+            self._allocate([group.shape[1:] for group in old])
             for group, before in zip(self.crops, old, strict=True):
                 group[ours] = before[theirs]
 
@@ -98,17 +101,18 @@ class _PartialBatch:
         mine = positions[(positions >= self.start) & (positions < self.stop)]
         self.requested[mine - self.start] = requested
 
-    def put(self, positions: Positions, crops: Sequence[NDArray[np.uint8]]) -> None:
+    def put(self, positions: Positions, crops: Sequence[GroupRows]) -> None:
         """Copy rows to their positions, unless they are of other ranks or already there."""
         ours = (positions >= self.start) & (positions < self.stop)
         ours[ours] = self.missing[positions[ours] - self.start]
         if not ours.any():
             return
         if not self.crops:
-            self._allocate(crops)
+            self._allocate([getattr(group[0], "shape", ()) for group in crops])
         mine = positions[ours] - self.start
         for group, arrived in zip(self.crops, crops, strict=True):
-            group[mine] = arrived if ours.all() else arrived[ours]
+            for place, row in zip(mine.tolist(), compress(arrived, ours.tolist()), strict=True):
+                group[place] = row
         self.missing[mine] = False
 
     def batch(self) -> CropBatch:
@@ -123,10 +127,8 @@ class _PartialBatch:
             plan.labels,
         )
 
-    def _allocate(self, like: Sequence[NDArray[np.uint8]]) -> None:
-        """Make room for all rows, each as those of `like`: crops, or encoded images."""
-        num_rows = self.stop - self.start
-        self.crops = tuple(np.empty((num_rows, *group.shape[1:]), group.dtype) for group in like)
+    def _allocate(self, shapes: Sequence[tuple[int, ...]]) -> None:
+        self.crops = batch_arrays(self.stop - self.start, shapes)
 
 
 class BatchAssembly:
@@ -144,7 +146,9 @@ class BatchAssembly:
         self._term = 0
         self._batches: dict[int, _PartialBatch] = {}
         self._queues: dict[str, list[tuple[int, int, TaskRows]]] = {}  # heaps: early steps first
+        self._queued_rows: Counter[str] = Counter()  # in each of them
         self._num_queued = 0
+        self._due = 0  # rows of later batches than this one wait for more of them
         self._in_flight: set[TaskRows] = set()
 
     def enter(self, rank: int, world: int, step: int) -> None:
@@ -227,12 +231,16 @@ class BatchAssembly:
         return [reader for reader, queue in self._queues.items() if queue]
 
     def pop_request(self, reader: str) -> list[TaskRows]:
-        """Return the rows of the next request to this reader; empty if there are none."""
+        """Return the rows of the next request to this reader; empty if there are none, or if they
+        wait for more: a call for a few rows costs as much as one for many."""
         queue = self._queues.get(reader, [])
         room = max(1, self._call_bytes // (self._row_bytes or _GUESSED_ROW_BYTES))
+        if not queue or (queue[0][0] > self._due and self._queued_rows[reader] < room):
+            return []
         parts: list[TaskRows] = []
         while queue and room > 0 and (not parts or queue[0][2].term == parts[0].term):
             part = heapq.heappop(queue)[2]
+            self._queued_rows[reader] -= len(part.rows)
             if len(part.rows) > room:
                 rest = _slice(part, slice(room, None))
                 part = _slice(part, slice(room))
@@ -273,27 +281,33 @@ class BatchAssembly:
             batch.stale = True
 
     def _queue(self) -> None:
-        """Queue requests for the next batch, and for later ones as far as there is room."""
+        """Queue requests for the next batch, and for later ones as far as there is room.
+
+        Those of the first half are due at once, and at least those of two batches.
+        """
         held = 0
         number = self._next
         while (batch := self._batches.get(number)) is not None:
             held += self._bytes(batch)
             fits = bool(self._row_bytes) and held <= self._max_bytes
             if number > self._next and not batch.opened and not fits:
-                return
+                break
             batch.opened = True
             for reader, part in batch.requests():
                 self._push(reader, part)
             number += 1
+        self._due = max(self._next + 1, (self._next + number) // 2)
 
     def _push(self, reader: str, part: TaskRows) -> None:
         self._num_queued += 1
+        self._queued_rows[reader] += len(part.rows)
         entry = part.step, self._num_queued, part
         heapq.heappush(self._queues.setdefault(reader, []), entry)
 
     def _requeue(self) -> None:
         """Drop the queues; requests in flight stay."""
         self._queues.clear()
+        self._queued_rows.clear()
         for batch in self._batches.values():
             batch.requested[:] = False
         for part in self._in_flight:

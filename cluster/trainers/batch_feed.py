@@ -21,7 +21,7 @@ from cluster.trainers.batch_assembly import BatchAssembly, TaskRows
 from cluster.trainers.crops_ahead import CropsAhead
 from cluster.trainers.trainer_crops import TrainerCropsConfig
 from shards.errors import StreamStopped
-from shards.records import CropBatch, bytes_of
+from shards.records import CropBatch
 
 _POLL_SECONDS = 0.1
 # A reader answers one request while the next one waits there.
@@ -40,7 +40,7 @@ class FeedConfig:
     """
 
     max_bytes: int = 1 << 30
-    call_bytes: int = 8 << 20
+    call_bytes: int = 16 << 20
     num_plans: int = 16
     answer_seconds: float = 10.0
     retry_seconds: float = 0.1
@@ -232,7 +232,7 @@ class BatchFeed:
         except Unreachable:
             self._lost(request)
             return
-        num_bytes = bytes_of(rows.crops)
+        num_bytes = rows.num_bytes
         with self._changed:
             self._num_calls += 1
             self._taken_bytes += num_bytes

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.crops.array_pool import ARRAYS
 from shards.crops.engine import CropFailure, CroppedImages
 from shards.crops.kernel.library import CropKernel
 from shards.crops.recipe import CropRecipe, pixel_boxes
@@ -41,16 +42,17 @@ class NativeEngine:
         parameters = np.ascontiguousarray(parameters)
         ok = np.zeros(len(images), np.bool_)
         crops = tuple(
-            np.empty((len(images), group.num_views, group.size, group.size, 3), np.uint8)
+            ARRAYS.empty((len(images), group.num_views, group.size, group.size, 3))
             for group in self.recipe.groups
         )
         boxes = pixel_boxes(parameters, [(image.height, image.width) for image in images])
+        reductions = self._reductions(images, boxes)
         places = _view_places(crops)
         failures: list[CropFailure] = []
         row = 0
         for index, image in enumerate(images):
             try:
-                reduction = self._reduction(image, boxes[index])
+                reduction = reductions[index]
                 pixels = np.ascontiguousarray(decode(image, reduction))
             except ImageError as error:
                 failures.append(CropFailure(index, error.reason, error.detail))
@@ -61,13 +63,16 @@ class NativeEngine:
             row += 1
         return CroppedImages(tuple(array[:row] for array in crops), ok, failures)
 
-    def _reduction(self, image: ImageHeader, boxes: NDArray[np.int64]) -> int:
-        """Return the largest reduction of a JPEG that all its boxes (V, 4) allow."""
-        if not can_reduce(image):
-            return 1
-        shortest = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
-        spare = float((shortest / self._sizes).min()) / _PIXELS_TO_SPARE
-        return max((factor for factor in JPEG_REDUCTIONS if factor <= spare), default=1)
+    def _reductions(self, images: Sequence[ImageHeader], boxes: NDArray[np.int64]) -> list[int]:
+        """Return for every image the largest reduction that its boxes, of (N, V, 4), allow."""
+        shortest = (boxes[..., 2:] - boxes[..., :2]).min(axis=-1)
+        spare = (shortest / self._sizes).min(axis=-1) / _PIXELS_TO_SPARE
+        return [
+            max((factor for factor in JPEG_REDUCTIONS if factor <= room), default=1)
+            if can_reduce(image)
+            else 1
+            for image, room in zip(images, spare.tolist(), strict=True)
+        ]
 
 
 def reduced_boxes(

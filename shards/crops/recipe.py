@@ -284,11 +284,15 @@ def _uniform(
     root = blake2b(seed.to_bytes(8, "little"), digest_size=16, person=b"streamssl crops")
     rows = np.concatenate([epochs[:, None], ids], axis=1).astype("<i8")
     raw = np.empty((len(rows), num_views * _NUMBERS_PER_VIEW), np.uint64)
+    # A new generator would first ask the system for random bytes, at six times the cost of the key.
+    philox = np.random.Philox(key=0)
+    start = philox.state
     for numbers, row in zip(raw, rows, strict=True):
         hasher = root.copy()
         hasher.update(row.tobytes())
-        key = int.from_bytes(hasher.digest(), "little")
-        numbers[:] = np.random.Philox(key=key).random_raw(len(numbers))
+        start["state"]["key"] = np.frombuffer(hasher.digest(), "<u8")
+        philox.state = start
+        numbers[:] = philox.random_raw(len(numbers))
     # The upper 53 bits fill the mantissa of a double.
     uniform = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return uniform.reshape(len(rows), num_views, _NUMBERS_PER_VIEW)

@@ -30,14 +30,17 @@ def to_tensors(
 
 
 def _move(array: CropArray, device: torch.device) -> torch.Tensor:
-    """Copy the crops of one group to `device`, as (V * N, S, S, 3) uint8."""
-    pixels = _as_tensor(array)
+    """Copy the crops of one group to `device`, as (V * N, S, S, 3) uint8.
+
+    On the CPU, an array of `crops.batch_arrays` is used as it is.
+    """
+    pixels = _as_tensor(array).transpose(0, 1)
     if pixels.is_cuda:
         # Other streams made these crops; their memory must wait for this one before its next use.
         pixels.record_stream(torch.cuda.current_stream(pixels.device))
     elif device.type == "cuda":
         pixels = pixels.pin_memory()
-    return pixels.to(device, non_blocking=True).transpose(0, 1).flatten(0, 1)
+    return pixels.to(device, non_blocking=True).flatten(0, 1)
 
 
 def _as_tensor(array: CropArray) -> torch.Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.crops.batch_arrays import batch_arrays
 from shards.errors import ConfigError
 from shards.records import ChunkCrops, CropBatch, Cursor
 from shards.samples.admission_config import AdmissionConfig
@@ -123,9 +124,7 @@ class _BatchBuffer:
     def add(self, sample: KeptSample[ChunkCrops]) -> None:
         chunk = sample.result
         if not self._ids:
-            self._crops = tuple(
-                np.empty((self._size, *group.shape[1:]), group.dtype) for group in chunk.crops
-            )
+            self._crops = batch_arrays(self._size, [group.shape[1:] for group in chunk.crops])
         for out, group in zip(self._crops, chunk.crops, strict=True):
             out[len(self._ids)] = group[sample.row]
         self._ids.append((chunk.epoch, chunk.chunk.shard, sample.offset))

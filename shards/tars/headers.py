@@ -28,6 +28,7 @@ _MAX_EXTENSIONS = 16
 # does. A sum of one digit is never valid: with it, many random blocks would pass as headers.
 CHECKSUM = 148
 _DIGITS = b" 01234567"
+_ASCII = bytes(range(128))
 _IS_DIGIT = bytes(byte in _DIGITS for byte in range(256))
 
 
@@ -151,7 +152,8 @@ def is_header(block: bytes) -> bool:
     unsigned = total - sum(field) + 8 * 32
     if unsigned == expected:
         return True
-    high = sum(1 for byte in block[:148] + block[156:] if byte > 127)
+    rest = block[:CHECKSUM] + block[CHECKSUM + 8 : BLOCK]
+    high = len(rest.translate(None, _ASCII))
     return unsigned - 256 * high == expected
 
 

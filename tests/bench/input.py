@@ -92,7 +92,7 @@ def by_actors(
 
         with path.feed() as feed:
             feed.enter(0, 1, 0)
-            yield batches(feed), lambda: path.tell("status")["finished"]
+            yield batches(feed), lambda: path.tell("finished")
 
 
 @contextmanager

@@ -4,7 +4,6 @@ Sequencer, leases, readers and feeds are the real ones. This Control only connec
 test reports losses to it.
 """
 
-import asyncio
 import itertools
 import os
 import time
@@ -18,6 +17,7 @@ import ray
 from cluster.control.sequencer import Sequencer, SequencerConfig, SequencerSpec
 from cluster.leases.lease_deadlines import LeaseConfig
 from cluster.leases.lease_table import LeaseTable
+from cluster.protocol.broadcast_event import BroadcastEvent
 from cluster.protocol.messages import ChunkHeader, Plans, ReaderOrders, ReaderReport
 from cluster.readers.reader_actor import Reader
 from cluster.readers.reader_config import ReaderConfig
@@ -49,6 +49,7 @@ class StandIn:
     ) -> None:
         self._arguments = manifest, stream, admission, config
         self._sequencer: Any = None
+        self._changed: BroadcastEvent | None = None
         self._begin(**start)
 
     async def begin(self, **start: Any) -> None:
@@ -78,32 +79,39 @@ class StandIn:
             config=config,
             journal=self._journal,
         )
-        self._sequencer = Sequencer(LeaseTable(term, leases), spec, cursor, step)
+        self._sequencer = Sequencer(LeaseTable(term, leases), spec, cursor, step, self._wake)
         self._sequencer.__enter__()
         self._max_held = 0
         self._held: dict[str, int] = {}
         self._busy: dict[str, float] = {}
-        self._headers: dict[int, ChunkHeader] = {}
+        self._tasks: set[int] = set()
+        self._finished: Counter[str] = Counter()
         self._num_exchanges = 0
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
 
     async def exchange(self, report: ReaderReport) -> ReaderOrders:
         self._held[report.reader] = report.held_bytes
         self._busy[report.reader] = report.busy_seconds
         self._num_exchanges += 1
         for finished in report.finished:
-            if finished.header is not None:
-                self._headers[finished.task] = finished.header
+            if finished.header is not None and finished.task not in self._tasks:
+                self._tasks.add(finished.task)
+                self._finished.update(_totals(finished.header))
         self._max_held = max(self._max_held, sum(self._held.values()))
         with self._sequencer.leases() as table:
             return table.exchange(report, time.monotonic())
 
     async def plans(self, member: str, first: int, count: int) -> Plans:
         assert member
+        self._changed = self._changed or BroadcastEvent()
         until = time.monotonic() + 1
         while not (plans := self._sequencer.plans(first, count)).plans:
             if time.monotonic() > until:
                 break
-            await asyncio.sleep(0.01)
+            await self._changed.wait(until - time.monotonic())
         return plans
 
     async def missing(self, member: str, task: int, reader: str) -> None:
@@ -133,12 +141,15 @@ class StandIn:
             now = time.monotonic()
             return [*table.expired(now), *table.silent(now)]
 
+    async def finished(self) -> Mapping[str, float]:
+        """Return totals of the chunks that readers finished."""
+        return self._finished
+
     async def status(self) -> Mapping[str, Any]:
         with self._sequencer.leases() as table:
             leases = table.snapshot(time.monotonic())
             counters = table.counters
-            holders = Counter(table.holders(self._headers).values())
-        headers = list(self._headers.values())
+            holders = Counter(table.holders(self._tasks).values())
         return {
             "planned": self._sequencer.num_planned,
             "pid": os.getpid(),
@@ -148,17 +159,21 @@ class StandIn:
             "held_by": holders,
             "max_held": self._max_held,
             "busy_seconds": sum(self._busy.values()),
-            "finished": Counter(
-                images=sum(int(header.kept.sum()) for header in headers),
-                rejects=sum(len(header.rejects) for header in headers),
-                bytes=sum(header.num_bytes for header in headers),
-                read_seconds=sum(header.read_seconds for header in headers),
-                crop_seconds=sum(header.crop_seconds for header in headers),
-            ),
+            "finished": self._finished,
             "exchanges": self._num_exchanges,
             "counters": counters,
             "entries": self._journal.entries,
         }
+
+
+def _totals(header: ChunkHeader) -> Mapping[str, Any]:
+    return {
+        "images": int(header.kept.sum()),
+        "rejects": len(header.rejects),
+        "bytes": header.num_bytes,
+        "read_seconds": header.read_seconds,
+        "crop_seconds": header.crop_seconds,
+    }
 
 
 class DataPath:

@@ -17,10 +17,11 @@ import pytest
 from cluster.control.sequencer import Sequencer, SequencerConfig, SequencerSpec
 from cluster.leases.lease_table import LeaseTable
 from cluster.protocol.messages import ReaderOrders
+from cluster.readers import reader_state
 from cluster.readers.reader_state import ReaderState
 from cluster.trainers.batch_assembly import BatchAssembly
 from shards.errors import BudgetExceeded, ShardUnreadable
-from shards.records import ChunkCrops, Reject, ShardInfo, Turn, bytes_of
+from shards.records import ChunkCrops, Reject, ShardInfo, Turn
 from shards.samples.admission_config import AdmissionConfig
 from shards.stream.batch_stream import BatchStream
 from shards.stream.journal import Journal
@@ -30,6 +31,12 @@ from shards.stream.stream_config import StreamConfig
 LENIENT = AdmissionConfig(max_reject_fraction=1.0)
 EMPTY = (np.empty((0, 2, 1, 1, 3), np.uint8), np.empty((0, 1, 1, 1, 3), np.uint8))
 ROW_BYTES = 9
+
+
+@pytest.fixture(autouse=True)
+def rows_as_views_and_as_copies(monkeypatch):
+    """Let the larger of the two crops be sent as views, and the smaller one as a copy."""
+    monkeypatch.setattr(reader_state, "_MIN_VIEW_BYTES", 4)
 
 
 @cache
@@ -178,6 +185,8 @@ class World:
             assembly.plan(self.sequencer.plans(first, 4))
         for reader in assembly.readers():
             parts = assembly.pop_request(reader)
+            if not parts:
+                continue
             state = self.states.get(reader)
             if state is None or self.rng.random() < 0.05:
                 assembly.lost(parts)
@@ -186,7 +195,7 @@ class World:
                 wanted = [(part.task, part.rows) for part in parts]
                 found = state.find(parts[0].term, [task for task, _ in wanted])
                 rows = state.gather(found, wanted)
-                assembly.put(parts, rows, bytes_of(rows.crops))
+                assembly.put(parts, rows, rows.num_bytes)
                 missing = set(rows.missing)
             for task in missing:
                 with self.sequencer.leases() as table:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from shards.crops.batch_arrays import batch_arrays
 from shards.crops.recipe import IMAGENET_MEAN, IMAGENET_STD
 from shards.dataloader.tensors import to_tensors
 
@@ -29,6 +30,15 @@ def test_rows_are_view_major_and_normalised(crops):
             expected = (crops[0][sample, view] / 255 - IMAGENET_MEAN) / IMAGENET_STD
             found = large[view * NUM_SAMPLES + sample].permute(1, 2, 0).numpy()
             np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_arrays_of_a_batch_give_the_same_tensors_as_any(crops):
+    """Their memory is in another order, which must not reach the network."""
+    arrays = batch_arrays(NUM_SAMPLES, [group.shape[1:] for group in crops])
+    for array, group in zip(arrays, crops, strict=True):
+        array[:] = group
+    for ours, theirs in zip(to_tensors(arrays, "cpu"), to_tensors(crops, "cpu"), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_tensors_are_channels_last(crops):

@@ -3,6 +3,7 @@
 Shape letters: N samples, V views of one group, S pixels.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,25 +23,33 @@ def to_tensors(
     Rows are view-major: all samples of view 0, then all of view 1. The memory format is
     channels-last. Bytes are copied to `device`, a quarter of the size of floats.
     """
+    return [normalise(_move(array, torch.device(device)), dtype) for array in crops]
+
+
+def normalise(pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return the tensor (V * N, 3, S, S) that `to_tensors` makes of crops (N, V, S, S, 3) uint8.
+
+    Runs on the device of the crops, and does not wait for it.
+    """
+    mean, scale = _statistics(pixels.device)
+    rows = pixels.transpose(0, 1).flatten(0, 1)
+    # Computed in float32, because bfloat16 cannot represent all of 0..255, and rounded at the end.
+    # Channels stay last in memory; the permutation changes only the strides.
+    return ((rows - mean) * scale).to(dtype).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and scale of the channels; once, since a copy to a device waits for it."""
     mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=device) * 255
     scale = 1 / (torch.tensor(IMAGENET_STD, dtype=torch.float32, device=device) * 255)
-    return [_normalise(_move(array, torch.device(device)), mean, scale, dtype) for array in crops]
+    return mean, scale
 
 
 def _move(array: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
-    """Copy the crops of one group to `device`, as (V * N, S, S, 3) uint8."""
+    """Copy the crops of one group to `device`, as uint8."""
     # Arrays from the object store are read-only, which torch warns about.
     pixels = torch.from_numpy(array if array.flags.writeable else array.copy())
     if device.type == "cuda":
-        pixels = pixels.pin_memory().to(device, non_blocking=True)
-    else:
-        pixels = pixels.to(device)
-    return pixels.transpose(0, 1).flatten(0, 1)
-
-
-def _normalise(
-    pixels: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    # Computed in float32, because bfloat16 cannot represent all of 0..255, and rounded at the end.
-    # Channels stay last in memory; the permutation changes only the strides.
-    return ((pixels - mean) * scale).to(dtype).permute(0, 3, 1, 2)
+        return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)

@@ -1,0 +1,83 @@
+"""Crop upload: the crops of the next batch are copied to the GPU while it computes a step.
+
+The host is ahead of the GPU, so it has the next batch before the step before it has ended. Its
+bytes go into pinned memory and from there, on a stream of their own, into one of two buffers of the
+GPU. A buffer is written again when the step that it was filled for has read it, so that at most one
+batch is ahead.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shards.dataloader.tensors import normalise, to_tensors
+
+_NUM_BUFFERS = 2
+
+
+class CropUpload:
+    """Crops as model inputs on one device. Used by the thread of the learner.
+
+    On the CPU it is `to_tensors`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._buffers: list[_Buffer] = []
+        self._turn = 0
+
+    def to_tensors(self, crops: Sequence[NDArray[np.uint8]], dtype: torch.dtype) -> list[Tensor]:
+        """Return what `shards.dataloader.tensors.to_tensors` does, bit for bit."""
+        if self.device.type != "cuda":
+            return to_tensors(crops, self.device, dtype)
+        buffer = self._next_buffer([array.shape for array in crops])
+        buffer.fill(crops)
+        return buffer.read(dtype)
+
+    def _next_buffer(self, shapes: list[tuple[int, ...]]) -> "_Buffer":
+        if not self._buffers or self._buffers[0].shapes != shapes:
+            stream = torch.cuda.Stream(self.device)
+            self._buffers = [_Buffer(shapes, self.device, stream) for _ in range(_NUM_BUFFERS)]
+        self._turn = (self._turn + 1) % _NUM_BUFFERS
+        return self._buffers[self._turn]
+
+
+class _Buffer:
+    """Memory of one batch: pinned on the host, and on the GPU."""
+
+    def __init__(
+        self, shapes: list[tuple[int, ...]], device: torch.device, stream: torch.cuda.Stream
+    ) -> None:
+        self.shapes, self._stream = shapes, stream
+        self._pinned = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for shape in shapes]
+        self._pixels = [torch.empty(shape, dtype=torch.uint8, device=device) for shape in shapes]
+        self._copied, self._was_read = torch.cuda.Event(), torch.cuda.Event()
+        # The memory may have been another tensor's, which a step under way still reads.
+        self._was_read.record()
+
+    def fill(self, crops: Sequence[NDArray[np.uint8]]) -> None:
+        """Begin to copy crops to the GPU, once the step before has read this buffer.
+
+        The host waits only if the last copy from this pinned memory has not ended: then it is
+        several steps ahead.
+        """
+        self._copied.synchronize()
+        for pinned, array in zip(self._pinned, crops, strict=True):
+            np.copyto(pinned.numpy(), array)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(self._was_read)
+            for pixels, pinned in zip(self._pixels, self._pinned, strict=True):
+                pixels.copy_(pinned, non_blocking=True)
+                pixels.record_stream(self._stream)
+            self._copied.record()
+
+    def read(self, dtype: torch.dtype) -> list[Tensor]:
+        """Return the normalised crops, in the order of the present stream."""
+        stream = torch.cuda.current_stream(self._pixels[0].device)
+        stream.wait_event(self._copied)
+        views = [normalise(pixels, dtype) for pixels in self._pixels]
+        self._was_read.record(stream)
+        return views

@@ -52,6 +52,12 @@ class Learner(Protocol):
     def enter(self, group: ProcessGroup | None) -> None:
         """Share every further global batch with these ranks; None: train alone."""
 
+    def look_ahead(self, peek: Callable[[], CropBatch | None]) -> None:
+        """Let a step prepare the next batch while it waits for its device.
+
+        `peek` returns that batch if it is complete. The next step may get another one.
+        """
+
     def train_step(
         self, batch: CropBatch, vote: StopVote
     ) -> tuple[StepReport | PendingReport, StopVote]:
@@ -93,6 +99,9 @@ class Batches(Protocol):
 
         Raises the error that ended the stream, or StreamStopped.
         """
+
+    def peek(self) -> CropBatch | None:
+        """Return the batch that `next` would return without waiting; None: it would wait."""
 
     def interrupt(self) -> None:
         """Make `next` raise StreamStopped until `enter` is called. Called by another thread."""

@@ -170,9 +170,13 @@ class BatchAssembly:
         """Bytes of rows that are held or requested, without the batch that was returned last."""
         return sum(self._bytes(batch) for batch in self._ahead() if batch.opened)
 
+    def peek(self) -> CropBatch:
+        """Return the next batch, which must be ready; it stays the next one."""
+        return self._batches[self._next].batch()
+
     def pop(self) -> CropBatch:
         """Return the next batch, which must be ready. It is kept until the one after it."""
-        batch = self._batches[self._next].batch()
+        batch = self.peek()
         self._batches.pop(self._next - 1, None)
         self._next += 1
         return batch

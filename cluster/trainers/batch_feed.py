@@ -110,6 +110,15 @@ class BatchFeed:
             self._changed.notify_all()
             return batch
 
+    def peek(self) -> CropBatch | None:
+        """Return the batch that `next` would return without waiting; None: it would wait.
+
+        Until then its crops are the same objects, unless this rank gets other rows.
+        """
+        with self._changed:
+            is_ready = self._assembly.is_ready and not self._interrupted
+            return self._assembly.peek() if is_ready else None
+
     def status(self) -> Mapping[str, float]:
         """Return totals of waits and answers since the start, and what is held now."""
         with self._changed:

@@ -1,9 +1,9 @@
 """Crop upload: the crops of the next batch are copied to the GPU while it computes a step.
 
-The host is ahead of the GPU, so it has the next batch before the step before it has ended. Its
-bytes go into pinned memory and from there, on a stream of their own, into one of two buffers of the
-GPU. A buffer is written again when the step that it was filled for has read it, so that at most one
-batch is ahead.
+Its bytes go into pinned memory and from there, on a stream of their own, into one of two buffers of
+the GPU. A buffer is written again when the step that it was filled for has read it, so that at most
+one batch is ahead. A host that does not wait for its steps is ahead of the GPU, and has the next
+batch in time anyway; one that waits calls `begin` first.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.dataloader.tensors import normalise, to_tensors
+
+Crops = Sequence[NDArray[np.uint8]]
 
 _NUM_BUFFERS = 2
 
@@ -28,14 +30,29 @@ class CropUpload:
         self.device = device
         self._buffers: list[_Buffer] = []
         self._turn = 0
+        self._ahead: tuple[Crops, _Buffer] | None = None
 
-    def to_tensors(self, crops: Sequence[NDArray[np.uint8]], dtype: torch.dtype) -> list[Tensor]:
+    def to_tensors(self, crops: Crops, dtype: torch.dtype) -> list[Tensor]:
         """Return what `shards.dataloader.tensors.to_tensors` does, bit for bit."""
         if self.device.type != "cuda":
             return to_tensors(crops, self.device, dtype)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] is crops:
+            return ahead[1].read(dtype)
+        return self._filled(crops).read(dtype)
+
+    def begin(self, crops: Crops) -> None:
+        """Begin to copy the crops of the next batch, if none is ahead.
+
+        If `to_tensors` gets others, since the rank has other rows now, they are not used.
+        """
+        if self.device.type == "cuda" and self._ahead is None:
+            self._ahead = crops, self._filled(crops)
+
+    def _filled(self, crops: Crops) -> "_Buffer":
         buffer = self._next_buffer([array.shape for array in crops])
         buffer.fill(crops)
-        return buffer.read(dtype)
+        return buffer
 
     def _next_buffer(self, shapes: list[tuple[int, ...]]) -> "_Buffer":
         if not self._buffers or self._buffers[0].shapes != shapes:
@@ -58,7 +75,7 @@ class _Buffer:
         # The memory may have been another tensor's, which a step under way still reads.
         self._was_read.record()
 
-    def fill(self, crops: Sequence[NDArray[np.uint8]]) -> None:
+    def fill(self, crops: Crops) -> None:
         """Begin to copy crops to the GPU, once the step before has read this buffer.
 
         The host waits only if the last copy from this pinned memory has not ended: then it is

@@ -24,8 +24,8 @@ Numbers = tuple[float, dict[str, float]]
 class StepExchange:
     """Means of loss and readings over the ranks, the strongest vote, and sums of `counts`.
 
-    On ranks the constructor waits for the numbers: only then is it certain that all peers took
-    part. Alone they are still on the device, and `begin` queues their copy behind the step.
+    Nothing waits for a GPU before `values`. On ranks `vote` and `counts` are those of all ranks
+    after it: only then is it certain that all peers took part.
     """
 
     def __init__(
@@ -37,22 +37,20 @@ class StepExchange:
         counts: Sequence[float] = (),
     ) -> None:
         self.vote, self.counts = vote, tuple(counts)
+        self._group = group
         self._floats = {name: x for name, x in readings.items() if isinstance(x, float | int)}
+        # All ranks hold the same rows.
         self._on_host = {name: x for name, x in readings.items() if isinstance(x, HostReading)}
         tensors = {name: x for name, x in readings.items() if isinstance(x, Tensor)}
-        if group is not None:
-            rows = {name: (x.rows.cpu(), x.function) for name, x in self._on_host.items()}
-            self._floats |= {name: function(x).item() for name, (x, function) in rows.items()}
-            self._on_host = {}
         self._names = [*sorted(tensors), *sorted(self._floats)]
         values = [loss, *(tensors[name] for name in sorted(tensors))]
         self._numbers = torch.stack([value.to(loss.device).double() for value in values])
         self._transfer: NumberTransfer | None = None
-        if group is not None:
-            self._reduce(group)
 
-    def begin(self, begin: BeginTransfer) -> None:
-        """Begin the transfer of the numbers to the host; does not wait."""
+    def begin(self, begin: BeginTransfer = begin_transfer) -> None:
+        """Begin the collective, and the transfer of its numbers to the host."""
+        if self._group is not None:
+            self._reduce(self._group)
         self._transfer = begin([self._numbers, *(x.rows for x in self._on_host.values())])
 
     @property
@@ -62,35 +60,43 @@ class StepExchange:
 
     def wait(self) -> Sequence[Tensor]:
         """Return the numbers, and the rows of readings of the host, when they have come."""
-        if self._transfer is None:
-            self.begin(begin_transfer)
-        assert self._transfer is not None
+        assert self._transfer is not None, "`begin` comes first"
         return self._transfer.wait()
 
     def values(self) -> Numbers:
-        """Return the mean loss and the mean readings. Waits for them if they are under way."""
-        numbers, *rows = self.wait()
-        loss, *means = numbers.tolist()
+        """Return the mean loss and the mean readings. Waits for them if they are under way.
+
+        Raises GenerationOver if they may be invalid.
+        """
+        tensor, *rows = self.wait()
+        numbers = tensor.tolist()
+        floats = self._floats
+        if self._group is not None:
+            numbers, floats = self._of_all_ranks(numbers, self._group), {}
+        loss, *means = numbers
         computed = {
             name: reading.function(found).item()
             for (name, reading), found in zip(self._on_host.items(), rows, strict=True)
         }
-        return loss, dict(zip(self._names, means, strict=False)) | self._floats | computed
+        return loss, dict(zip(self._names, means, strict=False)) | floats | computed
 
     def _reduce(self, group: ProcessGroup) -> None:
         floats = [float(self._floats[name]) for name in sorted(self._floats)]
         votes = [self.vote == StopVote.REGROUP, self.vote == StopVote.STOP]
         more = torch.tensor([*floats, *self.counts, *votes], dtype=torch.float64)
-        both = torch.cat([self._numbers, more.to(self._numbers.device, non_blocking=True)])
-        dist.all_reduce(both, group=group)
-        both = both.cpu()
+        more = more.to(self._numbers.device, non_blocking=True)
+        self._numbers = torch.cat([self._numbers, more])
+        dist.all_reduce(self._numbers, group=group)
+
+    def _of_all_ranks(self, sums: list[float], group: ProcessGroup) -> list[float]:
+        """Take votes and counts from the sums over the ranks; return the means."""
         if isinstance(group, Ranks):
             group.check()
-        *_, regroup, stop = both.tolist()
-        num_means = len(self._names) + 1
-        self._numbers, self._floats = both[:num_means] / group.size(), {}
-        self.counts = tuple(both[num_means:-2].tolist())
+        *_, regroup, stop = sums
+        num_means = 1 + len(self._names)
+        self.counts = tuple(sums[num_means:-2])
         self.vote = StopVote.STOP if stop else StopVote.REGROUP if regroup else StopVote.CONTINUE
+        return [value / group.size() for value in sums[:num_means]]
 
 
 class DeferredStep:

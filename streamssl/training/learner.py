@@ -14,6 +14,7 @@ all later ones are lost: `state` raises, so that none of them is saved.
 
 import json
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
@@ -77,6 +78,7 @@ class PretrainLearner:
         self._group: ProcessGroup | None = None
         self._buckets = self._buckets_of(None)
         self._upload = CropUpload(device)
+        self._peek: Callable[[], CropBatch | None] = lambda: None
         # On a CPU numbers are there at once, so nothing is gained by reading them later.
         may_defer = log_every > 1 and not config.max_skipped_steps
         self._defers = may_defer and (device.type != "cpu" or begin is not None)
@@ -101,6 +103,9 @@ class PretrainLearner:
         self._group = group
         self._buckets.close()
         self._buckets = self._buckets_of(group)
+
+    def look_ahead(self, peek: Callable[[], CropBatch | None]) -> None:
+        self._peek = peek
 
     def train_step(
         self, batch: CropBatch, vote: StopVote
@@ -142,6 +147,8 @@ class PretrainLearner:
                 self._unread.popleft()
             self._unread.append(step)
             return step, vote
+        exchange.begin(self._begin)
+        self._prepare_next()
         numbers = exchange.values()
         found = _found(numbers)
         if found.are_finite:
@@ -193,6 +200,12 @@ class PretrainLearner:
             if found.has_weights:
                 raise
             raise TrainingDiverged(found.describe(self.step + 1), self.step + 1) from error
+
+    def _prepare_next(self) -> None:
+        """Copy the next batch to the GPU, if it is there, while this step computes."""
+        batch = self._peek()
+        if batch is not None:
+            self._upload.begin(batch.crops)
 
     def _buckets_of(self, group: ProcessGroup | None) -> GradientBuckets:
         state = self.train_state

@@ -41,3 +41,18 @@ def test_batches_that_overtake_a_long_step_do_not_overwrite_its_crops() -> None:
         sums.append(begin_transfer([view.double().sum() for view in views]))
     found = [value.item() for one in sums for value in one.wait()]
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.gpu
+def test_a_batch_that_is_ahead_is_used_only_as_the_next_one() -> None:
+    """A rank that gets other rows after a regroup must not train on those that it had copied."""
+    device = torch.device("cuda")
+    upload, [first, second, third] = CropUpload(device), [crops_of(number) for number in range(3)]
+    expected = {id(crops): to_tensors(crops, "cpu") for crops in (first, second, third)}
+    upload.begin(first)
+    upload.begin(second)  # one is ahead already
+    for crops in (first, second, third, second, first):
+        found = upload.to_tensors(crops, torch.float32)
+        upload.begin(third)
+        for ours, theirs in zip(found, expected[id(crops)], strict=True):
+            torch.testing.assert_close(ours.cpu(), theirs, atol=1e-5, rtol=0)

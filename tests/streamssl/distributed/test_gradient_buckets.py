@@ -111,8 +111,9 @@ def test_gradients_that_some_ranks_lack_count_as_zero_and_none_stays_none() -> N
         own = None if own is None else own.clone()
         here = buckets.finish()
         exchange = StepExchange(loss.detach(), {"x": 1.0}, StopVote.CONTINUE, ranks, here)
-        buckets.drop_absent(exchange.counts)
+        exchange.begin()
         assert exchange.values()[1] == {"x": 1.0}
+        buckets.drop_absent(exchange.counts)
         return [own, *(parameter.grad for parameter in parameters)]
 
     (_, *first), (own, *second) = with_ranks(work, 2, [Network() for _ in range(2)])

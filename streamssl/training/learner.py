@@ -14,13 +14,14 @@ all later ones are lost: `state` raises, so that none of them is saved.
 
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from math import nan
 
 import torch
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cluster.protocol.learner import LearnerState, StopVote
@@ -86,6 +87,14 @@ class PretrainLearner:
         self._unread: deque[DeferredStep] = deque()
         # The optimizer comes after the collectives.
         self._undo = UndoCopy(method)
+        changed = {id(parameter) for parameter in method.changed_by_loss()}
+        entries = self.train_state.optimizer.param_groups
+        trained = {id(parameter) for entry in entries for parameter in entry["params"]} - changed
+        self._moved_by_update = {
+            name
+            for name, parameter in method.named_parameters(remove_duplicate=False)
+            if id(parameter) in trained
+        }
         self._is_undone = self._can_undo = True
         self._forget_update()
 
@@ -123,7 +132,7 @@ class PretrainLearner:
             readings = {
                 **output.readings,
                 "gradient_norm": gradient_norm(state.optimizer),
-                _CHANGED: largest_norm(state.method.state_dict().values()),
+                _CHANGED: largest_norm(self._changeable()),
                 _UPDATED: self._updated,
             }
             exchange = StepExchange(output.loss.detach(), readings, vote, self._group, has_gradient)
@@ -200,6 +209,12 @@ class PretrainLearner:
             if found.has_weights:
                 raise
             raise TrainingDiverged(found.describe(self.step + 1), self.step + 1) from error
+
+    def _changeable(self) -> Iterator[Tensor]:
+        """Yield the state that a loss may change. `_updated` has the rest, which updates move."""
+        for name, value in self.train_state.method.state_dict().items():
+            if name not in self._moved_by_update:
+                yield value
 
     def _prepare_next(self) -> None:
         """Copy the next batch to the GPU, if it is there, while this step computes."""

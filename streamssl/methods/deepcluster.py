@@ -22,6 +22,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from streamssl.config.methods.deepcluster_config import DeepClusterConfig
+from streamssl.devices.host_copy import HostCopy
 from streamssl.distributed.collectives import all_gather_rows, all_reduce_sum, world_size
 from streamssl.methods.base import (
     BuildContext,
@@ -33,7 +34,6 @@ from streamssl.methods.base import (
 )
 from streamssl.modules.feature_readings import perplexity
 from streamssl.modules.heads import swav_head
-from streamssl.modules.host_copy import HostCopy
 from streamssl.modules.kmeans import Centroids, count_labels, nearest_centroids
 from streamssl.modules.losses import assigned_cross_entropy, at_least_float32
 from streamssl.modules.sample_memory import (

@@ -20,6 +20,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from streamssl.config.methods.sela_config import SeLaConfig
+from streamssl.devices.host_copy import HostCopy
 from streamssl.distributed.collectives import (
     all_gather_rows,
     all_reduce_max,
@@ -35,7 +36,6 @@ from streamssl.methods.deepcluster import (
     label_spread,
 )
 from streamssl.modules.heads import swav_head
-from streamssl.modules.host_copy import HostCopy
 from streamssl.modules.losses import at_least_float32
 from streamssl.modules.prototypes import Prototypes
 from streamssl.modules.sample_memory import (

@@ -20,8 +20,8 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from streamssl.config.parts.queue_config import QueueConfig
+from streamssl.devices.host_copy import HostCopy
 from streamssl.distributed.collectives import all_gather_rows
-from streamssl.modules.host_copy import HostCopy
 from streamssl.modules.losses import at_least_float32
 
 NUM_IMAGES: Final = 16

@@ -15,8 +15,8 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
+from streamssl.devices.host_copy import HostCopy
 from streamssl.distributed.collectives import rank, world_size
-from streamssl.modules.host_copy import HostCopy
 
 
 class FeatureQueue(nn.Module):

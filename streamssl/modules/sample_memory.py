@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from shards.errors import ConfigError
+from streamssl.devices.host_copy import HostCopy
 from streamssl.distributed.collectives import all_reduce_sum, rank, world_size
-from streamssl.modules.host_copy import HostCopy
 
 # Label of a sample without one; `cross_entropy` ignores it.
 NO_LABEL = -100

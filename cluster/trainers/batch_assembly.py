@@ -187,9 +187,13 @@ class BatchAssembly:
             if batch is not None and batch.complete:
                 yield number, range(batch.start, batch.stop), batch.batch()
 
+    def peek(self) -> CropBatch:
+        """Return the next batch, which must be ready; it stays the next one."""
+        return self._batches[self._next].batch()
+
     def pop(self) -> CropBatch:
         """Return the next batch, which must be ready. It is kept until the one after it."""
-        batch = self._batches[self._next].batch()
+        batch = self.peek()
         self._batches.pop(self._next - 1, None)
         self._next += 1
         return batch

@@ -74,7 +74,7 @@ class BatchFeed:
         self._changed = threading.Condition()  # guards all that follows
         self._assembly = BatchAssembly(self._config.max_bytes, self._config.call_bytes)
         cropping = self._config.cropping
-        self._ahead = CropsAhead(self._assembly, cropping, self._cropped) if cropping else None
+        self._ahead = CropsAhead(self._assembly, cropping, self._crops_ended) if cropping else None
         self._error: BaseException | None = None
         self._wait_seconds = 0.0
         self._taken_bytes = self._num_calls = self._num_lost = 0
@@ -111,11 +111,21 @@ class BatchFeed:
             finally:
                 self._wait_seconds += time.monotonic() - began
             step, batch = self._assembly.next_step, self._assembly.pop()
+            batch = self._cropped(step, batch)
             if self._ahead is not None:
-                batch = replace(batch, crops=self._ahead.crops(step))
                 self._ahead.begin()
             self._changed.notify_all()
             return batch
+
+    def peek(self) -> CropBatch | None:
+        """Return the batch that `next` would return without waiting; None: it would wait.
+
+        Until then its crops are the same objects, unless this rank gets other rows.
+        """
+        with self._changed:
+            if self._interrupted or not self._is_ready():
+                return None
+            return self._cropped(self._assembly.next_step, self._assembly.peek())
 
     def status(self) -> Mapping[str, float]:
         """Return totals of waits and answers since the start, and what is held now."""
@@ -247,7 +257,11 @@ class BatchFeed:
         step = self._assembly.next_step
         return self._assembly.is_ready and (self._ahead is None or self._ahead.has(step))
 
-    def _cropped(self, error: BaseException | None) -> None:
+    def _cropped(self, step: int, batch: CropBatch) -> CropBatch:
+        """Return the batch `step`, which is ready, with its crops."""
+        return batch if self._ahead is None else replace(batch, crops=self._ahead.crops(step))
+
+    def _crops_ended(self, error: BaseException | None) -> None:
         """Note the end of some crops. Called by the thread that made them."""
         if error is not None:
             self._fail(error)

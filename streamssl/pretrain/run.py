@@ -89,6 +89,7 @@ def check_settings(config: RunConfig, placement: Placement, out: Path) -> None:
 
     Called before any shard is read or packed.
     """
+    placement.steps_to_read(config.max_skipped_steps)
     check_engine(config, placement)
     if placement.tensorboard:
         check_tensorboard()
@@ -191,6 +192,7 @@ def _train_here(
 ) -> Progress:
     """Read and train in this process; return totals of the finished steps."""
     config, out = run.config, run.out
+    log_every = placement.steps_to_read(config.max_skipped_steps)
     job = crop_job(config, run.data, SourceConfig(cache=placement.cache))
     # Crops that are made on a GPU stay there.
     on_gpu = config.engine == "dali-gpu"
@@ -220,7 +222,7 @@ def _train_here(
         recorder.begin()
         stack.enter_context(run.journal.keep_in(out / JOURNAL))
         train(
-            PretrainLearner(config, run.device, run.state),
+            PretrainLearner(config, run.device, run.state, log_every=log_every),
             itertools.chain([first], batches),
             report=recorder.record,
             save=recorder.save,

@@ -12,6 +12,8 @@ PEERS := .venv-peers
 # Three on two cores: tests that start processes or wait for a time-out leave a core idle.
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest --durations 20 --durations-min 1
+# On a machine that others prepared, torch belongs to their Python, and nothing can be installed.
+CHECKER := $(if $(filter file,$(origin PYTHON)),$(if $(wildcard $(READY)),$(BIN)/python,python3),$(PYTHON))
 SITE := "import sysconfig; print(sysconfig.get_path('purelib'))"
 # Every Ray takes calls with a token only: a run makes its own, tests and benchmarks share this one.
 export RAY_AUTH_MODE ?= token
@@ -23,7 +25,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernel fmt check test drill drill-all soak test-gpu demo bench bench-methods bench-peers lock clean
+.PHONY: help setup kernel fmt check test drill drill-all soak test-gpu gpu-check demo bench bench-methods bench-peers lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -75,6 +77,10 @@ soak: $(READY) ## Break a run on a local cluster for MINUTES=5, in an order that
 
 test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
+
+gpu-check: ## Tests and figures of one GPU in MINUTES=8, a line of JSON a part; without make setup: PYTHON=python3
+	PYTHONPATH=.$(if $(PYTHONPATH),:$(PYTHONPATH)) $(CHECKER) -m tests.gpu_check --minutes $(or $(MINUTES),8) \
+		$(if $(DEVICE),--device $(DEVICE)) $(if $(DATA),--data $(DATA)) $(if $(WHEELS),--wheels $(WHEELS))
 
 demo: $(READY) ## Made images -> shards -> Ray readers -> SwAV -> k-NN, in under five minutes
 	$(BIN)/streamssl demo

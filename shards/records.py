@@ -122,6 +122,22 @@ class Reject:
         return f"byte {self.offset}, key {self.key!r}{member}"
 
 
+class CropArray(Protocol):
+    """An array of crops, uint8 (N, V, S, S, 3): of NumPy, or of a library that holds it on a GPU.
+
+    All of them offer DLPack.
+    """
+
+    @property
+    def shape(self) -> Any: ...
+    @property
+    def nbytes(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> Any: ...
+    def __dlpack__(self, *, stream: Any = None) -> Any: ...
+    def __dlpack_device__(self) -> tuple[Any, int]: ...
+
+
 class ChunkResult(Protocol):
     """The part of a chunk's result that the order needs; for the fields see `ChunkCrops`."""
 
@@ -176,10 +192,12 @@ class ChunkCrops:
         return bytes_of(self.crops)
 
 
-def bytes_of(rows: Sequence[NDArray[Any]]) -> int:
+def bytes_of(rows: Sequence[CropArray]) -> int:
     """Return the bytes of crops, or of the encoded images in their place."""
     return sum(
-        sum(len(image.data) for image in array) if array.dtype == object else array.nbytes
+        sum(len(image.data) for image in array)
+        if isinstance(array, np.ndarray) and array.dtype == object
+        else array.nbytes
         for array in rows
     )
 
@@ -239,13 +257,14 @@ class Cursor:
 class CropBatch:
     """One global batch, and the cursor that follows it.
 
-    `crops`: for every view group a uint8 array (G, V, S, S, 3) in RGB. `ids`: int64 (G, 2), shard
+    `crops`: for every view group a uint8 array (G, V, S, S, 3) in RGB; a stream of images that are
+    verified and not cropped gives one array (G,) of `ImageHeader`. `ids`: int64 (G, 2), shard
     row and header offset. `epochs`: int64 (G,); a batch may span two epochs. `rejects` and
     `num_unselected`: samples left out between the previous batch and this one. `labels` (G,) int64
     as in `samples.labels`, or None without labels.
     """
 
-    crops: tuple[NDArray[np.uint8], ...]
+    crops: tuple[CropArray, ...]
     ids: NDArray[np.int64]
     epochs: NDArray[np.int64]
     cursor: Cursor

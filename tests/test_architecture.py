@@ -44,9 +44,10 @@ FENCES = {
     "requests": r"shards/stores/.*",
     "nvidia": r"shards/crops/dali\.py",
     "torch": (
-        r"(shards/dataloader/(tensors|crop_dataset)|cluster/(torch_internals|protocol/learner"
+        r"(shards/dataloader/(tensors|crop_dataset|torch_finisher|view_kernel)|cluster/(torch_internals|protocol/learner"
         r"|trainers/\w+))\.py|streamssl/.*"
     ),
+    "triton": r"shards/dataloader/(view_kernel|torch_finisher)\.py",
     "argparse": r"(.*/cli|streamssl/commands/argument_parser)\.py",
     "importlib": r"shards/crops/kernel/build\.py",
     "setuptools": r"shards/crops/kernel/build\.py",

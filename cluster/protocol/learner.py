@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cluster.protocol.step_report import StepReport
+from cluster.protocol.step_report import PendingReport, StepReport
 from shards.records import CropBatch, Cursor
 
 # This file is for every process of a run, and torch only for trainers.
@@ -54,19 +54,31 @@ class Learner(Protocol):
     def enter(self, group: "ProcessGroup | None") -> None:
         """Share every further global batch with these ranks; None: train alone."""
 
-    def train_step(self, batch: CropBatch, vote: StopVote) -> tuple[StepReport, StopVote]:
+    def look_ahead(self, peek: Callable[[], CropBatch | None]) -> None:
+        """Let a step prepare the next batch while it waits for its device.
+
+        `peek` returns that batch if it is complete. The next step may get another one.
+        """
+
+    def train_step(
+        self, batch: CropBatch, vote: StopVote
+    ) -> tuple[StepReport | PendingReport, StopVote]:
         """Train on the rows of this rank of the next global batch. All ranks return the same.
 
         `batch.crops` holds the rows of this rank; ids, epochs and cursor are those of all rows.
         Returned with the report is the strongest vote of all ranks. Votes travel with the last
-        collective of a step, so that all ranks leave after the same step.
+        collective of a step, so that all ranks leave after the same step. A learner that trains
+        alone may return a report whose numbers come later; on ranks the step is finished.
         """
 
     def rollback(self) -> None:
         """Undo the changes of a `train_step` that raised; do nothing after one that did not."""
 
     def state(self) -> LearnerState:
-        """Return a copy of the state after the newest finished step."""
+        """Return a copy of the state after the newest finished step.
+
+        Raises the error of a step whose numbers were not read yet.
+        """
 
     def load(self, state: LearnerState) -> None:
         """Replace the state by `state`."""
@@ -89,6 +101,9 @@ class Batches(Protocol):
 
         Raises the error that ended the stream, or StreamStopped.
         """
+
+    def peek(self) -> CropBatch | None:
+        """Return the batch that `next` would return without waiting; None: it would wait."""
 
     def interrupt(self) -> None:
         """Make `next` raise StreamStopped until `enter` is called. Called by another thread."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from shards.records import Cursor, Reject
 
@@ -48,3 +48,20 @@ class StepReport:
                 "sample": None if sample is None else tuple(sample),
             }
         )
+
+
+class PendingReport(Protocol):
+    """The report of a step whose numbers may still be on their way from a device."""
+
+    @property
+    def is_ready(self) -> bool:
+        """True if `read` does not wait."""
+
+    def wait(self) -> None:
+        """Wait until the numbers are here."""
+
+    def read(self) -> StepReport:
+        """Return the report; wait for its numbers. Raises the error that they show.
+
+        Reports of a learner are read in the order of their steps.
+        """

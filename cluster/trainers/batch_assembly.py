@@ -108,7 +108,7 @@ class _PartialBatch:
         if not ours.any():
             return
         if not self.crops:
-            self._allocate([group[0].shape for group in crops])
+            self._allocate([getattr(group[0], "shape", ()) for group in crops])
         mine = positions[ours] - self.start
         for group, arrived in zip(self.crops, crops, strict=True):
             for place, row in zip(mine.tolist(), compress(arrived, ours.tolist()), strict=True):
@@ -140,7 +140,7 @@ class BatchAssembly:
 
     def __init__(self, max_bytes: int, call_bytes: int) -> None:
         self._max_bytes, self._call_bytes = max_bytes, call_bytes
-        self._row_bytes = self._sent_row_bytes = 0
+        self._row_bytes = 0
         self._rank, self._world = 0, 0
         self._next = 0
         self._term = 0
@@ -161,6 +161,10 @@ class BatchAssembly:
         self._requeue()
 
     @property
+    def next_step(self) -> int:
+        return self._next
+
+    @property
     def is_ready(self) -> bool:
         """True if the next batch is complete."""
         batch = self._batches.get(self._next)
@@ -175,9 +179,21 @@ class BatchAssembly:
         """Bytes of rows that are held or requested, without the batch that was returned last."""
         return sum(self._bytes(batch) for batch in self._ahead() if batch.opened)
 
+    def complete_ahead(self, num_batches: int) -> Iterator[tuple[int, range, CropBatch]]:
+        """Yield those of the next batches that are complete: their numbers, and the range of rows
+        of this rank."""
+        for number in range(self._next, self._next + num_batches):
+            batch = self._batches.get(number)
+            if batch is not None and batch.complete:
+                yield number, range(batch.start, batch.stop), batch.batch()
+
+    def peek(self) -> CropBatch:
+        """Return the next batch, which must be ready; it stays the next one."""
+        return self._batches[self._next].batch()
+
     def pop(self) -> CropBatch:
         """Return the next batch, which must be ready. It is kept until the one after it."""
-        batch = self._batches[self._next].batch()
+        batch = self.peek()
         self._batches.pop(self._next - 1, None)
         self._next += 1
         return batch
@@ -222,7 +238,7 @@ class BatchAssembly:
         """Return the rows of the next request to this reader; empty if there are none, or if they
         wait for more: a call for a few rows costs as much as one for many."""
         queue = self._queues.get(reader, [])
-        room = max(1, self._call_bytes // (self._sent_row_bytes or _GUESSED_ROW_BYTES))
+        room = max(1, self._call_bytes // (self._row_bytes or _GUESSED_ROW_BYTES))
         if not queue or (queue[0][0] > self._due and self._queued_rows[reader] < room):
             return []
         parts: list[TaskRows] = []
@@ -252,9 +268,7 @@ class BatchAssembly:
             if batch is not None:
                 batch.put(part.positions, [group[taken] for group in rows.crops])
         if start:
-            self._sent_row_bytes = -(-sent_bytes // start)
-            # Larger than what was sent where images are cropped here.
-            self._row_bytes = max(self._sent_row_bytes, rows.num_bytes // start)
+            self._row_bytes = -(-sent_bytes // start)
 
     def lost(self, parts: Sequence[TaskRows]) -> None:
         """Note that a request failed: the holders of these rows must be requested again."""

@@ -2,16 +2,15 @@
 
 A rank takes the same positions of every global batch. One request asks one reader for rows of
 several steps. Rows of a lost reader are requested again from the reader that crops them anew.
-Where readers only verify, the rows are cropped here. The feed does not decide what is in a batch.
+Where readers only verify, `crops_ahead` crops the next batches while one is trained on.
+The feed does not decide what is in a batch.
 """
 
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -19,7 +18,8 @@ import ray
 from cluster.protocol.actor_rpc import ActorClient, Unreachable
 from cluster.protocol.messages import Plans, Rows
 from cluster.trainers.batch_assembly import BatchAssembly, TaskRows
-from cluster.trainers.trainer_crops import TrainerCropper, TrainerCropsConfig
+from cluster.trainers.crops_ahead import CropsAhead
+from cluster.trainers.trainer_crops import TrainerCropsConfig
 from shards.errors import StreamStopped
 from shards.records import CropBatch
 
@@ -35,7 +35,8 @@ class FeedConfig:
     Crops of `max_bytes` are held or requested, and always those of the next step; `call_bytes` come
     in one answer. A reader without an answer for `answer_seconds` is reported to Control. Plans are
     requested again after `retry_seconds` if there were none, or if a task had no holder.
-    `cropping`: how to crop verified images; None where readers crop.
+    `cropping`: how to crop verified images; None where readers crop. Then `max_bytes` counts the
+    encoded images.
     """
 
     max_bytes: int = 1 << 30
@@ -70,10 +71,10 @@ class BatchFeed:
         self._plans_ref: Any = None
         self._plans_after = 0.0
         self._requests: dict[Any, _Request] = {}
-        cropping = self._config.cropping
-        self._cropper = None if cropping is None else TrainerCropper(cropping)
         self._changed = threading.Condition()  # guards all that follows
         self._assembly = BatchAssembly(self._config.max_bytes, self._config.call_bytes)
+        cropping = self._config.cropping
+        self._ahead = CropsAhead(self._assembly, cropping, self._crops_ended) if cropping else None
         self._error: BaseException | None = None
         self._wait_seconds = 0.0
         self._taken_bytes = self._num_calls = self._num_lost = 0
@@ -88,6 +89,9 @@ class BatchFeed:
             self._entered, self._interrupted = True, False
             if self._thread.is_alive():
                 self._error = None  # if it still holds, Control answers with it again
+            if self._ahead is not None:
+                self._ahead.forget()
+                self._ahead.begin()
             self._changed.notify_all()
 
     def next(self) -> CropBatch:
@@ -98,7 +102,7 @@ class BatchFeed:
         began = time.monotonic()
         with self._changed:
             try:
-                while not self._assembly.is_ready or self._interrupted:
+                while not self._is_ready() or self._interrupted:
                     if self._interrupted or self._closed:
                         raise StreamStopped("stopped while it waited for images")
                     if self._error is not None:
@@ -106,9 +110,22 @@ class BatchFeed:
                     self._changed.wait()
             finally:
                 self._wait_seconds += time.monotonic() - began
-            batch = self._assembly.pop()
+            step, batch = self._assembly.next_step, self._assembly.pop()
+            batch = self._cropped(step, batch)
+            if self._ahead is not None:
+                self._ahead.begin()
             self._changed.notify_all()
             return batch
+
+    def peek(self) -> CropBatch | None:
+        """Return the batch that `next` would return without waiting; None: it would wait.
+
+        Until then its crops are the same objects, unless this rank gets other rows.
+        """
+        with self._changed:
+            if self._interrupted or not self._is_ready():
+                return None
+            return self._cropped(self._assembly.next_step, self._assembly.peek())
 
     def status(self) -> Mapping[str, float]:
         """Return totals of waits and answers since the start, and what is held now."""
@@ -135,8 +152,8 @@ class BatchFeed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
-        if self._cropper is not None:
-            self._cropper.close()
+        if self._ahead is not None:
+            self._ahead.close()
 
     def __enter__(self) -> "BatchFeed":
         return self
@@ -229,28 +246,27 @@ class BatchFeed:
         with self._changed:
             self._num_calls += 1
             self._taken_bytes += num_bytes
-        if self._cropper is None:
-            self._put(request.parts, rows, num_bytes)
-        else:
-            cropped = self._cropper.submit(request.parts, rows)
-            cropped.add_done_callback(partial(self._take_crops, request.parts, num_bytes))
+            self._assembly.put(request.parts, rows, num_bytes)
+            if self._ahead is not None:
+                self._ahead.begin()
+            self._changed.notify_all()
         self._report_missing(request, set(rows.missing))
 
-    def _take_crops(self, parts: list[TaskRows], num_bytes: int, cropped: Future[Rows]) -> None:
-        """Take crops. Called by the thread that made them."""
-        if cropped.cancelled():
-            return
-        error = cropped.exception()
-        if error is None:
-            self._put(parts, cropped.result(), num_bytes)
-            return
-        with self._changed:
-            self._assembly.lost(parts)
-        self._fail(error)
+    def _is_ready(self) -> bool:
+        """Return True if the next batch is complete, and cropped."""
+        step = self._assembly.next_step
+        return self._assembly.is_ready and (self._ahead is None or self._ahead.has(step))
 
-    def _put(self, parts: list[TaskRows], rows: Rows, num_bytes: int) -> None:
+    def _cropped(self, step: int, batch: CropBatch) -> CropBatch:
+        """Return the batch `step`, which is ready, with its crops."""
+        return batch if self._ahead is None else replace(batch, crops=self._ahead.crops(step))
+
+    def _crops_ended(self, error: BaseException | None) -> None:
+        """Note the end of some crops. Called by the thread that made them."""
+        if error is not None:
+            self._fail(error)
+            return
         with self._changed:
-            self._assembly.put(parts, rows, num_bytes)
             self._changed.notify_all()
 
     def _drop_late_requests(self) -> None:

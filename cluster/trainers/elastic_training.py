@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from cluster.protocol.learner import Batches, BuildLearner, LearnerState, StopVote
+from cluster.protocol.learner import Batches, BuildLearner, Learner, LearnerState, StopVote
 from cluster.protocol.messages import Directive, Doing
 from cluster.protocol.step_report import StepReport
 from cluster.trainers.heartbeat import Heartbeat, HeartbeatConfig
@@ -85,7 +85,7 @@ class ElasticTrainer:
         """
         if self._config.num_threads is not None:
             torch.set_num_threads(self._config.num_threads)
-        self._learner = self._build()
+        self._learner = self._new_learner()
         on_ready()
         self._heartbeat.report("ready")
         vote = StopVote.CONTINUE
@@ -175,7 +175,12 @@ class ElasticTrainer:
         if saved is not None:
             self._learner.load(saved)
         elif self._learner.step > 0:
-            self._learner = self._build()
+            self._learner = self._new_learner()
+
+    def _new_learner(self) -> Learner:
+        learner = self._build()
+        learner.look_ahead(self._batches.peek)
+        return learner
 
     def _train(self, ranks: Ranks | None) -> StopVote:
         control = _RankControl(self._heartbeat, self.counts, lambda: self._check_sync(ranks))

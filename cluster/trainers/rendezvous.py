@@ -70,16 +70,24 @@ class RendezvousStore:
 class Ranks(dist.ProcessGroup):
     """The process group of one generation, as one of its ranks sees it.
 
-    On gloo a collective waits at once, even an asynchronous one that is waited for later. On NCCL
-    it waits on the device, and a reader of its result must call `check` afterwards.
+    On NCCL a collective waits on the device, and a reader of its result must call `check`
+    afterwards. `beside` is a second connection of the same ranks: collectives there run beside
+    those of this group, and may begin before or after them.
     """
 
     def __init__(
-        self, backend: Any, stores: Any, kind: Backend, info: RankInfo, watch: GenerationWatch
+        self,
+        backend: Any,
+        stores: Any,
+        kind: Backend,
+        info: RankInfo,
+        watch: GenerationWatch,
+        beside: "Ranks | None" = None,
     ) -> None:
         super().__init__(info.rank, info.world)
         self._backend, self._kind, self._watch = backend, kind, watch
         self._stores = stores  # the backend uses them, and does not hold them
+        self.beside = beside
         self.device = torch.device("cuda" if kind == "nccl" else "cpu")
 
     @classmethod
@@ -102,20 +110,28 @@ class Ranks(dist.ProcessGroup):
         try:
             store = RankStore(info.address, f"g{info.generation}")
             _await_all(store, info, watch)
-            stores = [store]
             if kind == "nccl":
-                stores += _device_stores(store, info, host, connect)
-                backend = open_nccl(stores[-1], info.rank, info.world, connect)
+                held, (first, second) = _device_stores(store, info, host, connect)
+                stores = [store, held, first, second]
+                backends = [
+                    open_nccl(each, info.rank, info.world, connect) for each in (first, second)
+                ]
             else:
-                backend = open_gloo(store, info.rank, info.world, host, connect)
+                second = RankStore(info.address, f"g{info.generation} beside")
+                stores = [store, second]
+                backends = [
+                    open_gloo(each, info.rank, info.world, host, connect) for each in stores
+                ]
         except (OSError, RuntimeError) as error:
             reason = _first_line(error)
             raise GenerationOver(f"not all ranks came together ({reason})") from error
         finally:
             watch.doing = before
-        set_timeout(backend, timedelta(seconds=collective_seconds))
+        for backend in backends:
+            set_timeout(backend, timedelta(seconds=collective_seconds))
         watch.check()
-        return cls(backend, stores, kind, info, watch)
+        beside = cls(backends[1], stores, kind, info, watch)
+        return cls(backends[0], stores, kind, info, watch, beside)
 
     def check(self) -> None:
         """Raise GenerationOver if results of collectives may be invalid."""
@@ -126,6 +142,8 @@ class Ranks(dist.ProcessGroup):
         backend = self._backend
         if self._kind == "nccl" and backend is not None:
             backend.abort()
+        if self.beside is not None:
+            self.beside.abort()
 
     def close(self) -> None:
         """Leave without waiting: a hanging operation ends with its peer or its time-out."""
@@ -137,6 +155,8 @@ class Ranks(dist.ProcessGroup):
             held.clear()  # only then: the backend may use the stores while it ends
 
         threading.Thread(target=leave, name="leave", daemon=True).start()
+        if self.beside is not None:
+            self.beside.close()
 
     # Functions of `torch.distributed` call these by position, and only `wait` for the result.
     def allreduce(self, tensors: Any, options: Any = None) -> Any:  # type: ignore[override]
@@ -197,8 +217,12 @@ class _Collective:
             raise GenerationOver(f"a peer was lost ({_first_line(error)})") from error
 
 
-def _device_stores(store: Any, info: RankInfo, host: str, timeout: timedelta) -> list[Any]:
-    """Return the stores of a group of NCCL, whose threads can only use a store of torch itself.
+def _device_stores(
+    store: Any, info: RankInfo, host: str, timeout: timedelta
+) -> tuple[Any, list[Any]]:
+    """Return a store of torch itself, and parts of it for two groups of NCCL.
+
+    The threads of NCCL can use no other store.
 
     It listens on the address of rank 0 only, until the generation ends. Its keys have a prefix that
     only ranks know, though not from a client that lists them: docs/security.md says what is left.
@@ -211,7 +235,7 @@ def _device_stores(store: Any, info: RankInfo, host: str, timeout: timedelta) ->
         store.wait(["device"], timeout)  # `get` would wait for minutes
         address, port, prefix = store.get("device").decode().split("|")
         found = TCPStore(address, int(port), is_master=False, timeout=timeout)
-    return [found, PrefixStore(prefix, found)]
+    return found, [PrefixStore(f"{prefix}{name}", found) for name in ("", " beside")]
 
 
 def _await_all(store: Any, info: RankInfo, watch: GenerationWatch) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ from PIL import AvifImagePlugin, Image
 
 from shards.crops.recipe import CropRecipe
 from shards.images.image_header import ImageHeader
-from shards.records import Reason
+from shards.records import CropArray, Reason
 
 _BLOCK_BYTES = 1 << 26
 
@@ -29,12 +29,17 @@ class CroppedImages:
     """The crops of a batch of N images.
 
     `ok` (N,) bool; `crops` holds for every view group uint8 (ok.sum(), V, S, S, 3) in RGB, a row
-    for every image that is ok, in order; `failures` holds all other images.
+    for every image that is ok, in order, where the engine made them; `failures` holds all other
+    images.
     """
 
-    crops: tuple[NDArray[np.uint8], ...]
+    crops: tuple[CropArray, ...]
     ok: NDArray[np.bool_]
     failures: list[CropFailure] = field(default_factory=list)
+
+    def on_host(self) -> tuple[NDArray[np.uint8], ...]:
+        """Return the crops as arrays of NumPy; those on a GPU are copied."""
+        return tuple(map(_on_host, self.crops))
 
 
 class Engine(Protocol):
@@ -49,6 +54,10 @@ class Engine(Protocol):
     def crop(
         self, images: Sequence[ImageHeader], parameters: NDArray[np.float32]
     ) -> CroppedImages: ...
+
+
+def _on_host(array: Any) -> NDArray[np.uint8]:
+    return array if isinstance(array, np.ndarray) else np.asarray(array.cpu())
 
 
 def use_one_core() -> None:

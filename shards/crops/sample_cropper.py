@@ -102,7 +102,7 @@ class SampleCropper:
         if self._job.label:
             kept = [sample for (sample, _), ok in zip(admitted, cropped.ok, strict=True) if ok]
             labels = self._labels(kept, epoch)
-        return CroppedSamples(cropped.crops, tuple(rejects), labels=labels)
+        return CroppedSamples(cropped.on_host(), tuple(rejects), labels=labels)
 
     def _labels(self, samples: Sequence[Sample], epoch: int) -> NDArray[np.int64]:
         labels, numbers = read_labels(samples, self._job.label, epoch), self._job.class_numbers

@@ -81,6 +81,10 @@ class Pretrain:
     tensorboard: bool = False
     """Write loss and readings for TensorBoard, too, into the folder `tensorboard` of the run; needs
     the extra `tensorboard`."""
+    log_every: int | None = None
+    """Steps that a GPU of this process may be ahead of the log, which gets every step all the same;
+    1 waits for each step. By default 10; 1 with --max-skipped-steps and on Ray. A CPU waits
+    anyway."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     sizing: Annotated[Sizing | None, tyro.conf.Suppress] = None
 
@@ -154,6 +158,7 @@ def placement_of(parsed: Pretrain) -> "Placement":
         prices=parse_prices(parsed.price),
         tensorboard=parsed.tensorboard,
         debug_ports=None if parsed.debug_ports is None else parse_ports(parsed.debug_ports),
+        log_every=parsed.log_every,
     )
 
 

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from shards.errors import ConfigError
+from streamssl.devices.number_transfer import Reading
+from streamssl.modules.momentum import MomentumCopy
+from streamssl.modules.prototypes import Prototypes
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +25,13 @@ class StepOutput:
     """Loss of this rank's samples, to be averaged over ranks, and readings of the step.
 
     `loss` is a float32 scalar with gradient. `readings` are detached scalars, perhaps on the
-    device: reading one waits for the device. `features` (B, D) are this rank's unit-norm features
-    of one view, detached, for health checks. `plateau` is the loss of features that carry no
-    information about their images, if it is known.
+    device: a method must not read them, since it would wait for the device. `features` (B, D) are
+    this rank's unit-norm features of one view, detached, for health checks. `plateau` is the loss
+    of features that carry no information about their images, if it is known.
     """
 
     loss: Tensor
-    readings: Mapping[str, Tensor | float] = field(default_factory=dict)
+    readings: Mapping[str, Reading] = field(default_factory=dict)
     features: Tensor | None = None
     plateau: float | None = None
 
@@ -102,6 +105,19 @@ class Method(nn.Module):
 
     def after_step(self, step: int) -> None:
         """Change state after the optimizer has moved the weights."""
+
+    def changed_by_loss(self) -> list[nn.Parameter]:
+        """Return the parameters that `loss` changes in place, besides buffers.
+
+        They are copied before a step that may have to be undone. By default those of momentum
+        copies and prototypes.
+        """
+        return [
+            parameter
+            for module in self.modules()
+            if isinstance(module, MomentumCopy | Prototypes)
+            for parameter in module.parameters()
+        ]
 
     def parameters_to_optimise(self) -> list[nn.Parameter]:
         """Return the trained parameters."""

@@ -73,6 +73,10 @@ class BYOL(Method):
         }
         return StepOutput(loss, readings, z_BD)
 
+    def changed_by_loss(self) -> list[nn.Parameter]:
+        """Return no parameter: the target moves after the step."""
+        return []
+
     def after_step(self, step: int) -> None:
         """Move the target towards the updated online network (eq. 1)."""
         self.target.update(self._online(), self._momentum(step))

@@ -14,6 +14,7 @@ feature.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from streamssl.config.methods.deepcluster_config import DeepClusterConfig
+from streamssl.devices.host_copy import HostCopy
 from streamssl.distributed.collectives import all_gather_rows, all_reduce_sum, world_size
 from streamssl.methods.base import (
     BuildContext,
@@ -32,7 +34,7 @@ from streamssl.methods.base import (
 )
 from streamssl.modules.feature_readings import perplexity
 from streamssl.modules.heads import swav_head
-from streamssl.modules.kmeans import Centroids, nearest_centroids
+from streamssl.modules.kmeans import Centroids, count_labels, nearest_centroids
 from streamssl.modules.losses import assigned_cross_entropy, at_least_float32
 from streamssl.modules.sample_memory import (
     NO_LABEL,
@@ -75,8 +77,7 @@ def balanced_label_loss(
     """
     losses = []
     for scores_NK, targets_N in zip(scores, targets, strict=True):
-        labels = targets_N[targets_N != NO_LABEL]
-        counts_K = all_reduce_sum(torch.bincount(labels, minlength=scores_NK.shape[1]), group)
+        counts_K = all_reduce_sum(count_labels(targets_N, scores_NK.shape[1]), group)
         weights_K = torch.where(counts_K > 0, 1 / counts_K.clamp(min=1), 0.0).to(scores_NK.dtype)
         total = F.cross_entropy(
             scores_NK / temperature,
@@ -100,8 +101,7 @@ def label_spread(
     """Return the perplexity (H,) of each head's labels of all ranks: 1 if all are equal, NaN if
     there are none."""
     counts = [
-        torch.bincount(targets_N[targets_N != NO_LABEL], minlength=num)
-        for targets_N, num in zip(targets, num_prototypes, strict=True)
+        count_labels(targets_N, num) for targets_N, num in zip(targets, num_prototypes, strict=True)
     ]
     shared = all_reduce_sum(torch.cat(counts).double(), group).split(list(num_prototypes))
     return torch.stack([perplexity(counts_K) for counts_K in shared])
@@ -131,6 +131,7 @@ class DeepCluster(Method):
         capacity = config.memory if config.mode == "epochs" else 1
         self.labels = LabelTable(capacity, len(config.num_prototypes))
         self.register_buffer("num_clusterings", torch.zeros((), dtype=torch.int64))
+        self._known_clusterings = HostCopy()
 
     def loss(
         self, views: Sequence[Tensor], *, step: int, samples: SampleInfo | None = None
@@ -141,7 +142,7 @@ class DeepCluster(Method):
             with torch.autocast(views[0].device.type, enabled=False):
                 self.cluster(step)
         features_ND = self.projection(torch.cat([self.backbone(crops) for crops in views]))
-        keys_B = sample_keys(samples.ids).to(features_ND.device)
+        keys_B = sample_keys(samples.ids).to(features_ND.device, non_blocking=True)
         with torch.autocast(features_ND.device.type, enabled=False):
             z_ND = F.normalize(at_least_float32(features_ND), dim=1)
             scores = [head(z_ND) for head in self.heads]
@@ -155,7 +156,7 @@ class DeepCluster(Method):
         readings = label_readings(scores[0], targets[0], spread_H)
         readings["memory_fill"] = self.memory.fill
         # Before the first clustering there is no loss.
-        plateau = label_plateau(self.config.num_prototypes) if self.num_clusterings else None
+        plateau = label_plateau(self.config.num_prototypes) if self._has_clusters else None
         return StepOutput(loss, readings, z_ND[: len(keys_B)].detach(), plateau)
 
     @torch.no_grad()
@@ -169,7 +170,7 @@ class DeepCluster(Method):
             place = number % len(crops)
             own = slice(crops[place] * num_samples, (crops[place] + 1) * num_samples)
             labels_B = nearest_centroids(z_ND[own], head.centroids)
-            if int(self.num_clusterings) == 0:
+            if not self._has_clusters:
                 labels_B = torch.full_like(labels_B, NO_LABEL)
             else:
                 head.follow_(gathered_AGD[place], forget)
@@ -177,6 +178,11 @@ class DeepCluster(Method):
             labels_N[own] = NO_LABEL  # a crop must not predict its own label
             targets.append(labels_N)
         return targets
+
+    @property
+    def _has_clusters(self) -> bool:
+        """True after the first clustering."""
+        return self._known_clusterings.read(self.num_clusterings) > 0
 
     def _heads(self) -> list[Centroids]:
         return list(self.heads)  # type: ignore[arg-type]
@@ -203,12 +209,17 @@ class DeepCluster(Method):
         if self.config.mode == "epochs":
             self.labels.replace(self.memory.keys[slots_L], torch.stack(labels))
         self.num_clusterings += 1
+        self._known_clusterings.forget()
 
     def after_backward(self, step: int) -> None:
         """Drop gradients before the first clustering: no update, no momentum, no decay."""
-        if int(self.num_clusterings) == 0:
+        if not self._has_clusters:
             for parameter in self.parameters():
                 parameter.grad = None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known_clusterings.forget()
 
 
 def label_readings(

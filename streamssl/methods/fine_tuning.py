@@ -8,6 +8,7 @@ Shape letters: B samples of this rank, C classes, D feature.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,20 +41,26 @@ class ClassLayer(nn.Linear):
         super().__init__(width, num_classes)
         labels = torch.full((num_classes,), -1, dtype=torch.int64)
         self.register_buffer("label_of_class", labels)
+        self._known_labels: list[int] | None = None  # copy on the host
 
     def number(self, labels_B: Tensor, group: ProcessGroup | None) -> Tensor:
-        """Return the classes (B,) of labels; negative ones stay. Raises ConfigError."""
+        """Return the classes (B,) of labels on the CPU; negative ones stay. Raises ConfigError."""
         device = self.label_of_class.device
-        distinct = dict.fromkeys(all_gather_rows(labels_B.to(device), group).tolist())
-        known = self.label_of_class.tolist()
+        labels_G = labels_B if group is None else all_gather_rows(labels_B.to(device), group)
+        distinct = dict.fromkeys(labels_G.tolist())
+        if self._known_labels is None:
+            self._known_labels = self.label_of_class.tolist()
+        known = list(self._known_labels)
         class_of = {label: number for number, label in enumerate(known) if label >= 0}
         new = [label for label in distinct if label >= 0 and label not in class_of]
         for label in sorted(new, key=lambda label: label >= FIRST_HASH):  # numbers come first
             class_of[label] = self._place(label, known)
             known[class_of[label]] = label
         if new:
-            self.label_of_class.copy_(torch.tensor(known))
-        return torch.tensor([class_of.get(x, x) for x in labels_B.tolist()], device=device)
+            self.label_of_class.copy_(torch.tensor(known), non_blocking=True)
+            self._known_labels = known
+        classes_B = torch.tensor([class_of.get(x, x) for x in labels_B.tolist()])
+        return classes_B.to(device, non_blocking=True)
 
     def _place(self, label: int, known: list[int]) -> int:
         """Return a free class for a label: its own one for a number, if no word has that."""
@@ -71,6 +78,10 @@ class ClassLayer(nn.Linear):
                 "a class: raise --method.num-classes, or name another --label"
             )
         return known.index(-1)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known_labels = None
 
 
 class Classifier(nn.Module):

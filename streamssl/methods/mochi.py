@@ -37,7 +37,7 @@ class MixingDraws:
     def rows(self, place: slice, device: torch.device) -> "MixingDraws":
         """Return the choices of a range of samples."""
         parts = (self.first, self.second, self.share, self.third, self.query_share)
-        return MixingDraws(*(part[place].to(device) for part in parts))
+        return MixingDraws(*(part[place].to(device, non_blocking=True) for part in parts))
 
 
 def draw(generator: torch.Generator, num_samples: int, config: MoCHiConfig) -> MixingDraws:
@@ -106,7 +106,7 @@ class MoCHi(MoCo):
         """Return MoCo's contrast, after `start_step` with mixed hardest keys (section 4)."""
         ids_B2 = torch.full_like(self.queue_ids[: len(query_BD)], -1)
         if samples is not None:
-            ids_B2 = samples.ids.to(self.queue_ids.device)
+            ids_B2 = samples.ids.to(self.queue_ids.device, non_blocking=True)
         is_own_BL = (ids_B2[:, None] == self.queue_ids).all(dim=2) & (ids_B2[:, :1] >= 0)
         with torch.autocast(query_BD.device.type, enabled=False):
             q_BD = F.normalize(at_least_float32(query_BD), dim=1)

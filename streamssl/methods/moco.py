@@ -148,7 +148,8 @@ class MoCo(Method):
         num_rows, num_ranks = len(crops), world_size(self.group)
         mine = slice(rank(self.group) * num_rows, (rank(self.group) + 1) * num_rows)
         generator = step_generator(self.seed, step, "moco shuffle")
-        order_G = torch.randperm(num_rows * num_ranks, generator=generator).to(crops.device)
+        order_G = torch.randperm(num_rows * num_ranks, generator=generator)
+        order_G = order_G.to(crops.device, non_blocking=True)
         shuffled = all_gather_rows(crops, self.group)[order_G[mine]]
         shuffled = shuffled.contiguous(memory_format=torch.channels_last)
         # At least two groups, or shuffling has no effect; at least two rows in each.

@@ -15,6 +15,7 @@ mixed images, D feature, S pixels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -184,6 +185,7 @@ class PatchMix(Method):
         self.predictor = moco_v3_head(
             config.dim, config.hidden_dim, config.dim, num_layers=2, ends_in_norm=True
         )
+        self._known_targets: tuple[Any, MixingTargets] | None = None
         self.key_encoder: MomentumCopy | None = None
         if config.keys == "momentum":
             self.key_encoder = MomentumCopy(self._encoder())
@@ -220,6 +222,7 @@ class PatchMix(Method):
         return StepOutput(torch.stack(list(losses.values())).sum(), readings, features, plateau)
 
     def _targets(self, num_samples: int, device: torch.device) -> MixingTargets:
+        """Return the targets, which are the same in every step of these ranks."""
         config, num_all = self.config, num_samples * world_size(self.group)
         if num_all < 2 * config.num_mixed - 1:
             raise ConfigError(
@@ -228,11 +231,15 @@ class PatchMix(Method):
             )
         ring = MixingRing(rank(self.group) * num_samples, num_all, num_all)
         mixed = {"num_mixed": config.num_mixed, "smoothing": config.smoothing}
-        return MixingTargets(
-            identity_targets(num_samples, ring, smoothing=config.identity_smoothing).to(device),
-            source_targets(num_samples, ring, **mixed).to(device),  # type: ignore[arg-type]
-            mixture_targets(num_samples, ring, **mixed).to(device),  # type: ignore[arg-type]
-        )
+        key = (ring, num_samples, device)
+        if self._known_targets is None or self._known_targets[0] != key:
+            targets = MixingTargets(
+                identity_targets(num_samples, ring, smoothing=config.identity_smoothing).to(device),
+                source_targets(num_samples, ring, **mixed).to(device),  # type: ignore[arg-type]
+                mixture_targets(num_samples, ring, **mixed).to(device),  # type: ignore[arg-type]
+            )
+            self._known_targets = key, targets
+        return self._known_targets[1]
 
     def _update_keys(self, step: int) -> float | None:
         """Move the copy and return the momentum of this step.
@@ -289,7 +296,8 @@ class PatchMix(Method):
         config, num_samples = self.config, len(images)
         num_patches = (images.shape[2] // config.patch_size) ** 2
         generator = step_generator(self.seed, step, f"patchmix {view}")
-        order_T = torch.randperm(num_patches, generator=generator).to(images.device)
+        order_T = torch.randperm(num_patches, generator=generator)
+        order_T = order_T.to(images.device, non_blocking=True)
         num_following = config.num_mixed - 1
         firsts = all_gather_rows(images[: min(num_following, num_samples)], self.group)
         begin = (rank(self.group) + 1) * min(num_following, num_samples)

@@ -12,6 +12,7 @@ memory or, crop-major, V * B crops; H heads, K prototypes of a head, L memory, D
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from streamssl.config.methods.sela_config import SeLaConfig
+from streamssl.devices.host_copy import HostCopy
 from streamssl.distributed.collectives import (
     all_gather_rows,
     all_reduce_max,
@@ -162,6 +164,7 @@ class SeLa(Method):
         self.labels = LabelTable(capacity, len(config.num_prototypes))
         self.balances = nn.ModuleList(RunningPotentials(num) for num in config.num_prototypes)
         self.register_buffer("num_labellings", torch.zeros((), dtype=torch.int64))
+        self._known_labellings = HostCopy()
 
     def loss(
         self, views: Sequence[Tensor], *, step: int, samples: SampleInfo | None = None
@@ -174,7 +177,7 @@ class SeLa(Method):
             with torch.autocast(views[0].device.type, enabled=False):
                 self.label()
         features_ND = self.projection(torch.cat([self.backbone(crops) for crops in views]))
-        keys_B = sample_keys(samples.ids).to(features_ND.device)
+        keys_B = sample_keys(samples.ids).to(features_ND.device, non_blocking=True)
         with torch.autocast(features_ND.device.type, enabled=False):
             z_ND = F.normalize(at_least_float32(features_ND), dim=1)
             scores = [prototypes(z_ND) for prototypes in self.prototypes]
@@ -187,7 +190,7 @@ class SeLa(Method):
         readings = label_readings(scores[0], targets[0], spread_H)
         readings["memory_fill"] = self.memory.fill
         # Before the first labels there is no loss.
-        plateau = label_plateau(self.config.num_prototypes) if self.num_labellings else None
+        plateau = label_plateau(self.config.num_prototypes) if self._has_labels else None
         return StepOutput(loss, readings, z_ND[: len(keys_B)].detach(), plateau)
 
     @torch.no_grad()
@@ -199,7 +202,7 @@ class SeLa(Method):
         for number, (scores_NK, balance) in enumerate(zip(scores, self.balances, strict=True)):
             crop = config.crops_for_assign[number % len(config.crops_for_assign)]
             own = slice(crop * num_samples, (crop + 1) * num_samples)
-            if int(self.num_labellings) == 0:
+            if not self._has_labels:
                 labels_B = torch.full_like(keys_B, NO_LABEL)
             else:
                 log_q_BK = scores_NK[own].double() * (config.exponent / config.temperature)
@@ -208,6 +211,11 @@ class SeLa(Method):
             labels_N[own] = NO_LABEL  # a crop must not predict its own label
             targets.append(labels_N)
         return targets
+
+    @property
+    def _has_labels(self) -> bool:
+        """True after the first labelling."""
+        return self._known_labellings.read(self.num_labellings) > 0
 
     @torch.no_grad()
     def label(self) -> None:
@@ -232,9 +240,14 @@ class SeLa(Method):
         if self.config.mode == "epochs":
             self.labels.replace(self.memory.keys[slots_L], torch.stack(labels))
         self.num_labellings += 1
+        self._known_labellings.forget()
 
     def after_backward(self, step: int) -> None:
         """Drop gradients before the first labels: no update, no momentum, no decay."""
-        if int(self.num_labellings) == 0:
+        if not self._has_labels:
             for parameter in self.parameters():
                 parameter.grad = None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known_labellings.forget()

@@ -80,7 +80,7 @@ class SupCon(Method):
         num_rows = len(features_ND) // self.num_crops
         labels_B = torch.full((num_rows,), -1, device=features_ND.device)
         if samples is not None and samples.labels is not None:
-            labels_B = samples.labels.to(features_ND.device)
+            labels_B = samples.labels.to(features_ND.device, non_blocking=True)
         is_same_BG = same_label(labels_B, self.group)
         with torch.autocast(features_ND.device.type, enabled=False):
             z_ND = F.normalize(at_least_float32(features_ND), dim=1)

@@ -20,6 +20,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from streamssl.config.parts.queue_config import QueueConfig
+from streamssl.devices.host_copy import HostCopy
 from streamssl.distributed.collectives import all_gather_rows
 from streamssl.modules.losses import at_least_float32
 
@@ -54,6 +55,7 @@ class DriftProbe(nn.Module):
         self.register_buffer("drift", torch.full((), UNMEASURED))
         self.register_buffer("num_looks", torch.zeros((), dtype=torch.int64))
         self.register_buffer("started", torch.full((), -1, dtype=torch.int64))
+        self._known_looks = HostCopy()
         # Copy of `started` >= 0 on the CPU; None after a measurement or a loaded state.
         self._known_started: bool | None = None
 
@@ -73,7 +75,8 @@ class DriftProbe(nn.Module):
         num_rows = len(crops_B3SS) * (1 if group is None else group.size())
         if step % max(MIN_STEPS, -(-self.config.capacity // num_rows)):
             return
-        is_first = not int(self.num_looks)
+        num_looks = self._known_looks.read(self.num_looks)
+        is_first = not num_looks
         if is_first:
             self._keep_images(crops_B3SS, group)
         with torch.autocast(self.images.device.type, enabled=False):
@@ -83,12 +86,15 @@ class DriftProbe(nn.Module):
             self.drift.copy_(1 - (features_PD * self.entries).sum(dim=1).mean())
         self.entries.copy_(features_PD)
         self.num_looks += 1
+        self._known_looks.set(num_looks + 1)
         self._known_started = self._known_started or None  # a started queue stays in use
 
     def has_started(self, step: int, *, is_full: bool) -> bool:
         """Return True if the queue is used in this step, by the rule of `QueueConfig`.
 
-        Call it after `measure` in every step; the first True is stored.
+        Call it after `measure` in every step; the first True is stored. Before that, it waits for
+        the device once after each measurement, if the rule has a `max_drift`: the sizes of what
+        follows depend on it.
         """
         if step < self.config.start_step or not is_full:
             return False
@@ -119,6 +125,7 @@ class DriftProbe(nn.Module):
         with torch.no_grad():
             self.drift.clamp_(max=UNMEASURED)  # infinite in older checkpoints
         self._known_started = None
+        self._known_looks.forget()
 
 
 @contextmanager

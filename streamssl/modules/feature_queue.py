@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from shards.errors import ConfigError
+from streamssl.devices.host_copy import HostCopy
 from streamssl.distributed.collectives import rank, world_size
 
 
@@ -23,7 +24,8 @@ class FeatureQueue(nn.Module):
 
     Buffers, all in the state dict: `rows` (L, D) float32; `steps` (L,) int64, -1 in empty slots;
     `position` and `num_filled` int64 scalars. Slots fill from 0 and then wrap.
-    A push does not wait for the device.
+    No method waits for the device, besides the first after a state was loaded. Steps of pushes must
+    not fall.
     """
 
     rows: Tensor
@@ -38,8 +40,7 @@ class FeatureQueue(nn.Module):
         self.register_buffer("steps", torch.full((capacity,), -1, dtype=torch.int64))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self.register_buffer("num_filled", torch.zeros((), dtype=torch.int64))
-        # A full queue stays full, so `num_filled` is read only until then.
-        self._known_full = False
+        self._filled = HostCopy()
 
     @torch.no_grad()
     def push(self, rows_ND: Tensor, step: int) -> None:
@@ -54,7 +55,9 @@ class FeatureQueue(nn.Module):
         self.rows[slots_N] = rows_ND.detach().to(self.rows.dtype)
         self.steps[slots_N] = step
         self.position.copy_((self.position + num_rows) % self.capacity)
-        self.num_filled.copy_((self.num_filled + num_rows).clamp(max=self.capacity))
+        filled = min(self._filled.read(self.num_filled) + num_rows, self.capacity)
+        self.num_filled.fill_(filled)
+        self._filled.set(filled)
 
     @torch.no_grad()
     def fill_with_noise(self, generator: torch.Generator) -> None:
@@ -64,16 +67,16 @@ class FeatureQueue(nn.Module):
         self.steps.fill_(-1)
         self.position.zero_()
         self.num_filled.fill_(self.capacity)
+        self._filled.set(self.capacity)
 
     @property
     def is_full(self) -> bool:
-        """Return True if every slot holds a feature. Waits for the device until the first True."""
-        self._known_full = self._known_full or int(self.num_filled) == self.capacity
-        return self._known_full
+        """Return True if every slot holds a feature."""
+        return self._filled.read(self.num_filled) == self.capacity
 
     def newest_first(self) -> Tensor:
         """Return a copy of the filled rows, newest first, (num_filled, D)."""
-        num_filled = self.capacity if self.is_full else int(self.num_filled)
+        num_filled = self._filled.read(self.num_filled)
         ages_N = torch.arange(1, num_filled + 1, device=self.rows.device)
         return self.rows[(self.position - ages_N) % self.capacity]
 
@@ -101,14 +104,17 @@ class FeatureQueue(nn.Module):
         slots_L = torch.arange(self.capacity, device=self.rows.device)
         is_filled_L = slots_L < self.num_filled
         ages_L = torch.where(is_filled_L, step - self.steps, -1).float()
-        nan_L = torch.full_like(ages_L, float("nan"))
-        oldest = ages_L.max()
+        nan, oldest = ages_L.new_full((), float("nan")), ages_L.max()
+        # The ring is sorted by age, newest before `position`, so the median has a known place.
+        # `nanmedian` and an index without a dimension wait for the device.
+        middle = (self.num_filled - 1).clamp(min=0) // 2
+        median = ages_L.gather(0, ((self.position - 1 - middle) % self.capacity).view(1))[0]
         return {
             "queue_fill": self.num_filled / self.capacity,
-            "queue_age_p50": torch.where(is_filled_L, ages_L, nan_L).nanmedian(),
-            "queue_age_max": torch.where(oldest < 0, nan_L[0], oldest),
+            "queue_age_p50": torch.where(oldest < 0, nan, median),
+            "queue_age_max": torch.where(oldest < 0, nan, oldest),
         }
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._known_full = False
+        self._filled.forget()

@@ -23,13 +23,23 @@ def nearest_centroids(rows_ND: Tensor, centroids_KD: Tensor) -> Tensor:
     return torch.cat(parts) if parts else rows_ND.new_zeros(0, dtype=torch.int64)
 
 
+def count_labels(labels_N: Tensor, num_labels: int) -> Tensor:
+    """Return the number (K,) int64 of rows with each label; negative labels do not count.
+
+    `torch.bincount` waits for the device, as does a choice of rows by a mask.
+    """
+    ones_N = (labels_N >= 0).to(torch.int64)
+    counts_K = ones_N.new_zeros(num_labels)
+    return counts_K.index_add_(0, labels_N.clamp(min=0), ones_N)
+
+
 @torch.no_grad()
 def sum_by_cluster(
     rows_ND: Tensor, labels_N: Tensor, num_clusters: int, group: ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the sum (K, D) and the number (K,) of the rows of each cluster, over all ranks."""
     sums_KD = rows_ND.new_zeros(num_clusters, rows_ND.shape[1]).index_add_(0, labels_N, rows_ND)
-    counts_K = torch.bincount(labels_N, minlength=num_clusters).to(rows_ND.dtype)
+    counts_K = count_labels(labels_N, num_clusters).to(rows_ND.dtype)
     both = all_reduce_sum(torch.cat([sums_KD, counts_K[:, None]], dim=1), group)
     return both[:, :-1], both[:, -1]
 

@@ -7,11 +7,14 @@ Shape letters: A banks (features of A crops of a sample), L capacity, N filled r
 the global batch, B samples of this rank, H heads, D feature.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from shards.errors import ConfigError
+from streamssl.devices.host_copy import HostCopy
 from streamssl.distributed.collectives import all_reduce_sum, rank, world_size
 
 # Label of a sample without one; `cross_entropy` ignores it.
@@ -44,6 +47,7 @@ class SampleMemory(nn.Module):
         self.register_buffer("rows", torch.zeros(num_banks, capacity, dim))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self.register_buffer("num_filled", torch.zeros((), dtype=torch.int64))
+        self._filled = HostCopy()
 
     @torch.no_grad()
     def push(self, keys_G: Tensor, rows_AGD: Tensor) -> Tensor:
@@ -59,12 +63,14 @@ class SampleMemory(nn.Module):
         self.keys[slots_G] = keys_G
         self.rows[:, slots_G] = rows_AGD.detach().to(self.rows.dtype)
         self.position.copy_((self.position + num) % self.capacity)
-        self.num_filled.copy_((self.num_filled + num).clamp(max=self.capacity))
+        filled = min(self._filled.read(self.num_filled) + num, self.capacity)
+        self.num_filled.fill_(filled)
+        self._filled.set(filled)
         return slots_G
 
     def oldest_first(self) -> Tensor:
         """Return the filled slots (N,) in the order in which they were written."""
-        num_filled = int(self.num_filled)
+        num_filled = self._filled.read(self.num_filled)
         ages_N = torch.arange(num_filled, 0, -1, device=self.rows.device)
         return (self.position - ages_N) % self.capacity
 
@@ -79,6 +85,10 @@ class SampleMemory(nn.Module):
     def fill(self) -> Tensor:
         """Share of slots that are filled."""
         return self.num_filled / self.capacity
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._filled.forget()
 
 
 class LabelTable(nn.Module):

@@ -13,6 +13,7 @@ from rich.console import Console
 from cluster.monitoring.http_server import Page
 from cluster.monitoring.metrics_hub import MetricsHub
 from cluster.monitoring.run_state import RunEnding
+from cluster.trainers.trainer_crops import CroppedBatches, TrainerCropsConfig
 from shards.crops.crash_marks import CrashMarks
 from shards.errors import StreamSSLError, StreamStopped
 from shards.redaction import scrub
@@ -87,6 +88,7 @@ def check_settings(config: RunConfig, placement: Placement, out: Path) -> None:
 
     Called before any shard is read or packed.
     """
+    placement.steps_to_read(config.max_skipped_steps)
     check_engine(config, placement)
     if placement.tensorboard:
         check_tensorboard()
@@ -199,12 +201,16 @@ def _train_here(
 ) -> Progress:
     """Read and train in this process; return totals of the finished steps."""
     config, out = run.config, run.out
+    log_every = placement.steps_to_read(config.max_skipped_steps)
     job = crop_job(config, run.data, SourceConfig(cache=placement.cache))
+    # Crops that are made on a GPU stay there.
+    on_gpu = config.engine == "dali-gpu"
     manifest = run.data.manifest
     with ExitStack() as stack:
         marks = stack.enter_context(CrashMarks(out / ".crashes"))
+        reading = replace(job, only_verify=on_gpu)
         threads = stack.enter_context(
-            ThreadReaders(manifest, job, placement.readers, metrics.chunk_cropped, marks)
+            ThreadReaders(manifest, reading, placement.readers, metrics.chunk_cropped, marks)
         )
         stream = BatchStream(
             run.order,
@@ -217,13 +223,15 @@ def _train_here(
         )
         watch_stream(metrics, config, stream, threads)
         batches = iter(stream)
+        if on_gpu:
+            batches = stack.enter_context(CroppedBatches(batches, TrainerCropsConfig.of(job)))
         # Nothing is written before the data has shown that it can fill a batch.
         first = next(batches)
         recorder = stack.enter_context(RunRecorder(run, placement, metrics, console))
         recorder.begin()
         stack.enter_context(run.journal.keep_in(out / JOURNAL))
         train(
-            PretrainLearner(config, run.device, run.state),
+            PretrainLearner(config, run.device, run.state, log_every=log_every),
             itertools.chain([first], batches),
             report=recorder.record,
             save=recorder.save,

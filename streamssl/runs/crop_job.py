@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from shards.crops.engine import Engine
 from shards.crops.native import NativeEngine
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Images in one call of DALI's graph; bounds its memory.
 _DALI_BATCH = 32
+# A GPU leaves the first part of a decode, which is serial, to this many cores.
+_DALI_THREADS = 4
 
 
 def crop_job(
@@ -46,5 +48,8 @@ def _build_engine(name: str, recipe: CropRecipe) -> Engine:
     # Only a process that crops with DALI may need to have it.
     from shards.crops.dali import DaliEngine
 
-    device: Literal["cpu", "gpu"] = "gpu" if name == "dali-gpu" else "cpu"
-    return DaliEngine(recipe, max_batch_size=_DALI_BATCH, device=device, num_threads=1)
+    if name == "dali-cpu":
+        return DaliEngine(recipe, _DALI_BATCH, num_threads=1)
+    from shards.dataloader.torch_finisher import TorchFinisher
+
+    return DaliEngine(recipe, _DALI_BATCH, _DALI_THREADS, TorchFinisher(recipe))

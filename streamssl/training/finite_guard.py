@@ -1,4 +1,8 @@
-"""Finite guard: a step whose numbers are not finite must not reach the optimizer or the state."""
+"""Finite guard: a step whose numbers are not finite must not reach a checkpoint or another rank.
+
+On a CPU, on ranks, and with a budget of steps to leave out, its numbers are read before the
+optimizer moves the weights. A GPU that trains alone moves them first; then the state is lost.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import torch
 
-from shards.dataloader.tensors import to_tensors
 from shards.records import CropBatch, Cursor
 from streamssl.checkpoint import TrainState
 from streamssl.config.run_config import RunConfig
+from streamssl.devices.crop_upload import CropUpload
 from streamssl.methods.base import Method, SampleInfo, StepOutput, step_generator
 from streamssl.optim.optimizers import set_rates
 from streamssl.training import health
@@ -23,7 +23,7 @@ def compute_gradients(
     config: RunConfig,
     state: TrainState,
     batch: CropBatch,
-    device: torch.device,
+    upload: CropUpload,
     rank: int,
     phases: StepPhases,
 ) -> StepOutput:
@@ -37,9 +37,9 @@ def compute_gradients(
     optimizer.zero_grad(set_to_none=True)
     dtype = optimizer.param_groups[0]["params"][0].dtype
     with phases.phase("copy"):
-        views = to_tensors(batch.crops, device, dtype)
+        views = upload.to_tensors(batch.crops, dtype)
     with phases.phase("forward_backward"), phases.counting():
-        with _precision(config, device):
+        with _precision(config, upload.device):
             output = method.loss(views, step=step, samples=samples_of(batch, rank))
         if step % health.EVERY == health.EVERY - 1:
             readings = {**output.readings, **health.measure(output, method.group)}

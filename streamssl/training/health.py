@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 import torch
-from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from streamssl.config.run_config import RunConfig
+from streamssl.devices.number_transfer import Reading, read_on_host
 from streamssl.distributed.collectives import all_gather_rows, world_size
 from streamssl.methods.base import StepOutput
 from streamssl.modules.feature_readings import effective_rank, feature_std
@@ -34,16 +34,17 @@ _MIN_ROWS, _MAX_ROWS = 16, 512
 
 
 @torch.no_grad()
-def measure(output: StepOutput, group: ProcessGroup | None) -> dict[str, Tensor | float]:
+def measure(output: StepOutput, group: ProcessGroup | None) -> dict[str, Reading]:
     """Return readings of features and loss that show collapse, the same on every rank.
 
     `effective_rank` and `feature_std` are those of `StepOutput.features`; a batch of fewer than 16
     samples has neither.
     """
-    readings: dict[str, Tensor | float] = {}
+    readings: dict[str, Reading] = {}
     if output.features is not None and len(output.features) * world_size(group) >= _MIN_ROWS:
         x_ND = all_gather_rows(output.features, group)[:_MAX_ROWS].double().nan_to_num()
-        readings["effective_rank"] = effective_rank(x_ND)
+        # Singular values of a GPU are checked by the host, which waits for them.
+        readings["effective_rank"] = read_on_host(x_ND, effective_rank)
         readings["feature_std"] = feature_std(x_ND)
     if output.plateau is not None:
         readings["loss_over_plateau"] = output.loss.detach() / output.plateau

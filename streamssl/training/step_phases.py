@@ -21,6 +21,8 @@ class StepPhases:
         self._utilization = utilization
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._last_mark: torch.cuda.Event | None = None
+        self._device_seconds = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -57,9 +59,25 @@ class StepPhases:
         found, self._seconds, self._events = self._seconds, {}, running
         return {name: round(seconds, 4) for name, seconds in found.items()}
 
-    def readings(self) -> dict[str, float]:
-        """Return readings of the device for a step that ends now, if its peak is known."""
-        return {} if self._utilization is None else self._utilization.step_ended()
+    def mark(self) -> torch.cuda.Event | None:
+        """Mark this point of a step on the GPU, for `readings`; None if nothing is counted."""
+        if self._utilization is None or not self._on_gpu:
+            return None
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record()
+        return mark
+
+    def readings(self, mark: torch.cuda.Event | None) -> dict[str, float]:
+        """Return readings of the device for the step of `mark`, if its peak is known.
+
+        Steps must be given in order, each after the GPU has reached its mark: it does not wait.
+        """
+        if self._utilization is None or mark is None:
+            return {}
+        if self._last_mark is not None:
+            self._device_seconds += self._last_mark.elapsed_time(mark) / 1000
+        self._last_mark = mark
+        return self._utilization.step_ended(self._device_seconds)
 
 
 def phases_of(device: torch.device, precision: str) -> StepPhases:

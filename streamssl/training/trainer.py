@@ -12,6 +12,7 @@ from cluster.protocol.step_report import StepReport
 from cluster.trainers.training_loop import TrainingLoop
 from shards.errors import StorageFailed, StreamEnded, StreamStopped, UserError
 from shards.records import CropBatch
+from streamssl.errors import TrainingDiverged
 from streamssl.training.learner import PretrainLearner
 
 
@@ -27,11 +28,13 @@ def train(
 
     A stream that was stopped ends the training after the last whole step. `save` is called every
     `config.save_every` steps and at the end, also at an end by an error of `batches`, which is
-    raised then. `batches` must begin at the cursor of the learner. Raises StreamEnded when there
-    are too few.
+    raised then. `batches` must begin at the cursor of the learner. Reports come in order, each when
+    its numbers have come from the device, and before the state of its step is saved. Raises
+    StreamEnded when there are too few batches, and TrainingDiverged at a step that is not finite:
+    neither it nor a later step is reported or saved.
     """
     config, iterator = learner.config, iter(batches)
-    loop = TrainingLoop(config.num_steps, config.save_every, save)
+    loop = TrainingLoop(config.num_steps, config.save_every, save, learner.log_every)
     loop.saved_step = learner.step
 
     def next_batch() -> CropBatch:
@@ -52,7 +55,8 @@ def train(
         try:
             report(step)
         except StorageFailed:  # the log has no room; a checkpoint may replace an older one
-            with suppress(UserError):
+            loop.forget_unread()
+            with suppress(UserError, TrainingDiverged):
                 loop.save(learner)
             raise
 

@@ -1,6 +1,5 @@
 """Model FLOPs utilization: the operations of a step relative to the peak of its GPU."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -51,9 +50,11 @@ class Utilization:
             yield
         self._num_flops = counter.get_total_flops()
 
-    def step_ended(self, now: float | None = None) -> dict[str, float]:
-        """Return the utilization since the last step ended; nothing for the first step."""
-        now = time.monotonic() if now is None else now
+    def step_ended(self, now: float) -> dict[str, float]:
+        """Return the utilization since the last step ended; nothing for the first step.
+
+        `now` are seconds of a clock of the device: the host may be steps ahead of it.
+        """
         before, self._ended = self._ended, now
         if before is None:
             return {}

@@ -116,7 +116,7 @@ def compare_stages(images: list[ImageHeader]) -> list[dict[str, object]]:
 
 
 def dali() -> Engine:
-    return DaliEngine(RECIPE, 16, "cpu", 1)
+    return DaliEngine(RECIPE, 16, 1)
 
 
 def draw_for(images: list[ImageHeader]) -> NDArray[np.float32]:

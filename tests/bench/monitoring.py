@@ -145,7 +145,9 @@ class NoPhases:
 
     phase = staticmethod(lambda _: nullcontext())
     counting = staticmethod(nullcontext)
-    readings = take = staticmethod(dict)
+    mark = staticmethod(lambda: None)
+    readings = staticmethod(lambda _: {})
+    take = staticmethod(dict)
 
 
 @contextmanager

@@ -38,6 +38,9 @@ class CountingLearner:
         )
         return report, vote
 
+    def look_ahead(self, peek: object) -> None:
+        """A step without a device prepares nothing."""
+
     def rollback(self) -> None:
         """A step is one assignment: there is nothing to undo."""
 

@@ -76,6 +76,9 @@ class ToyLearner:
             3
         ] else StopVote.CONTINUE
 
+    def look_ahead(self, peek: object) -> None:
+        """A step without a device prepares nothing."""
+
     def rollback(self) -> None:
         if self._before is not None:
             self.weights, self._before = self._before, None

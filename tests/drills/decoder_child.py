@@ -41,7 +41,7 @@ RECIPE = CropRecipe((ViewGroup(num_views=2, size=16, scale=(0.2, 1.0)),))
 _BATCH = 32
 ENGINES: dict[str, Callable[[], Engine]] = {
     "native": partial(NativeEngine, RECIPE),
-    "dali": partial(DaliEngine, RECIPE, _BATCH, "cpu", 1),
+    "dali": partial(DaliEngine, RECIPE, _BATCH, 1),
 }
 _MEMORY_BYTES = 4 << 30
 

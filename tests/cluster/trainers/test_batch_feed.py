@@ -104,6 +104,24 @@ def test_received_rows_are_not_requested_again(running: SharedPath) -> None:
         assert feed.status()["taken_bytes"] == 4 * BATCH * RECIPE.num_bytes
 
 
+def test_a_batch_that_was_looked_at_stays_the_next_one(running: SharedPath) -> None:
+    """A trainer copies it to its GPU during a step; a new generation must not lose its rows."""
+    running.restart()
+    with running.path.feed() as feed:
+        feed.enter(0, 1, 0)
+        feed.next()
+        wait_until(lambda: feed.status()["batches_ready"] == 3)
+        ahead = feed.peek()
+        assert ahead is not None
+        assert_same(ahead, running.expected[1])
+        feed.interrupt()
+        assert feed.peek() is None
+        feed.enter(0, 1, 1)
+        assert feed.next().crops is ahead.crops
+        feed.enter(1, 2, 2)
+        assert_same(feed.next(), running.expected[2], 1, 2)
+
+
 def test_killed_reader_costs_no_row(running: SharedPath) -> None:
     """Trainers already wait for rows that it held."""
     running.restart()

@@ -84,6 +84,10 @@ class LimitedBatches:
             self._step += 1
             return part(made_batch(self._step - 1), *self._place)
 
+    def peek(self) -> CropBatch | None:
+        """Nothing is known before it is asked for."""
+        return None
+
     def interrupt(self) -> None:
         with self._changed:
             self._interrupted = True

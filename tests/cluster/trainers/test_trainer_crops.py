@@ -4,22 +4,21 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import pytest
 import ray
+import torch
 
 from cluster.errors import VerifiedNotCropped
-from cluster.protocol.messages import Rows
-from cluster.trainers.batch_assembly import TaskRows
-from cluster.trainers.trainer_crops import TrainerCropper, TrainerCropsConfig
+from cluster.trainers.trainer_crops import CroppedBatches, TrainerCropper, TrainerCropsConfig
 from shards.crops.dali import DaliEngine
 from shards.crops.engine import Engine
 from shards.crops.native import NativeEngine
 from shards.crops.recipe import CropRecipe, swav
 from shards.crops.sample_cropper import CropJob
 from shards.crops.verify_engine import as_rows
+from shards.errors import StreamEnded, StreamStopped
 from shards.images.image_header import read_image_header
 from shards.records import CropBatch
 from shards.samples.admission_config import AdmissionConfig
@@ -41,14 +40,16 @@ TERMS = itertools.count(2)
 LENIENT = AdmissionConfig(max_reject_fraction=1.0, formats=("jpeg", "png", "webp", "tiff", "avif"))
 
 
-def build_dali(device: Literal["cpu", "gpu"]) -> DaliEngine:
-    return DaliEngine(RECIPE, max_batch_size=8, device=device, num_threads=1)
+def build_on_gpu() -> DaliEngine:
+    from shards.dataloader.torch_finisher import TorchFinisher  # needs Triton
+
+    return DaliEngine(RECIPE, 8, 1, TorchFinisher(RECIPE))
 
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "native": partial(NativeEngine, RECIPE),
-    "dali-cpu": partial(build_dali, "cpu"),
-    "dali-gpu": partial(build_dali, "gpu"),
+    "dali-cpu": partial(DaliEngine, RECIPE, 8, 1),
+    "dali-gpu": build_on_gpu,
 }
 
 
@@ -92,8 +93,9 @@ def restart(path: DataPath) -> None:
 
 def assert_same(ours: CropBatch, theirs: CropBatch, rows: slice) -> None:
     for group, other in zip(ours.crops, theirs.crops, strict=True):
-        assert group.dtype == np.uint8
-        np.testing.assert_array_equal(group, other[rows])
+        found = torch.as_tensor(group).cpu().numpy()
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, torch.as_tensor(other[rows]).cpu().numpy())
     assert (ours.cursor, ours.digest) == (theirs.cursor, theirs.digest)
     assert ours.rejects == theirs.rejects
 
@@ -145,23 +147,52 @@ def test_image_that_a_trainer_cannot_crop_ends_the_run_with_its_place() -> None:
         read_image_header(whole),
         replace(read_image_header(whole), data=whole[:700] + b"\xff\xd9"),
     ]
-    positions = np.arange(2)
-    ids = np.array([[3, 512], [3, 4096]])
-    part = TaskRows(0, 1, 7, positions, positions, ids, np.array([5, 5]))
+    ids, epochs = np.array([[3, 512], [3, 4096]]), np.array([5, 5])
     cropping = TrainerCropper(TrainerCropsConfig.of(job("native")))
     try:
-        future = cropping.submit([part], Rows((as_rows(images),)))
+        future = cropping.submit(as_rows(images), ids, epochs)
         with pytest.raises(
             VerifiedNotCropped,
             match=r"at byte 4096 of shard 3 of manifest\.parquet .*epoch 5 .*--decode readers",
         ):
             future.result()
-        alone = replace(
-            part, rows=positions[:1], positions=positions[:1], ids=ids[:1], epochs=part.epochs[:1]
-        )
-        gone = replace(part, task=8)
-        rows = cropping.submit([gone, alone], Rows((as_rows(images[:1]),), (8,))).result()
-        assert rows.missing == (8,) and len(rows.crops[0]) == 1
-        assert rows.num_bytes == RECIPE.num_bytes
+        crops = cropping.submit(as_rows(images[:1]), ids[:1], epochs[:1]).result()
+        assert [len(group) for group in crops] == [1, 1]
     finally:
         cropping.close()
+
+
+@pytest.mark.parametrize("engine", ["native", "dali-cpu"])
+def test_a_process_alone_crops_what_its_readers_verified(manifest: Manifest, engine: str) -> None:
+    """Batches that are cropped ahead would come in another order, or twice, or with other crops."""
+    expected = by_readers(manifest, engine, 5)
+    with ThreadReaders(manifest, replace(job(engine), only_verify=True), 1) as threads:
+        order = build_order(manifest, STREAM, 0)
+        stream = iter(BatchStream(order, STREAM, LENIENT, threads.submit))
+        with CroppedBatches(stream, TrainerCropsConfig.of(job(engine))) as batches:
+            for batch, theirs in zip(batches, expected, strict=False):
+                assert_same(batch, theirs, slice(BATCH))
+
+
+def test_an_error_of_the_stream_comes_after_the_batches_before_it(manifest: Manifest) -> None:
+    """Steps would be lost whose images were there; a request to stop must not wait for them."""
+    expected = by_readers(manifest, "native", 3)
+    with ThreadReaders(manifest, replace(job("native"), only_verify=True), 1) as threads:
+        order = build_order(manifest, STREAM, 0)
+        verified = list(itertools.islice(BatchStream(order, STREAM, LENIENT, threads.submit), 3))
+
+    def broken(error: Exception) -> Iterator[CropBatch]:
+        yield from verified
+        raise error
+
+    cropping = TrainerCropsConfig.of(job("native"))
+    with CroppedBatches(broken(StreamEnded("no more")), cropping) as batches:
+        for theirs in expected:
+            assert_same(next(batches), theirs, slice(BATCH))
+        with pytest.raises(StreamEnded):
+            next(batches)
+    with CroppedBatches(broken(StreamStopped("stop")), cropping) as batches:
+        assert_same(next(batches), expected[0], slice(BATCH))
+        assert_same(next(batches), expected[1], slice(BATCH))
+        with pytest.raises(StreamStopped):
+            next(batches)

@@ -23,7 +23,7 @@ RECIPE = CropRecipe(
 
 @pytest.fixture(scope="module")
 def engines():
-    return NativeEngine(RECIPE), DaliEngine(RECIPE, 16, "cpu", 2)
+    return NativeEngine(RECIPE), DaliEngine(RECIPE, 16, 2)
 
 
 def crops_of(engines, data, **policy):

@@ -8,6 +8,7 @@ import pytest
 from shards.crops import dali
 from shards.crops.dali import DaliEngine
 from shards.crops.recipe import CropRecipe, byol, swav
+from shards.crops.view_finisher import NativeFinisher
 from shards.errors import ConfigError
 from shards.images.decode import decode
 from shards.images.image_header import read_image_header
@@ -30,7 +31,8 @@ def images():
 
 @pytest.fixture(scope="module")
 def engine():
-    return DaliEngine(RECIPE, 8, "cpu", 1)
+    pytest.importorskip("nvidia.dali", reason="DALI exists for Linux on x86-64 only")
+    return DaliEngine(RECIPE, 8, 1)
 
 
 def assert_same(one, other):
@@ -61,8 +63,8 @@ def test_crops_do_not_depend_on_order_batch_size_or_threads(engine, images):
     reverse = engine.crop(images[::-1], parameters[::-1])
     for group, other in zip(whole.crops, reverse.crops, strict=True):
         np.testing.assert_array_equal(group, other[::-1])
-    assert_same(whole, DaliEngine(RECIPE, 3, "cpu", 1).crop(images, parameters))
-    assert_same(whole, DaliEngine(RECIPE, 64, "cpu", 2).crop(images, parameters))
+    assert_same(whole, DaliEngine(RECIPE, 3, 1).crop(images, parameters))
+    assert_same(whole, DaliEngine(RECIPE, 64, 2).crop(images, parameters))
 
 
 def test_bad_images_cost_only_themselves(engine, images):
@@ -93,30 +95,79 @@ def test_an_empty_batch_gives_empty_crops(engine):
 def test_a_missing_dali_is_reported_with_the_remedy(monkeypatch):
     """The user would see an import error."""
     monkeypatch.setattr(dali, "Pipeline", None)
-    with pytest.raises(ConfigError, match="use the opencv engine, or install"):
-        DaliEngine(RECIPE, 8, "cpu", 1)
+    with pytest.raises(ConfigError, match="use the native engine, or install"):
+        DaliEngine(RECIPE, 8, 1)
+
+
+def test_a_broken_file_costs_no_crop_of_the_parts_under_way(images):
+    """Parts that are decoded ahead would be lost, or would come back as those of other images."""
+    engine = DaliEngine(RECIPE, 2, 1)
+    batch = [image for _ in range(4) for image in jpegs(images)]
+    parameters = drawn(RECIPE, batch)
+    whole = engine.crop(batch, parameters)
+    broken = bytearray(batch[5].data)
+    broken[60:-20] = bytes(len(broken) - 80)
+    batch[5] = dataclasses.replace(batch[5], data=bytes(broken))
+    for _ in range(2):
+        cropped = engine.crop(batch, parameters)
+        assert np.flatnonzero(~cropped.ok).tolist() == [5]
+        for group, other in zip(whole.crops, cropped.crops, strict=True):
+            np.testing.assert_array_equal(np.delete(group, 5, axis=0), other)
+
+
+def test_an_interrupted_batch_leaves_nothing_to_the_next(images, monkeypatch):
+    """The next batch would get the crops that the interrupted one had begun."""
+    engine = DaliEngine(RECIPE, 2, 1)
+    batch = jpegs(images)
+    parameters = drawn(RECIPE, batch)
+    expected = engine.crop(batch, parameters)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(NativeFinisher, "finish", interrupt)
+        engine.crop(batch[::-1], parameters[::-1])
+    assert_same(expected, engine.crop(batch, parameters))
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def jpegs(images):
+    """Return the same pixels as JPEGs, which DALI decodes."""
+    return [read_image_header(encoded(decode(image), quality=95)) for image in images]
+
+
+@pytest.fixture
+def on_gpu():
+    """Return a function that builds the engine of trainers, with batches of this size."""
+    pytest.importorskip("nvidia.dali", reason="DALI exists for Linux on x86-64 only")
+    from shards.dataloader.torch_finisher import TorchFinisher  # needs Triton
+
+    return lambda size: DaliEngine(RECIPE, size, 2, TorchFinisher(RECIPE))
 
 
 @pytest.mark.gpu
-def test_gpu_and_cpu_give_the_same_crops(engine, images):
+def test_gpu_and_cpu_give_the_same_crops(engine, images, on_gpu):
     """The graph would differ on the device that it is made for."""
-    images = [*images, read_image_header(encoded(made_pixels(9, 180, 120), quality=95))]
+    images = [*images, *jpegs(images)]
     parameters = drawn(RECIPE, images)
-    here, there = (
-        one.crop(images, parameters) for one in (engine, DaliEngine(RECIPE, 8, "gpu", 2))
-    )
+    here, there = (one.crop(images, parameters) for one in (engine, on_gpu(8)))
     np.testing.assert_array_equal(here.ok, there.ok)
-    for one, other in zip(here.crops, there.crops, strict=True):
+    for one, other in zip(here.crops, there.on_host(), strict=True):
         found = np.abs(one.astype(int) - other)
         assert found.mean() < 0.5
         assert np.percentile(found, 99) <= 4
 
 
 @pytest.mark.gpu
-def test_gpu_crops_do_not_depend_on_the_batch(images):
+def test_gpu_crops_do_not_depend_on_the_batch(images, on_gpu):
     """A crop could not be made again from its id."""
+    images = [*images, *jpegs(images)]
     parameters = drawn(RECIPE, images)
-    engine = DaliEngine(RECIPE, 8, "gpu", 2)
-    whole, reverse = (engine.crop(images, parameters), engine.crop(images[::-1], parameters[::-1]))
-    for group, other in zip(whole.crops, reverse.crops, strict=True):
+    engine = on_gpu(8)
+    whole, reverse = engine.crop(images, parameters), engine.crop(images[::-1], parameters[::-1])
+    small = on_gpu(1).crop(images, parameters)
+    for group, other, alone in zip(
+        whole.on_host(), reverse.on_host(), small.on_host(), strict=True
+    ):
         np.testing.assert_array_equal(group, other[::-1])
+        np.testing.assert_array_equal(group, alone)

@@ -60,6 +60,35 @@ def test_read_only_crops_are_accepted(crops):
     assert torch.equal(to_tensors(crops, "cpu")[0], to_tensors((crops[0].copy(),), "cpu")[0])
 
 
+class Offered:
+    """An array of a library that offers DLPack and nothing else."""
+
+    def __init__(self, array):
+        self._array = torch.from_numpy(array)
+
+    def __dlpack__(self, **options):
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+
+def test_crops_of_other_libraries_are_tensors_without_a_copy_by_the_host(crops):
+    """Crops on a GPU would be refused, or travel to the host and back."""
+    by_view = [torch.from_numpy(group.swapaxes(0, 1).copy()).transpose(0, 1) for group in crops]
+    for given in ([Offered(group) for group in crops], by_view):
+        for found, expected in zip(to_tensors(given, "cpu"), to_tensors(crops, "cpu"), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.gpu
+def test_crops_on_the_gpu_stay_there(crops):
+    """They would be copied to the host and back."""
+    there = [torch.from_numpy(group).cuda() for group in crops]
+    for found, expected in zip(to_tensors(there, "cuda"), to_tensors(crops, "cpu"), strict=True):
+        torch.testing.assert_close(found.cpu(), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.gpu
 def test_gpu_and_cpu_give_the_same_tensors(crops):
     """Normalisation would differ by device."""

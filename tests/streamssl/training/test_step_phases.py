@@ -46,7 +46,7 @@ def test_utilization_is_operations_relative_to_the_peak() -> None:
 def test_only_known_devices_have_a_peak() -> None:
     """A utilization of a guessed peak would be wrong."""
     assert peak_flops(CPU, "bf16") is None
-    assert StepPhases(CPU).readings() == {}
+    assert StepPhases(CPU).mark() is None and StepPhases(CPU).readings(None) == {}
 
 
 def test_norm_is_that_of_all_gradients_together() -> None:

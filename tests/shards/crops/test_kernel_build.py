@@ -99,7 +99,7 @@ def test_a_library_that_crops_otherwise_is_refused_and_the_remedy_mends_it(folde
     assert (folder / LIBRARY).read_bytes() == (SOURCES / LIBRARY).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("target", PLATFORMS)
 def test_it_compiles_for_every_platform(folder, target):

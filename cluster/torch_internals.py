@@ -24,6 +24,7 @@ __all__ = [
     "TCPStore",
     "open_gloo",
     "open_nccl",
+    "num_writes",
     "open_tcp_store",
     "set_timeout",
     "sync_batch_norm",
@@ -39,6 +40,7 @@ PRIVATE_NAMES: Final = (
     "distributed.ProcessGroupGloo.create_device",
     "nn.modules._functions.SyncBatchNorm",
     "nn.modules.batchnorm._BatchNorm",
+    "Tensor._version",
 )
 """Names below `torch` without a promise of stability."""
 
@@ -84,6 +86,11 @@ def open_nccl(store: Any, rank: int, world: int, timeout: timedelta) -> Any:
 def set_timeout(backend: Any, timeout: timedelta) -> None:
     """Set the time-out of all later collectives of a group."""
     backend._set_default_timeout(timeout)
+
+
+def num_writes(x: Tensor) -> int:
+    """Return how often `x` was overwritten."""
+    return x._version
 
 
 def sync_batch_norm(x: Tensor, norm: Any, momentum: float, group: ProcessGroup) -> Tensor:

@@ -27,6 +27,7 @@ from streamssl.distributed.gradients import average_gradients, gradient_norm
 from streamssl.errors import TrainingDiverged
 from streamssl.methods.base import StepOutput
 from streamssl.modules.batch_norm import enter_group, share_batch_norm
+from streamssl.optim.clipping import clip_gradients
 from streamssl.training.finite_guard import StepNumbers, largest_norm, optimized
 from streamssl.training.gradient_step import apply_gradients, compute_gradients, learning_rate
 from streamssl.training.step_phases import phases_of
@@ -80,9 +81,10 @@ class PretrainLearner:
         output = self._compute(batch)
         with phases.phase("collectives"):
             average_gradients(state.optimizer, self._group)
+            norm = gradient_norm(state.optimizer)
             readings = {
                 **output.readings,
-                "gradient_norm": gradient_norm(state.optimizer),
+                "gradient_norm": norm,
                 _CHANGED: largest_norm(state.method.state_dict().values()),
                 _UPDATED: self._updated,
             }
@@ -93,6 +95,7 @@ class PretrainLearner:
         )
         if found.are_finite:
             self._can_undo = False
+            clip_gradients(state.optimizer, norm, config.optim.clip_norm)
             apply_gradients(state, batch.cursor, phases)
             self._is_undone = self._can_undo = True
             self._updated = largest_norm(optimized(state.optimizer))

@@ -18,6 +18,8 @@ from shards.errors import ConfigError
 from streamssl.execution.running_statistics import kept_statistics
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+# A convolution with its norm has two: little memory to spare, and many of them.
+_MIN_LAYERS = 3
 
 
 def recompute_blocks(encoder: nn.Module) -> None:
@@ -27,7 +29,7 @@ def recompute_blocks(encoder: nn.Module) -> None:
 
 
 def find_blocks(encoder: nn.Module) -> list[nn.Module]:
-    """Return the outermost modules that occur at least twice and have at least two layers.
+    """Return the outermost modules that occur at least twice and have at least three layers.
 
     They are residual blocks and the blocks of transformers. Containers and stages are none: to
     compute one of them again would take the memory of all its blocks.
@@ -39,7 +41,7 @@ def find_blocks(encoder: nn.Module) -> list[nn.Module]:
         for child in module.children():
             kind = type(child)
             is_stage = kind in _CONTAINERS or kind.__name__.endswith("Stage")
-            if counts[kind] > 1 and not is_stage and _num_layers(child) > 1:
+            if counts[kind] > 1 and not is_stage and _num_layers(child) >= _MIN_LAYERS:
                 found.append(child)
             else:
                 search(child)

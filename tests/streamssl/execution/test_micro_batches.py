@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shards.crops import recipe as crops
 from shards.errors import ConfigError
 from streamssl.config.methods.byol_config import BYOLConfig
 from streamssl.config.methods.moco_v3_config import MoCoV3Config
@@ -17,31 +18,35 @@ from streamssl.config.parts.backbone_config import BackboneConfig
 from streamssl.config.run_config import RunConfig
 from streamssl.execution.micro_batches import check_rows, split_into_micro_batches
 from streamssl.modules.backbones import build_backbone
+from streamssl.optim.optim_config import OptimConfig
 from streamssl.training.learner import PretrainLearner
 from tests.gloo_ranks import with_ranks
 from tests.streamssl.tiny import images
 from tests.streamssl.training.test_learner import build, learn, numbers_of
 from tests.tinyrun import BACKBONE, tiny_moco, tiny_swav
 
-# Layer norm instead of batch norm: each row is computed from its image alone.
-VIT = BackboneConfig(
-    name="vit_tiny_patch16_224", options={"depth": 2, "embed_dim": 24, "num_heads": 2}
+# With layer norm each row is computed from its image alone.
+NORMLESS = BackboneConfig(
+    name="convnext_atto", options={"depths": (1, 0, 0, 1), "dims": (4, 4, 4, 8)}
 )
+TWO_SIZES = crops.swav(counts=(2, 1), sizes=(64, 32))
 PLAIN = replace(BACKBONE, options={**BACKBONE.options, "drop_path_rate": 0.0})
 
 
 def pair(method: Any) -> RunConfig:
-    return tiny_moco(method=method, backbone=VIT)
+    return tiny_moco(method=method, backbone=NORMLESS)
 
 
 METHODS: dict[str, Callable[[], RunConfig]] = {
-    "Sinkhorn, queue, two sizes": lambda: tiny_swav(backbone=VIT),
-    "queue, momentum copy": lambda: tiny_moco(backbone=VIT),
+    "Sinkhorn, queue, two sizes": lambda: tiny_swav(backbone=NORMLESS, crops=TWO_SIZES),
+    "queue, momentum copy": lambda: tiny_moco(backbone=NORMLESS),
     "negatives": lambda: pair(SimCLRConfig(dim=6)),
     "momentum copy": lambda: pair(BYOLConfig(dim=6, hidden_dim=16, momentum=0.9)),
     "negatives of a momentum copy": lambda: pair(MoCoV3Config(dim=6, hidden_dim=16, momentum=0.9)),
     "keys of the encoder itself": lambda: tiny_swav(
-        method=PatchMixConfig(patch_size=8, dim=8, hidden_dim=16, keys="own"), backbone=VIT
+        method=PatchMixConfig(patch_size=8, dim=8, hidden_dim=16, keys="own"),
+        backbone=NORMLESS,
+        crops=TWO_SIZES,
     ),
 }
 
@@ -50,16 +55,20 @@ def compare(found: PretrainLearner, expected: PretrainLearner) -> None:
     """Compare all that training changes, within the rounding of float64."""
     tensors = expected.state().tensors
     for name, value in found.state().tensors.items():
-        torch.testing.assert_close(value, tensors[name], rtol=1e-9, atol=1e-11, msg=name)
+        torch.testing.assert_close(value, tensors[name], rtol=1e-9, atol=1e-10, msg=name)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_micro_batches_train_as_the_whole_batch(name: str) -> None:
     """Losses, readings, weights, queues, copies: negatives of other micro-batches must count."""
-    whole = build(METHODS[name](), torch.float64)
-    parts = build(replace(METHODS[name](), micro_batches=4), torch.float64)
-    for theirs, ours in zip(learn(None, whole), learn(None, parts), strict=True):
-        assert numbers_of(ours) == pytest.approx(numbers_of(theirs), abs=1e-11, nan_ok=True)
+    # LARC would scale the rounding of a bias before batch norm, whose gradient is 0.
+    config = replace(METHODS[name](), optim=OptimConfig(name="sgd", base_lr=0.05))
+    whole = build(config, torch.float64)
+    parts = build(replace(config, micro_batches=4), torch.float64)
+    for theirs, ours in zip(learn(None, whole, 4), learn(None, parts, 4), strict=True):
+        assert numbers_of(ours) == pytest.approx(
+            numbers_of(theirs), rel=1e-9, abs=1e-9, nan_ok=True
+        )
     compare(parts, whole)
 
 

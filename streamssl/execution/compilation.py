@@ -11,6 +11,9 @@ from shards.errors import ConfigError
 
 # Sizes of trial inputs; each is compiled anew, since torch keeps what it compiled on the disk.
 _NUM_SIZES = 1_000_003
+_REMEDY = "give --no-compile (a run that has checkpoints also needs --from)"
+# Modules of the errors of a compilation; those of the network itself are others.
+_COMPILERS = ("torch._dynamo", "torch._inductor")
 
 
 @functools.cache
@@ -24,18 +27,16 @@ def check_compiler(kind: str) -> None:
     try:
         torch.compile(line, dynamic=False)(x)
     except Exception as error:  # torch, Triton and compilers raise errors of any kind
-        cause = next((text for text in str(error).splitlines() if text.strip()), "")[:200]
         raise ConfigError(
-            "compile=True, but a trial of torch.compile failed here "
-            f"({type(error).__name__}: {cause}); it needs a C++ compiler with OpenMP and the "
-            "headers of Python on every machine that trains: install them (Debian: apt-get install "
-            "g++ python3-dev), or give --no-compile"
+            f"compile=True, but a trial of torch.compile failed here ({_first_line(error)}); it "
+            "needs a C++ compiler with OpenMP and the headers of Python on every machine that "
+            f"trains: install them (Debian: apt-get install g++ python3-dev), or {_REMEDY}"
         ) from error
 
 
 def compile_network(network: nn.Module) -> None:
     """Let a network be compiled in training, in place; names of its tensors do not change."""
-    network.forward = CompiledForward(network)  # type: ignore[method-assign]
+    network.forward = CompiledForward(network)
 
 
 class CompiledForward:
@@ -50,4 +51,20 @@ class CompiledForward:
         self._compiled: Callable[[Tensor], Tensor] = torch.compile(network.forward, dynamic=False)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return (self._compiled if self._network.training else self._plain)(rows)
+        if not self._network.training:
+            return self._plain(rows)
+        try:
+            return self._compiled(rows)
+        except Exception as error:
+            if not type(error).__module__.startswith(_COMPILERS):
+                raise
+            raise ConfigError(
+                f"compile=True with a {type(self._network).__name__}, which torch.compile cannot "
+                f"compile here ({_first_line(error)}): {_REMEDY}"
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return the kind of an error and the first line of its text."""
+    lines = (text for text in str(error).splitlines() if text.strip())
+    return f"{type(error).__name__}: {next(lines, '')[:200]}"

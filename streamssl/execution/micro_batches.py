@@ -45,7 +45,7 @@ def check_rows(num_micro_batches: int, batch_size: int, num_trainers: int) -> No
 
 def split_into_micro_batches(network: nn.Module, num: int) -> None:
     """Let an encoder (N, 3, S, S) -> (N, D) run on `num` micro-batches, in place."""
-    network.forward = MicroBatches(network, num)  # type: ignore[method-assign]
+    network.forward = MicroBatches(network, num)
 
 
 class MicroBatches:

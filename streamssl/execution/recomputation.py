@@ -25,7 +25,7 @@ _MIN_LAYERS = 3
 def recompute_blocks(encoder: nn.Module) -> None:
     """Let all blocks of an encoder be computed again in backward, in place."""
     for block in find_blocks(encoder):
-        block.forward = RecomputedBlock(block)  # type: ignore[method-assign]
+        block.forward = RecomputedBlock(block)
 
 
 def find_blocks(encoder: nn.Module) -> list[nn.Module]:
@@ -55,7 +55,8 @@ def check_blocks(encoder: nn.Module, name: str, crops: Tensor) -> None:
 
     A block whose input is overwritten later would get other numbers the second time.
     """
-    blocks, inputs = find_blocks(encoder), []
+    blocks = find_blocks(encoder)
+    inputs: list[tuple[str, Tensor, int]] = []
     if not blocks:
         raise ConfigError(
             f"recompute=True with backbone {name!r}, which has no blocks that occur twice; leave "

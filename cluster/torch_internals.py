@@ -4,11 +4,13 @@ After an upgrade of torch, `tests/cluster/test_torch_internals.py` says which on
 """
 
 import socket
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.distributed import (  # type: ignore[attr-defined]
     PrefixStore,
     ProcessGroup,
@@ -24,10 +26,14 @@ __all__ = [
     "TCPStore",
     "open_gloo",
     "open_nccl",
+    "num_writes",
     "open_tcp_store",
+    "outside_graphs",
     "set_timeout",
     "sync_batch_norm",
 ]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 PRIVATE_NAMES: Final = (
     "distributed.Store",
@@ -39,6 +45,8 @@ PRIVATE_NAMES: Final = (
     "distributed.ProcessGroupGloo.create_device",
     "nn.modules._functions.SyncBatchNorm",
     "nn.modules.batchnorm._BatchNorm",
+    "Tensor._version",
+    "_compile._disable_dynamo",
 )
 """Names below `torch` without a promise of stability."""
 
@@ -84,6 +92,20 @@ def open_nccl(store: Any, rank: int, world: int, timeout: timedelta) -> Any:
 def set_timeout(backend: Any, timeout: timedelta) -> None:
     """Set the time-out of all later collectives of a group."""
     backend._set_default_timeout(timeout)
+
+
+def outside_graphs(function: Function) -> Function:
+    """Let `torch.compile` leave this function as it is; it cannot trace collectives of our groups.
+
+    Unlike `torch.compiler.disable`, it imports the compiler at the first call only.
+    """
+    kept: Function = _disable_dynamo(function)
+    return kept
+
+
+def num_writes(x: Tensor) -> int:
+    """Return how often `x` was overwritten."""
+    return x._version
 
 
 def sync_batch_norm(x: Tensor, norm: Any, momentum: float, group: ProcessGroup) -> Tensor:

@@ -276,7 +276,9 @@ def _load_optimizer(
         if value.shape == parameter.shape:
             # The strides of the parameter: sums over it then run in the same order as before.
             value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        optimizer.state[parameter][name] = value
+        # Counts of steps have no dimension; a fused optimizer needs them on the device.
+        at_home = parameter.device if optimizer.defaults.get("fused") else value.device
+        optimizer.state[parameter][name] = value.to(at_home)
     for full_name, number in numbers.items():
         index, name = full_name.split(".", 1)
         optimizer.state[parameters[int(index)]][name] = number

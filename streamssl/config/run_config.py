@@ -30,6 +30,7 @@ from streamssl.config.methods.spcl_config import SpCLConfig
 from streamssl.config.methods.supcon_config import SupConConfig
 from streamssl.config.methods.swav_config import SwAVConfig
 from streamssl.config.parts.backbone_config import BackboneConfig
+from streamssl.config.parts.execution_rules import check_execution
 from streamssl.config.parts.method_config import MethodConfig, RunFacts
 from streamssl.optim.optim_config import OptimConfig
 from streamssl.optim.schedules import ScheduleConfig
@@ -54,14 +55,14 @@ METHODS: dict[str, type[MethodConfig]] = {
 # Settings that a resumed run may change: they do not affect what was learned so far.
 _FREE_ON_RESUME = {
     *("num_steps", "save_every", "keep", "max_skipped_steps"),
-    *("stream.max_bytes", "stream.num_lookahead_blocks"),
+    *("recompute", "stream.max_bytes", "stream.num_lookahead_blocks"),
 }
 # Settings that may change, too, where a run goes on from a checkpoint that its user names: tensors
 # keep their shapes, and samples their order.
 _FREE_FROM_CHECKPOINT = {
     *("optim.base_lr", "optim.weight_decay", "optim.final_weight_decay", "optim.betas"),
-    *("optim.trust_coefficient", "precision", "method.temperature", "method.epsilon"),
-    *("engine", "crop_definition"),
+    *("optim.trust_coefficient", "optim.clip_norm", "precision", "compile", "micro_batches"),
+    *("method.temperature", "method.epsilon", "engine", "crop_definition"),
 }
 _FREE_TABLES_FROM_CHECKPOINT = ("schedule.",)
 
@@ -103,6 +104,14 @@ class RunConfig:
     """A sample's label, for methods that learn from it: a member such as cls, or a JSON field."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 is autocast; Sinkhorn and normalisation stay float32."""
+    compile: bool = False
+    """Compile the encoder with torch.compile; it needs a C++ compiler where it trains."""
+    micro_batches: int = 1
+    """Parts of each batch that the encoder sees one after another, to spare memory. The loss is
+    that of the whole batch; batch norm in the encoder sees one part."""
+    recompute: bool = False
+    """Keep only the inputs of the encoder's blocks, and compute the rest again in backward, to
+    spare memory; the bits stay the same."""
     sizes: Literal["given", "auto"] = "given"
     """auto: prototypes, queue, memory, epsilon, frozen steps and learning rate are derived from the
     batch and the data, except those given by hand; given: as the recipe has them."""
@@ -115,6 +124,7 @@ class RunConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}; it must be at least 1")
         if self.max_skipped_steps < 0:
             raise ConfigError(f"max_skipped_steps={self.max_skipped_steps}; it must be at least 0")
+        check_execution(self.compile, self.recompute, self.micro_batches, self.stream.batch_size)
         if not 0 <= self.seed < 1 << 31:
             raise ConfigError(f"seed={self.seed}; it must be from 0 to {(1 << 31) - 1}")
         facts = RunFacts(

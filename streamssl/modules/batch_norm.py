@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cluster.torch_internals import sync_batch_norm
+from cluster.torch_internals import outside_graphs, sync_batch_norm
 from shards.errors import ConfigError
 from streamssl.distributed.collectives import all_gather_rows, all_reduce_sum
 from streamssl.modules.losses import at_least_float32
@@ -26,6 +26,7 @@ class RankBatchNorm(_BatchNorm):
     """
 
     group: ProcessGroup | None = None
+    is_shared = False  # True with a group, which torch.compile cannot look at
 
     def __init__(self, replaced: _BatchNorm) -> None:
         nn.Module.__init__(self)
@@ -33,8 +34,12 @@ class RankBatchNorm(_BatchNorm):
         self.__dict__.update(replaced.__dict__)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.group is None or not self.training:
+        if not (self.is_shared and self.training):
             return super().forward(x)
+        return self._on_ranks(x)
+
+    @outside_graphs
+    def _on_ranks(self, x: Tensor) -> Tensor:
         momentum = self._count_batch()
         if x.is_cuda:
             return sync_batch_norm(x, self, momentum, self.group)
@@ -158,7 +163,7 @@ def enter_group(network: nn.Module, group: ProcessGroup | None) -> None:
     }
     for name, module in network.named_modules():
         if isinstance(module, RankBatchNorm):
-            module.group = group
+            module.group, module.is_shared = group, group is not None
         elif isinstance(module, _BatchNorm) and module not in own and group is not None:
             raise ConfigError(
                 f"{name} is a {type(module).__name__}, a batch norm that trainers cannot share; "

@@ -1,6 +1,7 @@
 """Settings of the optimizer; `optimizers.build_optimizer` builds it."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 from shards.errors import ConfigError
@@ -17,7 +18,9 @@ class OptimConfig:
     `base_lr` is the rate at this run's own batch size: scale it before (0.3 per 256 is usual).
     `trust_coefficient` belongs to LARC and LARS, `momentum_form` to LARS (see `optimizers.LARS`),
     `betas` to AdamW, `momentum` to all but AdamW. Weight decay follows half a cosine to
-    `final_weight_decay`, if that is given.
+    `final_weight_decay`, if that is given. `clip_norm` bounds the norm of all gradients together;
+    the reading `gradient_norm` is the norm before. LARC and LARS divide each layer's gradient by
+    its own norm, so it changes little there.
     """
 
     name: OptimName = "larc"
@@ -28,6 +31,7 @@ class OptimConfig:
     trust_coefficient: float = 0.001
     momentum_form: MomentumForm = "plain"
     betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ("sgd", "adamw", "larc", "lars"):
@@ -45,6 +49,11 @@ class OptimConfig:
             raise ConfigError(
                 f"final_weight_decay={self.final_weight_decay} with "
                 f"weight_decay={self.weight_decay}; it must not be negative, and begins above 0"
+            )
+        if self.clip_norm is not None and not 0 < self.clip_norm < inf:
+            raise ConfigError(
+                f"clip_norm={self.clip_norm}; it must be above 0 and finite, such as twice the "
+                "usual gradient_norm of metrics.jsonl: give that, or leave --optim.clip-norm out"
             )
         for name in ("base_lr", "weight_decay", "momentum", "trust_coefficient"):
             if not getattr(self, name) >= 0:

@@ -8,6 +8,7 @@ from functools import partial
 from math import nan
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from cluster.monitoring.http_server import Page
@@ -24,6 +25,8 @@ from streamssl import checkpoint
 from streamssl.config.run_config import RunConfig, flatten, to_fields
 from streamssl.config.sizing import Sizing, size
 from streamssl.errors import TrainingDiverged
+from streamssl.execution.compilation import check_compiler
+from streamssl.execution.micro_batches import check_rows
 from streamssl.monitoring.catalogue import CATALOGUE
 from streamssl.pretrain.live_run import show_run
 from streamssl.pretrain.run_metrics import watch_run, watch_stream
@@ -84,7 +87,7 @@ def pretrain(
 
 
 def check_settings(config: RunConfig, placement: Placement, out: Path) -> None:
-    """Raise ConfigError if a GPU or a library is missing, or the encoder cannot work.
+    """Raise ConfigError if a GPU, a library or a compiler is missing, or the encoder cannot work.
 
     Called before any shard is read or packed.
     """
@@ -92,6 +95,9 @@ def check_settings(config: RunConfig, placement: Placement, out: Path) -> None:
     check_engine(config, placement)
     if placement.tensorboard:
         check_tensorboard()
+    check_rows(config.micro_batches, config.stream.batch_size, placement.trainers)
+    if config.compile:
+        check_compiler("cuda" if torch.cuda.is_available() else "cpu")
     check_backbone(config, fresh=not checkpoint.list_checkpoints(out))
 
 

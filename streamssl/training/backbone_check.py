@@ -7,6 +7,7 @@ from shards.errors import ConfigError
 from streamssl.config.parts.backbone_config import BackboneConfig
 from streamssl.config.parts.backbone_options import check_weights, explain_options
 from streamssl.config.run_config import RunConfig
+from streamssl.execution.recomputation import check_blocks
 from streamssl.modules.backbones import build_backbone
 
 # Batch norm needs two samples.
@@ -15,7 +16,7 @@ _REMEDY = "correct the options or the sizes of the crops, or take another backbo
 
 
 def check_backbone(config: RunConfig, *, fresh: bool) -> None:
-    """Raise ConfigError unless the encoder gives one vector for a crop of each size.
+    """Raise ConfigError unless the encoder runs as the settings say on crops of each size.
 
     A `fresh` run loads its initial weights. Random numbers of torch stay as they are.
     """
@@ -26,15 +27,15 @@ def check_backbone(config: RunConfig, *, fresh: bool) -> None:
     if not backbone.weights:
         try:
             with torch.device("meta"):  # shapes only: no time, no memory
-                _run(backbone, sizes)
+                _run(backbone, sizes, recompute=config.recompute)
             return
         except Exception:  # some networks cannot be built so; the real one decides
             pass
     with torch.random.fork_rng(devices=[]):
-        _run(backbone, sizes)
+        _run(backbone, sizes, recompute=config.recompute)
 
 
-def _run(config: BackboneConfig, sizes: list[int]) -> None:
+def _run(config: BackboneConfig, sizes: list[int], *, recompute: bool) -> None:
     try:
         model = build_backbone(config, sizes[0])
     except ConfigError:
@@ -43,6 +44,8 @@ def _run(config: BackboneConfig, sizes: list[int]) -> None:
         raise ConfigError(explain_options(config, error) + _REMEDY) from error
     for size in sizes:
         _check_vector(config, model, size)
+    if recompute:
+        check_blocks(model, config.name, torch.zeros(_NUM_ROWS, 3, sizes[0], sizes[0]))
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ from streamssl.distributed.gradients import gradient_norm
 from streamssl.errors import TrainingDiverged
 from streamssl.methods.base import Method, StepOutput
 from streamssl.modules.batch_norm import enter_group, share_batch_norm
+from streamssl.optim.clipping import clip_gradients
 from streamssl.training.finite_guard import StepNumbers, largest_norm, optimized
 from streamssl.training.gradient_step import apply_gradients, compute_gradients, learning_rate
 from streamssl.training.step_phases import phases_of
@@ -129,9 +130,10 @@ class PretrainLearner:
             self._undo.check()
         with phases.phase("collectives"):
             has_gradient = self._buckets.finish()
+            norm = gradient_norm(state.optimizer)
             readings = {
                 **output.readings,
-                "gradient_norm": gradient_norm(state.optimizer),
+                "gradient_norm": norm,
                 _CHANGED: largest_norm(self._changeable()),
                 _UPDATED: self._updated,
             }
@@ -150,7 +152,7 @@ class PretrainLearner:
         mark = phases.mark()
         if self._defers and self._group is None:
             exchange.begin(self._begin)
-            self._update(batch.cursor)
+            self._update(batch.cursor, norm)
             step = DeferredStep(exchange, partial(self._finish, begun, mark))
             while self._unread and self._unread[0].is_read:
                 self._unread.popleft()
@@ -162,7 +164,7 @@ class PretrainLearner:
         found = _found(numbers)
         if found.are_finite:
             self._buckets.drop_absent(exchange.counts)
-            self._update(batch.cursor)
+            self._update(batch.cursor, norm)
             return self._finish(begun, mark, numbers), exchange.vote
         left_out = numbers[0], self._leave_out(found, batch.cursor)
         return self._report(begun, mark, left_out), exchange.vote
@@ -228,9 +230,10 @@ class PretrainLearner:
         beside = group.beside if isinstance(group, Ranks) else group
         return GradientBuckets(state.optimizer, state.method.parameters(), beside)
 
-    def _update(self, cursor: Cursor) -> None:
-        """Move the weights, and count the step."""
+    def _update(self, cursor: Cursor, norm: Tensor) -> None:
+        """Move the weights by gradients of this norm, and count the step."""
         self._can_undo = False
+        clip_gradients(self.train_state.optimizer, norm, self.config.optim.clip_norm)
         apply_gradients(self.train_state, cursor, self.phases)
         self._is_undone = self._can_undo = True
         self._updated = largest_norm(optimized(self.train_state.optimizer))

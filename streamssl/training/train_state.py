@@ -4,6 +4,7 @@ import torch
 
 from streamssl.checkpoint import TrainState
 from streamssl.config.run_config import RunConfig
+from streamssl.execution.encoder_execution import set_execution
 from streamssl.methods.base import BuildContext
 from streamssl.methods.registry import build_method
 from streamssl.modules.backbones import build_backbone
@@ -27,4 +28,5 @@ def build_state(config: RunConfig, device: torch.device, *, fresh: bool = True) 
     )
     method = build_method(config.method, context)
     method = method.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    set_execution(method, config, device)
     return TrainState(method, build_optimizer(config.optim, method.parameters_to_optimise()))

@@ -32,7 +32,8 @@ class Utilization:
     """Counts the operations of the first step, and relates every step to `peak` a second.
 
     All crops of a group have one size, so every step has the same number of operations. Operations
-    that a method begins later, such as those of a queue, are not counted.
+    that a method begins later, such as those of a queue, are not counted; those that `--recompute`
+    and `--micro-batches` repeat are.
     """
 
     def __init__(self, peak: float) -> None:

@@ -66,6 +66,22 @@ WRONG: dict[str, tuple[Callable[[Tables], Any], str]] = {
         lambda t: t["stream"].update(batch_size=64),
         r"capacity=32 with batch_size=64; it must be at least .*--method\.queue\.capacity 64",
     ),
+    "micro-batches": (
+        lambda t: t.update(micro_batches=5),
+        "micro_batches=5 with batch_size=16; .*: give --micro-batches 4, or another --stream",
+    ),
+    "micro-batches of one image": (
+        lambda t: t.update(micro_batches=16),
+        "at least 2 images: give --micro-batches 8",
+    ),
+    "compiled and recomputed": (
+        lambda t: t.update(compile=True, recompute=True),
+        "compile=True with recompute=True; .* give --no-compile or --no-recompute",
+    ),
+    "nothing is left of a gradient": (
+        lambda t: t["optim"].update(clip_norm=0.0),
+        r"clip_norm=0\.0; it must be above 0 and finite.*leave --optim\.clip-norm out",
+    ),
     "unknown field": (lambda t: t.update(num_stepz=3), r"^num_stepz is no field .*num_steps, "),
     "unknown in a part": (
         lambda t: t["method"].update(prototypes=3),
@@ -105,6 +121,8 @@ def test_resume_with_other_settings_is_refused() -> None:
     for changed, expected in (
         (replace(config, seed=1), "seed=0, now it is 1"),
         (replace(config, precision="bf16"), "precision=fp32, now it is bf16"),
+        (replace(config, micro_batches=2), "micro_batches=1, now it is 2"),
+        (replace(config, compile=True), "compile=False, now it is True"),
         (replace(config, optim=OptimConfig(base_lr=9.0)), r"optim\.base_lr=0.1, now it is 9.0"),
         (replace(config, method=replace(config.method, queue=None)), r"method\.queue\.capacity=32"),
         (replace(config, crops=tiny_moco().crops), r"crops\.groups\."),
@@ -113,8 +131,17 @@ def test_resume_with_other_settings_is_refused() -> None:
             check_same(config, changed)
 
 
+def test_resume_from_a_named_checkpoint_may_change_how_the_encoder_runs() -> None:
+    """A run that needs less memory, or a clipped gradient, must not start anew."""
+    optim = replace(tiny_swav().optim, clip_norm=1.0)
+    new = tiny_swav(micro_batches=2, compile=True, optim=optim)
+    check_same(tiny_swav(), new, "step-00000002", named=True)
+
+
 def test_resume_may_change_length_checkpoints_and_memory() -> None:
     """More steps, other checkpoints, more memory."""
     stream = replace(tiny_swav().stream, max_bytes=1 << 20, num_lookahead_blocks=5)
     assert isinstance(stream, StreamConfig)
-    check_same(tiny_swav(), tiny_swav(stream=stream, num_steps=9, save_every=4, keep=1))
+    check_same(
+        tiny_swav(), tiny_swav(stream=stream, num_steps=9, save_every=4, keep=1, recompute=True)
+    )

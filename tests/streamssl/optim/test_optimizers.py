@@ -93,6 +93,25 @@ def test_optimizers_are_restored_exactly() -> None:
         assert torch.equal(p, q)
 
 
+def test_fused_adamw_moves_as_the_plain_one() -> None:
+    """In any order of the memory, and if a parameter gets its first gradient later."""
+    torch.manual_seed(0)
+    shapes, config = ((6, 4, 3, 3), (6,), (5, 6)), OptimConfig(name="adamw", base_lr=0.01)
+    ours, theirs = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    ours[0].data = ours[0].data.contiguous(memory_format=torch.channels_last)
+    fused = build_optimizer(config, ours)
+    options = {"betas": config.betas, "weight_decay": config.weight_decay, "foreach": False}
+    plain = torch.optim.AdamW(split_vectors(theirs, weight_decay=1e-6), 0.01, **options)  # type: ignore[arg-type]
+    for step in range(4):
+        for one, other in zip(ours, theirs, strict=True):
+            if step or one.ndim > 1:
+                one.grad = torch.empty_like(one).copy_(gradient := torch.randn(one.shape))
+                other.grad = gradient.clone()
+        fused.step(), plain.step()
+    assert fused.defaults["fused"]
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
 def test_every_optimizer_lowers_a_loss() -> None:
     """From settings to a step."""
     for name, lr in (("sgd", 0.1), ("adamw", 0.05), ("larc", 0.5), ("lars", 0.5)):

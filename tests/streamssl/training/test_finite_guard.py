@@ -73,7 +73,14 @@ def tolerant(config: RunConfig, num: int = 1) -> RunConfig:
     return replace(config, max_skipped_steps=num)
 
 
+def sparing() -> RunConfig:
+    """Return SwAV whose encoder runs in parts, and each block twice."""
+    return replace(swav(), micro_batches=2, recompute=True)
+
+
 FAULTS = [
+    (sparing, break_gradient),
+    (sparing, break_statistics),
     (swav, break_output),
     (swav, break_gradient),
     (swav, break_statistics),

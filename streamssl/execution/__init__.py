@@ -1,0 +1,1 @@
+"""Execution of encoders: micro-batches, recomputation, compilation."""

@@ -47,8 +47,7 @@ $(READY): pyproject.toml $(PACKAGES) $(KERNEL)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# The remedy of messages about the library: compiles it whatever is there.
-kernel: $(PACKAGES)
+kernel: $(PACKAGES) ## Compile the crop kernel anew, whatever is there
 	rm -f $(KERNEL)
 	$(BIN)/python shards/crops/kernel/compile.py
 

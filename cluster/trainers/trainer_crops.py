@@ -64,6 +64,7 @@ class TrainerCropper:
         ids = np.concatenate([part.ids for part in received])
         epochs = np.concatenate([part.epochs for part in received])
         (images,) = rows.crops
+        assert isinstance(images, np.ndarray), "readers that only verify send one array"
         cropped = self._image_cropper().crop(images.tolist(), ids, epochs)
         for failure in cropped.failures:
             raise _not_cropped(failure, ids[failure.row].tolist(), int(epochs[failure.row]))

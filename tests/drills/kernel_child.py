@@ -82,6 +82,7 @@ def described(case: KernelCase) -> str:
 
 def run(library: Path, seed: int, cases: range, max_size: int, marks: int) -> None:
     """Compare the crops of `library` at every level with those of the shipped one in plain C."""
+    os.pwrite(marks, b"the proof of the library", 0)
     plain = CropKernel(1)
     kernels = [CropKernel(level, library) for level in levels()]
     for number in cases:

@@ -69,7 +69,7 @@ def crop_random_views(library, folder, seed, num_small, share, **variables):
         num = max(2, int(num * share))
         status, errors = child(library, marks, seed, 0, num, max_size, **variables)
         about = marks.read_text().rstrip() if marks.exists() else "no case"
-        assert status == 0, f"status {status} at {about}; {errors[-3000:]}"
+        assert status == 0, f"status {status} at {about}; {errors[:3000]}"
 
 
 def test_the_shipped_library_touches_nothing_else(tmp_path, share):

@@ -6,15 +6,18 @@ lies in its modules and buffers, so a checkpoint holds its state dict and nothin
 Shape letters: B samples of this rank, V_g views of group g, S_g pixels, D feature.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from shards.errors import ConfigError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,9 @@ class Method(nn.Module):
         then of view 1.
         """
         raise NotImplementedError
+
+    def compile_loss(self, compiled: Callable[[Function], Function]) -> None:
+        """Replace functions of the loss that are faster compiled; by default none."""
 
     def after_backward(self, step: int) -> None:
         """Change gradients or state before the optimizer moves the weights."""

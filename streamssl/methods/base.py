@@ -9,7 +9,6 @@ Shape letters: B samples of this rank, V_g views of group g, S_g pixels, D featu
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch.distributed import ProcessGroup
 
 from shards.errors import ConfigError
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+TensorFunction = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +99,7 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def compile_loss(self, compiled: Callable[[Function], Function]) -> None:
+    def compile_loss(self, compiled: Callable[[TensorFunction], TensorFunction]) -> None:
         """Replace functions of the loss that are faster compiled; by default none."""
 
     def after_backward(self, step: int) -> None:

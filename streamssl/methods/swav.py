@@ -22,10 +22,10 @@ from streamssl.config.methods.swav_config import SwAVConfig
 from streamssl.distributed.collectives import all_gather_rows
 from streamssl.methods.base import (
     BuildContext,
-    Function,
     Method,
     SampleInfo,
     StepOutput,
+    TensorFunction,
     check_crops,
 )
 from streamssl.modules.drift import DriftProbe, evaluating
@@ -40,8 +40,8 @@ from streamssl.modules.sinkhorn import sinkhorn
 class SwapFunctions:
     """The two functions of a step that take time at many prototypes, plain or compiled."""
 
-    solve: Callable[..., Tensor] = sinkhorn
-    compare: Callable[..., Tensor] = swav_loss
+    solve: TensorFunction = sinkhorn
+    compare: TensorFunction = swav_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class SwAV(Method):
         with evaluating(self.backbone, self.head):
             return self.head(self.backbone(crops))
 
-    def compile_loss(self, compiled: Callable[[Function], Function]) -> None:
+    def compile_loss(self, compiled: Callable[[TensorFunction], TensorFunction]) -> None:
         """Compile Sinkhorn, which ranks do not use, and the loss: each is one pass over scores."""
         self.functions = SwapFunctions(compiled(sinkhorn), compiled(swav_loss))
 

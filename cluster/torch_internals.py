@@ -6,7 +6,7 @@ After an upgrade of torch, `tests/cluster/test_torch_internals.py` says which on
 import socket
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import torch.distributed as dist
 from torch import Tensor
@@ -99,8 +99,7 @@ def outside_graphs(function: Function) -> Function:
 
     Unlike `torch.compiler.disable`, it imports the compiler at the first call only.
     """
-    kept: Function = _disable_dynamo(function)
-    return kept
+    return cast(Function, _disable_dynamo(function))
 
 
 def num_writes(x: Tensor) -> int:

@@ -1,13 +1,17 @@
-"""Compilation of encoders by torch.compile, and a check that the machine has a compiler."""
+"""Compilation of encoders and losses by torch.compile, and a trial of the compiler."""
 
 import functools
 import time
+import warnings
 from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from shards.errors import ConfigError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Sizes of trial inputs; each is compiled anew, since torch keeps what it compiled on the disk.
 _NUM_SIZES = 1_000_003
@@ -34,6 +38,30 @@ def check_compiler(kind: str) -> None:
         ) from error
 
 
+def compiled(function: Function) -> Function:
+    """Return a function that is compiled at its first call for each size of its inputs.
+
+    It raises ConfigError if that fails.
+    """
+    # The compiler itself reads the gradient of an input that has none.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+    chosen = torch.compile(function, dynamic=False)
+
+    @functools.wraps(function)
+    def call(*inputs: Any, **options: Any) -> Any:
+        try:
+            return chosen(*inputs, **options)
+        except Exception as error:
+            if not type(error).__module__.startswith(_COMPILERS):
+                raise
+            raise ConfigError(
+                f"compile=True, but {function.__qualname__} cannot be compiled here "
+                f"({_first_line(error)}): {_REMEDY}"
+            ) from error
+
+    return cast(Function, call)
+
+
 def compile_network(network: nn.Module) -> None:
     """Let a network be compiled in training, in place; names of its tensors do not change."""
     network.forward = CompiledForward(network)
@@ -48,20 +76,10 @@ class CompiledForward:
     def __init__(self, network: nn.Module) -> None:
         self._network = network
         self._plain: Callable[[Tensor], Tensor] = network.forward
-        self._compiled: Callable[[Tensor], Tensor] = torch.compile(network.forward, dynamic=False)
+        self._compiled = compiled(self._plain)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        if not self._network.training:
-            return self._plain(rows)
-        try:
-            return self._compiled(rows)
-        except Exception as error:
-            if not type(error).__module__.startswith(_COMPILERS):
-                raise
-            raise ConfigError(
-                f"compile=True with a {type(self._network).__name__}, which torch.compile cannot "
-                f"compile here ({_first_line(error)}): {_REMEDY}"
-            ) from error
+        return (self._compiled if self._network.training else self._plain)(rows)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Execution of the encoders of a method, as the settings of a run say."""
+"""Execution of the encoders of a method, and of its loss, as the settings of a run say."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from streamssl.config.run_config import RunConfig
-from streamssl.execution.compilation import check_compiler, compile_network
+from streamssl.execution.compilation import check_compiler, compile_network, compiled
 from streamssl.execution.micro_batches import split_into_micro_batches
 from streamssl.execution.recomputation import recompute_blocks
 from streamssl.methods.base import Method
@@ -23,6 +23,7 @@ def set_execution(method: Method, config: RunConfig, device: torch.device) -> No
         check_compiler(device.type)
         for encoder in _encoders(method):
             compile_network(encoder)
+        method.compile_loss(compiled)
     if config.recompute:
         recompute_blocks(method.backbone)
     if config.micro_batches > 1:

@@ -6,7 +6,7 @@ lies in its modules and buffers, so a checkpoint holds its state dict and nothin
 Shape letters: B samples of this rank, V_g views of group g, S_g pixels, D feature.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -18,6 +18,8 @@ from shards.errors import ConfigError
 from streamssl.devices.number_transfer import Reading
 from streamssl.modules.momentum import MomentumCopy
 from streamssl.modules.prototypes import Prototypes
+
+TensorFunction = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,9 @@ class Method(nn.Module):
         then of view 1.
         """
         raise NotImplementedError
+
+    def compile_loss(self, compiled: Callable[[TensorFunction], TensorFunction]) -> None:
+        """Replace functions of the loss that are faster compiled; by default none."""
 
     def after_backward(self, step: int) -> None:
         """Change gradients or state before the optimizer moves the weights."""

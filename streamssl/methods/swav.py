@@ -9,7 +9,7 @@ Shape letters: B samples of this rank, V crops of a sample, N = V * B crops in c
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,13 +20,28 @@ from torch.nn import functional as F
 
 from streamssl.config.methods.swav_config import SwAVConfig
 from streamssl.distributed.collectives import all_gather_rows
-from streamssl.methods.base import BuildContext, Method, SampleInfo, StepOutput, check_crops
+from streamssl.methods.base import (
+    BuildContext,
+    Method,
+    SampleInfo,
+    StepOutput,
+    TensorFunction,
+    check_crops,
+)
 from streamssl.modules.drift import DriftProbe, evaluating
 from streamssl.modules.feature_queue import FeatureQueue
 from streamssl.modules.heads import swav_head
 from streamssl.modules.losses import at_least_float32, swav_loss
 from streamssl.modules.prototypes import Prototypes
 from streamssl.modules.sinkhorn import sinkhorn
+
+
+@dataclass(frozen=True, slots=True)
+class SwapFunctions:
+    """The two functions of a step that take time at many prototypes, plain or compiled."""
+
+    solve: TensorFunction = sinkhorn
+    compare: TensorFunction = swav_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +71,7 @@ def swap_assignments(
     step: int,
     group: ProcessGroup | None,
     probe: DriftProbe | None = None,
+    functions: SwapFunctions = SwapFunctions(),
 ) -> SwapOutput:
     """Compute the loss from head outputs; new embeddings enter the queues after they are scored.
 
@@ -73,12 +89,14 @@ def swap_assignments(
         with torch.no_grad():
             for place, crop in enumerate(config.crops_for_assign):
                 rows = slice(crop * num_samples, (crop + 1) * num_samples)
-                scores_BK, z_BD = scores_NK[rows], z_ND[rows]
+                scores_BK, z_BD = scores_NK.detach()[rows], z_ND[rows]
                 if queue_used:
                     # Features of earlier steps are compared with the prototypes of this step.
                     queued_LD = queues[place].share(num_samples, group)
                     scores_BK = torch.cat([prototypes(queued_LD), scores_BK])
-                q = sinkhorn(
+                # A compiler cannot trace the collectives of ranks.
+                solve = functions.solve if group is None else sinkhorn
+                q = solve(
                     scores_BK,
                     epsilon=config.epsilon,
                     num_iterations=config.sinkhorn_iterations,
@@ -88,7 +106,7 @@ def swap_assignments(
                 if queues:
                     # Reversed, so that reading newest first gives a batch back in sample order.
                     queues[place].push(all_gather_rows(z_BD, group).flip(0), step)
-        loss = swav_loss(scores_NK, assignments, config.temperature)
+        loss = functions.compare(scores_NK, assignments, config.temperature)
     return SwapOutput(loss, z_ND, scores_NK, sinkhorn_in, assignments, queue_used)
 
 
@@ -116,6 +134,7 @@ class SwAV(Method):
             for _ in config.crops_for_assign
             if config.queue is not None
         )
+        self.functions = SwapFunctions()
         self.probe: DriftProbe | None = None
         if config.queue is not None:
             image_size = cast(int, context.backbone.image_size)
@@ -140,6 +159,7 @@ class SwAV(Method):
             step=step,
             group=self.group,
             probe=self.probe,
+            functions=self.functions,
         )
         assigned_BK = torch.cat(list(swap.assignments.values()))
         readings: dict[str, Tensor | float] = {}
@@ -158,6 +178,10 @@ class SwAV(Method):
         """Return features of any norm, each computed from its image alone."""
         with evaluating(self.backbone, self.head):
             return self.head(self.backbone(crops))
+
+    def compile_loss(self, compiled: Callable[[TensorFunction], TensorFunction]) -> None:
+        """Compile Sinkhorn, which ranks do not use, and the loss: each is one pass over scores."""
+        self.functions = SwapFunctions(compiled(sinkhorn), compiled(swav_loss))
 
     def after_backward(self, step: int) -> None:
         """Freeze the prototypes in the first steps (section 4.1: it helps early on)."""

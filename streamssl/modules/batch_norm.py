@@ -40,6 +40,7 @@ class RankBatchNorm(_BatchNorm):
 
     @outside_graphs
     def _on_ranks(self, x: Tensor) -> Tensor:
+        assert self.group is not None
         momentum = self._count_batch()
         if x.is_cuda:
             return sync_batch_norm(x, self, momentum, self.group)

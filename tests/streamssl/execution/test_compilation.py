@@ -1,6 +1,7 @@
 """A compiled encoder computes what it computes without; a machine without a compiler is told."""
 
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from torch import nn
 
 from streamssl.cli import main
-from streamssl.execution.compilation import check_compiler, compile_network
+from streamssl.config.methods.swav_config import SwAVConfig
+from streamssl.config.parts.queue_config import QueueConfig
+from streamssl.execution.compilation import check_compiler, compile_network, compiled
 from streamssl.execution.micro_batches import split_into_micro_batches
-from tests.streamssl.tiny import images
+from tests.streamssl.tiny import TinyBackbone, built, images
 
 pytestmark = pytest.mark.slow
 needs_compiler = pytest.mark.skipif(
@@ -44,6 +47,26 @@ def test_a_compiled_encoder_has_the_same_gradients_and_statistics(num: int) -> N
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     for (name, ours), theirs in zip(compiled.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11, msg=name)
+
+
+@needs_compiler
+def test_a_compiled_loss_has_the_same_gradients() -> None:
+    """Sinkhorn and the swapped prediction, without a queue and with one."""
+    config = SwAVConfig(
+        num_prototypes=6, dim=4, hidden_dim=8, queue=QueueConfig(capacity=16), freeze_steps=0
+    )
+    torch.manual_seed(0)
+    plain = built(config, TinyBackbone(), num_views=(3,)).double()
+    fast = deepcopy(plain)
+    fast.compile_loss(compiled)
+    for step in range(4):
+        rows = images(24, 8, step).double()
+        ours, theirs = (method.loss([rows], step=step) for method in (fast, plain))
+        assert float(ours.readings["queue_used"]) == (step > 1)
+        torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-10, atol=1e-12)
+        ours.loss.backward(), theirs.loss.backward()
+    for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_a_machine_without_a_compiler_is_told_before_any_work(

@@ -45,10 +45,11 @@ def config_of(options: Options, **changes: Any) -> RunConfig:
     """Return SwAV with two crops of each size."""
     config = swav_small()
     counts = tuple(2 for _ in options.sides)
+    scales = tuple((0.14, 1.0) for _ in options.sides)
     return replace(
         config,
         backbone=BackboneConfig(name=options.backbone, stem="imagenet"),
-        crops=crops.swav(counts=counts, sizes=options.sides),
+        crops=crops.swav(counts=counts, sizes=options.sides, scales=scales),
         stream=replace(config.stream, batch_size=options.batch),
         optim=OptimConfig(name="sgd", base_lr=0.01),
         precision=options.precision,

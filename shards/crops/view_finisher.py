@@ -82,7 +82,7 @@ class NativeFinisher:
                     pixels = resized[row, view]
                     if any(ORIENTATION_STEPS[turned]):
                         pixels = np.ascontiguousarray(orient_pixels(pixels, turned))
-                    parameters = views.parameters[row, first + view]
+                    parameters = views.parameters[row, first + view][None]
                     place = np.array([array[image, view].ctypes.data], np.uint64)
                     self._kernel.crop(pixels, box, parameters, size, place)
             first += group.num_views

@@ -104,9 +104,11 @@ def test_ranks_with_gpus_meet_at_a_store_of_torch_that_rank_0_opens(server):
     seconds = timedelta(seconds=20)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(_device_stores, *one, seconds)
-        (_, first), (_, second) = _device_stores(*zero, seconds), waiting.result()
-    first.set("id", "1")
-    assert second.get("id") == b"1"
+        (_, ours), (_, theirs) = _device_stores(*zero, seconds), waiting.result()
+    for number, (first, second) in enumerate(zip(ours, theirs, strict=True)):
+        first.set("id", str(number))
+        assert second.get("id") == str(number).encode()
+    assert ours[0].get("id") == b"0"  # groups do not see each other's keys
     began = time.monotonic()
     with pytest.raises(dist.DistStoreError, match="no rank has set device"):
         _device_stores(*two, timedelta(milliseconds=50))

@@ -22,11 +22,13 @@ _SECONDS = 600
 class Options:
     """`shards` is a pattern of plain tars with .jpg members; `images` are those of one measurement.
 
-    `decoded` and `peer_images`: the same for decoding alone, and for webdataset, which is slower.
+    `against_images` is the name of the option --images in the other checkout. `decoded` and
+    `peer_images`: the same for decoding alone, and for webdataset, which is slower.
     """
 
     shards: str
     against: Path | None = None
+    against_images: str = "--images"
     pairs: int = 5
     readers: int = 2
     images: int = 2048
@@ -40,10 +42,13 @@ def commands(options: Options) -> dict[str, tuple[list[str], Path]]:
     here = Path.cwd()
     found: dict[str, tuple[list[str], Path]] = {}
     for name, folder in (("", here), ("other ", options.against)):
-        for where in ("threads", "ray") if folder is not None else ():
+        if folder is None:
+            continue
+        for where in ("threads", "ray"):
             words = ["-m", "tests.bench.input", "--json", "--shards", options.shards]
             words += ["--where", where, "--readers", str(options.readers)]
-            found[name + where] = ([*words, "--images", str(options.images)], Path(folder or here))
+            option = options.against_images if name else "--images"
+            found[name + where] = ([*words, option, str(options.images)], folder)
     for way, images in (("webdataset", options.peer_images), ("decode", options.decoded)):
         words = ["-m", "tests.bench.peering.swav_views", way, options.shards]
         found[way] = ([*words, str(options.readers), str(images)], here)
@@ -60,7 +65,9 @@ def rate(command: list[str], folder: Path) -> float:
         timeout=_SECONDS,
         check=True,
     )
-    return float(json.loads(done.stdout.splitlines()[-1])["images_per_second"])
+    first = next(iter(json.loads(done.stdout.splitlines()[-1]).items()))
+    assert first[0].endswith("_per_second")
+    return float(first[1])
 
 
 def main() -> None:

@@ -33,8 +33,9 @@ class Pretrain:
     """The run folder; if it holds a run, that run continues."""
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Go on from this checkpoint of --out, such as step-00001200, instead of the newest: learning
-    rate, schedule, weight decay, precision, temperature and epsilon may then change. What was
-    trained after it is set aside in the run folder."""
+    rate, schedule, weight decay, precision, temperature, epsilon, engine, compilation,
+    micro-batches and clipping may then change. What was trained after it is set aside in the run
+    folder."""
     weights: tuple[str, ...] = ()
     """Share of each --data, such as 0.7 0.3, counted in chunks; none: all shards are one source.
     A resumed run uses other weights from its next block on."""

@@ -16,7 +16,7 @@ _METRICS: Final = charted((
                     "Floating point operations of a step divided by what the devices can do in "
                     "its time.",
                     "Only on GPUs with a known peak. Waits count: it is the share of money well "
-                    "spent."),
+                    "spent. --recompute and --micro-batches count what they compute twice."),
     _learning.gauge("loss", "Loss of the newest step.",
                     "Compare it with its plateau: ln K for SwAV, ln (1 + queue) for MoCo."),
     _learning.gauge("learning_rate", "Learning rate of the newest step.",

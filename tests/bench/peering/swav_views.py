@@ -8,6 +8,7 @@ import glob
 import io
 import itertools
 import json
+import random
 import sys
 import tarfile
 import time
@@ -18,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 import webdataset
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -30,7 +31,7 @@ _SHUFFLE = 1000
 def augmentation(size: int, scale: tuple[float, float]) -> Callable[[Image.Image], torch.Tensor]:
     """Return the views of SwAV (arXiv:2006.09882, appendix A) as torchvision makes them."""
     jitter = transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)
-    blur = transforms.GaussianBlur(size // 10 // 2 * 2 + 1, sigma=(0.1, 2.0))
+    blur = transforms.Lambda(_blur)
     found: Callable[[Image.Image], torch.Tensor] = transforms.Compose(
         [
             transforms.RandomResizedCrop(size, scale),
@@ -42,6 +43,11 @@ def augmentation(size: int, scale: tuple[float, float]) -> Callable[[Image.Image
         ]
     )
     return found
+
+
+def _blur(image: Image.Image) -> Image.Image:
+    """Blur with Pillow, as SwAV's own code does."""
+    return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
 
 class Views:

@@ -67,7 +67,8 @@ def test_the_python_of_all_documents_runs(tmp_path):
         timeout=140,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
 
 
 def as_shown(line):

@@ -100,7 +100,7 @@ class Control:
 
     async def saved(self, member: str, step: int, refs: Sequence[Any]) -> None:
         """Take a state that a trainer put into the object store."""
-        (await self._ready()).keep(member, StateRef(step, tuple(refs)))
+        (await self._ready()).keep(StateRef(step, tuple(refs), giver=member))
 
     async def report(self, report: DriverReport) -> None:
         """Take the report of the driver without an answer."""

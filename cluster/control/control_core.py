@@ -25,7 +25,6 @@ from cluster.protocol.driver_protocol import ActorEvent, DriverOrders, DriverRep
 from cluster.protocol.messages import (
     Directive,
     HeartbeatMessage,
-    Phase,
     Plans,
     ReaderOrders,
     ReaderReport,
@@ -88,7 +87,6 @@ class ControlCore:
         self.error: BaseException | None = None
         self._end_of_data: BaseException | None = None  # is raised when the last state is safe
         self.saved: StateRef | None = None
-        self._saved_by = ""
         self._last_event, self._knows_actors = 0, False
         self._scaled_at = self.began
         self._journaled_until = 0.0
@@ -145,15 +143,11 @@ class ControlCore:
             with self.planner.leases() as table:
                 table.missing(task, reader)
 
-    def keep(self, member: str, state: StateRef) -> None:
-        """Take a state that a trainer put into the object store.
-
-        It replaces an older one, and one whose trainer is lost: that one is lost, too.
-        """
-        members, saved = self.members.members, self.saved
-        is_newer = saved is None or saved.step <= state.step or self._saved_by not in members
-        if member in members and state.step > self.state.step and is_newer:
-            self.saved, self._saved_by = state, member
+    def keep(self, state: StateRef) -> None:
+        """Take a state that a trainer put into the object store."""
+        newest = self.saved or self.state
+        if state.step > newest.step and state.giver in self.members.members:
+            self.saved = state
             self.on_change()
 
     # Calls of the driver.
@@ -172,7 +166,9 @@ class ControlCore:
             self.state = report.state
             self.members.restore(report.state.step, report.state.cursor)
         saved = self.saved
-        if saved is not None and (saved.step <= self.state.step or saved == report.unsaved):
+        if saved is not None and (
+            saved.step <= self.state.step or (saved.step, saved.giver) == report.unsaved
+        ):
             self.saved = None
         if report.begun and not self.begun:
             self.planner.keep_journal(self.spec.journal)
@@ -200,13 +196,15 @@ class ControlCore:
         )
 
     def _is_ahead_of(self, records: Records) -> bool:
-        """Return True if reports of steps before the saved state are still to come.
+        """Return True if its trainer has yet to report steps before the state that it gave.
 
         A state comes at once and reports with a heartbeat. Saved before them, it would leave a gap
         in the log of a run that is killed now and then resumes after the state.
         """
-        may_report = not self._phases() <= {"starting", "left"}
-        return self.saved is not None and self.saved.step > records.end and may_report
+        if self.saved is None or self.saved.step <= records.end:
+            return False
+        giver = self.members.members.get(self.saved.giver)
+        return giver is not None and giver.heartbeat.phase != "left"
 
     def take_event(self, event: ActorEvent, now: float) -> None:
         """Take one event of an actor."""
@@ -221,6 +219,8 @@ class ControlCore:
                 shard = table.lost(event.name, now, "left" if event.kind == "left" else "died")
             self.totals.forget(event.name)
         elif is_gone:
+            if event.kind != "left" and self.saved is not None and self.saved.giver == event.name:
+                self.saved = None  # lost, too: it must not hide the state of another trainer
             self.members.lost(event.name, event.reason or event.kind, now)
             self._follow()
         self.actors.apply(event, now, shard)
@@ -236,11 +236,9 @@ class ControlCore:
 
     def _is_finished(self) -> bool:
         """Return True if all trainers that may hold a state have left, and the last is safe."""
+        phases = {member.heartbeat.phase for member in self.members.members.values()}
         ends = self.stopping or self.members.is_finished
-        return ends and self._phases() <= {"starting", "left"} and self.saved is None
-
-    def _phases(self) -> set[Phase]:
-        return {member.heartbeat.phase for member in self.members.members.values()}
+        return ends and phases <= {"starting", "left"} and self.saved is None
 
     # Regular work.
 

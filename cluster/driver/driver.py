@@ -122,8 +122,8 @@ class Driver:
         self._events: list[ActorEvent] = []
         self._saver = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future[StateRef] | None = None
-        self._given: StateRef | None = None  # by Control, saved last or being saved
-        self._unsaved: StateRef | None = None
+        self._saving_id = (-1, "")  # step and giver
+        self._unsaved: tuple[int, str] | None = None
         self._deaths: list[float] = []
         self._control: Any = None
         self._term = 0
@@ -192,7 +192,7 @@ class Driver:
         self._record(orders.records)
         state = orders.state
         if state is not None and self._saving is None and state.step > self._state.step:
-            self._given = state
+            self._saving_id = state.step, state.giver
             self._saving = self._saver.submit(self._save, state)
         if orders.report is not None:
             self._output.take_report(orders.report)
@@ -228,7 +228,7 @@ class Driver:
         try:
             self._state = future.result()
         except RayError:  # its trainer died meanwhile
-            self._unsaved = self._given
+            self._unsaved = self._saving_id
         self._control.report.remote(self._report())
 
     def _finish_saving(self) -> None:
@@ -244,7 +244,7 @@ class Driver:
             recorded=self._recorded,
             history=self._history,
             state=self._state,
-            saving=-1 if self._saving is None or self._given is None else self._given.step,
+            saving=-1 if self._saving is None else self._saving_id[0],
             unsaved=self._unsaved,
             begun=self._begun,
             stop=self._stopping,

@@ -57,8 +57,8 @@ class DriverReport:
 
     `recorded`: steps up to this one, of this `history`, are in the log. `creating` and `killing`:
     actors for which that is under way. `state` is the newest safe state; the state of step `saving`
-    is being saved, and `unsaved` was lost with its trainer. `begun`: the run has a folder. `stop`:
-    the user wants the run to end.
+    is being saved, and that of step and giver `unsaved` was lost. `begun`: the run has a folder.
+    `stop`: the user wants the run to end.
     """
 
     term: int
@@ -69,7 +69,7 @@ class DriverReport:
     history: int
     state: StateRef
     saving: int
-    unsaved: StateRef | None
+    unsaved: tuple[int, str] | None
     begun: bool
     stop: bool
 
@@ -89,9 +89,8 @@ class DriverOrders:
 
     `create` and `kill` list every actor for which that is still wanted. Events up to `last_event`
     are known. `data_ready`: the data can fill a batch. `state` is newer than the safe one, and not
-    newer than `records`.
-    `finished`: every trainer has left; `error`: the run cannot go on. `report` comes about once a
-    second.
+    newer than `records`. `finished`: every trainer has left; `error`: the run cannot go on.
+    `report` comes about once a second.
     """
 
     last_event: int

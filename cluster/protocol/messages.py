@@ -266,8 +266,10 @@ class StateRef:
     """State to use when no trainer has one: finished steps, and the ref of a LearnerState.
 
     `cursor` is the position after those steps. Without a ref, it is the initial state of a learner.
+    `giver` is the trainer whose process owns the ref; it is lost with that process.
     """
 
     step: int
     refs: tuple[Any, ...] = ()
     cursor: Cursor | None = None
+    giver: str = ""

@@ -5,6 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from streamssl.checkpoint import list_checkpoints
 from tests.drills.cluster_runs import check_steps, endless, stop
 from tests.drills.processes import started
 
@@ -15,7 +16,7 @@ def test_a_raylet_that_dies_is_told(shards_folder: Path, tmp_path: Path) -> None
     """Ray ends the driver without a word, and its other processes stay."""
     config, out = endless(save_every=10), tmp_path / "run"
     with started(config, shards_folder, out, "--cluster", "local") as run:
-        run.wait_for_step(25)
+        run.wait_for(lambda: list_checkpoints(out) != [], "checkpoint")
         family = psutil.Process(run.process.pid).children(recursive=True)
         (raylet,) = [child for child in family if child.name() == "raylet"]
         raylet.kill()

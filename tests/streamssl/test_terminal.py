@@ -49,6 +49,6 @@ def test_errors_and_warnings_are_escaped(capsys, tmp_path, monkeypatch):
     escape_warnings()
     # Of a log with a handler, such as those of the tests, warnings would not reach the terminal.
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    logging.getLogger("some.library").warning("about %s", "\x1b[31m")
+    logging.getLogger("package.module").warning("about %s", "\x1b[31m")
     text = "".join(capsys.readouterr())
     assert "\x1b" not in text and "\\x1b[31m.tar" in text and "about \\x1b[31m" in text

@@ -1,7 +1,7 @@
 """States that trainers give to Control: saved after the log of their steps, and never mixed up."""
 
 from cluster.control.control_core import ControlCore
-from cluster.protocol.driver_protocol import ActorEvent, DriverOrders, DriverReport
+from cluster.protocol.driver_protocol import ActorEvent, DriverOrders, DriverReport, EventKind
 from cluster.protocol.messages import HeartbeatMessage, StateRef
 from cluster.protocol.step_report import StepReport
 from shards.records import Cursor
@@ -35,7 +35,7 @@ def begin(core: ControlCore) -> None:
     assert ask(core, 0).records.history == 0
 
 
-def ask(core: ControlCore, recorded: int, unsaved: StateRef | None = None) -> DriverOrders:
+def ask(core: ControlCore, recorded: int, unsaved: tuple[int, str] | None = None) -> DriverOrders:
     """Send the report of a driver whose log ends here."""
     sent = DriverReport(
         term=core.term,
@@ -54,23 +54,27 @@ def ask(core: ControlCore, recorded: int, unsaved: StateRef | None = None) -> Dr
     return core.orders(sent)
 
 
-def lose(core: ControlCore, name: str) -> None:
-    core.take_event(ActorEvent(number=1, name=name, role="trainer", kind="lost"), 1.0)
+def given(name: str, step: int) -> StateRef:
+    return StateRef(step, (f"of {name}",), giver=name)
+
+
+def end(core: ControlCore, name: str, kind: EventKind) -> None:
+    core.take_event(ActorEvent(number=1, name=name, role="trainer", kind=kind), 1.0)
 
 
 def test_a_state_is_saved_after_the_steps_before_it_are_logged() -> None:
     """A run killed in between would resume after the state, and its log would lack the steps."""
     with made_core() as core:
         begin(core)
-        core.keep("t1", StateRef(3, ("a",)))
+        core.keep(given("t1", 3))
         assert ask(core, 0).state is None
         beat(core, "t1", 1, 2)
         assert ask(core, 0).state is None
         beat(core, "t1", 1, 2, 3)
         orders = ask(core, 0)
         assert [report.step for report in orders.records.records] == [1, 2, 3]
-        assert orders.state == StateRef(3, ("a",))
-        assert ask(core, 3).state == StateRef(3, ("a",))
+        assert orders.state == given("t1", 3)
+        assert ask(core, 3).state == given("t1", 3)
 
 
 def test_a_state_whose_trainer_is_lost_does_not_hide_the_next_one() -> None:
@@ -79,11 +83,11 @@ def test_a_state_whose_trainer_is_lost_does_not_hide_the_next_one() -> None:
         begin(core)
         beat(core, "t1", 1, 2, 3)
         beat(core, "t2", 1, 2, 3)
-        core.keep("t1", StateRef(3, ("lost",)))
-        assert ask(core, 3).state == StateRef(3, ("lost",))
-        lose(core, "t1")
-        core.keep("t2", StateRef(3, ("again",)))
-        assert ask(core, 3, unsaved=StateRef(3, ("lost",))).state == StateRef(3, ("again",))
+        core.keep(given("t1", 3))
+        assert ask(core, 3).state == given("t1", 3)
+        end(core, "t1", "lost")
+        core.keep(given("t2", 3))
+        assert ask(core, 3, unsaved=(3, "t1")).state == given("t2", 3)
 
 
 def test_a_state_of_a_lost_trainer_gives_way_to_an_earlier_one() -> None:
@@ -91,8 +95,19 @@ def test_a_state_of_a_lost_trainer_gives_way_to_an_earlier_one() -> None:
     with made_core() as core:
         begin(core)
         beat(core, "t1", 1, 2, 3)
-        core.keep("t1", StateRef(3, ("lost",)))
-        lose(core, "t1")
+        core.keep(given("t1", 3))
+        end(core, "t1", "lost")
         beat(core, "t2", 1, 2)
-        core.keep("t2", StateRef(2, ("kept",)))
-        assert ask(core, 2).state == StateRef(2, ("kept",))
+        core.keep(given("t2", 2))
+        assert ask(core, 2).state == given("t2", 2)
+
+
+def test_a_state_of_a_trainer_that_left_is_not_replaced_by_an_earlier_one() -> None:
+    """Its process waits until the state is saved; the steps after the earlier one would be lost."""
+    with made_core() as core:
+        begin(core)
+        beat(core, "t1", 1, 2, 3)
+        core.keep(given("t1", 3))
+        end(core, "t1", "left")
+        core.keep(given("t2", 2))
+        assert ask(core, 3).state == given("t1", 3)

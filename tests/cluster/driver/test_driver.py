@@ -143,7 +143,8 @@ def test_status_and_pages_show_all_actors_and_a_stop_saves(case: Case) -> None:
 
     def watch(targets: Targets) -> Iterator[None]:
         yield from targets.wait_for("driver", "control", "reader", "trainer")
-        while not kept.records or kept.records[-1].step < 10:
+        # The page of Control has the counters of its newest report.
+        while not kept.records or kept.records[-1].step < 10 or kept.reports[-1].status.world < 1:
             yield
         status: Status = ActorClient(CONTROL).call("status")
         seen.append(status)

@@ -3,11 +3,13 @@
     reader  -- ReaderReport ------>  Control  -- ReaderOrders -->  reader     chunks to crop
     trainer -- HeartbeatMessage -->  Control  -- Directive ----->  trainer    generations
     trainer -- range of steps ---->  Control  -- Plans --------->  trainer    rows of each batch
-    trainer -- rows of tasks ----->  reader   -- Rows ---------->  trainer    the crops themselves
+    trainer -- rows of tasks ----->  reader   -- Rows ---------->  trainer    the crops, or where
+                                                                              they lie
 
 Crops never pass through Control: it receives headers only.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.protocol.step_report import StepReport
+from shards.crops.shared_file import FileName
 from shards.metric import Readings
 from shards.records import Chunk, ChunkCrops, Cursor, Reject, ShardInfo, Turn, bytes_of
 
@@ -171,21 +174,55 @@ class Plans:
 
 
 @dataclass(frozen=True, slots=True)
+class Borrower:
+    """Process `pid` of a trainer, which can read crops in the memory of readers of its `node`."""
+
+    node: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LentRows:
+    """N rows of one view group in the shared file of a reader: places (N,), and a row's shape."""
+
+    places: NDArray[np.int64]
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.places) * math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """Lent rows lie in this file. They stay there until the trainer has returned the number."""
+
+    number: int
+    file: FileName
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Crops that a feed requested from a reader by `take(term, ((task, rows), ...))`.
 
     `crops` holds for every view group the N rows (V, S, S, 3) uint8 in the order of the request, as
-    one array or as a tuple of N arrays. The reader does not hold the `missing` tasks; their rows
-    are left out. A reader that only verifies gives one array (N,) of `ImageHeader` instead; the
-    feed crops them.
+    one array, as a tuple of N arrays, or as places of a `loan`. The reader does not hold the
+    `missing` tasks; their rows are left out. A reader that only verifies gives one array (N,) of
+    `ImageHeader` instead; the feed crops them.
     """
 
-    crops: tuple[GroupRows, ...]
+    crops: tuple[GroupRows | LentRows, ...]
     missing: tuple[int, ...] = ()
+    loan: Loan | None = None
 
     @property
     def num_bytes(self) -> int:
-        return sum(bytes_of((g,) if isinstance(g, np.ndarray) else g) for g in self.crops)
+        return sum(
+            group.num_bytes
+            if isinstance(group, LentRows)
+            else bytes_of((group,) if isinstance(group, np.ndarray) else group)
+            for group in self.crops
+        )
 
 
 Phase = Literal["starting", "ready", "joining", "running", "broken", "left"]

@@ -6,7 +6,7 @@ created with `max_restarts=0`; Control notices its death and decides about a rep
     report  sends reports to Control, and applies its orders
     fetch   reads the bytes of the next chunks
     crop    crops one chunk at a time, on one core
-    take    hands out rows to trainers
+    take    hands out rows to trainers, and lends them to trainers of its node
 """
 
 import functools
@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import ray
@@ -23,10 +24,12 @@ from ray import cloudpickle
 
 from cluster.monitoring.process_pages import DebugPorts, ProcessPages
 from cluster.protocol.actor_rpc import ActorClient, ActorLocation, Unreachable
-from cluster.protocol.messages import Lease, Rows
+from cluster.protocol.messages import Borrower, Lease, Loan, Rows
 from cluster.protocol.process_memory import resident_bytes
+from cluster.readers.loans import Loans
 from cluster.readers.reader_config import ReaderConfig
 from cluster.readers.reader_state import ReaderState
+from shards.crops import array_pool
 from shards.crops.chunk_cropper import ChunkCropper
 from shards.crops.sample_cropper import CropJob, no_crops
 from shards.errors import StreamSSLError
@@ -39,6 +42,8 @@ from shards.tars.cutter import CutChunk
 
 # Bound on the rate of reports: Control serves many readers.
 _MIN_SECONDS = 0.02
+# A result waits this long for others of the same report.
+_RESULT_SECONDS = 0.05
 _PAUSE_SECONDS = 0.5
 _COUNT_SECONDS = 1.0
 
@@ -64,8 +69,10 @@ class Reader:
         self._name, self._ports = name, ports
         self._job, self._config = job, config or ReaderConfig()
         self._control = ActorClient(control)
-        self._changed = threading.Condition()  # guards the state
+        self._changed = threading.Condition()  # guards the state and the loans
         self._state = ReaderState(name, 1 + self._config.num_ahead, no_crops(job))
+        self._node = ray.get_runtime_context().get_node_id()
+        self._file, self._loans = array_pool.ARRAYS.share(), Loans()
         self._source = RangeReader(job.sources)
         self._ahead: dict[tuple[int, int], Future[tuple[CutChunk, float]]] = {}
         self._fetchers = ThreadPoolExecutor(1 + self._config.num_ahead, "fetch")
@@ -83,7 +90,7 @@ class Reader:
         self._start_thread("crop", functools.partial(self._crop_all, ready))
         ready.result()
         self._start_thread("report", self._report_all)
-        return ActorLocation(os.getpid(), ray.get_runtime_context().get_node_id(), pages.address)
+        return ActorLocation(os.getpid(), self._node, pages.address)
 
     @ray.method(concurrency_group="left")
     def left(self) -> None:
@@ -91,14 +98,34 @@ class Reader:
         self._end.result()
 
     @ray.method(concurrency_group="take")
-    def take(self, term: int, wanted: Sequence[tuple[int, NDArray[np.int64]]]) -> Rows:
-        """Return rows of the crops of some tasks, which are numbered in this term."""
+    def take(
+        self,
+        term: int,
+        wanted: Sequence[tuple[int, NDArray[np.int64]]],
+        borrower: Borrower | None = None,
+        returned: Sequence[int] = (),
+    ) -> Rows:
+        """Return rows of the crops of some tasks, which are numbered in this term.
+
+        A borrower on this node gets their places in the memory of this process. The loans that it
+        has `returned` end.
+        """
+        file = self._file if borrower is not None and borrower.node == self._node else None
         with self._changed:
+            self._loans.end(returned)
             parts = self._state.find(term, [task for task, _ in wanted])
-        rows = self._state.gather(parts, wanted)
+        rows = self._state.gather(parts, wanted, file)
         with self._changed:
             self._state.work.count(("taken_bytes",), rows.num_bytes)
-        return rows
+            if file is None or borrower is None:
+                return rows
+            return replace(rows, loan=Loan(self._loans.begin(borrower.pid, parts), file.name))
+
+    @ray.method(concurrency_group="take")
+    def returned(self, loans: Sequence[int]) -> None:
+        """End loans of a borrower that wants no more rows now."""
+        with self._changed:
+            self._loans.end(loans)
 
     def _start_thread(self, name: str, work: Callable[[], None]) -> None:
         """Start a thread; the reader ends with it."""
@@ -127,7 +154,7 @@ class Reader:
         seconds = 0.0
         while not self._end.done():
             with self._changed:
-                self._changed.wait_for(self._must_report, seconds)
+                self._wait_until_due(seconds)
                 self._report_now = False
                 self._num_reports += 1
                 report = self._state.report(resident_bytes(), self._counts(time.monotonic()))
@@ -149,19 +176,26 @@ class Reader:
             time.sleep(_MIN_SECONDS)
 
     def _counts(self, now: float) -> Readings | None:
-        """Return the counters for /metrics, at most once a second."""
+        """Return the counters for /metrics, at most once a second; end loans of the dead."""
         if now - self._counted < _COUNT_SECONDS:
             return None
         self._counted = now
+        self._loans.end_dead()
         return self._readings()
 
     def _readings(self) -> Readings:
         """Return the counters without a lock: the page of a process that hangs must answer."""
         return {**self._state.work.readings(), **store_readings(self._source.counters)}
 
-    def _must_report(self) -> bool:
-        """Return True if the next report must not wait: trainers wait for results."""
-        return self._state.has_results or self._report_now or self._end.done()
+    def _wait_until_due(self, seconds: float) -> None:
+        """Wait until leases run out, a result is late, or nothing was reported for `seconds`."""
+        until = time.monotonic() + seconds
+        while not (self._state.runs_out or self._report_now or self._end.done()):
+            if self._state.has_results:
+                until = min(until, time.monotonic() + _RESULT_SECONDS)
+            if (left := until - time.monotonic()) <= 0:
+                return
+            self._changed.wait(left)
 
     def _wait_for_report(self) -> None:
         """Wait until Control has received the present state.

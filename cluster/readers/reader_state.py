@@ -16,10 +16,12 @@ from cluster.protocol.messages import (
     FinishedLease,
     GroupRows,
     Lease,
+    LentRows,
     ReaderOrders,
     ReaderReport,
     Rows,
 )
+from shards.crops.shared_file import SharedFile
 from shards.metric import Key, Readings
 from shards.records import ChunkCrops
 
@@ -85,6 +87,11 @@ class ReaderState:
     def has_results(self) -> bool:
         """True if Control does not know all results."""
         return bool(self._finished)
+
+    @property
+    def runs_out(self) -> bool:
+        """True if there are results, and less than half of the leases wait."""
+        return self.has_results and 2 * len(self._waiting) < self._num_leases
 
     @property
     def is_done(self) -> bool:
@@ -166,13 +173,20 @@ class ReaderState:
         return [None if held is None else held.crops for held in found]
 
     def gather(
-        self, parts: Sequence[Arrays | None], wanted: Sequence[tuple[int, NDArray[np.int64]]]
+        self,
+        parts: Sequence[Arrays | None],
+        wanted: Sequence[tuple[int, NDArray[np.int64]]],
+        file: SharedFile | None = None,
     ) -> Rows:
-        """Return the wanted rows of `find`'s result. Needs no lock."""
+        """Return the wanted rows of `find`'s result, or their places in `file`. Needs no lock."""
         there = [(part, rows) for part, (_, rows) in zip(parts, wanted, strict=True) if part]
-        crops = tuple(
-            _rows_of([(part[group], rows) for part, rows in there], empty)
+        groups = [
+            ([(part[group], rows) for part, rows in there], empty)
             for group, empty in enumerate(self._empty)
+        ]
+        crops = tuple(
+            (file and _places_of(found, empty, file)) or _rows_of(found, empty)
+            for found, empty in groups
         )
         missing = tuple(t for part, (t, _) in zip(parts, wanted, strict=True) if part is None)
         return Rows(crops, missing)
@@ -203,6 +217,21 @@ class ReaderState:
         self._finished.clear()
         self._held.clear()
         self._current = None
+
+
+def _places_of(
+    wanted: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64]]],
+    empty: NDArray[np.uint8],
+    file: SharedFile,
+) -> LentRows | None:
+    """Return where the wanted rows lie in a file; None if some of them lie elsewhere."""
+    places: list[NDArray[np.int64]] = []
+    for array, rows in wanted:
+        first = None if array.dtype == object else file.place_of(array)
+        if first is None:
+            return None
+        places.append(first + array.strides[0] * rows)
+    return LentRows(np.concatenate(places), empty.shape[1:]) if places else None
 
 
 def _rows_of(

@@ -6,14 +6,14 @@ generation does not touch: received and requested rows stay valid for the ranks 
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.protocol.messages import BatchPlan, GroupRows, Plans, Rows
+from cluster.protocol.messages import BatchPlan, GroupRows, Plans
 from shards.crops.batch_arrays import batch_arrays
 from shards.records import CropBatch
 
@@ -134,12 +134,11 @@ class _PartialBatch:
 class BatchAssembly:
     """Partial batches of one rank.
 
-    Rows of at most `max_bytes` are held or requested beyond the next batch. One request asks for
-    about `call_bytes`.
+    Rows of at most `max_bytes` are held or requested beyond the next batch.
     """
 
-    def __init__(self, max_bytes: int, call_bytes: int) -> None:
-        self._max_bytes, self._call_bytes = max_bytes, call_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._row_bytes = 0
         self._rank, self._world = 0, 0
         self._next = 0
@@ -234,11 +233,14 @@ class BatchAssembly:
         self._queue()
         return [reader for reader, queue in self._queues.items() if queue]
 
-    def pop_request(self, reader: str) -> list[TaskRows]:
-        """Return the rows of the next request to this reader; empty if there are none, or if they
-        wait for more: a call for a few rows costs as much as one for many."""
+    def pop_request(self, reader: str, call_bytes: int) -> list[TaskRows]:
+        """Return the rows of the next request to this reader, of about `call_bytes`.
+
+        Empty if there are none, or if they wait for more: a call for a few rows costs as much as
+        one for many.
+        """
         queue = self._queues.get(reader, [])
-        room = max(1, self._call_bytes // (self._row_bytes or _GUESSED_ROW_BYTES))
+        room = max(1, call_bytes // (self._row_bytes or _GUESSED_ROW_BYTES))
         if not queue or (queue[0][0] > self._due and self._queued_rows[reader] < room):
             return []
         parts: list[TaskRows] = []
@@ -254,21 +256,27 @@ class BatchAssembly:
         self._in_flight.update(parts)
         return parts
 
-    def put(self, parts: Sequence[TaskRows], rows: Rows, sent_bytes: int) -> None:
-        """Take the answer to a request, for which a reader sent `sent_bytes`."""
+    def put(
+        self,
+        parts: Sequence[TaskRows],
+        crops: Sequence[GroupRows],
+        missing: Collection[int],
+        num_bytes: int,
+    ) -> None:
+        """Copy the rows of an answer, of `num_bytes`: all of the request but the missing tasks."""
         self._in_flight.difference_update(parts)
         start = 0
         for part in parts:
             batch = self._batches.get(part.step)
-            if part.task in rows.missing:
+            if part.task in missing:
                 self._retry(batch, part)
                 continue
             taken = slice(start, start + len(part.rows))
             start = taken.stop
             if batch is not None:
-                batch.put(part.positions, [group[taken] for group in rows.crops])
+                batch.put(part.positions, [group[taken] for group in crops])
         if start:
-            self._row_bytes = -(-sent_bytes // start)
+            self._row_bytes = -(-num_bytes // start)
 
     def lost(self, parts: Sequence[TaskRows]) -> None:
         """Note that a request failed: the holders of these rows must be requested again."""

@@ -1,7 +1,8 @@
 """BatchFeed: fetches the rows of a trainer ahead of need: plans from Control, rows from readers.
 
 A rank takes the same positions of every global batch. One request asks one reader for rows of
-several steps. Rows of a lost reader are requested again from the reader that crops them anew.
+several steps; a reader of the same node answers with the places of the rows in its memory. Rows of
+a lost reader are requested again from the reader that crops them anew.
 Where readers only verify, `crops_ahead` crops the next batches while one is trained on.
 The feed does not decide what is in a batch.
 """
@@ -18,6 +19,7 @@ import ray
 from cluster.protocol.actor_rpc import ActorClient, Unreachable
 from cluster.protocol.messages import Plans, Rows
 from cluster.trainers.batch_assembly import BatchAssembly, TaskRows
+from cluster.trainers.borrowed_crops import BorrowedCrops
 from cluster.trainers.crops_ahead import CropsAhead
 from cluster.trainers.trainer_crops import TrainerCropsConfig
 from shards.errors import StreamStopped
@@ -26,6 +28,8 @@ from shards.records import CropBatch
 _POLL_SECONDS = 0.1
 # A reader answers one request while the next one waits there.
 _REQUESTS_PER_READER = 2
+# A call for more rows takes no longer when their places are sent.
+_LENT_FACTOR = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,14 +37,16 @@ class FeedConfig:
     """Settings of the prefetch.
 
     Crops of `max_bytes` are held or requested, and always those of the next step; `call_bytes` come
-    in one answer. A reader without an answer for `answer_seconds` is reported to Control. Plans are
-    requested again after `retry_seconds` if there were none, or if a task had no holder.
+    in one answer. `borrows`: readers of the same node answer with places in their memory, of four
+    times as many bytes. A reader without an answer for `answer_seconds` is reported to Control.
+    Plans are requested again after `retry_seconds` if there were none, or if a task had no holder.
     `cropping`: how to crop verified images; None where readers crop. Then `max_bytes` counts the
     encoded images.
     """
 
     max_bytes: int = 1 << 30
     call_bytes: int = 16 << 20
+    borrows: bool = True
     num_plans: int = 16
     answer_seconds: float = 10.0
     retry_seconds: float = 0.1
@@ -68,16 +74,19 @@ class BatchFeed:
         self._config = config or FeedConfig()
         self._control, self._member = ActorClient(control), member
         self._readers: dict[str, ActorClient] = {}
+        node = ray.get_runtime_context().get_node_id() if self._config.borrows else ""
+        self._borrowed = BorrowedCrops(node)
         self._plans_ref: Any = None
         self._plans_after = 0.0
         self._requests: dict[Any, _Request] = {}
+        self._late: dict[Any, _Request] = {}  # given up, but their loans must be returned
         self._changed = threading.Condition()  # guards all that follows
-        self._assembly = BatchAssembly(self._config.max_bytes, self._config.call_bytes)
+        self._assembly = BatchAssembly(self._config.max_bytes)
         cropping = self._config.cropping
         self._ahead = CropsAhead(self._assembly, cropping, self._crops_ended) if cropping else None
         self._error: BaseException | None = None
         self._wait_seconds = 0.0
-        self._taken_bytes = self._num_calls = self._num_lost = 0
+        self._taken_bytes = self._lent_bytes = self._num_calls = self._num_lost = 0
         self._entered = self._interrupted = self._closed = False
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
         self._thread.start()
@@ -133,6 +142,7 @@ class BatchFeed:
             return {
                 "wait_seconds": self._wait_seconds,
                 "taken_bytes": self._taken_bytes,
+                "lent_bytes": self._lent_bytes,
                 "calls": self._num_calls,
                 "lost_calls": self._num_lost,
                 "held_bytes": self._assembly.held_bytes,
@@ -172,18 +182,20 @@ class BatchFeed:
         """Send requests, and take the answers that have come."""
         self._request_plans()
         self._request_rows()
-        refs = [*self._requests, *([] if self._plans_ref is None else [self._plans_ref])]
+        plans = [] if self._plans_ref is None else [self._plans_ref]
+        refs = [*self._requests, *self._late, *plans]
         if not refs:
             with self._changed:
                 self._changed.wait(_POLL_SECONDS)
             return
         ready, _ = ray.wait(refs, num_returns=1, timeout=_POLL_SECONDS)
         for ref in ready:
-            request = self._requests.pop(ref, None)
-            if request is None:
-                self._take_plans(ref)
+            if ref in self._requests:
+                self._take_rows(ref, self._requests.pop(ref))
+            elif ref in self._late:
+                self._take_late(ref, self._late.pop(ref))
             else:
-                self._take_rows(ref, request)
+                self._take_plans(ref)
         self._drop_late_requests()
 
     def _request_plans(self) -> None:
@@ -219,38 +231,69 @@ class BatchFeed:
         with self._changed:
             readers = self._assembly.readers()
         for reader in readers:
+            lends = self._borrowed.is_lending(reader)
+            call_bytes = (
+                _LENT_FACTOR * self._config.call_bytes if lends else self._config.call_bytes
+            )
             for _ in range(in_flight[reader], _REQUESTS_PER_READER):
                 with self._changed:
-                    parts = self._assembly.pop_request(reader)
+                    parts = self._assembly.pop_request(reader, call_bytes)
                 if not parts:
                     break
                 self._request(reader, parts)
+                in_flight[reader] += 1
+        for reader in self._borrowed.waiting():
+            if not in_flight[reader]:
+                self._return_loans(reader)
 
     def _request(self, reader: str, parts: list[TaskRows]) -> None:
         client = self._readers.setdefault(reader, ActorClient(reader))
         wanted = tuple((part.task, part.rows) for part in parts)
         deadline = time.monotonic() + self._config.answer_seconds
         request = _Request(reader, client, parts, deadline)
+        borrower, returned = self._borrowed.borrower(reader), self._borrowed.pop_done(reader)
         try:
-            self._requests[client.submit("take", parts[0].term, wanted)] = request
+            ref = client.submit("take", parts[0].term, wanted, borrower, returned)
         except Unreachable:
             self._lost(request)
+        else:
+            self._requests[ref] = request
+
+    def _return_loans(self, reader: str) -> None:
+        """Return loans to a reader from which nothing is wanted now."""
+        client = self._readers.setdefault(reader, ActorClient(reader))
+        try:
+            client.submit("returned", self._borrowed.pop_done(reader))
+        except Unreachable:
+            return  # its loans have ended with it
 
     def _take_rows(self, ref: Any, request: _Request) -> None:
         try:
-            rows: Rows = request.client.result(ref, self._config.answer_seconds)
+            sent: Rows = request.client.result(ref, self._config.answer_seconds)
         except Unreachable:
             self._lost(request)
             return
-        num_bytes = rows.num_bytes
+        crops = self._borrowed.look(request.reader, sent)
         with self._changed:
             self._num_calls += 1
-            self._taken_bytes += num_bytes
-            self._assembly.put(request.parts, rows, num_bytes)
+            if crops is None:
+                self._assembly.lost(request.parts)
+            else:
+                self._taken_bytes += sent.num_bytes
+                self._lent_bytes += sent.num_bytes if sent.loan else 0
+                self._assembly.put(request.parts, crops, sent.missing, sent.num_bytes)
             if self._ahead is not None:
                 self._ahead.begin()
             self._changed.notify_all()
-        self._report_missing(request, set(rows.missing))
+        self._borrowed.done(request.reader, sent)
+        self._report_missing(request, set(sent.missing))
+
+    def _take_late(self, ref: Any, request: _Request) -> None:
+        """Return what a reader lent after it had been given up."""
+        try:
+            self._borrowed.done(request.reader, request.client.result(ref))
+        except Unreachable:
+            return  # it has ended
 
     def _is_ready(self) -> bool:
         """Return True if the next batch is complete, and cropped."""
@@ -273,7 +316,7 @@ class BatchFeed:
         now = time.monotonic()
         for ref, request in list(self._requests.items()):
             if now > request.deadline:
-                del self._requests[ref]
+                self._late[ref] = self._requests.pop(ref)
                 self._lost(request)
 
     def _lost(self, request: _Request) -> None:
@@ -282,6 +325,7 @@ class BatchFeed:
             self._num_lost += 1
             self._assembly.lost(request.parts)
         self._readers.pop(request.reader, None)
+        self._borrowed.forget(request.reader)
         self._report_missing(request, {part.task for part in request.parts})
 
     def _report_missing(self, request: _Request, tasks: set[int]) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cluster.protocol.messages import BatchPlan, Plans, Rows
+from cluster.protocol.messages import BatchPlan, Plans
 from cluster.trainers.batch_assembly import BatchAssembly
 from shards.records import Cursor
 
@@ -21,7 +21,7 @@ def plan_of(step: int) -> BatchPlan:
 
 def test_rows_of_later_batches_wait_for_more_rows_of_their_reader() -> None:
     """With many readers, each call would fetch the one row that a reader has of a batch."""
-    assembly = BatchAssembly(max_bytes=1 << 20, call_bytes=1 << 20)
+    assembly = BatchAssembly(max_bytes=1 << 20)
     assembly.enter(0, 1, 0)
     calls = []
     for step in range(STEPS):
@@ -29,13 +29,13 @@ def test_rows_of_later_batches_wait_for_more_rows_of_their_reader() -> None:
         assembly.plan(Plans(1, tuple(map(plan_of, range(first, step + AHEAD))), HOLDERS))
         for _ in range(2):  # the first answer tells the size of a row
             for reader in assembly.readers():
-                parts = assembly.pop_request(reader)
+                parts = assembly.pop_request(reader, 1 << 20)
                 if parts:
                     rows = np.concatenate([part.rows for part in parts])
                     calls.append(len(rows))
                     pixels = np.broadcast_to(rows[:, None, None, None, None], (len(rows), *ROW))
-                    sent = Rows((pixels.astype(np.uint8),))
-                    assembly.put(parts, sent, sent.num_bytes)
+                    sent = pixels.astype(np.uint8)
+                    assembly.put(parts, (sent,), (), sent.nbytes)
         assert assembly.is_ready and assembly.num_ready > AHEAD // 4
         assert (assembly.pop().crops[0] == step).all()
     assert sum(calls) >= READERS * STEPS

@@ -137,7 +137,7 @@ class World:
         step = min(self.ranks) if getattr(self, "ranks", None) else 0
         same = getattr(self, "assemblies", [])
         self.assemblies = [
-            same[rank] if rank < len(same) else BatchAssembly(50 * ROW_BYTES, 5 * ROW_BYTES)
+            same[rank] if rank < len(same) else BatchAssembly(50 * ROW_BYTES)
             for rank in range(world)
         ]
         self.ranks = [step] * world
@@ -184,7 +184,7 @@ class World:
         if first is not None and self.rng.random() < 0.7:
             assembly.plan(self.sequencer.plans(first, 4))
         for reader in assembly.readers():
-            parts = assembly.pop_request(reader)
+            parts = assembly.pop_request(reader, 5 * ROW_BYTES)
             if not parts:
                 continue
             state = self.states.get(reader)
@@ -195,7 +195,7 @@ class World:
                 wanted = [(part.task, part.rows) for part in parts]
                 found = state.find(parts[0].term, [task for task, _ in wanted])
                 rows = state.gather(found, wanted)
-                assembly.put(parts, rows, rows.num_bytes)
+                assembly.put(parts, rows.crops, rows.missing, rows.num_bytes)
                 missing = set(rows.missing)
             for task in missing:
                 with self.sequencer.leases() as table:

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.protocol.step_report import StepReport
-from shards.crops.shared_file import FileName
 from shards.metric import Readings
 from shards.records import Chunk, ChunkCrops, Cursor, Reject, ShardInfo, Turn, bytes_of
+from shards.shared_file import FileName
 
 Role = Literal["reader", "trainer"]
 GroupRows = NDArray[np.uint8] | tuple[NDArray[np.uint8], ...]

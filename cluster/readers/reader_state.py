@@ -21,9 +21,9 @@ from cluster.protocol.messages import (
     ReaderReport,
     Rows,
 )
-from shards.crops.shared_file import SharedFile
 from shards.metric import Key, Readings
 from shards.records import ChunkCrops
+from shards.shared_file import SharedFile
 
 Arrays = tuple[NDArray[np.uint8], ...]
 # A smaller row is copied sooner than it is described as a part of a message.

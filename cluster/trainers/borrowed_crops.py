@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.protocol.messages import Borrower, GroupRows, LentRows, Loan, Rows
-from shards.crops.shared_file import FileName
+from shards.shared_file import FileName
 
 
 class BorrowedCrops:

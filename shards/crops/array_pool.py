@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.crops.shared_file import SharedFile
+from shards.shared_file import SharedFile
 
 # The system's own allocator keeps the memory of smaller arrays.
 _MIN_BYTES: Final = 1 << 20

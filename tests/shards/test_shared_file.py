@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from shards.crops.array_pool import ArrayPool
-from shards.crops.shared_file import SharedFile
+from shards.shared_file import SharedFile
 
 MIB = 1 << 20
 READ = """
 import sys
-from shards.crops.shared_file import FileName
+from shards.shared_file import FileName
 pid, descriptor, inode, place = map(int, sys.argv[1:])
 print(*FileName(pid, descriptor, inode).open()[place : place + 3])
 """

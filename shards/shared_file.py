@@ -22,7 +22,7 @@ _ADDRESSES: Final = 1 << 36
 
 @dataclass(frozen=True, slots=True)
 class FileName:
-    """What another process needs to open a file of this one."""
+    """Name by which another process opens a file of this one."""
 
     pid: int
     descriptor: int

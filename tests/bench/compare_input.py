@@ -20,7 +20,7 @@ _SECONDS = 600
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """`shards` is a pattern of plain tars with .jpg members; `images` are those of one measurement.
+    """`shards` is a pattern of plain tars of JPEGs; `images` are those of one measurement.
 
     `against_images` is the name of the option --images in the other checkout. `decoded` and
     `peer_images`: the same for decoding alone, and for webdataset, which is slower.

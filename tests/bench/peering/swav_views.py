@@ -69,7 +69,7 @@ def by_webdataset(shards: list[str], workers: int, images: int) -> float:
         workersplitter=None, empty_check=False, seed=0,
     )  # fmt: skip
     views = Views()
-    crops = samples.shuffle(_SHUFFLE).to_tuple("jpg").map(lambda sample: views(sample[0]))
+    crops = samples.shuffle(_SHUFFLE).to_tuple("jpg;jpeg").map(lambda sample: views(sample[0]))
     batched = crops.batched(
         _BATCH, collation_fn=lambda rows: list(map(torch.stack, zip(*rows, strict=True)))
     )
@@ -90,7 +90,7 @@ def by_decoding(shards: list[str], workers: int, images: int) -> float:
     files = []
     for shard in shards:
         with tarfile.open(shard) as tar:
-            named = (member for member in tar if member.name.endswith(".jpg"))
+            named = (member for member in tar if member.name.endswith((".jpg", ".jpeg")))
             files += [tar.extractfile(member).read() for member in named]  # type: ignore[union-attr]
     cv2.setNumThreads(1)
     rows = itertools.islice(itertools.cycle(files), images)

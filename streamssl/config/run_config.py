@@ -219,6 +219,8 @@ def check_same(old: RunConfig, new: RunConfig, newest: str = "", *, named: bool 
     newest one, for the remedy.
     """
     changed = [name for name in changes(old, new) if not (named and _may_change(name))]
+    # A user cannot undo this one, so all others are named before it.
+    changed.sort(key=lambda name: name == "crop_definition")
     if changed == ["crop_definition"]:
         raise ConfigError(f"{_other_crops(old)}; {_remedy_for_crops(newest)}")
     if changed:

@@ -41,7 +41,9 @@ class CropKernel:
         self._scratch = self._library.streamssl_new_scratch()
         if not self._scratch:
             raise MemoryError("the crop kernel got no memory")
-        weakref.finalize(self, self._library.streamssl_free_scratch, self._scratch)
+        release = weakref.finalize(self, self._library.streamssl_free_scratch, self._scratch)
+        # A daemon thread may still crop when the interpreter exits.
+        release.atexit = False
         if (path, self.level) not in _proven:
             _prove(self)
             _proven.add((path, self.level))

@@ -1,5 +1,9 @@
 """The crop kernel: one set of bits, the crops of the reference, and refused arguments."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -159,3 +163,33 @@ def test_what_is_not_allowed_is_refused_and_nothing_is_written():
         with pytest.raises(ValueError, match="within the bounds"):
             KERNEL.crop(case.pixels, case.boxes, case.parameters, case.sizes, places)
         assert all((view == 77).all() for view in views), number
+
+
+EXIT_WHILE_CROPPING = """
+import threading
+import numpy as np
+from shards.crops.kernel.library import CropKernel
+
+pixels, crop = np.zeros((900, 900, 3), np.uint8), np.empty((900, 900, 3), np.uint8)
+box, size = np.array([[0, 0, 900, 900]], np.float64), np.array([900], np.int32)
+row = np.array([[0, 0, 1, 1, 0, 0, 0.5, 0.5, 1, 0, 0, 2, 0]], np.float32)
+place = np.array([crop.ctypes.data], np.uint64)
+cropped = threading.Event()
+
+def work():
+    kernel = CropKernel()
+    while True:
+        kernel.crop(pixels, box, row, size, place)
+        cropped.set()
+
+threading.Thread(target=work, daemon=True).start()
+cropped.wait()
+"""
+
+
+def test_a_process_may_end_while_a_thread_crops():
+    """A reader that leaves would end with a segmentation fault: its memory was freed in use."""
+    for _ in range(3):
+        command = [sys.executable, "-c", EXIT_WHILE_CROPPING]
+        done = subprocess.run(command, cwd=Path(__file__).parents[3], check=False)
+        assert done.returncode == 0

@@ -138,6 +138,15 @@ def test_resume_from_a_named_checkpoint_may_change_how_the_encoder_runs() -> Non
     check_same(tiny_swav(), new, "step-00000002", named=True)
 
 
+def test_a_run_of_other_crops_names_what_its_user_can_undo_first() -> None:
+    """ "Undo the change" helps nobody whose change is the version of the program."""
+    old = tiny_swav(crop_definition=1)
+    with pytest.raises(ConfigError, match="started with micro_batches=1, now it is 2"):
+        check_same(old, tiny_swav(micro_batches=2), "step-00000002")
+    with pytest.raises(ConfigError, match=r"definition 1.*; add --from step-00000002 to go on"):
+        check_same(old, tiny_swav(), "step-00000002")
+
+
 def test_resume_may_change_length_checkpoints_and_memory() -> None:
     """More steps, other checkpoints, more memory."""
     stream = replace(tiny_swav().stream, max_bytes=1 << 20, num_lookahead_blocks=5)

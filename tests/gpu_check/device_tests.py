@@ -51,6 +51,7 @@ def measure(device: str, data: str | None) -> dict[str, object]:
             outcomes.not_importable[path.name] = missing
             files.remove(path)
     options = ["-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+    options.append("--assert=plain")  # plugins of pytest may be imported already
     if device == "cpu":
         options.append("--collect-only")
     code = pytest.main([*options, *map(str, files)], plugins=[outcomes])

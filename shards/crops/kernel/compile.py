@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -51,10 +51,13 @@ def build_library(to: Path = SOURCES / LIBRARY, target_platform: str | None = No
     `target_platform` is a key of `PLATFORMS`; None is this machine. Raises SystemExit with a
     sentence.
     """
-    target, levels = PLATFORMS[target_platform or this_platform()]
+    name = target_platform or this_platform()
+    if name not in PLATFORMS:
+        raise SystemExit(f"streamssl: no platform {name!r}; give one of {', '.join(PLATFORMS)}")
+    target, levels = PLATFORMS[name]
     define = f'-DSOURCE_DIGEST="{source_digest()}-{target}"'
     if to.is_file() and define.partition("=")[2].strip('"').encode() in to.read_bytes():
-        to.touch()  # for `make`
+        _write(to.touch, to)  # for `make`
         return
     compiler = (str(find_compiler()), "cc", *_FLAGS, "-target", target)
     with tempfile.TemporaryDirectory() as folder:
@@ -79,11 +82,7 @@ def build_library(to: Path = SOURCES / LIBRARY, target_platform: str | None = No
             ],
             folder,
         )
-        to.parent.mkdir(parents=True, exist_ok=True)
-        # A process that runs keeps the library that it has loaded.
-        new = to.with_name(f"{to.name}.{os.getpid()}")
-        shutil.copyfile(f"{folder}/{LIBRARY}", new)
-        new.replace(to)
+        _write(lambda: _replace(to, f"{folder}/{LIBRARY}"), to)
 
 
 def this_platform() -> str:
@@ -110,6 +109,28 @@ def find_compiler() -> Path:
         "streamssl: the crop kernel was not compiled: this Python has no package ziglang; run "
         "`make setup`, or install the version that pyproject.toml names under [build-system]"
     )
+
+
+def _replace(to: Path, library: str) -> None:
+    """Copy the library to `to`. A process that runs keeps the one that it has loaded."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    new = to.with_name(f"{os.getpid()}.{to.name}")
+    try:
+        shutil.copyfile(library, new)
+        new.replace(to)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _write(action: Callable[[], None], to: Path) -> None:
+    """Write by `action`. Raises SystemExit with a sentence."""
+    try:
+        action()
+    except OSError as error:
+        raise SystemExit(
+            f"streamssl: the crop kernel cannot be written to {to} ({error}); make room, or run "
+            "this as a user who may write there"
+        ) from error
 
 
 def _run(commands: Sequence[tuple[str, ...]], folder: str) -> None:

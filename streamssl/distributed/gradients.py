@@ -7,7 +7,10 @@ from torch.optim import Optimizer
 
 @torch.no_grad()
 def gradient_norm(optimizer: Optimizer) -> Tensor:
-    """Return the 2-norm of all gradients together, as the optimizer will see them."""
+    """Return the 2-norm of all gradients together, before clipping.
+
+    Gradients that `Method.after_backward` drops later, as of frozen prototypes, count.
+    """
     gradients = [
         parameter.grad
         for entry in optimizer.param_groups

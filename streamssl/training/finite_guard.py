@@ -47,7 +47,7 @@ def optimized(optimizer: Optimizer) -> Iterable[Tensor]:
         for parameter in group["params"]:
             yield parameter
             entries = optimizer.state.get(parameter, {})
-            # AdamW counts its steps in tensors without a dimension, on the CPU.
+            # Counts of steps, which have no dimension, are always finite.
             yield from (x for x in entries.values() if isinstance(x, Tensor) and x.ndim)
 
 

@@ -7,6 +7,7 @@ that breaks before it has changed buffers and a few parameters, which are copied
 import torch
 from torch import Tensor, nn
 
+from cluster.torch_internals import num_writes
 from shards.errors import ConfigError
 from streamssl.methods.base import Method
 
@@ -28,7 +29,7 @@ class UndoCopy:
         """Copy what the next loss may change. Memory of earlier copies is used again."""
         changed = {id(parameter) for parameter in self._method.changed_by_loss()}
         self._unchanged = [
-            (name, parameter, parameter._version)
+            (name, parameter, num_writes(parameter))
             for name, parameter in self._method.named_parameters(remove_duplicate=False)
             if id(parameter) not in changed
         ]
@@ -44,7 +45,7 @@ class UndoCopy:
     def check(self) -> None:
         """Raise ConfigError if the loss has changed a parameter that is not copied."""
         for name, parameter, version in self._unchanged:
-            if parameter._version != version:
+            if num_writes(parameter) != version:
                 kind = type(self._method).__name__
                 raise ConfigError(
                     f"the loss of {kind} changes {name}, which {kind}.changed_by_loss does not "

@@ -59,6 +59,7 @@ def build_library(to: Path = SOURCES / LIBRARY, target_platform: str | None = No
     if to.is_file() and define.partition("=")[2].strip('"').encode() in to.read_bytes():
         _write(to.touch, to)  # for `make`
         return
+    _write(lambda: to.parent.mkdir(parents=True, exist_ok=True), to)
     compiler = (str(find_compiler()), "cc", *_FLAGS, "-target", target)
     with tempfile.TemporaryDirectory() as folder:
         objects = [f"{folder}/views{level}.o" for level in range(len(levels))]
@@ -113,7 +114,6 @@ def find_compiler() -> Path:
 
 def _replace(to: Path, library: str) -> None:
     """Copy the library to `to`. A process that runs keeps the one that it has loaded."""
-    to.parent.mkdir(parents=True, exist_ok=True)
     new = to.with_name(f"{os.getpid()}.{to.name}")
     try:
         shutil.copyfile(library, new)

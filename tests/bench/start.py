@@ -40,14 +40,35 @@ _HEAVY = ("torch", "timm", "torchvision", "faiss", "plotly", "pandas", "scipy", 
 # Runs in each checkout. A Ray of one core: the first reader takes the worker that Ray has started
 # ahead, the second one needs a new process.
 _READER = """
-import functools, json, os, sys, time
+import functools, importlib, json, os, sys, time
+
+def first(*places):
+    # What a checkout has at one of these places, the newest first.
+    for place in places:
+        module, _, name = place.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ModuleNotFoundError, AttributeError):
+            continue
+    print("CANNOT none of", *places)
+    sys.exit()
+
 import ray
-from cluster.driver.ray_session import ray_session
-from cluster.readers.reader_actor import Reader
-from shards.crops.sample_cropper import CropJob
-from shards.samples.admission_config import AdmissionConfig
-from streamssl.recipes import RECIPES
-from streamssl.runs.crop_job import build_engine
+ray_session = first("cluster.driver.ray_session:ray_session", "cluster.session:ray_session")
+Reader = first("cluster.readers.reader_actor:Reader", "cluster.readers:Reader")
+CropJob = first("shards.crops.sample_cropper:CropJob", "shards.cropper:CropJob")
+AdmissionConfig = first(
+    "shards.samples.admission_config:AdmissionConfig", "shards.admission:AdmissionConfig"
+)
+build_engine = first("streamssl.runs.crop_job:build_engine", "streamssl.opening:build_engine")
+RECIPES = first("streamssl.recipes:RECIPES")
+# Found here, where a failure can still be told, and imported by the actor.
+isolation = first(
+    "shards.crops.isolated_process:IsolatedProcess", "shards.isolation:Isolation"
+).__module__
+images = first(
+    "shards.samples.synthetic_images:encode_jpeg", "shards.synthetic:encode_jpeg"
+).__module__
 
 config = RECIPES["swav-small"]()
 job = CropJob(
@@ -62,14 +83,16 @@ def look(heavy):
     heavy = sorted(names & set(heavy))
     return {"rss": used.rss, "pss": used.pss, "cpu_seconds": cpu, "heavy": heavy}
 
-def isolate(actor):
-    from shards.crops.isolated_process import IsolatedProcess
+def isolate(actor, isolation, images):
+    import importlib
     from shards.records import Sample
-    from shards.samples.synthetic_images import encode_jpeg, make_image
     import psutil
-    sample = Sample(0, 0, "a", {"jpg": encode_jpeg(make_image(0, 0, 0, 64))})
+    images, isolation = map(importlib.import_module, (images, isolation))
+    make = getattr(images, "make_image", None) or images.make_picture
+    begin = getattr(isolation, "IsolatedProcess", None) or isolation.Isolation
+    sample = Sample(0, 0, "a", {"jpg": images.encode_jpeg(make(0, 0, 0, 64))})
     began = time.monotonic()
-    with IsolatedProcess(actor._job) as process:
+    with begin(actor._job) as process:
         process.crop([sample], 0)
         seconds = time.monotonic() - began
         # The server of forks, the child that it made, and the tracker of resources: the largest.
@@ -87,7 +110,8 @@ with ray_session("local", 1, 64 << 20):
     ray.get(second.start.remote())
     found = {"seconds": time.monotonic() - began}
     found |= ray.get(second.__ray_call__.remote(lambda _, heavy: look(heavy), sys.argv[1].split()))
-    print("FOUND", json.dumps([found, ray.get(second.__ray_call__.remote(isolate))]))
+    other = ray.get(second.__ray_call__.remote(isolate, isolation, images))
+    print("FOUND", json.dumps([found, other]))
 """
 
 
@@ -173,15 +197,20 @@ def _name(words: list[str]) -> str:
     return next((name for name in files if not name.startswith("python")), "other")
 
 
-def reader(checkout: Path) -> tuple[Figure, Figure]:
-    """Start a reader in a new process, and in it the process that isolates crashes."""
+def reader(checkout: Path) -> tuple[Figure, Figure] | str:
+    """Start a reader in a new process, and in it the process that isolates crashes.
+
+    Return in words why that cannot be done with a checkout whose modules have unknown names.
+    """
     done = subprocess.run(
         [sys.executable, "-c", _READER, " ".join(_HEAVY)],
         cwd=checkout, env=_variables(checkout), capture_output=True, text=True, check=False,
         timeout=_PATIENCE,
     )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FOUND ", "CANNOT "))]
     assert lines, done.stderr
+    if lines[0].startswith("CANNOT "):
+        return lines[0].removeprefix("CANNOT ")
     figures = []
     for name, one in zip(("reader", "isolated"), json.loads(lines[0][6:]), strict=True):
         used = {name: Use(one["rss"], one["pss"], one["cpu_seconds"])}
@@ -225,10 +254,13 @@ def main() -> None:
         for number in range(options.rounds):
             for checkout in options.checkouts:
                 for part in options.parts:
-                    if part == "reader":
-                        figures = dict(zip(("reader", "isolated"), reader(checkout), strict=True))
-                    else:
+                    if part != "reader":
                         figures = {part: first_step(checkout, options, shards, part)}
+                    elif isinstance(pair := reader(checkout), str):
+                        print(f"round {number + 1}  reader    not measured, {pair}  {checkout}")
+                        continue
+                    else:
+                        figures = dict(zip(("reader", "isolated"), pair, strict=True))
                     for name, figure in figures.items():
                         found[name, str(checkout)].append(figure)
                         print(f"round {number + 1}  {name:<9} {figure.seconds:6.1f} s  {checkout}")

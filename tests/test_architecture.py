@@ -51,7 +51,7 @@ FENCES = {
     "argparse": r"(.*/cli|streamssl/commands/argument_parser)\.py",
     "importlib": r"shards/crops/kernel/build\.py",
     "setuptools": r"shards/crops/kernel/build\.py",
-    "ctypes": r"shards/crops/kernel/library\.py",
+    "ctypes": r"shards/crops/kernel/crop_kernel\.py",
     "pickle": r"(?!)",
     "subprocess": r"(cluster/monitoring/prometheus_server|shards/crops/kernel/compile)\.py",
 }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shards.crops.array_pool import ARRAYS
 from shards.crops.engine import CropFailure, CroppedImages
-from shards.crops.kernel.library import CropKernel
+from shards.crops.kernel.crop_kernel import CropKernel
 from shards.crops.recipe import CropRecipe, pixel_boxes
 from shards.images.decode import JPEG_REDUCTIONS, ORIENTATION_STEPS, can_reduce, decode
 from shards.images.image_header import ImageError, ImageHeader

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.crops.kernel.library import CropKernel
+from shards.crops.kernel.crop_kernel import CropKernel
 from shards.crops.recipe import CropRecipe
 from shards.images.decode import ORIENTATION_STEPS, orient_pixels
 from shards.records import CropArray

@@ -9,14 +9,12 @@
 
 import os
 import statistics
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import psutil
@@ -29,8 +27,6 @@ from cluster.trainers.batch_feed import BatchFeed
 from shards.crops.native import NativeEngine
 from shards.crops.recipe import swav
 from shards.crops.sample_cropper import CropJob
-from shards.pack.image_entries import entries_from_synthetic
-from shards.pack.pack import pack
 from shards.records import ChunkCrops
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
@@ -39,6 +35,7 @@ from shards.stream.manifest import Manifest
 from shards.stream.manifest_listing import open_manifest
 from shards.stream.stream_config import StreamConfig
 from shards.stream.thread_readers import ThreadReaders
+from tests.bench.made_shards import shards_or_made
 from tests.cluster.data_path import DataPath
 
 # Readers rest soon: what they may hold ahead is small.
@@ -271,17 +268,6 @@ def idle(
     }
 
 
-@contextmanager
-def _manifest(options: Options) -> Iterator[Manifest]:
-    if options.shards is not None:
-        yield open_manifest(options.shards, RangeReader())
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "made"
-        pack(entries_from_synthetic(options.made, seed=0, size=options.side), out)
-        yield open_manifest(str(out), RangeReader())
-
-
 def main() -> None:
     """Measure, and print a table."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -294,7 +280,11 @@ def main() -> None:
         build_engine=partial(NativeEngine, recipe),
     )
     stream = StreamConfig(batch_size=options.batch_size, max_bytes=_MAX_BYTES)
-    with _manifest(options) as manifest, ray_session("local", options.readers, stream.max_bytes):
+    with (
+        shards_or_made(options.shards, options.made, options.side) as shards,
+        ray_session("local", options.readers, stream.max_bytes),
+    ):
+        manifest = open_manifest(shards, RangeReader())
         compare(manifest, job, stream, options)
         if options.idle_readers:
             print(f"{options.idle_readers} idle readers:")

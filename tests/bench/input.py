@@ -9,13 +9,11 @@ ahead of the last batch counts once.
 import itertools
 import json
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -24,8 +22,6 @@ from cluster.driver.ray_session import ray_session
 from cluster.trainers.batch_feed import BatchFeed
 from shards.crops.recipe import moco_v2, swav
 from shards.crops.sample_cropper import CropJob
-from shards.pack.image_entries import entries_from_synthetic
-from shards.pack.pack import pack
 from shards.records import ChunkCrops, CropBatch
 from shards.samples.admission_config import AdmissionConfig
 from shards.stores.range_reader import RangeReader
@@ -37,6 +33,7 @@ from shards.stream.thread_readers import ThreadReaders
 from streamssl.config.run_config import RunConfig
 from streamssl.recipes import RECIPES
 from streamssl.runs.crop_job import build_engine
+from tests.bench.made_shards import shards_or_made
 from tests.cluster.data_path import DataPath
 
 _MADE_IMAGES, _MADE_SIDE = 600, 384
@@ -150,22 +147,11 @@ def measure(options: Options, shards: str) -> dict[str, object]:
     }
 
 
-@contextmanager
-def _shards(given: str | None) -> Iterator[str]:
-    if given is not None:
-        yield given
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "made"
-        pack(entries_from_synthetic(_MADE_IMAGES, seed=0, size=_MADE_SIDE), out)
-        yield str(out)
-
-
 def main() -> None:
     """Measure once and print."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options = tyro.cli(Options)
-    with _shards(options.shards) as shards:
+    with shards_or_made(options.shards, _MADE_IMAGES, _MADE_SIDE) as shards:
         result = measure(options, shards)
     if options.json:
         print(json.dumps(result))

@@ -17,8 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,8 +25,7 @@ from typing import Literal
 import psutil
 import tyro
 
-from shards.pack.image_entries import entries_from_synthetic
-from shards.pack.pack import pack
+from tests.bench.made_shards import shards_or_made
 
 Part = Literal["none", "local", "reader"]
 
@@ -235,22 +233,11 @@ def _end(process: psutil.Process) -> None:
             one.kill()
 
 
-@contextmanager
-def _shards(given: str | None) -> Iterator[str]:
-    if given is not None:
-        yield given
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "made"
-        pack(entries_from_synthetic(_MADE_IMAGES, seed=0, size=_MADE_SIDE), out)
-        yield str(out)
-
-
 def main() -> None:
     """Measure in turn; print a line for each start, then medians and memory of each checkout."""
     options = tyro.cli(Options)
     found: dict[tuple[str, str], list[Figure]] = defaultdict(list)
-    with _shards(options.shards) as shards:
+    with shards_or_made(options.shards, _MADE_IMAGES, _MADE_SIDE) as shards:
         for number in range(options.rounds):
             for checkout in options.checkouts:
                 for part in options.parts:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.crops.kernel.library import CropKernel, levels
+from shards.crops.kernel.crop_kernel import CropKernel, levels
 from tests.shards.crops.golden_kernel import KernelCase, crops_of
 from tests.shards.crops.random_kernel import random_case, refused_case
 

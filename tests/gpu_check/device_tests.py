@@ -1,4 +1,4 @@
-"""All tests with the marker `gpu`; on a CPU they are only collected."""
+"""Tests with the marker `gpu`, all of them; on a CPU they are only collected."""
 
 import importlib
 import re

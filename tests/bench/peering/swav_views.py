@@ -51,7 +51,7 @@ def _blur(image: Image.Image) -> Image.Image:
 
 
 class Views:
-    """All views of an image: two of 224 pixels and six of 96."""
+    """Makes all views of an image: two of 224 pixels and six of 96."""
 
     def __init__(self) -> None:
         large, small = augmentation(224, (0.14, 1.0)), augmentation(96, (0.05, 0.14))

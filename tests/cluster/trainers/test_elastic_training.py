@@ -85,7 +85,7 @@ class LimitedBatches:
             return part(made_batch(self._step - 1), *self._place)
 
     def peek(self) -> CropBatch | None:
-        """Nothing is known before it is asked for."""
+        """Return None: this feed has no batch before it is asked for one."""
         return None
 
     def interrupt(self) -> None:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.crops.kernel.library import CropKernel, levels
+from shards.crops.kernel.crop_kernel import CropKernel, levels
 from shards.crops.recipe import FACTOR_STEPS, HUE_STEPS, NUM_PARAMETERS, Parameter
 
 GOLDEN = "ac7be83674477c8e95aeeedb86eea05e"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.crops.kernel.library import CropKernel, levels
+from shards.crops.kernel.crop_kernel import CropKernel, levels
 from shards.crops.recipe import FACTOR_STEPS, HUE_STEPS, NUM_PARAMETERS, ORDERS, Parameter
 from tests import reference_crops
 from tests.shards.crops.golden_kernel import GOLDEN, KernelCase, crops_of, golden_digest
@@ -168,7 +168,7 @@ def test_what_is_not_allowed_is_refused_and_nothing_is_written():
 EXIT_WHILE_CROPPING = """
 import threading
 import numpy as np
-from shards.crops.kernel.library import CropKernel
+from shards.crops.kernel.crop_kernel import CropKernel
 
 pixels, crop = np.zeros((900, 900, 3), np.uint8), np.empty((900, 900, 3), np.uint8)
 box, size = np.array([[0, 0, 900, 900]], np.float64), np.array([900], np.int32)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from shards.crops.kernel.compile import LIBRARY, PLATFORMS, SOURCES, build_library, this_platform
-from shards.crops.kernel.library import CropKernel
+from shards.crops.kernel.crop_kernel import CropKernel
 from shards.errors import ConfigError
 from tests.shards.crops.golden_kernel import GOLDEN, golden_digest
 

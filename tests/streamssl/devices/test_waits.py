@@ -1,4 +1,4 @@
-"""Nothing in a step reads a number of the device, so that the host can be ahead of it."""
+"""Waits of a step: it reads no number of the device, so that the host can be ahead of it."""
 
 from dataclasses import replace
 from typing import Any
